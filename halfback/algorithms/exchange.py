@@ -1,0 +1,144 @@
+"""What several algorithms say and answer alike: the upload of a batch, the step of the top, the mean of slopes."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from halfback.algorithms.protocol import Batch, Client, Server
+from halfback.errors import Diverged, PeerError
+from halfback.wire.messages import Activations, Slopes
+
+SMALLEST_LABEL = -100  # marks tokens that have no loss
+
+
+@torch.no_grad()
+def forward(client: Client, batch: Batch) -> Tensor:
+    """Activations at the cut, (B, T, H) or (B, C, H, W), without a graph."""
+    return client.bottom(batch.inputs)
+
+
+def upload(batch: Batch, hidden: Tensor, *, repeated: bool = False) -> Activations:
+    """The message that carries one batch's activations; `repeated`: mask and labels were sent earlier in the step."""
+    return Activations(
+        hidden=hidden,
+        mask=None if repeated else batch.inputs.get("attention_mask"),
+        labels=None if repeated else batch.labels.to(torch.int32),
+        sample_ids=batch.sample_ids.to(torch.int32),
+    )
+
+
+def check_activations(server: Server, client: int, message: Activations) -> None:
+    """Refuses activations that the top can't take.
+
+    Raises:
+        PeerError: names the client, the field, what came and what is allowed.
+        Diverged: the activations are not finite.
+    """
+    hidden, labels, mask = message.hidden, message.labels, message.mask
+    allowed = server.hidden_shape
+    fits = hidden.ndim == len(allowed) + 1 and all(
+        want is None or want == got for want, got in zip(allowed, hidden.shape[1:], strict=True)
+    )
+    if not fits or not hidden.is_floating_point():
+        wanted = ("any", *("any" if size is None else size for size in allowed))
+        raise PeerError(
+            f"client {client}: Activations.hidden: {hidden.dtype} {tuple(hidden.shape)} came, "
+            f"a floating-point tensor of shape {wanted} is allowed"
+        )
+    for name, tensor in (("mask", mask), ("labels", labels)):
+        if tensor is not None and (len(tensor) != len(hidden) or tensor.is_floating_point()):
+            raise PeerError(
+                f"client {client}: Activations.{name}: {tensor.dtype} {tuple(tensor.shape)} came, "
+                f"integers for a batch of {len(hidden)} are allowed"
+            )
+    if mask is not None and mask.shape != hidden.shape[:2]:
+        raise PeerError(f"client {client}: Activations.mask: {tuple(mask.shape)} came, {tuple(hidden.shape[:2])} allowed")
+    if not torch.isfinite(hidden).all():
+        raise Diverged(f"step {len(server.history)}: the activations of client {client} are not finite")
+
+
+def loss_of(server: Server, client: int, hidden: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
+    """The loss of one client's batch through the top, a scalar.
+
+    Raises:
+        PeerError: a label is outside the classes of the top.
+        Diverged: the loss is not finite.
+    """
+    logits = server.top(hidden, mask)
+    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
+    if high >= logits.shape[-1] or low < SMALLEST_LABEL:
+        raise PeerError(
+            f"client {client}: Activations.labels: {low} to {high} came, 0 to {logits.shape[-1] - 1} are allowed"
+        )
+    loss = server.loss(logits, labels.long())
+    if not torch.isfinite(loss):
+        raise Diverged(
+            f"step {len(server.history)}: the loss of client {client} is {loss.item()}; "
+            "lower the learning rates (top.lr, bottom.lr) or clip the top (top.clip)"
+        )
+    return loss
+
+
+def backpropagate_top(server: Server, messages: Mapping[int, Activations]) -> dict[int, Tensor]:
+    """One backward of the top a client: leaves the mean gradient in the top and returns λ = ∂ℓ/∂z by client."""
+    optimizer = _optimizer(server)
+    optimizer.zero_grad(set_to_none=True)
+    gradients = {}
+    for client, message in messages.items():
+        check_activations(server, client, message)
+        hidden = message.hidden.detach().requires_grad_()
+        loss = loss_of(server, client, hidden, message.mask, _labels(client, message))
+        loss.backward()
+        server.losses.append(loss.item())
+        gradients[client] = cast(Tensor, hidden.grad)
+    for parameter in _parameters(optimizer):
+        if parameter.grad is not None:
+            parameter.grad /= len(messages)
+    return gradients
+
+
+def step_top(server: Server) -> None:
+    """One optimiser step of the top, on the gradient that `backpropagate_top` left."""
+    optimizer = _optimizer(server)
+    if server.clip is not None:
+        nn.utils.clip_grad_norm_(_parameters(optimizer), server.clip)
+    optimizer.step()
+
+
+def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int) -> Tensor:
+    """v̄ = the mean over the cohort: (P,) float32.
+
+    Raises:
+        PeerError: a client's slopes belong to another step or are not P floats.
+        Diverged: a slope is not finite.
+    """
+    step = len(server.history)
+    for client, message in messages.items():
+        values = message.values
+        if message.step != step or values.shape != (directions,) or values.dtype != torch.float32:
+            raise PeerError(
+                f"client {client}: Slopes: {values.dtype} {tuple(values.shape)} of step {message.step} came, "
+                f"float32 ({directions},) of step {step} is allowed"
+            )
+        if not torch.isfinite(values).all():
+            raise Diverged(
+                f"step {step}: a slope of client {client} is not finite; lower bottom.lr or set algorithm.radius"
+            )
+    return torch.stack([message.values for message in messages.values()]).mean(dim=0)
+
+
+def _labels(client: int, message: Activations) -> Tensor:
+    if message.labels is None:
+        raise PeerError(f"client {client}: Activations.labels: none came, integers are needed for the loss")
+    return message.labels
+
+
+def _optimizer(server: Server) -> torch.optim.Optimizer:
+    assert server.optimizer is not None, "an algorithm with top_update 'backpropagated' gets an optimiser"
+    return server.optimizer
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Sequence[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

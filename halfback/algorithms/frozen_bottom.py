@@ -1,0 +1,32 @@
+"""Frozen bottom: the device only encodes; the server trains its top on what arrives.
+
+The fence that every zeroth-order method must jump to earn its keep: it costs a device one forward pass and nothing
+comes back.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from halfback.algorithms.exchange import backpropagate_top, forward, step_top, upload
+from halfback.algorithms.protocol import Client, Conversation, Round, Server
+from halfback.wire.messages import Message, Nothing
+
+
+@dataclass(frozen=True)
+class FrozenBottom:
+    """No options."""
+
+    bottom_update: ClassVar[Literal["none"]] = "none"
+    top_update: ClassVar[Literal["backpropagated"]] = "backpropagated"
+
+    def client_round(self, client: Client, round: Round) -> Conversation:
+        """The device's side: one forward pass a step."""
+        for batch in client.batches(round):
+            yield upload(batch, forward(client, batch))
+
+    def answer(self, server: Server, messages: Mapping[int, Message]) -> Mapping[int, Message]:
+        """The server's side of one exchange."""
+        backpropagate_top(server, messages)
+        step_top(server)
+        return {m: Nothing() for m in messages}

@@ -1,0 +1,82 @@
+"""HO-SFL: hybrid-order split federated learning (arXiv 2603.14773).
+
+The server backpropagates its top and returns the cut gradient λ; a device measures with forward passes how ⟨λ, z⟩
+changes along P seeded directions, and only these P slopes are averaged. One step, K sampled clients, equal θ:
+
+1. shared seeds s_1..s_P of the step, derived by everyone: nothing is sent
+2. client m: z_m = f_b(x_m; θ), no graph → z_m, labels, mask
+3. server: one backward of ℓ_m = ℓ(f_t(z_m), y_m) → λ_m = ∂ℓ_m/∂z_m
+4. client: v_{m,p} = ⟨λ_m, f_b(x_m; θ+μu_p) − z_m⟩ / μ → P scalars
+5. server: v̄_p = mean over m → P scalars; its own step on the averaged ∂ℓ/∂θ_t
+6. every client: θ moves by the optimiser on ĝ = (1/P) Σ_p v̄_p u_p
+
+Ours, because the paper leaves it open: a client that was away replays the steps it missed, in order, with the
+optimiser's moments it kept; the slope is divided by μ before it is sent, so that it means the same for every estimator.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from halfback.algorithms.exchange import backpropagate_top, forward, mean_slopes, step_top, upload
+from halfback.algorithms.protocol import Client, Conversation, Round, Server
+from halfback.wire.messages import Activations, CutGradient, History, Join, Message, Slopes
+from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes
+
+
+@dataclass(frozen=True)
+class HoSfl:
+    """Options of HO-SFL.
+
+    Attributes:
+        directions: P, seeded directions a step.
+        radius: μ, the probe radius; None takes the measured default for the parameters' number and dtype.
+        estimator: `forward` (the paper's), `central` or `forward_ad`.
+    """
+
+    bottom_update: ClassVar[Literal["replayed"]] = "replayed"
+    top_update: ClassVar[Literal["backpropagated"]] = "backpropagated"
+
+    directions: int = 2
+    radius: float | None = None
+    estimator: Estimator = "forward"
+
+    def client_round(self, client: Client, round: Round) -> Conversation:
+        """The device's side: forward passes only."""
+        replica = client.replica
+        missed = yield Join(client.position)
+        client.replay(missed.first, missed.slopes)
+        radius = self.radius or default_radius(replica.parameters)
+        for batch in client.batches(round):
+            hidden = forward(client, batch)  # z_m
+            feedback = yield upload(batch, hidden)  # λ_m
+            slopes = estimate_slopes(  # v_{m,p}
+                lambda: client.bottom(batch.inputs),  # noqa: B023 - called before the next batch
+                client.bottom,
+                replica.parameters,
+                cotangent=feedback.gradient,
+                base=hidden,
+                seeds=replica.seeds(self.directions),
+                radius=radius,
+                estimator=self.estimator,
+                law=replica.law,
+            )
+            del hidden, feedback  # the device needs their memory for what follows
+            agreed = yield Slopes(client.position, slopes.to(torch.float32))
+            client.replay(agreed.step, agreed.values.unsqueeze(0))
+
+    def answer(self, server: Server, messages: Mapping[int, Message]) -> Mapping[int, Message]:
+        """The server's side of one exchange."""
+        match next(iter(messages.values())):
+            case Join():
+                return {m: History(join.position, server.missed(join.position)) for m, join in messages.items()}
+            case Activations():
+                gradients = backpropagate_top(server, messages)
+                return {m: CutGradient(gradient) for m, gradient in gradients.items()}
+            case Slopes():
+                step, mean = len(server.history), mean_slopes(server, messages, self.directions)
+                step_top(server)
+                server.history.append(mean)
+                return {m: Slopes(step, mean) for m in messages}

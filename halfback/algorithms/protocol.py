@@ -1,0 +1,139 @@
+"""The seam between algorithms and engines: an algorithm writes a conversation, an engine carries it.
+
+The client side is a generator: each ``yield`` is one message up and one answer down. The server side is a function
+from the cohort's messages to its answers. Between two yields only one party runs, so the engine measures bytes, time
+and memory around it. Never yield inside ``no_grad``, ``inference_mode`` or ``autocast``: the mode leaks into whoever
+runs next.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from halfback.models.cut import Bottom
+from halfback.wire.messages import Activations, Message
+from halfback.zeroth.replay import Replica
+
+
+class Batch(Protocol):
+    """What a client computes on: `inputs` of the bottom, `labels` and `sample_ids` (B,)."""
+
+    @property
+    def inputs(self) -> dict[str, Tensor]: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def sample_ids(self) -> Tensor: ...
+
+
+class BatchSource(Protocol):
+    """A client's data: batch `number` is a pure function of the number."""
+
+    def batch(self, number: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Round:
+    """One conversation with each sampled client: `steps` batches each."""
+
+    number: int
+    steps: int
+
+
+@dataclass
+class Client:
+    """One device as an algorithm sees it.
+
+    Attributes:
+        bottom: the device's part of the model; the engine installs this client's parameters before it runs.
+        replica: the trainable parameters θ. In a simulation, clients whose θ are equal by construction share one.
+        data: batches by number; `cursor` is the next number.
+        position: agreed steps this client has replayed.
+        optimizer: for clients that backpropagate.
+        clip: bound on the gradient norm, for clients that backpropagate.
+    """
+
+    id: int
+    bottom: Bottom
+    replica: Replica
+    data: BatchSource
+    position: int = 0
+    cursor: int = 0
+    optimizer: torch.optim.Optimizer | None = None
+    clip: float | None = None
+
+    def batches(self, round: Round) -> Iterator[Batch]:
+        """The batches of this round, in the client's own order."""
+        for _ in range(round.steps):
+            batch = self.data.batch(self.cursor)
+            self.cursor += 1
+            yield batch
+
+    def replay(self, first: int, slopes: Tensor) -> None:
+        """Takes agreed steps `first`, … with `slopes` (steps, P)."""
+        self.replica.replay(first, slopes)
+        self.position = first + len(slopes)
+
+
+@dataclass
+class Server:
+    """The server as an algorithm sees it.
+
+    Attributes:
+        top: the server's part of the model.
+        loss: (logits, labels) → mean loss of a batch, a scalar.
+        replica: the agreed bottom, for evaluation and for whoever joins. It may lag behind `history`: see `catch_up`.
+        history: the agreed slopes of every step, each (P,) float32.
+        optimizer: first-order optimiser of the top; `clip` bounds its gradient norm.
+        top_replica: the top's parameters, when they too are moved along seeded directions.
+        hidden_shape: the shape that activations must have behind the batch dimension; None stands for any length.
+        losses: training losses since the engine last took them.
+        kept: what an algorithm keeps between two exchanges of one step, by client.
+    """
+
+    top: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    replica: Replica
+    hidden_shape: tuple[int | None, ...]
+    history: list[Tensor] = field(default_factory=list)
+    optimizer: torch.optim.Optimizer | None = None
+    clip: float | None = None
+    top_replica: Replica | None = None
+    losses: list[float] = field(default_factory=list)
+    kept: dict[int, Activations] = field(default_factory=dict)
+
+    def missed(self, position: int) -> Tensor:
+        """Agreed slopes of the steps from `position` on: (steps, P) float32."""
+        rows = self.history[position:]
+        return torch.stack(rows) if rows else torch.zeros(0, len(self.history[0]) if self.history else 0)
+
+    def catch_up(self) -> None:
+        """Brings the server's replica of the bottom up to the history."""
+        if self.history:
+            self.replica.replay(self.replica.position, self.missed(self.replica.position))
+
+
+Conversation = Generator[Message, Any, None]
+
+
+class Algorithm(Protocol):
+    """A method: two functions, and what the engine must prepare for them.
+
+    Attributes:
+        bottom_update: `replayed` (from agreed slopes), `backpropagated` on the client, or `none`.
+        top_update: `backpropagated` on the server, or `replayed`.
+    """
+
+    bottom_update: ClassVar[Literal["replayed", "backpropagated", "none"]]
+    top_update: ClassVar[Literal["backpropagated", "replayed"]]
+
+    def client_round(self, client: Client, round: Round) -> Conversation:
+        """The client's side of one round."""
+        ...
+
+    def answer(self, server: Server, messages: Mapping[int, Message]) -> Mapping[int, Message]:
+        """Answers one exchange of the cohort: messages of one kind, by client id."""
+        ...

@@ -1,0 +1,113 @@
+"""ZO-SFL: both parts by zeroth order on the loss itself, the floor that a hybrid method must beat.
+
+The end-to-end scheme that MU-SplitFed describes with one server step a client step. One step, K sampled clients:
+
+1. client m: z_m = f_b(x_m; θ) → z_m, labels, mask
+2. server: its own slopes along P seeded directions w_p of ψ, by central differences on the stored z_m, averaged
+3. client: f_b(x_m; θ ± μu_p) for each p → server: the loss of each, one scalar down
+4. client: v_{m,p} = (ℓ⁺ − ℓ⁻) / 2μ → P scalars; server: v̄_p = mean over m → P scalars
+5. every client moves θ by ĝ = (1/P) Σ_p v̄_p u_p, the server moves ψ by its own: 1 + 2P activations up a step
+
+Ours: the server moves ψ after the client's losses were computed, so both slopes belong to the same point.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from halfback.algorithms.exchange import check_activations, forward, loss_of, mean_slopes, upload
+from halfback.algorithms.protocol import Client, Conversation, Round, Server
+from halfback.errors import PeerError
+from halfback.wire.messages import Activations, History, Join, Losses, Message, Nothing, Slopes
+from halfback.zeroth.perturb import perturbed
+from halfback.zeroth.slopes import default_radius, estimate_slopes
+
+
+@dataclass(frozen=True)
+class ZoSfl:
+    """Options of ZO-SFL.
+
+    Attributes:
+        directions: P, seeded directions a step, for each part.
+        radius: μ, the probe radius; None takes the measured default of each part.
+    """
+
+    bottom_update: ClassVar[Literal["replayed"]] = "replayed"
+    top_update: ClassVar[Literal["replayed"]] = "replayed"
+
+    directions: int = 1
+    radius: float | None = None
+
+    def client_round(self, client: Client, round: Round) -> Conversation:
+        """The device's side: 1 + 2P forward passes a step."""
+        replica = client.replica
+        missed = yield Join(client.position)
+        client.replay(missed.first, missed.slopes)
+        radius = self.radius or default_radius(replica.parameters)
+        for batch in client.batches(round):
+            yield upload(batch, forward(client, batch))
+            slopes = []
+            for seed in replica.seeds(self.directions):
+                losses = []
+                for side in (radius, -radius):
+                    with perturbed(client.bottom, replica.parameters, seed, side, law=replica.law):
+                        hidden = forward(client, batch)
+                    reply = yield upload(batch, hidden, repeated=True)
+                    losses.append(float(reply.values))
+                slopes.append((losses[0] - losses[1]) / (2 * radius))
+            agreed = yield Slopes(client.position, torch.tensor(slopes, dtype=torch.float32))
+            client.replay(agreed.step, agreed.values.unsqueeze(0))
+
+    def answer(self, server: Server, messages: Mapping[int, Message]) -> Mapping[int, Message]:
+        """The server's side of one exchange."""
+        match next(iter(messages.values())):
+            case Join():
+                return {m: History(join.position, server.missed(join.position)) for m, join in messages.items()}
+            case Activations(labels=None):
+                return {m: Losses(self._loss(server, m, message).reshape(1)) for m, message in messages.items()}
+            case Activations():
+                server.kept = dict(messages)
+                for m, message in messages.items():
+                    check_activations(server, m, message)
+                return {m: Nothing() for m in messages}
+            case Slopes():
+                step, mean = len(server.history), mean_slopes(server, messages, self.directions)
+                self._step_top(server, step)
+                server.history.append(mean)
+                return {m: Slopes(step, mean) for m in messages}
+
+    @torch.no_grad()
+    def _loss(self, server: Server, client: int, message: Activations) -> Tensor:
+        check_activations(server, client, message)
+        first = server.kept.get(client)
+        if first is None or first.labels is None or len(first.labels) != len(message.hidden):
+            raise PeerError(f"client {client}: Activations: a probe came before the batch and its labels")
+        return loss_of(server, client, message.hidden, first.mask, first.labels)
+
+    @torch.no_grad()
+    def _step_top(self, server: Server, step: int) -> None:
+        replica = server.top_replica
+        assert replica is not None, "an algorithm with top_update 'replayed' gets a replica of the top"
+
+        def mean_loss() -> Tensor:
+            losses = [self._loss(server, client, message) for client, message in server.kept.items()]
+            return torch.stack(losses).mean()
+
+        base = mean_loss()
+        server.losses.append(base.item())
+        slopes = estimate_slopes(
+            mean_loss,
+            server.top,
+            replica.parameters,
+            cotangent=torch.ones_like(base),
+            base=base,
+            seeds=replica.seeds(self.directions),
+            radius=self.radius or default_radius(replica.parameters),
+            estimator="central",
+            law=replica.law,
+        )
+        replica.replay(step, slopes.to(torch.float32).unsqueeze(0))
+        server.kept = {}

@@ -1,0 +1,238 @@
+"""From a configuration to objects: the only place that does."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from halfback.algorithms import algorithms
+from halfback.algorithms.protocol import Algorithm, Server
+from halfback.config import BottomConfig, ModelConfig, RunConfig, TopConfig
+from halfback.data.batches import ClientData
+from halfback.data.encode import EncodedTask, Split, encode, verbaliser_ids
+from halfback.data.partition import partition
+from halfback.data.tasks import RawTask, TaskOptions, load_task
+from halfback.engines.simulation import Simulation
+from halfback.errors import UserError
+from halfback.models.adapters import set_trainable, trainable
+from halfback.models.cut import CutModel, cut
+from halfback.models.loading import Head, load_model
+from halfback.models.objectives import Evaluation, evaluate, loss
+from halfback.models.pretraining import pretrain
+from halfback.zeroth.replay import Replica, UpdateRule
+from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.slopes import check_radius, default_radius
+
+
+@dataclass(frozen=True)
+class Built:
+    """Everything that a run needs."""
+
+    config: RunConfig
+    model: CutModel
+    task: EncodedTask
+    simulation: Simulation
+    evaluate: Callable[[], Evaluation]
+
+
+def build(config: RunConfig, *, pretrained: Path | None = None) -> Built:
+    """Loads data and model, cuts, and sets up the parties.
+
+    `pretrained`: where the weights of a recipe with `model.pretrain` are kept; trained and written there if absent, so a
+    resumed run starts from the same bits.
+    """
+    device = _device(config.device)
+    raw = load_task(config.task, seed=seed_for(config.seed, "task"))
+    whole, tokenizer = _load_model(config.model, config.task, raw, seed_for(config.seed, "model"))
+    task = encode(raw, tokenizer, max_length=config.task.max_length, template=config.task.template)
+    if config.model.pretrain is not None:
+        _pretrain(whole.to(device), config, device, pretrained)
+    words = config.task.verbaliser
+    ids = verbaliser_ids(words, tokenizer) if words is not None and tokenizer is not None else None
+    model = cut(whole.to(device), config.model.cut, verbaliser=ids)
+    set_trainable(
+        model,
+        bottom=config.bottom.train,
+        top=config.top.train,
+        lora=config.lora,
+        seed=seed_for(config.seed, "adapters"),
+    )
+    algorithm = build_algorithm(config)
+    server = _server(config, algorithm, model, task, device)
+    simulation = Simulation(
+        algorithm,
+        server,
+        model.bottom,
+        _sources(config, task.train, device),
+        sampled_clients=config.sampled_clients,
+        seed=config.seed,
+        device=device,
+        bottom_optimizer=partial(_optimizer, config.bottom),
+        bottom_clip=config.bottom.clip,
+    )
+    return Built(config, model, task, simulation, partial(_evaluate, config, simulation, task, device))
+
+
+def build_algorithm(config: RunConfig) -> Algorithm:
+    """The chosen algorithm with its options.
+
+    Raises:
+        UserError: an option has a value that is not allowed.
+    """
+    kind = algorithms()[config.algorithm.name]
+    try:
+        return TypeAdapter(kind).validate_python(config.algorithm.options())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"algorithm.{path}={first['input']!r}: {first['msg']}") from None
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device='cuda': no CUDA device is here; use device=cpu or device=auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _load_model(config: ModelConfig, options: TaskOptions, raw: RawTask, seed: int) -> tuple[nn.Module, Any]:
+    head: Head = "classifier"
+    if raw.train.images is not None:
+        head = "image"
+    elif raw.objective == "causal_lm":
+        head = "causal_lm"
+    elif options.verbaliser is not None:
+        head = "verbaliser"
+    return load_model(
+        config.name,
+        head=head,
+        num_labels=max(len(raw.label_names), 1),
+        seed=seed,
+        dtype=getattr(torch, config.dtype),
+        in_channels=raw.in_channels or 3,
+    )
+
+
+def _pretrain(model: nn.Module, config: RunConfig, device: torch.device, kept: Path | None) -> None:
+    settings = config.model.pretrain
+    assert settings is not None
+    if kept is not None and kept.exists():
+        model.load_state_dict(load_file(kept))
+        return
+    raw = load_task(TaskOptions(settings.task), seed=seed_for(config.seed, "task"))
+    source = ClientData(
+        encode(raw, None, max_length=config.task.max_length, template=None).train,
+        torch.arange(len(raw.train.labels)).numpy(),
+        batch_size=settings.batch_size,
+        seed=seed_for(config.seed, "pretrain"),
+    )
+    batches = (source.batch(number).to(device) for number in range(settings.steps))
+    pretrain(model, ((batch.inputs, batch.labels) for batch in batches), lr=settings.lr)
+    if kept is not None:
+        unfinished = kept.with_suffix(".unfinished")
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, unfinished)
+        unfinished.rename(kept)
+
+
+def _server(
+    config: RunConfig, algorithm: Algorithm, model: CutModel, task: EncodedTask, device: torch.device
+) -> Server:
+    bottom = trainable(model.bottom)
+    if not bottom and algorithm.bottom_update != "none":
+        raise UserError(
+            f"bottom.train={config.bottom.train!r}: {config.algorithm.name} needs something to train on the device; "
+            "use lora or full, or algorithm.name=frozen_bottom"
+        )
+    if algorithm.bottom_update == "replayed" and getattr(algorithm, "estimator", "") != "forward_ad":
+        check_radius(bottom, getattr(algorithm, "radius", None) or default_radius(bottom))
+    top = trainable(model.top)
+    server = Server(
+        top=model.top,
+        loss=partial(loss, task.objective),
+        replica=_replica(config, config.bottom if algorithm.bottom_update == "replayed" else None, bottom, "bottom"),
+        hidden_shape=_hidden_shape(model, task.train, device),
+    )
+    if algorithm.top_update == "replayed":
+        server.top_replica = _replica(config, config.top, top, "top")
+    else:
+        server.optimizer, server.clip = _optimizer(config.top, list(top.values())), config.top.clip
+    return server
+
+
+def _replica(
+    config: RunConfig, part: BottomConfig | TopConfig | None, parameters: Mapping[str, Tensor], side: str
+) -> Replica:
+    """`part` is None for parameters that are agreed on in another way: they need no moments."""
+    rule = UpdateRule()
+    if part is not None:
+        rule = UpdateRule(
+            optimizer=part.optimizer,
+            lr=part.lr,
+            momentum=part.momentum,
+            weight_decay=part.weight_decay,
+            clip=part.clip,
+            normalize=config.bottom.normalize,
+        )
+    return Replica(
+        parameters,
+        rule=rule,
+        seed_of=lambda step, p: seed_for(config.seed, "direction", side, step, p),
+        law=config.bottom.law,
+    )
+
+
+def _optimizer(part: BottomConfig | TopConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    if part.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=part.lr, weight_decay=part.weight_decay)
+    momentum = part.momentum if part.optimizer == "momentum" else 0.0
+    return torch.optim.SGD(parameters, lr=part.lr, momentum=momentum, weight_decay=part.weight_decay)
+
+
+@torch.no_grad()
+def _hidden_shape(model: CutModel, split: Split, device: torch.device) -> tuple[int | None, ...]:
+    batch = split.batch([0]).to(device)
+    shape = tuple(model.bottom(batch.inputs).shape[1:])
+    return (None, *shape[1:]) if "attention_mask" in batch.inputs else shape
+
+
+@dataclass(frozen=True)
+class _OnDevice:
+    """A client's batches, placed where the model is."""
+
+    data: ClientData
+    device: torch.device
+
+    def batch(self, number: int) -> Any:
+        return self.data.batch(number).to(self.device)
+
+
+def _sources(config: RunConfig, train: Split, device: torch.device) -> list[_OnDevice]:
+    parts = partition(
+        train.labels,
+        config.clients,
+        name=config.partition.name,
+        alpha=config.partition.alpha,
+        seed=seed_for(config.seed, "partition"),
+    )
+    return [
+        _OnDevice(
+            ClientData(train, rows, batch_size=config.batch_size, seed=seed_for(config.seed, "order", number)), device
+        )
+        for number, rows in enumerate(parts)
+    ]
+
+
+def _evaluate(config: RunConfig, simulation: Simulation, task: EncodedTask, device: torch.device) -> Evaluation:
+    bottom, top, split = simulation.agreed_bottom(), simulation.server.top, task.validation
+
+    def results() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(split), config.eval_batch_size):
+            batch = split.batch(range(start, min(start + config.eval_batch_size, len(split)))).to(device)
+            yield top(bottom(batch.inputs), batch.inputs.get("attention_mask")), batch.labels
+
+    return evaluate(task.objective, results())

@@ -1,0 +1,291 @@
+"""The configuration: typed, strict, and the only place that knows YAML."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from halfback.algorithms import algorithms
+from halfback.data.tasks import TaskOptions
+from halfback.errors import UserError
+from halfback.models.adapters import Lora
+
+Tree = dict[str, Any]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class AlgorithmConfig(BaseModel):
+    """Which algorithm; the other keys are the options that it declares."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    def options(self) -> Tree:
+        """The options alone."""
+        return dict(self.model_extra or {})
+
+
+class PretrainConfig(_Section):
+    """The server's own training of the whole model before it is cut and handed out."""
+
+    task: str
+    steps: int = Field(ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+
+
+class ModelConfig(_Section):
+    """The model and where it is cut."""
+
+    name: str
+    """A packaged model, a ResNet, a local folder or file, or a Hugging Face name; see `halfback models`."""
+    cut: int
+    """How many of the model's blocks run on the device."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    pretrain: PretrainConfig | None = None
+
+
+class BottomConfig(_Section):
+    """How the device's part is trained."""
+
+    train: Literal["lora", "full", "none"] = "lora"
+    optimizer: Literal["sgd", "momentum", "adamw"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float | None = Field(default=None, gt=0)
+    normalize: bool = False
+    """Divide each update by the norm of its own slopes; for algorithms that replay slopes."""
+    law: Literal["rademacher", "gaussian"] = "rademacher"
+    """Law of the directions, for algorithms that replay slopes."""
+
+
+class TopConfig(_Section):
+    """How the server's part is trained."""
+
+    train: Literal["lora", "full"] = "lora"
+    optimizer: Literal["sgd", "momentum", "adamw"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float | None = Field(default=None, gt=0)
+
+
+class PartitionConfig(_Section):
+    """Which client holds which training rows."""
+
+    name: Literal["iid", "dirichlet", "shards"] = "iid"
+    alpha: float = Field(default=0.5, gt=0)
+
+
+class RunConfig(_Section):
+    """One run."""
+
+    algorithm: AlgorithmConfig
+    task: TaskOptions
+    model: ModelConfig
+    bottom: BottomConfig = BottomConfig()
+    top: TopConfig = TopConfig()
+    lora: Lora = Lora()
+    partition: PartitionConfig = PartitionConfig()
+    clients: int = Field(default=10, ge=1)
+    sampled_clients: int = Field(default=3, ge=1)
+    steps: int = Field(default=300, ge=1)
+    """Optimiser steps: one batch of each sampled client."""
+    steps_per_round: int = Field(default=1, ge=1)
+    """Steps that a sampled cohort takes before the next one is sampled."""
+    batch_size: int = Field(default=16, ge=1)
+    """Rows of one client's batch."""
+    seed: int = Field(default=0, ge=0)
+    eval_every: int = Field(default=50, ge=1)
+    """Rounds between two evaluations."""
+    eval_batch_size: int = Field(default=128, ge=1)
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Rounds between two checkpoints."""
+    memory_every: int = Field(default=100, ge=1)
+    """Rounds between two in which memory is measured; measuring slows a round down."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensorboard: bool = False
+    per_algorithm: dict[str, Tree] = Field(default_factory=dict)
+    """Settings that another algorithm takes instead when it is chosen, as `key.path: value`."""
+    beside: tuple[str, ...] = ()
+    """Algorithms to run after this one on the same work, for the closing table."""
+
+
+def recipes() -> dict[str, str]:
+    """Shipped recipes: name → what it claims (the comment on its first line)."""
+    folder = files("halfback") / "recipes"
+    found = {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
+    return {name: found[name].read_text().splitlines()[0].lstrip("# ") for name in sorted(found)}
+
+
+def resolve(recipe: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """A recipe (a shipped name or a YAML path) with `key.path=value` overrides.
+
+    Raises:
+        UserError: an unknown recipe, key or value; the message is one line and names the nearest key.
+    """
+    tree = _read_recipe(recipe) if recipe is not None else {}
+    changes = dict(_parse_override(override) for override in overrides)
+    return from_tree(tree, changes)
+
+
+def from_tree(tree: Tree, changes: Mapping[str, Any]) -> RunConfig:
+    """A tree of settings with changes by key path.
+
+    Choosing another algorithm than the tree's drops the options of that one and takes the tree's `per_algorithm`
+    settings of the chosen one; `changes` come last.
+    """
+    tree = yaml.safe_load(yaml.safe_dump(tree))  # a copy without shared parts
+    algorithm = tree.get("algorithm")
+    chosen = changes.get("algorithm.name")
+    if chosen is not None and isinstance(algorithm, dict) and chosen != algorithm.get("name"):
+        tree["algorithm"] = {"name": chosen}
+        settings = (tree.get("per_algorithm") or {}).get(chosen) or {}
+        for path, value in settings.items():
+            _set(tree, path, value)
+    for path, value in changes.items():
+        _set(tree, path, value)
+    _check_keys(tree, RunConfig, "")
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_one_line(error)) from None
+    _check_algorithm(config)
+    return config
+
+
+def load(path: Path) -> RunConfig:
+    """The configuration that a run folder holds."""
+    return from_tree(_read_yaml(path), {})
+
+
+def to_tree(config: RunConfig) -> Tree:
+    """The configuration as plain values; `from_tree` reads it back."""
+    return config.model_dump(mode="json")
+
+
+def dump(config: RunConfig) -> str:
+    """The configuration as YAML."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False)
+
+
+def _read_recipe(recipe: str) -> Tree:
+    if recipe.endswith((".yaml", ".yml")) or "/" in recipe:
+        return _read_yaml(Path(recipe))
+    known = recipes()
+    if recipe not in known:
+        raise UserError(f"recipe {recipe!r} is unknown; {_offer(recipe, known)}, or the path of a YAML file")
+    return _parse_yaml((files("halfback") / "recipes" / f"{recipe}.yaml").read_text(), recipe)
+
+
+def _read_yaml(path: Path) -> Tree:
+    try:
+        return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {str(path)!r} can't be read: {getattr(error, 'strerror', error)}") from None
+
+
+def _parse_yaml(text: str, name: str) -> Tree:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(f"recipe {name!r} is no YAML: line {mark.line + 1 if mark else '?'}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"recipe {name!r} must be a mapping of settings")
+    return tree
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise UserError(f"{text!r} is not of the form key=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            parsed = value
+    return path.strip(), parsed
+
+
+def _set(tree: Tree, path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        inner = tree.setdefault(parent, {})
+        if inner is None:
+            inner = tree[parent] = {}
+        if not isinstance(inner, dict):
+            raise UserError(f"{path}: {parent} is a single value, not a section")
+        tree = inner
+    tree[last] = value
+
+
+def _keys_of(kind: Any) -> dict[str, Any] | None:
+    """Key → type of a section; None where the keys are free or the value is no section."""
+    if get_origin(kind) is not None:  # X | None
+        kind = next((inner for inner in get_args(kind) if isinstance(inner, type) and inner is not type(None)), kind)
+    if isinstance(kind, type) and issubclass(kind, BaseModel) and kind.model_config.get("extra") == "forbid":
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    if dataclasses.is_dataclass(kind):
+        return {field.name: field.type for field in dataclasses.fields(kind)}
+    return None
+
+
+def _check_keys(tree: Any, kind: Any, path: str) -> None:
+    keys = _keys_of(kind)
+    if keys is None or tree is None:
+        return
+    if not isinstance(tree, dict):
+        raise UserError(f"{path.rstrip('.')}={tree!r} is a single value; it has the keys {', '.join(keys)}")
+    for key, value in tree.items():
+        if key not in keys:
+            raise UserError(f"key {path + str(key)!r} is unknown; {_offer(str(key), keys)}")
+        _check_keys(value, keys[key], f"{path}{key}.")
+
+
+def _check_algorithm(config: RunConfig) -> None:
+    known = algorithms()
+    for name in (config.algorithm.name, *config.beside, *config.per_algorithm):
+        if name not in known:
+            raise UserError(f"algorithm {name!r} is unknown; {_offer(name, known)}")
+    chosen: Any = known[config.algorithm.name]
+    allowed = [field.name for field in dataclasses.fields(chosen)]
+    for option in config.algorithm.options():
+        if option not in allowed:
+            has = _offer(option, allowed) if allowed else "it has no options"
+            raise UserError(f"key 'algorithm.{option}' is unknown to {config.algorithm.name}; {has}")
+    if config.bottom.normalize and chosen.bottom_update == "backpropagated":
+        raise UserError(
+            f"bottom.normalize=true: {config.algorithm.name} has gradients, not slopes; set bottom.normalize=false"
+        )
+    if config.sampled_clients > config.clients:
+        raise UserError(f"sampled_clients={config.sampled_clients}: at most clients={config.clients} are allowed")
+
+
+def _offer(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(names)}"
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{path} is missing"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{path}={first['input']!r}: {message}"

@@ -1,0 +1,196 @@
+"""Texts to tokens, and batches padded to their longest row."""
+
+from __future__ import annotations
+
+import copy
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, final
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from halfback.data.tasks import Objective, RawSplit, RawTask
+from halfback.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100  # the label of positions that the loss leaves out, as torch's cross_entropy has it
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows ready for a model.
+
+    inputs: for texts `input_ids` (B, T) int64 and `attention_mask` (B, T) bool, with `token_type_ids` (B, T) int64
+    for sentence pairs of tokenizers that have them; for images `pixel_values` (B, C, H, W) float32.
+    labels: (B,) int64 class numbers, or for causal language modelling (B, T) int64: the input tokens, not shifted,
+    -100 on padding. sample_ids: (B,) int64 row numbers in the split.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    sample_ids: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on `device`."""
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Batch(inputs, self.labels.to(device), self.sample_ids.to(device))
+
+
+@final
+class Split:
+    """Encoded rows of one split: images (N, C, H, W), or token lists with how to pad them."""
+
+    def __init__(
+        self,
+        labels: Tensor,
+        *,
+        images: Tensor | None = None,
+        tokens: list[list[int]] | None = None,
+        token_types: list[list[int]] | None = None,
+        pad_id: int = 0,
+        padding_side: Literal["left", "right"] = "right",
+        causal: bool = False,
+    ) -> None:
+        if (images is None) == (tokens is None):
+            raise ValueError("a split holds either images or tokens")
+        self.labels = labels
+        self._images = images
+        self._tokens = tokens
+        self._token_types = token_types
+        self._pad_id = pad_id
+        self._side = padding_side
+        self._causal = causal
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Sequence[int] | Tensor) -> Batch:
+        """The rows `indices` (at least one, in this order), padded to the longest of them."""
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        labels = self.labels[rows]
+        if self._images is not None:
+            return Batch({"pixel_values": self._images[rows]}, labels, rows)
+        assert self._tokens is not None
+        input_ids = self._padded(self._tokens, rows, self._pad_id)
+        lengths = torch.tensor([len(self._tokens[row]) for row in rows.tolist()])[:, None]
+        place = torch.arange(input_ids.shape[1])[None]
+        # From the lengths and not from the pad token: a tokenizer without one pads with a token that texts hold too.
+        mask = place < lengths if self._side == "right" else place >= input_ids.shape[1] - lengths
+        inputs = {"input_ids": input_ids, "attention_mask": mask}
+        if self._token_types is not None:
+            inputs["token_type_ids"] = self._padded(self._token_types, rows, 0)
+        if self._causal:
+            labels = input_ids.masked_fill(~mask, IGNORED)
+        return Batch(inputs, labels, rows)
+
+    def _padded(self, lists: list[list[int]], rows: Tensor, value: int) -> Tensor:
+        tensors = [torch.tensor(lists[row]) for row in rows.tolist()]
+        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=self._side)
+
+
+@dataclass(frozen=True)
+class EncodedTask:
+    """Both splits, ready for batches; `metric` is "accuracy" for classification and "perplexity" for causal_lm."""
+
+    train: Split
+    validation: Split
+    objective: Objective
+    label_names: list[str]
+    metric: str
+
+
+def encode(
+    task: RawTask, tokenizer: PreTrainedTokenizerBase | None, *, max_length: int, template: str | None
+) -> EncodedTask:
+    """Tokenise every text once; images pass as they are (`tokenizer` may be None for them).
+
+    `template`, such as "{text} It was", is filled with the row's text and pair before tokenising. Rows longer than
+    `max_length` tokens lose their end, but with a template their beginning, so that the prompt's last words stay.
+    UserError for a template without {text}, or without {pair} where rows are pairs.
+    """
+    metric = "accuracy" if task.objective == "classification" else "perplexity"
+    if task.train.images is not None:
+        train, validation = (Split(raw.labels, images=raw.images) for raw in (task.train, task.validation))
+        return EncodedTask(train, validation, task.objective, task.label_names, metric)
+    if tokenizer is None:
+        raise ValueError(f"task {task.name!r} has texts: encode needs a tokenizer")
+    if max_length < 1:
+        raise UserError(f"task.max_length={max_length} must be at least 1 token")
+    if template is not None:
+        _check_template(template, has_pairs=task.train.pairs is not None)
+    # A copy, because tokenizers keep the truncation they were last called with.
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.truncation_side = "right" if template is None else "left"
+    causal = task.objective == "causal_lm"
+    train, validation = (
+        _encode_split(raw, tokenizer, max_length, template, causal) for raw in (task.train, task.validation)
+    )
+    return EncodedTask(train, validation, task.objective, task.label_names, metric)
+
+
+def verbaliser_ids(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """For each class its word's first token as it follows other text. UserError if two classes share one."""
+    # Behind a word: " great" alone would give some tokenizers a second blank, and others none.
+    before = tokenizer("was", add_special_tokens=False)["input_ids"]
+    ids: dict[int, str] = {}
+    for word in words:
+        if not word.strip():
+            raise UserError(f"verbaliser word {word!r} is blank")
+        tokens = tokenizer(f"was {word.strip()}", add_special_tokens=False)["input_ids"]
+        if tokens[: len(before)] != before or len(tokens) == len(before):
+            raise UserError(f"verbaliser word {word!r} has no token of its own for this tokenizer")
+        first = tokens[len(before)]
+        if first == tokenizer.unk_token_id:
+            raise UserError(f"verbaliser word {word!r} is unknown to this tokenizer")
+        if first in ids:
+            raise UserError(f"verbaliser words {ids[first]!r} and {word!r} start with the same token; choose others")
+        ids[first] = word
+    return list(ids)
+
+
+def _check_template(template: str, *, has_pairs: bool) -> None:
+    try:
+        fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+    except ValueError as error:
+        raise UserError(f"task.template={template!r} is malformed: {error}") from error
+    allowed = {"text", "pair"} if has_pairs else {"text"}
+    if unknown := fields - allowed:
+        raise UserError(
+            f"task.template={template!r} names {{{min(unknown)}}}; allowed here: "
+            + ", ".join(f"{{{field}}}" for field in sorted(allowed))
+        )
+    if missing := allowed - fields:
+        raise UserError(f"task.template={template!r} lacks {{{max(missing)}}}")
+    if template.endswith(" "):
+        raise UserError(f"task.template={template!r} ends with a blank; the next word brings its own")
+
+
+def _encode_split(
+    raw: RawSplit, tokenizer: PreTrainedTokenizerBase, max_length: int, template: str | None, causal: bool
+) -> Split:
+    texts, pairs = raw.texts, raw.pairs
+    assert texts is not None
+    if template is not None:
+        texts = [
+            template.format(text=text, pair=pair) for text, pair in zip(texts, pairs or [""] * len(texts), strict=True)
+        ]
+        pairs = None
+    encoded = tokenizer(texts, pairs, truncation=True, max_length=max_length)
+    tokens: list[list[int]] = encoded["input_ids"]
+    for text, row in zip(texts, tokens, strict=True):
+        if not row:
+            raise UserError(f"the text {text[:40]!r} has no tokens for this tokenizer")
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return Split(
+        raw.labels,
+        tokens=tokens,
+        token_types=encoded.get("token_type_ids") if pairs is not None else None,
+        pad_id=pad_id or 0,
+        padding_side=tokenizer.padding_side,
+        causal=causal,
+    )

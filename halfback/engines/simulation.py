@@ -1,0 +1,275 @@
+"""One process: clients are states that visit one shared set of frozen weights.
+
+Where θ is a function of the history (`bottom_update` is `replayed`), all clients share one replica: the first of a
+cohort to take a step moves it, for the others the same rows are already taken. Each client still asks for, receives and
+pays for the rows it missed. So memory does not grow with the number of clients, and the bits are those of clients that
+each hold their own replica (a test says so).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from halfback.algorithms.protocol import Algorithm, BatchSource, Client, Conversation, Round, Server
+from halfback.engines.link import Link, tensors_of
+from halfback.errors import PeerError
+from halfback.models.cut import Bottom
+from halfback.telemetry.meters import ForwardCounter, MemoryMeter, Stopwatch, inference_peak_bytes
+from halfback.wire.ledger import Ledger
+from halfback.wire.messages import Message
+from halfback.zeroth.replay import Replica
+from halfback.zeroth.seeds import seed_for
+
+OptimizerOf = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
+
+
+@dataclass
+class Meters:
+    """What a run cost so far; seconds and counts add up, peaks are the highest seen in a measured round."""
+
+    client: Stopwatch = field(default_factory=Stopwatch)
+    server: Stopwatch = field(default_factory=Stopwatch)
+    wire: Stopwatch = field(default_factory=Stopwatch)
+    forward_passes: int = 0
+    client_peak_bytes: int = 0
+    client_inference_peak_bytes: int = 0
+    server_peak_bytes: int = 0
+
+
+class Simulation:
+    """N clients and a server in one process."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        server: Server,
+        bottom: Bottom,
+        sources: Sequence[BatchSource],
+        *,
+        sampled_clients: int,
+        seed: int,
+        device: torch.device,
+        bottom_optimizer: OptimizerOf,
+        bottom_clip: float | None,
+    ) -> None:
+        """`sources` are the clients' data, one each; `seed` fixes who is sampled in which round."""
+        self.algorithm = algorithm
+        self.server = server
+        self.bottom = bottom
+        self.sources = sources
+        self.sampled_clients = sampled_clients
+        self.seed = seed
+        self.device = device
+        self.bottom_optimizer = bottom_optimizer
+        self.bottom_clip = bottom_clip
+        self.ledger = Ledger()
+        self.meters = Meters()
+        self.link = Link(self.ledger, self.meters.wire, device)
+        self.clients: dict[int, Client] = {}
+        self._server_meter: MemoryMeter | None = None
+
+    def cohort(self, round_number: int) -> list[int]:
+        """The clients sampled in a round, a pure function of (seed, round)."""
+        generator = np.random.Generator(np.random.Philox(key=seed_for(self.seed, "cohort", round_number)))
+        return sorted(generator.choice(len(self.sources), self.sampled_clients, replace=False).tolist())
+
+    def client(self, number: int) -> Client:
+        """Client `number`, made when it is first sampled."""
+        if number not in self.clients:
+            replica, optimizer = self.server.replica, None
+            if self.algorithm.bottom_update == "backpropagated":
+                own = {name: nn.Parameter(p.detach().clone()) for name, p in replica.parameters.items()}
+                replica = Replica(own, rule=replica.rule, seed_of=replica.seed_of, law=replica.law)
+                optimizer = self.bottom_optimizer(list(own.values()))
+            self.clients[number] = Client(
+                number, self.bottom, replica, self.sources[number], optimizer=optimizer, clip=self.bottom_clip
+            )
+        return self.clients[number]
+
+    def run_round(self, round: Round, *, measure_memory: bool) -> float:
+        """Carries the conversations of one round's cohort, exchange by exchange; returns the mean training loss."""
+        cohort = [self.client(number) for number in self.cohort(round.number)]
+        memory = {client.id: MemoryMeter(_resident(client)) for client in cohort} if measure_memory else {}
+        if measure_memory:
+            self._server_meter = MemoryMeter(_server_resident(self.server))
+            for client in cohort:
+                self._measure_inference(client, round)
+        talks = {client.id: self.algorithm.client_round(client, round) for client in cohort}
+        replies: dict[int, Message | None] = dict.fromkeys(talks)
+        while talks:
+            messages: dict[int, Message] = {}
+            for number, talk in list(talks.items()):
+                said = self._let_speak(self.client(number), talk, replies.pop(number), memory.get(number))
+                if said is None:
+                    del talks[number]
+                else:
+                    messages[number] = self.link.carry("up", said)
+                    del said
+            if messages:
+                replies = self._let_answer(messages)
+        for meter in memory.values():
+            self.meters.client_peak_bytes = max(self.meters.client_peak_bytes, meter.peak_bytes)
+        if self._server_meter is not None:
+            self.meters.server_peak_bytes = max(self.meters.server_peak_bytes, self._server_meter.peak_bytes)
+            self._server_meter = None
+        losses, self.server.losses = self.server.losses, []
+        return sum(losses) / len(losses)
+
+    def _let_speak(
+        self, client: Client, talk: Conversation, reply: Message | None, memory: MemoryMeter | None
+    ) -> Message | None:
+        if memory is not None and reply is not None:
+            memory.receive(tensors_of(reply))
+        install(self.bottom, client.replica.parameters)
+        counter = ForwardCounter(self.bottom)
+        with self.meters.client.running(), _measured(memory):
+            try:
+                return talk.send(reply)
+            except StopIteration:
+                return None
+            finally:
+                counter.remove()
+                self.meters.forward_passes += counter.count
+
+    def _let_answer(self, messages: Mapping[int, Message]) -> dict[int, Message | None]:
+        kinds = {type(message).__name__ for message in messages.values()}
+        if len(kinds) > 1:
+            raise PeerError(f"exchange: messages of kinds {sorted(kinds)} came, one kind is allowed")
+        if self._server_meter is not None:
+            for message in messages.values():
+                self._server_meter.receive(tensors_of(message))
+        with self.meters.server.running(), _measured(self._server_meter):
+            answers = self.algorithm.answer(self.server, messages)
+        return {number: self.link.carry("down", answers[number]) for number in messages}
+
+    def _measure_inference(self, client: Client, round: Round) -> None:
+        """The peak of plain inference on the batches that this round will use."""
+        install(self.bottom, client.replica.parameters)
+        for number in range(client.cursor, client.cursor + round.steps):
+            peak = inference_peak_bytes(self.bottom, lambda n=number: self.bottom(client.data.batch(n).inputs), [])  # type: ignore[misc]
+            self.meters.client_inference_peak_bytes = max(self.meters.client_inference_peak_bytes, peak)
+
+    def agreed_bottom(self) -> Bottom:
+        """The bottom with the parameters that the federation has agreed on."""
+        self.server.catch_up()
+        install(self.bottom, self.server.replica.parameters)
+        return self.bottom
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that a resumed run needs, as named tensors and plain values."""
+        server = self.server
+        tensors = {f"bottom.{name}": p.detach() for name, p in server.replica.parameters.items()}
+        tensors |= _moments("bottom_moment", server.replica)
+        tensors |= {f"top.{name}": p.detach() for name, p in server.top.named_parameters() if p.requires_grad}
+        if server.top_replica is not None:
+            tensors |= _moments("top_moment", server.top_replica)
+        if server.optimizer is not None:
+            tensors |= optimizer_tensors("top_optimizer", server.optimizer)
+        if server.history:
+            tensors["history"] = torch.stack(server.history)
+        for number, client in self.clients.items():
+            if client.optimizer is not None:
+                tensors |= optimizer_tensors(f"client.{number}", client.optimizer)
+        meters = self.meters
+        values = {
+            "clients": {str(number): [client.position, client.cursor] for number, client in self.clients.items()},
+            "position": server.replica.position,
+            "top_position": server.top_replica.position if server.top_replica else 0,
+            "ledger": self.ledger.state_dict(),
+            "seconds": [meters.client.seconds, meters.server.seconds, meters.wire.seconds],
+            "forward_passes": meters.forward_passes,
+            "peaks": [meters.client_peak_bytes, meters.client_inference_peak_bytes, meters.server_peak_bytes],
+        }
+        return tensors, values
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Continues from `state`."""
+        server = self.server
+        for name, parameter in server.replica.parameters.items():
+            parameter.copy_(tensors[f"bottom.{name}"])
+        for name, parameter in server.top.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(tensors[f"top.{name}"])
+        _load_moments("bottom_moment", server.replica, tensors)
+        server.replica.position = values["position"]
+        if server.top_replica is not None:
+            _load_moments("top_moment", server.top_replica, tensors)
+            server.top_replica.position = values["top_position"]
+        if server.optimizer is not None:
+            load_optimizer_tensors("top_optimizer", server.optimizer, tensors)
+        server.history = list(tensors["history"].to(self.device)) if "history" in tensors else []
+        for number, (position, cursor) in values["clients"].items():
+            client = self.client(int(number))
+            client.position, client.cursor = position, cursor
+            if client.optimizer is not None:
+                load_optimizer_tensors(f"client.{number}", client.optimizer, tensors)
+        self.ledger.load_state_dict(values["ledger"])
+        meters = self.meters
+        meters.client.seconds, meters.server.seconds, meters.wire.seconds = values["seconds"]
+        meters.forward_passes = values["forward_passes"]
+        meters.client_peak_bytes, meters.client_inference_peak_bytes, meters.server_peak_bytes = values["peaks"]
+
+
+def install(bottom: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Puts a client's own parameters in their places: objects are exchanged, so a graph keeps those it was built on."""
+    for name, parameter in parameters.items():
+        path, _, attribute = name.rpartition(".")
+        bottom.get_submodule(path)._parameters[attribute] = parameter  # type: ignore[assignment]
+
+
+@contextmanager
+def _measured(meter: MemoryMeter | None) -> Iterator[None]:
+    if meter is None:
+        yield
+    else:
+        with meter.running():
+            yield
+
+
+def _resident(client: Client) -> list[Tensor]:
+    moments = [tensor for by_name in client.replica.moments.values() for tensor in by_name.values()]
+    optimizer = [] if client.optimizer is None else list(optimizer_tensors("", client.optimizer).values())
+    frozen = [p for p in client.bottom.parameters() if not p.requires_grad]
+    return [*client.replica.parameters.values(), *frozen, *client.bottom.buffers(), *moments, *optimizer]
+
+
+def _server_resident(server: Server) -> list[Tensor]:
+    optimizer = [] if server.optimizer is None else list(optimizer_tensors("", server.optimizer).values())
+    return [*server.top.parameters(), *server.top.buffers(), *optimizer]
+
+
+def _moments(prefix: str, replica: Replica) -> dict[str, Tensor]:
+    return {f"{prefix}.{m}.{name}": t for m, by_name in replica.moments.items() for name, t in by_name.items()}
+
+
+def _load_moments(prefix: str, replica: Replica, tensors: Mapping[str, Tensor]) -> None:
+    for moment, by_name in replica.moments.items():
+        for name, tensor in by_name.items():
+            tensor.copy_(tensors[f"{prefix}.{moment}.{name}"])
+
+
+def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of a torch optimiser as named tensors: `prefix.<parameter number>.<entry>`."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}.{number}.{entry}": value
+        for number, entries in state.items()
+        for entry, value in entries.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Puts back what `optimizer_tensors` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(f"{prefix}."):
+            number, entry = name.removeprefix(f"{prefix}.").split(".", 1)
+            state.setdefault(int(number), {})[entry] = tensor.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,17 @@
+"""The errors that a user or a peer can cause; everything else is a bug and keeps its traceback."""
+
+
+class HalfbackError(Exception):
+    """Base of every error whose message is one line for the user (the command line exits with 2)."""
+
+
+class UserError(HalfbackError):
+    """A recipe, an option or a file is wrong; the message names the value and what is allowed."""
+
+
+class PeerError(HalfbackError):
+    """Bytes or a message from the other side are wrong; the message names the field and what is allowed."""
+
+
+class Diverged(HalfbackError):
+    """The loss or a slope is no longer finite; the message names the step and the client."""

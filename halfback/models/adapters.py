@@ -1,0 +1,148 @@
+"""Which parameters of each half are trained: all of them, LoRA adapters, or none."""
+
+import copy
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from halfback.errors import UserError
+from halfback.models.cut import Bottom, CutModel, Top
+from halfback.models.resnet import ResNet, file_names
+
+Trained = Literal["lora", "full", "none"]
+_TRAINED = ("lora", "full", "none")
+_ADAPTABLE = (nn.Linear, nn.Conv2d, nn.Embedding, Conv1D)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters. targets: module names (or dotted ends of them); empty means the family's default."""
+
+    rank: int = 8
+    alpha: int = 16
+    targets: tuple[str, ...] = ()
+
+
+def set_trainable(model: CutModel, *, bottom: Trained, top: Trained, lora: Lora, seed: int) -> None:
+    """Choose what each half trains. Called once on a freshly cut model; `whole` has the same adapters as the halves.
+
+    With `lora` the top's task head (not a language model's `lm_head`) is trained beside the adapters. A parameter that
+    the model ties across the cut is untied as soon as either half could move it: the top gets its own copy.
+    Adapters are float32 and start from (`seed`, name), so a block's start does not depend on where the model is cut.
+    Raises UserError for a target that no module of that half has, or a half that would have nothing to train.
+    """
+    if any(isinstance(module, LoraLayer) for module in model.whole.modules()):
+        raise ValueError("set_trainable was called before on this model")
+    if lora.rank < 1:
+        raise UserError(f"LoRA rank is {lora.rank}; 1 or more is allowed")
+    halves: tuple[tuple[Bottom | Top, str, Trained], ...] = (
+        (model.bottom, "bottom", bottom),
+        (model.top, "top", top),
+    )
+    matched: dict[str, list[str]] = {}
+    for half, side, trained in halves:
+        if trained not in _TRAINED:
+            raise UserError(f"{side} trains {trained!r}; allowed are {', '.join(_TRAINED)}")
+        matched[side] = _match(half, side, lora.targets, model.family.lora) if trained == "lora" else []
+    adapted = [half.get_submodule(name) for half, side, _ in halves for name in matched[side]]
+    _untie(model, everything="full" in (bottom, top), adapted=adapted)
+    for half, side, trained in halves:
+        half.requires_grad_(trained == "full")
+        if matched[side]:
+            _inject(half, matched[side], lora, seed)
+            _show(model.whole, half)
+        if trained == "lora" and side == "top":
+            for name in model.family.head:
+                if hasattr(half.body, name):
+                    getattr(half.body, name).requires_grad_(True)
+        if trained == "lora" and not trainable(half):
+            raise UserError(f"{side} trains 'lora', but with cut {model.at} of {model.blocks} it has nothing to adapt")
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Name to parameter, for those that are trained."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def export(model: CutModel, folder: Path) -> None:
+    """Write the model, adapters merged into its weights, so that plain Transformers loads `folder`.
+
+    A ResNet is written as `model.safetensors` with the original names and a `config.json` that `load_model` reads.
+    The live model is not changed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = copy.deepcopy(model.whole)
+    for name, module in list(whole.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            whole.set_submodule(name, module.get_base_layer())
+    if isinstance(whole, ResNet):
+        names = file_names(whole)
+        save_file({names[name]: tensor.contiguous() for name, tensor in whole.state_dict().items()},
+                  folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(asdict(whole.config), indent=2) + "\n")
+    else:
+        saved: Any = whole
+        saved.save_pretrained(folder)
+
+
+def _match(half: nn.Module, side: str, targets: tuple[str, ...], default: tuple[str, ...]) -> list[str]:
+    """Names of the modules of a half that LoRA adapts; default targets may match none, the user's own may not."""
+    names = [name for name, module in half.named_modules() if isinstance(module, _ADAPTABLE)]
+    matched = {target: [name for name in names if f".{name}".endswith(f".{target}")] for target in targets or default}
+    for target in targets:
+        if not matched[target]:
+            known = sorted({name.split(".")[-1] for name in names})[:12]
+            raise UserError(f"LoRA target {target!r} matches nothing in the {side}; modules there are {', '.join(known)}")
+    return [name for name in names if any(name in found for found in matched.values())]
+
+
+def _untie(model: CutModel, *, everything: bool, adapted: list[nn.Module]) -> None:
+    """Give the top its own copy of every parameter that the bottom also has, if training could move it."""
+    shared = {id(parameter) for parameter in model.bottom.parameters()}
+    movable = {id(parameter) for module in adapted for parameter in module.parameters(recurse=False)}
+    for module in model.top.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in shared and (everything or id(parameter) in movable):
+                module.register_parameter(name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+                # The module is the whole model's own too, which from here on has two parameters where it had one.
+                for owner in (model.whole, model.bottom.body, model.top.body):
+                    owner.config.tie_word_embeddings = False  # type: ignore[union-attr]
+
+
+def _inject(half: nn.Module, names: list[str], lora: Lora, seed: int) -> None:
+    conv1d = any(isinstance(half.get_submodule(name), Conv1D) for name in names)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=names, fan_in_fan_out=conv1d
+    )
+    with torch.random.fork_rng(devices=[]):  # PEFT draws a start of its own, which the loop below replaces
+        inject_adapter_in_model(config, half)
+    half.requires_grad_(False)
+    for name, parameter in half.named_parameters():
+        if "lora_" in name:
+            # PEFT gives adapters the dtype of the weights; small steps need more digits than bfloat16 has.
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        if ".lora_A." in name or ".lora_embedding_B." in name:
+            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+            start = torch.empty(parameter.shape)
+            nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+            parameter.data.copy_(start)
+
+
+def _show(whole: nn.Module, half: Bottom | Top) -> None:
+    """Put a half's adapters in the whole model too: blocks are shared, but modules outside of them are not."""
+    for name, module in half.body.named_modules():
+        if isinstance(module, LoraLayer):
+            whole.set_submodule(name, module)

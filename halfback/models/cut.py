@@ -1,0 +1,229 @@
+"""Cut a model in two after any block: bottom (device) and top (server).
+
+No forward pass is written again. Each half is a shallow copy of the modules on the way to the blocks, with its share of
+the blocks; every other module, and every parameter, is the whole model's own. So the two halves together compute the bits
+of the uncut model, whatever the model does between its blocks.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from halfback.errors import UserError
+from halfback.models.families import Family, StandIn, family_of
+
+
+class _Pass(nn.Module):
+    """Returns its first argument: stands in the top for embeddings that the bottom has already computed."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        # ViT asks its patch embedding for a dtype; an empty buffer answers and follows `.to(...)`.
+        self.patch_embeddings = nn.Module()
+        self.patch_embeddings.projection = nn.Module()
+        self.patch_embeddings.projection.register_buffer("weight", torch.empty(0, dtype=dtype), persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return args[0] if args else kwargs["inputs_embeds"]
+
+
+class _Zero(nn.Module):
+    """Returns zero: stands in the top for position embeddings that the bottom has already added."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.zeros(())
+
+
+class Bottom(nn.Module):
+    """The device's half: embeddings and the first blocks. `body` has the whole model's parameter names."""
+
+    def __init__(self, body: nn.Module, family: Family) -> None:
+        super().__init__()
+        self.body = body
+        self.family = family
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Activations: (B, T, H) for text and ViT, (B, C, H, W) for a ResNet.
+
+        inputs: `input_ids` and `attention_mask` (B, T), for encoders optionally `token_type_ids` (B, T);
+        or `pixel_values` (B, C, H, W).
+        """
+        arguments: dict[str, Any]
+        if self.family.kind == "image":
+            arguments = {"pixel_values": inputs["pixel_values"]}
+        else:
+            arguments = {"input_ids": inputs["input_ids"], **_text_arguments(self.family, inputs["attention_mask"])}
+            if self.family.kind == "encoder" and "token_type_ids" in inputs:
+                arguments["token_type_ids"] = inputs["token_type_ids"]
+        output = self.body.get_submodule(self.family.backbone)(**arguments)
+        return output if isinstance(output, Tensor) else output.last_hidden_state
+
+
+class Top(nn.Module):
+    """The server's half: the other blocks, the final norm and the head. `body` has the whole model's parameter names."""
+
+    def __init__(self, body: nn.Module, family: Family, verbaliser: Sequence[int] | None) -> None:
+        super().__init__()
+        self.body = body
+        self.family = family
+        self.verbaliser = None if verbaliser is None else tuple(verbaliser)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """Logits: (B, classes), or (B, T, vocabulary) for a causal language model without a verbaliser.
+
+        hidden: the bottom's activations. mask: the attention mask (B, T), None for images.
+        Decoders read a row's answer at the last position, so their rows are padded on the left.
+        """
+        arguments: dict[str, Any]
+        if self.family.kind == "image":
+            arguments = {"pixel_values": hidden}
+        else:
+            if mask is None:
+                raise ValueError("the top of a text model needs the attention mask")
+            arguments = {"inputs_embeds": hidden, **_text_arguments(self.family, mask)}
+        if self.verbaliser is not None:
+            arguments["logits_to_keep"] = 1
+        output = self.body(**arguments)
+        logits = output if isinstance(output, Tensor) else output.logits
+        return logits if self.verbaliser is None else logits[:, -1, list(self.verbaliser)]
+
+
+@dataclass(frozen=True)
+class CutModel:
+    """A model in two halves. `whole` shares every parameter with them; `at` of its `blocks` blocks are in the bottom."""
+
+    bottom: Bottom
+    top: Top
+    whole: nn.Module
+    blocks: int
+    at: int
+    family: Family
+
+
+def cut(model: nn.Module, at: int, *, verbaliser: Sequence[int] | None = None) -> CutModel:
+    """Cut `model` after its first `at` blocks. The model is put in eval mode and frozen (see `adapters.set_trainable`).
+
+    at: 1 to the number of blocks; with all blocks in the bottom, the top has the final norm and the head.
+    verbaliser: token ids, one a class; the top of a causal language model then gives (B, classes) at the last position.
+    Raises UserError for an unknown family, `at` out of range, or a verbaliser that the model cannot have.
+    """
+    family = family_of(model)
+    blocks = len(cast(nn.ModuleList, model.get_submodule(family.backbone).get_submodule(family.blocks)))
+    if not 1 <= at <= blocks:
+        raise UserError(f"cut is {at}; {type(model).__name__} has {blocks} blocks, so 1 to {blocks} are allowed")
+    if verbaliser is not None:
+        _check_verbaliser(model, verbaliser)
+    model.eval()
+    model.requires_grad_(False)
+    bottom = Bottom(_bottom_body(model, family, at), family)
+    top = Top(_top_body(model, family, at, blocks), family, verbaliser)
+    return CutModel(bottom.eval(), top.eval(), model, blocks, at, family)
+
+
+def _text_arguments(family: Family, mask: Tensor) -> dict[str, Any]:
+    """What the forward pass of either half takes beside the tokens or the activations."""
+    mask = mask.long()
+    arguments: dict[str, Any] = {"attention_mask": mask, "return_dict": True}
+    if family.kind == "decoder":
+        arguments["use_cache"] = False
+    if family.position_ids:
+        # A row's first token is at position 0 however much padding stands on its left.
+        arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    return arguments
+
+
+def _check_verbaliser(model: nn.Module, verbaliser: Sequence[int]) -> None:
+    head = getattr(model, "lm_head", None)
+    if head is None:
+        raise UserError(f"a verbaliser needs a causal language model; {type(model).__name__} has no lm_head")
+    outside = [token for token in verbaliser if not 0 <= token < head.out_features]
+    if outside or not verbaliser:
+        raise UserError(f"verbaliser is {list(verbaliser)}; token ids from 0 to {head.out_features - 1} are allowed")
+
+
+def _bottom_body(model: nn.Module, family: Family, at: int) -> nn.Module:
+    body = _copy_with_blocks(model, family, slice(0, at))
+    backbone = body.get_submodule(family.backbone)
+    for name in family.after:
+        backbone._modules[name] = nn.Identity()
+    on_the_way = family.backbone.split(".")[0]
+    if on_the_way:
+        for name in body._modules:
+            if name != on_the_way:
+                body._modules[name] = None
+    return body
+
+
+def _top_body(model: nn.Module, family: Family, at: int, blocks: int) -> nn.Module:
+    body = _copy_with_blocks(model, family, slice(at, blocks))
+    backbone = body.get_submodule(family.backbone)
+    dtype = next(model.parameters()).dtype
+    for name, stand_in in family.before.items():
+        backbone._modules[name] = _stand_in(stand_in, dtype)
+    for name, module in backbone.named_children():
+        # Rotary frequencies are buffers that both halves need: each half its own, so that the halves may be on two devices.
+        if next(module.buffers(), None) is not None and next(module.parameters(), None) is None:
+            backbone._modules[name] = _shallow(module)
+    config = getattr(body, "config", None)
+    if isinstance(config, PreTrainedConfig) and config.pad_token_id is None:
+        # Heads of decoders refuse batches without a padding token, which they look for in the tokens alone.
+        config.pad_token_id = 0
+    for name in (type(model).__module__, "transformers.modeling_layers"):
+        logging.getLogger(name).addFilter(_drop_padding_warning)
+    return body
+
+
+def _drop_padding_warning(record: logging.LogRecord) -> bool:
+    """Heads of decoders warn that activations show no padding: rows are padded on the left, so none is needed."""
+    return "will not detect padding tokens in `inputs_embeds`" not in record.getMessage()
+
+
+def _stand_in(kind: StandIn, dtype: torch.dtype) -> nn.Module | None:
+    if kind == "none":
+        return None
+    return _Zero() if kind == "zero" else _Pass(dtype)
+
+
+def _copy_with_blocks(model: nn.Module, family: Family, keep: slice) -> nn.Module:
+    """A copy of the modules on the way to the blocks, with the blocks `keep`; all other modules are shared."""
+    body = _shallow(model)
+    config = _sliced_config(getattr(model, "config", None), keep)
+    module = body
+    for name in _parts(family):
+        module._modules[name] = _shallow(cast(nn.Module, module._modules[name]))
+        if hasattr(module, "config"):
+            module.config = config
+        module = cast(nn.Module, module._modules[name])
+    # The blocks keep their numbers, so that a parameter has one name in the half and in the whole model.
+    module._modules = dict(list(module._modules.items())[keep])
+    return body
+
+
+def _parts(family: Family) -> Iterator[str]:
+    return (name for path in (family.backbone, family.blocks) if path for name in path.split("."))
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """A copy with registries of its own that hold the same parameters, buffers, submodules and hooks."""
+    clone = copy.copy(module)
+    for key, value in module.__dict__.items():
+        if key in ("_modules", "_parameters", "_buffers") or key.endswith("_hooks"):
+            clone.__dict__[key] = copy.copy(value)
+    return clone
+
+
+def _sliced_config(config: Any, keep: slice) -> Any:
+    """The configuration for the blocks `keep`: forward passes read the number and the types of the layers from it."""
+    if not isinstance(config, PreTrainedConfig):
+        return config
+    sliced = copy.deepcopy(config)
+    sliced.num_hidden_layers = keep.stop - keep.start
+    if getattr(config, "layer_types", None) is not None:
+        sliced.layer_types = config.layer_types[keep]
+    return sliced

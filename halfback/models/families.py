@@ -1,0 +1,159 @@
+"""The table of model families: where the blocks, the embeddings, the final norm and the head live.
+
+A new family is one row of `FAMILIES`. A path is dotted, as in `nn.Module.get_submodule`. The tests cut a tiny model of every
+row at every block and ask for the bits of the uncut model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from halfback.errors import UserError
+
+Kind = Literal["decoder", "encoder", "image"]
+# What stands in the top for a module before the first block: nothing at all, a module that returns what it is given, or
+# one that returns zero (for a term that the forward pass adds again).
+StandIn = Literal["none", "pass", "zero"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row: the layout that a set of Transformers model types share.
+
+    name         the row's name.
+    model_types  values of `config.model_type` that have this layout.
+    kind         decoder (text, padded on the left), encoder (text, padded on the right) or image.
+    backbone     path, in the task model, of the module whose forward pass runs the blocks ("" is the model itself).
+    blocks       path, in the backbone, of the list of blocks.
+    before       modules of the backbone that run before the first block, with their stand-in in the top.
+    after        modules of the backbone that run after the last block; the bottom passes through them unchanged.
+    head         modules of the task model that a new task trains (a language model's `lm_head` is not one).
+    lora         names of the modules that LoRA adapts unless the user names others.
+    position_ids whether the backbone takes `position_ids`, which text padded on the left needs.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    kind: Kind
+    backbone: str
+    blocks: str
+    before: Mapping[str, StandIn]
+    after: tuple[str, ...]
+    head: tuple[str, ...]
+    lora: tuple[str, ...]
+    position_ids: bool = False
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        name="OPT",
+        model_types=("opt",),
+        kind="decoder",
+        backbone="model.decoder",
+        blocks="layers",
+        before={"embed_tokens": "none", "embed_positions": "zero", "project_in": "none"},
+        after=("final_layer_norm", "project_out"),
+        head=("score",),
+        lora=("q_proj", "v_proj"),
+        # OPT counts positions from the attention mask itself.
+    ),
+    Family(
+        name="GPT-2",
+        model_types=("gpt2",),
+        kind="decoder",
+        backbone="transformer",
+        blocks="h",
+        before={"wte": "none", "wpe": "zero"},
+        after=("ln_f",),
+        head=("score",),
+        lora=("c_attn",),
+        position_ids=True,
+    ),
+    Family(
+        name="Llama",
+        model_types=("llama", "mistral", "qwen2", "qwen3", "gemma3_text"),
+        kind="decoder",
+        backbone="model",
+        blocks="layers",
+        before={"embed_tokens": "none"},
+        after=("norm",),
+        head=("score",),
+        lora=("q_proj", "v_proj"),
+        position_ids=True,
+    ),
+    Family(
+        name="BERT",
+        model_types=("bert",),
+        kind="encoder",
+        backbone="bert",
+        blocks="encoder.layer",
+        before={"embeddings": "pass"},
+        after=("pooler",),
+        head=("classifier",),
+        lora=("query", "value"),
+    ),
+    Family(
+        name="RoBERTa",
+        model_types=("roberta",),
+        kind="encoder",
+        backbone="roberta",
+        blocks="encoder.layer",
+        before={"embeddings": "pass"},
+        after=("pooler",),
+        head=("classifier",),
+        lora=("query", "value"),
+    ),
+    Family(
+        name="ViT",
+        model_types=("vit",),
+        kind="image",
+        backbone="vit",
+        blocks="layers",
+        before={"embeddings": "pass"},
+        after=("layernorm", "pooler"),
+        head=("classifier",),
+        lora=("q_proj", "v_proj"),
+    ),
+    Family(
+        name="ResNet",
+        model_types=("halfback_resnet",),
+        kind="image",
+        backbone="",
+        blocks="blocks",
+        before={"stem": "pass"},
+        after=("head",),
+        head=("head",),
+        lora=("conv1", "conv2"),
+    ),
+)
+
+
+def family_of_type(model_type: str) -> Family:
+    """The row for a `config.model_type`.
+
+    Raises UserError, with the supported types, if there is none.
+    """
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(sorted(name for family in FAMILIES for name in family.model_types))
+    raise UserError(f"model family {model_type!r} is not supported; supported are {known}")
+
+
+def family_of(model: nn.Module) -> Family:
+    """The row for a model.
+
+    Raises UserError if the family is not in the table, or if the model is not a whole task model of it (a bare backbone).
+    """
+    config = getattr(model, "config", None)
+    family = family_of_type(getattr(config, "model_type", type(model).__name__))
+    try:
+        model.get_submodule(family.backbone).get_submodule(family.blocks)
+    except AttributeError:
+        raise UserError(
+            f"{type(model).__name__} has no blocks at {family.backbone}.{family.blocks}; "
+            f"a {family.name} model with a task head is needed"
+        ) from None
+    return family

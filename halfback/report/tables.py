@@ -1,0 +1,89 @@
+"""The closing table as plain strings, for the terminal and for the page."""
+
+from collections.abc import Sequence
+from typing import Any
+
+NOTHING = "–"  # what a run has not measured
+
+
+def rows(summaries: Sequence[dict[str, Any]], labels: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the closing table: one row per measure, one column per run after the measure's name.
+
+    `labels` name the runs; by default the algorithms do, with the seed where an algorithm comes twice. A summary may
+    lack keys (a run that was killed): its cell is `NOTHING`. Columns and rows swap with `zip(*[header, *rows])`.
+    """
+    metric = metric_name(summaries)
+    measures = [
+        (f"{metric}, before", lambda run: number(run.get("metric", {}).get("initial"))),
+        (f"{metric}, final", lambda run: number(run.get("metric", {}).get("final"))),
+        (f"{metric}, best", lambda run: number(run.get("metric", {}).get("best"))),
+        ("training loss", lambda run: number(run.get("train_loss"))),
+        ("steps", lambda run: count(run.get("steps"))),
+        ("bytes up", lambda run: size(run.get("up_bytes"))),
+        ("bytes down", lambda run: size(run.get("down_bytes"))),
+        ("client peak memory", lambda run: size(run.get("client_peak_bytes"))),
+        ("client inference peak", lambda run: size(run.get("client_inference_peak_bytes"))),
+        ("client peak ÷ inference peak", _memory_ratio),
+        ("server peak memory", lambda run: size(run.get("server_peak_bytes"))),
+        ("forward passes", lambda run: count(run.get("forward_passes"))),
+        ("client seconds", lambda run: seconds(run.get("client_seconds"))),
+        ("server seconds", lambda run: seconds(run.get("server_seconds"))),
+        ("wire seconds", lambda run: seconds(run.get("wire_seconds"))),
+        ("wall seconds", lambda run: seconds(run.get("wall_seconds"))),
+        ("trainable parameters, bottom", lambda run: count(run.get("trainable_parameters", {}).get("bottom"))),
+        ("trainable parameters, top", lambda run: count(run.get("trainable_parameters", {}).get("top"))),
+    ]
+    header = ["", *(labels if labels is not None else _default_labels(summaries))]
+    return header, [[name, *(cell(summary) for summary in summaries)] for name, cell in measures]
+
+
+def metric_name(summaries: Sequence[dict[str, Any]]) -> str:
+    """The one metric the runs share; "metric" where they differ or none says."""
+    names = {str(summary["metric"]["name"]) for summary in summaries if summary.get("metric", {}).get("name")}
+    return names.pop() if len(names) == 1 else "metric"
+
+
+def _default_labels(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    algorithms = [str(summary.get("algorithm", NOTHING)) for summary in summaries]
+    return [
+        name if algorithms.count(name) == 1 else f"{name} (seed {summary.get('seed', NOTHING)})"
+        for name, summary in zip(algorithms, summaries, strict=True)
+    ]
+
+
+def _memory_ratio(summary: dict[str, Any]) -> str:
+    peak, inference = summary.get("client_peak_bytes"), summary.get("client_inference_peak_bytes")
+    return f"{peak / inference:.2f}×" if peak and inference else NOTHING
+
+
+def number(value: float | None) -> str:
+    """Four significant digits."""
+    return NOTHING if value is None else f"{value:.4g}"
+
+
+def count(value: int | None) -> str:
+    """A whole number with its thousands apart."""
+    return NOTHING if value is None else f"{value:,}"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds to a tenth; below ten, three significant digits."""
+    if value is None:
+        return NOTHING
+    return f"{value:,.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def size(value: int | None) -> str:
+    """Bytes for people, and exactly: `12.6 MB (12,582,912)`."""
+    if value is None:
+        return NOTHING
+    return f"{short_size(value)} ({value:,})" if value >= 1000 else short_size(value)
+
+
+def short_size(value: float) -> str:
+    """Bytes with three significant digits and a decimal unit: 1 MB is a million bytes."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.4g} TB"

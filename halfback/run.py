@@ -1,0 +1,214 @@
+"""One run from its first round to its summary, and from a checkpoint on."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from halfback import checkpoint, config as configuration
+from halfback.algorithms.protocol import Round
+from halfback.build import Built, build
+from halfback.config import RunConfig
+from halfback.errors import Diverged, UserError
+from halfback.models.adapters import trainable
+from halfback.models.objectives import better
+from halfback.telemetry.records import Record, read_records, truncate_records, write_summary
+from halfback.telemetry.sinks import JsonLines, Sink, TensorBoard
+
+CONFIG, CHECKPOINT, PRETRAINED = "config.yaml", "checkpoint", "pretrained.safetensors"
+
+Watch = Callable[[RunConfig, int, Record], None]
+"""Called after each round with the configuration, the step and the newest record (its loss and bytes are current)."""
+
+
+def train(config: RunConfig, out: Path, *, overwrite: bool = False, watch: Watch | None = None) -> dict[str, Any]:
+    """Runs a configuration into the folder `out`; returns its summary.
+
+    Raises:
+        UserError: `out` holds a run already and `overwrite` is not set.
+    """
+    if (out / CONFIG).exists():
+        if not overwrite:
+            raise UserError(f"--out {out} holds a run already: continue it with `halfback resume {out}`, or --overwrite")
+        shutil.rmtree(out)
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} exists and is no run folder; name a new folder")
+    config_text = configuration.dump(config)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / CONFIG).write_text(config_text)
+    except OSError as error:
+        raise UserError(f"--out {out} can't be written: {error.strerror}") from None
+    return _run(config, out, None, watch)
+
+
+def resume(out: Path, *, watch: Watch | None = None) -> dict[str, Any]:
+    """Continues the run in `out` from its last checkpoint, bit for bit; returns its summary.
+
+    Raises:
+        UserError: `out` holds no run, or its checkpoint belongs to another configuration.
+    """
+    if not (out / CONFIG).exists():
+        raise UserError(f"{out} holds no run: there is no {CONFIG}")
+    config = configuration.load(out / CONFIG)
+    found = checkpoint.load(out / CHECKPOINT)
+    if found is not None:
+        ours, theirs = configuration.to_tree(config), found[2]["config"]
+        changed = [key for key in ours if ours[key] != theirs.get(key)]
+        if changed:
+            key = changed[0]
+            raise UserError(
+                f"checkpoint {out / CHECKPOINT} belongs to another configuration: {key} was {theirs.get(key)!r}, "
+                f"{CONFIG} says {ours[key]!r}"
+            )
+    return _run(config, out, found, watch)
+
+
+def _run(
+    config: RunConfig, out: Path, found: tuple[int, dict[str, Tensor], dict[str, Any]] | None, watch: Watch | None
+) -> dict[str, Any]:
+    built = build(config, pretrained=out / PRETRAINED)
+    progress = _Progress(built, out, watch)
+    if found is None:
+        truncate_records(out, -1)
+        progress.evaluate()
+        progress.save()
+    else:
+        progress.load(*found)
+    try:
+        progress.to_the_end()
+    finally:
+        progress.close()
+    summary = progress.summary()
+    write_summary(out, summary)
+    return summary
+
+
+class _Progress:
+    """Where a run stands, and the three things done with that: evaluate, save, finish."""
+
+    def __init__(self, built: Built, out: Path, watch: Watch | None) -> None:
+        self.built = built
+        self.config = built.config
+        self.out = out
+        self.watch = watch
+        self.round = 0
+        self.step = 0
+        self.losses: list[float] = []  # of the rounds since the last record
+        self.seconds_before = 0.0
+        self.started = time.perf_counter()
+        self.sinks: list[Sink] = []
+
+    def to_the_end(self) -> None:
+        config, simulation = self.config, self.built.simulation
+        rounds = math.ceil(config.steps / config.steps_per_round)
+        while self.round < rounds:
+            steps = min(config.steps_per_round, config.steps - self.step)
+            measure = self.round % config.memory_every == 0
+            self.losses.append(simulation.run_round(Round(self.round, steps), measure_memory=measure))
+            self.round += 1
+            self.step += steps
+            last = self.round == rounds
+            if last or self.round % config.eval_every == 0:
+                self.evaluate()
+            elif self.watch is not None:
+                self.watch(config, self.step, self.record(None, None))
+            if last or self.round % config.checkpoint_every == 0:
+                self.save()
+
+    def record(self, validation_loss: float | None, metric: float | None) -> Record:
+        simulation = self.built.simulation
+        meters = simulation.meters
+        return Record(
+            round=self.round,
+            step=self.step,
+            train_loss=sum(self.losses) / len(self.losses) if self.losses else math.nan,
+            validation_loss=validation_loss,
+            metric=metric,
+            up_bytes=simulation.ledger.total("up"),
+            down_bytes=simulation.ledger.total("down"),
+            client_seconds=meters.client.seconds,
+            server_seconds=meters.server.seconds,
+            wire_seconds=meters.wire.seconds,
+            wall_seconds=self.seconds_before + time.perf_counter() - self.started,
+            forward_passes=meters.forward_passes,
+        )
+
+    def evaluate(self) -> None:
+        result = self.built.evaluate()
+        if not math.isfinite(result.loss):
+            raise Diverged(
+                f"step {self.step}: the validation loss is {result.loss}; lower the learning rates (top.lr, bottom.lr)"
+            )
+        record = self.record(result.loss, result.metric)
+        if not self.sinks:
+            self.sinks.append(JsonLines(self.out))
+            if self.config.tensorboard:
+                self.sinks.append(TensorBoard(self.out, self.step or None))
+        for sink in self.sinks:
+            sink.write(record)
+        self.losses = []
+        if self.watch is not None:
+            self.watch(self.config, self.step, record)
+
+    def save(self) -> None:
+        tensors, values = self.built.simulation.state()
+        values |= {
+            "config": configuration.to_tree(self.config),
+            "step": self.step,
+            "losses": self.losses,
+            "wall_seconds": self.seconds_before + time.perf_counter() - self.started,
+        }
+        checkpoint.save(self.out / CHECKPOINT, self.round, tensors, values)
+
+    def load(self, round_number: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        self.built.simulation.load_state(tensors, values)
+        self.round, self.step, self.losses = round_number, values["step"], values["losses"]
+        self.seconds_before = values["wall_seconds"]
+        truncate_records(self.out, round_number)
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+    def summary(self) -> dict[str, Any]:
+        config, simulation, model = self.config, self.built.simulation, self.built.model
+        records = read_records(self.out)
+        metrics = [record.metric for record in records if record.metric is not None]
+        best = metrics[0]
+        for metric in metrics:
+            best = metric if better(self.built.task.objective, metric, best) else best
+        last, meters = records[-1], simulation.meters
+        return {
+            "algorithm": config.algorithm.name,
+            "task": config.task.name,
+            "model": config.model.name,
+            "cut": config.model.cut,
+            "clients": config.clients,
+            "sampled_clients": config.sampled_clients,
+            "steps": config.steps,
+            "seed": config.seed,
+            "metric": {"name": self.built.task.metric, "initial": metrics[0], "final": metrics[-1], "best": best},
+            "train_loss": last.train_loss,
+            "up_bytes": last.up_bytes,
+            "down_bytes": last.down_bytes,
+            "bytes_by_kind": simulation.ledger.bytes_by_kind,
+            "client_peak_bytes": meters.client_peak_bytes,
+            "client_inference_peak_bytes": meters.client_inference_peak_bytes,
+            "server_peak_bytes": meters.server_peak_bytes,
+            "client_seconds": last.client_seconds,
+            "server_seconds": last.server_seconds,
+            "wire_seconds": last.wire_seconds,
+            "wall_seconds": last.wall_seconds,
+            "forward_passes": last.forward_passes,
+            "trainable_parameters": {
+                "bottom": sum(p.numel() for p in simulation.server.replica.parameters.values()),
+                "top": sum(p.numel() for p in trainable(model.top).values()),
+            },
+            "versions": {name: version(name) for name in ("halfback", "torch", "transformers", "peft")},
+        }

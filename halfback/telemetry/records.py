@@ -1,0 +1,221 @@
+"""What a run leaves behind to be read: `records.jsonl`, one object per evaluation, and `summary.json`.
+
+Both are standard JSON: a number that is not finite is written as null.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from halfback.errors import UserError
+
+RECORDS = "records.jsonl"
+SUMMARY = "summary.json"
+
+SUMMARY_KEYS = frozenset(
+    {
+        "algorithm",
+        "task",
+        "model",
+        "cut",
+        "clients",
+        "sampled_clients",
+        "steps",
+        "seed",
+        "metric",
+        "train_loss",
+        "up_bytes",
+        "down_bytes",
+        "bytes_by_kind",
+        "client_peak_bytes",
+        "client_inference_peak_bytes",
+        "server_peak_bytes",
+        "client_seconds",
+        "server_seconds",
+        "wire_seconds",
+        "wall_seconds",
+        "forward_passes",
+        "trainable_parameters",
+        "versions",
+    }
+)
+_NESTED_KEYS = {
+    "metric": frozenset({"name", "initial", "final", "best"}),
+    "bytes_by_kind": frozenset({"up", "down"}),
+    "trainable_parameters": frozenset({"bottom", "top"}),
+}
+_COUNTS = ("round", "step", "up_bytes", "down_bytes", "forward_passes")
+_MAY_BE_NULL = ("train_loss", "validation_loss", "metric")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where a run stood at one evaluation; bytes, seconds and forward passes are totals since the run began."""
+
+    round: int
+    step: int
+    train_loss: float  # NaN when the loss was not finite or nothing has been trained yet
+    validation_loss: float | None
+    metric: float | None
+    up_bytes: int
+    down_bytes: int
+    client_seconds: float
+    server_seconds: float
+    wire_seconds: float
+    wall_seconds: float
+    forward_passes: int
+
+    def to_json(self) -> str:
+        """One line of standard JSON, without its end of line."""
+        return json.dumps(_finite(asdict(self)), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> "Record":
+        """The record that `to_json` wrote; a null `train_loss` is NaN.
+
+        Raises:
+            UserError: not JSON, a field is missing or unknown, or a value is not a number.
+        """
+        try:
+            found = json.loads(line)
+        except ValueError:
+            raise UserError(f"a record must be one line of JSON, not {line[:60]!r}") from None
+        names = {field.name for field in fields(cls)}
+        if not isinstance(found, dict) or found.keys() != names:
+            keys = sorted(found) if isinstance(found, dict) else type(found).__name__
+            raise UserError(f"a record has the fields {sorted(names)}, not {keys}")
+        for name, value in found.items():
+            allowed = int if name in _COUNTS else int | float
+            if value is None and name in _MAY_BE_NULL:
+                continue
+            if isinstance(value, bool) or not isinstance(value, allowed):
+                raise UserError(f"a record's {name} must be a number, not {value!r}")
+        if found["train_loss"] is None:
+            found["train_loss"] = math.nan
+        return cls(**found)
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The records of a run, in order; a last line cut short by a killed writer is left out.
+
+    Raises:
+        UserError: `records.jsonl` is missing, unreadable, or wrong before its last line.
+    """
+    path = Path(folder) / RECORDS
+    lines = _read_text(path).split("\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(Record.from_json(line))
+        except UserError as error:
+            if number == len(lines):  # no end of line after it: the writer was stopped in the middle
+                break
+            raise UserError(f"{path}, line {number}: {error}") from None
+    return records
+
+
+def truncate_records(folder: Path, round: int) -> None:
+    """Drop the records after `round`, and a torn last line, in one atomic replacement; no file: nothing to drop.
+
+    Raises:
+        UserError: `records.jsonl` is unreadable or wrong before its last line.
+    """
+    path = Path(folder) / RECORDS
+    if path.exists():
+        _write_records(path, (record for record in read_records(folder) if record.round <= round))
+
+
+def mend_records(folder: Path) -> None:
+    """Make `records.jsonl` safe to append to: no torn last line, an end of line after the last record.
+
+    Raises:
+        UserError: `records.jsonl` is unreadable or wrong before its last line.
+    """
+    path = Path(folder) / RECORDS
+    if path.exists() and not _read_text(path).endswith("\n"):
+        _write_records(path, read_records(folder))
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write `summary.json` in one atomic replacement.
+
+    Raises:
+        UserError: a key of `SUMMARY_KEYS` is missing, or another is there.
+    """
+    _check_summary(summary, "the summary")
+    text = json.dumps(_finite(summary), indent=2, allow_nan=False)
+    _replace(Path(folder) / SUMMARY, text + "\n")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a finished run; a number that was not finite comes back as None.
+
+    Raises:
+        UserError: `summary.json` is missing, not JSON, or its keys are not `SUMMARY_KEYS`.
+    """
+    path = Path(folder) / SUMMARY
+    try:
+        summary = json.loads(_read_text(path))
+    except ValueError:
+        raise UserError(f"{path} must be JSON; delete it and run the recipe again") from None
+    _check_summary(summary, str(path))
+    return summary
+
+
+def _check_summary(summary: Any, where: str) -> None:
+    if not isinstance(summary, dict):
+        raise UserError(f"{where} must be an object, not {type(summary).__name__}")
+    _check_keys(summary, SUMMARY_KEYS, where)
+    for key, allowed in _NESTED_KEYS.items():
+        if not isinstance(summary[key], dict):
+            raise UserError(f"{where}: {key} must be an object, not {summary[key]!r}")
+        _check_keys(summary[key], allowed, f"{where}: {key}")
+
+
+def _check_keys(found: dict[str, Any], allowed: frozenset[str], where: str) -> None:
+    if missing := sorted(allowed - found.keys()):
+        raise UserError(f"{where} lacks {', '.join(missing)}")
+    if unknown := sorted(found.keys() - allowed):
+        raise UserError(f"{where} has unknown keys {', '.join(unknown)}; allowed are {', '.join(sorted(allowed))}")
+
+
+def _finite(value: Any) -> Any:
+    """The same value with None for each number that standard JSON cannot hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; name the folder of a run") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text; it must be UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _write_records(path: Path, records: Iterable[Record]) -> None:
+    _replace(path, "".join(record.to_json() + "\n" for record in records))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside the file, then swap: a reader sees the old text or the new, also after a crash."""
+    beside = path.with_name(path.name + ".part")
+    with beside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)

@@ -1,0 +1,106 @@
+"""The few message kinds that carry all algorithms: frozen dataclasses, with a role for each field.
+
+A role says what a field holds whatever the algorithm, so the ledger splits bytes by it and a codec is chosen by it.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+Role = Literal["activations", "mask", "labels", "sample_ids", "gradient", "slopes", "losses", "weights", "steps"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+def _role(role: Role) -> Any:
+    return field(metadata={"role": role})
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """An answer without content: the exchange itself is the signal."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """Up, first in a round: the client says how many steps it has already replayed."""
+
+    position: int = _role("steps")
+
+
+@dataclass(frozen=True)
+class History:
+    """Down: agreed slopes of steps `first`, `first` + 1, …: (steps, P) float32."""
+
+    first: int = _role("steps")
+    slopes: Tensor = _role("slopes")
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Up: what the server needs for the loss of one batch.
+
+    `hidden` (B, T, H) or (B, C, H, W); `mask` (B, T) bool or None for images; `labels` (B,) or (B, T) integers, or None
+    when they were sent with an earlier message of the step; `sample_ids` (B,) int32.
+    """
+
+    hidden: Tensor = _role("activations")
+    mask: Tensor | None = _role("mask")
+    labels: Tensor | None = _role("labels")
+    sample_ids: Tensor = _role("sample_ids")
+
+
+@dataclass(frozen=True)
+class CutGradient:
+    """Down: λ = ∂ℓ/∂z, with the shape of the activations it answers."""
+
+    gradient: Tensor = _role("gradient")
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Up: one client's slopes; down: the agreed mean; of step `step`, (P,) float32."""
+
+    step: int = _role("steps")
+    values: Tensor = _role("slopes")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Down: the loss of the activations it answers, (1,) float32."""
+
+    values: Tensor = _role("losses")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Trainable tensors of the bottom in the order of their names."""
+
+    tensors: tuple[Tensor, ...] = _role("weights")
+
+
+Message = Nothing | Join | History | Activations | CutGradient | Slopes | Losses | Weights
+
+# The number on the wire is the place in this tuple: append, never reorder.
+KINDS: tuple[type[Message], ...] = (Nothing, Join, History, Activations, CutGradient, Slopes, Losses, Weights)
+
+
+class Field(NamedTuple):
+    """What the wire knows of a field: its role and the Python types it may hold."""
+
+    role: Role
+    types: tuple[type, ...]
+
+
+def _types(hint: Any) -> tuple[type, ...]:
+    if get_origin(hint) is tuple:
+        return (tuple,)
+    return get_args(hint) or (hint,)
+
+
+FIELDS: dict[type[Message], dict[str, Field]] = {
+    kind: {
+        entry.name: Field(entry.metadata["role"], _types(get_type_hints(kind)[entry.name])) for entry in fields(kind)
+    }
+    for kind in KINDS
+}

@@ -1,0 +1,153 @@
+"""The byte layout of a message (docs/wire_format.md), written and read without trusting the other side.
+
+Every length, dtype, shape and count is checked against what is left of the buffer before anything is allocated.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfback.errors import PeerError
+from halfback.wire.messages import FIELDS, KINDS, Message
+
+MAGIC = b"HB"
+VERSION = 1
+MAX_BYTES = 1 << 31
+MAX_DIMENSIONS = 8
+
+_NONE, _INTEGER, _TENSOR, _TENSORS = range(4)
+_HEADER = struct.Struct("<2sBB")
+_DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
+_CODE_OF = {dtype: code for code, dtype in enumerate(_DTYPES)}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A serialised message and how its bytes split by role (`framing` is everything that describes the rest)."""
+
+    data: bytes
+    bytes_by_role: dict[str, int]
+
+
+def pack(message: Message) -> Packed:
+    """Serialises a message; the result's length is what the ledger counts."""
+    parts = [_HEADER.pack(MAGIC, VERSION, KINDS.index(type(message)))]
+    by_role: dict[str, int] = {}
+    for name, (role, _types) in FIELDS[type(message)].items():
+        by_role[role] = by_role.get(role, 0) + _pack_field(parts, getattr(message, name))
+    data = b"".join(parts)
+    framing = len(data) - sum(by_role.values())
+    return Packed(data, {role: count for role, count in by_role.items() if count} | {"framing": framing})
+
+
+def _pack_field(parts: list[bytes], value: Any) -> int:
+    """Appends one field; returns its payload bytes."""
+    if value is None:
+        parts.append(bytes([_NONE]))
+        return 0
+    if isinstance(value, int):
+        parts.append(struct.pack("<Bq", _INTEGER, value))
+        return 8
+    if isinstance(value, Tensor):
+        parts.append(bytes([_TENSOR]))
+        return _pack_tensor(parts, value)
+    parts.append(struct.pack("<BI", _TENSORS, len(value)))
+    return sum(_pack_tensor(parts, tensor) for tensor in value)
+
+
+def _pack_tensor(parts: list[bytes], tensor: Tensor) -> int:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    parts.append(struct.pack(f"<BB{tensor.ndim}I", _CODE_OF[tensor.dtype], tensor.ndim, *tensor.shape))
+    parts.append(flat.view(torch.uint8).numpy().tobytes())
+    return flat.numel() * flat.element_size()
+
+
+def unpack(data: bytes, *, max_bytes: int = MAX_BYTES) -> Message:
+    """Reads a message back; tensors are fresh and on the CPU.
+
+    Raises:
+        PeerError: the bytes are no message of this version; names the field, what came and what is allowed.
+    """
+    if len(data) > max_bytes:
+        raise PeerError(f"message: {len(data)} bytes came, at most {max_bytes} are allowed")
+    reader = _Reader(data)
+    magic, version, kind_code = reader.read(_HEADER, "header")
+    if magic != MAGIC or version != VERSION:
+        raise PeerError(f"header: {magic!r} version {version} came, {MAGIC!r} version {VERSION} is allowed")
+    if kind_code >= len(KINDS):
+        raise PeerError(f"header: message kind {kind_code} came, 0 to {len(KINDS) - 1} are allowed")
+    kind = KINDS[kind_code]
+    values = {name: reader.field(f"{kind.__name__}.{name}") for name in FIELDS[kind]}
+    if reader.left:
+        raise PeerError(f"{kind.__name__}: {reader.left} bytes follow the last field, none are allowed")
+    for name, (_role, types) in FIELDS[kind].items():
+        if not isinstance(values[name], types):
+            allowed = " or ".join(allowed.__name__ for allowed in types)
+            raise PeerError(f"{kind.__name__}.{name}: {type(values[name]).__name__} came, {allowed} is allowed")
+    return kind(**values)
+
+
+class _Reader:
+    """A cursor over the buffer that refuses to read past its end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._at
+
+    def read(self, layout: struct.Struct, name: str) -> tuple[Any, ...]:
+        if layout.size > self.left:
+            raise PeerError(f"{name}: {self.left} bytes are left, {layout.size} are needed")
+        values = layout.unpack_from(self._data, self._at)
+        self._at += layout.size
+        return values
+
+    def field(self, name: str) -> Any:
+        (code,) = self.read(struct.Struct("<B"), name)
+        if code == _NONE:
+            return None
+        if code == _INTEGER:
+            return self.read(struct.Struct("<q"), name)[0]
+        if code == _TENSOR:
+            return self.tensor(name)
+        if code == _TENSORS:
+            (count,) = self.read(struct.Struct("<I"), name)
+            if count * 2 > self.left:  # a tensor takes at least two bytes
+                raise PeerError(f"{name}: {count} tensors announced, but only {self.left} bytes are left")
+            return tuple(self.tensor(f"{name}[{i}]") for i in range(count))
+        raise PeerError(f"{name}: field type {code} came, 0 to {_TENSORS} are allowed")
+
+    def tensor(self, name: str) -> Tensor:
+        code, dimensions = self.read(struct.Struct("<BB"), name)
+        if code >= len(_DTYPES):
+            raise PeerError(f"{name}: dtype {code} came, 0 to {len(_DTYPES) - 1} are allowed")
+        if dimensions > MAX_DIMENSIONS:
+            raise PeerError(f"{name}: {dimensions} dimensions came, at most {MAX_DIMENSIONS} are allowed")
+        shape = self.read(struct.Struct(f"<{dimensions}I"), name)
+        dtype = _DTYPES[code]
+        size = math.prod(shape) * dtype.itemsize
+        if size > self.left:
+            raise PeerError(f"{name}: shape {shape} of {dtype} needs {size} bytes, but only {self.left} are left")
+        raw = bytearray(self._data[self._at : self._at + size])
+        self._at += size
+        if dtype == torch.bool and any(raw.translate(None, b"\x00\x01")):
+            raise PeerError(f"{name}: a byte other than 0 and 1 came in a bool tensor")
+        return torch.frombuffer(raw, dtype=dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)

@@ -1,0 +1,122 @@
+"""Weights that are perturbed where they are used: live parameters never change.
+
+While a module runs, and only then, its own parameters are replaced by scratch tensors; so one layer's copy is alive at
+a time, nothing has to be restored by arithmetic, and the parameters are bit-exact in every dtype, also when the probe
+raises. Adding and subtracting in place drifts instead: 12 % in bfloat16 after 1,000 probes.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halfback.zeroth.directions import Law, direction_rows, direction_slices
+
+CHUNK = 1 << 18  # values generated at once: bounds the scratch memory beside the perturbed layer to about a megabyte
+
+Substitute = Callable[[str, Tensor, Tensor | None], Tensor]
+
+
+@contextmanager
+def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute: Substitute) -> Iterator[None]:
+    """While this context is open, every submodule that runs sees `substitute(name, parameter, rows)` for its weights.
+
+    Args:
+        module: the tree whose submodules run.
+        parameters: name → parameter (by identity) to be replaced; others are left alone.
+        substitute: gives the replacement; `rows` is None for the whole parameter or, for an embedding table, the (n,)
+            distinct rows that this call uses: the replacement then has only these rows.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    handles, swapped = [], {}
+    for child in module.modules():
+        own = {attribute: p for attribute, p in child._parameters.items() if p is not None and id(p) in names}
+        if not own:
+            continue
+        handles.append(child.register_forward_pre_hook(_enter(own, names, substitute, swapped)))
+        handles.append(child.register_forward_hook(_leave(swapped), always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for child, restore in list(swapped.items()):  # an interrupt passes by the forward hooks
+            restore()
+
+
+def _enter(
+    own: dict[str, nn.Parameter],
+    names: dict[int, str],
+    substitute: Substitute,
+    swapped: dict[nn.Module, Callable[[], None]],
+) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        saved = dict(own)
+        if isinstance(module, nn.Embedding) and len(args) == 1 and _looks_up_ids(module):
+            (attribute, table), padding = next(iter(own.items())), module.padding_idx
+            rows, ids = torch.unique(args[0], return_inverse=True)
+            swapped[module] = lambda: _restore(module, saved, padding)
+            module.padding_idx = None  # meant for row numbers of the whole table, and only for its gradient
+            module._parameters[attribute] = substitute(names[id(table)], table, rows)  # type: ignore[assignment]
+            return (ids,)
+        swapped[module] = lambda: _restore(module, saved)
+        for attribute, parameter in own.items():
+            module._parameters[attribute] = substitute(names[id(parameter)], parameter, None)  # type: ignore[assignment]
+        return None
+
+    return hook
+
+
+def _leave(swapped: dict[nn.Module, Callable[[], None]]) -> Callable[..., None]:
+    def hook(module: nn.Module, _args: Any, _output: Any) -> None:
+        restore = swapped.pop(module, None)
+        if restore is not None:
+            restore()
+
+    return hook
+
+
+_UNTOUCHED = object()
+
+
+def _restore(module: nn.Module, saved: dict[str, nn.Parameter], padding: Any = _UNTOUCHED) -> None:
+    module._parameters.update(saved)
+    if padding is not _UNTOUCHED:
+        module.padding_idx = padding
+
+
+def _looks_up_ids(module: nn.Embedding) -> bool:
+    """Whether the call's one argument is the row numbers (learned positions compute theirs from other arguments)."""
+    return list(inspect.signature(type(module).forward).parameters)[1] in ("input", "input_ids")
+
+
+def perturbed(
+    module: nn.Module, parameters: Mapping[str, Tensor], seed: int, radius: float, *, law: Law = "rademacher"
+) -> Any:
+    """A context in which `module` runs with θ + `radius`·u; a negative radius probes the other side.
+
+    Bit-equal to adding ``radius * u`` to the parameters in place, for every dtype.
+    """
+
+    def add_direction(name: str, parameter: Tensor, rows: Tensor | None) -> Tensor:
+        if rows is not None:
+            direction = direction_rows(seed, name, rows, parameter.shape[1], law=law)
+            return parameter.detach().index_select(0, rows).add_(direction.to(parameter.dtype).mul_(radius))
+        scratch = parameter.detach().clone(memory_format=torch.contiguous_format)
+        flat = scratch.view(-1)
+        for start in range(0, flat.numel(), CHUNK):
+            stop = min(start + CHUNK, flat.numel())
+            direction = direction_slices([seed], name, start, stop, law=law, device=flat.device)[0]
+            flat[start:stop] += direction.to(flat.dtype).mul_(radius)
+        return scratch
+
+    return substituted(module, parameters, add_direction)
+
+
+def direction_of(seed: int, name: str, parameter: Tensor, *, law: Law = "rademacher") -> Tensor:
+    """The whole direction of one parameter, in its shape, dtype and place."""
+    flat = direction_slices([seed], name, 0, parameter.numel(), law=law, device=parameter.device)[0]
+    return flat.view(parameter.shape).to(parameter.dtype)

@@ -1,0 +1,117 @@
+"""Estimators of a slope: the derivative of ⟨λ, z(θ)⟩ along a seeded direction u, from forward passes alone.
+
+All have one signature, so that a method can be run with any of them:
+
+* ``forward``: ⟨λ, z(θ+μu) − z(θ)⟩ / μ, one pass a direction beside the base (HO-SFL, arXiv 2603.14773, step 4).
+* ``central``: ⟨λ, z(θ+μu) − z(θ−μu)⟩ / 2μ, two passes; the error falls as μ².
+* ``forward_ad``: ⟨λ, J u⟩ by forward-mode automatic differentiation, exact, one dearer pass and no radius.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from halfback.errors import UserError
+from halfback.zeroth.directions import Law, direction_rows
+from halfback.zeroth.perturb import direction_of, perturbed, substituted
+
+Estimator = Literal["forward", "central", "forward_ad"]
+
+
+@torch.no_grad()
+def estimate_slopes(
+    run: Callable[[], Tensor],
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    cotangent: Tensor,
+    base: Tensor,
+    seeds: Sequence[int],
+    *,
+    radius: float,
+    estimator: Estimator = "forward",
+    law: Law = "rademacher",
+) -> Tensor:
+    """One slope a seed: (len(seeds),) float64.
+
+    Args:
+        run: the forward pass of `module`; its result has the shape of `base`.
+        parameters: name → parameter of `module` that directions move.
+        cotangent: λ, the gradient of the loss with respect to the result (a one for a loss).
+        base: z(θ), the unperturbed result; only ``forward`` reads it.
+        radius: μ; ``forward_ad`` ignores it.
+    """
+    precision = torch.promote_types(cotangent.dtype, torch.float32)  # half precisions are summed in float32
+    flat_cotangent = cotangent.reshape(-1).to(precision)
+
+    def project(change: Tensor) -> float:
+        return float(torch.dot(change.reshape(-1).to(precision), flat_cotangent))
+
+    def slope(seed: int) -> float:
+        if estimator == "forward_ad":
+            return project(_tangent(run, module, parameters, seed, law, like=cotangent))
+        with perturbed(module, parameters, seed, radius, law=law):
+            ahead = run()
+        if estimator == "forward":
+            return project(ahead.sub_(base)) / radius
+        with perturbed(module, parameters, seed, -radius, law=law):
+            behind = run()
+        return project(ahead.sub_(behind)) / (2 * radius)
+
+    return torch.tensor([slope(seed) for seed in seeds], dtype=torch.float64)
+
+
+def _tangent(
+    run: Callable[[], Tensor],
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    seed: int,
+    law: Law,
+    *,
+    like: Tensor,
+) -> Tensor:
+    def dual(name: str, parameter: Tensor, rows: Tensor | None) -> Tensor:
+        if rows is None:
+            return forward_ad.make_dual(parameter.detach(), direction_of(seed, name, parameter, law=law))
+        tangent = direction_rows(seed, name, rows, parameter.shape[1], law=law).to(parameter.dtype)
+        return forward_ad.make_dual(parameter.detach().index_select(0, rows), tangent)
+
+    # The fused attention kernels have no forward-mode rule; the written-out one has.
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), substituted(module, parameters, dual):
+        tangent = forward_ad.unpack_dual(run()).tangent
+    return torch.zeros_like(like) if tangent is None else tangent
+
+
+def default_radius(parameters: Mapping[str, Tensor]) -> float:
+    """The measured default of μ for these parameters (docs/results.md, "Slope error").
+
+    The truncation error grows with the length of the step, μ√d, and the rounding error with eps/μ; so the radius
+    falls with the number of parameters d and rises with the machine epsilon of their dtype **(ours)**.
+    """
+    dimension = sum(parameter.numel() for parameter in parameters.values())
+    epsilon = max((torch.finfo(parameter.dtype).eps for parameter in parameters.values()), default=2**-23)
+    return min(1e-3, 0.25 / math.sqrt(max(dimension, 1))) * math.sqrt(epsilon / 2**-23)
+
+
+def check_radius(parameters: Mapping[str, Tensor], radius: float) -> None:
+    """Refuses a radius that the dtype swallows: θ + μu would be θ.
+
+    Raises:
+        UserError: μ is not a positive number, or leaves most of some parameter as it was.
+    """
+    if not (radius > 0 and math.isfinite(radius)):
+        raise UserError(f"radius={radius:g}: the probe radius must be a positive number")
+    for name, parameter in parameters.items():
+        values = parameter.detach()
+        unchanged = ((values + radius) == values).float().mean().item() if values.numel() else 0.0
+        if unchanged > 0.5:
+            typical = values.abs().float().median().item()
+            least = typical * torch.finfo(values.dtype).eps
+            raise UserError(
+                f"radius={radius:g} is too small for {values.dtype}: θ+μu rounds to θ in {unchanged:.0%} of {name}; "
+                f"use at least {least:.1g}"
+            )

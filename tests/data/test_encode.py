@@ -1,0 +1,173 @@
+import copy
+
+import pytest
+import torch
+
+from halfback.data.encode import Batch, encode, verbaliser_ids
+from halfback.data.tasks import RawSplit, RawTask
+from halfback.errors import UserError
+
+TEXTS = ["a film", "a film that was great fun and good", "great"]
+PAIRS = ["it was good", "no", "a film that was terrible"]
+
+
+def task(texts=TEXTS, pairs=None, objective="classification"):
+    labels = torch.arange(len(texts)) % 2 if objective == "classification" else torch.zeros(len(texts)).long()
+    split = RawSplit(list(texts), None if pairs is None else list(pairs), None, labels)
+    return RawTask("some", objective, split, split, ["no", "yes"], None)
+
+
+def on_side(tokenizer, side):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = side
+    return tokenizer
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pairs", [None, PAIRS])
+def test_batches_are_what_the_tokenizer_gives(bert_tokenizer, side, pairs):
+    tokenizer = on_side(bert_tokenizer, side)
+    split = encode(task(pairs=pairs), tokenizer, max_length=8, template=None).train
+    batch = split.batch([2, 0, 1])
+    order = [TEXTS[row] for row in (2, 0, 1)], None if pairs is None else [PAIRS[row] for row in (2, 0, 1)]
+    direct = tokenizer(*order, truncation=True, max_length=8, padding=True, return_tensors="pt")
+    assert torch.equal(batch.inputs["input_ids"], direct["input_ids"])
+    assert torch.equal(batch.inputs["attention_mask"], direct["attention_mask"].bool())
+    assert batch.inputs["input_ids"].dtype == torch.int64
+    assert batch.inputs["attention_mask"].dtype == torch.bool
+    assert ("token_type_ids" in batch.inputs) == (pairs is not None)
+    if pairs is not None:
+        assert torch.equal(batch.inputs["token_type_ids"], direct["token_type_ids"])
+    assert batch.labels.tolist() == [0, 0, 1]
+    assert batch.sample_ids.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_row_is_the_same_alone_as_in_a_batch(decoder_tokenizer, side):
+    split = encode(task(), on_side(decoder_tokenizer, side), max_length=32, template=None).train
+    together = split.batch(torch.arange(3))
+    for row in range(3):
+        alone = split.batch([row])
+        assert alone.inputs["attention_mask"].all()
+        mask = together.inputs["attention_mask"][row]
+        assert torch.equal(together.inputs["input_ids"][row][mask], alone.inputs["input_ids"][0])
+        assert decoder_tokenizer.decode(alone.inputs["input_ids"][0]) == TEXTS[row]
+
+
+def test_padding_is_masked_where_the_pad_token_also_stands_in_a_text(decoder_tokenizer):
+    """The tokenizer has no pad token: the end token pads, and a text's own end token stays visible."""
+    split = encode(task(["good<end>", "a film that was great"]), decoder_tokenizer, max_length=32, template=None).train
+    batch = split.batch([0, 1])
+    length = len(decoder_tokenizer("good<end>")["input_ids"])
+    assert batch.inputs["input_ids"][0, length - 1] == decoder_tokenizer.eos_token_id
+    assert batch.inputs["attention_mask"][0].sum() == length
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_causal_labels_are_the_tokens_without_padding(decoder_tokenizer, side):
+    encoded = encode(task(objective="causal_lm"), on_side(decoder_tokenizer, side), max_length=32, template=None)
+    batch = encoded.train.batch([0, 1])
+    mask = batch.inputs["attention_mask"]
+    assert batch.labels.shape == mask.shape
+    assert batch.labels.dtype == torch.int64
+    assert torch.equal(batch.labels[mask], batch.inputs["input_ids"][mask])
+    assert (batch.labels[~mask] == -100).all()
+    assert (~mask).any()
+    assert encoded.metric == "perplexity"
+    assert encoded.train.labels.tolist() == [0, 0, 0]
+
+
+def test_a_template_keeps_its_end_when_the_text_is_too_long(decoder_tokenizer):
+    long = "a film that was great fun " * 20 + "END"
+    split = encode(task([long, "a"]), decoder_tokenizer, max_length=12, template="Review: {text} It was").train
+    rows = [split.batch([row]).inputs["input_ids"][0] for row in range(2)]
+    assert len(rows[0]) == 12
+    assert decoder_tokenizer.decode(rows[0]).endswith("END It was")
+    assert decoder_tokenizer.decode(rows[1]).endswith("a It was")
+    without = encode(task([long]), decoder_tokenizer, max_length=12, template=None).train.batch([0])
+    assert long.startswith(decoder_tokenizer.decode(without.inputs["input_ids"][0]))
+
+
+def test_a_template_for_bert_keeps_the_special_tokens(bert_tokenizer):
+    split = encode(task(["good " * 50]), bert_tokenizer, max_length=10, template="{text} it was").train
+    tokens = bert_tokenizer.convert_ids_to_tokens(split.batch([0]).inputs["input_ids"][0].tolist())
+    assert tokens == ["[CLS]"] + ["good"] * 6 + ["it", "was", "[SEP]"]
+
+
+def test_a_template_takes_the_pair_in_and_braces_of_texts_are_text(bert_tokenizer):
+    split = encode(task(["{pair} x"], ["y {0}"]), bert_tokenizer, max_length=32, template="{text}? {pair}").train
+    batch = split.batch([0])
+    assert batch.inputs["input_ids"][0].tolist() == bert_tokenizer("{pair} x? y {0}")["input_ids"]
+    assert "token_type_ids" not in batch.inputs
+
+
+def test_the_tokenizer_stays_as_it_was(bert_tokenizer):
+    before = bert_tokenizer.truncation_side, bert_tokenizer("good " * 50)["input_ids"]
+    encode(task(), bert_tokenizer, max_length=4, template="{text} it")
+    assert (bert_tokenizer.truncation_side, bert_tokenizer("good " * 50)["input_ids"]) == before
+
+
+@pytest.mark.parametrize(
+    ("template", "pairs", "said"),
+    [
+        ("It was", None, r"lacks \{text\}"),
+        ("{text} It was", PAIRS, r"lacks \{pair\}"),
+        ("{text} {pair}", None, r"names \{pair\}; allowed here: \{text\}"),
+        ("{text} {lable}", None, r"names \{lable\}"),
+        ("{text} {", None, "malformed"),
+        ("{text} It was ", None, "ends with a blank"),
+    ],
+)
+def test_templates_that_are_refused(decoder_tokenizer, template, pairs, said):
+    with pytest.raises(UserError, match=said) as caught:
+        encode(task(pairs=pairs), decoder_tokenizer, max_length=16, template=template)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_refusals(decoder_tokenizer):
+    with pytest.raises(UserError, match="max_length=0"):
+        encode(task(), decoder_tokenizer, max_length=0, template=None)
+    with pytest.raises(UserError, match="no tokens"):
+        encode(task(["a", ""]), decoder_tokenizer, max_length=8, template=None)
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        encode(task(), None, max_length=8, template=None)
+
+
+def test_images_pass_as_they_are():
+    images = torch.arange(24.0).view(6, 1, 2, 2)
+    raw = RawSplit(None, None, images, torch.arange(6))
+    encoded = encode(RawTask("i", "classification", raw, raw, [], 1), None, max_length=1, template=None)
+    batch = encoded.validation.batch(torch.tensor([4, 1]))
+    assert list(batch.inputs) == ["pixel_values"]
+    assert torch.equal(batch.inputs["pixel_values"], images[[4, 1]])
+    assert batch.labels.tolist() == batch.sample_ids.tolist() == [4, 1]
+    assert (len(encoded.train), encoded.metric) == (6, "accuracy")
+
+
+def test_to_moves_every_tensor():
+    batch = Batch({"x": torch.zeros(1)}, torch.zeros(1), torch.zeros(1)).to("meta")
+    assert {tensor.device.type for tensor in (batch.inputs["x"], batch.labels, batch.sample_ids)} == {"meta"}
+
+
+def test_verbaliser_ids_are_the_tokens_that_follow_the_template(decoder_tokenizer, bert_tokenizer):
+    for tokenizer in (decoder_tokenizer, bert_tokenizer):
+        ids = verbaliser_ids(["great", " terrible"], tokenizer)
+        prompt = tokenizer("It was", add_special_tokens=False)["input_ids"]
+        for word, first in zip(("great", "terrible"), ids, strict=True):
+            assert tokenizer(f"It was {word}", add_special_tokens=False)["input_ids"][len(prompt)] == first
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["great", "great"], "'great' and 'great'"), (["great", ""], "''"), (["great", "  "], "'  '")],
+)
+def test_verbalisers_that_are_refused(decoder_tokenizer, words, said):
+    with pytest.raises(UserError, match=said):
+        verbaliser_ids(words, decoder_tokenizer)
+
+
+def test_words_may_differ_later_but_not_in_their_first_token(decoder_tokenizer, bert_tokenizer):
+    with pytest.raises(UserError, match="'zzx' and 'zzy' start with the same token"):
+        verbaliser_ids(["zzx", "zzy"], decoder_tokenizer)
+    with pytest.raises(UserError, match="unknown to this tokenizer"):
+        verbaliser_ids(["\U00013000"], bert_tokenizer)
