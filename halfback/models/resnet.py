@@ -1,8 +1,8 @@
 """ResNets as a flat list of blocks, so that one technique cuts them and the Transformers models alike.
 
-Two forms: CIFAR (He et al., section 4.2: 6n+2 layers, 16/32/64 channels, parameter-free option-A shortcuts) and ImageNet
-(ResNet-18 and -34 with option-B shortcuts and torchvision's parameter names). Files have the original names
-(`layer1.0.conv1.weight`); `file_name` maps ours (`blocks.0.conv1.weight`) to them.
+Two forms: CIFAR (He et al., section 4.2: 6n+2 layers, 16/32/64 channels, parameter-free option-A shortcuts) and
+ImageNet (ResNet-18 and -34 with option-B shortcuts and torchvision's parameter names). Files have the original names
+(`layer1.0.conv1.weight`); `file_names` maps ours (`blocks.0.conv1.weight`) to them.
 """
 
 import re
@@ -43,6 +43,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = config
         match = _NAME.fullmatch(config.name)
+        self.stages: tuple[int, ...]
         depth, small = (int(match[1]), match[2] is not None) if match else (0, False)
         if depth in IMAGENET_STAGES:
             self.stages, channels = IMAGENET_STAGES[depth], 64

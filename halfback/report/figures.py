@@ -54,15 +54,16 @@ def curves(
         axes.grid(color=_INK, alpha=0.15, linewidth=0.6)
         axes.set_axisbelow(True)
         for line in lines:
+            shown = [(x, y) for x, y in zip(line.x, line.y, strict=True) if x > 0 or not log_x]
             axes.plot(
-                line.x,
-                line.y,
+                [x for x, _ in shown],
+                [y for _, y in shown],
                 color=colour(line.order),
                 linestyle="--" if line.dashed else "-",
                 linewidth=1.2 if line.dashed else 1.8,
                 marker=None if line.dashed else marker(line.order),
                 markersize=4,
-                markevery=max(1, len(line.x) // 12),
+                markevery=max(1, len(shown) // 12),
             )
         if log_x:
             axes.set_xscale("log")

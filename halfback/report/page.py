@@ -21,8 +21,8 @@ body { margin: 0 auto; padding: 1.2rem; max-width: 76rem; background: var(--grou
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0.2rem 0 0.8rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 0.6rem; padding-bottom: 0.2rem; border-bottom: 1px solid var(--rule); }
-p, li, figcaption, caption, .note { max-width: 62rem; }
-figcaption, caption, .note { color: var(--soft); font-size: 0.85rem; }
+p, li, figcaption { max-width: 62rem; }
+figcaption, .note { color: var(--soft); font-size: 0.85rem; }
 ul.runs { list-style: none; padding: 0; margin: 0.4rem 0; }
 ul.runs li { margin: 0.3rem 0; }
 .legend { display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; }
@@ -33,9 +33,9 @@ figure { margin: 0; padding: 0.6rem; background: var(--panel); border-radius: 8p
 figure svg { display: block; width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-caption { text-align: left; caption-side: bottom; padding-top: 0.5rem; }
 th, td { text-align: right; padding: 0.25rem 0.9rem; border-bottom: 1px solid var(--rule); }
-th { font-weight: 600; }
+td { white-space: nowrap; }
+th { font-weight: 600; min-width: 5rem; }
 th:first-child, .word { text-align: left; padding-left: 0.2rem; }
 .bars { display: grid; grid-template-columns: fit-content(38%) 1fr; gap: 0.3rem 0.8rem; align-items: center;
   font-size: 0.9rem; margin: 0.6rem 0 1.2rem; }
@@ -147,15 +147,15 @@ def _legend(runs: Sequence[Run]) -> str:
 
 def _results(runs: Sequence[Run]) -> str:
     header, body = rows([run.summary for run in runs], [run.label for run in runs])
-    caption = (
+    note = (
         "Before: at the first evaluation, before any step. Memory: the high-water mark of live tensors that one "
         "client owns while its code runs, and of the same client's plain inference. 1 MB is a million bytes. "
         f"{NOTHING}: not measured."
     )
-    return _table(header, body, caption, words=1)
+    return _table(header, body, "Results", note, words=1)
 
 
-def _table(header: Sequence[str], body: Sequence[Sequence[str]], caption: str, words: int) -> str:
+def _table(header: Sequence[str], body: Sequence[Sequence[str]], name: str, note: str, words: int) -> str:
     """The first `words` columns are text, the others numbers; the first names its row."""
     kinds = [' class="word"' if place < words else "" for place in range(len(header))]
     head = "".join(
@@ -168,8 +168,9 @@ def _table(header: Sequence[str], body: Sequence[Sequence[str]], caption: str, w
         cells += [f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds[1:], row[1:], strict=True)]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return (
-        f'<div class="wide" tabindex="0"><table><caption>{escape(caption)}</caption>'
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(name)}"><table aria-label="{escape(name)}">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<p class="note">{escape(note)}</p>'  # not a caption: that would scroll away with a wide table
     )
 
 
@@ -201,6 +202,7 @@ def _curve(
 ) -> str:
     ends = [max(line.x) for line in lines]
     log_x = min(ends) > 0 and max(ends) / min(ends) > _LOG_RATIO
+    drawn = curves(lines, x_label, y_label, x_text, key, log_x)
     told = "; ".join(
         f"{runs[line.order].label}{', validation' if line.dashed else ''}: {number(line.y[0])} at {x_text(line.x[0])}, "
         f"{number(line.y[-1])} at {x_text(line.x[-1])}"
@@ -247,7 +249,7 @@ def _bytes(runs: Sequence[Run]) -> str:
     return (
         f'<ul class="runs legend">{dots}</ul>'
         + _bars(stacks)
-        + _table(header, body, "Packed messages as they were sent, by kind of message and role of field.", words=4)
+        + _table(header, body, "Bytes by kind and role", "Packed messages, as they were sent.", words=4)
     )
 
 

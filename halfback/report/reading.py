@@ -1,6 +1,7 @@
 """Reads run folders as the files they are, so that a report needs nothing of what trained them."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 from halfback.errors import UserError
 
-_ALWAYS = ("step", "train_loss", "metric", "up_bytes", "down_bytes", "wall_seconds")
+_ALWAYS = ("step", "up_bytes", "down_bytes", "wall_seconds")
+_OFTEN = ("train_loss", "validation_loss", "metric")  # null where there is none
 _TOTALS = (
     "train_loss",
     "up_bytes",
@@ -19,6 +21,7 @@ _TOTALS = (
     "wall_seconds",
     "forward_passes",
 )
+_MEASURES = (*_TOTALS, "steps", "client_peak_bytes", "client_inference_peak_bytes", "server_peak_bytes")
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,10 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
         if not isinstance(record, dict):
             raise UserError(f"{path}, line {number}: a record must be an object, not {line[:60]!r}")
         for name in _ALWAYS:
-            value = record.get(name)
-            if not (_is_number(value) or (value is None and name in ("train_loss", "metric"))):
-                raise UserError(f"{path}, line {number}: {name} must be a number, not {value!r}")
-        if not (record.get("validation_loss") is None or _is_number(record["validation_loss"])):
-            raise UserError(
-                f"{path}, line {number}: validation_loss must be a number or null, not {record['validation_loss']!r}"
-            )
+            if record.get(name) is None:
+                raise UserError(f"{path}, line {number}: {name} must be a number, not {record.get(name)!r}")
+        record |= {name: record.get(name) for name in _OFTEN}
+        _check_numbers(record, (*_ALWAYS, *_OFTEN, *_TOTALS), f"{path}, line {number}: ")
         records.append(record)
     return records
 
@@ -102,10 +102,15 @@ def _read_summary(path: Path) -> dict[str, Any]:
     for key in ("metric", "bytes_by_kind", "trainable_parameters", "versions"):
         if not isinstance(summary.get(key), dict):
             raise UserError(f"{path}: {key} must be an object, not {summary.get(key)!r}")
+    _check_numbers(summary, _MEASURES, f"{path}: ")
+    _check_numbers(summary["metric"], ("initial", "final", "best"), f"{path}: metric.")
+    _check_numbers(summary["trainable_parameters"], ("bottom", "top"), f"{path}: trainable_parameters.")
     for direction, kinds in summary["bytes_by_kind"].items():
-        for kind, roles in kinds.items() if isinstance(kinds, dict) else [(None, None)]:
-            if not isinstance(roles, dict) or not all(_is_number(size) for size in roles.values()):
-                raise UserError(f"{path}: bytes_by_kind.{direction}.{kind} must give bytes by role, not {roles!r}")
+        by_role = list(kinds.values()) if isinstance(kinds, dict) else [None]
+        if not all(isinstance(roles, dict) and None not in roles.values() for roles in by_role):
+            raise UserError(f"{path}: bytes_by_kind.{direction} must give bytes by kind and role, not {kinds!r}")
+        for kind, roles in kinds.items():
+            _check_numbers(roles, tuple(roles), f"{path}: bytes_by_kind.{direction}.{kind}.")
     return summary
 
 
@@ -119,8 +124,13 @@ def _summary_so_far(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _check_numbers(found: dict[str, Any], names: tuple[str, ...], where: str) -> None:
+    """Each of `names` that `found` has must be a finite number or null."""
+    for name in names:
+        value = found.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if value is not None and not number:
+            raise UserError(f"{where}{name} must be a finite number, not {value!r}")
 
 
 def _read_text(path: Path) -> str:

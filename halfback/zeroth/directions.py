@@ -6,7 +6,8 @@ direction, and one block yields 128 signs or 8 Gaussian values; so any slice of 
 order, on any device, for any dtype of the model, and is always the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from statistics import NormalDist
@@ -73,19 +74,12 @@ def _name_words(name: str) -> tuple[int, int]:
     return value & _WORD, value >> 32
 
 
-def _words(seeds: Sequence[int], name: str, blocks: Tensor) -> Tensor:
-    """(seeds, blocks, 4) int32 whose bits are the generator's output for those keys and block numbers."""
-    low, high = _name_words(name)
+def _values(seeds: Sequence[int], blocks: Tensor, low: Tensor | int, high: Tensor | int, law: Law) -> Tensor:
+    """(seeds, blocks · values per block) float32, for block numbers of the parameters with name words (low, high)."""
     halves = [[seed & _WORD for seed in seeds], [seed >> 32 for seed in seeds]]
     key = torch.tensor(halves, dtype=torch.int64, device=blocks.device).unsqueeze(-1)  # (2, seeds, 1)
-    words = philox((blocks & _WORD, blocks >> 32, low, high), (key[0], key[1]))
-    stacked = torch.stack(words, dim=-1)
-    return torch.where(stacked > 0x7FFFFFFF, stacked - (1 << 32), stacked).to(torch.int32)
-
-
-def _block_values(seeds: Sequence[int], name: str, blocks: Tensor, law: Law) -> Tensor:
-    """(seeds, blocks · values per block) float32."""
-    words = _words(seeds, name, blocks)
+    stacked = torch.stack(philox((blocks & _WORD, blocks >> 32, low, high), (key[0], key[1])), dim=-1)
+    words = torch.where(stacked > 0x7FFFFFFF, stacked - (1 << 32), stacked).to(torch.int32)  # (seeds, blocks, 4)
     if law == "rademacher":
         pieces = torch.stack([(words >> shift) & 0xFF for shift in (0, 8, 16, 24)], dim=-1)
         table = _sign_table(blocks.device)
@@ -95,23 +89,92 @@ def _block_values(seeds: Sequence[int], name: str, blocks: Tensor, law: Law) -> 
     return table.index_select(0, pieces.flatten()).view(len(seeds), -1)
 
 
-def direction_slices(
-    seeds: Sequence[int],
-    name: str,
-    start: int,
-    stop: int,
-    *,
-    law: Law = "rademacher",
-    device: torch.device | None = None,
-) -> Tensor:
-    """Values `start` to `stop` of the flattened directions of one parameter: (len(seeds), stop - start) float32.
+@dataclass(frozen=True)
+class Segment:
+    """Values `start` to `stop` of the flattened parameter `name`, at `place` in their pack."""
 
-    A direction is a function of (seed, `name`, index) alone: slices, batches of seeds and devices agree bit for bit.
+    name: str
+    start: int
+    stop: int
+    place: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Segments whose directions are made together, because a call costs as much for one value as for thousands.
+
+    Each segment begins on a multiple of `ALIGNMENT`, and so does what follows it: `width` counts the gaps.
     """
-    per_block = VALUES_PER_BLOCK[law]
-    first = start // per_block
-    blocks = torch.arange(first, -(-stop // per_block), dtype=torch.int64, device=device)
-    return _block_values(seeds, name, blocks, law)[:, start - first * per_block : stop - first * per_block]
+
+    segments: tuple[Segment, ...]
+    width: int
+
+    def directions(self, seeds: Sequence[int], *, law: Law, device: torch.device) -> Tensor:
+        """(len(seeds), width) float32; a value depends on (seed, name, index) alone, what lies in the gaps on nothing."""
+        return _values(seeds, *_counters(self.segments, VALUES_PER_BLOCK[law], device), law)
+
+
+ALIGNMENT = 128
+PACK_WIDTH = 1 << 17  # bounds the scratch memory of a call to about a megabyte
+
+
+@lru_cache(maxsize=256)
+def packs(layout: tuple[tuple[str, int], ...]) -> tuple[Pack, ...]:
+    """Cuts parameters, given as (name, number of values), into packs of at most `PACK_WIDTH` values, in order."""
+    done: list[Pack] = []
+    segments: list[Segment] = []
+    place = 0
+    for name, size in layout:
+        start = 0
+        while start < size:
+            stop = min(size, start + PACK_WIDTH - place)
+            segments.append(Segment(name, start, stop, place))
+            place += -(-(stop - start) // ALIGNMENT) * ALIGNMENT
+            start = stop
+            if place == PACK_WIDTH:
+                done.append(Pack(tuple(segments), place))
+                segments, place = [], 0
+    if segments:
+        done.append(Pack(tuple(segments), place))
+    return tuple(done)
+
+
+def layout_of(parameters: Mapping[str, Tensor]) -> tuple[tuple[str, int], ...]:
+    """What `packs` takes."""
+    return tuple((name, parameter.numel()) for name, parameter in parameters.items())
+
+
+def _counters(
+    segments: tuple[Segment, ...], per_block: int, device: torch.device
+) -> tuple[Tensor, Tensor | int, Tensor | int]:
+    """Block numbers and name words of every block of a pack."""
+    if len(segments) == 1:  # a piece of a large parameter: not worth remembering
+        return _blocks(segments[0], per_block, device), *_name_words(segments[0].name)
+    return _remembered_counters(segments, per_block, device)
+
+
+@lru_cache(maxsize=64)
+def _remembered_counters(
+    segments: tuple[Segment, ...], per_block: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    blocks = [_blocks(segment, per_block, device) for segment in segments]
+    words = [[torch.full_like(b, _name_words(s.name)[i]) for b, s in zip(blocks, segments, strict=True)] for i in (0, 1)]
+    return torch.cat(blocks), torch.cat(words[0]), torch.cat(words[1])
+
+
+def _blocks(segment: Segment, per_block: int, device: torch.device) -> Tensor:
+    first = segment.start // per_block
+    count = -(-(segment.stop - segment.start) // ALIGNMENT) * (ALIGNMENT // per_block)
+    return torch.arange(first, first + count, dtype=torch.int64, device=device)
+
+
+def direction_of(seed: int, name: str, parameter: Tensor, *, law: Law = "rademacher") -> Tensor:
+    """The whole direction of one parameter, in its shape, dtype and place."""
+    pieces = [
+        pack.directions([seed], law=law, device=parameter.device)[0, : pack.segments[0].stop - pack.segments[0].start]
+        for pack in packs(((name, parameter.numel()),))
+    ]
+    return torch.cat(pieces).view(parameter.shape).to(parameter.dtype)
 
 
 def direction_rows(seed: int, name: str, rows: Tensor, width: int, *, law: Law = "rademacher") -> Tensor:
@@ -124,5 +187,7 @@ def direction_rows(seed: int, name: str, rows: Tensor, width: int, *, law: Law =
     # A row may begin anywhere inside a block: take every block that it can touch, then cut the row out.
     span = torch.arange(-(-(width - 1) // per_block) + 1, device=rows.device)
     blocks = start // per_block + span
-    values = _block_values([seed], name, blocks.flatten(), law).view(len(rows), -1)
+    values = _values([seed], blocks.flatten(), *_name_words(name), law).view(len(rows), -1)
+    if width % per_block == 0:
+        return values[:, :width]
     return values.gather(1, start % per_block + torch.arange(width, device=rows.device))

@@ -1,7 +1,7 @@
 """Replay: everyone who knows the seeds and the agreed slopes rebuilds the same update, bit for bit.
 
 ĝ = (1/P) Σ_p v̄_p u_p (HO-SFL, arXiv 2603.14773, step 6), taken through SGD, momentum or AdamW. Nothing here depends on
-the order in which parameters are visited or on how they are cut into chunks, so many missed steps are replayed in
+the order in which parameters are visited or on how they are packed, so many missed steps are replayed in
 one pass over the parameters, and the result has the bits of one step at a time.
 """
 
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from halfback.errors import PeerError
-from halfback.zeroth.directions import Law, direction_slices
-from halfback.zeroth.perturb import CHUNK
+from halfback.zeroth.directions import PACK_WIDTH, Law, Pack, layout_of, packs
 
 SeedOf = Callable[[int, int], int]
 
@@ -101,31 +100,29 @@ class Replica:
             return
         coefficients = [self.rule.coefficients(row, self.dimension) for row in rows]
         seeds = [self.seed_of(self.position + i, p) for i, row in enumerate(rows) for p in range(len(row))]
-        for name, parameter in self.parameters.items():
-            self._replay_parameter(name, parameter, coefficients, seeds)
+        for pack in packs(layout_of(self.parameters)):
+            self._replay_pack(pack, coefficients, seeds)
         self.position += len(rows)
 
-    def _replay_parameter(
-        self, name: str, parameter: Tensor, coefficients: list[list[float]], seeds: list[int]
-    ) -> None:
-        flat = parameter.view(-1)
+    def _replay_pack(self, pack: Pack, coefficients: list[list[float]], seeds: list[int]) -> None:
+        device = next(iter(self.parameters.values())).device
+        dtype = self.parameters[pack.segments[0].name].dtype
+        values = _gather(self.parameters, pack, device)
+        moments = [_gather(self.moments[moment], pack, device) for moment in self.rule.moments()]
         directions = len(coefficients[0])
-        for start in range(0, flat.numel(), CHUNK):
-            stop = min(start + CHUNK, flat.numel())
-            values = flat[start:stop].float()
-            moments = [self.moments[moment][name].view(-1)[start:stop] for moment in self.rule.moments()]
-            at_once = max(1, CHUNK // ((stop - start) * directions))  # steps whose directions are made together
-            for begin in range(0, len(coefficients), at_once):
-                end = min(begin + at_once, len(coefficients))
-                made = direction_slices(
-                    seeds[begin * directions : end * directions], name, start, stop, law=self.law, device=flat.device
-                )
-                for i in range(begin, end):
-                    gradient = torch.zeros_like(values)
-                    for p, coefficient in enumerate(coefficients[i]):
-                        gradient += made[(i - begin) * directions + p] * coefficient
-                    values = self._step(values, gradient, moments, self.position + i + 1).to(flat.dtype).float()
-            flat[start:stop] = values.to(flat.dtype)
+        at_once = max(1, PACK_WIDTH // (pack.width * directions))  # steps whose directions are made together
+        for begin in range(0, len(coefficients), at_once):
+            end = min(begin + at_once, len(coefficients))
+            made = pack.directions(seeds[begin * directions : end * directions], law=self.law, device=device)
+            for i in range(begin, end):
+                gradient = torch.zeros_like(values)
+                for p, coefficient in enumerate(coefficients[i]):
+                    gradient += made[(i - begin) * directions + p] * coefficient
+                # Through the parameters' dtype each time, as a client that takes one step at a time does.
+                values = self._step(values, gradient, moments, self.position + i + 1).to(dtype).float()
+        _scatter(values, self.parameters, pack)
+        for moment, changed in zip(self.rule.moments(), moments, strict=True):
+            _scatter(changed, self.moments[moment], pack)
 
     def _step(self, values: Tensor, gradient: Tensor, moments: list[Tensor], count: int) -> Tensor:
         """One optimiser step on a chunk, in float32. Products and sums are apart: a fused multiply-add rounds once
@@ -146,3 +143,18 @@ class Replica:
         corrected_mean = mean / (1 - beta1**count)
         corrected_square = square / (1 - beta2**count)
         return values - corrected_mean / (corrected_square.sqrt() + rule.eps) * rule.lr
+
+
+def _gather(tensors: Mapping[str, Tensor], pack: Pack, device: torch.device) -> Tensor:
+    """(width,) float32: the pack's segments of the tensors, zero in the gaps."""
+    flat = torch.zeros(pack.width, dtype=torch.float32, device=device)
+    for segment in pack.segments:
+        size = segment.stop - segment.start
+        flat[segment.place : segment.place + size] = tensors[segment.name].view(-1)[segment.start : segment.stop]
+    return flat
+
+
+def _scatter(flat: Tensor, tensors: Mapping[str, Tensor], pack: Pack) -> None:
+    for segment in pack.segments:
+        size = segment.stop - segment.start
+        tensors[segment.name].view(-1)[segment.start : segment.stop] = flat[segment.place : segment.place + size]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from halfback.errors import UserError
-from halfback.zeroth.directions import Law, direction_rows
-from halfback.zeroth.perturb import direction_of, perturbed, substituted
+from halfback.zeroth.directions import Law, direction_of, direction_rows
+from halfback.zeroth.perturb import perturbed, substituted
 
 Estimator = Literal["forward", "central", "forward_ad"]
 

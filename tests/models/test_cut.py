@@ -1,0 +1,189 @@
+"""The two halves together give the bits, and the gradients, of the uncut model."""
+
+import logging
+
+import pytest
+import torch
+import transformers
+from tiny_models import BLOCKS, CONFIGS, DECODERS, ENCODERS, classifier, language_model, resnet, uncut, vit
+from torch import Tensor, nn
+
+from halfback.errors import UserError
+from halfback.models.cut import cut
+from halfback.models.families import FAMILIES
+
+Tokens = dict[str, Tensor]
+
+
+def test_every_model_type_of_the_table_is_tested() -> None:
+    types = {name for family in FAMILIES for name in family.model_types}
+    assert types == {config.model_type for config in CONFIGS.values()} | {"halfback_resnet"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("at", range(1, BLOCKS + 1))
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoder(name: str, at: int, left: Tokens) -> None:
+    for build in (classifier, language_model):
+        model = build(name)
+        wanted = uncut(model, left)
+        halves = cut(model, at)
+        hidden = halves.bottom(left)
+        assert hidden.shape == (3, 11, 32)
+        assert torch.equal(halves.top(hidden, left["attention_mask"]), wanted)
+        assert torch.equal(uncut(model, left), wanted)  # cutting leaves the whole model as it was
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DECODERS)
+def test_verbaliser(name: str, left: Tokens) -> None:
+    model, words = language_model(name), (7, 90)
+    halves = cut(model, 2, verbaliser=words)
+    logits = halves.top(halves.bottom(left), left["attention_mask"])
+    assert logits.shape == (3, 2)
+    assert torch.equal(logits, uncut(model, left, logits_to_keep=1)[:, -1, words])
+    # One position alone may take another matrix kernel than all of them.
+    torch.testing.assert_close(logits, uncut(model, left)[:, -1, words], rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("at", range(1, BLOCKS + 1))
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder(name: str, at: int, right: Tokens) -> None:
+    model = classifier(name)
+    inputs = dict(right)
+    if name == "bert":
+        inputs["token_type_ids"] = torch.arange(11).ge(5).long().expand(3, 11)
+    halves = cut(model, at)
+    assert torch.equal(halves.top(halves.bottom(inputs), inputs["attention_mask"]), uncut(model, inputs))
+    if name == "bert":
+        assert not torch.equal(uncut(model, inputs), uncut(model, right))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("at", range(1, BLOCKS + 1))
+def test_vit(at: int, images: Tensor) -> None:
+    model = vit()
+    halves = cut(model, at)
+    assert torch.equal(halves.top(halves.bottom({"pixel_values": images}), None), model(images).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet18", "resnet18-32"])
+def test_resnet(name: str) -> None:
+    model = resnet(name)
+    images = torch.randn(2, 3, 32, 32)
+    wanted = model(images)
+    for at in range(1, len(model.blocks) + 1):
+        halves = cut(model, at)
+        assert torch.equal(halves.top(halves.bottom({"pixel_values": images}), None), wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["opt", "gemma3_text", "gpt2"])
+def test_bfloat16(name: str, left: Tokens) -> None:
+    model = classifier(name).bfloat16()
+    halves = cut(model, 2)
+    hidden = halves.bottom(left)
+    assert hidden.dtype == torch.bfloat16
+    assert torch.equal(halves.top(hidden, left["attention_mask"]), uncut(model, left))
+
+
+@torch.no_grad()
+def test_padding_on_the_left_changes_nothing() -> None:
+    row = torch.randint(3, 99, (1, 6))
+    for name in DECODERS:
+        halves = cut(classifier(name), 1)
+        plain = {"input_ids": row, "attention_mask": torch.ones(1, 6, dtype=torch.bool)}
+        padded = {key: nn.functional.pad(value, (3, 0)) for key, value in plain.items()}
+        with_padding = halves.top(halves.bottom(padded), padded["attention_mask"])
+        without = halves.top(halves.bottom(plain), plain["attention_mask"])
+        torch.testing.assert_close(with_padding, without, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt2", "llama-tied", "gemma3_text", "bert"])
+def test_gradient_through_the_cut(name: str, left: Tokens, right: Tokens) -> None:
+    inputs = right if name == "bert" else left
+    model = classifier(name)
+    halves = cut(model, 2)
+    model.requires_grad_(True)
+    wanted = torch.autograd.grad(uncut(model, inputs).square().sum(), list(model.parameters()), allow_unused=True)
+    hidden = halves.bottom(inputs)
+    received = hidden.detach().requires_grad_()
+    halves.top(received, inputs["attention_mask"]).square().sum().backward()
+    hidden.backward(received.grad)
+    for (parameter_name, parameter), gradient in zip(model.named_parameters(), wanted, strict=True):
+        if gradient is None:
+            assert parameter.grad is None, parameter_name
+        else:
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-7, msg=parameter_name)
+
+
+@pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
+def test_halves_share_out_the_parameters_under_their_own_names(name: str) -> None:
+    model = classifier(name)
+    halves = cut(model, 2)
+    of_bottom = {name.removeprefix("body."): p for name, p in halves.bottom.named_parameters()}
+    of_top = {name.removeprefix("body."): p for name, p in halves.top.named_parameters()}
+    whole = dict(model.named_parameters())
+    assert not set(of_bottom) & set(of_top)
+    assert set(of_bottom) | set(of_top) == set(whole)
+    assert all(whole[name] is parameter for name, parameter in (of_bottom | of_top).items())
+    assert not any(p.requires_grad for p in whole.values())
+    assert not any(module.training for half in (halves.bottom, halves.top) for module in half.modules())
+
+
+def test_bytes_of_the_published_resnet18_cut() -> None:
+    # 10 classes, ImageNet stem, cut in the middle: figures published for such a split, batch norm's counters included.
+    halves = cut(resnet("resnet18", num_labels=10), 4)
+    assert [_bytes(half) for half in (halves.bottom, halves.top)] == [2_740_048, 42_025_080]
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+@torch.no_grad()
+def test_halves_run_functionally(left: Tokens) -> None:
+    # Algorithms replace parameters for one call; the live ones must not be read or changed.
+    halves = cut(classifier("llama"), 1)
+    other = {name: parameter + 1 for name, parameter in halves.bottom.named_parameters()}
+    before = halves.bottom(left)
+    assert not torch.equal(torch.func.functional_call(halves.bottom, other, (left,)), before)
+    assert torch.equal(halves.bottom(left), before)
+
+
+@pytest.mark.parametrize("at", [-1, 0, 4])
+def test_cut_out_of_range(at: int) -> None:
+    with pytest.raises(UserError, match=rf"cut is {at}; .* 3 blocks, so 1 to 3"):
+        cut(classifier("llama"), at)
+
+
+def test_unknown_family() -> None:
+    with pytest.raises(UserError, match=r"'Linear' is not supported; supported are bert, gemma3_text"):
+        cut(nn.Linear(2, 2), 1)
+    with pytest.raises(UserError, match=r"BertModel has no blocks at bert\.encoder\.layer"):
+        cut(transformers.BertModel(CONFIGS["bert"]), 1)
+
+
+def test_wrong_verbaliser() -> None:
+    with pytest.raises(UserError, match="no lm_head"):
+        cut(classifier("llama"), 1, verbaliser=[1, 2])
+    with pytest.raises(UserError, match="from 0 to 98"):
+        cut(language_model("llama"), 1, verbaliser=[1, 99])
+
+
+@torch.no_grad()
+def test_no_padding_token_and_no_warning(left: Tokens, caplog: pytest.LogCaptureFixture) -> None:
+    model = classifier("opt")
+    wanted = uncut(model, left)
+    model.config.pad_token_id = None
+    root = logging.getLogger("transformers")
+    root.addHandler(caplog.handler)
+    try:
+        halves = cut(model, 1)
+        assert torch.equal(halves.top(halves.bottom(left), left["attention_mask"]), wanted)
+    finally:
+        root.removeHandler(caplog.handler)
+    assert not caplog.records
+    assert model.config.pad_token_id is None

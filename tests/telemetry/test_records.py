@@ -1,0 +1,194 @@
+import json
+import math
+import os
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from halfback.errors import UserError
+from halfback.telemetry import records as module
+from halfback.telemetry.records import (
+    SUMMARY_KEYS,
+    Record,
+    read_records,
+    read_summary,
+    truncate_records,
+    write_summary,
+)
+from halfback.telemetry.sinks import JsonLines, TensorBoard
+
+RECORD = Record(3, 30, 0.5, None, 0.25, 1 << 40, 7, 1.5, 0.25, 0.0, 2.0, 120)
+
+
+def summary() -> dict:
+    return {
+        **dict.fromkeys(SUMMARY_KEYS, 1),
+        "metric": {"name": "accuracy", "initial": 0.1, "final": 0.9, "best": math.nan},
+        "bytes_by_kind": {"up": {"Slopes": {"slopes": 8}}, "down": {}},
+        "trainable_parameters": {"bottom": 1, "top": 2},
+        "versions": {"torch": "2.13"},
+    }
+
+
+def fill(folder: Path, count: int = 4) -> list[Record]:
+    written = [replace(RECORD, round=round, step=10 * round) for round in range(count)]
+    sink = JsonLines(folder)
+    for record in written:
+        sink.write(record)
+    sink.close()
+    return written
+
+
+def test_a_record_comes_back_as_it_was() -> None:
+    assert Record.from_json(RECORD.to_json()) == RECORD
+    assert "\n" not in RECORD.to_json()
+
+
+def test_a_loss_that_is_not_finite_is_standard_json() -> None:
+    line = replace(RECORD, train_loss=math.inf, metric=math.nan).to_json()
+    assert json.loads(line, parse_constant=pytest.fail)["train_loss"] is None
+    back = Record.from_json(line)
+    assert math.isnan(back.train_loss)
+    assert back.metric is None
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "one line of JSON"),
+        ("[1]", "not list"),
+        ('{"round": 1}', r"not \['round'\]"),
+        (RECORD.to_json().replace('"step": 30', '"step": 3.5'), "step must be a number, not 3.5"),
+        (RECORD.to_json().replace('"step": 30', '"step": true'), "step must be a number, not True"),
+        (RECORD.to_json().replace('"up_bytes"', '"upbytes"'), "upbytes"),
+    ],
+)
+def test_a_wrong_record_is_named_in_one_line(line: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        Record.from_json(line)
+    assert "\n" not in str(error.value)
+
+
+def test_each_record_is_in_the_file_when_write_returns(tmp_path: Path) -> None:
+    sink = JsonLines(tmp_path)
+    for count in (1, 2):
+        sink.write(RECORD)
+        assert len(read_records(tmp_path)) == count
+    sink.close()
+
+
+def test_a_writer_killed_at_any_byte_costs_its_last_record_at_most(tmp_path: Path) -> None:
+    written = fill(tmp_path, 2)
+    whole = (tmp_path / "records.jsonl").read_bytes()
+    first = whole.index(b"\n")
+    for length in range(first + 1, len(whole)):
+        (tmp_path / "records.jsonl").write_bytes(whole[:length])
+        expected = written if length == len(whole) - 1 else written[:1]
+        assert read_records(tmp_path) == expected
+    (tmp_path / "records.jsonl").write_bytes(whole[:-20])
+    assert [record.round for record in read_records(tmp_path)] == [0]
+    sink = JsonLines(tmp_path)  # appending after the torn line must not glue two records together
+    sink.write(RECORD)
+    sink.close()
+    assert read_records(tmp_path) == [written[0], RECORD]
+
+
+def test_truncation_drops_what_came_after_the_round(tmp_path: Path) -> None:
+    written = fill(tmp_path)
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write('{"round": 4, "st')
+    truncate_records(tmp_path, 1)
+    assert read_records(tmp_path) == written[:2]
+    assert (tmp_path / "records.jsonl").read_bytes().endswith(b"}\n")
+    truncate_records(tmp_path, -1)
+    assert read_records(tmp_path) == []
+    truncate_records(tmp_path / "nowhere", 0)
+    assert os.listdir(tmp_path) == ["records.jsonl"]
+
+
+def test_a_crash_while_replacing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = fill(tmp_path)
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        truncate_records(tmp_path, 1)
+    assert read_records(tmp_path) == written
+
+
+def test_missing_and_corrupt_records_are_the_users_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not there"):
+        read_records(tmp_path)
+    fill(tmp_path)
+    text = (tmp_path / "records.jsonl").read_text()
+    (tmp_path / "records.jsonl").write_text("nonsense\n" + text)
+    with pytest.raises(UserError, match="line 1: "):
+        read_records(tmp_path)
+    (tmp_path / "records.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(UserError, match="UTF-8"):
+        read_records(tmp_path)
+    (tmp_path / "records.jsonl").write_text("")
+    assert read_records(tmp_path) == []
+
+
+def test_a_summary_comes_back_with_null_for_what_json_cannot_hold(tmp_path: Path) -> None:
+    write_summary(tmp_path, summary())
+    back = read_summary(tmp_path)
+    assert back.pop("metric") == {"name": "accuracy", "initial": 0.1, "final": 0.9, "best": None}
+    assert back == {key: value for key, value in summary().items() if key != "metric"}
+    assert os.listdir(tmp_path) == ["summary.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda made: made.pop("seed"), "lacks seed"),
+        (lambda made: made.update(sed=1), "unknown keys sed; allowed are"),
+        (lambda made: made["metric"].pop("best"), "metric lacks best"),
+        (lambda made: made.update(bytes_by_kind=3), "bytes_by_kind must be an object, not 3"),
+        (lambda made: made["bytes_by_kind"].update(sideways={}), "unknown keys sideways"),
+    ],
+)
+def test_a_summary_with_other_keys_is_refused(tmp_path: Path, change, said: str) -> None:
+    made = summary()
+    change(made)
+    with pytest.raises(UserError, match=said):
+        write_summary(tmp_path, made)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "summary.json").write_text(json.dumps(made))
+    with pytest.raises(UserError, match=said):
+        read_summary(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_corrupt_summary_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "summary.json"))):
+        read_summary(tmp_path)
+
+
+def test_tensorboard_holds_the_curves(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    sink = TensorBoard(tmp_path)
+    sink.write(RECORD)
+    sink.write(replace(RECORD, step=40, train_loss=0.4))
+    sink.close()
+    resumed = TensorBoard(tmp_path, resumed_at=40)
+    resumed.write(replace(RECORD, step=40, train_loss=0.3))
+    resumed.close()
+    read = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert "loss/validation" not in read.Tags()["scalars"]
+    assert [(event.step, round(event.value, 3)) for event in read.Scalars("loss/train")] == [(30, 0.5), (40, 0.3)]
+    assert read.Scalars("bytes/up")[0].value == float(1 << 40)
+
+
+def test_without_tensorboard_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"pip install 'halfback\[tensorboard\]'"):
+        TensorBoard(tmp_path)
