@@ -17,17 +17,18 @@ from halfback.config import RunConfig
 from halfback.errors import Diverged, UserError
 from halfback.models.adapters import trainable
 from halfback.models.objectives import better
-from halfback.telemetry.records import Record, read_records, truncate_records, write_summary
+from halfback.report.page import write_report
+from halfback.telemetry.records import SUMMARY, Record, read_records, read_summary, truncate_records, write_summary
 from halfback.telemetry.sinks import JsonLines, Sink, TensorBoard
 
-CONFIG, CHECKPOINT, PRETRAINED = "config.yaml", "checkpoint", "pretrained.safetensors"
+CONFIG, CHECKPOINT, PRETRAINED, REPORT = "config.yaml", "checkpoint", "pretrained.safetensors", "report.html"
 
 Watch = Callable[[RunConfig, int, Record], None]
 """Called after each round with the configuration, the step and the newest record (its loss and bytes are current)."""
 
 
-def train(config: RunConfig, out: Path, *, overwrite: bool = False, watch: Watch | None = None) -> dict[str, Any]:
-    """Runs a configuration into the folder `out`; returns its summary.
+def train(config: RunConfig, out: Path, *, overwrite: bool = False, watch: Watch | None = None) -> list[dict[str, Any]]:
+    """Runs a configuration into the folder `out`; returns the summaries of the run and of those `beside` it.
 
     Raises:
         UserError: `out` holds a run already and `overwrite` is not set.
@@ -38,17 +39,12 @@ def train(config: RunConfig, out: Path, *, overwrite: bool = False, watch: Watch
         shutil.rmtree(out)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists and is no run folder; name a new folder")
-    config_text = configuration.dump(config)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / CONFIG).write_text(config_text)
-    except OSError as error:
-        raise UserError(f"--out {out} can't be written: {error.strerror}") from None
-    return _run(config, out, None, watch)
+    _begin(config, out)
+    return resume(out, watch=watch)
 
 
-def resume(out: Path, *, watch: Watch | None = None) -> dict[str, Any]:
-    """Continues the run in `out` from its last checkpoint, bit for bit; returns its summary.
+def resume(out: Path, *, watch: Watch | None = None) -> list[dict[str, Any]]:
+    """Continues what `train` began in `out` from the last checkpoint, bit for bit; returns the same summaries.
 
     Raises:
         UserError: `out` holds no run, or its checkpoint belongs to another configuration.
@@ -56,6 +52,44 @@ def resume(out: Path, *, watch: Watch | None = None) -> dict[str, Any]:
     if not (out / CONFIG).exists():
         raise UserError(f"{out} holds no run: there is no {CONFIG}")
     config = configuration.load(out / CONFIG)
+    summaries = [_finish(out, watch, out / PRETRAINED)]
+    for name in config.beside:
+        folder = out / "beside" / name
+        if not (folder / CONFIG).exists():
+            changes = {"algorithm.name": name, "beside": []}
+            _begin(configuration.from_tree(configuration.to_tree(config), changes), folder)
+        summaries.append(_finish(folder, watch, out / PRETRAINED))
+    write_report([out], out / REPORT)
+    return summaries
+
+
+def reload(out: Path) -> Built:
+    """The model and the parties as the last checkpoint in `out` left them.
+
+    Raises:
+        UserError: `out` holds no run, or no checkpoint of its configuration.
+    """
+    if not (out / CONFIG).exists():
+        raise UserError(f"{out} holds no run: there is no {CONFIG}")
+    config = configuration.load(out / CONFIG)
+    found = _checkpoint(config, out)
+    if found is None:
+        raise UserError(f"{out} has no checkpoint yet; continue it with `halfback resume {out}`")
+    built = build(config, pretrained=out / PRETRAINED)
+    built.simulation.load_state(found[1], found[2])
+    built.simulation.agreed_bottom()
+    return built
+
+
+def _begin(config: RunConfig, out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / CONFIG).write_text(configuration.dump(config))
+    except OSError as error:
+        raise UserError(f"--out {out} can't be written: {error.strerror}") from None
+
+
+def _checkpoint(config: RunConfig, out: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
     found = checkpoint.load(out / CHECKPOINT)
     if found is not None:
         ours, theirs = configuration.to_tree(config), found[2]["config"]
@@ -66,21 +100,22 @@ def resume(out: Path, *, watch: Watch | None = None) -> dict[str, Any]:
                 f"checkpoint {out / CHECKPOINT} belongs to another configuration: {key} was {theirs.get(key)!r}, "
                 f"{CONFIG} says {ours[key]!r}"
             )
-    return _run(config, out, found, watch)
+    return found
 
 
-def _run(
-    config: RunConfig, out: Path, found: tuple[int, dict[str, Tensor], dict[str, Any]] | None, watch: Watch | None
-) -> dict[str, Any]:
-    built = build(config, pretrained=out / PRETRAINED)
-    progress = _Progress(built, out, watch)
-    if found is None:
-        truncate_records(out, -1)
-        progress.evaluate()
-        progress.save()
-    else:
-        progress.load(*found)
+def _finish(out: Path, watch: Watch | None, pretrained: Path) -> dict[str, Any]:
+    config = configuration.load(out / CONFIG)
+    found = _checkpoint(config, out)
+    if found is not None and (out / SUMMARY).exists():
+        return read_summary(out)
+    progress = _Progress(build(config, pretrained=pretrained), out, watch)
     try:
+        if found is None:
+            truncate_records(out, -1)
+            progress.evaluate()
+            progress.save()
+        else:
+            progress.load(*found)
         progress.to_the_end()
     finally:
         progress.close()

@@ -1,0 +1,5 @@
+"""`python -m halfback` is the command line."""
+
+from halfback.cli import main
+
+main()

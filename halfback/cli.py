@@ -1,0 +1,189 @@
+"""The command line: `halfback train | resume | report | export | algorithms | tasks | models | recipes`."""
+
+import dataclasses
+import inspect
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from halfback.errors import HalfbackError
+
+app = typer.Typer(
+    help="Split federated fine-tuning in which the devices never backpropagate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console()
+
+
+def main() -> None:
+    """Runs the command line; an error of the user is one line and exit status 2."""
+    try:
+        app()
+    except HalfbackError as error:
+        print(f"halfback: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("halfback: stopped; `halfback resume DIR` continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def train(
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/RECIPE.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that OUT holds.")] = False,
+) -> None:
+    """Fine-tune: a shipped recipe or a YAML file, with settings changed by key=value."""
+    from halfback import config as configuration
+    from halfback import run
+
+    given = list(settings or [])
+    recipe = given.pop(0) if given and "=" not in given[0] else None
+    config = configuration.resolve(recipe, given)
+    folder = out or Path("runs") / (Path(recipe).stem if recipe else config.algorithm.name)
+    with _Display() as display:
+        summaries = run.train(config, folder, overwrite=overwrite, watch=display)
+    _close(summaries, folder)
+
+
+@app.command()
+def resume(folder: Annotated[Path, typer.Argument(help="Folder of a run that was interrupted.")]) -> None:
+    """Continue a run from its last checkpoint, bit for bit."""
+    from halfback import run
+
+    with _Display() as display:
+        summaries = run.resume(folder, watch=display)
+    _close(summaries, folder)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first folder.")] = None,
+) -> None:
+    """Write one self-contained HTML page with the curves, the bytes and the memory of runs."""
+    from halfback.report.page import write_report
+
+    print(write_report(folders, out or folders[0] / "report.html"))
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[Path, typer.Option(help="Folder of the model.")],
+) -> None:
+    """Write the fine-tuned model, both parts joined and adapters merged, as a folder that Transformers loads."""
+    from halfback import run
+    from halfback.models import adapters
+
+    if out.exists():
+        raise typer.BadParameter(f"{out} exists already", param_hint="--out")
+    adapters.export(run.reload(folder).model, out)
+    print(out)
+
+
+@app.command()
+def algorithms() -> None:
+    """The algorithms and their options."""
+    from halfback.algorithms import algorithms as registered
+
+    rows = []
+    for name, kind in registered().items():
+        options = ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(kind)) or "no options"  # type: ignore[arg-type]
+        first = (inspect.getdoc(inspect.getmodule(kind)) or "").splitlines()[0]
+        rows.append((name, f"{first} [{options}]"))
+    _list(rows)
+
+
+@app.command()
+def tasks() -> None:
+    """The tasks."""
+    from halfback.data.tasks import describe_tasks
+
+    _list(describe_tasks())
+
+
+@app.command()
+def models() -> None:
+    """The models and families of models."""
+    from halfback.models.loading import describe_models
+
+    _list(describe_models())
+
+
+@app.command()
+def recipes() -> None:
+    """The shipped recipes."""
+    from halfback.config import recipes as shipped
+
+    _list(list(shipped().items()))
+
+
+def _list(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, line in rows:
+        print(f"{name:<{width}}  {line}")
+
+
+class _Display:
+    """A progress bar on a terminal; one plain line an evaluation elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[now]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._metric: dict[str, str] = {}
+
+    def __enter__(self) -> "_Display":
+        if console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if console.is_terminal:
+            self._bar.stop()
+
+    def __call__(self, config: Any, step: int, record: Any) -> None:
+        from halfback.report.tables import short_size
+
+        name = config.algorithm.name
+        if record.metric is not None:
+            self._metric[name] = f"{record.metric:.1f}"
+        loss = "" if record.train_loss != record.train_loss else f"loss {record.train_loss:.3f}  "
+        now = (
+            f"{loss}metric {self._metric.get(name, '–')}  "
+            f"up {short_size(record.up_bytes)} down {short_size(record.down_bytes)}"
+        )
+        if console.is_terminal:
+            if name not in self._tasks:
+                self._tasks[name] = self._bar.add_task(name, total=config.steps, now=now)
+            self._bar.update(self._tasks[name], completed=step, now=now)
+        elif record.metric is not None:
+            print(f"{name}  step {step}/{config.steps}  {now}", flush=True)
+
+
+def _close(summaries: list[dict[str, Any]], folder: Path) -> None:
+    from halfback.report.tables import rows
+
+    header, body = rows(summaries)
+    table = Table(*header, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in body:
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
