@@ -32,10 +32,11 @@ from halfback.zeroth.slopes import check_radius, default_radius
 
 @dataclass(frozen=True)
 class Built:
-    """Everything that a run needs."""
+    """Everything that a run needs; `tokenizer` is None for images."""
 
     config: RunConfig
     model: CutModel
+    tokenizer: Any
     task: EncodedTask
     simulation: Simulation
     evaluate: Callable[[], Evaluation]
@@ -44,8 +45,8 @@ class Built:
 def build(config: RunConfig, *, pretrained: Path | None = None) -> Built:
     """Loads data and model, cuts, and sets up the parties.
 
-    `pretrained`: where the weights of a recipe with `model.pretrain` are kept; trained and written there if absent, so a
-    resumed run starts from the same bits.
+    `pretrained`: where the weights of a recipe with `model.pretrain` are kept; trained and written there if absent, so
+    a resumed run starts from the same bits.
     """
     device = _device(config.device)
     raw = load_task(config.task, seed=seed_for(config.seed, "task"))
@@ -76,7 +77,7 @@ def build(config: RunConfig, *, pretrained: Path | None = None) -> Built:
         bottom_optimizer=partial(_optimizer, config.bottom),
         bottom_clip=config.bottom.clip,
     )
-    return Built(config, model, task, simulation, partial(_evaluate, config, simulation, task, device))
+    return Built(config, model, tokenizer, task, simulation, partial(_evaluate, config, simulation, task, device))
 
 
 def build_algorithm(config: RunConfig) -> Algorithm:

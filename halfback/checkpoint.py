@@ -44,7 +44,9 @@ def save(folder: Path, round_number: int, tensors: Mapping[str, Tensor], values:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckpointError(f"checkpoint of round {round_number} in {folder}: {reason}; the last one is kept") from None
+        raise CheckpointError(
+            f"checkpoint of round {round_number} in {folder}: {reason}; the last one is kept"
+        ) from None
     for path in folder.iterdir():
         if path != target:
             shutil.rmtree(path, ignore_errors=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from halfback.errors import HalfbackError
+from halfback.errors import HalfbackError, UserError
 
 app = typer.Typer(
     help="Split federated fine-tuning in which the devices never backpropagate.",
@@ -85,8 +85,11 @@ def export(
     from halfback.models import adapters
 
     if out.exists():
-        raise typer.BadParameter(f"{out} exists already", param_hint="--out")
-    adapters.export(run.reload(folder).model, out)
+        raise UserError(f"--out {out} exists already; name a new folder")
+    built = run.reload(folder)
+    adapters.export(built.model, out)
+    if built.tokenizer is not None:
+        built.tokenizer.save_pretrained(out)
     print(out)
 
 

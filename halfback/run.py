@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from halfback import checkpoint, config as configuration
+from halfback import checkpoint
+from halfback import config as configuration
 from halfback.algorithms.protocol import Round
 from halfback.build import Built, build
 from halfback.config import RunConfig
@@ -35,7 +36,7 @@ def train(config: RunConfig, out: Path, *, overwrite: bool = False, watch: Watch
     """
     if (out / CONFIG).exists():
         if not overwrite:
-            raise UserError(f"--out {out} holds a run already: continue it with `halfback resume {out}`, or --overwrite")
+            raise UserError(f"--out {out} holds a run already: continue with `halfback resume {out}`, or --overwrite")
         shutil.rmtree(out)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists and is no run folder; name a new folder")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from halfback.algorithms.protocol import Batch, Client, Server
 from halfback.errors import Diverged, PeerError
-from halfback.wire.messages import Activations, Slopes
+from halfback.wire.messages import Activations, Message, Slopes
 
 SMALLEST_LABEL = -100  # marks tokens that have no loss
 
@@ -27,6 +27,11 @@ def upload(batch: Batch, hidden: Tensor, *, repeated: bool = False) -> Activatio
         labels=None if repeated else batch.labels.to(torch.int32),
         sample_ids=batch.sample_ids.to(torch.int32),
     )
+
+
+def unexpected(message: Message) -> PeerError:
+    """The error for a message that has no place in an algorithm's conversation."""
+    return PeerError(f"{type(message).__name__}: a message that this algorithm does not expect came")
 
 
 def check_activations(server: Server, client: int, message: Activations) -> None:
@@ -54,7 +59,9 @@ def check_activations(server: Server, client: int, message: Activations) -> None
                 f"integers for a batch of {len(hidden)} are allowed"
             )
     if mask is not None and mask.shape != hidden.shape[:2]:
-        raise PeerError(f"client {client}: Activations.mask: {tuple(mask.shape)} came, {tuple(hidden.shape[:2])} allowed")
+        raise PeerError(
+            f"client {client}: Activations.mask: {tuple(mask.shape)} came, {tuple(hidden.shape[:2])} is allowed"
+        )
     if not torch.isfinite(hidden).all():
         raise Diverged(f"step {len(server.history)}: the activations of client {client} are not finite")
 

@@ -6,27 +6,29 @@ comes back.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
-from halfback.algorithms.exchange import backpropagate_top, forward, step_top, upload
-from halfback.algorithms.protocol import Client, Conversation, Round, Server
-from halfback.wire.messages import Message, Nothing
+from halfback.algorithms.exchange import backpropagate_top, forward, step_top, unexpected, upload
+from halfback.algorithms.protocol import BottomUpdate, Client, Conversation, Round, Server, TopUpdate
+from halfback.wire.messages import Activations, Message, Nothing
 
 
 @dataclass(frozen=True)
 class FrozenBottom:
     """No options."""
 
-    bottom_update: ClassVar[Literal["none"]] = "none"
-    top_update: ClassVar[Literal["backpropagated"]] = "backpropagated"
+    bottom_update: ClassVar[BottomUpdate] = "none"
+    top_update: ClassVar[TopUpdate] = "backpropagated"
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: one forward pass a step."""
         for batch in client.batches(round):
             yield upload(batch, forward(client, batch))
 
-    def answer(self, server: Server, messages: Mapping[int, Message]) -> Mapping[int, Message]:
+    def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
+        if not isinstance(other := next(iter(messages.values())), Activations):
+            raise unexpected(other)
         backpropagate_top(server, messages)
         step_top(server)
         return {m: Nothing() for m in messages}

@@ -16,12 +16,12 @@ optimiser's moments it kept; the slope is divided by μ before it is sent, so th
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 
-from halfback.algorithms.exchange import backpropagate_top, forward, mean_slopes, step_top, upload
-from halfback.algorithms.protocol import Client, Conversation, Round, Server
+from halfback.algorithms.exchange import backpropagate_top, forward, mean_slopes, step_top, unexpected, upload
+from halfback.algorithms.protocol import BottomUpdate, Client, Conversation, Round, Server, TopUpdate
 from halfback.wire.messages import Activations, CutGradient, History, Join, Message, Slopes
 from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes
 
@@ -36,8 +36,8 @@ class HoSfl:
         estimator: `forward` (the paper's), `central` or `forward_ad`.
     """
 
-    bottom_update: ClassVar[Literal["replayed"]] = "replayed"
-    top_update: ClassVar[Literal["backpropagated"]] = "backpropagated"
+    bottom_update: ClassVar[BottomUpdate] = "replayed"
+    top_update: ClassVar[TopUpdate] = "backpropagated"
 
     directions: int = 2
     radius: float | None = None
@@ -67,7 +67,7 @@ class HoSfl:
             agreed = yield Slopes(client.position, slopes.to(torch.float32))
             client.replay(agreed.step, agreed.values.unsqueeze(0))
 
-    def answer(self, server: Server, messages: Mapping[int, Message]) -> Mapping[int, Message]:
+    def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
             case Join():
@@ -80,3 +80,5 @@ class HoSfl:
                 step_top(server)
                 server.history.append(mean)
                 return {m: Slopes(step, mean) for m in messages}
+            case other:
+                raise unexpected(other)

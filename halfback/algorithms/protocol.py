@@ -117,6 +117,8 @@ class Server:
 
 
 Conversation = Generator[Message, Any, None]
+BottomUpdate = Literal["replayed", "backpropagated", "none"]
+TopUpdate = Literal["backpropagated", "replayed"]
 
 
 class Algorithm(Protocol):
@@ -127,13 +129,13 @@ class Algorithm(Protocol):
         top_update: `backpropagated` on the server, or `replayed`.
     """
 
-    bottom_update: ClassVar[Literal["replayed", "backpropagated", "none"]]
-    top_update: ClassVar[Literal["backpropagated", "replayed"]]
+    bottom_update: ClassVar[BottomUpdate]
+    top_update: ClassVar[TopUpdate]
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The client's side of one round."""
         ...
 
-    def answer(self, server: Server, messages: Mapping[int, Message]) -> Mapping[int, Message]:
-        """Answers one exchange of the cohort: messages of one kind, by client id."""
+    def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
+        """Answers one exchange of the cohort: messages by client id, all of one kind (the engine sees to it)."""
         ...

@@ -1,10 +1,11 @@
 """SplitLoRA: first-order split federated learning (arXiv 2407.00952), with adapters or full parameters.
 
-A device keeps the graph of its forward pass, receives λ = ∂ℓ/∂z and backpropagates its bottom. The server takes one step
-on the cohort's averaged gradient. After the round's steps the bottoms of the cohort are averaged.
+A device keeps the graph of its forward pass, receives λ = ∂ℓ/∂z and backpropagates its bottom. The server takes one
+step on the cohort's averaged gradient. After the round's steps the bottoms of the cohort are averaged.
 
 1. server → client: the averaged bottom
-2. for each of the round's steps: client: z_m = f_b(x_m; θ_m) → server: λ_m, top step → client: θ_m step on ∂⟨λ_m, z_m⟩/∂θ_m
+2. for each of the round's steps: client: z_m = f_b(x_m; θ_m) → server: λ_m, its own step → client: a step of θ_m on
+   ∂⟨λ_m, z_m⟩/∂θ_m
 3. client → server: θ_m; server: θ = mean over m
 
 Ours, because the paper's clients all take part in every round: the moments of a client's optimiser stay with the client
@@ -13,13 +14,13 @@ while it is not sampled, and are never sent.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from halfback.algorithms.exchange import backpropagate_top, step_top, upload
-from halfback.algorithms.protocol import Client, Conversation, Round, Server
+from halfback.algorithms.exchange import backpropagate_top, step_top, unexpected, upload
+from halfback.algorithms.protocol import BottomUpdate, Client, Conversation, Round, Server, TopUpdate
 from halfback.errors import PeerError
 from halfback.models.checkpointing import checkpointed
 from halfback.wire.messages import Activations, CutGradient, Join, Message, Nothing, Weights
@@ -33,8 +34,8 @@ class SplitLora:
         checkpointing: the client stores only what enters each block and computes the rest again in its backward pass.
     """
 
-    bottom_update: ClassVar[Literal["backpropagated"]] = "backpropagated"
-    top_update: ClassVar[Literal["backpropagated"]] = "backpropagated"
+    bottom_update: ClassVar[BottomUpdate] = "backpropagated"
+    top_update: ClassVar[TopUpdate] = "backpropagated"
 
     checkpointing: bool = False
 
@@ -59,7 +60,7 @@ class SplitLora:
         optimizer.zero_grad(set_to_none=True)
         yield Weights(tuple(parameters))
 
-    def answer(self, server: Server, messages: Mapping[int, Message]) -> Mapping[int, Message]:
+    def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         agreed = server.replica.parameters.values()
         match next(iter(messages.values())):
@@ -78,3 +79,5 @@ class SplitLora:
                     for i, parameter in enumerate(agreed):
                         parameter.copy_(torch.stack([message.tensors[i] for message in messages.values()]).mean(dim=0))
                 return {m: Nothing() for m in messages}
+            case other:
+                raise unexpected(other)

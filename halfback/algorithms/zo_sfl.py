@@ -13,13 +13,13 @@ Ours: the server moves ψ after the client's losses were computed, so both slope
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from halfback.algorithms.exchange import check_activations, forward, loss_of, mean_slopes, upload
-from halfback.algorithms.protocol import Client, Conversation, Round, Server
+from halfback.algorithms.exchange import check_activations, forward, loss_of, mean_slopes, unexpected, upload
+from halfback.algorithms.protocol import BottomUpdate, Client, Conversation, Round, Server, TopUpdate
 from halfback.errors import PeerError
 from halfback.wire.messages import Activations, History, Join, Losses, Message, Nothing, Slopes
 from halfback.zeroth.perturb import perturbed
@@ -35,8 +35,8 @@ class ZoSfl:
         radius: μ, the probe radius; None takes the measured default of each part.
     """
 
-    bottom_update: ClassVar[Literal["replayed"]] = "replayed"
-    top_update: ClassVar[Literal["replayed"]] = "replayed"
+    bottom_update: ClassVar[BottomUpdate] = "replayed"
+    top_update: ClassVar[TopUpdate] = "replayed"
 
     directions: int = 1
     radius: float | None = None
@@ -61,7 +61,7 @@ class ZoSfl:
             agreed = yield Slopes(client.position, torch.tensor(slopes, dtype=torch.float32))
             client.replay(agreed.step, agreed.values.unsqueeze(0))
 
-    def answer(self, server: Server, messages: Mapping[int, Message]) -> Mapping[int, Message]:
+    def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
             case Join():
@@ -78,6 +78,8 @@ class ZoSfl:
                 self._step_top(server, step)
                 server.history.append(mean)
                 return {m: Slopes(step, mean) for m in messages}
+            case other:
+                raise unexpected(other)
 
     @torch.no_grad()
     def _loss(self, server: Server, client: int, message: Activations) -> Tensor:

@@ -1,5 +1,7 @@
 """The link between a client and the server: pack → count → unpack, in both directions."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ class Link:
             packed = pack(message)
             self._ledger.add(direction, type(message).__name__, packed)
             received = unpack(packed.data)
-            placed = {name: self._place(getattr(received, name)) for name in FIELDS[type(received)]}
+            placed: dict[str, Any] = {n: self._place(getattr(received, n)) for n in FIELDS[type(received)]}
             return type(received)(**placed)
 
     def _place(self, value: object) -> object:

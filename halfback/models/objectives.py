@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 Objective = Literal["classification", "causal_lm"]
@@ -29,9 +29,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    objective: Objective, logits_and_labels: Iterable[tuple[Tensor, Tensor]]
-) -> Evaluation:
+def evaluate(objective: Objective, logits_and_labels: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
     """Loss and metric over batches of (logits, labels), each row or token counted once."""
     total, right, counted = 0.0, 0, 0
     for logits, labels in logits_and_labels:

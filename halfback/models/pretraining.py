@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 

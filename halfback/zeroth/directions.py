@@ -110,7 +110,7 @@ class Pack:
     width: int
 
     def directions(self, seeds: Sequence[int], *, law: Law, device: torch.device) -> Tensor:
-        """(len(seeds), width) float32; a value depends on (seed, name, index) alone, what lies in the gaps on nothing."""
+        """(len(seeds), width) float32; a value is a function of (seed, name, index) alone. Gaps hold noise."""
         return _values(seeds, *_counters(self.segments, VALUES_PER_BLOCK[law], device), law)
 
 
@@ -158,8 +158,10 @@ def _remembered_counters(
     segments: tuple[Segment, ...], per_block: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     blocks = [_blocks(segment, per_block, device) for segment in segments]
-    words = [[torch.full_like(b, _name_words(s.name)[i]) for b, s in zip(blocks, segments, strict=True)] for i in (0, 1)]
-    return torch.cat(blocks), torch.cat(words[0]), torch.cat(words[1])
+    names = [_name_words(segment.name) for segment in segments]
+    low = [torch.full_like(b, words[0]) for b, words in zip(blocks, names, strict=True)]
+    high = [torch.full_like(b, words[1]) for b, words in zip(blocks, names, strict=True)]
+    return torch.cat(blocks), torch.cat(low), torch.cat(high)
 
 
 def _blocks(segment: Segment, per_block: int, device: torch.device) -> Tensor:

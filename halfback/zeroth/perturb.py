@@ -29,7 +29,8 @@ def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute:
             distinct rows that this call uses: the replacement then has only these rows.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
-    handles, swapped = [], {}
+    handles = []
+    swapped: dict[nn.Module, Callable[[], None]] = {}
     for child in module.modules():
         own = {attribute: p for attribute, p in child._parameters.items() if p is not None and id(p) in names}
         if not own:
@@ -41,7 +42,7 @@ def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute:
     finally:
         for handle in handles:
             handle.remove()
-        for child, restore in list(swapped.items()):  # an interrupt passes by the forward hooks
+        for restore in list(swapped.values()):  # an interrupt passes by the forward hooks
             restore()
 
 
