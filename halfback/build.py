@@ -17,6 +17,7 @@ from halfback.config import BottomConfig, ModelConfig, RunConfig, TopConfig
 from halfback.data.batches import ClientData
 from halfback.data.encode import EncodedTask, Split, encode, verbaliser_ids
 from halfback.data.partition import partition
+from halfback.data.sources import data_folder
 from halfback.data.tasks import RawTask, TaskOptions, load_task
 from halfback.engines.simulation import Simulation
 from halfback.errors import UserError
@@ -110,13 +111,24 @@ def _load_model(config: ModelConfig, options: TaskOptions, raw: RawTask, seed: i
     elif options.verbaliser is not None:
         head = "verbaliser"
     return load_model(
-        config.name,
+        _in_data_folder(config.name),
         head=head,
         num_labels=max(len(raw.label_names), 1),
         seed=seed,
         dtype=getattr(torch, config.dtype),
         in_channels=raw.in_channels or 3,
     )
+
+
+def _in_data_folder(name: str) -> str:
+    """A name that begins with `$HALFBACK_DATA/` as a path where the data sets are; any other name as it is."""
+    marker, _, rest = name.partition("/")
+    if marker != "$HALFBACK_DATA":
+        return name
+    folder = data_folder(Path(rest).parts[0])
+    if folder is None:
+        raise UserError(f"model.name={name!r}: HALFBACK_DATA has no such folder; set it, or name a file or folder")
+    return str(folder.joinpath(*Path(rest).parts[1:]))
 
 
 def _pretrain(model: nn.Module, config: RunConfig, device: torch.device, kept: Path | None) -> None:

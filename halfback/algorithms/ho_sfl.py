@@ -23,7 +23,7 @@ import torch
 from halfback.algorithms.exchange import backpropagate_top, forward, mean_slopes, step_top, unexpected, upload
 from halfback.algorithms.protocol import BottomUpdate, Client, Conversation, Round, Server, TopUpdate
 from halfback.wire.messages import Activations, CutGradient, History, Join, Message, Slopes
-from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes
+from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes, inner
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,20 @@ class HoSfl:
         for batch in client.batches(round):
             hidden = forward(client, batch)  # z_m
             feedback = yield upload(batch, hidden)  # λ_m
+            base = inner(feedback.gradient, hidden)
+            del hidden  # the device needs its memory for what follows
             slopes = estimate_slopes(  # v_{m,p}
                 lambda: client.bottom(batch.inputs),  # noqa: B023 - called before the next batch
                 client.bottom,
                 replica.parameters,
                 cotangent=feedback.gradient,
-                base=hidden,
+                base=base,
                 seeds=replica.seeds(self.directions),
                 radius=radius,
                 estimator=self.estimator,
                 law=replica.law,
             )
-            del hidden, feedback  # the device needs their memory for what follows
+            del feedback
             agreed = yield Slopes(client.position, slopes.to(torch.float32))
             client.replay(agreed.step, agreed.values.unsqueeze(0))
 

@@ -105,7 +105,7 @@ class ZoSfl:
             server.top,
             replica.parameters,
             cotangent=torch.ones_like(base),
-            base=base,
+            base=base.item(),
             seeds=replica.seeds(self.directions),
             radius=self.radius or default_radius(replica.parameters),
             estimator="central",

@@ -29,7 +29,7 @@ def estimate_slopes(
     module: nn.Module,
     parameters: Mapping[str, Tensor],
     cotangent: Tensor,
-    base: Tensor,
+    base: float,
     seeds: Sequence[int],
     *,
     radius: float,
@@ -39,30 +39,39 @@ def estimate_slopes(
     """One slope a seed: (len(seeds),) float64.
 
     Args:
-        run: the forward pass of `module`; its result has the shape of `base`.
+        run: the forward pass of `module`; its result has the shape of `cotangent`.
         parameters: name → parameter of `module` that directions move.
         cotangent: λ, the gradient of the loss with respect to the result (a one for a loss).
-        base: z(θ), the unperturbed result; only ``forward`` reads it.
+        base: ⟨λ, z(θ)⟩ of the unperturbed result; only ``forward`` reads it.
         radius: μ; ``forward_ad`` ignores it.
     """
-    precision = torch.promote_types(cotangent.dtype, torch.float32)  # half precisions are summed in float32
-    flat_cotangent = cotangent.reshape(-1).to(precision)
-
-    def project(change: Tensor) -> float:
-        return float(torch.dot(change.reshape(-1).to(precision), flat_cotangent))
 
     def slope(seed: int) -> float:
         if estimator == "forward_ad":
-            return project(_tangent(run, module, parameters, seed, law, like=cotangent))
+            return inner(cotangent, _tangent(run, module, parameters, seed, law, like=cotangent))
         with perturbed(module, parameters, seed, radius, law=law):
-            ahead = run()
+            ahead = inner(cotangent, run())
         if estimator == "forward":
-            return project(ahead.sub_(base)) / radius
+            return (ahead - base) / radius
         with perturbed(module, parameters, seed, -radius, law=law):
-            behind = run()
-        return project(ahead.sub_(behind)) / (2 * radius)
+            behind = inner(cotangent, run())
+        return (ahead - behind) / (2 * radius)
 
     return torch.tensor([slope(seed) for seed in seeds], dtype=torch.float64)
+
+
+_INNER_CHUNK = 1 << 15  # values widened at once
+
+
+@torch.no_grad()
+def inner(cotangent: Tensor, result: Tensor) -> float:
+    """⟨λ, z⟩, summed in float64.
+
+    In float64 the difference of two such sums is as exact as the sum of differences: what is left is the rounding of z
+    itself. So a device need not keep z beside λ while it probes.
+    """
+    pieces = zip(cotangent.reshape(-1).split(_INNER_CHUNK), result.reshape(-1).split(_INNER_CHUNK), strict=True)
+    return sum(float(torch.dot(a.double(), b.double())) for a, b in pieces)
 
 
 def _tangent(
