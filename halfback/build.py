@@ -244,8 +244,8 @@ def _evaluate(config: RunConfig, simulation: Simulation, task: EncodedTask, devi
     bottom, top, split = simulation.agreed_bottom(), simulation.server.top, task.validation
 
     def results() -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(split), config.eval_batch_size):
-            batch = split.batch(range(start, min(start + config.eval_batch_size, len(split)))).to(device)
+        for rows in split.shortest_first().split(config.eval_batch_size):
+            batch = split.batch(rows).to(device)
             yield top(bottom(batch.inputs), batch.inputs.get("attention_mask")), batch.labels
 
     return evaluate(task.objective, results())

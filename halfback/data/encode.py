@@ -88,6 +88,11 @@ class Split:
             labels = input_ids.masked_fill(~mask, IGNORED)
         return Batch(inputs, labels, rows)
 
+    def shortest_first(self) -> Tensor:
+        """(N,) row numbers by length, so that batches taken in this order carry little padding."""
+        lengths = [0] * len(self) if self._tokens is None else [len(row) for row in self._tokens]
+        return torch.argsort(torch.tensor(lengths), stable=True)
+
     def _padded(self, lists: list[list[int]], rows: Tensor, value: int) -> Tensor:
         tensors = [torch.tensor(lists[row]) for row in rows.tolist()]
         return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=self._side)
