@@ -35,10 +35,10 @@ def finished(arguments: argparse.Namespace, method: str, changes: list[str], fol
 
 
 def tuned(arguments: argparse.Namespace, method: str, place: str, at: list[str]) -> str:
-    """The learning rate of the grid (for both parts) with the best held-back metric."""
+    """The learning rate of the grid with the best held-back metric."""
     scores = {}
     for lr in arguments.grid.split(","):
-        changes = [*at, f"bottom.lr={lr}", f"top.lr={lr}", f"task.holdout={HOLDOUT}", f"steps={arguments.tune_steps}"]
+        changes = [*at, *rates(arguments, lr), f"task.holdout={HOLDOUT}", f"steps={arguments.tune_steps}"]
         folder = arguments.out / "tune" / place / f"{method}-{lr}"
         try:
             scores[lr] = finished(arguments, method, [*changes, "eval_every=100000"], folder)["metric"]["final"]
@@ -46,6 +46,11 @@ def tuned(arguments: argparse.Namespace, method: str, place: str, at: list[str])
             scores[lr] = float("-inf")
     print(f"{place} {method}: held-back metric by learning rate {scores}", flush=True)
     return max(scores, key=lambda lr: scores[lr])
+
+
+def rates(arguments: argparse.Namespace, lr: str) -> list[str]:
+    """The settings that a learning rate of the grid stands for."""
+    return [f"{key}={lr}" for key in arguments.tune.split(",")]
 
 
 def main() -> None:
@@ -57,6 +62,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS, metavar="METHOD")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--grid", help="learning rates to tune over; by default the recipe's rates are used")
+    parser.add_argument("--tune", default="bottom.lr,top.lr", help="the settings that take the grid's values")
     parser.add_argument("--tune-steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_intermixed_args()
@@ -68,16 +74,16 @@ def main() -> None:
         at = [f"model.cut={cut}"] if cut else []
         place = f"cut{cut}" if cut else "recipe"
         results: dict[str, list[dict[str, Any]]] = {}
-        rates = {}
+        chosen = {}
         for method in arguments.methods:
-            rates[method] = tuned(arguments, method, place, at) if arguments.grid else None
-            rate = [f"bottom.lr={rates[method]}", f"top.lr={rates[method]}"] if rates[method] else []
+            chosen[method] = tuned(arguments, method, place, at) if arguments.grid else None
+            changes = [*at, *(rates(arguments, chosen[method]) if chosen[method] else [])]
             results[method] = [
-                finished(arguments, method, [*at, *rate, f"seed={seed}"], arguments.out / place / f"{method}-{seed}")
+                finished(arguments, method, [*changes, f"seed={seed}"], arguments.out / place / f"{method}-{seed}")
                 for seed in range(arguments.seeds)
             ]
         for method in arguments.methods:
-            print(row(str(cut or "recipe"), method, rates[method], results), flush=True)
+            print(row(str(cut or "recipe"), method, chosen[method], results), flush=True)
 
 
 def row(cut: str, method: str, rate: str | None, results: dict[str, list[dict[str, Any]]]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -49,6 +50,7 @@ def build(config: RunConfig, *, pretrained: Path | None = None) -> Built:
     `pretrained`: where the weights of a recipe with `model.pretrain` are kept; trained and written there if absent, so
     a resumed run starts from the same bits.
     """
+    algorithm = build_algorithm(config)
     device = _device(config.device)
     raw = load_task(config.task, seed=seed_for(config.seed, "task"))
     whole, tokenizer = _load_model(config.model, config.task, raw, seed_for(config.seed, "model"))
@@ -65,7 +67,6 @@ def build(config: RunConfig, *, pretrained: Path | None = None) -> Built:
         lora=config.lora,
         seed=seed_for(config.seed, "adapters"),
     )
-    algorithm = build_algorithm(config)
     server = _server(config, algorithm, model, task, device)
     simulation = Simulation(
         algorithm,
@@ -148,8 +149,12 @@ def _pretrain(model: nn.Module, config: RunConfig, device: torch.device, kept: P
     pretrain(model, ((batch.inputs, batch.labels) for batch in batches), lr=settings.lr)
     if kept is not None:
         unfinished = kept.with_suffix(".unfinished")
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, unfinished)
-        unfinished.rename(kept)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, unfinished)
+            unfinished.rename(kept)
+        except (OSError, SafetensorError) as error:
+            unfinished.unlink(missing_ok=True)
+            raise UserError(f"{kept} can't be written: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _server(
@@ -161,14 +166,18 @@ def _server(
             f"bottom.train={config.bottom.train!r}: {config.algorithm.name} needs something to train on the device; "
             "use lora or full, or algorithm.name=frozen_bottom"
         )
-    if algorithm.bottom_update == "replayed" and getattr(algorithm, "estimator", "") != "forward_ad":
-        check_radius(bottom, getattr(algorithm, "radius", None) or default_radius(bottom))
     top = trainable(model.top)
+    hidden_shape, hidden_dtype = _hidden(model, task.train, device)
+    if getattr(algorithm, "estimator", "") != "forward_ad":
+        for part, update in ((bottom, algorithm.bottom_update), (top, algorithm.top_update)):
+            if update == "replayed":
+                check_radius(part, getattr(algorithm, "radius", None) or default_radius(part, hidden_dtype))
     server = Server(
         top=model.top,
         loss=partial(loss, task.objective),
         replica=_replica(config, config.bottom if algorithm.bottom_update == "replayed" else None, bottom, "bottom"),
-        hidden_shape=_hidden_shape(model, task.train, device),
+        hidden_shape=hidden_shape,
+        hidden_dtype=hidden_dtype,
     )
     if algorithm.top_update == "replayed":
         server.top_replica = _replica(config, config.top, top, "top")
@@ -207,10 +216,12 @@ def _optimizer(part: BottomConfig | TopConfig, parameters: Sequence[Tensor]) -> 
 
 
 @torch.no_grad()
-def _hidden_shape(model: CutModel, split: Split, device: torch.device) -> tuple[int | None, ...]:
+def _hidden(model: CutModel, split: Split, device: torch.device) -> tuple[tuple[int | None, ...], torch.dtype]:
+    """Shape behind the batch dimension, None for the length of a text, and dtype of the activations."""
     batch = split.batch([0]).to(device)
-    shape = tuple(model.bottom(batch.inputs).shape[1:])
-    return (None, *shape[1:]) if "attention_mask" in batch.inputs else shape
+    hidden = model.bottom(batch.inputs)
+    shape = tuple(hidden.shape[1:])
+    return ((None, *shape[1:]) if "attention_mask" in batch.inputs else shape), hidden.dtype
 
 
 @dataclass(frozen=True)

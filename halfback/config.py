@@ -19,7 +19,7 @@ Tree = dict[str, Any]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class AlgorithmConfig(BaseModel):
@@ -150,8 +150,7 @@ def from_tree(tree: Tree, changes: Mapping[str, Any]) -> RunConfig:
     chosen = changes.get("algorithm.name")
     if chosen is not None and isinstance(algorithm, dict) and chosen != algorithm.get("name"):
         tree["algorithm"] = {"name": chosen}
-        settings = (tree.get("per_algorithm") or {}).get(chosen) or {}
-        for path, value in settings.items():
+        for path, value in _settings_of(tree, chosen).items():
             _set(tree, path, value)
     for path, value in changes.items():
         _set(tree, path, value)
@@ -162,6 +161,14 @@ def from_tree(tree: Tree, changes: Mapping[str, Any]) -> RunConfig:
         raise UserError(_one_line(error)) from None
     _check_algorithm(config)
     return config
+
+
+def _settings_of(tree: Tree, chosen: Any) -> Tree:
+    by_name = tree.get("per_algorithm") or {}
+    settings = by_name.get(str(chosen)) or {} if isinstance(by_name, dict) else by_name
+    if not isinstance(settings, dict):
+        raise UserError(f"per_algorithm={by_name!r}: settings by algorithm are allowed, as `name: {{key.path: value}}`")
+    return settings
 
 
 def load(path: Path) -> RunConfig:

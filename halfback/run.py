@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from halfback import checkpoint
 from halfback import config as configuration
 from halfback.algorithms.protocol import Round
-from halfback.build import Built, build
+from halfback.build import Built, build, build_algorithm
 from halfback.config import RunConfig
 from halfback.errors import Diverged, UserError
 from halfback.models.adapters import trainable
@@ -32,16 +33,34 @@ def train(config: RunConfig, out: Path, *, overwrite: bool = False, watch: Watch
     """Runs a configuration into the folder `out`; returns the summaries of the run and of those `beside` it.
 
     Raises:
-        UserError: `out` holds a run already and `overwrite` is not set.
+        UserError: the configuration can't be run, or `out` holds a run already and `overwrite` is not set; `out` is
+            then as it was before.
     """
     if (out / CONFIG).exists():
         if not overwrite:
             raise UserError(f"--out {out} holds a run already: continue with `halfback resume {out}`, or --overwrite")
-        shutil.rmtree(out)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists and is no run folder; name a new folder")
-    _begin(config, out)
-    return resume(out, watch=watch)
+    for name in config.beside:
+        build_algorithm(_beside(config, name))
+    out = out.resolve()  # it is renamed below, also where it is the current folder
+    replaced = out.with_name(f"{out.name}.replaced")
+    if (out / CONFIG).exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        try:
+            out.rename(replaced)
+        except OSError as error:
+            raise UserError(f"--out {out} can't be replaced: {error.strerror}") from None
+    try:
+        _begin(config, out)
+        progress = _opened(config, out, watch, out / PRETRAINED, None)
+    except Exception:
+        shutil.rmtree(out, ignore_errors=True)
+        if replaced.exists():
+            replaced.rename(out)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+    return _to_the_end(config, out, watch, progress)
 
 
 def resume(out: Path, *, watch: Watch | None = None) -> list[dict[str, Any]]:
@@ -52,16 +71,7 @@ def resume(out: Path, *, watch: Watch | None = None) -> list[dict[str, Any]]:
     """
     if not (out / CONFIG).exists():
         raise UserError(f"{out} holds no run: there is no {CONFIG}")
-    config = configuration.load(out / CONFIG)
-    summaries = [_finish(out, watch, out / PRETRAINED)]
-    for name in config.beside:
-        folder = out / "beside" / name
-        if not (folder / CONFIG).exists():
-            changes = {"algorithm.name": name, "beside": []}
-            _begin(configuration.from_tree(configuration.to_tree(config), changes), folder)
-        summaries.append(_finish(folder, watch, out / PRETRAINED))
-    write_report([out], out / REPORT)
-    return summaries
+    return _to_the_end(configuration.load(out / CONFIG), out, watch, None)
 
 
 def reload(out: Path) -> Built:
@@ -82,15 +92,36 @@ def reload(out: Path) -> Built:
     return built
 
 
+def _to_the_end(config: RunConfig, out: Path, watch: Watch | None, begun: "_Progress | None") -> list[dict[str, Any]]:
+    summaries = [_finish(out, watch, out / PRETRAINED, begun)]
+    for name in config.beside:
+        folder = out / "beside" / name
+        if not (folder / CONFIG).exists():
+            _begin(_beside(config, name), folder)
+        summaries.append(_finish(folder, watch, out / PRETRAINED, None))
+    write_report([out], out / REPORT)
+    return summaries
+
+
+def _beside(config: RunConfig, name: str) -> RunConfig:
+    """The same work with another algorithm."""
+    return configuration.from_tree(configuration.to_tree(config), {"algorithm.name": name, "beside": []})
+
+
 def _begin(config: RunConfig, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / CONFIG).write_text(configuration.dump(config))
+        unfinished = out / f"{CONFIG}.unfinished"
+        unfinished.write_text(configuration.dump(config))
+        unfinished.rename(out / CONFIG)
     except OSError as error:
         raise UserError(f"--out {out} can't be written: {error.strerror}") from None
 
 
-def _checkpoint(config: RunConfig, out: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+_Found = tuple[int, dict[str, Tensor], dict[str, Any]]
+
+
+def _checkpoint(config: RunConfig, out: Path) -> _Found | None:
     found = checkpoint.load(out / CHECKPOINT)
     if found is not None:
         ours, theirs = configuration.to_tree(config), found[2]["config"]
@@ -104,22 +135,24 @@ def _checkpoint(config: RunConfig, out: Path) -> tuple[int, dict[str, Tensor], d
     return found
 
 
-def _finish(out: Path, watch: Watch | None, pretrained: Path) -> dict[str, Any]:
-    config = configuration.load(out / CONFIG)
-    found = _checkpoint(config, out)
-    if found is not None and (out / SUMMARY).exists():
-        return read_summary(out)
+def _opened(config: RunConfig, out: Path, watch: Watch | None, pretrained: Path, found: _Found | None) -> "_Progress":
     progress = _Progress(build(config, pretrained=pretrained), out, watch)
-    try:
-        if found is None:
-            truncate_records(out, -1)
-            progress.evaluate()
-            progress.save()
-        else:
-            progress.load(*found)
+    if found is None:
+        progress.begin()
+    else:
+        progress.load(*found)
+    return progress
+
+
+def _finish(out: Path, watch: Watch | None, pretrained: Path, progress: "_Progress | None") -> dict[str, Any]:
+    if progress is None:
+        config = configuration.load(out / CONFIG)
+        found = _checkpoint(config, out)
+        if found is not None and (out / SUMMARY).exists():
+            return read_summary(out)
+        progress = _opened(config, out, watch, pretrained, found)
+    with closing(progress):
         progress.to_the_end()
-    finally:
-        progress.close()
     summary = progress.summary()
     write_summary(out, summary)
     return summary
@@ -139,6 +172,12 @@ class _Progress:
         self.seconds_before = 0.0
         self.started = time.perf_counter()
         self.sinks: list[Sink] = []
+
+    def begin(self) -> None:
+        """The first record and the first checkpoint, before anything is trained."""
+        truncate_records(self.out, -1)
+        self.evaluate()
+        self.save()
 
     def to_the_end(self) -> None:
         config, simulation = self.config, self.built.simulation

@@ -1,16 +1,17 @@
 """What several algorithms say and answer alike: the upload of a batch, the step of the top, the mean of slopes."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from halfback.algorithms.protocol import Batch, Client, Server
-from halfback.errors import Diverged, PeerError
-from halfback.wire.messages import Activations, Message, Slopes
+from halfback.errors import Diverged, PeerError, UserError
+from halfback.wire.messages import Activations, History, Join, Slopes
 
-SMALLEST_LABEL = -100  # marks tokens that have no loss
+NO_LOSS = -100  # the label of tokens that have no loss
 
 
 @torch.no_grad()
@@ -29,9 +30,36 @@ def upload(batch: Batch, hidden: Tensor, *, repeated: bool = False) -> Activatio
     )
 
 
-def unexpected(message: Message) -> PeerError:
-    """The error for a message that has no place in an algorithm's conversation."""
-    return PeerError(f"{type(message).__name__}: a message that this algorithm does not expect came")
+def unexpected(messages: Mapping[int, Any]) -> PeerError:
+    """The error for messages that have no place in an algorithm's conversation."""
+    client, message = next(iter(messages.items()))
+    return PeerError(f"client {client}: {type(message).__name__}: this algorithm expects no such message")
+
+
+def check_probes(directions: int, radius: float | None) -> None:
+    """Refuses options of a zeroth-order algorithm that mean nothing.
+
+    Raises:
+        UserError: names the option and what is allowed.
+    """
+    if directions < 1:
+        raise UserError(f"algorithm.directions={directions}: 1 or more are allowed")
+    if radius is not None and not (radius > 0 and math.isfinite(radius)):
+        raise UserError(f"algorithm.radius={radius:g}: a positive number is allowed, or null for the measured default")
+
+
+def missed_slopes(server: Server, messages: Mapping[int, Join]) -> dict[int, History]:
+    """The answer to a client that joins: the agreed slopes of the steps that it has not replayed.
+
+    Raises:
+        PeerError: a client says that it replayed steps which were never taken.
+    """
+    for client, join in messages.items():
+        if not 0 <= join.position <= len(server.history):
+            raise PeerError(
+                f"client {client}: Join.position: {join.position} came, 0 to {len(server.history)} are allowed"
+            )
+    return {client: History(join.position, server.missed(join.position)) for client, join in messages.items()}
 
 
 def check_activations(server: Server, client: int, message: Activations) -> None:
@@ -46,11 +74,11 @@ def check_activations(server: Server, client: int, message: Activations) -> None
     fits = hidden.ndim == len(allowed) + 1 and all(
         want is None or want == got for want, got in zip(allowed, hidden.shape[1:], strict=True)
     )
-    if not fits or not hidden.is_floating_point():
+    if not fits or hidden.numel() == 0 or hidden.dtype != server.hidden_dtype:
         wanted = ("any", *("any" if size is None else size for size in allowed))
         raise PeerError(
             f"client {client}: Activations.hidden: {hidden.dtype} {tuple(hidden.shape)} came, "
-            f"a floating-point tensor of shape {wanted} is allowed"
+            f"{server.hidden_dtype} of shape {wanted} is allowed"
         )
     for name, tensor in (("mask", mask), ("labels", labels)):
         if tensor is not None and (len(tensor) != len(hidden) or tensor.is_floating_point()):
@@ -63,26 +91,34 @@ def check_activations(server: Server, client: int, message: Activations) -> None
             f"client {client}: Activations.mask: {tuple(mask.shape)} came, {tuple(hidden.shape[:2])} is allowed"
         )
     if not torch.isfinite(hidden).all():
-        raise Diverged(f"step {len(server.history)}: the activations of client {client} are not finite")
+        raise Diverged(
+            f"step {server.steps}: Activations.hidden of client {client} is not finite; lower bottom.lr or bottom.clip"
+        )
 
 
 def loss_of(server: Server, client: int, hidden: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
     """The loss of one client's batch through the top, a scalar.
 
     Raises:
-        PeerError: a label is outside the classes of the top.
+        PeerError: the mask is missing or belongs to another batch, or a label is outside the classes of the top.
         Diverged: the loss is not finite.
     """
+    if server.hidden_shape[0] is None and (mask is None or mask.shape != hidden.shape[:2]):
+        came = "none" if mask is None else tuple(mask.shape)
+        raise PeerError(f"client {client}: Activations.mask: {came} came, {tuple(hidden.shape[:2])} is needed")
     logits = server.top(hidden, mask)
-    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
-    if high >= logits.shape[-1] or low < SMALLEST_LABEL:
+    if labels.shape != logits.shape[:-1]:
         raise PeerError(
-            f"client {client}: Activations.labels: {low} to {high} came, 0 to {logits.shape[-1] - 1} are allowed"
+            f"client {client}: Activations.labels: {tuple(labels.shape)} came, {tuple(logits.shape[:-1])} is allowed"
+        )
+    if outside := labels[(labels >= logits.shape[-1]) | ((labels < 0) & (labels != NO_LOSS))].tolist():
+        raise PeerError(
+            f"client {client}: Activations.labels: {outside[0]} came, 0 to {logits.shape[-1] - 1} are allowed"
         )
     loss = server.loss(logits, labels.long())
     if not torch.isfinite(loss):
         raise Diverged(
-            f"step {len(server.history)}: the loss of client {client} is {loss.item()}; "
+            f"step {server.steps}: the loss of client {client} is {loss.item()}; "
             "lower the learning rates (top.lr, bottom.lr) or clip the top (top.clip)"
         )
     return loss
@@ -112,6 +148,7 @@ def step_top(server: Server) -> None:
     if server.clip is not None:
         nn.utils.clip_grad_norm_(_parameters(optimizer), server.clip)
     optimizer.step()
+    server.steps += 1
 
 
 def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int) -> Tensor:
@@ -124,14 +161,16 @@ def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int)
     step = len(server.history)
     for client, message in messages.items():
         values = message.values
-        if message.step != step or values.shape != (directions,) or values.dtype != torch.float32:
+        if message.step != step:
+            raise PeerError(f"client {client}: Slopes.step: {message.step} came, {step} is allowed")
+        if values.shape != (directions,) or values.dtype != torch.float32:
             raise PeerError(
-                f"client {client}: Slopes: {values.dtype} {tuple(values.shape)} of step {message.step} came, "
-                f"float32 ({directions},) of step {step} is allowed"
+                f"client {client}: Slopes.values: {values.dtype} {tuple(values.shape)} came, "
+                f"torch.float32 ({directions},) is allowed"
             )
         if not torch.isfinite(values).all():
             raise Diverged(
-                f"step {step}: a slope of client {client} is not finite; lower bottom.lr or set algorithm.radius"
+                f"step {step}: Slopes.values of client {client} are not finite; lower bottom.lr or set algorithm.radius"
             )
     return torch.stack([message.values for message in messages.values()]).mean(dim=0)
 

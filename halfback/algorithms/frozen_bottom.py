@@ -27,8 +27,8 @@ class FrozenBottom:
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
-        if not isinstance(other := next(iter(messages.values())), Activations):
-            raise unexpected(other)
+        if not isinstance(next(iter(messages.values())), Activations):
+            raise unexpected(messages)
         backpropagate_top(server, messages)
         step_top(server)
         return {m: Nothing() for m in messages}

@@ -20,9 +20,18 @@ from typing import Any, ClassVar
 
 import torch
 
-from halfback.algorithms.exchange import backpropagate_top, forward, mean_slopes, step_top, unexpected, upload
+from halfback.algorithms.exchange import (
+    backpropagate_top,
+    check_probes,
+    forward,
+    mean_slopes,
+    missed_slopes,
+    step_top,
+    unexpected,
+    upload,
+)
 from halfback.algorithms.protocol import BottomUpdate, Client, Conversation, Round, Server, TopUpdate
-from halfback.wire.messages import Activations, CutGradient, History, Join, Message, Slopes
+from halfback.wire.messages import Activations, CutGradient, Join, Message, Slopes
 from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes, inner
 
 
@@ -43,16 +52,18 @@ class HoSfl:
     radius: float | None = None
     estimator: Estimator = "forward"
 
+    def __post_init__(self) -> None:
+        check_probes(self.directions, self.radius)
+
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward passes only."""
         replica = client.replica
         missed = yield Join(client.position)
         client.replay(missed.first, missed.slopes)
-        radius = self.radius or default_radius(replica.parameters)
         for batch in client.batches(round):
             hidden = forward(client, batch)  # z_m
             feedback = yield upload(batch, hidden)  # λ_m
-            base = inner(feedback.gradient, hidden)
+            base, dtype = inner(feedback.gradient, hidden), hidden.dtype
             del hidden  # the device needs its memory for what follows
             slopes = estimate_slopes(  # v_{m,p}
                 lambda: client.bottom(batch.inputs),  # noqa: B023 - called before the next batch
@@ -61,7 +72,7 @@ class HoSfl:
                 cotangent=feedback.gradient,
                 base=base,
                 seeds=replica.seeds(self.directions),
-                radius=radius,
+                radius=self.radius or default_radius(replica.parameters, dtype),
                 estimator=self.estimator,
                 law=replica.law,
             )
@@ -73,7 +84,7 @@ class HoSfl:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
             case Join():
-                return {m: History(join.position, server.missed(join.position)) for m, join in messages.items()}
+                return missed_slopes(server, messages)
             case Activations():
                 gradients = backpropagate_top(server, messages)
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
@@ -82,5 +93,5 @@ class HoSfl:
                 step_top(server)
                 server.history.append(mean)
                 return {m: Slopes(step, mean) for m in messages}
-            case other:
-                raise unexpected(other)
+            case _:
+                raise unexpected(messages)

@@ -86,6 +86,8 @@ class Server:
         top: the server's part of the model.
         loss: (logits, labels) → mean loss of a batch, a scalar.
         replica: the agreed bottom, for evaluation and for whoever joins. It may lag behind `history`: see `catch_up`.
+        hidden_dtype: the dtype of activations.
+        steps: optimiser steps taken.
         history: the agreed slopes of every step, each (P,) float32.
         optimizer: first-order optimiser of the top; `clip` bounds its gradient norm.
         top_replica: the top's parameters, when they too are moved along seeded directions.
@@ -98,6 +100,8 @@ class Server:
     loss: Callable[[Tensor, Tensor], Tensor]
     replica: Replica
     hidden_shape: tuple[int | None, ...]
+    hidden_dtype: torch.dtype
+    steps: int = 0
     history: list[Tensor] = field(default_factory=list)
     optimizer: torch.optim.Optimizer | None = None
     clip: float | None = None

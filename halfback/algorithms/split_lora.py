@@ -21,7 +21,7 @@ from torch import nn
 
 from halfback.algorithms.exchange import backpropagate_top, step_top, unexpected, upload
 from halfback.algorithms.protocol import BottomUpdate, Client, Conversation, Round, Server, TopUpdate
-from halfback.errors import PeerError
+from halfback.errors import Diverged, PeerError
 from halfback.models.checkpointing import checkpointed
 from halfback.wire.messages import Activations, CutGradient, Join, Message, Nothing, Weights
 
@@ -72,12 +72,26 @@ class SplitLora:
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
             case Weights():
                 for m, message in messages.items():
-                    shapes = [tuple(tensor.shape) for tensor in message.tensors]
-                    if shapes != [tuple(parameter.shape) for parameter in agreed]:
-                        raise PeerError(f"client {m}: Weights: shapes {shapes} came, those of the bottom are allowed")
+                    _check_weights(server, m, message)
                 with torch.no_grad():
                     for i, parameter in enumerate(agreed):
                         parameter.copy_(torch.stack([message.tensors[i] for message in messages.values()]).mean(dim=0))
                 return {m: Nothing() for m in messages}
-            case other:
-                raise unexpected(other)
+            case _:
+                raise unexpected(messages)
+
+
+def _check_weights(server: Server, client: int, message: Weights) -> None:
+    agreed = server.replica.parameters
+    if len(message.tensors) != len(agreed):
+        raise PeerError(f"client {client}: Weights.tensors: {len(message.tensors)} came, {len(agreed)} are allowed")
+    for (name, parameter), tensor in zip(agreed.items(), message.tensors, strict=True):
+        if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
+            raise PeerError(
+                f"client {client}: Weights.tensors, {name}: {tensor.dtype} {tuple(tensor.shape)} came, "
+                f"{parameter.dtype} {tuple(parameter.shape)} is allowed"
+            )
+        if not torch.isfinite(tensor).all():
+            raise Diverged(
+                f"step {server.steps}: Weights.tensors, {name} of client {client} is not finite; lower bottom.lr"
+            )

@@ -18,10 +18,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from halfback.algorithms.exchange import check_activations, forward, loss_of, mean_slopes, unexpected, upload
+from halfback.algorithms.exchange import (
+    check_activations,
+    check_probes,
+    forward,
+    loss_of,
+    mean_slopes,
+    missed_slopes,
+    unexpected,
+    upload,
+)
 from halfback.algorithms.protocol import BottomUpdate, Client, Conversation, Round, Server, TopUpdate
 from halfback.errors import PeerError
-from halfback.wire.messages import Activations, History, Join, Losses, Message, Nothing, Slopes
+from halfback.wire.messages import Activations, Join, Losses, Message, Nothing, Slopes
 from halfback.zeroth.perturb import perturbed
 from halfback.zeroth.slopes import default_radius, estimate_slopes
 
@@ -41,14 +50,18 @@ class ZoSfl:
     directions: int = 1
     radius: float | None = None
 
+    def __post_init__(self) -> None:
+        check_probes(self.directions, self.radius)
+
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: 1 + 2P forward passes a step."""
         replica = client.replica
         missed = yield Join(client.position)
         client.replay(missed.first, missed.slopes)
-        radius = self.radius or default_radius(replica.parameters)
         for batch in client.batches(round):
-            yield upload(batch, forward(client, batch))
+            hidden = forward(client, batch)
+            yield upload(batch, hidden)
+            radius = self.radius or default_radius(replica.parameters, hidden.dtype)
             slopes = []
             for seed in replica.seeds(self.directions):
                 losses = []
@@ -65,7 +78,7 @@ class ZoSfl:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
             case Join():
-                return {m: History(join.position, server.missed(join.position)) for m, join in messages.items()}
+                return missed_slopes(server, messages)
             case Activations(labels=None):
                 return {m: Losses(self._loss(server, m, message).reshape(1)) for m, message in messages.items()}
             case Activations():
@@ -75,11 +88,13 @@ class ZoSfl:
                 return {m: Nothing() for m in messages}
             case Slopes():
                 step, mean = len(server.history), mean_slopes(server, messages, self.directions)
+                if early := messages.keys() - server.kept.keys():
+                    raise PeerError(f"client {min(early)}: Slopes: they came before the batch that they belong to")
                 self._step_top(server, step)
                 server.history.append(mean)
                 return {m: Slopes(step, mean) for m in messages}
-            case other:
-                raise unexpected(other)
+            case _:
+                raise unexpected(messages)
 
     @torch.no_grad()
     def _loss(self, server: Server, client: int, message: Activations) -> Tensor:
@@ -107,9 +122,10 @@ class ZoSfl:
             cotangent=torch.ones_like(base),
             base=base.item(),
             seeds=replica.seeds(self.directions),
-            radius=self.radius or default_radius(replica.parameters),
+            radius=self.radius or default_radius(replica.parameters, server.hidden_dtype),
             estimator="central",
             law=replica.law,
         )
         replica.replay(step, slopes.to(torch.float32).unsqueeze(0))
         server.kept = {}
+        server.steps += 1

@@ -137,9 +137,10 @@ class Simulation:
                 self.meters.forward_passes += counter.count
 
     def _let_answer(self, messages: Mapping[int, Message]) -> dict[int, Message | None]:
-        kinds = {type(message).__name__ for message in messages.values()}
-        if len(kinds) > 1:
-            raise PeerError(f"exchange: messages of kinds {sorted(kinds)} came, one kind is allowed")
+        kinds = {number: type(message).__name__ for number, message in messages.items()}
+        if len(set(kinds.values())) > 1:
+            came = ", ".join(f"{kind} of client {number}" for number, kind in kinds.items())
+            raise PeerError(f"exchange: {came} came together, one kind is allowed")
         if self._server_meter is not None:
             for message in messages.values():
                 self._server_meter.receive(tensors_of(message))
@@ -178,6 +179,7 @@ class Simulation:
         meters = self.meters
         values = {
             "clients": {str(number): [client.position, client.cursor] for number, client in self.clients.items()},
+            "steps": server.steps,
             "position": server.replica.position,
             "top_position": server.top_replica.position if server.top_replica else 0,
             "ledger": self.ledger.state_dict(),
@@ -197,6 +199,7 @@ class Simulation:
             if parameter.requires_grad:
                 parameter.copy_(tensors[f"top.{name}"])
         _load_moments("bottom_moment", server.replica, tensors)
+        server.steps = values["steps"]
         server.replica.position = values["position"]
         if server.top_replica is not None:
             _load_moments("top_moment", server.top_replica, tensors)

@@ -6,7 +6,8 @@ Both are standard JSON: a number that is not finite is written as null.
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -214,8 +215,18 @@ def _write_records(path: Path, records: Iterable[Record]) -> None:
 def _replace(path: Path, text: str) -> None:
     """Write beside the file, then swap: a reader sees the old text or the new, also after a crash."""
     beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    with writing(path):
+        with beside.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A full disk or a missing permission inside becomes an error of the user that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror}") from None

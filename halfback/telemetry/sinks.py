@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 from halfback.errors import UserError
-from halfback.telemetry.records import RECORDS, Record, mend_records
+from halfback.telemetry.records import RECORDS, Record, mend_records, writing
 
 
 class Sink(Protocol):
@@ -19,19 +19,23 @@ class JsonLines:
     """Appends to the run's `records.jsonl`; each record is in the file when `write` returns.
 
     Raises:
-        UserError: the file that is there already is unreadable or wrong before its last line.
+        UserError: the file that is there already is unreadable or wrong before its last line, or can't be written.
     """
 
     def __init__(self, folder: Path) -> None:
         mend_records(folder)
-        self._file = (Path(folder) / RECORDS).open("a", encoding="utf-8", newline="\n")
+        self._path = Path(folder) / RECORDS
+        with writing(self._path):
+            self._file = self._path.open("a", encoding="utf-8", newline="\n")
 
     def write(self, record: Record) -> None:
-        self._file.write(record.to_json() + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(record.to_json() + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
 
 class TensorBoard:

@@ -18,6 +18,7 @@ MAGIC = b"HB"
 VERSION = 1
 MAX_BYTES = 1 << 31
 MAX_DIMENSIONS = 8
+MAX_TENSORS = 1 << 16  # in one field: an empty tensor takes six bytes here and hundreds in memory
 
 _NONE, _INTEGER, _TENSOR, _TENSORS = range(4)
 _HEADER = struct.Struct("<2sBB")
@@ -130,6 +131,8 @@ class _Reader:
             return self.tensor(name)
         if code == _TENSORS:
             (count,) = self.read(struct.Struct("<I"), name)
+            if count > MAX_TENSORS:
+                raise PeerError(f"{name}: {count} tensors announced, at most {MAX_TENSORS} are allowed")
             if count * 2 > self.left:  # a tensor takes at least two bytes
                 raise PeerError(f"{name}: {count} tensors announced, but only {self.left} bytes are left")
             return tuple(self.tensor(f"{name}[{i}]") for i in range(count))
@@ -146,6 +149,8 @@ class _Reader:
         size = math.prod(shape) * dtype.itemsize
         if size > self.left:
             raise PeerError(f"{name}: shape {shape} of {dtype} needs {size} bytes, but only {self.left} are left")
+        if not size and math.prod(max(length, 1) for length in shape) > MAX_BYTES:  # its strides could overflow
+            raise PeerError(f"{name}: empty shape {shape} came, other lengths up to {MAX_BYTES} in all are allowed")
         raw = bytearray(self._data[self._at : self._at + size])
         self._at += size
         if dtype == torch.bool and any(raw.translate(None, b"\x00\x01")):

@@ -74,8 +74,18 @@ def _name_words(name: str) -> tuple[int, int]:
     return value & _WORD, value >> 32
 
 
-def _values(seeds: Sequence[int], blocks: Tensor, low: Tensor | int, high: Tensor | int, law: Law) -> Tensor:
-    """(seeds, blocks · values per block) float32, for block numbers of the parameters with name words (low, high)."""
+def _values(
+    seeds: Sequence[int],
+    blocks: Tensor,
+    low: Tensor | int,
+    high: Tensor | int,
+    law: Law,
+    scales: Sequence[float] | None = None,
+) -> Tensor:
+    """(seeds, blocks · values per block) float32, for block numbers of the parameters with name words (low, high).
+
+    Values are multiplied by their seed's scale: in the table where that is smaller, which saves a pass over the result.
+    """
     halves = [[seed & _WORD for seed in seeds], [seed >> 32 for seed in seeds]]
     key = torch.tensor(halves, dtype=torch.int64, device=blocks.device).unsqueeze(-1)  # (2, seeds, 1)
     stacked = torch.stack(philox((blocks & _WORD, blocks >> 32, low, high), (key[0], key[1])), dim=-1)
@@ -86,7 +96,14 @@ def _values(seeds: Sequence[int], blocks: Tensor, low: Tensor | int, high: Tenso
     else:
         pieces = torch.stack([words & 0xFFFF, (words >> 16) & 0xFFFF], dim=-1)
         table = _gaussian_table(blocks.device)
-    return table.index_select(0, pieces.flatten()).view(len(seeds), -1)
+    if scales is None:
+        return table.index_select(0, pieces.flatten()).view(len(seeds), -1)
+    factors = torch.tensor(scales, dtype=torch.float32, device=blocks.device)
+    if table.numel() * len(seeds) > pieces.numel():
+        return table.index_select(0, pieces.flatten()).view(len(seeds), -1).mul_(factors.unsqueeze(1))
+    tables = factors.view(-1, *[1] * table.ndim) * table
+    own = torch.arange(len(seeds), dtype=torch.int32, device=blocks.device).view(-1, 1, 1, 1) * len(table)
+    return tables.flatten(0, 1).index_select(0, (pieces + own).flatten()).view(len(seeds), -1)
 
 
 @dataclass(frozen=True)
@@ -109,9 +126,11 @@ class Pack:
     segments: tuple[Segment, ...]
     width: int
 
-    def directions(self, seeds: Sequence[int], *, law: Law, device: torch.device) -> Tensor:
-        """(len(seeds), width) float32; a value is a function of (seed, name, index) alone. Gaps hold noise."""
-        return _values(seeds, *_counters(self.segments, VALUES_PER_BLOCK[law], device), law)
+    def directions(
+        self, seeds: Sequence[int], *, law: Law, device: torch.device, scales: Sequence[float] | None = None
+    ) -> Tensor:
+        """(len(seeds), width) float32, times `scales`; a value depends on (seed, name, index) alone. Gaps hold noise."""
+        return _values(seeds, *_counters(self.segments, VALUES_PER_BLOCK[law], device), law, scales)
 
 
 ALIGNMENT = 128
@@ -176,6 +195,8 @@ def direction_of(seed: int, name: str, parameter: Tensor, *, law: Law = "rademac
         pack.directions([seed], law=law, device=parameter.device)[0, : pack.segments[0].stop - pack.segments[0].start]
         for pack in packs(((name, parameter.numel()),))
     ]
+    if not pieces:
+        return torch.zeros_like(parameter)
     return torch.cat(pieces).view(parameter.shape).to(parameter.dtype)
 
 

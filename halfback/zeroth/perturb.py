@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from halfback.zeroth.directions import Law, Pack, Segment, direction_rows, layout_of, packs
 
 Substitute = Callable[[str, Tensor, Tensor | None], Tensor]
+_Own = list[tuple[nn.Module, str, nn.Parameter]]  # holder, attribute, parameter
+_HOLDERS = (nn.ParameterDict, nn.ParameterList)  # never run: the module around them uses their parameters
 
 
 @contextmanager
@@ -32,7 +34,9 @@ def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute:
     handles = []
     swapped: dict[nn.Module, Callable[[], None]] = {}
     for child in module.modules():
-        own = {attribute: p for attribute, p in child._parameters.items() if p is not None and id(p) in names}
+        holders = [child, *(part for part in child.children() if isinstance(part, _HOLDERS))]
+        own = [(h, attribute, p) for h in holders for attribute, p in h._parameters.items() if p is not None]
+        own = [entry for entry in own if id(entry[2]) in names]
         if not own:
             continue
         handles.append(child.register_forward_pre_hook(_enter(own, names, substitute, swapped)))
@@ -47,23 +51,22 @@ def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute:
 
 
 def _enter(
-    own: dict[str, nn.Parameter],
+    own: _Own,
     names: dict[int, str],
     substitute: Substitute,
     swapped: dict[nn.Module, Callable[[], None]],
 ) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        saved = dict(own)
         if isinstance(module, nn.Embedding) and len(args) == 1 and _looks_up_ids(module):
-            (attribute, table), padding = next(iter(own.items())), module.padding_idx
+            (_, attribute, table), padding = own[0], module.padding_idx
             rows, ids = torch.unique(args[0], return_inverse=True)
-            swapped[module] = lambda: _restore(module, saved, padding)
+            swapped[module] = lambda: _restore(own, module, padding)
             module.padding_idx = None  # meant for row numbers of the whole table, and only for its gradient
             module._parameters[attribute] = substitute(names[id(table)], table, rows)  # type: ignore[assignment]
             return (ids,)
-        swapped[module] = lambda: _restore(module, saved)
-        for attribute, parameter in own.items():
-            module._parameters[attribute] = substitute(names[id(parameter)], parameter, None)  # type: ignore[assignment]
+        swapped[module] = lambda: _restore(own)
+        for holder, attribute, parameter in own:
+            holder._parameters[attribute] = substitute(names[id(parameter)], parameter, None)  # type: ignore[assignment]
         return None
 
     return hook
@@ -78,13 +81,11 @@ def _leave(swapped: dict[nn.Module, Callable[[], None]]) -> Callable[..., None]:
     return hook
 
 
-_UNTOUCHED = object()
-
-
-def _restore(module: nn.Module, saved: dict[str, nn.Parameter], padding: Any = _UNTOUCHED) -> None:
-    module._parameters.update(saved)
-    if padding is not _UNTOUCHED:
-        module.padding_idx = padding
+def _restore(own: _Own, embedding: nn.Embedding | None = None, padding: int | None = None) -> None:
+    for holder, attribute, parameter in own:
+        holder._parameters[attribute] = parameter
+    if embedding is not None:
+        embedding.padding_idx = padding
 
 
 def _looks_up_ids(module: nn.Embedding) -> bool:
@@ -99,24 +100,28 @@ def perturbed(
 
     Bit-equal to adding ``radius * u`` to the parameters in place, for every dtype.
     """
-    pieces: dict[str, list[tuple[Pack, Segment]]] = {}
+    pieces: dict[str, list[tuple[Pack, Segment]]] = {name: [] for name in parameters}
     for pack in packs(layout_of(parameters)):
         for segment in pack.segments:
-            pieces.setdefault(segment.name, []).append((pack, segment))
+            pieces[segment.name].append((pack, segment))
     made: dict[Pack, Tensor] = {}  # the last pack only: modules run about in the order of their parameters
+    # Scaling in float32 gives the bits of scaling in the parameters' dtype only where that is float32.
+    scales = [radius] if all(p.dtype == torch.float32 for p in parameters.values()) else None
 
     def add_direction(name: str, parameter: Tensor, rows: Tensor | None) -> Tensor:
         if rows is not None:
             direction = direction_rows(seed, name, rows, parameter.shape[1], law=law)
             return parameter.detach().index_select(0, rows).add_(direction.to(parameter.dtype).mul_(radius))
-        scratch = parameter.detach().clone(memory_format=torch.contiguous_format)
-        flat = scratch.view(-1)
+        scratch = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+        flat, old = scratch.view(-1), parameter.detach().reshape(-1)
         for pack, segment in pieces[name]:
             if pack not in made:
                 made.clear()
-                made[pack] = pack.directions([seed], law=law, device=flat.device)[0]
-            direction = made[pack][segment.place : segment.place + segment.stop - segment.start]
-            flat[segment.start : segment.stop] += direction.to(flat.dtype) * radius
+                made[pack] = pack.directions([seed], law=law, device=flat.device, scales=scales)[0]
+            step = made[pack][segment.place : segment.place + segment.stop - segment.start]
+            if scales is None:
+                step = step.to(flat.dtype) * radius
+            torch.add(old[segment.start : segment.stop], step, out=flat[segment.start : segment.stop])
         return scratch
 
     return substituted(module, parameters, add_direction)

@@ -91,8 +91,10 @@ class Replica:
         Rows that were already taken are ignored, so a repeated message is harmless.
 
         Raises:
-            PeerError: the rows begin after `position`: steps in between are missing.
+            PeerError: the rows begin after `position`: steps in between are missing; or they are no rows.
         """
+        if slopes.ndim != 2 or (len(slopes) and not slopes.shape[1]) or first < 0:
+            raise PeerError(f"history: {tuple(slopes.shape)} from step {first} came, (steps, P) from step 0 is allowed")
         if first > self.position:
             raise PeerError(f"history: rows begin at step {first}, but this replica is at step {self.position}")
         rows = slopes[self.position - first :].tolist()
@@ -100,8 +102,10 @@ class Replica:
             return
         coefficients = [self.rule.coefficients(row, self.dimension) for row in rows]
         seeds = [self.seed_of(self.position + i, p) for i, row in enumerate(rows) for p in range(len(row))]
-        for pack in packs(layout_of(self.parameters)):
-            self._replay_pack(pack, coefficients, seeds)
+        for dtype in {parameter.dtype for parameter in self.parameters.values()}:  # a pack is rounded as a whole
+            alike = {name: parameter for name, parameter in self.parameters.items() if parameter.dtype == dtype}
+            for pack in packs(layout_of(alike)):
+                self._replay_pack(pack, coefficients, seeds)
         self.position += len(rows)
 
     def _replay_pack(self, pack: Pack, coefficients: list[list[float]], seeds: list[int]) -> None:
@@ -113,40 +117,52 @@ class Replica:
         at_once = max(1, PACK_WIDTH // (pack.width * directions))  # steps whose directions are made together
         for begin in range(0, len(coefficients), at_once):
             end = min(begin + at_once, len(coefficients))
-            made = pack.directions(seeds[begin * directions : end * directions], law=self.law, device=device)
+            made = pack.directions(
+                seeds[begin * directions : end * directions],
+                law=self.law,
+                device=device,
+                scales=[coefficient for row in coefficients[begin:end] for coefficient in row],
+            )
             for i in range(begin, end):
-                gradient = torch.zeros_like(values)
-                for p, coefficient in enumerate(coefficients[i]):
-                    gradient += made[(i - begin) * directions + p] * coefficient
-                # Through the parameters' dtype each time, as a client that takes one step at a time does.
-                values = self._step(values, gradient, moments, self.position + i + 1).to(dtype).float()
+                first = (i - begin) * directions
+                gradient = made[first]
+                for p in range(1, directions):
+                    gradient += made[first + p]
+                self._step(values, gradient, moments, self.position + i + 1)
+                if dtype != torch.float32:  # as a client that takes one step at a time does
+                    values.copy_(values.to(dtype))
         _scatter(values, self.parameters, pack)
         for moment, changed in zip(self.rule.moments(), moments, strict=True):
             _scatter(changed, self.moments[moment], pack)
 
-    def _step(self, values: Tensor, gradient: Tensor, moments: list[Tensor], count: int) -> Tensor:
-        """One optimiser step on a chunk, in float32. Products and sums are apart: a fused multiply-add rounds once
-        instead of twice, and which one is used differs between devices and vector tails."""
+    def _step(self, values: Tensor, gradient: Tensor, moments: list[Tensor], count: int) -> None:
+        """One optimiser step on a pack, in float32 and in place; `gradient` is used up.
+
+        Products and sums are apart: a fused multiply-add rounds once instead of twice, and which of the two is used
+        differs between devices and vector tails.
+        """
         rule = self.rule
         if rule.weight_decay:
-            values = values * (1 - rule.lr * rule.weight_decay)
+            values.mul_(1 - rule.lr * rule.weight_decay)
         if rule.optimizer == "sgd":
-            return values - gradient * rule.lr
-        if rule.optimizer == "momentum":
+            values.sub_(gradient.mul_(rule.lr))
+        elif rule.optimizer == "momentum":
             (velocity,) = moments
-            velocity.mul_(rule.momentum).add_(gradient)
-            return values - velocity * rule.lr
-        mean, square = moments
-        beta1, beta2 = rule.betas
-        mean.mul_(beta1).add_(gradient * (1 - beta1))
-        square.mul_(beta2).add_((gradient * gradient) * (1 - beta2))
-        corrected_mean = mean / (1 - beta1**count)
-        corrected_square = square / (1 - beta2**count)
-        return values - corrected_mean / (corrected_square.sqrt() + rule.eps) * rule.lr
+            values.sub_(velocity.mul_(rule.momentum).add_(gradient) * rule.lr)
+        else:
+            mean, square = moments
+            beta1, beta2 = rule.betas
+            mean.mul_(beta1).add_(gradient * (1 - beta1))
+            square.mul_(beta2).add_(gradient.square_().mul_(1 - beta2))
+            root = (square / (1 - beta2**count)).sqrt_().add_(rule.eps)
+            values.sub_((mean / (1 - beta1**count)).div_(root).mul_(rule.lr))
 
 
 def _gather(tensors: Mapping[str, Tensor], pack: Pack, device: torch.device) -> Tensor:
-    """(width,) float32: the pack's segments of the tensors, zero in the gaps."""
+    """(width,) float32: the pack's segments of the tensors, zero in the gaps. A view, where one segment is all."""
+    if len(pack.segments) == 1 and pack.segments[0].stop - pack.segments[0].start == pack.width:
+        (only,) = pack.segments
+        return tensors[only.name].view(-1)[only.start : only.stop].float()
     flat = torch.zeros(pack.width, dtype=torch.float32, device=device)
     for segment in pack.segments:
         size = segment.stop - segment.start
@@ -155,6 +171,7 @@ def _gather(tensors: Mapping[str, Tensor], pack: Pack, device: torch.device) -> 
 
 
 def _scatter(flat: Tensor, tensors: Mapping[str, Tensor], pack: Pack) -> None:
+    """Puts back what `_gather` took."""
     for segment in pack.segments:
         size = segment.stop - segment.start
         tensors[segment.name].view(-1)[segment.start : segment.stop] = flat[segment.place : segment.place + size]

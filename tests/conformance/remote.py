@@ -1,0 +1,102 @@
+"""A second carrier of conversations, written apart from the engine: a socket for each client, one thread each."""
+
+import socket
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from halfback.algorithms.protocol import Round
+from halfback.engines.simulation import Simulation, install
+from halfback.wire.packing import pack, unpack
+
+PATIENCE = 60.0  # seconds until a silent other side is an error
+
+
+@dataclass
+class Received:
+    """What the server saw."""
+
+    losses: list[float] = field(default_factory=list)
+    up_bytes: int = 0
+    down_bytes: int = 0
+
+
+def run_over_sockets(server: Simulation, machine: Callable[[], Simulation], *, rounds: int, steps: int) -> Received:
+    """Trains with `server`'s server; a client is a client of the `machine` that is built for it alone."""
+    machines: dict[int, Simulation] = {}
+    received = Received()
+    for number in range(rounds):
+        cohort = server.cohort(number)
+        for client in cohort:
+            machines.setdefault(client, machine())
+        round = Round(number, steps)
+        pairs = {client: socket.socketpair() for client in cohort}
+        for ends in pairs.values():
+            for end in ends:
+                end.settimeout(PATIENCE)
+        with ThreadPoolExecutor(len(cohort)) as threads:
+            talks = [threads.submit(_talk, machines[client], client, round, pairs[client][1]) for client in cohort]
+            try:
+                _serve(server, {client: pairs[client][0] for client in cohort}, received)
+            finally:
+                for near, _ in pairs.values():
+                    near.close()
+            for talk in talks:
+                talk.result()
+        losses, server.server.losses = server.server.losses, []
+        received.losses.append(sum(losses) / len(losses))
+    return received
+
+
+def _talk(machine: Simulation, number: int, round: Round, end: socket.socket) -> None:
+    with end:
+        client = machine.client(number)
+        install(machine.bottom, client.replica.parameters)
+        talk, reply = machine.algorithm.client_round(client, round), None
+        while True:
+            try:
+                message = talk.send(reply)
+            except StopIteration:
+                _write(end, b"")
+                return
+            _write(end, pack(message).data)
+            reply = unpack(_read(end))
+
+
+def _serve(server: Simulation, ends: dict[int, socket.socket], received: Received) -> None:
+    while True:
+        messages: dict[int, Any] = {}
+        for client in list(ends):
+            data = _read(ends[client])
+            received.up_bytes += len(data)
+            if data:
+                messages[client] = unpack(data)
+            else:
+                del ends[client]
+        if not messages:
+            return
+        answers = server.algorithm.answer(server.server, messages)
+        for client in messages:
+            data = pack(answers[client]).data
+            received.down_bytes += len(data)
+            _write(ends[client], data)
+
+
+def _write(end: socket.socket, data: bytes) -> None:
+    end.sendall(struct.pack("<I", len(data)) + data)
+
+
+def _read(end: socket.socket) -> bytes:
+    return _exactly(end, struct.unpack("<I", _exactly(end, 4))[0])
+
+
+def _exactly(end: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = end.recv(size - len(data))
+        if not piece:
+            raise ConnectionError("the other side is gone")
+        data += piece
+    return bytes(data)

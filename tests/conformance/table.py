@@ -1,0 +1,119 @@
+"""The table: one row an algorithm (and its variants), with settings that make it learn and its bytes in closed form."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Settings = dict[str, Any]
+
+HEADER = 4  # magic, version, kind
+INTEGER = 1 + 8
+NONE = 1
+
+
+def tensor(*shape: int, item: int = 4) -> int:
+    """Bytes of a tensor field: its type, dtype and number of dimensions, a word a dimension, the values."""
+    return 1 + _bare(shape, item)
+
+
+def _bare(shape: tuple[int, ...], item: int) -> int:
+    size = item
+    for length in shape:
+        size *= length
+    return 2 + 4 * len(shape) + size
+
+
+def weights(shapes: list[tuple[int, ...]]) -> int:
+    return HEADER + 1 + 4 + sum(_bare(shape, 4) for shape in shapes)
+
+
+JOIN = HEADER + INTEGER
+NOTHING = HEADER
+
+
+def slopes(directions: int) -> int:
+    return HEADER + INTEGER + tensor(directions)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the formula of a round may use: one client's batches, the missed steps, the shapes of the bottom's θ."""
+
+    batches: list[tuple[tuple[int, ...], tuple[int, ...] | None]]  # shapes of activations and mask
+    missed: int
+    ever: bool  # whether any step was agreed before this round; with none, nobody has said how many slopes a step has
+    directions: int
+    bottom: list[tuple[int, ...]]
+
+
+def activations(hidden: tuple[int, ...], mask: tuple[int, ...] | None, *, repeated: bool = False) -> int:
+    rows = hidden[0]
+    masked = NONE if mask is None or repeated else tensor(*mask, item=1)
+    labels = NONE if repeated else tensor(rows)
+    return HEADER + tensor(*hidden) + masked + labels + tensor(rows)
+
+
+def _joined(work: Work) -> int:
+    return HEADER + INTEGER + tensor(work.missed, work.directions if work.ever else 0)
+
+
+def _ho_sfl(work: Work) -> tuple[int, int]:
+    sent, asked = slopes(work.directions), slopes(work.directions)
+    up = JOIN + sum(activations(hidden, mask) + sent for hidden, mask in work.batches)
+    down = _joined(work) + sum(HEADER + tensor(*hidden) + asked for hidden, _ in work.batches)
+    return up, down
+
+
+def _zo_sfl(work: Work) -> tuple[int, int]:
+    p = work.directions
+    up = JOIN + sum(
+        activations(h, mask) + 2 * p * activations(h, mask, repeated=True) + slopes(p) for h, mask in work.batches
+    )
+    down = _joined(work) + len(work.batches) * (NOTHING + 2 * p * (HEADER + tensor(1)) + slopes(p))
+    return up, down
+
+
+def _split_lora(work: Work) -> tuple[int, int]:
+    up = JOIN + sum(activations(hidden, mask) for hidden, mask in work.batches) + weights(work.bottom)
+    down = weights(work.bottom) + sum(HEADER + tensor(*hidden) for hidden, _ in work.batches) + NOTHING
+    return up, down
+
+
+def _frozen_bottom(work: Work) -> tuple[int, int]:
+    return sum(activations(hidden, mask) for hidden, mask in work.batches), len(work.batches) * NOTHING
+
+
+@dataclass(frozen=True)
+class Row:
+    """`name` in the registry, its options and settings, and (work of a client in a round) → bytes up and down.
+
+    `learns`: settings and rounds with which the loss falls on both worlds.
+    """
+
+    name: str
+    bytes_of_round: Callable[[Work], tuple[int, int]]
+    settings: Settings = field(default_factory=dict)
+    rounds_to_learn: int = 40
+    learns: Settings = field(default_factory=dict)
+
+
+_REPLAYED: Settings = {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}
+ROWS: dict[str, Row] = {
+    "ho_sfl": Row("ho_sfl", _ho_sfl, {"algorithm.directions": 3, **_REPLAYED}),
+    "ho_sfl-central": Row(
+        "ho_sfl", _ho_sfl, {"algorithm.directions": 2, "algorithm.estimator": "central", "bottom.optimizer": "momentum"}
+    ),
+    "ho_sfl-forward_ad": Row(
+        "ho_sfl", _ho_sfl, {"algorithm.directions": 2, "algorithm.estimator": "forward_ad", "bottom.law": "gaussian"}
+    ),
+    "split_lora": Row("split_lora", _split_lora, {"bottom.optimizer": "adamw", "bottom.clip": 1.0}),
+    "split_lora-checkpointing": Row("split_lora", _split_lora, {"algorithm.checkpointing": True}),
+    "zo_sfl": Row(
+        "zo_sfl",
+        _zo_sfl,
+        {"algorithm.directions": 2, "top.optimizer": "momentum", "top.lr": 1e-3},
+        rounds_to_learn=100,
+        learns={"algorithm.directions": 4, "top.optimizer": "adamw", "top.lr": 3e-3, "bottom.lr": 1e-4},
+    ),
+    "frozen_bottom": Row("frozen_bottom", _frozen_bottom),
+}

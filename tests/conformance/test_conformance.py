@@ -1,0 +1,381 @@
+"""Every algorithm × every check. A new algorithm is a row of `table.py`; nothing here names one without a reason."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import torch
+from remote import run_over_sockets
+from table import ROWS, Work
+from torch import Tensor, nn
+
+from halfback import checkpoint
+from halfback.algorithms import algorithms
+from halfback.algorithms.protocol import Client, Conversation, Round
+from halfback.build import Built
+from halfback.config import RunConfig
+from halfback.engines.simulation import Simulation
+from halfback.models.adapters import trainable
+from halfback.wire.messages import Activations, Message, Weights
+from halfback.wire.packing import pack
+from halfback.zeroth.replay import Replica
+
+World = Callable[..., RunConfig]
+every_row = pytest.mark.parametrize("row", ROWS)
+
+
+def rows(*updates: str) -> list[str]:
+    """The rows whose bottom is updated in one of these ways."""
+    return [name for name, row in ROWS.items() if algorithms()[row.name].bottom_update in updates]
+
+
+@pytest.fixture(params=["images", "texts"])
+def world(request: pytest.FixtureRequest) -> World:
+    """(row, changes) → configuration: a ResNet on digits, or a BERT with LoRA, masks and rows of unequal length."""
+
+    def config(row: str, **changes: Any) -> RunConfig:
+        given = {key.replace(".", "__"): value for key, value in ROWS[row].settings.items()} | changes
+        if request.param == "images":
+            return small.images(ROWS[row].name, **given)
+        folders = [request.getfixturevalue(name) for name in ("tiny_bert", "sentences")]
+        return small.texts(ROWS[row].name, *folders, **given)
+
+    return config
+
+
+def digits(row: str, **changes: Any) -> RunConfig:
+    given = {key.replace(".", "__"): value for key, value in ROWS[row].settings.items()}
+    return small.images(ROWS[row].name, **given | changes)
+
+
+def test_every_registered_algorithm_has_a_row() -> None:
+    assert {row.name for row in ROWS.values()} == set(algorithms())
+
+
+@every_row
+def test_the_loss_falls(row: str, world: World) -> None:
+    learns = {key.replace(".", "__"): value for key, value in ROWS[row].learns.items()}
+    run = small.built(world(row, **{"top__lr": 3e-3, **learns}))
+    before = run.evaluate()
+    losses = small.run(run.simulation, ROWS[row].rounds_to_learn)
+    after = run.evaluate()
+    assert after.loss < before.loss - 0.02, (before, after)
+    assert sum(losses[-10:]) < sum(losses[:10])
+
+
+@every_row
+def test_the_ledger_holds_the_bytes_that_were_sent_and_those_of_the_closed_form(row: str, world: World) -> None:
+    """Three counts that were made apart: the ledger's, the length of every message packed again, and the formula."""
+    simulation = small.built(world(row)).simulation
+    sent = {"up": 0, "down": 0}
+    carry = simulation.link.carry
+
+    def tapped(direction: Any, message: Message) -> Message:
+        sent[direction] += len(pack(message).data)
+        return carry(direction, message)
+
+    simulation.link.carry = tapped  # type: ignore[method-assign]
+    expected = {"up": 0, "down": 0}
+    for number in range(4):
+        for client in simulation.cohort(number):
+            up, down = ROWS[row].bytes_of_round(_work(simulation, client, steps=2))
+            expected["up"] += up
+            expected["down"] += down
+        small.run(simulation, 1, first=number, steps=2)
+    assert sent == expected
+    assert {side: simulation.ledger.total(side) for side in ("up", "down")} == expected  # type: ignore[arg-type]
+
+
+def _work(simulation: Simulation, number: int, *, steps: int) -> Work:
+    client, history = simulation.client(number), simulation.server.history
+    batches = []
+    for place in range(client.cursor, client.cursor + steps):
+        inputs = client.data.batch(place).inputs
+        mask = inputs.get("attention_mask")
+        hidden = (len(inputs["pixel_values"]), 16, 16, 16) if mask is None else (*mask.shape, 16)
+        batches.append((hidden, None if mask is None else tuple(mask.shape)))
+    return Work(
+        batches=batches,
+        missed=len(history) - client.position,
+        ever=bool(history),
+        directions=getattr(simulation.algorithm, "directions", 0),
+        bottom=[tuple(parameter.shape) for parameter in simulation.server.replica.parameters.values()],
+    )
+
+
+@every_row
+def test_a_resumed_run_has_the_bits_of_an_unbroken_one(row: str, world: World, tmp_path: Path) -> None:
+    unbroken, broken, resumed = (small.built(world(row)).simulation for _ in range(3))
+    losses = small.run(unbroken, 6, steps=2)
+    small.run(broken, 3, steps=2)
+    checkpoint.save(tmp_path, 3, *broken.state())
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    resumed.load_state(*found[1:])
+    assert small.run(resumed, 3, first=3, steps=2) == losses[3:]
+    small.assert_equal_states(unbroken, resumed)
+
+
+@every_row
+def test_two_runs_of_a_seed_are_equal_and_another_seed_differs(row: str) -> None:
+    one, same, other = (small.built(digits(row, seed=seed)).simulation for seed in (3, 3, 4))
+    losses = small.run(one, 3)
+    assert small.run(same, 3) == losses
+    small.assert_equal_states(one, same)
+    assert small.run(other, 3) != losses
+
+
+@every_row
+def test_measuring_memory_changes_no_bit(row: str) -> None:
+    plain, measured = (small.built(digits(row)).simulation for _ in range(2))
+    assert small.run(plain, 3) == small.run(measured, 3, measure=True)
+    measured.meters.client_peak_bytes = measured.meters.client_inference_peak_bytes = 0
+    measured.meters.server_peak_bytes = 0
+    small.assert_equal_states(plain, measured)
+
+
+@pytest.mark.parametrize("row", rows("replayed"))
+def test_clients_with_replicas_of_their_own_agree(row: str, world: World) -> None:
+    """The simulation lets clients share one replica; here each has its own, and half of them are away in any round."""
+    shared, private = (small.built(world(row)).simulation for _ in range(2))
+    _give_everyone_a_replica(private)
+    for number in range(6):
+        assert small.run(shared, 1, first=number, steps=2) == small.run(private, 1, first=number, steps=2)
+        first, *others = (private.client(client).replica.parameters for client in private.cohort(number))
+        for other in others:
+            assert all(torch.equal(first[name], other[name]) for name in first)
+    away = [client for client in private.clients.values() if client.position < len(private.server.history)]
+    assert away, "nobody was away in the last round: the test would not show that they catch up"
+    for client in private.clients.values():
+        client.replay(client.position, private.server.missed(client.position))
+    small.assert_equal_states(shared, private, but=("clients",))
+    agreed = private.agreed_bottom()
+    state = dict(agreed.named_parameters())
+    for client in private.clients.values():
+        assert all(torch.equal(state[name], tensor) for name, tensor in client.replica.parameters.items())
+        for moment, by_name in private.server.replica.moments.items():
+            mine = client.replica.moments[moment]
+            assert all(torch.equal(tensor, mine[name]) for name, tensor in by_name.items())
+
+
+def _give_everyone_a_replica(simulation: Simulation) -> None:
+    agreed = simulation.server.replica
+    for number, source in enumerate(simulation.sources):
+        own = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in agreed.parameters.items()}
+        replica = Replica(own, rule=agreed.rule, seed_of=agreed.seed_of, law=agreed.law)
+        simulation.clients[number] = Client(number, simulation.bottom, replica, source)
+
+
+@pytest.mark.parametrize("row", rows("backpropagated"))
+def test_clients_start_a_round_from_the_mean_of_the_last_one(row: str) -> None:
+    simulation = small.built(digits(row)).simulation
+    sent: list[tuple[str, Weights]] = []
+    carry = simulation.link.carry
+
+    def tapped(direction: Any, message: Message) -> Message:
+        if isinstance(message, Weights):
+            sent.append((direction, Weights(tuple(tensor.detach().clone() for tensor in message.tensors))))
+        return carry(direction, message)
+
+    simulation.link.carry = tapped  # type: ignore[method-assign]
+    small.run(simulation, 2, steps=2)
+    assert [direction for direction, _ in sent] == ["down", "down", "up", "up"] * 2
+    _, _, one, other, *received = (message.tensors for _, message in sent)
+    for place, (a, b) in enumerate(zip(one, other, strict=True)):
+        assert not torch.equal(a, b) or not a.requires_grad  # two clients with other data moved apart
+        mean = (a.double() + b.double()) / 2
+        for tensors in received[:2]:
+            # One rounding of the sum and one of the quotient, each of half a unit in the last place.
+            torch.testing.assert_close(tensors[place].double(), mean, rtol=2**-23, atol=1e-12)
+
+
+@every_row
+def test_a_socket_carries_the_same_bits(row: str, world: World) -> None:
+    """Clients on a model, data and parameters of their own, each in a thread at the far end of a socket."""
+    local, server = (small.built(world(row)) for _ in range(2))
+    losses = small.run(local.simulation, 4, steps=2)
+    received = run_over_sockets(server.simulation, lambda: small.built(world(row)).simulation, rounds=4, steps=2)
+    assert received.losses == losses
+    assert received.up_bytes == local.simulation.ledger.total("up")
+    assert received.down_bytes == local.simulation.ledger.total("down")
+    for one, other in zip(local.simulation.server.history, server.simulation.server.history, strict=True):
+        assert torch.equal(one, other)
+    local.simulation.agreed_bottom()
+    server.simulation.agreed_bottom()
+    _assert_equal_models(local, server)
+
+
+def _assert_equal_models(one: Built, other: Built) -> None:
+    for half, same in ((one.model.bottom, other.model.bottom), (one.model.top, other.model.top)):
+        theirs = dict(same.named_parameters())
+        assert [n for n, p in half.named_parameters() if not torch.equal(p, theirs[n])] == []
+
+
+class GraphError(Exception):
+    """A tensor was saved for a backward pass."""
+
+
+class Watched:
+    """An algorithm whose clients run where saving a tensor for a backward pass is an error."""
+
+    def __init__(self, algorithm: Any) -> None:
+        self.algorithm = algorithm
+        self.answer = algorithm.answer
+        self.bottom_update = algorithm.bottom_update
+        self.uploads: list[Tensor] = []
+
+    def client_round(self, client: Client, round: Round) -> Conversation:
+        talk = self.algorithm.client_round(client, round)
+        reply = None
+        while True:
+            with torch.autograd.graph.saved_tensors_hooks(_refuse, _refuse):
+                try:
+                    message = talk.send(reply)
+                except StopIteration:
+                    return
+            assert torch.is_grad_enabled(), "a mode of the client leaked out of its turn"
+            if isinstance(message, Activations):
+                self.uploads.append(message.hidden)
+            reply = yield message
+
+
+def _refuse(_: Any) -> Any:
+    raise GraphError
+
+
+@pytest.mark.parametrize("row", rows("replayed", "none"))
+def test_a_forward_only_client_builds_no_graph(row: str, world: World) -> None:
+    simulation = small.built(world(row)).simulation
+    simulation.algorithm = watched = Watched(simulation.algorithm)
+    small.run(simulation, 2)
+    assert watched.uploads
+    assert not any(hidden.requires_grad or hidden.grad_fn for hidden in watched.uploads)
+    parameters = [p for client in simulation.clients.values() for p in client.replica.parameters.values()]
+    assert all(parameter.grad is None for parameter in parameters)
+
+
+@pytest.mark.parametrize("row", rows("backpropagated"))
+def test_a_client_that_backpropagates_is_caught_by_the_same_watch(row: str) -> None:
+    simulation = small.built(digits(row)).simulation
+    simulation.algorithm = Watched(simulation.algorithm)
+    with pytest.raises(GraphError):
+        small.run(simulation, 1)
+
+
+@pytest.mark.parametrize("row", rows("replayed", "backpropagated"))
+def test_the_bottom_moves(row: str, world: World) -> None:
+    assert _moved(small.built(world(row)), rounds=2)
+
+
+@pytest.mark.parametrize("row", rows("none"))
+def test_a_frozen_bottom_never_moves(row: str, world: World) -> None:
+    assert not _moved(small.built(world(row)), rounds=6)
+
+
+def _moved(run: Built, *, rounds: int) -> bool:
+    before = {name: tensor.clone() for name, tensor in run.model.bottom.state_dict().items()}
+    small.run(run.simulation, rounds)
+    after = run.simulation.agreed_bottom().state_dict()
+    return any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@every_row
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"partition__name": "dirichlet", "partition__alpha": 0.3, "clients": 6}, id="unequal-clients"),
+        pytest.param({"clients": 120, "sampled_clients": 3}, id="one-sample-each"),
+        pytest.param({"clients": 1, "sampled_clients": 1}, id="one-client"),
+        pytest.param({"sampled_clients": 4}, id="all-clients"),
+    ],
+)
+def test_any_division_of_the_data(row: str, changes: dict[str, Any]) -> None:
+    run = small.built(digits(row, **changes))
+    simulation = run.simulation
+    sizes = {len(source.data) for source in simulation.sources}  # type: ignore[attr-defined]
+    losses = small.run(simulation, 3, steps=2)
+    assert all(0 < loss < 20 for loss in losses)  # finite, and of the size of a cross-entropy of ten classes
+    assert _sizes_are_as_named(sizes, changes)
+    cohorts = {client for number in range(3) for client in simulation.cohort(number)}
+    assert set(simulation.clients) == cohorts
+    assert all(client.cursor in (2, 4, 6) for client in simulation.clients.values())
+
+
+def _sizes_are_as_named(sizes: set[int], changes: dict[str, Any]) -> bool:
+    if "partition__name" in changes:
+        return len(sizes) > 2
+    return sizes == {120 // changes.get("clients", 4)}
+
+
+def test_checkpointing_has_the_bits_of_storing_everything(world: World) -> None:
+    stored, recomputed = (
+        small.built(world("split_lora", algorithm__checkpointing=enabled)).simulation for enabled in (False, True)
+    )
+    assert small.run(stored, 4, steps=2) == small.run(recomputed, 4, steps=2)
+    small.assert_equal_states(stored, recomputed)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "momentum"])
+def test_split_lora_with_one_client_is_unsplit_training(world: World, optimizer: str) -> None:
+    """Bit for bit: the same kernels run in the same order on either side of the cut, and the wire rounds nothing."""
+    changes = {"clients": 1, "sampled_clients": 1, "bottom__optimizer": optimizer, "bottom__clip": None}
+    split, whole = (small.built(world("split_lora", **changes)) for _ in range(2))
+    losses = small.run(split.simulation, 4, steps=2)
+    split.simulation.agreed_bottom()
+
+    model, config = whole.model.whole, whole.config
+    bottom, top = (list(trainable(half).values()) for half in (whole.model.bottom, whole.model.top))
+    optimizers = [
+        _plain_optimizer(optimizer, bottom, config.bottom.lr),
+        torch.optim.AdamW(top, config.top.lr, weight_decay=0.0),
+    ]
+    plain: list[float] = []
+    for number in range(8):
+        batch = whole.simulation.sources[0].batch(number)
+        output = model(**{k: v.long() if v.dtype == torch.bool else v for k, v in batch.inputs.items()})
+        loss = nn.functional.cross_entropy(output if isinstance(output, Tensor) else output.logits, batch.labels)
+        for each in optimizers:
+            each.zero_grad()
+        loss.backward()
+        for each in optimizers:
+            each.step()
+        plain.append(loss.item())
+    assert losses == [(plain[place] + plain[place + 1]) / 2 for place in range(0, 8, 2)]
+    _assert_equal_models(split, whole)
+
+
+def _plain_optimizer(name: str, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr, weight_decay=0.0)
+    return torch.optim.SGD(parameters, lr, momentum=0.9 if name == "momentum" else 0.0)
+
+
+def test_many_exact_slopes_point_where_backpropagation_does(tiny_bert: Path, sentences: Path) -> None:
+    """d parameters, P directions: the estimate's cosine with the gradient is √(P/(P+d+1)) for Gaussian directions."""
+    directions, moves = 600, []
+    for name, options in (
+        ("split_lora", {}),
+        (
+            "ho_sfl",
+            {"algorithm__directions": directions, "algorithm__estimator": "forward_ad", "bottom__law": "gaussian"},
+        ),
+    ):
+        changes = {"clients": 1, "sampled_clients": 1, "lora__rank": 1, "bottom__lr": 1.0, **options}
+        simulation = small.built(small.texts(name, tiny_bert, sentences, **changes)).simulation
+        before = _flat(simulation.server.replica)
+        small.run(simulation, 1)
+        simulation.agreed_bottom()
+        moves.append(_flat(simulation.server.replica) - before)
+    exact, estimated = moves
+    expected = (directions / (directions + len(exact) + 1)) ** 0.5
+    cosine = torch.nn.functional.cosine_similarity(exact, estimated, dim=0).item()
+    # Over seeds the cosine scatters by about (1 - expected²)/√(2·d) ≈ 0.01 around it: six of these.
+    assert abs(cosine - expected) < 0.06, (cosine, expected, len(exact))
+    # The length along the gradient is the gradient's: unbiased, with a standard error of √(2/P) ≈ 0.06 for Gaussians.
+    assert abs(torch.dot(exact, estimated).item() / torch.dot(exact, exact).item() - 1) < 4 * (2 / directions) ** 0.5
+
+
+def _flat(replica: Replica) -> Tensor:
+    return torch.cat([parameter.detach().double().flatten() for parameter in replica.parameters.values()])
