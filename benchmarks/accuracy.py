@@ -21,7 +21,6 @@ from halfback.errors import Diverged
 from halfback.telemetry.records import SUMMARY, read_summary
 
 METHODS = ("ho_sfl", "split_lora", "zo_sfl", "frozen_bottom")
-HOLDOUT = 0.013  # of SST-2's 67,349 training rows: 875 sentences, as many as its validation set has
 
 
 def finished(arguments: argparse.Namespace, method: str, changes: list[str], folder: Path) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def tuned(arguments: argparse.Namespace, method: str, place: str, at: list[str])
     """The learning rate of the grid with the best held-back metric."""
     scores = {}
     for lr in arguments.grid.split(","):
-        changes = [*at, *rates(arguments, lr), f"task.holdout={HOLDOUT}", f"steps={arguments.tune_steps}"]
+        changes = [*at, *rates(arguments, lr), f"task.holdout={arguments.holdout}", f"steps={arguments.tune_steps}"]
         folder = arguments.out / "tune" / place / f"{method}-{lr}"
         try:
             scores[lr] = finished(arguments, method, [*changes, "eval_every=100000"], folder)["metric"]["final"]
@@ -64,6 +63,7 @@ def main() -> None:
     parser.add_argument("--grid", help="learning rates to tune over; by default the recipe's rates are used")
     parser.add_argument("--tune", default="bottom.lr,top.lr", help="the settings that take the grid's values")
     parser.add_argument("--tune-steps", type=int, default=100)
+    parser.add_argument("--holdout", type=float, default=0.013, help="share of the training rows that tuning scores on")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_intermixed_args()
     torch.set_num_threads(arguments.threads)

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from halfback.engines.simulation import Simulation, install
 from halfback.wire.packing import pack, unpack
 
 PATIENCE = 60.0  # seconds until a silent other side is an error
+_ONE_AT_A_TIME = threading.Lock()  # torch has one level of forward-mode differentiation a process, not a thread
 
 
 @dataclass
@@ -57,7 +59,8 @@ def _talk(machine: Simulation, number: int, round: Round, end: socket.socket) ->
         talk, reply = machine.algorithm.client_round(client, round), None
         while True:
             try:
-                message = talk.send(reply)
+                with _ONE_AT_A_TIME:
+                    message = talk.send(reply)
             except StopIteration:
                 _write(end, b"")
                 return

@@ -56,13 +56,13 @@ def test_every_registered_algorithm_has_a_row() -> None:
 
 @every_row
 def test_the_loss_falls(row: str, world: World) -> None:
+    """Two clients with eight rows each and batches of eight: no luck of the draw is left in the loss."""
     learns = {key.replace(".", "__"): value for key, value in ROWS[row].learns.items()}
-    run = small.built(world(row, **{"top__lr": 3e-3, **learns}))
-    before = run.evaluate()
-    losses = small.run(run.simulation, ROWS[row].rounds_to_learn)
-    after = run.evaluate()
-    assert after.loss < before.loss - 0.02, (before, after)
-    assert sum(losses[-10:]) < sum(losses[:10])
+    run = small.built(world(row, **{"clients": 2, "task__train_rows": 16, "top__lr": 1e-2, **learns}))
+    losses = small.run(run.simulation, 30)
+    # The slowest row, zeroth order on both parts, falls by 3 % and more; the rounding of a loss is 1e-5 % of it.
+    print(losses[0], losses[-1])
+    assert losses[-1] < 0.98 * losses[0], losses
 
 
 @every_row
