@@ -1,0 +1,234 @@
+"""What a server answers to messages that an honest client would not send: an error that names client and field."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import torch
+from table import ROWS
+from torch import nn
+
+from halfback.algorithms import algorithms
+from halfback.algorithms.protocol import Server
+from halfback.config import RunConfig
+from halfback.engines.simulation import Simulation
+from halfback.errors import Diverged, PeerError
+from halfback.wire.messages import Activations, History, Join, Losses, Message, Slopes, Weights
+
+HONEST, HOSTILE = 0, 3
+Spoil = Callable[[Any], Any]
+
+SAYS_ACTIVATIONS: dict[str, tuple[Spoil, type[Exception], str]] = {
+    "hidden-too-wide": (
+        lambda m: replace(m, hidden=torch.zeros(8, 17, 16, 16)),
+        PeerError,
+        r"Activations.hidden: torch.float32 \(8, 17, 16, 16\) came, torch.float32 of shape \('any', 16, 16, 16\) is",
+    ),
+    "hidden-flat": (lambda m: replace(m, hidden=m.hidden.flatten(1)), PeerError, r"Activations.hidden: .*\(8, 4096\)"),
+    "hidden-scalar": (lambda m: replace(m, hidden=torch.tensor(1.0)), PeerError, r"Activations.hidden: .*\(\) came"),
+    "hidden-empty": (lambda m: replace(m, hidden=m.hidden[:0]), PeerError, r"Activations.hidden: .*\(0, 16, 16, 16\)"),
+    "hidden-integers": (lambda m: replace(m, hidden=m.hidden.int()), PeerError, "Activations.hidden: torch.int32"),
+    "hidden-float64": (lambda m: replace(m, hidden=m.hidden.double()), PeerError, "Activations.hidden: torch.float64"),
+    "hidden-nan": (
+        lambda m: replace(m, hidden=m.hidden * torch.nan),
+        Diverged,
+        "step 0: Activations.hidden of client 3",
+    ),
+    "hidden-inf": (lambda m: replace(m, hidden=m.hidden / 0), Diverged, "Activations.hidden of client 3 is not finite"),
+    "labels-short": (lambda m: replace(m, labels=m.labels[1:]), PeerError, "Activations.labels: torch.int32 .7,. came"),
+    "labels-float": (lambda m: replace(m, labels=m.labels.float()), PeerError, "Activations.labels: torch.float32"),
+}
+SAYS_LABELS: dict[str, tuple[Spoil, str]] = {
+    "too-high": (lambda m: replace(m, labels=torch.full_like(m.labels, 10)), "Activations.labels: 10 came, 0 to 9 are"),
+    "negative": (lambda m: replace(m, labels=torch.full_like(m.labels, -1)), "Activations.labels: -1 came, 0 to 9 are"),
+    "low": (lambda m: replace(m, labels=torch.full_like(m.labels, -101)), "Activations.labels: -101 came"),
+    "huge": (lambda m: replace(m, labels=m.labels.long() + 2**62), "Activations.labels: 46116860184273.* came"),
+    "a-matrix": (lambda m: replace(m, labels=m.labels.unsqueeze(1)), r"Activations.labels: \(8, 1\) came, \(8,\) is"),
+}
+SAYS_MASK: dict[str, tuple[Spoil, str]] = {
+    "absent": (lambda m: replace(m, mask=None), "Activations.mask: none came"),
+    "short": (lambda m: replace(m, mask=m.mask[:, 1:]), "Activations.mask: "),
+    "of-another-batch": (lambda m: replace(m, mask=m.mask[1:]), "Activations.mask: torch.bool"),
+    "float": (lambda m: replace(m, mask=m.mask.float()), "Activations.mask: torch.float32"),
+}
+SAYS_SLOPES: dict[str, tuple[Spoil, type[Exception], str]] = {
+    "another-step": (lambda m: replace(m, step=m.step + 1), PeerError, "Slopes.step: 1 came, 0 is allowed"),
+    "a-step-before": (lambda m: replace(m, step=-1), PeerError, "Slopes.step: -1 came"),
+    "too-many": (lambda m: replace(m, values=torch.zeros(9)), PeerError, r"Slopes.values: torch.float32 \(9,\) came"),
+    "none": (lambda m: replace(m, values=torch.zeros(0)), PeerError, r"Slopes.values: torch.float32 \(0,\) came"),
+    "a-matrix": (lambda m: replace(m, values=m.values.unsqueeze(0)), PeerError, r"Slopes.values: .* \(1, \d\) came"),
+    "float64": (lambda m: replace(m, values=m.values.double()), PeerError, "Slopes.values: torch.float64"),
+    "nan": (lambda m: replace(m, values=m.values * torch.nan), Diverged, "Slopes.values of client 3 are not finite"),
+    "inf": (lambda m: replace(m, values=m.values / 0), Diverged, "Slopes.values of client 3 are not finite"),
+}
+SAYS_WEIGHTS: dict[str, tuple[Spoil, type[Exception], str]] = {
+    "too-few": (lambda m: Weights(m.tensors[1:]), PeerError, r"Weights.tensors: \d+ came, \d+ are allowed"),
+    "another-shape": (lambda m: Weights((m.tensors[0][:1], *m.tensors[1:])), PeerError, r"Weights.tensors, body\.stem"),
+    "bool": (lambda m: Weights((m.tensors[0].bool(), *m.tensors[1:])), PeerError, "Weights.tensors, .*: torch.bool"),
+    "float64": (lambda m: Weights(tuple(t.double() for t in m.tensors)), PeerError, "torch.float64"),
+    "nan": (lambda m: Weights((m.tensors[0] * torch.nan, *m.tensors[1:])), Diverged, "Weights.tensors, .* of client 3"),
+}
+
+
+def config_of(row: str) -> RunConfig:
+    given = {key.replace(".", "__"): value for key, value in ROWS[row].settings.items()}
+    return small.images(ROWS[row].name, **given)
+
+
+def names(*spoken: str) -> list[str]:
+    """One row an algorithm whose bottom is updated in one of these ways."""
+    return [name for name, row in ROWS.items() if name == row.name and algorithms()[name].bottom_update in spoken]
+
+
+def spoil(simulation: Simulation, kind: type[Message], change: Spoil, *, at: int = 1) -> None:
+    """In the `at`-th exchange of this kind, one client's message is changed and the server is asked."""
+    answer, seen = simulation.algorithm.answer, 0
+
+    def spoiled(server: Server, messages: dict[int, Any]) -> Any:
+        nonlocal seen
+        if isinstance(messages[HONEST], kind):
+            seen += 1
+            if seen == at:
+                messages = messages | {HOSTILE: change(messages[HOSTILE])}
+        return answer(server, messages)
+
+    object.__setattr__(simulation.algorithm, "answer", spoiled)
+
+
+def refused(
+    row_or_config: str | RunConfig, kind: type[Message], change: Spoil, error: type[Exception], said: str
+) -> None:
+    """The error says all this in one line, and names the client that did it."""
+    config = config_of(row_or_config) if isinstance(row_or_config, str) else row_or_config
+    simulation = small.built(config.model_copy(update={"sampled_clients": 4})).simulation
+    spoil(simulation, kind, change)
+    with pytest.raises(error, match=said) as caught:
+        small.run(simulation, 1)
+    assert f"client {HOSTILE}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", names("replayed", "backpropagated", "none"))
+@pytest.mark.parametrize("what", SAYS_ACTIVATIONS)
+def test_activations(name: str, what: str) -> None:
+    change, error, said = SAYS_ACTIVATIONS[what]
+    refused(name, Activations, change, error, said)
+
+
+@pytest.mark.parametrize("name", names("replayed", "backpropagated", "none"))
+@pytest.mark.parametrize("what", SAYS_LABELS)
+def test_labels(name: str, what: str) -> None:
+    change, said = SAYS_LABELS[what]
+    refused(name, Activations, change, PeerError, said)
+
+
+@pytest.mark.parametrize("name", ["ho_sfl", "split_lora", "frozen_bottom"])
+def test_labels_that_are_missing(name: str) -> None:
+    refused(name, Activations, lambda m: replace(m, labels=None), PeerError, "Activations.labels: none came")
+
+
+@pytest.mark.parametrize("name", names("replayed", "backpropagated", "none"))
+@pytest.mark.parametrize("what", SAYS_MASK)
+def test_masks(name: str, what: str, tiny_bert: Path, sentences: Path) -> None:
+    change, said = SAYS_MASK[what]
+    refused(small.texts(name, tiny_bert, sentences), Activations, change, PeerError, said)
+
+
+@pytest.mark.parametrize("name", names("replayed"))
+@pytest.mark.parametrize("what", SAYS_SLOPES)
+def test_slopes(name: str, what: str) -> None:
+    change, error, said = SAYS_SLOPES[what]
+    refused(name, Slopes, change, error, said)
+
+
+@pytest.mark.parametrize("name", names("replayed"))
+@pytest.mark.parametrize("position", [-1, 1, 2**62])
+def test_joins(name: str, position: int) -> None:
+    refused(name, Join, lambda _: Join(position), PeerError, f"Join.position: {position} came, 0 to 0 are allowed")
+
+
+@pytest.mark.parametrize("what", SAYS_WEIGHTS)
+def test_weights(what: str) -> None:
+    change, error, said = SAYS_WEIGHTS[what]
+    refused("split_lora", Weights, change, error, said)
+
+
+@pytest.mark.parametrize("name", names("replayed", "backpropagated", "none"))
+@pytest.mark.parametrize("kind", [History, Losses])
+def test_messages_that_only_a_server_says(name: str, kind: type[Message]) -> None:
+    server = small.built(config_of(name)).simulation.server
+    message = History(0, torch.zeros(1, 1)) if kind is History else Losses(torch.zeros(1))
+    with pytest.raises(PeerError, match=f"client {HOSTILE}: {kind.__name__}: "):
+        algorithms()[name]().answer(server, {HOSTILE: message})
+
+
+@pytest.mark.parametrize("name", names("replayed", "backpropagated"))
+def test_kinds_that_are_mixed(name: str) -> None:
+    """An engine's affair: its error names every client with what it said."""
+    simulation = small.built(config_of(name).model_copy(update={"sampled_clients": 4})).simulation
+    carry, count = simulation.link.carry, 0
+
+    def another(direction: Any, message: Message) -> Message:
+        nonlocal count
+        count += 1
+        return carry(direction, Slopes(0, torch.zeros(1)) if count == HOSTILE + 1 else message)
+
+    simulation.link.carry = another  # type: ignore[method-assign]
+    with pytest.raises(PeerError, match=f"Join of client {HONEST}.*Slopes of client {HOSTILE}.*one kind is allowed"):
+        small.run(simulation, 1)
+
+
+def _zo_server() -> tuple[Simulation, Activations]:
+    simulation = small.built(small.images("zo_sfl")).simulation
+    batch = simulation.sources[0].batch(0)
+    with torch.no_grad():
+        hidden = simulation.bottom(batch.inputs)
+    return simulation, Activations(hidden, None, batch.labels.int(), batch.sample_ids.int())
+
+
+def test_a_probe_before_its_batch() -> None:
+    simulation, message = _zo_server()
+    with pytest.raises(PeerError, match=f"client {HOSTILE}: Activations: a probe came before the batch"):
+        simulation.algorithm.answer(simulation.server, {HOSTILE: replace(message, labels=None)})
+
+
+def test_a_probe_of_another_size_than_its_batch() -> None:
+    simulation, message = _zo_server()
+    simulation.algorithm.answer(simulation.server, {HOSTILE: message})
+    with pytest.raises(PeerError, match=f"client {HOSTILE}: Activations: a probe came before the batch"):
+        simulation.algorithm.answer(
+            simulation.server, {HOSTILE: replace(message, labels=None, hidden=message.hidden[:3])}
+        )
+
+
+def test_a_probe_longer_than_its_mask(tiny_bert: Path, sentences: Path) -> None:
+    simulation = small.built(small.texts("zo_sfl", tiny_bert, sentences)).simulation
+    ids, mask = torch.arange(8).int(), torch.ones(8, 5, dtype=torch.bool)
+    first = Activations(torch.zeros(8, 5, 16), mask, torch.zeros(8).int(), ids)
+    simulation.algorithm.answer(simulation.server, {HOSTILE: first})
+    with pytest.raises(PeerError, match=rf"client {HOSTILE}: Activations.mask: \(8, 5\) came, \(8, 6\) is needed"):
+        simulation.algorithm.answer(simulation.server, {HOSTILE: Activations(torch.zeros(8, 6, 16), None, None, ids)})
+
+
+def test_slopes_before_their_batch() -> None:
+    simulation, _ = _zo_server()
+    with pytest.raises(PeerError, match=f"client {HOSTILE}: Slopes: they came before the batch"):
+        simulation.algorithm.answer(simulation.server, {HOSTILE: Slopes(0, torch.zeros(1))})
+
+
+@pytest.mark.parametrize("name", names("replayed", "backpropagated", "none"))
+def test_a_refused_message_moves_nothing(name: str) -> None:
+    """What an error leaves behind is the state before the exchange: the server can go on without that client."""
+    simulation = small.built(config_of(name).model_copy(update={"sampled_clients": 4})).simulation
+    server = simulation.server
+    before = {n: t.clone() for part in (server.top, simulation.bottom) for n, t in part.state_dict().items()}
+    spoil(simulation, Activations, lambda m: replace(m, labels=torch.full_like(m.labels, 99)))
+    with pytest.raises(PeerError):
+        small.run(simulation, 1)
+    after: dict[str, Any] = {n: t for part in (server.top, simulation.bottom) for n, t in part.state_dict().items()}
+    assert all(torch.equal(before[n], after[n]) for n in before)
+    assert server.history == []
+    assert isinstance(server.top, nn.Module)
