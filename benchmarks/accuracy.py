@@ -24,11 +24,11 @@ METHODS = ("ho_sfl", "split_lora", "zo_sfl", "frozen_bottom")
 
 
 def finished(arguments: argparse.Namespace, method: str, changes: list[str], folder: Path) -> dict[str, Any]:
-    """The summary of one run, which is made if it is not there."""
-    if not (folder / SUMMARY).exists():
-        name, *settings = method.split(",")
-        settings = [f"algorithm.name={name}", "beside=[]", *arguments.settings, *changes, *settings]
-        config = configuration.resolve(arguments.recipe, settings)
+    """The summary of one run, which is made if it is not there or was another one."""
+    name, *settings = method.split(",")
+    settings = [f"algorithm.name={name}", "beside=[]", *arguments.settings, *changes, *settings]
+    config = configuration.resolve(arguments.recipe, settings)
+    if not (folder / SUMMARY).exists() or configuration.load(folder / run.CONFIG) != config:
         run.train(config, folder, overwrite=True)
     return read_summary(folder)
 
