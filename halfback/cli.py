@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from halfback.errors import HalfbackError, UserError
+
+# Read when torch is first imported: threads that wait should sleep, or two runs on a shared machine starve each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     help="Split federated fine-tuning in which the devices never backpropagate.",
@@ -30,7 +34,9 @@ def main() -> None:
     except HalfbackError as error:
         print(f"halfback: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:  # Typer's own status for an interrupt
+            raise
         print("halfback: stopped; `halfback resume DIR` continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
 

@@ -81,7 +81,7 @@ def check_activations(server: Server, client: int, message: Activations) -> None
             f"{server.hidden_dtype} of shape {wanted} is allowed"
         )
     for name, tensor in (("mask", mask), ("labels", labels)):
-        if tensor is not None and (len(tensor) != len(hidden) or tensor.is_floating_point()):
+        if tensor is not None and (tensor.shape[:1] != hidden.shape[:1] or tensor.is_floating_point()):
             raise PeerError(
                 f"client {client}: Activations.{name}: {tensor.dtype} {tuple(tensor.shape)} came, "
                 f"integers for a batch of {len(hidden)} are allowed"
@@ -128,17 +128,18 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations]) -> di
     """One backward of the top a client: leaves the mean gradient in the top and returns λ = ∂ℓ/∂z by client."""
     optimizer = _optimizer(server)
     optimizer.zero_grad(set_to_none=True)
-    gradients = {}
+    gradients, losses = {}, []
     for client, message in messages.items():
         check_activations(server, client, message)
         hidden = message.hidden.detach().requires_grad_()
         loss = loss_of(server, client, hidden, message.mask, _labels(client, message))
         loss.backward()
-        server.losses.append(loss.item())
+        losses.append(loss.item())
         gradients[client] = cast(Tensor, hidden.grad)
     for parameter in _parameters(optimizer):
         if parameter.grad is not None:
             parameter.grad /= len(messages)
+    server.losses += losses
     return gradients
 
 

@@ -82,9 +82,9 @@ class ZoSfl:
             case Activations(labels=None):
                 return {m: Losses(self._loss(server, m, message).reshape(1)) for m, message in messages.items()}
             case Activations():
-                server.kept = dict(messages)
                 for m, message in messages.items():
                     check_activations(server, m, message)
+                server.kept = dict(messages)
                 return {m: Nothing() for m in messages}
             case Slopes():
                 step, mean = len(server.history), mean_slopes(server, messages, self.directions)

@@ -22,6 +22,7 @@ from halfback.models.cut import Bottom
 from halfback.telemetry.meters import ForwardCounter, MemoryMeter, Stopwatch, inference_peak_bytes
 from halfback.wire.ledger import Ledger
 from halfback.wire.messages import Message
+from halfback.zeroth.directions import forget_tables
 from halfback.zeroth.replay import Replica
 from halfback.zeroth.seeds import seed_for
 
@@ -96,6 +97,7 @@ class Simulation:
         cohort = [self.client(number) for number in self.cohort(round.number)]
         memory = {client.id: MemoryMeter(_resident(client)) for client in cohort} if measure_memory else {}
         if measure_memory:
+            forget_tables()  # the first client to need one makes it, and is charged for it
             self._server_meter = MemoryMeter(_server_resident(self.server))
             for client in cohort:
                 self._measure_inference(client, round)

@@ -68,6 +68,12 @@ def _gaussian_table(device: torch.device) -> Tensor:
     return torch.tensor(values + [-value for value in reversed(values)], dtype=torch.float64).to(device, torch.float32)
 
 
+def forget_tables() -> None:
+    """Frees what is kept between calls: a memory meter then sees a device make it, whatever the process did before."""
+    for kept in (_sign_table, _gaussian_table, _remembered_counters):
+        kept.cache_clear()
+
+
 @lru_cache(maxsize=4096)
 def _name_words(name: str) -> tuple[int, int]:
     value = int.from_bytes(blake2b(name.encode(), digest_size=8, person=b"halfback.name").digest(), "little")
@@ -129,7 +135,7 @@ class Pack:
     def directions(
         self, seeds: Sequence[int], *, law: Law, device: torch.device, scales: Sequence[float] | None = None
     ) -> Tensor:
-        """(len(seeds), width) float32, times `scales`; a value depends on (seed, name, index) alone. Gaps hold noise."""
+        """(len(seeds), width) float32, times `scales`; values depend on (seed, name, index) alone. Gaps hold noise."""
         return _values(seeds, *_counters(self.segments, VALUES_PER_BLOCK[law], device), law, scales)
 
 
@@ -205,6 +211,8 @@ def direction_rows(seed: int, name: str, rows: Tensor, width: int, *, law: Law =
 
     Only the blocks that these rows touch are generated, so an embedding table costs what its batch uses.
     """
+    if not len(rows):
+        return torch.empty(0, width, device=rows.device)
     per_block = VALUES_PER_BLOCK[law]
     start = rows.to(torch.int64).unsqueeze(1) * width
     # A row may begin anywhere inside a block: take every block that it can touch, then cut the row out.

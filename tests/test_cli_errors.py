@@ -1,0 +1,273 @@
+"""What a user can get wrong: one line on stderr, exit status 2, the value and what is allowed, nothing left behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import Said, digits, halfback, process, refusal
+
+
+def refused(tmp_path: Path, *settings: str, algorithm: str = "ho_sfl") -> str:
+    """The line; `--out` and everything beside it are as they were."""
+    before = sorted(tmp_path.rglob("*"))
+    line = refusal(halfback(*digits(tmp_path / "run", *settings, algorithm=algorithm)))
+    assert sorted(tmp_path.rglob("*")) == before
+    return line
+
+
+SETTINGS: dict[str, tuple[list[str], list[str]]] = {
+    "key": (["stepz=3"], ["'stepz' is unknown", "did you mean steps"]),
+    "key-inside": (["bottom.lrr=3"], ["'bottom.lrr' is unknown", "did you mean lr?"]),
+    "key-far-from-all": (["zzz=3"], ["'zzz' is unknown", "allowed: algorithm, task, model"]),
+    "section-for-a-value": (["steps.more=3"], ["steps.more", "steps is a single value"]),
+    "value-for-a-section": (["model=resnet8"], ["model='resnet8'", "name, cut"]),
+    "algorithm": (["algorithm.name=ho_sfi"], ["'ho_sfi' is unknown", "did you mean ho_sfl"]),
+    "algorithm-far-from-all": (["algorithm.name=42"], ["algorithm.name=42"]),
+    "algorithm-list": (["algorithm.name=[a, b]"], ["algorithm.name=['a', 'b']"]),
+    "algorithm-beside": (["beside=[split_lore]"], ["'split_lore' is unknown", "did you mean split_lora"]),
+    "per-algorithm-of-none": (["per_algorithm.x={}"], ["'x' is unknown", "allowed: ho_sfl, split_lora"]),
+    "task": (["task.name=digitz"], ["task.name='digitz'", "known: digits"]),
+    "model": (["model.name=resnet9"], ["'resnet9'", "resnet8"]),
+    "model-nearest": (["model.name=all-minilm"], ["'all-minilm'", "did you mean all-minilm-l6-v2"]),
+    "model-folder": (["model.name=./nowhere"], ["'./nowhere' does not exist"]),
+    "model-file": (["model.name=./resnet8.safetensors"], ["'./resnet8.safetensors' does not exist"]),
+    "option-of-another-algorithm": (
+        ["algorithm.checkpointing=true"],
+        ["'algorithm.checkpointing' is unknown to ho_sfl", "directions, radius, estimator"],
+    ),
+    "option-misspelt": (["algorithm.direction=3"], ["'algorithm.direction'", "did you mean directions"]),
+    "option-of-another-kind": (["algorithm.directions=few"], ["algorithm.directions='few'", "integer"]),
+    "option-not-among": (
+        ["algorithm.estimator=backward"],
+        ["algorithm.estimator='backward'", "'forward'", "'central'"],
+    ),
+    "cut-too-deep": (["model.cut=4"], ["cut is 4", "1 to 3 are allowed"]),
+    "cut-zero": (["model.cut=0"], ["cut is 0", "1 to 3 are allowed"]),
+    "cut-negative": (["model.cut=-1"], ["cut is -1", "1 to 3 are allowed"]),
+    "directions-zero": (["algorithm.directions=0"], ["algorithm.directions=0", "1 or more"]),
+    "directions-negative": (["algorithm.directions=-2"], ["algorithm.directions=-2", "1 or more"]),
+    "radius-zero": (["algorithm.radius=0"], ["algorithm.radius=0", "a positive number"]),
+    "radius-negative": (["algorithm.radius=-1e-3"], ["algorithm.radius=-0.001", "a positive number"]),
+    "radius-nan": (["algorithm.radius=.nan"], ["algorithm.radius=nan", "a positive number"]),
+    "radius-swallowed": (["algorithm.radius=1e-12"], ["radius=1e-12 is too small for torch.float32", "use at least"]),
+    "radius-swallowed-by-bfloat16": (
+        ["algorithm.radius=1e-6", "model.dtype=bfloat16"],
+        ["radius=1e-06 is too small for torch.bfloat16", "use at least"],
+    ),
+    "more-sampled-than-clients": (["sampled_clients=5"], ["sampled_clients=5", "at most clients=4"]),
+    "more-clients-than-rows": (["clients=121"], ["clients=121", "120"]),
+    "a-client-without-rows": (
+        ["clients=100", "partition.name=dirichlet", "partition.alpha=0.01"],
+        ["alpha=0.01", "100 clients", "fewer clients"],
+    ),
+    "no-clients": (["clients=0"], ["clients=0", "greater than or equal to 1"]),
+    "none-sampled": (["sampled_clients=0"], ["sampled_clients=0", "greater than or equal to 1"]),
+    "batch-size-zero": (["batch_size=0"], ["batch_size=0", "greater than or equal to 1"]),
+    "steps-zero": (["steps=0"], ["steps=0", "greater than or equal to 1"]),
+    "steps-half": (["steps=2.5"], ["steps=2.5", "integer"]),
+    "seed-negative": (["seed=-1"], ["seed=-1", "greater than or equal to 0"]),
+    "lr-negative": (["bottom.lr=-1"], ["bottom.lr=-1", "greater than 0"]),
+    "lr-zero": (["top.lr=0"], ["top.lr=0", "greater than 0"]),
+    "lr-infinite": (["top.lr=.inf"], ["top.lr=inf", "finite"]),
+    "lr-nan": (["top.lr=nan"], ["top.lr=nan", "finite"]),
+    "lr-text": (["top.lr=fast"], ["top.lr='fast'", "number"]),
+    "lr-empty": (["top.lr="], ["top.lr=None", "number"]),
+    "optimizer": (["top.optimizer=lion"], ["top.optimizer='lion'", "'adamw'"]),
+    "partition": (["partition.name=random"], ["partition.name='random'", "'iid'"]),
+    "dtype": (["model.dtype=int8"], ["model.dtype='int8'", "'bfloat16'"]),
+    "nothing-to-train": (["bottom.train=none"], ["bottom.train='none'", "frozen_bottom"]),
+    "lora-target": (["bottom.train=lora", "lora.targets=[q_proj]"], ["'q_proj' matches nothing", "conv"]),
+    "lora-rank": (["bottom.train=lora", "lora.rank=0"], ["rank is 0", "1 or more"]),
+    "rows-of-training": (["task.train_rows=5000"], ["task.train_rows=5000", "1 to"]),
+    "image-task-as-language-model": (["task.objective=causal_lm"], ["task.objective='causal_lm'", "images"]),
+    "text-model-for-images": (["model.name=all-minilm-l6-v2"], ["all-minilm-l6-v2"]),
+    "override-without-equals": (["steps"], ["'steps' is not of the form key=value"]),
+    "override-without-key": (["=3"], ["'=3' is not of the form key=value"]),
+    "override-that-is-no-yaml": (["task.text=[a"], ["task.text='[a'"]),
+}
+
+
+@pytest.mark.parametrize("what", SETTINGS)
+def test_settings(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # a model that is not here is not looked for elsewhere
+    settings, named = SETTINGS[what]
+    line = refused(tmp_path, *settings)
+    assert [part for part in named if part not in line] == [], line
+
+
+def test_directions_and_radius_of_zo_sfl(tmp_path: Path) -> None:
+    assert "algorithm.directions=0: 1 or more" in refused(tmp_path, "algorithm.directions=0", algorithm="zo_sfl")
+    assert "algorithm.radius=-1: a positive" in refused(tmp_path, "algorithm.radius=-1", algorithm="zo_sfl")
+    assert "is too small for torch.float32" in refused(tmp_path, "algorithm.radius=1e-20", algorithm="zo_sfl")
+
+
+def test_normalising_the_update_of_an_algorithm_that_has_gradients(tmp_path: Path) -> None:
+    line = refused(tmp_path, "bottom.normalize=true", algorithm="split_lora")
+    assert "bottom.normalize=true: split_lora has gradients" in line
+
+
+def test_what_is_wrong_beside_is_said_before_anything_runs(tmp_path: Path) -> None:
+    line = refused(tmp_path, "bottom.normalize=true", "beside=[split_lora]")
+    assert "bottom.normalize=true: split_lora has gradients" in line
+
+
+def test_cuda_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "device='cuda'" in refused(tmp_path, "device=cuda")
+
+
+FILES: dict[str, tuple[str, list[str]]] = {
+    "missing-column": ("sentence,label\ngood,1\nbad,0\n", ["no column 'text'", "sentence, label"]),
+    "missing-label-column": ("text,class\ngood,1\nbad,0\n", ["no column 'label'", "class"]),
+    "labels-that-are-fractions": (
+        "text,label\ngood,0.5\nbad,1.5\n",
+        ["label '0.5' in row 1", "not a whole number or a text"],
+    ),
+    "label-missing": ("text,label\ngood,1\nbad,\n", ["label '' in row 2", "is missing"]),
+    "one-class": ("text,label\ngood,1\nfine,1\n", ["one class only", "at least two"]),
+    "no-rows": ("text,label\n", ["no rows"]),
+    "empty": ("", ["is empty"]),
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_data_files(tmp_path: Path, what: str) -> None:
+    text, named = FILES[what]
+    path = tmp_path / "data.csv"
+    path.write_text(text)
+    line = refused(tmp_path, "task={name: csv}", f"task.train={path}")
+    assert [part for part in named if part not in line] == [], line
+
+
+def test_json_labels_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "good", "label": [1]}\n{"text": "bad", "label": [0]}\n')
+    assert "label [1] in row 1" in refused(tmp_path, "task={name: csv}", f"task.train={path}")
+
+
+def test_a_data_file_that_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "films.csv").write_text("text,label\n")
+    line = refused(tmp_path, "task={name: csv}", f"task.train={tmp_path / 'film.csv'}")
+    assert "does not exist" in line
+    assert "the folder has films.csv" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "settings"),
+    [
+        ("steps: [1, 2", "is no YAML: line", []),
+        ("steps: 3\n  clients: 4", "is no YAML: line 2", []),
+        ("- a\n- b\n", "must be a mapping", []),
+        ("", "must be a mapping", []),
+        ("steps: 3\n", "algorithm is missing", []),
+        ("algorithm: {name: ho_sfl}\ntask: {name: digits}\n", "model is missing", []),
+        ("algorithm: {name: ho_sfl}\nbottom: 3\n", "bottom=3 is a single value", []),
+        ("algorithm: ho_sfl\ntask: {name: digits}\nmodel: {name: resnet8, cut: 1}\n", "algorithm='ho_sfl'", []),
+        ("algorithm: {name: ho_sfl}\nper_algorithm: 3\n", "per_algorithm=3", ["algorithm.name=split_lora"]),
+        ("algorithm: {name: ho_sfl}\nper_algorithm: {split_lora: 3}\n", "per_algorithm", ["algorithm.name=split_lora"]),
+    ],
+)
+def test_recipe_files(tmp_path: Path, text: str, named: str, settings: list[str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    assert named in refusal(halfback("train", path, *settings, "--out", tmp_path / "run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "named"),
+    [
+        ("quikstart", ["'quikstart' is unknown", "did you mean quickstart"]),
+        ("xyz", ["'xyz' is unknown", "quickstart", "sst2-minilm", "path of a YAML file"]),
+        ("nowhere.yaml", ["'nowhere.yaml' can't be read", "No such file"]),
+        ("./quickstart", ["'quickstart' can't be read", "No such file"]),
+    ],
+)
+def test_recipes(tmp_path: Path, recipe: str, named: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refusal(halfback("train", recipe))
+    assert [part for part in named if part not in line] == [], line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "can't be read" in refusal(halfback("train", tmp_path / "recipe.yaml"))
+    assert "can't be read" in refusal(halfback("train", str(tmp_path) + "/"))  # a folder
+
+
+def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert f"--out {out} exists and is no run folder" in refused(tmp_path)
+    (tmp_path / "run" / "notes.txt").unlink()
+    out.rmdir()
+    out.write_text("a file")
+    assert f"--out {out} exists and is no run folder" in refused(tmp_path)
+
+
+def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = refusal(halfback(*digits(tmp_path / "file" / "run")))
+    assert "can't be written: Not a directory" in line
+
+
+@pytest.mark.parametrize("command", ["resume", "report", "export"])
+def test_a_folder_without_a_run(tmp_path: Path, command: str) -> None:
+    arguments = ["--out", tmp_path / "model"] if command == "export" else []
+    for folder in (tmp_path, tmp_path / "absent"):
+        assert str(folder) in refusal(halfback(command, folder, *arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", ["model.cut=9", "algorithm.radius=1e-12", "clients=1000", "algorithm.directions=0"])
+def test_a_corrected_retry_runs(tmp_path: Path, wrong: str) -> None:
+    refused(tmp_path, wrong)
+    assert halfback(*digits(tmp_path / "run", "steps=1")).status == 0
+
+
+def test_a_corrected_retry_runs_in_a_folder_that_was_there(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert "cut is 9" in refusal(halfback(*digits(tmp_path / "run", "model.cut=9")))
+    assert halfback(*digits(tmp_path / "run", "steps=1")).status == 0
+
+
+def test_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Late enough to have imported, loaded and built everything: whatever else would speak on stderr has done so."""
+    running = process(*digits(tmp_path / "run", "model.cut=9"))
+    out, err = running.communicate(timeout=120)
+    assert out == ""
+    assert "cut is 9" in refusal(Said(running.returncode, out, err))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("halfback.run.train", interrupted)
+    said = halfback(*digits(tmp_path / "run"))
+    assert said.status == 130
+    assert said.err == "halfback: stopped; `halfback resume DIR` continues from the last checkpoint\n"
+
+
+@pytest.mark.parametrize("command", ["algorithms", "tasks", "models", "recipes"])
+def test_what_there_is(command: str) -> None:
+    said = halfback(command)
+    assert (said.status, said.err) == (0, "")
+    known = {"algorithms": "ho_sfl", "tasks": "sst2", "models": "resnet", "recipes": "quickstart"}[command]
+    assert any(line.startswith(known) and len(line.split()) > 3 for line in said.out.splitlines())
+    assert "\x1b" not in said.out  # piped output stays plain
+
+
+def test_help_needs_nothing_heavy() -> None:
+    """`halfback --help` answers at once: importing the command line imports no torch."""
+    assert halfback("--help").status == 0
+    running = process("--help")
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, err) == (0, "")
+    assert "train" in out
+    code = "import sys, halfback.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

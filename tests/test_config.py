@@ -1,0 +1,174 @@
+"""From a recipe to a configuration and back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from halfback import config
+from halfback.algorithms import algorithms
+from halfback.build import build_algorithm
+from halfback.errors import UserError
+
+RECIPE = """
+# A claim.
+algorithm: {name: ho_sfl, directions: 5, radius: 1e-3}
+task: {name: digits, train_rows: 100}
+model: {name: resnet8, cut: 1, pretrain: {task: mnist, steps: 3, lr: 1e-2}}
+bottom: {train: full, optimizer: sgd, lr: 1e-3, normalize: true}
+per_algorithm:
+  split_lora: {bottom.normalize: false, bottom.optimizer: adamw, algorithm.checkpointing: true, steps: 7}
+  zo_sfl: {algorithm.directions: 9}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", config.recipes())
+def test_a_shipped_recipe_is_what_it_says(name: str) -> None:
+    """It loads, its algorithm takes its options, what is beside it can run, and it survives being written and read."""
+    resolved = config.resolve(name)
+    build_algorithm(resolved)
+    for other in resolved.beside:
+        build_algorithm(config.from_tree(config.to_tree(resolved), {"algorithm.name": other, "beside": []}))
+    assert config.from_tree(yaml.safe_load(config.dump(resolved)), {}) == resolved
+    assert len(config.recipes()[name].split()) > 5
+
+
+@pytest.mark.parametrize("name", config.recipes())
+@pytest.mark.parametrize("algorithm", list(algorithms()))
+def test_every_recipe_resolves_for_every_algorithm(name: str, algorithm: str) -> None:
+    changes = [f"algorithm.name={algorithm}"]
+    if algorithms()[algorithm].bottom_update == "backpropagated":
+        changes.append("bottom.normalize=false")
+    assert config.resolve(name, changes).algorithm.name == algorithm
+
+
+def test_a_configuration_that_was_written_is_read(tmp_path: Path, recipe: str) -> None:
+    resolved = config.resolve(recipe, ["beside=[frozen_bottom]", "lora.targets=[a, b]", "task.verbaliser=[x, y]"])
+    path = tmp_path / "config.yaml"
+    path.write_text(config.dump(resolved))
+    assert config.load(path) == resolved
+    assert yaml.safe_load(path.read_text()) == config.to_tree(resolved)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),  # YAML 1.1 reads these two as text
+        ("1E-3", 0.001),
+        ("1.0e-3", 0.001),
+        (".001", 0.001),
+        ("2", 2.0),
+        ("1e+2", 100.0),
+    ],
+)
+def test_numbers(recipe: str, text: str, value: float) -> None:
+    resolved = config.resolve(recipe, [f"top.lr={text}", f"algorithm.radius={text}"])
+    assert resolved.top.lr == value
+    assert build_algorithm(resolved).radius == value  # type: ignore[attr-defined]
+
+
+def test_numbers_in_a_file(recipe: str) -> None:
+    resolved = config.resolve(recipe)
+    assert resolved.bottom.lr == 0.001
+    assert resolved.model.pretrain is not None
+    assert resolved.model.pretrain.lr == 0.01
+    assert build_algorithm(resolved).radius == 0.001  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("steps=12", ("steps",), 12),
+        (" steps =12", ("steps",), 12),
+        ("steps=1e2", ("steps",), 100),
+        ("tensorboard=true", ("tensorboard",), True),
+        ("model.pretrain=null", ("model", "pretrain"), None),
+        ("model.name=a=b", ("model", "name"), "a=b"),
+        ("task.template={text} It was", ("task", "template"), None),
+        ("task.template='{text}: it was'", ("task", "template"), "{text}: it was"),
+        ("lora.targets=[q_proj, v_proj]", ("lora", "targets"), ("q_proj", "v_proj")),
+        ("bottom={train: full, lr: 0.5}", ("bottom", "lr"), 0.5),
+    ],
+)
+def test_overrides(recipe: str, override: str, path: tuple[str, ...], value: Any) -> None:
+    found: Any = config.resolve(recipe, [override])
+    for key in path:
+        found = getattr(found, key)
+    assert found == ("{text} It was" if override.startswith("task.template={") else value)
+
+
+def test_the_last_override_of_a_key_counts(recipe: str) -> None:
+    assert config.resolve(recipe, ["steps=1", "steps=2"]).steps == 2
+
+
+def test_an_override_leaves_the_other_keys_of_its_section(recipe: str) -> None:
+    bottom = config.resolve(recipe, ["bottom.lr=0.5"]).bottom
+    assert (bottom.lr, bottom.train, bottom.normalize) == (0.5, "full", True)
+
+
+def test_another_algorithm_takes_its_own_settings(recipe: str) -> None:
+    resolved = config.resolve(recipe, ["algorithm.name=split_lora"])
+    assert resolved.algorithm.options() == {"checkpointing": True}  # and none of ho_sfl's
+    assert (resolved.bottom.normalize, resolved.bottom.optimizer, resolved.steps) == (False, "adamw", 7)
+    assert resolved.bottom.lr == 0.001
+
+
+def test_an_override_comes_after_the_settings_of_another_algorithm(recipe: str) -> None:
+    resolved = config.resolve(recipe, ["steps=3", "algorithm.name=split_lora", "algorithm.checkpointing=false"])
+    assert resolved.steps == 3
+    assert resolved.algorithm.options() == {"checkpointing": False}
+
+
+def test_the_algorithm_of_the_recipe_keeps_its_options(recipe: str) -> None:
+    for changes in ([], ["algorithm.name=ho_sfl"]):
+        resolved = config.resolve(recipe, changes)
+        assert resolved.algorithm.options()["directions"] == 5
+        assert resolved.steps == 300
+
+
+def test_an_algorithm_without_settings_of_its_own(recipe: str) -> None:
+    resolved = config.resolve(recipe, ["algorithm.name=frozen_bottom"])
+    assert resolved.algorithm.options() == {}
+    assert resolved.bottom.normalize
+
+
+def test_settings_of_another_algorithm_survive_a_run_folder(tmp_path: Path, recipe: str) -> None:
+    """`beside` reads them from the folder's own file, not from the recipe."""
+    path = tmp_path / "config.yaml"
+    path.write_text(config.dump(config.resolve(recipe)))
+    tree = config.to_tree(config.load(path))
+    other = config.from_tree(tree, {"algorithm.name": "zo_sfl"})
+    assert other.algorithm.options() == {"directions": 9}
+    assert config.load(path) == config.resolve(recipe)  # and the tree was not changed on the way
+
+
+def test_shared_parts_of_a_yaml_file_do_not_leak(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "algorithm: {name: ho_sfl}\ntask: {name: digits}\nmodel: {name: resnet8, cut: 1}\n"
+        "bottom: &part {optimizer: sgd, lr: 0.1}\ntop: *part\n"
+    )
+    resolved = config.resolve(str(path), ["bottom.lr=0.5"])
+    assert (resolved.bottom.lr, resolved.top.lr) == (0.5, 0.1)
+
+
+def test_defaults_are_said_in_full(recipe: str) -> None:
+    """The file in a run's folder names every setting, so that a later default changes nothing."""
+    tree = config.to_tree(config.resolve(recipe))
+    assert set(tree) == set(config.RunConfig.model_fields)
+    assert tree["top"] == config.TopConfig().model_dump()
+
+
+def test_without_a_recipe() -> None:
+    settings = ["algorithm.name=zo_sfl", "task.name=digits", "model.name=resnet8", "model.cut=2"]
+    assert config.resolve(None, settings).model.cut == 2
+    with pytest.raises(UserError, match=r"model\.cut is missing"):
+        config.resolve(None, settings[:-1])

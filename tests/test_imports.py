@@ -1,0 +1,208 @@
+"""The shape of the code: which room may import which, and what no file may hold."""
+
+import ast
+import inspect
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from halfback.algorithms import algorithms
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "halfback"
+
+# Who may import what of the package, beside `halfback.errors` (everyone) and the importer's own room.
+ARROWS: dict[str, set[str]] = {
+    "errors": set(),
+    "zeroth": set(),
+    "wire": set(),
+    "models": set(),
+    "codecs": set(),
+    "controllers": set(),
+    "data": set(),
+    "telemetry": set(),
+    "report": set(),
+    "algorithms": {"wire.messages", "zeroth", "models"},
+    "engines": {
+        "algorithms.protocol",
+        "wire",
+        "codecs",
+        "telemetry",
+        "zeroth.directions",
+        "zeroth.replay",
+        "zeroth.seeds",
+        "models.cut",
+    },
+    "checkpoint": set(),
+    "config": {"algorithms", "data.tasks", "models.adapters"},
+    "build": {
+        "algorithms",
+        "codecs",
+        "config",
+        "controllers",
+        "data",
+        "engines",
+        "models",
+        "telemetry",
+        "wire",
+        "zeroth",
+    },
+    "run": {"algorithms.protocol", "build", "checkpoint", "config", "models", "report", "telemetry"},
+    "cli": {"algorithms", "build", "checkpoint", "config", "data", "models", "report", "run"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {
+    ".".join(("halfback", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__") for file in FILES
+}
+
+
+def room(file: Path) -> str:
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(source: str, package: str) -> list[tuple[int, str]]:
+    """(line, module of this package) of every import, wherever it stands: `from halfback.wire import packing` counts as
+    `wire.packing`, `from halfback.errors import UserError` as `errors`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join((*parents, *filter(None, [base])))
+            modules = [f"{base}.{alias.name}" for alias in node.names]
+            names = [module if module in MODULES else base for module in modules]
+        found += [(node.lineno, name.removeprefix("halfback.")) for name in names if name.split(".")[0] == "halfback"]
+    return found
+
+
+def forbidden(file: Path, source: str) -> list[str]:
+    mine = room(file)
+    package = ".".join(("halfback", *file.relative_to(PACKAGE).parent.parts))
+    allowed = {*ARROWS[mine], mine, "errors"}
+    return [
+        f"{file.relative_to(ROOT)}:{line} imports halfback.{module}; {mine} may import {', '.join(sorted(allowed))}"
+        for line, module in imported(source, package)
+        if not any(module == arrow or module.startswith(f"{arrow}.") for arrow in allowed)
+    ]
+
+
+def test_imports_point_one_way() -> None:
+    assert [line for file in FILES for line in forbidden(file, file.read_text())] == []
+
+
+def test_every_room_is_in_the_table() -> None:
+    assert {room(file) for file in FILES} <= set(ARROWS)
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("wire/ledger.py", "from halfback.zeroth import seeds"),
+        ("wire/ledger.py", "def f():\n    import halfback.zeroth.seeds"),
+        ("wire/ledger.py", "from ..zeroth.seeds import seed_for"),
+        ("zeroth/seeds.py", "from halfback.models.cut import cut"),
+        ("models/cut.py", "from halfback.data.tasks import TaskOptions"),
+        ("data/tasks.py", "from halfback.models.cut import cut"),
+        ("algorithms/ho_sfl.py", "from halfback.wire.packing import pack"),
+        ("algorithms/ho_sfl.py", "from halfback.wire import packing"),
+        ("algorithms/ho_sfl.py", "from halfback.engines.link import Link"),
+        ("algorithms/ho_sfl.py", "from halfback.telemetry.meters import Stopwatch"),
+        ("engines/link.py", "from halfback.algorithms.ho_sfl import HoSfl"),
+        ("engines/link.py", "from halfback.algorithms import algorithms"),
+        ("engines/link.py", "from halfback.zeroth.slopes import inner"),
+        ("report/page.py", "from halfback.telemetry.records import Record"),
+        ("telemetry/records.py", "from halfback.wire.ledger import Ledger"),
+        ("build.py", "from halfback.run import train"),
+        ("build.py", "from halfback import cli"),
+        ("run.py", "import halfback.cli"),
+        ("config.py", "from halfback.build import build"),
+    ],
+)
+def test_the_test_sees_a_wrong_arrow(file: str, source: str) -> None:
+    assert len(forbidden(PACKAGE / file, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("wire/ledger.py", "from halfback.errors import PeerError"),
+        ("wire/ledger.py", "from halfback import errors"),
+        ("wire/ledger.py", "from . import packing"),
+        ("algorithms/ho_sfl.py", "from halfback.wire.messages import Join"),
+        ("__main__.py", "from halfback.cli import main"),
+    ],
+)
+def test_the_test_lets_a_right_arrow_pass(file: str, source: str) -> None:
+    assert forbidden(PACKAGE / file, source) == []
+
+
+@pytest.mark.parametrize("name", list(algorithms()))
+def test_an_algorithm_is_one_file_of_a_page_or_two(name: str) -> None:
+    file = Path(inspect.getfile(algorithms()[name]))
+    lines = len(file.read_text().splitlines())
+    assert lines <= 150, f"{file.relative_to(ROOT)} has {lines} lines; 150 are allowed"
+    assert file.stem == name
+
+
+def compared_names(source: str, names: set[str]) -> list[int]:
+    """Lines that compare something with an algorithm's name, or match on one."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        values: list[ast.expr] = []
+        if isinstance(node, ast.Compare):
+            values = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            values = [node.value]
+        constants = [inner for value in values for inner in ast.walk(value) if isinstance(inner, ast.Constant)]
+        lines += [constant.lineno for constant in constants if constant.value in names]
+    return lines
+
+
+def test_nothing_asks_which_algorithm_runs() -> None:
+    names = set(algorithms())
+    found = {str(f.relative_to(ROOT)): compared_names(f.read_text(), names) for f in FILES}
+    assert {file: lines for file, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if algorithm == 'ho_sfl': pass",
+        "x = name in ('ho_sfl', 'b')",
+        "x = 'ho_sfl' != name",
+        "match name:\n    case 'ho_sfl': pass",
+    ],
+)
+def test_the_test_sees_a_question_for_the_algorithm(source: str) -> None:
+    assert compared_names(source, {"ho_sfl"})
+
+
+MACHINE_PATH = re.compile(r"(?<![\w.$~}])/(?:home|root|work|Users|mnt|tmp/(?!$)|workspace)/[\w.-]+")
+
+
+def test_no_tracked_file_names_a_place_on_one_machine() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("this is no git checkout, so there are no tracked files")
+    found = []
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        path = ROOT / name
+        if path.is_file() and path.suffix not in (".png", ".gif", ".jpg", ".safetensors", ".gz"):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            found += [
+                f"{name}:{n}: {line.strip()[:80]}" for n, line in enumerate(lines, 1) if MACHINE_PATH.search(line)
+            ]
+    assert found == []
+
+
+@pytest.mark.parametrize("text", ["open('/work/main/x')", "see /home/me/data", " /root/.cache"])
+def test_the_test_sees_a_machine_path(text: str) -> None:
+    assert MACHINE_PATH.search(text)
