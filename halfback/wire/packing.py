@@ -78,14 +78,14 @@ def _pack_tensor(parts: list[bytes], tensor: Tensor) -> int:
     return flat.numel() * flat.element_size()
 
 
-def unpack(data: bytes, *, max_bytes: int = MAX_BYTES) -> Message:
+def unpack(data: bytes) -> Message:
     """Reads a message back; tensors are fresh and on the CPU.
 
     Raises:
         PeerError: the bytes are no message of this version; names the field, what came and what is allowed.
     """
-    if len(data) > max_bytes:
-        raise PeerError(f"message: {len(data)} bytes came, at most {max_bytes} are allowed")
+    if len(data) > MAX_BYTES:
+        raise PeerError(f"message: {len(data)} bytes came, at most {MAX_BYTES} are allowed")
     reader = _Reader(data)
     magic, version, kind_code = reader.read(_HEADER, "header")
     if magic != MAGIC or version != VERSION:

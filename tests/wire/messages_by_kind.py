@@ -1,0 +1,42 @@
+"""One message of every kind and shape of use, for the tests of the wire."""
+
+import torch
+
+from halfback.wire.messages import (
+    Activations,
+    CutGradient,
+    History,
+    Join,
+    Losses,
+    Message,
+    Nothing,
+    Slopes,
+    Weights,
+)
+
+
+def _values(*shape: int) -> torch.Tensor:
+    return torch.arange(torch.Size(shape).numel(), dtype=torch.float32).reshape(shape) / 8 - 1
+
+
+MESSAGES: dict[str, Message] = {
+    "nothing": Nothing(),
+    "join": Join(1 << 40),
+    "history": History(7, _values(5, 2)),
+    "history-empty": History(0, torch.zeros(0, 2)),
+    "activations-text": Activations(
+        _values(2, 3, 4),
+        torch.tensor([[True, True, False], [True, True, True]]),
+        torch.tensor([0, 1], dtype=torch.int32),
+        torch.tensor([9, 4], dtype=torch.int32),
+    ),
+    "activations-image": Activations(_values(2, 3, 2, 2), None, None, torch.tensor([5, -1], dtype=torch.int32)),
+    "activations-bf16": Activations(
+        _values(1, 2, 4).bfloat16(), None, torch.tensor([3], dtype=torch.int32), torch.tensor([2], dtype=torch.int32)
+    ),
+    "gradient": CutGradient(_values(2, 3, 4)),
+    "slopes": Slopes(-1, torch.tensor([0.5, -2.0])),
+    "losses": Losses(torch.tensor([0.693])),
+    "weights": Weights((_values(3, 2), torch.tensor(2.5), torch.zeros(0, 4))),
+    "weights-none": Weights(()),
+}

@@ -1,0 +1,257 @@
+"""The wire's bytes: what goes in comes out, the layout is the documented one, no input does worse than PeerError."""
+
+import random
+import resource
+import struct
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from messages_by_kind import MESSAGES
+
+from halfback.errors import PeerError
+from halfback.wire import packing
+from halfback.wire.messages import FIELDS, KINDS, Activations, CutGradient, Message, Slopes
+from halfback.wire.packing import MAX_TENSORS, pack, unpack
+
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
+every_message = pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES.keys())
+
+
+def assert_same(came: Message, sent: Message) -> None:
+    assert type(came) is type(sent)
+    for entry in fields(sent):
+        one, other = getattr(came, entry.name), getattr(sent, entry.name)
+        assert type(one) is type(other)
+        for a, b in zip(*((v if isinstance(v, tuple) else (v,)) for v in (one, other)), strict=True):
+            if isinstance(b, torch.Tensor):
+                assert a.dtype == b.dtype
+                assert a.shape == b.shape
+                assert torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
+            else:
+                assert a == b
+
+
+def test_every_kind_is_tried_here() -> None:
+    assert {type(message) for message in MESSAGES.values()} == set(KINDS)
+
+
+@every_message
+def test_round_trip(message: Message) -> None:
+    assert_same(unpack(pack(message).data), message)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_keeps_its_bits(dtype: torch.dtype) -> None:
+    """Including those of NaN, infinities and minus zero: judging values is the algorithm's business."""
+    raw = torch.randint(0, 2 if dtype == torch.bool else 256, (6 * dtype.itemsize,), dtype=torch.uint8)
+    sent = CutGradient(raw.view(dtype).reshape(2, 3))
+    assert_same(unpack(pack(sent).data), sent)
+
+
+@pytest.mark.parametrize("turned", [lambda t: t.T, lambda t: t[:, ::2], lambda t: t.expand(3, 4, 6)])
+def test_a_tensor_that_is_not_contiguous_arrives_in_its_logical_order(turned) -> None:  # type: ignore[no-untyped-def]
+    sent = CutGradient(turned(torch.arange(24.0).reshape(4, 6)))
+    assert_same(unpack(pack(sent).data), sent)
+
+
+def test_what_arrived_is_a_tensor_of_its_own() -> None:
+    data = pack(CutGradient(torch.zeros(3))).data
+    one, other = unpack(data), unpack(data)
+    assert isinstance(one, CutGradient)
+    assert isinstance(other, CutGradient)
+    one.gradient.add_(1)
+    assert torch.equal(other.gradient, torch.zeros(3))
+
+
+def test_nothing_of_a_graph_travels() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    came = unpack(pack(CutGradient(weight * 2)).data)
+    assert isinstance(came, CutGradient)
+    assert not came.gradient.requires_grad
+
+
+# Written by hand from docs/wire_format.md, so that a change of layout can't pass unseen.
+GOLDEN = {
+    "nothing": "48420100",
+    "join": "48420101 01 0000000000010000",
+    "history-empty": "48420102 01 0000000000000000 02 00 02 00000000 02000000",
+    "slopes": "48420105 01 ffffffffffffffff 02 00 01 02000000 0000003f 000000c0",
+    "activations-bf16": "48420103 02 03 03 01000000 02000000 04000000"
+    "80bf 60bf 40bf 20bf 00bf c0be 80be 00be 00 02 05 01 01000000 03000000 02 05 01 01000000 02000000",
+    "weights-none": "48420107 03 00000000",
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_layout_is_the_documented_one(name: str) -> None:
+    assert pack(MESSAGES[name]).data == bytes.fromhex(GOLDEN[name].replace(" ", ""))
+
+
+@every_message
+def test_bytes_by_role_add_up_to_the_message(message: Message) -> None:
+    packed = pack(message)
+    assert sum(packed.bytes_by_role.values()) == len(packed.data)
+    values = 0
+    for name, (role, _types) in FIELDS[type(message)].items():
+        value = getattr(message, name)
+        size = 8 if isinstance(value, int) else 0
+        for tensor in value if isinstance(value, tuple) else (value,):
+            size += tensor.nbytes if isinstance(tensor, torch.Tensor) else 0
+        assert packed.bytes_by_role.get(role, 0) == size
+        values += size
+    assert packed.bytes_by_role["framing"] == len(packed.data) - values
+
+
+@every_message
+def test_every_truncation_is_refused(message: Message) -> None:
+    data = pack(message).data
+    for length in range(len(data)):
+        with pytest.raises(PeerError):
+            unpack(data[:length])
+
+
+@every_message
+def test_bytes_after_the_last_field_are_refused(message: Message) -> None:
+    with pytest.raises(PeerError, match="1 bytes follow the last field"):
+        unpack(pack(message).data + b"\0")
+
+
+def _header(kind: type[Message]) -> bytes:
+    return b"HB\x01" + bytes([KINDS.index(kind)])
+
+
+def _tensor(dtype: int, *shape: int, dimensions: int | None = None) -> bytes:
+    return struct.pack(f"<BBB{len(shape)}I", 2, dtype, len(shape) if dimensions is None else dimensions, *shape)
+
+
+GRADIENT, ACTIVATIONS = _header(CutGradient), _header(Activations)
+HOSTILE = {
+    "empty": (b"", "header: 0 bytes are left, 4 are needed"),
+    "magic": (b"XX\x01\x00", "header: b'XX' version 1 came, b'HB' version 1 is allowed"),
+    "version": (b"HB\x02\x00", "version 2 came"),
+    "kind": (b"HB\x01\x63", f"message kind 99 came, 0 to {len(KINDS) - 1} are allowed"),
+    "field-type": (GRADIENT + b"\x09", "CutGradient.gradient: field type 9 came"),
+    "wrong-type": (GRADIENT + b"\x01" + bytes(8), "CutGradient.gradient: int came, Tensor is allowed"),
+    "none-where-needed": (GRADIENT + b"\x00", "CutGradient.gradient: NoneType came, Tensor is allowed"),
+    "tuple-for-tensor": (GRADIENT + b"\x03" + bytes(4), "CutGradient.gradient: tuple came, Tensor is allowed"),
+    "tensor-for-integer": (_header(Slopes) + 2 * _tensor(0, 0), "Slopes.step: Tensor came, int is allowed"),
+    "dtype": (GRADIENT + _tensor(10, 1) + bytes(4), "CutGradient.gradient: dtype 10 came"),
+    "dimensions": (GRADIENT + _tensor(0, *[1] * 9) + bytes(4), "9 dimensions came, at most 8 are allowed"),
+    "shape-cut-off": (GRADIENT + _tensor(0, 1, dimensions=8), "CutGradient.gradient: 4 bytes are left, 32 are needed"),
+    "a-gigabyte-announced": (GRADIENT + _tensor(0, 1 << 28), "needs 1073741824 bytes, but only 0 are left"),
+    "product-beyond-64-bits": (GRADIENT + _tensor(0, *[0xFFFFFFFF] * 8), "but only 0 are left"),
+    # The product is 2^64, which a 64-bit count would take for an empty tensor.
+    "product-that-wraps-to-zero": (GRADIENT + _tensor(8, 1 << 31, 1 << 31, 4), "but only 0 are left"),
+    "huge-but-empty": (GRADIENT + _tensor(0, *[0xFFFFFFFF] * 7, 0), "CutGradient.gradient: empty shape"),
+    "one-byte-short": (GRADIENT + _tensor(0, 2) + bytes(7), "needs 8 bytes, but only 7 are left"),
+    "bool-of-two": (ACTIVATIONS + _tensor(0, 0) + _tensor(9, 1) + b"\x02", "a byte other than 0 and 1"),
+    "many-tensors": (b"HB\x01\x07\x03" + struct.pack("<I", 0xFFFFFFFF), "4294967295 tensors announced, at most 65536"),
+    "tensors-without-bytes": (b"HB\x01\x07\x03" + struct.pack("<I", MAX_TENSORS), "but only 0 bytes are left"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_message_is_refused_by_name(name: str) -> None:
+    data, says = HOSTILE[name]
+    with pytest.raises(PeerError) as refused:
+        unpack(data)
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+CONFINED = """
+import resource, sys
+from halfback.errors import PeerError
+from halfback.wire.packing import unpack
+
+inputs = [bytes.fromhex(line) for line in sys.stdin.read().split("\\n")]
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20),) * 2)
+for data in inputs:
+    try:
+        unpack(data)
+    except PeerError:
+        print("refused")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the process's size is read from /proc")
+def test_a_refusal_reserves_no_memory() -> None:
+    """A process that may take 64 MB more reads announcements of up to 2^258 bytes: believing one is a MemoryError."""
+    inputs = "\n".join(data.hex() for data, _ in HOSTILE.values())
+    done = subprocess.run([sys.executable, "-c", CONFINED], input=inputs, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["refused"] * len(HOSTILE), done.stderr
+
+
+def test_a_message_above_the_limit_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pack(CutGradient(torch.zeros(100))).data
+    monkeypatch.setattr(packing, "MAX_BYTES", 64)
+    with pytest.raises(PeerError, match=f"message: {len(data)} bytes came, at most 64 are allowed"):
+        unpack(data)
+
+
+def _mutated(data: bytes, dice: random.Random) -> bytes:
+    """The message with bytes changed, cut out, doubled or replaced by extreme lengths."""
+    changed = bytearray(data)
+    for _ in range(dice.randint(1, 4)):
+        at = dice.randrange(len(changed) + 1)
+        match dice.randrange(5):
+            case 0 if at < len(changed):
+                changed[at] = dice.randrange(256)
+            case 1:
+                del changed[at : at + dice.randint(1, 8)]
+            case 2:
+                changed[at:at] = changed[at : at + dice.randint(1, 16)]
+            case 3:
+                changed[at : at + 4] = dice.choice((b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\0\0\0\0", b"\x01\0\0\0"))
+            case _:
+                changed[at : at + 1] = dice.randbytes(dice.randint(1, 4))
+    return bytes(changed)
+
+
+def _fuzz(rounds: int, seed: int) -> tuple[int, int]:
+    """(refused, accepted); anything but a message or PeerError is raised."""
+    dice = random.Random(seed)
+    seeds = [pack(message).data for message in MESSAGES.values()]
+    refused = accepted = 0
+    for _ in range(rounds):
+        data = dice.randbytes(dice.randint(0, 80)) if dice.random() < 0.1 else _mutated(dice.choice(seeds), dice)
+        try:
+            message = unpack(data)
+        except PeerError:
+            refused += 1
+        else:
+            assert pack(message).data == data, "an accepted message has another encoding"
+            accepted += 1
+    return refused, accepted
+
+
+def test_fuzz() -> None:
+    refused, accepted = _fuzz(20_000, seed=0)
+    # Both must really occur: changed values are a legal message, changed structure is not.
+    assert refused > 10_000
+    assert accepted > 1_000
+
+
+@pytest.mark.slow
+def test_fuzz_long() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused, accepted = _fuzz(1_000_000, seed=1)
+    assert refused > 500_000
+    assert accepted > 50_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10
