@@ -145,7 +145,7 @@ def from_tree(tree: Tree, changes: Mapping[str, Any]) -> RunConfig:
     Choosing another algorithm than the tree's drops the options of that one and takes the tree's `per_algorithm`
     settings of the chosen one; `changes` come last.
     """
-    tree = yaml.safe_load(yaml.safe_dump(tree))  # a copy without shared parts
+    tree = _copied(tree)
     algorithm = tree.get("algorithm")
     chosen = changes.get("algorithm.name")
     if chosen is not None and isinstance(algorithm, dict) and chosen != algorithm.get("name"):
@@ -225,8 +225,15 @@ def _parse_override(text: str) -> tuple[str, Any]:
         try:
             parsed = float(parsed)
         except ValueError:
-            parsed = value
+            parsed = parsed if value.lstrip()[:1] in ("'", '"') else value
     return path.strip(), parsed
+
+
+def _copied(value: Any) -> Any:
+    """A copy in which nothing is shared, though YAML's anchors share parts: a change of one must not change another."""
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _set(tree: Tree, path: str, value: Any) -> None:

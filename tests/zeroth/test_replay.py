@@ -67,9 +67,12 @@ def test_one_pass_is_one_row_at_a_time(optimizer: str, rule: str, dtype: torch.d
     whole.replay(0, rows)
     assert whole.position == 5
     assert_same(whole, single)
-    for name, parameter in parameters(dtype).items():
-        assert not parameter.numel() or not torch.equal(parameter, whole.parameters[name])
-        assert whole.parameters[name].dtype == dtype
+    before = parameters(dtype)
+    assert all(whole.parameters[name].dtype == dtype for name in before)
+    moved = [name for name in before if not torch.equal(before[name], whole.parameters[name])]
+    if dtype == torch.float32:  # 16 bits round a clipped step of a few numbers away
+        assert moved == [name for name in before if before[name].numel()]
+    assert moved
 
 
 def test_many_rows_of_small_parameters() -> None:
