@@ -6,7 +6,7 @@ one pass over the parameters, and the result has the bits of one step at a time.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -113,27 +113,26 @@ class Replica:
         dtype = self.parameters[pack.segments[0].name].dtype
         values = _gather(self.parameters, pack, device)
         moments = [_gather(self.moments[moment], pack, device) for moment in self.rule.moments()]
-        directions = len(coefficients[0])
-        at_once = max(1, PACK_WIDTH // (pack.width * directions))  # steps whose directions are made together
-        for begin in range(0, len(coefficients), at_once):
-            end = min(begin + at_once, len(coefficients))
-            made = pack.directions(
-                seeds[begin * directions : end * directions],
-                law=self.law,
-                device=device,
-                scales=[coefficient for row in coefficients[begin:end] for coefficient in row],
-            )
-            for i in range(begin, end):
-                first = (i - begin) * directions
-                gradient = made[first]
-                for p in range(1, directions):
-                    gradient += made[first + p]
-                self._step(values, gradient, moments, self.position + i + 1)
-                if dtype != torch.float32:  # as a client that takes one step at a time does
-                    values.copy_(values.to(dtype))
+        directions = self._directions(pack, [c for row in coefficients for c in row], seeds, device)
+        for i, row in enumerate(coefficients):
+            gradient = next(directions)
+            for _ in row[1:]:
+                gradient += next(directions)
+            self._step(values, gradient, moments, self.position + i + 1)
+            if dtype != torch.float32:  # as a client that takes one step at a time does
+                values.copy_(values.to(dtype))
         _scatter(values, self.parameters, pack)
         for moment, changed in zip(self.rule.moments(), moments, strict=True):
             _scatter(changed, self.moments[moment], pack)
+
+    def _directions(
+        self, pack: Pack, coefficients: list[float], seeds: list[int], device: torch.device
+    ) -> Iterator[Tensor]:
+        """Each seed's direction times its coefficient; as many are made together as the scratch memory allows."""
+        at_once = max(1, PACK_WIDTH // pack.width)
+        for begin in range(0, len(seeds), at_once):
+            chosen = slice(begin, begin + at_once)
+            yield from pack.directions(seeds[chosen], law=self.law, device=device, scales=coefficients[chosen])
 
     def _step(self, values: Tensor, gradient: Tensor, moments: list[Tensor], count: int) -> None:
         """One optimiser step on a pack, in float32 and in place; `gradient` is used up.
