@@ -1,5 +1,6 @@
 """From a configuration to objects: the only place that does."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ from halfback.models.objectives import Evaluation, evaluate, loss
 from halfback.models.pretraining import pretrain
 from halfback.zeroth.replay import Replica, UpdateRule
 from halfback.zeroth.seeds import seed_for
-from halfback.zeroth.slopes import check_radius, default_radius
+from halfback.zeroth.slopes import check_radius, default_radius, least_move, swallowed
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def build(config: RunConfig, *, pretrained: Path | None = None) -> Built:
     whole, tokenizer = _load_model(config.model, config.task, raw, seed_for(config.seed, "model"))
     task = encode(raw, tokenizer, max_length=config.task.max_length, template=config.task.template)
     if config.model.pretrain is not None:
-        _pretrain(whole.to(device), config, device, pretrained)
+        _pretrain(whole.to(device), raw, config, device, pretrained)
     words = config.task.verbaliser
     ids = verbaliser_ids(words, tokenizer) if words is not None and tokenizer is not None else None
     model = cut(whole.to(device), config.model.cut, verbaliser=ids)
@@ -132,13 +133,26 @@ def _in_data_folder(name: str) -> str:
     return str(folder.joinpath(*Path(rest).parts[1:]))
 
 
-def _pretrain(model: nn.Module, config: RunConfig, device: torch.device, kept: Path | None) -> None:
+def _pretrain(model: nn.Module, target: RawTask, config: RunConfig, device: torch.device, kept: Path | None) -> None:
     settings = config.model.pretrain
     assert settings is not None
     if kept is not None and kept.exists():
-        model.load_state_dict(load_file(kept))
+        try:
+            model.load_state_dict(load_file(kept))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{kept} can't be read: {error}") from None
         return
     raw = load_task(TaskOptions(settings.task), seed=seed_for(config.seed, "task"))
+    if raw.train.images is None or raw.in_channels != target.in_channels:
+        raise UserError(
+            f"model.pretrain.task={settings.task!r}: images with {target.in_channels} channels are allowed, like those "
+            f"of {target.name}"
+        )
+    if len(raw.label_names) > len(target.label_names):
+        raise UserError(
+            f"model.pretrain.task={settings.task!r} has {len(raw.label_names)} classes; at most "
+            f"{len(target.label_names)} are allowed, like those of {target.name}"
+        )
     source = ClientData(
         encode(raw, None, max_length=config.task.max_length, template=None).train,
         torch.arange(len(raw.train.labels)).numpy(),
@@ -151,6 +165,8 @@ def _pretrain(model: nn.Module, config: RunConfig, device: torch.device, kept: P
         unfinished = kept.with_suffix(".unfinished")
         try:
             save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, unfinished)
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
             unfinished.rename(kept)
         except (OSError, SafetensorError) as error:
             unfinished.unlink(missing_ok=True)
@@ -167,7 +183,12 @@ def _server(
             "use lora or full, or algorithm.name=frozen_bottom"
         )
     top = trainable(model.top)
-    hidden_shape, hidden_dtype = _hidden(model, task.train, device)
+    if algorithm.bottom_update != "none":
+        _check_lr("bottom", config.bottom, bottom, algorithm.bottom_update, config.bottom.normalize)
+    _check_lr(
+        "top", config.top, top, algorithm.top_update, algorithm.top_update == "replayed" and config.bottom.normalize
+    )
+    hidden_shape, has_texts, hidden_dtype = _hidden(model, task.train, config.task.max_length, device)
     if getattr(algorithm, "estimator", "") != "forward_ad":
         for part, update in ((bottom, algorithm.bottom_update), (top, algorithm.top_update)):
             if update == "replayed":
@@ -177,6 +198,7 @@ def _server(
         loss=partial(loss, task.objective),
         replica=_replica(config, config.bottom if algorithm.bottom_update == "replayed" else None, bottom, "bottom"),
         hidden_shape=hidden_shape,
+        has_texts=has_texts,
         hidden_dtype=hidden_dtype,
     )
     if algorithm.top_update == "replayed":
@@ -215,13 +237,33 @@ def _optimizer(part: BottomConfig | TopConfig, parameters: Sequence[Tensor]) -> 
     return torch.optim.SGD(parameters, lr=part.lr, momentum=momentum, weight_decay=part.weight_decay)
 
 
+def _check_lr(
+    side: str, part: BottomConfig | TopConfig, parameters: Mapping[str, Tensor], update: str, normalize: bool
+) -> None:
+    """Refuses steps that the weights' dtype rounds away; AdamW's and normalised ones are about as long as the rate."""
+    dtypes = {parameter.dtype for parameter in parameters.values()}
+    if update == "backpropagated" and part.optimizer == "adamw" and torch.float16 in dtypes:
+        raise UserError(
+            f"{side}.optimizer=adamw: its squared gradients vanish in float16; use model.dtype=bfloat16 or float32, "
+            f"or {side}.optimizer=sgd"
+        )
+    if (part.optimizer == "adamw" or normalize) and (unchanged := swallowed(parameters, part.lr)) > 0.5:
+        names = "/".join(sorted(str(dtype)[6:] for dtype in dtypes))
+        raise UserError(
+            f"{side}.lr={part.lr:g} is too small for {names}: a step rounds away in {unchanged:.0%} of the weights; "
+            f"use at least {least_move(parameters, part.lr):.2g}, {side}.train=lora or model.dtype=float32"
+        )
+
+
 @torch.no_grad()
-def _hidden(model: CutModel, split: Split, device: torch.device) -> tuple[tuple[int | None, ...], torch.dtype]:
-    """Shape behind the batch dimension, None for the length of a text, and dtype of the activations."""
+def _hidden(
+    model: CutModel, split: Split, max_length: int, device: torch.device
+) -> tuple[tuple[int, ...], bool, torch.dtype]:
+    """Of the activations: shape behind the batch dimension (texts: at most), whether they are texts', and dtype."""
     batch = split.batch([0]).to(device)
     hidden = model.bottom(batch.inputs)
-    shape = tuple(hidden.shape[1:])
-    return ((None, *shape[1:]) if "attention_mask" in batch.inputs else shape), hidden.dtype
+    has_texts = "attention_mask" in batch.inputs
+    return (max_length if has_texts else hidden.shape[1], *hidden.shape[2:]), has_texts, hidden.dtype
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class PretrainConfig(_Section):
     task: str
     steps: int = Field(ge=1)
     batch_size: int = Field(default=64, ge=1)
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0, le=1e4)
 
 
 class ModelConfig(_Section):
@@ -59,9 +59,9 @@ class BottomConfig(_Section):
 
     train: Literal["lora", "full", "none"] = "lora"
     optimizer: Literal["sgd", "momentum", "adamw"] = "adamw"
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0, le=1e4)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e4)
     clip: float | None = Field(default=None, gt=0)
     normalize: bool = False
     """Divide each update by the norm of its own slopes; for algorithms that replay slopes."""
@@ -74,9 +74,9 @@ class TopConfig(_Section):
 
     train: Literal["lora", "full"] = "lora"
     optimizer: Literal["sgd", "momentum", "adamw"] = "adamw"
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0, le=1e4)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e4)
     clip: float | None = Field(default=None, gt=0)
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from halfback import checkpoint
@@ -124,7 +125,7 @@ _Found = tuple[int, dict[str, Tensor], dict[str, Any]]
 def _checkpoint(config: RunConfig, out: Path) -> _Found | None:
     found = checkpoint.load(out / CHECKPOINT)
     if found is not None:
-        ours, theirs = configuration.to_tree(config), found[2]["config"]
+        ours, theirs = configuration.to_tree(config), found[2].get("config") or {}
         changed = [key for key in ours if ours[key] != theirs.get(key)]
         if changed:
             key = changed[0]
@@ -233,6 +234,11 @@ class _Progress:
 
     def save(self) -> None:
         tensors, values = self.built.simulation.state()
+        if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+            raise Diverged(
+                f"step {self.step}: {broken[0]} is not finite; lower the learning rates (top.lr, bottom.lr) or clip "
+                "(top.clip, bottom.clip). The last checkpoint is kept"
+            )
         values |= {
             "config": configuration.to_tree(self.config),
             "step": self.step,

@@ -165,7 +165,8 @@ def test_a_run_that_diverges_names_step_client_and_advice_and_keeps_its_checkpoi
     tmp_path: Path, algorithm: str
 ) -> None:
     out = tmp_path / "run"
-    settings = ["top.optimizer=sgd", "top.lr=1e30", "checkpoint_every=1", "eval_every=100", "steps=20"]
+    settings = ["top.optimizer=sgd", "top.lr=1e4", "checkpoint_every=1", "eval_every=100", "steps=20"]
+    settings += ["bottom.clip=1e-3"]  # or the device's part diverges first
     line = refusal(halfback(*digits(out, *settings, algorithm=algorithm)))
     step = int(line.split(":")[0].removeprefix("step "))
     assert step >= 1
@@ -339,3 +340,15 @@ def test_a_language_model_with_a_verbaliser_is_exported(tmp_path: Path, tiny_lla
         output = again(input_ids=batch.inputs["input_ids"].long(), attention_mask=mask, position_ids=position)
     # As above: the rounding of a merged weight.
     torch.testing.assert_close(output.logits[:, -1, words], halves, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_is_never_replaced_by_one_that_is_not_finite(tmp_path: Path) -> None:
+    """No loss was seen to be wrong yet: the parameters overflowed in the last step before the checkpoint."""
+    overflowing = ["model.dtype=float16", "top.optimizer=sgd", "top.lr=1e4", "top.weight_decay=1e4"]
+    settings = [*overflowing, "steps=3", "checkpoint_every=1", "eval_every=100"]
+    said = refusal(halfback(*digits(tmp_path / "run", *settings, algorithm="frozen_bottom")))
+    assert "step 1: top." in said
+    assert "is not finite; lower the learning rates" in said
+    number, tensors, _ = loaded(tmp_path / "run")
+    assert number == 0
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())

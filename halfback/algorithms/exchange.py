@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from halfback.algorithms.protocol import Batch, Client, Server
+from halfback.algorithms.replies import all_finite
 from halfback.errors import Diverged, PeerError, UserError
 from halfback.wire.messages import Activations, History, Join, Slopes
 
@@ -70,15 +71,14 @@ def check_activations(server: Server, client: int, message: Activations) -> None
         Diverged: the activations are not finite.
     """
     hidden, labels, mask = message.hidden, message.labels, message.mask
-    allowed = server.hidden_shape
-    fits = hidden.ndim == len(allowed) + 1 and all(
-        want is None or want == got for want, got in zip(allowed, hidden.shape[1:], strict=True)
-    )
+    length, *sizes = server.hidden_shape
+    fits = hidden.ndim == len(sizes) + 2 and list(hidden.shape[2:]) == sizes
+    fits = fits and (hidden.shape[1] <= length if server.has_texts else hidden.shape[1] == length)
     if not fits or hidden.numel() == 0 or hidden.dtype != server.hidden_dtype:
-        wanted = ("any", *("any" if size is None else size for size in allowed))
+        wanted = ("any", f"up to {length}" if server.has_texts else length, *sizes)
         raise PeerError(
             f"client {client}: Activations.hidden: {hidden.dtype} {tuple(hidden.shape)} came, "
-            f"{server.hidden_dtype} of shape {wanted} is allowed"
+            f"{server.hidden_dtype} of shape ({', '.join(map(str, wanted))}) is allowed"
         )
     for name, tensor in (("mask", mask), ("labels", labels)):
         if tensor is not None and (tensor.shape[:1] != hidden.shape[:1] or tensor.is_floating_point()):
@@ -90,7 +90,7 @@ def check_activations(server: Server, client: int, message: Activations) -> None
         raise PeerError(
             f"client {client}: Activations.mask: {tuple(mask.shape)} came, {tuple(hidden.shape[:2])} is allowed"
         )
-    if not torch.isfinite(hidden).all():
+    if not all_finite(hidden):
         raise Diverged(
             f"step {server.steps}: Activations.hidden of client {client} is not finite; lower bottom.lr or bottom.clip"
         )
@@ -103,7 +103,7 @@ def loss_of(server: Server, client: int, hidden: Tensor, mask: Tensor | None, la
         PeerError: the mask is missing or belongs to another batch, or a label is outside the classes of the top.
         Diverged: the loss is not finite.
     """
-    if server.hidden_shape[0] is None and (mask is None or mask.shape != hidden.shape[:2]):
+    if server.has_texts and (mask is None or mask.shape != hidden.shape[:2]):
         came = "none" if mask is None else tuple(mask.shape)
         raise PeerError(f"client {client}: Activations.mask: {came} came, {tuple(hidden.shape[:2])} is needed")
     logits = server.top(hidden, mask)
@@ -111,7 +111,8 @@ def loss_of(server: Server, client: int, hidden: Tensor, mask: Tensor | None, la
         raise PeerError(
             f"client {client}: Activations.labels: {tuple(labels.shape)} came, {tuple(logits.shape[:-1])} is allowed"
         )
-    if outside := labels[(labels >= logits.shape[-1]) | ((labels < 0) & (labels != NO_LOSS))].tolist():
+    unscored = (labels == NO_LOSS) & (labels.ndim == 2)  # only a token may go without a loss
+    if outside := labels[(labels >= logits.shape[-1]) | ((labels < 0) & ~unscored)].tolist():
         raise PeerError(
             f"client {client}: Activations.labels: {outside[0]} came, 0 to {logits.shape[-1] - 1} are allowed"
         )
@@ -136,6 +137,11 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations]) -> di
         loss.backward()
         losses.append(loss.item())
         gradients[client] = cast(Tensor, hidden.grad)
+        if not all_finite(gradients[client]):
+            raise Diverged(
+                f"step {server.steps}: the cut gradient of client {client} is not finite; "
+                "lower top.lr or clip the top (top.clip)"
+            )
     for parameter in _parameters(optimizer):
         if parameter.grad is not None:
             parameter.grad /= len(messages)
@@ -144,11 +150,18 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations]) -> di
 
 
 def step_top(server: Server) -> None:
-    """One optimiser step of the top, on the gradient that `backpropagate_top` left."""
+    """One optimiser step of the top, on the gradient that `backpropagate_top` left and which is then used up.
+
+    Raises:
+        PeerError: no batch came since the last step.
+    """
     optimizer = _optimizer(server)
+    if all(parameter.grad is None for parameter in _parameters(optimizer)):
+        raise PeerError(f"step {server.steps}: the cohort wants the step taken, but has sent no batch for it")
     if server.clip is not None:
         nn.utils.clip_grad_norm_(_parameters(optimizer), server.clip)
     optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     server.steps += 1
 
 
@@ -169,11 +182,11 @@ def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int)
                 f"client {client}: Slopes.values: {values.dtype} {tuple(values.shape)} came, "
                 f"torch.float32 ({directions},) is allowed"
             )
-        if not torch.isfinite(values).all():
+        if not all_finite(values):
             raise Diverged(
                 f"step {step}: Slopes.values of client {client} are not finite; lower bottom.lr or set algorithm.radius"
             )
-    return torch.stack([message.values for message in messages.values()]).mean(dim=0)
+    return torch.stack([message.values for message in messages.values()]).double().mean(dim=0).float()
 
 
 def _labels(client: int, message: Activations) -> Tensor:

@@ -31,6 +31,7 @@ from halfback.algorithms.exchange import (
     upload,
 )
 from halfback.algorithms.protocol import BottomUpdate, Client, Conversation, Round, Server, TopUpdate
+from halfback.algorithms.replies import catch_up, cut_gradient, take_agreed
 from halfback.wire.messages import Activations, CutGradient, Join, Message, Slopes
 from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes, inner
 
@@ -58,27 +59,25 @@ class HoSfl:
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward passes only."""
         replica = client.replica
-        missed = yield Join(client.position)
-        client.replay(missed.first, missed.slopes)
+        catch_up(client, (yield Join(client.position)), self.directions)
         for batch in client.batches(round):
             hidden = forward(client, batch)  # z_m
-            feedback = yield upload(batch, hidden)  # λ_m
-            base, dtype = inner(feedback.gradient, hidden), hidden.dtype
+            gradient = cut_gradient((yield upload(batch, hidden)), hidden)  # λ_m
+            base = inner(gradient, hidden)
             del hidden  # the device needs its memory for what follows
             slopes = estimate_slopes(  # v_{m,p}
                 lambda: client.bottom(batch.inputs),  # noqa: B023 - called before the next batch
                 client.bottom,
                 replica.parameters,
-                cotangent=feedback.gradient,
+                cotangent=gradient,
                 base=base,
                 seeds=replica.seeds(self.directions),
-                radius=self.radius or default_radius(replica.parameters, dtype),
+                radius=self.radius or default_radius(replica.parameters, gradient.dtype),
                 estimator=self.estimator,
                 law=replica.law,
             )
-            del feedback
-            agreed = yield Slopes(client.position, slopes.to(torch.float32))
-            client.replay(agreed.step, agreed.values.unsqueeze(0))
+            del gradient
+            take_agreed(client, (yield Slopes(client.position, slopes.to(torch.float32))), self.directions)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""

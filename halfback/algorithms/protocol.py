@@ -75,7 +75,7 @@ class Client:
     def replay(self, first: int, slopes: Tensor) -> None:
         """Takes agreed steps `first`, … with `slopes` (steps, P)."""
         self.replica.replay(first, slopes)
-        self.position = first + len(slopes)
+        self.position = max(self.position, first + len(slopes))
 
 
 @dataclass
@@ -91,7 +91,8 @@ class Server:
         history: the agreed slopes of every step, each (P,) float32.
         optimizer: first-order optimiser of the top; `clip` bounds its gradient norm.
         top_replica: the top's parameters, when they too are moved along seeded directions.
-        hidden_shape: the shape that activations must have behind the batch dimension; None stands for any length.
+        hidden_shape: the shape that activations must have behind the batch dimension.
+        has_texts: the first of these is the number of tokens, which may be smaller, and a mask comes with them.
         losses: training losses since the engine last took them.
         kept: what an algorithm keeps between two exchanges of one step, by client.
     """
@@ -99,7 +100,8 @@ class Server:
     top: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
     replica: Replica
-    hidden_shape: tuple[int | None, ...]
+    hidden_shape: tuple[int, ...]
+    has_texts: bool
     hidden_dtype: torch.dtype
     steps: int = 0
     history: list[Tensor] = field(default_factory=list)

@@ -21,7 +21,7 @@ from torch import nn
 
 from halfback.algorithms.exchange import backpropagate_top, step_top, unexpected, upload
 from halfback.algorithms.protocol import BottomUpdate, Client, Conversation, Round, Server, TopUpdate
-from halfback.errors import Diverged, PeerError
+from halfback.algorithms.replies import check_weights, cut_gradient, received
 from halfback.models.checkpointing import checkpointed
 from halfback.wire.messages import Activations, CutGradient, Join, Message, Nothing, Weights
 
@@ -43,17 +43,18 @@ class SplitLora:
         """The device's side: forward and backward passes."""
         parameters, optimizer = list(client.replica.parameters.values()), client.optimizer
         assert optimizer is not None, "an algorithm with bottom_update 'backpropagated' gets an optimiser"
-        averaged = yield Join(client.position)
+        averaged = received((yield Join(client.position)), Weights)
+        check_weights("server", averaged, client.replica.parameters, client.cursor)
         with torch.no_grad():
             for parameter, value in zip(parameters, averaged.tensors, strict=True):
                 parameter.copy_(value)
         for batch in client.batches(round):
             with checkpointed(client.bottom, self.checkpointing):
                 hidden = client.bottom(batch.inputs)
-            feedback = yield upload(batch, hidden)
+            gradient = cut_gradient((yield upload(batch, hidden)), hidden)
             optimizer.zero_grad(set_to_none=True)
-            hidden.backward(feedback.gradient)
-            del hidden, feedback  # the device needs their memory for what follows
+            hidden.backward(gradient)
+            del hidden, gradient  # the device needs their memory for what follows
             if client.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, client.clip)
             optimizer.step()
@@ -62,36 +63,20 @@ class SplitLora:
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
-        agreed = server.replica.parameters.values()
+        agreed = server.replica.parameters
         match next(iter(messages.values())):
             case Join():
-                return {m: Weights(tuple(agreed)) for m in messages}
+                return {m: Weights(tuple(agreed.values())) for m in messages}
             case Activations():
                 gradients = backpropagate_top(server, messages)
                 step_top(server)
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
             case Weights():
                 for m, message in messages.items():
-                    _check_weights(server, m, message)
+                    check_weights(f"client {m}", message, agreed, server.steps)
                 with torch.no_grad():
-                    for i, parameter in enumerate(agreed):
+                    for i, parameter in enumerate(agreed.values()):
                         parameter.copy_(torch.stack([message.tensors[i] for message in messages.values()]).mean(dim=0))
                 return {m: Nothing() for m in messages}
             case _:
                 raise unexpected(messages)
-
-
-def _check_weights(server: Server, client: int, message: Weights) -> None:
-    agreed = server.replica.parameters
-    if len(message.tensors) != len(agreed):
-        raise PeerError(f"client {client}: Weights.tensors: {len(message.tensors)} came, {len(agreed)} are allowed")
-    for (name, parameter), tensor in zip(agreed.items(), message.tensors, strict=True):
-        if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
-            raise PeerError(
-                f"client {client}: Weights.tensors, {name}: {tensor.dtype} {tuple(tensor.shape)} came, "
-                f"{parameter.dtype} {tuple(parameter.shape)} is allowed"
-            )
-        if not torch.isfinite(tensor).all():
-            raise Diverged(
-                f"step {server.steps}: Weights.tensors, {name} of client {client} is not finite; lower bottom.lr"
-            )

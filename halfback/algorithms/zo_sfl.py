@@ -29,6 +29,7 @@ from halfback.algorithms.exchange import (
     upload,
 )
 from halfback.algorithms.protocol import BottomUpdate, Client, Conversation, Round, Server, TopUpdate
+from halfback.algorithms.replies import catch_up, loss_value, take_agreed
 from halfback.errors import PeerError
 from halfback.wire.messages import Activations, Join, Losses, Message, Nothing, Slopes
 from halfback.zeroth.perturb import perturbed
@@ -56,23 +57,22 @@ class ZoSfl:
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: 1 + 2P forward passes a step."""
         replica = client.replica
-        missed = yield Join(client.position)
-        client.replay(missed.first, missed.slopes)
+        catch_up(client, (yield Join(client.position)), self.directions)
         for batch in client.batches(round):
             hidden = forward(client, batch)
-            yield upload(batch, hidden)
             radius = self.radius or default_radius(replica.parameters, hidden.dtype)
+            yield upload(batch, hidden)
             slopes = []
             for seed in replica.seeds(self.directions):
                 losses = []
                 for side in (radius, -radius):
                     with perturbed(client.bottom, replica.parameters, seed, side, law=replica.law):
                         hidden = forward(client, batch)
-                    reply = yield upload(batch, hidden, repeated=True)
-                    losses.append(float(reply.values))
+                    losses.append(loss_value((yield upload(batch, hidden, repeated=True))))
                 slopes.append((losses[0] - losses[1]) / (2 * radius))
-            agreed = yield Slopes(client.position, torch.tensor(slopes, dtype=torch.float32))
-            client.replay(agreed.step, agreed.values.unsqueeze(0))
+            take_agreed(
+                client, (yield Slopes(client.position, torch.tensor(slopes, dtype=torch.float32))), self.directions
+            )
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""

@@ -128,7 +128,8 @@ class Simulation:
         if memory is not None and reply is not None:
             memory.receive(tensors_of(reply))
         install(self.bottom, client.replica.parameters)
-        counter = ForwardCounter(self.bottom)
+        # Inside the first block, which checkpointing runs again without passing by the bottom.
+        counter = ForwardCounter(next(self.bottom.blocks[0].children()))
         with self.meters.client.running(), _measured(memory):
             try:
                 return talk.send(reply)
@@ -246,7 +247,11 @@ def _resident(client: Client) -> list[Tensor]:
 
 def _server_resident(server: Server) -> list[Tensor]:
     optimizer = [] if server.optimizer is None else list(optimizer_tensors("", server.optimizer).values())
-    return [*server.top.parameters(), *server.top.buffers(), *optimizer]
+    replicas = [server.replica, *([server.top_replica] if server.top_replica else [])]
+    replayed = [
+        tensor for replica in replicas for tensor in [*replica.parameters.values(), *_moments("", replica).values()]
+    ]
+    return [*server.top.parameters(), *server.top.buffers(), *optimizer, *replayed, *server.history]
 
 
 def _moments(prefix: str, replica: Replica) -> dict[str, Tensor]:

@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import cast
 
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from halfback.models.cut import Bottom
@@ -17,8 +15,7 @@ def checkpointed(bottom: Bottom, enabled: bool) -> Iterator[None]:
 
     The backward pass may come after the context has closed.
     """
-    backbone = bottom.body.get_submodule(bottom.family.backbone)
-    blocks = list(cast(nn.ModuleList, backbone.get_submodule(bottom.family.blocks))) if enabled else []
+    blocks = bottom.blocks if enabled else []
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:

@@ -48,6 +48,12 @@ class Bottom(nn.Module):
         self.body = body
         self.family = family
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks before the cut, one or more."""
+        backbone = self.body.get_submodule(self.family.backbone)
+        return list(cast(nn.ModuleList, backbone.get_submodule(self.family.blocks)))
+
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Activations: (B, T, H) for text and ViT, (B, C, H, W) for a ResNet.
 

@@ -17,7 +17,9 @@ def loss(objective: Objective, logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy: of (B, C) logits on (B,) labels, or of (B, T, V) logits on the next of (B, T) tokens."""
     if objective == "classification":
         return F.cross_entropy(logits.float(), labels)
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
+    following = labels[:, 1:].flatten()
+    total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), following, ignore_index=IGNORED, reduction="sum")
+    return total / (following != IGNORED).sum().clamp(min=1)  # rows of one token have nothing to predict
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def evaluate(objective: Objective, logits_and_labels: Iterable[tuple[Tensor, Ten
             size = int((labels[:, 1:] != IGNORED).sum())
         total += float(loss(objective, logits, labels)) * size
         counted += size
-    mean = total / counted
+    mean = total / max(counted, 1)
     if objective == "classification":
         return Evaluation(mean, 100 * right / counted)
     return Evaluation(mean, math.exp(mean) if mean < 700 else math.inf)

@@ -113,7 +113,7 @@ class Replica:
         dtype = self.parameters[pack.segments[0].name].dtype
         values = _gather(self.parameters, pack, device)
         moments = [_gather(self.moments[moment], pack, device) for moment in self.rule.moments()]
-        directions = self._directions(pack, [c for row in coefficients for c in row], seeds, device)
+        directions = self._directions(pack, coefficients, seeds, device)
         for i, row in enumerate(coefficients):
             gradient = next(directions)
             for _ in row[1:]:
@@ -126,19 +126,25 @@ class Replica:
             _scatter(changed, self.moments[moment], pack)
 
     def _directions(
-        self, pack: Pack, coefficients: list[float], seeds: list[int], device: torch.device
+        self, pack: Pack, coefficients: list[list[float]], seeds: list[int], device: torch.device
     ) -> Iterator[Tensor]:
-        """Each seed's direction times its coefficient; as many are made together as the scratch memory allows."""
+        """Each seed's direction times its coefficient.
+
+        Those of a step are made together, if the scratch memory allows it; never those of several, so that catching up
+        needs no more memory than taking one step.
+        """
         at_once = max(1, PACK_WIDTH // pack.width)
-        for begin in range(0, len(seeds), at_once):
-            chosen = slice(begin, begin + at_once)
-            yield from pack.directions(seeds[chosen], law=self.law, device=device, scales=coefficients[chosen])
+        for step, row in enumerate(coefficients):
+            own = seeds[step * len(row) : (step + 1) * len(row)]
+            for begin in range(0, len(row), at_once):
+                chosen = slice(begin, begin + at_once)
+                yield from pack.directions(own[chosen], law=self.law, device=device, scales=row[chosen])
 
     def _step(self, values: Tensor, gradient: Tensor, moments: list[Tensor], count: int) -> None:
         """One optimiser step on a pack, in float32 and in place; `gradient` is used up.
 
         Products and sums are apart: a fused multiply-add rounds once instead of twice, and which of the two is used
-        differs between devices and vector tails.
+        differs between devices and vector tails. So does dividing by a number, which CUDA turns into a product.
         """
         rule = self.rule
         if rule.weight_decay:
@@ -153,8 +159,8 @@ class Replica:
             beta1, beta2 = rule.betas
             mean.mul_(beta1).add_(gradient * (1 - beta1))
             square.mul_(beta2).add_(gradient.square_().mul_(1 - beta2))
-            root = (square / (1 - beta2**count)).sqrt_().add_(rule.eps)
-            values.sub_((mean / (1 - beta1**count)).div_(root).mul_(rule.lr))
+            root = (square * (1 / (1 - beta2**count))).sqrt_().add_(rule.eps)
+            values.sub_((mean * (1 / (1 - beta1**count))).div_(root).mul_(rule.lr))
 
 
 def _gather(tensors: Mapping[str, Tensor], pack: Pack, device: torch.device) -> Tensor:

@@ -111,17 +111,27 @@ def check_radius(parameters: Mapping[str, Tensor], radius: float) -> None:
     """Refuses a radius that the dtype swallows: θ + μu would be θ.
 
     Raises:
-        UserError: μ is not a positive number, or leaves most of some parameter as it was.
+        UserError: μ is not a positive number, or leaves most of the values as they were.
     """
     if not (radius > 0 and math.isfinite(radius)):
         raise UserError(f"radius={radius:g}: the probe radius must be a positive number")
-    for name, parameter in parameters.items():
-        values = parameter.detach()
-        unchanged = ((values + radius) == values).float().mean().item() if values.numel() else 0.0
-        if unchanged > 0.5:
-            typical = values.abs().float().median().item()
-            least = typical * torch.finfo(values.dtype).eps
-            raise UserError(
-                f"radius={radius:g} is too small for {values.dtype}: θ+μu rounds to θ in {unchanged:.0%} of {name}; "
-                f"use at least {least:.1g}, or model.dtype=float32"
-            )
+    unchanged = swallowed(parameters, radius)
+    if unchanged > 0.5:
+        dtypes = "/".join(sorted({str(parameter.dtype)[6:] for parameter in parameters.values()}))
+        raise UserError(
+            f"radius={radius:g} is too small for {dtypes}: θ+μu rounds to θ in {unchanged:.0%} of the weights; "
+            f"use at least {least_move(parameters, radius):.2g}, or model.dtype=float32"
+        )
+
+
+def least_move(parameters: Mapping[str, Tensor], move: float) -> float:
+    """`move` times the smallest power of ten with which most values change."""
+    while swallowed(parameters, move) > 0.5:
+        move *= 10
+    return move
+
+
+def swallowed(parameters: Mapping[str, Tensor], move: float) -> float:
+    """The share of the values that adding `move` leaves as they are, because their dtype rounds it away."""
+    counts = [int(((p.detach() + move) == p.detach()).sum()) for p in parameters.values()]
+    return sum(counts) / max(sum(p.numel() for p in parameters.values()), 1)

@@ -313,7 +313,7 @@ def test_checkpointing_has_the_bits_of_storing_everything(world: World) -> None:
         small.built(world("split_lora", algorithm__checkpointing=enabled)).simulation for enabled in (False, True)
     )
     assert small.run(stored, 4, steps=2) == small.run(recomputed, 4, steps=2)
-    small.assert_equal_states(stored, recomputed)
+    small.assert_equal_states(stored, recomputed, but=("forward_passes",))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "momentum"])

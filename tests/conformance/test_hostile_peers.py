@@ -11,6 +11,7 @@ import torch
 from table import ROWS
 
 from halfback.algorithms import algorithms
+from halfback.algorithms.exchange import mean_slopes
 from halfback.algorithms.protocol import Server
 from halfback.config import RunConfig
 from halfback.engines.simulation import Simulation
@@ -24,7 +25,7 @@ SAYS_ACTIVATIONS: dict[str, tuple[Spoil, type[Exception], str]] = {
     "hidden-too-wide": (
         lambda m: replace(m, hidden=torch.zeros(8, 17, 16, 16)),
         PeerError,
-        r"Activations.hidden: torch.float32 \(8, 17, 16, 16\) came, torch.float32 of shape \('any', 16, 16, 16\) is",
+        r"Activations.hidden: torch.float32 \(8, 17, 16, 16\) came, torch.float32 of shape \(any, 16, 16, 16\) is",
     ),
     "hidden-flat": (lambda m: replace(m, hidden=m.hidden.flatten(1)), PeerError, r"Activations.hidden: .*\(8, 4096\)"),
     "hidden-scalar": (lambda m: replace(m, hidden=torch.tensor(1.0)), PeerError, r"Activations.hidden: .*\(\) came"),
@@ -218,6 +219,41 @@ def test_slopes_before_their_batch() -> None:
     simulation, _ = _zo_server()
     with pytest.raises(PeerError, match=f"client {HOSTILE}: Slopes: they came before the batch"):
         simulation.algorithm.answer(simulation.server, {HOSTILE: Slopes(0, torch.zeros(1))})
+
+
+def test_a_step_without_a_batch() -> None:
+    """After an honest step: a gradient that was used is used up."""
+    simulation = small.built(small.images("ho_sfl")).simulation
+    small.run(simulation, 1)
+    before = {name: tensor.clone() for name, tensor in simulation.server.top.state_dict().items()}
+    directions = len(simulation.server.history[0])
+    with pytest.raises(PeerError, match="step 1: the cohort wants the step taken, but has sent no batch for it"):
+        simulation.algorithm.answer(simulation.server, {HOSTILE: Slopes(1, torch.zeros(directions))})
+    assert all(torch.equal(before[n], t) for n, t in simulation.server.top.state_dict().items())
+    assert len(simulation.server.history) == 1
+
+
+def test_slopes_whose_sum_overflows_have_a_finite_mean() -> None:
+    simulation = small.built(small.images("ho_sfl", algorithm__directions=2)).simulation
+    huge = {number: Slopes(0, torch.full((2,), 3e38)) for number in (HONEST, HOSTILE)}
+    assert torch.equal(mean_slopes(simulation.server, huge, 2), torch.full((2,), 3e38))
+
+
+def test_a_text_longer_than_any_of_the_task(tiny_bert: Path, sentences: Path) -> None:
+    """The top's attention costs the square of the length: a short message could keep a server busy for hours."""
+    simulation = small.built(small.texts("ho_sfl", tiny_bert, sentences, task__max_length=20)).simulation
+    ids, labels = torch.arange(2).int(), torch.zeros(2).int()
+    long = Activations(torch.zeros(2, 21, 16), torch.ones(2, 21, dtype=torch.bool), labels, ids)
+    with pytest.raises(
+        PeerError, match=r"Activations.hidden: .*\(2, 21, 16\) came, .*\(any, up to 20, 16\) is allowed"
+    ):
+        simulation.algorithm.answer(simulation.server, {HOSTILE: long})
+
+
+@pytest.mark.parametrize("name", names("replayed", "backpropagated", "none"))
+def test_a_class_is_never_left_out(name: str) -> None:
+    """-100 marks tokens without a loss; a batch whose rows have none would make the loss NaN and stop everyone."""
+    refused(name, Activations, lambda m: replace(m, labels=torch.full_like(m.labels, -100)), PeerError, "-100 came")
 
 
 @pytest.mark.parametrize("name", names("replayed", "backpropagated", "none"))

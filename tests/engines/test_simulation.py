@@ -45,6 +45,7 @@ def test_only_sampled_clients_are_made_and_take_part() -> None:
         ("ho_sfl", {"directions": 3, "estimator": "forward_ad"}, 1 + 3),
         ("zo_sfl", {"directions": 3}, 1 + 2 * 3),
         ("split_lora", {}, 1),
+        ("split_lora", {"checkpointing": True}, 2),
         ("frozen_bottom", {}, 1),
     ],
 )

@@ -1,0 +1,113 @@
+"""What a device takes from the server, checked: bytes from a peer are a claim, also when the peer is the server."""
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from halfback.algorithms.protocol import Client
+from halfback.errors import Diverged, PeerError
+from halfback.wire.messages import CutGradient, History, Losses, Slopes, Weights
+
+Kind = TypeVar("Kind")
+_PIECE = 1 << 16  # values
+
+
+def received(reply: Any, kind: type[Kind]) -> Kind:
+    """The server's message, which must be of this kind.
+
+    Raises:
+        PeerError: it is another one.
+    """
+    if not isinstance(reply, kind):
+        raise PeerError(f"server: {type(reply).__name__} came, {kind.__name__} is allowed")
+    return reply
+
+
+def cut_gradient(reply: Any, hidden: Tensor) -> Tensor:
+    """λ for the activations `hidden`, in their shape and dtype.
+
+    Raises:
+        PeerError: another shape or dtype came.
+        Diverged: λ is not finite.
+    """
+    gradient = received(reply, CutGradient).gradient
+    if gradient.shape != hidden.shape or gradient.dtype != hidden.dtype:
+        raise PeerError(
+            f"server: CutGradient.gradient: {gradient.dtype} {tuple(gradient.shape)} came, "
+            f"{hidden.dtype} {tuple(hidden.shape)} is allowed"
+        )
+    if not all_finite(gradient):
+        raise Diverged("server: CutGradient.gradient is not finite; lower top.lr or clip the top (top.clip)")
+    return gradient
+
+
+def loss_value(reply: Any) -> float:
+    """The loss that answers a probe.
+
+    Raises:
+        PeerError: it is no single float32.
+        Diverged: it is not finite.
+    """
+    values = received(reply, Losses).values
+    if values.shape != (1,) or values.dtype != torch.float32:
+        raise PeerError(
+            f"server: Losses.values: {values.dtype} {tuple(values.shape)} came, torch.float32 (1,) is allowed"
+        )
+    if not all_finite(values):
+        raise Diverged("server: Losses.values is not finite; lower the learning rates (top.lr, bottom.lr)")
+    return float(values)
+
+
+def catch_up(client: Client, reply: Any, directions: int) -> None:
+    """Replays the steps that the client missed, from the answer to its `Join`.
+
+    Raises:
+        PeerError: other steps or shapes came than were asked for.
+        Diverged: a slope is not finite.
+    """
+    history = received(reply, History)
+    _replay(client, "History", history.first, history.slopes, directions)
+
+
+def take_agreed(client: Client, reply: Any, directions: int) -> None:
+    """Replays the step that the cohort has just agreed on; raises as `catch_up` does."""
+    agreed = received(reply, Slopes)
+    _replay(client, "Slopes", agreed.step, agreed.values.unsqueeze(0), directions)
+
+
+def _replay(client: Client, kind: str, first: int, rows: Tensor, directions: int) -> None:
+    if first != client.position:
+        raise PeerError(f"server: {kind}: step {first} came, {client.position} is allowed")
+    if rows.ndim != 2 or (len(rows) and rows.shape[1] != directions) or rows.dtype != torch.float32:
+        raise PeerError(
+            f"server: {kind}: slopes {rows.dtype} {tuple(rows.shape)} came, torch.float32 with {directions} a step "
+            "are allowed"
+        )
+    if not all_finite(rows):
+        raise Diverged(f"server: {kind}: slopes from step {first} on are not finite; lower bottom.lr or top.lr")
+    client.replay(first, rows)
+
+
+def check_weights(sender: str, message: Weights, agreed: dict[str, Tensor], step: int) -> None:
+    """Refuses weights that are not those of the bottom, from either side.
+
+    Raises:
+        PeerError: names the sender, the parameter, what came and what is allowed.
+        Diverged: a weight is not finite.
+    """
+    if len(message.tensors) != len(agreed):
+        raise PeerError(f"{sender}: Weights.tensors: {len(message.tensors)} came, {len(agreed)} are allowed")
+    for (name, parameter), tensor in zip(agreed.items(), message.tensors, strict=True):
+        if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
+            raise PeerError(
+                f"{sender}: Weights.tensors, {name}: {tensor.dtype} {tuple(tensor.shape)} came, "
+                f"{parameter.dtype} {tuple(parameter.shape)} is allowed"
+            )
+        if not all_finite(tensor):
+            raise Diverged(f"step {step}: Weights.tensors, {name} of {sender} is not finite; lower bottom.lr")
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether every value is finite; looked at in pieces, because a device has no memory for a second such tensor."""
+    return all(bool(torch.isfinite(piece).all()) for piece in tensor.detach().reshape(-1).split(_PIECE))

@@ -1,0 +1,129 @@
+"""What a device does with answers that are well-formed and wrong: one line that names the field, and no step."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import small
+import torch
+from table import ROWS
+
+from halfback.config import RunConfig
+from halfback.engines.simulation import Simulation
+from halfback.errors import Diverged, PeerError
+from halfback.wire.messages import CutGradient, History, Losses, Message, Nothing, Slopes, Weights
+
+Spoil = Callable[[Any], Message]
+# (row, kind of the answer, how it is spoiled, error, what it says)
+ANSWERS: dict[str, tuple[str, type[Message], Spoil, type[Exception], str]] = {
+    "history-nan": (
+        "ho_sfl",
+        History,
+        lambda m: History(0, torch.full((2, 3), torch.nan)),
+        Diverged,
+        "History: slopes from step 0 on are not finite",
+    ),
+    "history-columns": (
+        "ho_sfl",
+        History,
+        lambda m: History(0, torch.zeros(2, 7)),
+        PeerError,
+        r"History: slopes torch.float32 \(2, 7\) came, torch.float32 with 3 a step",
+    ),
+    "history-flat": ("ho_sfl", History, lambda m: History(0, torch.zeros(3)), PeerError, r"slopes .* \(3,\) came"),
+    "history-later": (
+        "ho_sfl",
+        History,
+        lambda m: replace(m, first=5),
+        PeerError,
+        "History: step 5 came, 0 is allowed",
+    ),
+    "history-float64": ("ho_sfl", History, lambda m: replace(m, slopes=m.slopes.double()), PeerError, "torch.float64"),
+    "gradient-size": (
+        "ho_sfl",
+        CutGradient,
+        lambda m: CutGradient(m.gradient[:1]),
+        PeerError,
+        r"CutGradient.gradient: torch.float32 \(1, 16, 16, 16\) came, torch.float32 \(8, 16, 16, 16\) is allowed",
+    ),
+    "gradient-flat": ("ho_sfl", CutGradient, lambda m: CutGradient(m.gradient.flatten()), PeerError, "came"),
+    "gradient-dtype": ("ho_sfl", CutGradient, lambda m: CutGradient(m.gradient.half()), PeerError, "torch.float16"),
+    "gradient-nan": (
+        "ho_sfl",
+        CutGradient,
+        lambda m: CutGradient(m.gradient * torch.nan),
+        Diverged,
+        "CutGradient.gradient is not finite",
+    ),
+    "gradient-first-order": ("split_lora", CutGradient, lambda m: CutGradient(m.gradient[0]), PeerError, "CutGradient"),
+    "slopes-number": (
+        "ho_sfl",
+        Slopes,
+        lambda m: Slopes(m.step, torch.zeros(7)),
+        PeerError,
+        r"Slopes: .*\(1, 7\) came",
+    ),
+    "slopes-step": ("ho_sfl", Slopes, lambda m: Slopes(1, m.values), PeerError, "Slopes: step 1 came, 0 is allowed"),
+    "slopes-inf": ("zo_sfl", Slopes, lambda m: Slopes(m.step, m.values / 0), Diverged, "Slopes: .* not finite"),
+    "losses-number": ("zo_sfl", Losses, lambda m: Losses(torch.zeros(2)), PeerError, r"Losses.values: .*\(2,\) came"),
+    "losses-nan": ("zo_sfl", Losses, lambda m: Losses(m.values * torch.nan), Diverged, "Losses.values is not finite"),
+    "weights-none": ("split_lora", Weights, lambda m: Weights(()), PeerError, "Weights.tensors: 0 came"),
+    "weights-broadcast": (
+        "split_lora",
+        Weights,
+        lambda m: Weights(tuple(t.flatten()[:1] for t in m.tensors)),
+        PeerError,
+        r"Weights.tensors, body\.stem.*\(1,\) came",
+    ),
+    "weights-nan": (
+        "split_lora",
+        Weights,
+        lambda m: Weights(tuple(t * torch.nan for t in m.tensors)),
+        Diverged,
+        "Weights.tensors, .* of server is not finite",
+    ),
+    "another-kind-for-history": ("ho_sfl", History, lambda m: Nothing(), PeerError, "Nothing came, History is allowed"),
+    "another-kind-for-gradient": ("ho_sfl", CutGradient, lambda m: Nothing(), PeerError, "CutGradient is allowed"),
+    "another-kind-for-slopes": ("zo_sfl", Slopes, lambda m: Nothing(), PeerError, "Slopes is allowed"),
+    "another-kind-for-loss": ("zo_sfl", Losses, lambda m: Nothing(), PeerError, "Losses is allowed"),
+    "another-kind-for-weights": ("split_lora", Weights, lambda m: Nothing(), PeerError, "Weights is allowed"),
+}
+
+
+def config_of(row: str) -> RunConfig:
+    return small.images(ROWS[row].name, **{k.replace(".", "__"): v for k, v in ROWS[row].settings.items()})
+
+
+def spoil_answers(simulation: Simulation, kind: type[Message], change: Spoil) -> None:
+    carry = simulation.link.carry
+
+    def spoiled(direction: Any, message: Message) -> Message:
+        wrong = direction == "down" and isinstance(message, kind)
+        return carry(direction, change(message) if wrong else message)
+
+    simulation.link.carry = spoiled  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+def test_a_device_refuses(what: str) -> None:
+    row, kind, change, error, said = ANSWERS[what]
+    simulation = small.built(config_of(row)).simulation
+    before = {name: tensor.clone() for name, tensor in simulation.bottom.state_dict().items()}
+    spoil_answers(simulation, kind, change)
+    with pytest.raises(error, match=said) as caught:
+        small.run(simulation, 1)
+    assert "\n" not in str(caught.value)
+    assert "server" in str(caught.value)
+    after = simulation.bottom.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_repeated_row_does_not_set_a_client_back() -> None:
+    simulation = small.built(config_of("ho_sfl")).simulation
+    small.run(simulation, 3)
+    client = next(iter(simulation.clients.values()))
+    client.replay(client.position, simulation.server.missed(client.position))
+    assert client.position == 3
+    client.replay(0, simulation.server.history[0].unsqueeze(0))
+    assert client.position == 3

@@ -1,0 +1,64 @@
+"""Losses and metrics, against Transformers' own loss and counts made by hand."""
+
+import math
+
+import pytest
+import torch
+from tiny_models import DECODERS, language_model
+from torch import Tensor
+
+from halfback.models.objectives import better, evaluate, loss
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_causal_loss_is_that_of_transformers(name: str, left: dict[str, Tensor]) -> None:
+    model = language_model(name)
+    labels = left["input_ids"].masked_fill(~left["attention_mask"].bool(), -100)
+    output = model(**left, labels=labels)
+    # The same terms, summed and divided in another order: a few roundings of float32.
+    torch.testing.assert_close(loss("causal_lm", output.logits, labels), output.loss, rtol=1e-6, atol=0)
+
+
+def test_perplexity_counts_each_predicted_token_once() -> None:
+    """Batches of unlike lengths: the mean is over tokens, not over batches."""
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for rows, length in ((3, 7), (1, 3), (2, 1)):  # nothing follows a row of one token
+        logits = torch.randn(rows, length, 5, generator=generator)
+        batches.append((logits, torch.randint(5, (rows, length), generator=generator)))
+    terms = [
+        -torch.log_softmax(logits[row, place].double(), dim=0)[labels[row, place + 1]]
+        for logits, labels in batches
+        for row in range(len(labels))
+        for place in range(labels.shape[1] - 1)
+    ]
+    assert len(terms) == 3 * 6 + 2
+    mean = torch.stack(terms).mean().item()
+    found = evaluate("causal_lm", batches)
+    assert found.loss == pytest.approx(mean, rel=1e-6)
+    assert found.metric == pytest.approx(math.exp(mean), rel=1e-5)
+
+
+def test_rows_of_one_token_have_no_loss_and_no_gradient() -> None:
+    logits = torch.randn(4, 1, 5, requires_grad=True)
+    value = loss("causal_lm", logits, torch.zeros(4, 1, dtype=torch.int64))
+    value.backward()
+    assert value.item() == 0
+    assert logits.grad is not None
+    assert torch.equal(logits.grad, torch.zeros(4, 1, 5))
+    assert math.isfinite(evaluate("causal_lm", [(logits.detach(), torch.zeros(4, 1, dtype=torch.int64))]).loss)
+
+
+def test_accuracy() -> None:
+    logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 1.0]])
+    found = evaluate("classification", [(logits[:3], torch.tensor([0, 1, 1])), (logits[3:], torch.tensor([1]))])
+    assert found.metric == 75.0
+    wanted = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1, 1])).item()
+    assert found.loss == pytest.approx(wanted, rel=1e-6)
+
+
+def test_better() -> None:
+    assert better("classification", 80.0, 79.0)
+    assert better("causal_lm", 5.0, 6.0)
+    assert not better("classification", 80.0, 80.0)
+    assert not better("causal_lm", 6.0, 6.0)
