@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from command import Said, digits, halfback, process, refusal
 
+from halfback.data.sources import data_folder
+
 
 def refused(tmp_path: Path, *settings: str, algorithm: str = "ho_sfl") -> str:
     """The line; `--out` and everything beside it are as they were."""
@@ -55,6 +57,12 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["algorithm.radius=1e-6", "model.dtype=bfloat16"],
         ["radius=1e-06 is too small for bfloat16", "use at least"],
     ),
+    "lr-swallowed-by-bfloat16": (
+        ["top.lr=1e-6", "model.dtype=bfloat16"],
+        ["top.lr=1e-06 is too small for bfloat16", "use at least", "model.dtype=float32"],
+    ),
+    "adamw-in-float16": (["model.dtype=float16"], ["top.optimizer=adamw", "float16", "top.optimizer=sgd"]),
+    "lr-huge": (["top.lr=1e30"], ["top.lr=1e+30", "less than or equal to 10000"]),
     "more-sampled-than-clients": (["sampled_clients=5"], ["sampled_clients=5", "at most clients=4"]),
     "more-clients-than-rows": (["clients=121"], ["clients=121", "120"]),
     "a-client-without-rows": (
@@ -100,6 +108,25 @@ def test_directions_and_radius_of_zo_sfl(tmp_path: Path) -> None:
     assert "algorithm.directions=0: 1 or more" in refused(tmp_path, "algorithm.directions=0", algorithm="zo_sfl")
     assert "algorithm.radius=-1: a positive" in refused(tmp_path, "algorithm.radius=-1", algorithm="zo_sfl")
     assert "is too small for float32" in refused(tmp_path, "algorithm.radius=1e-20", algorithm="zo_sfl")
+
+
+@pytest.mark.parametrize(
+    ("task", "says"), [("sst2", "images with 1 channels are allowed"), ("cifar10", "images with 1 channels")]
+)
+def test_pretraining_on_a_task_that_does_not_fit(tmp_path: Path, task: str, says: str) -> None:
+    if data_folder(task) is None:
+        pytest.skip(f"HALFBACK_DATA has no {task}")
+    line = refused(tmp_path, f"model.pretrain={{task: {task}, steps: 1}}")
+    assert f"model.pretrain.task='{task}'" in line
+    assert says in line
+
+
+def test_a_pretrained_file_that_is_damaged(tmp_path: Path) -> None:
+    out, pretrain = tmp_path / "run", "model.pretrain={task: mnist, steps: 1}"
+    assert halfback(*digits(out, pretrain)).status == 0
+    (out / "summary.json").unlink()
+    (out / "pretrained.safetensors").write_bytes(b"")
+    assert "pretrained.safetensors can't be read" in refusal(halfback("resume", out))
 
 
 def test_normalising_the_update_of_an_algorithm_that_has_gradients(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ class Replica:
             for _ in row[1:]:
                 gradient += next(directions)
             self._step(values, gradient, moments, self.position + i + 1)
+            del gradient  # before the next step's directions are made
             if dtype != torch.float32:  # as a client that takes one step at a time does
                 values.copy_(values.to(dtype))
         _scatter(values, self.parameters, pack)

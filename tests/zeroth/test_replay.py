@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from halfback.errors import PeerError
+from halfback.telemetry.meters import MemoryMeter
 from halfback.zeroth.directions import PACK_WIDTH, Law, direction_of
 from halfback.zeroth.replay import Replica, UpdateRule
 from halfback.zeroth.seeds import seed_for
@@ -323,3 +324,19 @@ def test_golden_replay() -> None:
         "0x1.a9b51e0000000p-4",
     ]
     assert start["b"].tolist() == [0.734375, 0.7109375]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("size", [300, 40_000, 3 * PACK_WIDTH])
+def test_catching_up_needs_no_more_memory_than_one_step(size: int, optimizer: str) -> None:
+    """A device that was away has the memory of one that was not."""
+    peaks = []
+    for steps in (1, 50):
+        away = replica(UpdateRule(optimizer), {"w": torch.zeros(size)})  # type: ignore[arg-type]
+        rows = slopes(steps)
+        away.replay(0, slopes(0))
+        meter = MemoryMeter([])
+        with meter.running():
+            away.replay(0, rows)
+        peaks.append(meter.peak_bytes)
+    assert peaks[1] <= peaks[0]
