@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="key=value for every run")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cuts", help="comma-separated; by default the recipe's")
-    parser.add_argument("--methods", nargs="+", default=METHODS, metavar="METHOD")
+    parser.add_argument("--method", action="append", dest="methods", help="may be repeated; by default all four")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--grid", help="learning rates to tune over; by default the recipe's rates are used")
     parser.add_argument("--tune", default="bottom.lr,top.lr", help="the settings that take the grid's values")
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--holdout", type=float, default=0.013, help="share of the training rows that tuning scores on")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_intermixed_args()
+    arguments.methods = arguments.methods or METHODS
     torch.set_num_threads(arguments.threads)
     cuts = arguments.cuts.split(",") if arguments.cuts else [None]
     columns = ("cut", "method", "lr", "final, mean ± sd (seeds)", "gap recovered", "client passes", "MB", "client peak")

@@ -166,23 +166,23 @@ class _Display:
         if console.is_terminal:
             self._bar.stop()
 
-    def __call__(self, config: Any, step: int, record: Any) -> None:
+    def __call__(self, built: Any, step: int, record: Any) -> None:
         from halfback.report.tables import short_size
 
-        name = config.algorithm.name
+        name, steps = built.config.algorithm.name, built.config.steps
         if record.metric is not None:
             self._metric[name] = f"{record.metric:.1f}"
         loss = "" if record.train_loss != record.train_loss else f"loss {record.train_loss:.3f}  "
         now = (
-            f"{loss}metric {self._metric.get(name, '–')}  "
+            f"{loss}{built.task.metric} {self._metric.get(name, '–')}  "
             f"up {short_size(record.up_bytes)} down {short_size(record.down_bytes)}"
         )
         if console.is_terminal:
             if name not in self._tasks:
-                self._tasks[name] = self._bar.add_task(name, total=config.steps, now=now)
+                self._tasks[name] = self._bar.add_task(name, total=steps, now=now)
             self._bar.update(self._tasks[name], completed=step, now=now)
         elif record.metric is not None:
-            print(f"{name}  step {step}/{config.steps}  {now}", flush=True)
+            print(f"{name}  step {step}/{steps}  {now}", flush=True)
 
 
 def _close(summaries: list[dict[str, Any]], folder: Path) -> None:

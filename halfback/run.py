@@ -26,8 +26,8 @@ from halfback.telemetry.sinks import JsonLines, Sink, TensorBoard
 
 CONFIG, CHECKPOINT, PRETRAINED, REPORT = "config.yaml", "checkpoint", "pretrained.safetensors", "report.html"
 
-Watch = Callable[[RunConfig, int, Record], None]
-"""Called after each round with the configuration, the step and the newest record (its loss and bytes are current)."""
+Watch = Callable[[Built, int, Record], None]
+"""Called after each round with what runs, the step and the newest record (its loss and bytes are current)."""
 
 
 def train(config: RunConfig, out: Path, *, overwrite: bool = False, watch: Watch | None = None) -> list[dict[str, Any]]:
@@ -193,7 +193,7 @@ class _Progress:
             if last or self.round % config.eval_every == 0:
                 self.evaluate()
             elif self.watch is not None:
-                self.watch(config, self.step, self.record(None, None))
+                self.watch(self.built, self.step, self.record(None, None))
             if last or self.round % config.checkpoint_every == 0:
                 self.save()
 
@@ -230,7 +230,7 @@ class _Progress:
             sink.write(record)
         self.losses = []
         if self.watch is not None:
-            self.watch(self.config, self.step, record)
+            self.watch(self.built, self.step, record)
 
     def save(self) -> None:
         tensors, values = self.built.simulation.state()
