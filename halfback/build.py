@@ -56,6 +56,7 @@ def build(config: RunConfig, *, pretrained: Path | None = None) -> Built:
     raw = load_task(config.task, seed=seed_for(config.seed, "task"))
     whole, tokenizer = _load_model(config.model, config.task, raw, seed_for(config.seed, "model"))
     task = encode(raw, tokenizer, max_length=config.task.max_length, template=config.task.template)
+    _check_sizes(whole, raw, task, config)
     if config.model.pretrain is not None:
         _pretrain(whole.to(device), raw, config, device, pretrained)
     words = config.task.verbaliser
@@ -120,6 +121,25 @@ def _load_model(config: ModelConfig, options: TaskOptions, raw: RawTask, seed: i
         dtype=getattr(torch, config.dtype),
         in_channels=raw.in_channels or 3,
     )
+
+
+def _check_sizes(whole: Any, raw: RawTask, task: EncodedTask, config: RunConfig) -> None:
+    """Refuses rows that a model has no position embeddings for, before one is drawn in the middle of a run."""
+    name, model = config.model.name, whole.config
+    positions = getattr(model, "max_position_embeddings", None)
+    if positions is not None and "roberta" in model.model_type:
+        positions -= model.pad_token_id + 1  # its positions are counted from behind the padding's
+    longest = max(task.train.longest(), task.validation.longest())
+    if positions is not None and longest > positions:
+        raise UserError(
+            f"task.max_length={config.task.max_length}: a row has {longest} tokens; {name} takes up to {positions}"
+        )
+    wanted = getattr(model, "image_size", None)
+    if wanted is not None and raw.train.images is not None:
+        wanted = tuple(wanted) if isinstance(wanted, list | tuple) else (wanted, wanted)
+        size = tuple(raw.train.images.shape[-2:])
+        if size != wanted:
+            raise UserError(f"task.image_size: images are {size[0]}×{size[1]}; {name} takes {wanted[0]}×{wanted[1]}")
 
 
 def _in_data_folder(name: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,16 +87,27 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
     out: Annotated[Path, typer.Option(help="Folder of the model.")],
 ) -> None:
-    """Write the fine-tuned model, both parts joined and adapters merged, as a folder that Transformers loads."""
+    """Write the fine-tuned model, both parts joined and adapters merged, as a folder that `model.name` takes.
+
+    Transformers loads it too, but for our ResNets.
+    """
+    from safetensors import SafetensorError
+
     from halfback import run
     from halfback.models import adapters
 
     if out.exists():
         raise UserError(f"--out {out} exists already; name a new folder")
     built = run.reload(folder)
-    adapters.export(built.model, out)
-    if built.tokenizer is not None:
-        built.tokenizer.save_pretrained(out)
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    try:
+        adapters.export(built.model, unfinished, built.task.label_names)
+        if built.tokenizer is not None:
+            built.tokenizer.save_pretrained(unfinished)
+        unfinished.rename(out)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise UserError(f"--out {out} can't be written: {getattr(error, 'strerror', None) or error}") from None
     print(out)
 
 
@@ -148,7 +160,7 @@ class _Display:
     def __init__(self) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TextColumn("{task.fields[now]}"),
             TimeRemainingColumn(),

@@ -135,7 +135,7 @@ def resolve(recipe: str | None, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: an unknown recipe, key or value; the message is one line and names the nearest key.
     """
     tree = _read_recipe(recipe) if recipe is not None else {}
-    changes = dict(_parse_override(override) for override in overrides)
+    changes = dict(_parse_override(override) for override in overrides)  # of a key given twice the last counts
     return from_tree(tree, changes)
 
 
@@ -148,9 +148,10 @@ def from_tree(tree: Tree, changes: Mapping[str, Any]) -> RunConfig:
     tree = _copied(tree)
     algorithm = tree.get("algorithm")
     chosen = changes.get("algorithm.name")
-    if chosen is not None and isinstance(algorithm, dict) and chosen != algorithm.get("name"):
+    if isinstance(chosen, str) and isinstance(algorithm, dict) and chosen != algorithm.get("name"):
+        _spell_out(tree, algorithm)
         tree["algorithm"] = {"name": chosen}
-        for path, value in _settings_of(tree, chosen).items():
+        for path, value in _per_algorithm(tree).get(chosen, {}).items():
             _set(tree, path, value)
     for path, value in changes.items():
         _set(tree, path, value)
@@ -163,12 +164,35 @@ def from_tree(tree: Tree, changes: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def _settings_of(tree: Tree, chosen: Any) -> Tree:
+def _per_algorithm(tree: Tree) -> dict[str, Tree]:
     by_name = tree.get("per_algorithm") or {}
-    settings = by_name.get(str(chosen)) or {} if isinstance(by_name, dict) else by_name
-    if not isinstance(settings, dict):
+    if not isinstance(by_name, dict) or not all(isinstance(settings, dict) for settings in by_name.values()):
         raise UserError(f"per_algorithm={by_name!r}: settings by algorithm are allowed, as `name: {{key.path: value}}`")
-    return settings
+    return by_name
+
+
+def _spell_out(tree: Tree, leaving: Tree) -> None:
+    """Gives every algorithm its own value of each setting that `per_algorithm` touches, and `leaving` its options.
+
+    So the way back, and on to a third, loses nothing: what an algorithm takes does not depend on which one ran before.
+    """
+    by_name = _per_algorithm(tree)
+    touched = {path for settings in by_name.values() for path in settings if not path.startswith("algorithm.")}
+    now = {path: _value_at(tree, path) for path in sorted(touched)}
+    options = {f"algorithm.{option}": value for option, value in leaving.items() if option != "name"}
+    every = dict.fromkeys([*algorithms(), *by_name])
+    tree["per_algorithm"] = {name: now | dict(by_name.get(name, {})) for name in every}
+    tree["per_algorithm"].setdefault(str(leaving.get("name")), {}).update(options)
+
+
+def _value_at(tree: Tree, path: str) -> Any:
+    """The setting's value in the tree, else its default."""
+    value: Any = tree
+    default: Any = RunConfig.model_construct()
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+        default = getattr(default, key, None)
+    return _copied(default.model_dump() if isinstance(default, BaseModel) else default) if value is None else value
 
 
 def load(path: Path) -> RunConfig:
@@ -276,6 +300,9 @@ def _check_algorithm(config: RunConfig) -> None:
     for name in (config.algorithm.name, *config.beside, *config.per_algorithm):
         if name not in known:
             raise UserError(f"algorithm {name!r} is unknown; {_offer(name, known)}")
+    for name, settings in config.per_algorithm.items():
+        for path in settings:
+            _check_path(path, f"per_algorithm.{name}", known[name])
     chosen: Any = known[config.algorithm.name]
     allowed = [field.name for field in dataclasses.fields(chosen)]
     for option in config.algorithm.options():
@@ -290,6 +317,16 @@ def _check_algorithm(config: RunConfig) -> None:
         raise UserError(f"sampled_clients={config.sampled_clients}: at most clients={config.clients} are allowed")
 
 
+def _check_path(path: str, where: str, algorithm: Any) -> None:
+    keys: dict[str, Any] | None = _keys_of(RunConfig)
+    for key in path.split("."):
+        if keys is not None and key not in keys:
+            raise UserError(f"{where}: key {path!r} is unknown; {_offer(key, keys)}")
+        kind = None if keys is None else keys[key]
+        own = {field.name: None for field in dataclasses.fields(algorithm)} | {"name": None}
+        keys = own if kind is AlgorithmConfig else _keys_of(kind)
+
+
 def _offer(name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
@@ -302,4 +339,9 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{path} is missing"
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{path}={first['input']!r}: {message}"
+    hint = ""
+    if first["type"] == "tuple_type":
+        hint = f"; write a list, as in {path}=[{first['input']}]"
+    elif first["type"] == "string_type":
+        hint = "; put text that YAML reads as something else (yes, no, 007) in quotes"
+    return f"{path}={first['input']!r}: {message}{hint}"

@@ -95,12 +95,18 @@ def reload(out: Path) -> Built:
 
 def _to_the_end(config: RunConfig, out: Path, watch: Watch | None, begun: "_Progress | None") -> list[dict[str, Any]]:
     summaries = [_finish(out, watch, out / PRETRAINED, begun)]
+    write_report([out], out / REPORT)
     for name in config.beside:
         folder = out / "beside" / name
         if not (folder / CONFIG).exists():
             _begin(_beside(config, name), folder)
-        summaries.append(_finish(folder, watch, out / PRETRAINED, None))
-    write_report([out], out / REPORT)
+        try:
+            summaries.append(_finish(folder, watch, out / PRETRAINED, None))
+        except Diverged as error:
+            raise Diverged(
+                f"{name}, beside the finished {config.algorithm.name}: {error} (see {out / REPORT})"
+            ) from None
+        write_report([out], out / REPORT)
     return summaries
 
 

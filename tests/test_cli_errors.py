@@ -29,6 +29,16 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "algorithm-list": (["algorithm.name=[a, b]"], ["algorithm.name=['a', 'b']"]),
     "algorithm-beside": (["beside=[split_lore]"], ["'split_lore' is unknown", "did you mean split_lora"]),
     "per-algorithm-of-none": (["per_algorithm.x={}"], ["'x' is unknown", "allowed: ho_sfl, split_lora"]),
+    "per-algorithm-key": (
+        ["per_algorithm={zo_sfl: {top.lrr: 1}}"],
+        ["per_algorithm.zo_sfl", "'top.lrr' is unknown", "did you mean lr"],
+    ),
+    "per-algorithm-option": (
+        ["per_algorithm={zo_sfl: {algorithm.estimator: central}}"],
+        ["'algorithm.estimator' is unknown", "directions"],
+    ),
+    "no-list": (["beside=split_lora"], ["beside='split_lora'", "write a list, as in beside=[split_lora]"]),
+    "yaml-word": (["task.verbaliser=[no, yes]"], ["task.verbaliser.0=False", "in quotes"]),
     "task": (["task.name=digitz"], ["task.name='digitz'", "known: digits"]),
     "model": (["model.name=resnet9"], ["'resnet9'", "resnet8"]),
     "model-nearest": (["model.name=all-minilm"], ["'all-minilm'", "did you mean all-minilm-l6-v2"]),

@@ -172,3 +172,36 @@ def test_without_a_recipe() -> None:
     assert config.resolve(None, settings).model.cut == 2
     with pytest.raises(UserError, match=r"model\.cut is missing"):
         config.resolve(None, settings[:-1])
+
+
+@pytest.mark.parametrize("way", [["split_lora"], ["split_lora", "zo_sfl"], ["zo_sfl", "frozen_bottom", "split_lora"]])
+def test_the_way_back_restores_what_an_algorithm_takes(way: list[str]) -> None:
+    """Runs beside one another must not inherit each other's settings, whichever was chosen first."""
+    own = {name: config.resolve("quickstart", [f"algorithm.name={name}"]) for name in ("ho_sfl", *way)}
+    assert own["ho_sfl"].algorithm.options() == {"directions": 5}
+    there = config.resolve("quickstart")
+    for name in (*way, "ho_sfl"):
+        there = config.from_tree(config.to_tree(there), {"algorithm.name": name})
+        for part in ("algorithm", "bottom", "top"):
+            assert getattr(there, part) == getattr(own[name], part), (name, part)
+
+
+def test_a_change_of_the_chosen_algorithm_stays_with_it() -> None:
+    chosen = config.resolve("quickstart", ["algorithm.name=split_lora", "bottom.lr=0.5"])
+    assert chosen.bottom.lr == 0.5
+    beside = config.from_tree(config.to_tree(chosen), {"algorithm.name": "ho_sfl"})
+    assert (beside.bottom.lr, beside.bottom.normalize, beside.bottom.optimizer) == (1e-3, True, "sgd")
+    assert beside.algorithm.options() == {"directions": 5}
+
+
+def test_a_setting_without_a_value_in_the_recipe_goes_back_to_its_default() -> None:
+    tree = {
+        "algorithm": {"name": "ho_sfl"},
+        "task": {"name": "digits"},
+        "model": {"name": "resnet8", "cut": 1},
+        "per_algorithm": {"split_lora": {"top.clip": 2.0, "bottom.momentum": 0.5}},
+    }
+    there = config.from_tree(tree, {"algorithm.name": "split_lora"})
+    assert (there.top.clip, there.bottom.momentum) == (2.0, 0.5)
+    back = config.from_tree(config.to_tree(there), {"algorithm.name": "ho_sfl"})
+    assert (back.top.clip, back.bottom.momentum) == (None, 0.9)

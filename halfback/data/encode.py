@@ -93,6 +93,10 @@ class Split:
         lengths = [0] * len(self) if self._tokens is None else [len(row) for row in self._tokens]
         return torch.argsort(torch.tensor(lengths), stable=True)
 
+    def longest(self) -> int:
+        """Tokens of the longest row; 0 for images."""
+        return max((len(row) for row in self._tokens or []), default=0)
+
     def _padded(self, lists: list[list[int]], rows: Tensor, value: int) -> Tensor:
         tensors = [torch.tensor(lists[row]) for row in rows.tolist()]
         return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=self._side)

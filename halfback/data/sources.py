@@ -126,6 +126,8 @@ def read_hub(name: str, *, advice: str = "") -> datasets.DatasetDict:
     """
     import datasets
 
+    if Path(name).is_dir():
+        return _read_folder(name)
     path, _, config = name.rpartition("/")
     slashes = name.count("/")
     candidates: list[tuple[str, str | None]] = [(name, None)] if slashes < 2 else []
@@ -141,6 +143,20 @@ def read_hub(name: str, *, advice: str = "") -> datasets.DatasetDict:
         except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
             raise UserError(f"hub data set {name!r} cannot be read: {_reason(error)}{advice}") from error
     raise UserError(f"hub data set {name!r} cannot be had: {_reason(causes[0])}{advice}") from causes[0]
+
+
+def _read_folder(name: str) -> datasets.DatasetDict:
+    """A folder that `save_to_disk` wrote, or one that `load_dataset` understands (data files, a dataset card)."""
+    import datasets
+
+    try:
+        with quiet():
+            if any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json")):
+                found = datasets.load_from_disk(name)
+                return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict(train=found)
+            return datasets.load_dataset(name)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"data set folder {name!r} cannot be read: {_reason(error)}") from error
 
 
 def text_source(

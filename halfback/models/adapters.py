@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,8 +76,10 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def export(model: CutModel, folder: Path) -> None:
+def export(model: CutModel, folder: Path, label_names: Sequence[str] = ()) -> None:
     """Write the model, adapters merged into its weights, so that plain Transformers loads `folder`.
+
+    A classifier is told its `label_names`.
 
     A ResNet is written as `model.safetensors` with the original names and a `config.json` that `load_model` reads.
     The live model is not changed.
@@ -96,6 +99,9 @@ def export(model: CutModel, folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps(asdict(whole.config), indent=2) + "\n")
     else:
         saved: Any = whole
+        if len(label_names) == saved.config.num_labels and model.top.verbaliser is None:
+            saved.config.id2label = dict(enumerate(label_names))
+            saved.config.label2id = {name: number for number, name in enumerate(label_names)}
         with quiet():
             saved.save_pretrained(folder)
 

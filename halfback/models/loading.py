@@ -209,7 +209,7 @@ def _load_pretrained(
     try:
         # A head for another number of classes is replaced by a new one.
         model = auto_class.from_pretrained(source, config=config, dtype=dtype, ignore_mismatched_sizes=True, **gguf)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
     if gguf:
         model = _without_quantisation(model, dtype)
@@ -234,6 +234,8 @@ def _load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(source, **gguf)
     except (OSError, ValueError) as error:
         raise UserError(f"the tokenizer of model {name!r} cannot be loaded: {_first_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what Transformers makes of a folder without its files
+        raise UserError(f"the tokenizer of model {name!r} knows no words; its files are missing beside the weights")
     tokenizer.padding_side = "left" if family.kind == "decoder" else "right"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
