@@ -271,7 +271,7 @@ def _check_lr(
         names = "/".join(sorted(str(dtype)[6:] for dtype in dtypes))
         raise UserError(
             f"{side}.lr={part.lr:g} is too small for {names}: a step rounds away in {unchanged:.0%} of the weights; "
-            f"use at least {least_move(parameters, part.lr):.2g}, {side}.train=lora or model.dtype=float32"
+            f"use at least {least_move(parameters, part.lr):.2g}, or train in float32"
         )
 
 

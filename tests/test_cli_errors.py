@@ -69,7 +69,7 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "lr-swallowed-by-bfloat16": (
         ["top.lr=1e-6", "model.dtype=bfloat16"],
-        ["top.lr=1e-06 is too small for bfloat16", "use at least", "model.dtype=float32"],
+        ["top.lr=1e-06 is too small for bfloat16", "use at least", "train in float32"],
     ),
     "adamw-in-float16": (["model.dtype=float16"], ["top.optimizer=adamw", "float16", "top.optimizer=sgd"]),
     "lr-huge": (["top.lr=1e30"], ["top.lr=1e+30", "less than or equal to 10000"]),
@@ -137,6 +137,16 @@ def test_a_pretrained_file_that_is_damaged(tmp_path: Path) -> None:
     (out / "summary.json").unlink()
     (out / "pretrained.safetensors").write_bytes(b"")
     assert "pretrained.safetensors can't be read" in refusal(halfback("resume", out))
+
+
+def test_rows_that_are_longer_than_the_models_positions(tmp_path: Path, tiny_bert: Path) -> None:
+    """Said before the run: a long row may be drawn after hours."""
+    table = tmp_path / "long.csv"
+    table.write_text("text,label\n" + "".join(f"{'the film ' * (1 + 19 * (n == 7))},{n % 2}\n" for n in range(40)))
+    texts = ["task.name=csv", f"task.train={table}", f"model.name={tiny_bert}", "bottom.train=lora", "top.train=lora"]
+    line = refusal(halfback("train", "algorithm.name=ho_sfl", *texts, "model.cut=1", "--out", tmp_path / "run"))
+    assert "task.max_length=128: a row has 42 tokens" in line
+    assert "takes up to 32" in line
 
 
 def test_normalising_the_update_of_an_algorithm_that_has_gradients(tmp_path: Path) -> None:

@@ -318,8 +318,27 @@ def test_a_classifier_is_exported_for_plain_transformers(tmp_path: Path, tiny_be
     # Merging adds BA to W in float32: relative 2^-24 a weight, some tens of times through three blocks.
     torch.testing.assert_close(merged, halves, rtol=1e-4, atol=1e-5)
     assert (merged - before).abs().max() > 1e-2  # and the comparison would notice adapters that were left out
+    assert again.config.id2label == {0: "negative", 1: "positive"}
     text = tokenizer("the film is great")["input_ids"]
     assert text == transformers.AutoTokenizer.from_pretrained(tiny_bert)("the film is great")["input_ids"]
+
+
+def test_an_export_that_finds_the_disk_full_leaves_nothing(tmp_path: Path, tiny_bert: Path, sentences: Path) -> None:
+    out, model = tmp_path / "run", tmp_path / "model"
+    assert halfback(*_texts(out, tiny_bert, sentences)).status == 0
+    with largest_file(1000):
+        assert str(model) in refusal(halfback("export", out, "--out", model))
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    assert halfback("export", out, "--out", model).status == 0
+
+
+def test_what_is_finished_is_reported_when_a_run_beside_it_fails(tmp_path: Path) -> None:
+    wrong = "per_algorithm={split_lora: {bottom.lr: 1.0e+4}}"
+    line = refusal(halfback(*digits(tmp_path / "run", "steps=20", wrong, "beside=[split_lora]")))
+    assert line.startswith("split_lora, beside the finished ho_sfl: step ")
+    assert "report.html" in line
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    assert read_summary(tmp_path / "run")["algorithm"] == "ho_sfl"
 
 
 def test_a_language_model_with_a_verbaliser_is_exported(tmp_path: Path, tiny_llama: Path, sentences: Path) -> None:

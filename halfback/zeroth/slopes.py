@@ -114,13 +114,13 @@ def check_radius(parameters: Mapping[str, Tensor], radius: float) -> None:
         UserError: μ is not a positive number, or leaves most of the values as they were.
     """
     if not (radius > 0 and math.isfinite(radius)):
-        raise UserError(f"radius={radius:g}: the probe radius must be a positive number")
+        raise UserError(f"algorithm.radius={radius:g}: the probe radius must be a positive number")
     unchanged = swallowed(parameters, radius)
     if unchanged > 0.5:
         dtypes = "/".join(sorted({str(parameter.dtype)[6:] for parameter in parameters.values()}))
         raise UserError(
-            f"radius={radius:g} is too small for {dtypes}: θ+μu rounds to θ in {unchanged:.0%} of the weights; "
-            f"use at least {least_move(parameters, radius):.2g}, or model.dtype=float32"
+            f"algorithm.radius={radius:g} is too small for {dtypes}: θ+μu rounds to θ in {unchanged:.0%} of the weights; "
+            f"use at least {least_move(parameters, radius):.2g}{'' if dtypes == 'float32' else ', or model.dtype=float32'}"
         )
 
 

@@ -434,3 +434,24 @@ def test_every_task_has_one_line():
     lines = dict(describe_tasks())
     assert {"digits", "mnist", "sst2", "rte", "movies", "cifar10", "csv", "images", "hub"} == set(lines)
     assert all(line and "\n" not in line for line in lines.values())
+
+
+@pytest.mark.parametrize("kind", ["save_to_disk", "save_to_disk-splits", "csv"])
+def test_hub_task_from_a_folder(tmp_path, kind):
+    """An absolute path, which has the slashes of a hub name."""
+    rows = {"sentence": [f"film {n}" for n in range(30)], "label": [n % 3 for n in range(30)]}
+    table, folder = datasets.Dataset.from_dict(rows), tmp_path / "set"
+    if kind == "save_to_disk":
+        table.save_to_disk(folder)
+    elif kind == "save_to_disk-splits":
+        datasets.DatasetDict(train=table, validation=table.select(range(6))).save_to_disk(folder)
+    else:
+        folder.mkdir()
+        table.to_csv(folder / "train.csv", index=False)
+    task = load_task(TaskOptions("hub", train=str(folder), text="sentence"), seed=0)
+    assert len(task.train.labels) + len(task.validation.labels) == (36 if kind.endswith("splits") else 30)
+    assert "film 3" in [*task.train.texts, *task.validation.texts]
+
+
+def test_a_folder_that_is_no_data_set(tmp_path):
+    assert f"data set folder '{tmp_path}' cannot be read: " in message(name="hub", train=str(tmp_path))

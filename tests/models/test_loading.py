@@ -181,3 +181,17 @@ def test_descriptions_name_every_family() -> None:
     text = "\n".join(f"{name}: {line}" for name, line in describe_models())
     for name in (*packaged_models(), "resnet8/14/20", *{config.model_type for config in CONFIGS.values()}):
         assert name in text
+
+
+def test_a_folder_without_its_tokenizer(tmp_path: Path) -> None:
+    """Transformers makes a tokenizer up that knows special tokens only: a model would train on nothing."""
+    classifier("bert").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="knows no words; its files are missing"):
+        load_model(str(tmp_path), head="classifier", num_labels=2, seed=0)
+
+
+def test_weights_that_were_not_downloaded_whole(folder: str) -> None:
+    weights = Path(folder) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be loaded: "):
+        load_model(folder, head="classifier", num_labels=2, seed=0)
