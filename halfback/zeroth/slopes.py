@@ -118,9 +118,10 @@ def check_radius(parameters: Mapping[str, Tensor], radius: float) -> None:
     unchanged = swallowed(parameters, radius)
     if unchanged > 0.5:
         dtypes = "/".join(sorted({str(parameter.dtype)[6:] for parameter in parameters.values()}))
+        otherwise = "" if dtypes == "float32" else ", or model.dtype=float32"
         raise UserError(
-            f"algorithm.radius={radius:g} is too small for {dtypes}: θ+μu rounds to θ in {unchanged:.0%} of the weights; "
-            f"use at least {least_move(parameters, radius):.2g}{'' if dtypes == 'float32' else ', or model.dtype=float32'}"
+            f"algorithm.radius={radius:g} is too small for {dtypes}: θ+μu rounds to θ in {unchanged:.0%} of the "
+            f"weights; use at least {least_move(parameters, radius):.2g}{otherwise}"
         )
 
 
