@@ -134,7 +134,8 @@ class Replica:
         Those of a step are made together, if the scratch memory allows it; never those of several, so that catching up
         needs no more memory than taking one step.
         """
-        at_once = max(1, PACK_WIDTH // pack.width)
+        # Half a megabyte, or a sixteenth of the parameters: a call costs as much as a hundred thousand values.
+        at_once = max(1, max(PACK_WIDTH, self.dimension // 16) // pack.width)
         for step, row in enumerate(coefficients):
             own = seeds[step * len(row) : (step + 1) * len(row)]
             for begin in range(0, len(row), at_once):
