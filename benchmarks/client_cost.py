@@ -28,7 +28,7 @@ from halfback.zeroth.seeds import seed_for
 
 def ho_sfl_step(client: Client, directions: int, meter: MemoryMeter | None = None) -> None:
     """One whole client step: forward, probes, replay."""
-    talk = HoSfl(directions=directions).client_round(client, Round(0, 1))
+    talk = HoSfl(directions=directions).client_round(client, Round(0, 1, 0))
     replies = [
         None,
         lambda _: History(client.position, torch.zeros(0, directions)),
@@ -40,7 +40,7 @@ def ho_sfl_step(client: Client, directions: int, meter: MemoryMeter | None = Non
 
 def first_order_step(client: Client, checkpointing: bool, meter: MemoryMeter | None = None) -> None:
     """One whole client step: forward with a graph, backward, optimiser."""
-    talk = SplitLora(checkpointing=checkpointing).client_round(client, Round(0, 1))
+    talk = SplitLora(checkpointing=checkpointing).client_round(client, Round(0, 1, 0))
     tensors = tuple(parameter.detach() for parameter in client.replica.parameters.values())
     replies = [None, lambda _: Weights(tensors), lambda sent: CutGradient(torch.randn_like(sent.hidden) * 1e-3)]
     converse(talk, replies, meter)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from halfback.algorithms import algorithms
 from halfback.algorithms.parties import Head as DeviceHead
-from halfback.algorithms.parties import Server
+from halfback.algorithms.parties import Local, Server
 from halfback.algorithms.protocol import Algorithm
 from halfback.codecs import Codec, parse
 from halfback.codecs.temporal import Temporal
@@ -35,11 +35,13 @@ from halfback.engines.link import HiddenForm
 from halfback.engines.simulation import Simulation
 from halfback.errors import UserError
 from halfback.models.adapters import set_trainable, trainable
-from halfback.models.cut import CutModel, cut
+from halfback.models.auxiliary import auxiliary
+from halfback.models.cut import Bottom, CutModel, Device, cut
 from halfback.models.loading import Head, load_model
 from halfback.models.objectives import Evaluation, evaluate, loss, terms
 from halfback.models.pretraining import pretrain
-from halfback.zeroth.replay import Replica, UpdateRule
+from halfback.schedules import schedule
+from halfback.zeroth.replay import Replica, Schedule, UpdateRule
 from halfback.zeroth.seeds import seed_for
 from halfback.zeroth.slopes import check_radius, default_radius, least_move, swallowed
 
@@ -84,19 +86,23 @@ def build(config: RunConfig, *, pretrained: Path | None = None, scratch: Path | 
         lora=config.lora,
         seed=seed_for(config.seed, "adapters"),
     )
-    server = _server(config, algorithm, model, task, device)
+    part = _device_part(config, algorithm, model, task).to(device)
+    server = _server(config, algorithm, model, part, task, device)
     head = _head(model, task, device)
+    alone = algorithm.traits.agreement == "alone"
     simulation = Simulation(
         algorithm,
         server,
-        model.bottom,
-        _sources(config, task.train, device),
-        sampled_clients=config.sampled_clients,
+        part,
+        _pooled(config, task.train, device) if alone else _sources(config, task.train, device),
+        sampled_clients=1 if alone else config.sampled_clients,
         seed=config.seed,
         device=device,
         bottom_optimizer=partial(_optimizer, config.bottom),
         bottom_clip=config.bottom.clip,
+        schedule=_schedule(config.bottom, config.steps),
         head=head,
+        local=Local(part, partial(loss, task.objective)) if isinstance(part, Device) else None,
         ends=ends_of(
             codecs,
             _forms(server, head),
@@ -233,46 +239,79 @@ def _pretrain(model: nn.Module, target: RawTask, config: RunConfig, device: torc
 
 
 def _server(
-    config: RunConfig, algorithm: Algorithm, model: CutModel, task: EncodedTask, device: torch.device
+    config: RunConfig,
+    algorithm: Algorithm,
+    model: CutModel,
+    part: Bottom | Device,
+    task: EncodedTask,
+    device: torch.device,
 ) -> Server:
     bottom = trainable(model.bottom)
-    if not bottom and algorithm.bottom_update != "none":
+    traits = algorithm.traits
+    if not bottom and traits.agreement != "frozen":
         raise UserError(
             f"bottom.train={config.bottom.train!r}: {config.algorithm.name} needs something to train on the device; "
             "use lora or full, or algorithm.name=frozen_bottom"
         )
     head = None if model.head is None else trainable(model.head)
-    top = trainable(model.top) | (head or {})
-    if algorithm.bottom_update != "none":
-        _check_lr("bottom", config.bottom, bottom, algorithm.bottom_update, config.bottom.normalize)
-    _check_lr(
-        "top", config.top, top, algorithm.top_update, algorithm.top_update == "replayed" and config.bottom.normalize
-    )
+    top = {} if traits.top == "none" else trainable(model.top) | (head or {})
+    theta = trainable(part)
+    replays = {"bottom": not traits.backpropagates and traits.agreement != "frozen", "top": traits.top == "replayed"}
+    if traits.agreement != "frozen":
+        _check_lr("bottom", config.bottom, theta, replays["bottom"], config.bottom.normalize)
+    _check_lr("top", config.top, top, replays["top"], replays["top"] and config.bottom.normalize)
     hidden_shape, has_texts, hidden_dtype = _hidden(model, task.train, config.task.max_length, device)
     if getattr(algorithm, "estimator", "") != "forward_ad":
-        for part, update in ((bottom, algorithm.bottom_update), (top, algorithm.top_update)):
-            if update == "replayed":
-                check_radius(part, getattr(algorithm, "radius", None) or default_radius(part, hidden_dtype))
+        for side, moved in (("bottom", theta), ("top", top)):
+            if replays[side]:
+                check_radius(moved, getattr(algorithm, "radius", None) or default_radius(moved, hidden_dtype))
+    steps = config.steps * (config.sampled_clients if traits.one_by_one else 1)  # of what one server sees
     server = Server(
-        top=model.top,
+        top=nn.Module() if traits.top == "none" else model.top,
         loss=partial(loss, task.objective),
-        replica=_replica(config, config.bottom if algorithm.bottom_update == "replayed" else None, bottom, "bottom"),
+        replica=_replica(config, config.bottom if replays["bottom"] else None, theta, "bottom", steps),
         hidden_shape=hidden_shape,
         has_texts=has_texts,
         hidden_dtype=hidden_dtype,
         head=head,
+        auxiliary=part.head if traits.device == "auxiliary" and isinstance(part, Device) else None,
+        schedule=_schedule(config.top, steps),
     )
-    if algorithm.top_update == "replayed":
-        server.top_replica = _replica(config, config.top, top, "top")
-    else:
-        server.optimizer, server.clip = _optimizer(config.top, list(top.values())), config.top.clip
+    if traits.top == "replayed":
+        server.top_replica = _replica(config, config.top, top, "top", steps)
+    elif traits.top == "backpropagated":
+        server.make_optimizer = partial(_optimizer, config.top)
+        server.optimizer, server.clip = server.make_optimizer(list(top.values())), config.top.clip
     return server
 
 
+def _device_part(config: RunConfig, algorithm: Algorithm, model: CutModel, task: EncodedTask) -> Bottom | Device:
+    """What θ belongs to."""
+    match algorithm.traits.device:
+        case "bottom":
+            return model.bottom
+        case "whole":
+            return Device(model.bottom, model.top)
+        case "auxiliary":
+            head = auxiliary(
+                model,
+                config.model.auxiliary,
+                num_labels=len(task.label_names),
+                trained=config.top.train,
+                lora=config.lora,
+                seed=seed_for(config.seed, "auxiliary"),
+            )
+            return Device(model.bottom, head)
+
+
+def _schedule(part: BottomConfig | TopConfig, steps: int) -> Schedule:
+    return schedule(part.schedule, warmup=part.warmup, total=steps)
+
+
 def _replica(
-    config: RunConfig, part: BottomConfig | TopConfig | None, parameters: Mapping[str, Tensor], side: str
+    config: RunConfig, part: BottomConfig | TopConfig | None, parameters: Mapping[str, Tensor], side: str, steps: int
 ) -> Replica:
-    """`part` is None for parameters that are agreed on in another way: they need no moments."""
+    """`part` is None for parameters that no replay moves: they need no moments."""
     rule = UpdateRule()
     if part is not None:
         rule = UpdateRule(
@@ -288,6 +327,7 @@ def _replica(
         rule=rule,
         seed_of=lambda step, p: seed_for(config.seed, "direction", side, step, p),
         law=config.bottom.law,
+        schedule=_schedule(config.bottom if part is None else part, steps),
     )
 
 
@@ -299,11 +339,11 @@ def _optimizer(part: BottomConfig | TopConfig, parameters: Sequence[Tensor]) -> 
 
 
 def _check_lr(
-    side: str, part: BottomConfig | TopConfig, parameters: Mapping[str, Tensor], update: str, normalize: bool
+    side: str, part: BottomConfig | TopConfig, parameters: Mapping[str, Tensor], replays: bool, normalize: bool
 ) -> None:
     """Refuses steps that the weights' dtype rounds away; AdamW's and normalised ones are about as long as the rate."""
     dtypes = {parameter.dtype for parameter in parameters.values()}
-    if update == "backpropagated" and part.optimizer == "adamw" and torch.float16 in dtypes:
+    if not replays and part.optimizer == "adamw" and torch.float16 in dtypes:
         raise UserError(
             f"{side}.optimizer=adamw: its squared gradients vanish in float16; use model.dtype=bfloat16 or float32, "
             f"or {side}.optimizer=sgd"
@@ -384,6 +424,13 @@ def _sources(config: RunConfig, train: Split, device: torch.device) -> list[_OnD
         )
         for number, rows in enumerate(parts)
     ]
+
+
+def _pooled(config: RunConfig, train: Split, device: torch.device) -> list[_OnDevice]:
+    """One machine's data: the rows of all clients, and in a batch as many as those of a cohort together."""
+    rows = torch.arange(len(train.labels)).numpy()
+    size = config.batch_size * config.sampled_clients
+    return [_OnDevice(ClientData(train, rows, batch_size=size, seed=seed_for(config.seed, "order", 0)), device)]
 
 
 def _evaluate(

@@ -13,6 +13,7 @@ from halfback.algorithms import algorithms
 from halfback.data.tasks import TaskOptions
 from halfback.errors import UserError, offer
 from halfback.models.adapters import Lora
+from halfback.schedules import Shape
 
 Tree = dict[str, Any]
 
@@ -64,6 +65,10 @@ class BottomConfig(_Section):
     lr: float = Field(default=1e-3, gt=0, le=1e4)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1e4)
+    schedule: Shape = "constant"
+    """How the learning rate goes on behind the warm-up, to nothing at the last step unless it is constant."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises."""
     clip: float | None = Field(default=None, gt=0)
     normalize: bool = False
     """Divide each update by the norm of its own slopes; for algorithms that replay slopes."""
@@ -79,6 +84,8 @@ class TopConfig(_Section):
     lr: float = Field(default=1e-3, gt=0, le=1e4)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1e4)
+    schedule: Shape = "constant"
+    warmup: int = Field(default=0, ge=0)
     clip: float | None = Field(default=None, gt=0)
 
 
@@ -343,12 +350,12 @@ def _check_algorithm(config: RunConfig) -> None:
         if option not in allowed:
             has = offer(option, ["name", *allowed]) if allowed else "it has no options"
             raise UserError(f"key 'algorithm.{option}' is unknown to {config.algorithm.name}; {has}")
-    if config.bottom.normalize and chosen.bottom_update == "backpropagated":
+    if config.bottom.normalize and chosen.traits.backpropagates:
         raise UserError(
             f"bottom.normalize=true: {config.algorithm.name} has gradients, not slopes; set bottom.normalize=false"
         )
-    if config.model.head is not None and not getattr(chosen, "u_shape", False):
-        able = ", ".join(name for name, kind in known.items() if getattr(kind, "u_shape", False))
+    if config.model.head is not None and not chosen.traits.u_shape:
+        able = ", ".join(name for name, kind in known.items() if kind.traits.u_shape)
         raise UserError(
             f"model.head={config.model.head}: {config.algorithm.name} can't leave the head on the device; "
             f"use model.head=null, or one of {able}"

@@ -199,7 +199,7 @@ class _Progress:
         while self.round < rounds:
             steps = min(config.steps_per_round, config.steps - self.step)
             measure = self.round % config.memory_every == 0
-            round = Round(self.round, steps)
+            round = Round(self.round, steps, self.step)
             loss = simulation.run_round(round, measure_memory=measure)
             self.losses.append(loss)
             self.round += 1
@@ -286,7 +286,7 @@ class _Progress:
         for metric in metrics:
             best = metric if better(self.built.task.objective, metric, best) else best
         last, meters = records[-1], simulation.meters
-        frozen = simulation.algorithm.bottom_update == "none"
+        frozen = simulation.algorithm.traits.agreement == "frozen"
         simulation.agreed_bottom()  # which `model.whole` shares
         return {
             "algorithm": config.algorithm.name,
@@ -315,7 +315,7 @@ class _Progress:
                 model.whole, self.built.tokenizer, self.built.task.prompts, config.task, config.eval_batch_size
             ),
             "trainable_parameters": {
-                "bottom": 0 if frozen else sum(p.numel() for p in simulation.server.replica.parameters.values()),
+                "bottom": 0 if frozen else sum(p.numel() for p in trainable(model.bottom).values()),
                 "top": sum(p.numel() for part in (model.top, model.head) if part for p in trainable(part).values()),
             },
             "versions": {name: version(name) for name in ("halfback", "torch", "transformers", "peft")},

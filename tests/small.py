@@ -46,7 +46,9 @@ def built(config: RunConfig) -> Built:
 
 def run(simulation: Simulation, rounds: int, *, first: int = 0, steps: int = 1, measure: bool = False) -> list[float]:
     """The training loss of each round."""
-    return [simulation.run_round(Round(n, steps), measure_memory=measure) for n in range(first, first + rounds)]
+    return [
+        simulation.run_round(Round(n, steps, n * steps), measure_memory=measure) for n in range(first, first + rounds)
+    ]
 
 
 def assert_equal_states(one: Simulation, other: Simulation, *, but: tuple[str, ...] = ()) -> None:

@@ -45,7 +45,7 @@ def test_a_shipped_recipe_is_what_it_says(name: str) -> None:
 @pytest.mark.parametrize("algorithm", list(algorithms()))
 def test_every_recipe_resolves_for_every_algorithm(name: str, algorithm: str) -> None:
     changes = [f"algorithm.name={algorithm}"]
-    if algorithms()[algorithm].bottom_update == "backpropagated":
+    if algorithms()[algorithm].traits.backpropagates:
         changes.append("bottom.normalize=false")
     assert config.resolve(name, changes).algorithm.name == algorithm
 

@@ -38,7 +38,8 @@ ARROWS: dict[str, set[str]] = {
         "models.cut",
     },
     "checkpoint": set(),
-    "config": {"algorithms", "data.tasks", "models.adapters"},
+    "schedules": set(),
+    "config": {"algorithms", "data.tasks", "models.adapters", "schedules"},
     "build": {
         "algorithms",
         "codecs",
@@ -47,6 +48,7 @@ ARROWS: dict[str, set[str]] = {
         "data",
         "engines",
         "models",
+        "schedules",
         "telemetry",
         "wire",
         "zeroth",

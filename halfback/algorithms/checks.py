@@ -8,7 +8,7 @@ from torch import Tensor
 
 from halfback.algorithms.parties import Server
 from halfback.errors import Diverged, PeerError, UserError
-from halfback.wire.messages import Activations, HeadGradient, Slopes, Weights
+from halfback.wire.messages import Activations, HandOver, HeadGradient, Slopes, Weights
 
 _PIECE = 1 << 16  # values
 
@@ -80,17 +80,18 @@ def check_slopes(server: Server, client: int, message: Slopes, directions: int) 
         )
 
 
-def check_weights(sender: str, message: Weights, agreed: Mapping[str, Tensor], step: int) -> None:
-    """Refuses weights that are not those of the bottom, from either side.
+def check_weights(sender: str, message: Weights | HandOver, agreed: Mapping[str, Tensor], step: int) -> None:
+    """Refuses weights that are not those of θ, from either side.
 
     Raises:
         PeerError: names the sender, the parameter, what came and what is allowed.
         Diverged: a weight is not finite.
     """
-    check_tensors(f"{sender}: Weights.tensors", message.tensors, agreed)
+    field = f"{type(message).__name__}.tensors"
+    check_tensors(f"{sender}: {field}", message.tensors, agreed)
     for name, tensor in zip(agreed, message.tensors, strict=True):
         if not all_finite(tensor):
-            raise Diverged(f"step {step}: Weights.tensors, {name} of {sender} is not finite; lower bottom.lr")
+            raise Diverged(f"step {step}: {field}, {name} of {sender} is not finite; lower bottom.lr")
 
 
 def check_head_gradient(server: Server, client: int, message: HeadGradient, hidden: Tensor) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from halfback.algorithms.exchange import forward, unexpected
 from halfback.algorithms.feedback import submit
 from halfback.algorithms.parties import Client, Round, Server
-from halfback.algorithms.protocol import BottomUpdate, Conversation, TopUpdate
+from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.top import backpropagate_top, middle_activations, step_top
 from halfback.wire.messages import Activations, HeadGradient, Message, Nothing
 
@@ -20,9 +20,7 @@ from halfback.wire.messages import Activations, HeadGradient, Message, Nothing
 class FrozenBottom:
     """No options."""
 
-    bottom_update: ClassVar[BottomUpdate] = "none"
-    top_update: ClassVar[TopUpdate] = "backpropagated"
-    u_shape: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(agreement="frozen", u_shape=True)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: one forward pass a step."""

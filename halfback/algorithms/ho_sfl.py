@@ -24,7 +24,7 @@ from halfback.algorithms.checks import check_probes
 from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, unexpected
 from halfback.algorithms.feedback import feedback
 from halfback.algorithms.parties import Client, Round, Server
-from halfback.algorithms.protocol import BottomUpdate, Conversation, TopUpdate
+from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed
 from halfback.algorithms.top import backpropagate_top, middle_activations, step_top
 from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Slopes
@@ -41,9 +41,7 @@ class HoSfl:
         estimator: `forward` (the paper's), `central` or `forward_ad`.
     """
 
-    bottom_update: ClassVar[BottomUpdate] = "replayed"
-    top_update: ClassVar[TopUpdate] = "backpropagated"
-    u_shape: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(agreement="slopes", u_shape=True)
 
     directions: int = 2
     radius: float | None = None

@@ -1,15 +1,15 @@
 """The two parties as an algorithm sees them, and what a device computes on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from halfback.models.cut import Bottom, Top
+from halfback.models.cut import Bottom, Device, Top
 from halfback.wire.messages import Activations
-from halfback.zeroth.replay import Replica
+from halfback.zeroth.replay import Replica, Schedule, constant
 
 
 class Batch(Protocol):
@@ -31,10 +31,11 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class Round:
-    """One conversation with each sampled client: `steps` batches each."""
+    """One conversation with each sampled client: `steps` batches each, after `first` steps of earlier rounds."""
 
     number: int
     steps: int
+    first: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,23 @@ class Head:
         return {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
 
 
+@dataclass(frozen=True)
+class Local:
+    """A model of the device's own, from the inputs to the loss: for methods with an auxiliary head or without a cut.
+
+    Attributes:
+        device: the bottom and the head behind it; the engine installs this client's parameters before it runs.
+        loss: (logits, labels) → mean loss of a batch, a scalar.
+    """
+
+    device: Device
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+    def of(self, batch: Batch) -> Tensor:
+        """The mean loss of a batch, a scalar."""
+        return self.loss(self.device(batch.inputs), batch.labels.long())
+
+
 @dataclass
 class Client:
     """One device as an algorithm sees it.
@@ -69,7 +87,10 @@ class Client:
         position: agreed steps this client has replayed.
         optimizer: for clients that backpropagate.
         clip: bound on the gradient norm, for clients that backpropagate.
+        schedule: step of the run → factor of the learning rate, for clients that backpropagate.
         head: in the U-shape, what takes the loss on the device.
+        local: the device's own model, for methods with an auxiliary head or without a cut.
+        losses: training losses that the device took itself, for the records of an engine; they are never sent.
     """
 
     id: int
@@ -80,7 +101,10 @@ class Client:
     cursor: int = 0
     optimizer: torch.optim.Optimizer | None = None
     clip: float | None = None
+    schedule: Schedule = constant
     head: Head | None = None
+    local: Local | None = None
+    losses: list[float] = field(default_factory=list)
 
     def batches(self, round: Round) -> Iterator[Batch]:
         """The batches of this round, in the client's own order."""
@@ -104,13 +128,16 @@ class Server:
         loss: (logits, labels) → mean loss of a batch, a scalar.
         replica: the agreed bottom, for evaluation and for whoever joins. It may lag behind `history`: see `catch_up`.
         hidden_dtype: the dtype of activations.
-        steps: optimiser steps taken.
+        round: the one that runs.
+        steps: steps taken: one for each batch of a cohort.
         history: the agreed slopes of every step, each (P,) float32.
-        optimizer: first-order optimiser of the top; `clip` bounds its gradient norm.
+        optimizer: first-order optimiser of the top; `clip` bounds its gradient norm, and `schedule` gives the factor of
+            its learning rate by step. `make_optimizer` makes another like it, for methods with a top for each client.
         top_replica: the top's parameters, when they too are moved along seeded directions.
         hidden_shape: the shape that activations must have behind the batch dimension.
         has_texts: the first of these is the number of tokens, which may be smaller, and a mask comes with them.
         losses: training losses since the engine last took them.
+        auxiliary: the devices' auxiliary head, to be called with the agreed parameters (`auxiliary_parameters`).
         kept: what an algorithm keeps between two exchanges of one step, by client.
         head: in the U-shape, the trainable tensors of the devices' head, moved by `optimizer` too; else None.
         passes: in the U-shape, by client, what came at the first cut and went at the second, with the graph between.
@@ -122,10 +149,14 @@ class Server:
     hidden_shape: tuple[int, ...]
     has_texts: bool
     hidden_dtype: torch.dtype
+    round: Round = Round(0, 0, 0)
     steps: int = 0
     history: list[Tensor] = field(default_factory=list)
     optimizer: torch.optim.Optimizer | None = None
     clip: float | None = None
+    schedule: Schedule = constant
+    make_optimizer: Callable[[Sequence[Tensor]], torch.optim.Optimizer] | None = None
+    auxiliary: nn.Module | None = None
     top_replica: Replica | None = None
     losses: list[float] = field(default_factory=list)
     kept: dict[int, Activations] = field(default_factory=dict)

@@ -7,28 +7,45 @@ runs next.
 """
 
 from collections.abc import Generator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 from halfback.algorithms.parties import Client, Round, Server
 from halfback.wire.messages import Message
 
 Conversation = Generator[Message, Any, None]
-BottomUpdate = Literal["replayed", "backpropagated", "none"]
-TopUpdate = Literal["backpropagated", "replayed"]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What an engine must prepare for a method.
+
+    Attributes:
+        agreement: how the clients come to the same trained parameters θ. `slopes`: θ is a function of the history of
+            agreed slopes, which everyone replays. `weights`: each client has a θ of its own, and the method averages
+            them. `relay`: as `weights`, but one client hands its θ to the next. `alone`: one machine holds the rows of
+            all clients, and nothing is sent. `frozen`: θ never moves.
+        device: what θ belongs to. `bottom`; `auxiliary`, the bottom and an auxiliary head; `whole`, the whole model,
+            and then the server has no part of it.
+        backpropagates: whether a device backpropagates and gets an optimiser; if not, building a graph is an error.
+        top: how the server's part moves. `backpropagated` (`Server.optimizer` is there), `replayed`
+            (`Server.top_replica` is there), or `none`.
+        u_shape: whether the devices can keep the head and their labels: they speak of a batch through `feedback`.
+        one_by_one: the clients of a cohort take their turns one after another, not step by step together.
+    """
+
+    agreement: Literal["slopes", "weights", "relay", "alone", "frozen"]
+    device: Literal["bottom", "auxiliary", "whole"] = "bottom"
+    backpropagates: bool = False
+    top: Literal["backpropagated", "replayed", "none"] = "backpropagated"
+    u_shape: bool = False
+    one_by_one: bool = False
 
 
 class Algorithm(Protocol):
-    """A method: two functions, and what the engine must prepare for them.
+    """A method: two functions, and what the engine must prepare for them."""
 
-    Attributes:
-        bottom_update: `replayed` (from agreed slopes), `backpropagated` on the client, or `none`.
-        top_update: `backpropagated` on the server, or `replayed`.
-        u_shape: whether its devices can keep the head and their labels: they speak of a batch through `feedback`.
-    """
-
-    bottom_update: ClassVar[BottomUpdate]
-    top_update: ClassVar[TopUpdate]
-    u_shape: ClassVar[bool]
+    traits: ClassVar[Traits]
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The client's side of one round."""

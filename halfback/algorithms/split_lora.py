@@ -16,18 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import nn
-
-from halfback.algorithms.checks import check_weights
+from halfback.algorithms.descent import first_order_steps
 from halfback.algorithms.exchange import unexpected
-from halfback.algorithms.feedback import feedback
 from halfback.algorithms.parties import Client, Round, Server
-from halfback.algorithms.protocol import BottomUpdate, Conversation, TopUpdate
-from halfback.algorithms.replies import received
+from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.top import backpropagate_top, middle_activations, step_top
-from halfback.models.checkpointing import checkpointed
-from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Nothing, Weights
+from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
+from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Weights
 
 
 @dataclass(frozen=True)
@@ -38,40 +33,21 @@ class SplitLora:
         checkpointing: the client stores only what enters each block and computes the rest again in its backward pass.
     """
 
-    bottom_update: ClassVar[BottomUpdate] = "backpropagated"
-    top_update: ClassVar[TopUpdate] = "backpropagated"
-    u_shape: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(agreement="weights", backpropagates=True, u_shape=True)
 
     checkpointing: bool = False
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward and backward passes."""
-        parameters, optimizer = list(client.replica.parameters.values()), client.optimizer
-        assert optimizer is not None, "an algorithm with bottom_update 'backpropagated' gets an optimiser"
-        averaged = received((yield Join(client.position)), Weights)
-        check_weights("server", averaged, client.replica.parameters, client.cursor)
-        with torch.no_grad():
-            for parameter, value in zip(parameters, averaged.tensors, strict=True):
-                parameter.copy_(value)
-        for batch in client.batches(round):
-            with checkpointed(client.bottom, self.checkpointing):
-                hidden = client.bottom(batch.inputs)
-            gradient = yield from feedback(client, batch, hidden)
-            optimizer.zero_grad(set_to_none=True)
-            hidden.backward(gradient)
-            del hidden, gradient  # the device needs their memory for what follows
-            if client.clip is not None:
-                nn.utils.clip_grad_norm_(parameters, client.clip)
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        yield Weights(tuple(parameters))
+        take_weights(client, (yield Join(client.position)))
+        yield from first_order_steps(client, round, checkpointing=self.checkpointing)
+        yield weights_of(client)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
-        agreed = server.replica.parameters
         match next(iter(messages.values())):
             case Join():
-                return {m: Weights(tuple(agreed.values())) for m in messages}
+                return agreed_weights(server, messages)
             case Activations() if server.head is not None:
                 return middle_activations(server, messages)
             case Activations() | HeadGradient():
@@ -79,11 +55,6 @@ class SplitLora:
                 step_top(server)
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
             case Weights():
-                for m, message in messages.items():
-                    check_weights(f"client {m}", message, agreed, server.steps)
-                with torch.no_grad():
-                    for i, parameter in enumerate(agreed.values()):
-                        parameter.copy_(torch.stack([message.tensors[i] for message in messages.values()]).mean(dim=0))
-                return {m: Nothing() for m in messages}
+                return average_weights(server, messages)
             case _:
                 raise unexpected(messages)

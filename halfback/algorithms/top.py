@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from halfback.algorithms.checks import all_finite, check_activations, check_head_gradient
-from halfback.algorithms.protocol import Server
+from halfback.algorithms.descent import set_rate
+from halfback.algorithms.parties import Server
 from halfback.errors import Diverged, PeerError
 from halfback.wire.messages import Activations, HeadGradient, Message, MiddleActivations
 
@@ -96,15 +97,33 @@ def step_top(server: Server) -> None:
     Raises:
         PeerError: no batch came since the last step.
     """
+    _move_top(server)
+    server.steps += 1
+
+
+def step_top_by_client(server: Server, messages: Mapping[int, Activations]) -> dict[int, Tensor]:
+    """One optimiser step of the top on each client's batch, client after client; returns λ = ∂ℓ/∂z by client.
+
+    Together they are one step of the run. Raises as `backpropagate_top` does.
+    """
+    gradients = {}
+    for client, message in messages.items():
+        gradients |= backpropagate_top(server, {client: message})
+        _move_top(server)
+    server.steps += 1
+    return gradients
+
+
+def _move_top(server: Server) -> None:
     optimizer = _optimizer(server)
     if all(parameter.grad is None for parameter in _parameters(optimizer)):
         raise PeerError(f"step {server.steps}: the cohort wants the step taken, but has sent no batch for it")
     if server.clip is not None:
         nn.utils.clip_grad_norm_(_parameters(optimizer), server.clip)
+    set_rate(optimizer, server.schedule(server.steps))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     server.passes = {}  # their graphs belong to the weights of before
-    server.steps += 1
 
 
 def _through_top(server: Server, client: int, hidden: Tensor, mask: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from halfback.algorithms.checks import check_activations, check_probes
 from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, unexpected, upload
 from halfback.algorithms.parties import Client, Round, Server
-from halfback.algorithms.protocol import BottomUpdate, Conversation, TopUpdate
+from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, loss_value, take_agreed
 from halfback.algorithms.top import loss_of
 from halfback.errors import PeerError
@@ -39,9 +39,7 @@ class ZoSfl:
         radius: μ, the probe radius; None takes the measured default of each part.
     """
 
-    bottom_update: ClassVar[BottomUpdate] = "replayed"
-    top_update: ClassVar[TopUpdate] = "replayed"
-    u_shape: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(agreement="slopes", top="replayed")
 
     directions: int = 1
     radius: float | None = None
@@ -106,7 +104,7 @@ class ZoSfl:
 
         def mean_loss() -> Tensor:
             losses = [self._loss(server, client, message) for client, message in server.kept.items()]
-            return torch.stack(losses).mean()
+            return torch.stack(losses).mean().reshape(1)
 
         base = mean_loss()
         server.losses.append(base.item())
@@ -115,7 +113,7 @@ class ZoSfl:
             server.top,
             replica.parameters,
             cotangent=torch.ones_like(base),
-            base=base.item(),
+            base=base,
             seeds=replica.seeds(self.directions),
             radius=self.radius or default_radius(replica.parameters, server.hidden_dtype),
             estimator="central",

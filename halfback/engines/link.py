@@ -18,7 +18,7 @@ from halfback.engines.state import under
 from halfback.errors import Diverged, PeerError
 from halfback.telemetry.meters import MemoryMeter, Stopwatch
 from halfback.wire.ledger import Direction, Ledger
-from halfback.wire.messages import CODED, FIELDS, Caches, Encoded, Message
+from halfback.wire.messages import CODED, FIELDS, Caches, Encoded, HandOver, Message
 from halfback.wire.packing import Packed, pack, unpack
 
 Side = Literal["client", "server"]
@@ -301,7 +301,8 @@ class Link:
         with self._stopwatch.running(), _blamed(client, direction):
             with charged((memory or {}).get(sides[0])):
                 packed = sender.send(message)
-            self._ledger.add(direction, type(message).__name__, packed)
+            if direction == "up" or not isinstance(message, HandOver):  # passed on: entered where a device sent it
+                self._ledger.add(direction, type(message).__name__, packed)
             with charged((memory or {}).get(sides[1])):
                 return receiver.receive(packed.data)
 

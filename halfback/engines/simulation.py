@@ -1,11 +1,12 @@
 """One process: clients are states that visit one shared set of frozen weights.
 
-Where θ is a function of the history (`bottom_update` is `replayed`), all clients share one replica: the first of a
+Where θ is a function of the history (clients agree by `slopes`), all clients share one replica: the first of a
 cohort to take a step moves it, for the others the same rows are already taken. Each client still asks for, receives and
 pays for the rows it missed. So memory does not grow with the number of clients, and the bits are those of clients that
 each hold their own replica (a test says so).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from halfback.algorithms.parties import BatchSource, Client, Head, Round, Server
+from halfback.algorithms.parties import BatchSource, Client, Head, Local, Round, Server
 from halfback.algorithms.protocol import Algorithm, Conversation
 from halfback.codecs.protocol import Seen
 from halfback.controllers.protocol import Controller, LinkUse, Observation
@@ -28,12 +29,12 @@ from halfback.engines.state import (
     under,
 )
 from halfback.errors import PeerError
-from halfback.models.cut import Bottom
+from halfback.models.cut import Bottom, Device, install
 from halfback.telemetry.meters import ForwardCounter, MemoryMeter, Stopwatch, inference_peak_bytes
 from halfback.wire.ledger import Direction, Ledger
 from halfback.wire.messages import Message
 from halfback.zeroth.directions import forget_tables
-from halfback.zeroth.replay import Replica
+from halfback.zeroth.replay import Replica, Schedule
 from halfback.zeroth.seeds import seed_for
 
 OptimizerOf = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
@@ -59,7 +60,7 @@ class Simulation:
         self,
         algorithm: Algorithm,
         server: Server,
-        bottom: Bottom,
+        device_part: Bottom | Device,
         sources: Sequence[BatchSource],
         *,
         sampled_clients: int,
@@ -67,23 +68,29 @@ class Simulation:
         device: torch.device,
         bottom_optimizer: OptimizerOf,
         bottom_clip: float | None,
+        schedule: Schedule,
         head: Head | None,
+        local: Local | None,
         ends: Callable[[int], tuple[End, End]],
         controller: Controller | None,
     ) -> None:
-        """`sources` are the clients' data, one each; `seed` fixes who is sampled in which round; `ends` makes the
-        two ends of a client's link, the client's first; `controller` sets the thresholds of links that reuse values.
+        """`device_part` is what θ belongs to; `sources` are the clients' data, one each; `seed` fixes who is sampled in
+        which round; `ends` makes the two ends of a client's link, the client's first; `controller` sets the thresholds
+        of links that reuse values.
         """
         self.algorithm = algorithm
         self.server = server
-        self.bottom = bottom
+        self.device_part = device_part
+        self.bottom = device_part.bottom if isinstance(device_part, Device) else device_part
         self.sources = sources
         self.sampled_clients = sampled_clients
         self.seed = seed
         self.device = device
         self.bottom_optimizer = bottom_optimizer
         self.bottom_clip = bottom_clip
+        self.schedule = schedule
         self.head = head
+        self.local = local
         self.ledger = Ledger()
         self.meters = Meters()
         self.link = Link(self.ledger, self.meters.wire, ends)
@@ -100,10 +107,10 @@ class Simulation:
         """Client `number`, made when it is first sampled."""
         if number not in self.clients:
             replica, optimizer = self.server.replica, None
-            if self.algorithm.bottom_update == "backpropagated":
-                own = {name: nn.Parameter(p.detach().clone()) for name, p in replica.parameters.items()}
-                replica = Replica(own, rule=replica.rule, seed_of=replica.seed_of, law=replica.law)
-                optimizer = self.bottom_optimizer(list(own.values()))
+            if self._has_own_parameters:
+                replica = _copied(replica, number)
+            if self.algorithm.traits.backpropagates:
+                optimizer = self.bottom_optimizer(list(replica.parameters.values()))
             self.clients[number] = Client(
                 number,
                 self.bottom,
@@ -111,12 +118,22 @@ class Simulation:
                 self.sources[number],
                 optimizer=optimizer,
                 clip=self.bottom_clip,
+                schedule=self.schedule,
                 head=self.head,
+                local=self.local,
             )
         return self.clients[number]
 
+    @property
+    def _has_own_parameters(self) -> bool:
+        return self.algorithm.traits.agreement in ("weights", "relay")
+
     def run_round(self, round: Round, *, measure_memory: bool) -> float:
-        """Carries the conversations of one round's cohort, exchange by exchange; returns the mean training loss."""
+        """Carries the conversations of one round's cohort, exchange by exchange; returns the mean training loss.
+
+        The loss is NaN where a round took none.
+        """
+        self.server.round = round
         cohort = [self.client(number) for number in self.cohort(round.number)]
         thresholds = self.thresholds()
         for client in cohort:
@@ -128,7 +145,18 @@ class Simulation:
             self._server_meter = MemoryMeter(self._server_resident())
             for client in cohort:
                 self._measure_inference(client, round)
-        talks = {client.id: self.algorithm.client_round(client, round) for client in cohort}
+        for together in [[client] for client in cohort] if self.algorithm.traits.one_by_one else [cohort]:
+            self._converse(together, round, memory)
+        for meter in memory.values():
+            self.meters.client_peak_bytes = max(self.meters.client_peak_bytes, meter.peak_bytes)
+        if self._server_meter is not None:
+            self.meters.server_peak_bytes = max(self.meters.server_peak_bytes, self._server_meter.peak_bytes)
+            self._server_meter = None
+        return take_losses(self.server, cohort)
+
+    def _converse(self, together: Sequence[Client], round: Round, memory: Mapping[int, MemoryMeter]) -> None:
+        """Carries the conversations of clients that speak in step."""
+        talks = {client.id: self.algorithm.client_round(client, round) for client in together}
         replies: dict[int, Message | None] = dict.fromkeys(talks)
         while talks:
             messages: dict[int, Message] = {}
@@ -141,13 +169,6 @@ class Simulation:
                     del said
             if messages:
                 replies = self._let_answer(messages, memory)
-        for meter in memory.values():
-            self.meters.client_peak_bytes = max(self.meters.client_peak_bytes, meter.peak_bytes)
-        if self._server_meter is not None:
-            self.meters.server_peak_bytes = max(self.meters.server_peak_bytes, self._server_meter.peak_bytes)
-            self._server_meter = None
-        losses, self.server.losses = self.server.losses, []
-        return sum(losses) / len(losses)
 
     def thresholds(self) -> dict[str, float]:
         """Of each link that reuses values, in the round to come."""
@@ -172,7 +193,7 @@ class Simulation:
     ) -> Message | None:
         if memory is not None and reply is not None:
             memory.receive(tensors_of(reply))
-        install(self.bottom, client.replica.parameters)
+        install(self.device_part, client.replica.parameters)
         # Inside the first block, which checkpointing runs again without passing by the bottom.
         counter = ForwardCounter(next(self.bottom.blocks[0].children()))
         with self.meters.client.running(), charged(memory):
@@ -204,15 +225,15 @@ class Simulation:
 
     def _measure_inference(self, client: Client, round: Round) -> None:
         """The peak of plain inference on the batches that this round will use, of the head too if it has one."""
-        install(self.bottom, client.replica.parameters)
-        parts = nn.ModuleList([self.bottom] if self.head is None else [self.bottom, self.head.module])
+        install(self.device_part, client.replica.parameters)
+        parts = nn.ModuleList([self.device_part] if self.head is None else [self.device_part, self.head.module])
         for number in range(client.cursor, client.cursor + round.steps):
             peak = inference_peak_bytes(parts, lambda n=number: self._infer(client.data.batch(n).inputs), [])  # type: ignore[misc]
             self.meters.client_inference_peak_bytes = max(self.meters.client_inference_peak_bytes, peak)
 
     def _infer(self, inputs: Mapping[str, Tensor]) -> None:
         """What a device computes of one batch's logits; the server's part in between is not its own."""
-        hidden = self.bottom(inputs)
+        hidden = self.device_part(inputs)
         if self.head is not None:
             mask = inputs.get("attention_mask")
             rows = hidden.shape[:1] if mask is None else mask.shape
@@ -223,7 +244,7 @@ class Simulation:
         """What a client holds between two rounds."""
         moments = [tensor for by_name in client.replica.moments.values() for tensor in by_name.values()]
         optimizer = [] if client.optimizer is None else list(optimizer_tensors("", client.optimizer).values())
-        parts = [client.bottom] if client.head is None else [client.bottom, client.head.module]
+        parts = [self.device_part] if client.head is None else [self.device_part, client.head.module]
         frozen = [p for part in parts for p in part.parameters() if not p.requires_grad]  # a trained head comes anew
         buffers = [buffer for part in parts for buffer in part.buffers()]
         remembered = self.link.of(client.id)[0].tensors()
@@ -245,7 +266,7 @@ class Simulation:
     def agreed_bottom(self) -> Bottom:
         """The bottom with the parameters that the federation has agreed on."""
         self.server.catch_up()
-        install(self.bottom, self.server.replica.parameters)
+        install(self.device_part, self.server.replica.parameters)
         return self.bottom
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -263,6 +284,8 @@ class Simulation:
         for number, client in self.clients.items():
             if client.optimizer is not None:
                 tensors |= optimizer_tensors(f"client.{number}", client.optimizer)
+            if self._has_own_parameters:  # these come anew with each round, what they were moved by does not
+                tensors |= moments(f"client_moment.{number}", client.replica)
         steered: dict[str, Any] = {}
         if self.controller is not None:
             of_controller, steered = self.controller.state_dict()
@@ -277,7 +300,10 @@ class Simulation:
         values = {
             "links": links,
             "controller": steered,
-            "clients": {str(number): [client.position, client.cursor] for number, client in self.clients.items()},
+            "clients": {
+                str(number): [client.position, client.cursor, client.replica.position]
+                for number, client in self.clients.items()
+            },
             "steps": server.steps,
             "position": server.replica.position,
             "top_position": server.top_replica.position if server.top_replica else 0,
@@ -305,11 +331,14 @@ class Simulation:
         if server.optimizer is not None:
             load_optimizer_tensors("top_optimizer", server.optimizer, tensors)
         server.history = list(tensors["history"].to(self.device)) if "history" in tensors else []
-        for number, (position, cursor) in values["clients"].items():
+        for number, (position, cursor, replayed) in values["clients"].items():
             client = self.client(int(number))
             client.position, client.cursor = position, cursor
             if client.optimizer is not None:
                 load_optimizer_tensors(f"client.{number}", client.optimizer, tensors)
+            if self._has_own_parameters:
+                load_moments(f"client_moment.{number}", client.replica, tensors)
+                client.replica.position = replayed
         if self.controller is not None:
             self.controller.load_state_dict(under("controller.", tensors), values["controller"])
         for number, states in values["links"].items():
@@ -322,11 +351,25 @@ class Simulation:
         meters.client_peak_bytes, meters.client_inference_peak_bytes, meters.server_peak_bytes = values["peaks"]
 
 
-def install(bottom: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-    """Puts a client's own parameters in their places: objects are exchanged, so a graph keeps those it was built on."""
-    for name, parameter in parameters.items():
-        path, _, attribute = name.rpartition(".")
-        bottom.get_submodule(path)._parameters[attribute] = parameter  # type: ignore[assignment]
+def take_losses(server: Server, cohort: Sequence[Client]) -> float:
+    """The mean training loss of a round: the server's, or where it took none the devices' own; NaN without any."""
+    local = [loss for client in cohort for loss in client.losses]
+    losses = server.losses or local
+    server.losses = []
+    for client in cohort:
+        client.losses = []
+    return sum(losses) / len(losses) if losses else math.nan
+
+
+def _copied(agreed: Replica, number: int) -> Replica:
+    """Parameters of a client's own, which start as the agreed ones; and directions of its own."""
+    return Replica(
+        {name: nn.Parameter(parameter.detach().clone()) for name, parameter in agreed.parameters.items()},
+        rule=agreed.rule,
+        seed_of=lambda step, p: seed_for(agreed.seed_of(step, p), "client", number),
+        law=agreed.law,
+        schedule=agreed.schedule,
+    )
 
 
 def _use(threshold: float, matrices: Sequence[Seen]) -> LinkUse:

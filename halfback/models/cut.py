@@ -112,6 +112,24 @@ class Top(nn.Module):
         return logits if self.verbaliser is None else logits[:, -1, list(self.verbaliser)]
 
 
+class Device(nn.Module):
+    """A bottom with a head behind it, auxiliary or the whole top: a device's own way from the inputs to logits."""
+
+    def __init__(self, bottom: Bottom, head: nn.Module) -> None:
+        super().__init__()
+        self.bottom = bottom
+        self.head = head
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks before the cut."""
+        return self.bottom.blocks
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits as of `Top.forward`, from what `Bottom.forward` takes."""
+        return self.head(self.bottom(inputs), inputs.get("attention_mask"))
+
+
 @dataclass(frozen=True)
 class CutModel:
     """A model in parts; `whole` shares their parameters. The first `at` of `blocks` blocks are in the bottom.
@@ -162,6 +180,13 @@ def cut(model: nn.Module, at: int, *, head: int | None = None, verbaliser: Seque
     middle = Middle(_middle_body(model, family, at, blocks - head), family)
     last = Top(_top_body(model, family, blocks - head, blocks), family, verbaliser)
     return CutModel(bottom.eval(), middle.eval(), model, blocks, at, family, last.eval())
+
+
+def install(part: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Puts other parameters in the places of a part's: objects are exchanged, so a graph keeps those it was built on."""
+    for name, parameter in parameters.items():
+        path, _, attribute = name.rpartition(".")
+        part.get_submodule(path)._parameters[attribute] = parameter  # type: ignore[assignment]
 
 
 def _activation_arguments(family: Family, hidden: Tensor, mask: Tensor | None) -> dict[str, Any]:

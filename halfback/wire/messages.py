@@ -94,6 +94,13 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class HandOver:
+    """From one device to the next, which the server only passes on: trainable tensors in the order of their names."""
+
+    tensors: tuple[Tensor, ...] = _role("weights")
+
+
+@dataclass(frozen=True)
 class MiddleActivations:
     """Down, in the U-shape: what the device needs for the loss of the activations it answers.
 
@@ -150,6 +157,7 @@ KINDS: tuple[type["Message"], ...] = (
     MiddleActivations,
     HeadGradient,
     Caches,
+    HandOver,
 )
 Message = (
     Nothing
@@ -163,6 +171,7 @@ Message = (
     | MiddleActivations
     | HeadGradient
     | Caches
+    | HandOver
 )
 
 

@@ -17,6 +17,12 @@ from halfback.errors import PeerError
 from halfback.zeroth.directions import PACK_WIDTH, Law, Pack, layout_of, packs
 
 SeedOf = Callable[[int, int], int]
+Schedule = Callable[[int], float]
+
+
+def constant(step: int) -> float:
+    """The schedule that leaves the learning rate as it is."""
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -63,16 +69,29 @@ class Replica:
     Attributes:
         parameters: name → parameter; moved in place.
         position: steps replayed so far; the next agreed row is number `position`.
+        groups: names of the parameters that share slopes; a row of the history has P slopes for each group in turn.
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], *, rule: UpdateRule, seed_of: SeedOf, law: Law = "rademacher"
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        rule: UpdateRule,
+        seed_of: SeedOf,
+        law: Law = "rademacher",
+        schedule: Schedule = constant,
+        groups: Sequence[Sequence[str]] | None = None,
     ) -> None:
-        """`seed_of(step, p)` is the seed of direction p of a step."""
+        """`seed_of(step, p)` is the seed of direction p of a step, `schedule(step)` the factor of its learning rate.
+
+        By default all parameters share their slopes.
+        """
         self.parameters = dict(parameters)
         self.rule = rule
         self.law = law
         self.seed_of = seed_of
+        self.schedule = schedule
+        self.groups = [list(self.parameters)] if groups is None else [list(names) for names in groups]
         self.position = 0
         self.dimension = sum(parameter.numel() for parameter in self.parameters.values())
         self.moments: dict[str, dict[str, Tensor]] = {
@@ -86,27 +105,35 @@ class Replica:
 
     @torch.no_grad()
     def replay(self, first: int, slopes: Tensor) -> None:
-        """Takes the steps `first`, `first` + 1, … with the agreed `slopes` (steps, P).
+        """Takes the steps `first`, `first` + 1, … with the agreed `slopes` (steps, groups · P).
 
         Rows that were already taken are ignored, so a repeated message is harmless.
 
         Raises:
             PeerError: the rows begin after `position`: steps in between are missing; or they are no rows.
         """
-        if slopes.ndim != 2 or (len(slopes) and not slopes.shape[1]) or first < 0:
-            raise PeerError(f"history: {tuple(slopes.shape)} from step {first} came, (steps, P) from step 0 is allowed")
+        count = len(self.groups)
+        if slopes.ndim != 2 or (len(slopes) and (not slopes.shape[1] or slopes.shape[1] % count)) or first < 0:
+            wanted = "P" if count == 1 else f"{count} · P"
+            raise PeerError(
+                f"history: {tuple(slopes.shape)} from step {first} came, (steps, {wanted}) from step 0 is allowed"
+            )
         if first > self.position:
             raise PeerError(f"history: rows begin at step {first}, but this replica is at step {self.position}")
-        rows = slopes[self.position - first :].tolist()
-        if not rows:
+        new = slopes[self.position - first :]
+        if not len(new):
             return
-        coefficients = [self.rule.coefficients(row, self.dimension) for row in rows]
-        seeds = [self.seed_of(self.position + i, p) for i, row in enumerate(rows) for p in range(len(row))]
-        for dtype in {parameter.dtype for parameter in self.parameters.values()}:  # a pack is rounded as a whole
-            alike = {name: parameter for name, parameter in self.parameters.items() if parameter.dtype == dtype}
-            for pack in packs(layout_of(alike)):
-                self._replay_pack(pack, coefficients, seeds)
-        self.position += len(rows)
+        directions = new.shape[1] // count
+        seeds = [self.seed_of(self.position + i, p) for i in range(len(new)) for p in range(directions)]
+        for names, rows in zip(self.groups, new.split(directions, dim=1), strict=True):
+            own = {name: self.parameters[name] for name in names}
+            dimension = sum(parameter.numel() for parameter in own.values())
+            coefficients = [self.rule.coefficients(row, dimension) for row in rows.tolist()]
+            for dtype in {parameter.dtype for parameter in own.values()}:  # a pack is rounded as a whole
+                alike = {name: parameter for name, parameter in own.items() if parameter.dtype == dtype}
+                for pack in packs(layout_of(alike)):
+                    self._replay_pack(pack, coefficients, seeds)
+        self.position += len(new)
 
     def _replay_pack(self, pack: Pack, coefficients: list[list[float]], seeds: list[int]) -> None:
         device = next(iter(self.parameters.values())).device
@@ -148,21 +175,21 @@ class Replica:
         Products and sums are apart: a fused multiply-add rounds once instead of twice, and which of the two is used
         differs between devices and vector tails. So does dividing by a number, which CUDA turns into a product.
         """
-        rule = self.rule
+        rule, lr = self.rule, self.rule.lr * self.schedule(count - 1)
         if rule.weight_decay:
-            values.mul_(1 - rule.lr * rule.weight_decay)
+            values.mul_(1 - lr * rule.weight_decay)
         if rule.optimizer == "sgd":
-            values.sub_(gradient.mul_(rule.lr))
+            values.sub_(gradient.mul_(lr))
         elif rule.optimizer == "momentum":
             (velocity,) = moments
-            values.sub_(velocity.mul_(rule.momentum).add_(gradient) * rule.lr)
+            values.sub_(velocity.mul_(rule.momentum).add_(gradient) * lr)
         else:
             mean, square = moments
             beta1, beta2 = rule.betas
             mean.mul_(beta1).add_(gradient * (1 - beta1))
             square.mul_(beta2).add_(gradient.square_().mul_(1 - beta2))
             root = (square * (1 / (1 - beta2**count))).sqrt_().add_(rule.eps)
-            values.sub_((mean * (1 / (1 - beta1**count))).div_(root).mul_(rule.lr))
+            values.sub_((mean * (1 / (1 - beta1**count))).div_(root).mul_(lr))
 
 
 def _gather(tensors: Mapping[str, Tensor], pack: Pack, device: torch.device) -> Tensor:

@@ -29,12 +29,13 @@ def estimate_slopes(
     module: nn.Module,
     parameters: Mapping[str, Tensor],
     cotangent: Tensor,
-    base: float,
+    base: Tensor,
     seeds: Sequence[int],
     *,
     radius: float,
     estimator: Estimator = "forward",
     law: Law = "rademacher",
+    clip: float | None = None,
 ) -> Tensor:
     """One slope a seed: (len(seeds),) float64.
 
@@ -42,11 +43,12 @@ def estimate_slopes(
         run: the forward pass of `module`; its result has the shape of `cotangent`.
         parameters: name → parameter of `module` that directions move.
         cotangent: λ, the gradient of the loss with respect to the result (a one for a loss).
-        base: ⟨λ, z(θ)⟩ of the unperturbed result; only ``forward`` reads it.
+        base: ⟨λ, z(θ)⟩ of the unperturbed result, row by row (`inner`); only ``forward`` reads it.
         radius: μ; ``forward_ad`` ignores it.
+        clip: bound on the size of each row's slope of its own loss, whose mean the slope is; None for no bound.
     """
 
-    def slope(seed: int) -> float:
+    def slope(seed: int) -> Tensor:
         if estimator == "forward_ad":
             return inner(cotangent, _tangent(run, module, parameters, seed, law, like=cotangent))
         with perturbed(module, parameters, seed, radius, law=law):
@@ -57,21 +59,31 @@ def estimate_slopes(
             behind = inner(cotangent, run())
         return (ahead - behind) / (2 * radius)
 
-    return torch.tensor([slope(seed) for seed in seeds], dtype=torch.float64)
+    rows = torch.stack([slope(seed) for seed in seeds])
+    if clip is not None:  # a row's part of the slope of the mean is its own slope over the number of rows
+        rows = rows.clamp(-clip / rows.shape[1], clip / rows.shape[1])
+    return rows.sum(dim=1)
 
 
 _INNER_CHUNK = 1 << 15  # values widened at once
 
 
 @torch.no_grad()
-def inner(cotangent: Tensor, result: Tensor) -> float:
-    """⟨λ, z⟩, summed in float64.
+def inner(cotangent: Tensor, result: Tensor) -> Tensor:
+    """⟨λ, z⟩ of each row: (B,) float64, from (B, …).
 
     In float64 the difference of two such sums is as exact as the sum of differences: what is left is the rounding of z
     itself. So a device need not keep z beside λ while it probes.
     """
-    pieces = zip(cotangent.reshape(-1).split(_INNER_CHUNK), result.reshape(-1).split(_INNER_CHUNK), strict=True)
-    return sum(float(torch.dot(a.double(), b.double())) for a, b in pieces)
+    rows = len(cotangent)
+    width = max(1, _INNER_CHUNK // rows)
+    pieces = zip(
+        cotangent.reshape(rows, -1).split(width, dim=1), result.reshape(rows, -1).split(width, dim=1), strict=True
+    )
+    total = torch.zeros(rows, dtype=torch.float64, device=cotangent.device)
+    for a, b in pieces:
+        total += torch.linalg.vecdot(a.double(), b.double())
+    return total
 
 
 def _tangent(

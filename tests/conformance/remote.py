@@ -33,7 +33,7 @@ def run_over_sockets(server: Simulation, machine: Callable[[], Simulation], *, r
         cohort = server.cohort(number)
         for client in cohort:
             machines.setdefault(client, machine())
-        round = Round(number, steps)
+        round = Round(number, steps, number * steps)
         pairs = {client: socket.socketpair() for client in cohort}
         for ends in pairs.values():
             for end in ends:

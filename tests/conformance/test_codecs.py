@@ -79,8 +79,8 @@ def test_a_link_on_which_nothing_goes(row: str) -> None:
     """Neither algorithm sends a gradient: its controller hears of nothing, and the run goes on."""
     simulation = small.built(small.images(ROWS[row].name, **given(row, **on(row, ["temporal"])))).simulation
     for number in range(2):
-        loss = simulation.run_round(Round(number, 1), measure_memory=True)
-        simulation.steer(Round(number, 1), train_loss=loss, validation_loss=loss)
+        loss = simulation.run_round(Round(number, 1, number), measure_memory=True)
+        simulation.steer(Round(number, 1, number), train_loss=loss, validation_loss=loss)
 
 
 def test_a_lower_threshold_sends_less_and_trains_on_what_was_remembered() -> None:
