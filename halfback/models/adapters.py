@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from halfback.errors import UserError
@@ -61,16 +61,35 @@ def set_trainable(model: CutModel, *, bottom: Trained, top: Trained, lora: Lora,
     adapted = [part.get_submodule(name) for part, side, _ in parts for name in matched[side]]
     _untie(model, everything="full" in (bottom, top), adapted=adapted)
     for part, side, trained in parts:
-        part.requires_grad_(trained == "full")
+        _choose(part, matched[side], trained, lora, seed)
         if matched[side]:
-            _inject(part, matched[side], lora, seed)
             _show(model.whole, part)
-        if trained == "lora" and isinstance(part, Top):
-            for name in model.family.head:
-                if hasattr(part.body, name):
-                    getattr(part.body, name).requires_grad_(True)
         if trained == "lora" and side != "head" and not trainable(part):
             raise UserError(f"{side} trains 'lora', but with cut {model.at} of {model.blocks} it has nothing to adapt")
+
+
+def set_trainable_copy(part: Top, trained: Trained, lora: Lora, seed: int) -> None:
+    """Choose what a copy of blocks and head trains, as `set_trainable` does for the top itself; no tie is looked for.
+
+    A target of `lora` may match nothing here: `set_trainable` has refused what matches nowhere.
+    """
+    names = _match(part, "auxiliary", lora.targets, part.family.lora) if trained == "lora" else []
+    _choose(part, names, trained, lora, seed)
+
+
+def without_adapters(body: nn.Module) -> nn.Module:
+    """The same modules with each adapted layer replaced, in place, by the layer that it adapts, as it was."""
+    for name, module in list(body.named_modules()):
+        if isinstance(module, LoraLayer):
+            body.set_submodule(name, module.get_base_layer())
+    return body
+
+
+def draw_start(shape: Sequence[int], seed: int, name: str) -> Tensor:
+    """Start of a new weight, float32 on the CPU: uniform as `nn.Linear`'s own, a function of (`seed`, `name`) alone."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return nn.init.kaiming_uniform_(torch.empty(*shape), a=math.sqrt(5), generator=generator)
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -112,15 +131,25 @@ def export(model: CutModel, folder: Path, label_names: Sequence[str] = ()) -> No
 def _match(part: nn.Module, side: str, targets: tuple[str, ...], default: tuple[str, ...]) -> list[str]:
     """Names of the modules of a part that LoRA adapts.
 
-    Default targets may match none, the user's own must, save in the head: it may have no blocks.
+    Default targets may match none, the user's own must, save in a head: it may have no blocks.
     """
     names = [name for name, module in part.named_modules() if isinstance(module, _ADAPTABLE)]
     matched = {target: [name for name in names if f".{name}".endswith(f".{target}")] for target in targets or default}
     for target in targets:
-        if not matched[target] and side != "head":
+        if not matched[target] and side not in ("head", "auxiliary"):
             known = ", ".join(sorted({name.split(".")[-1] for name in names})[:12])
             raise UserError(f"LoRA target {target!r} matches nothing in the {side}; modules there are {known}")
     return [name for name in names if any(name in found for found in matched.values())]
+
+
+def _choose(part: _Part, matched: list[str], trained: Trained, lora: Lora, seed: int) -> None:
+    part.requires_grad_(trained == "full")
+    if matched:
+        _inject(part, matched, lora, seed)
+    if trained == "lora" and isinstance(part, Top):
+        for name in part.family.head:
+            if hasattr(part.body, name):
+                getattr(part.body, name).requires_grad_(True)
 
 
 def _untie(model: CutModel, *, everything: bool, adapted: list[nn.Module]) -> None:
@@ -151,11 +180,7 @@ def _inject(part: nn.Module, names: list[str], lora: Lora, seed: int) -> None:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         if ".lora_A." in name or ".lora_embedding_B." in name:
-            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-            start = torch.empty(parameter.shape)
-            nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
-            parameter.data.copy_(start)
+            parameter.data.copy_(draw_start(parameter.shape, seed, name))
 
 
 def _show(whole: nn.Module, part: _Part) -> None:

@@ -175,10 +175,10 @@ def cut(model: nn.Module, at: int, *, head: int | None = None, verbaliser: Seque
     model.requires_grad_(False)
     bottom = Bottom(_bottom_body(model, family, at), family)
     if head is None:
-        top = Top(_top_body(model, family, at, blocks), family, verbaliser)
+        top = Top(top_body(model, family, at, blocks), family, verbaliser)
         return CutModel(bottom.eval(), top.eval(), model, blocks, at, family)
     middle = Middle(_middle_body(model, family, at, blocks - head), family)
-    last = Top(_top_body(model, family, blocks - head, blocks), family, verbaliser)
+    last = Top(top_body(model, family, blocks - head, blocks), family, verbaliser)
     return CutModel(bottom.eval(), middle.eval(), model, blocks, at, family, last.eval())
 
 
@@ -232,8 +232,9 @@ def _middle_body(model: nn.Module, family: Family, at: int, end: int) -> nn.Modu
     return body
 
 
-def _top_body(model: nn.Module, family: Family, at: int, blocks: int) -> nn.Module:
-    body = _copy_with_blocks(model, family, slice(at, blocks))
+def top_body(model: nn.Module, family: Family, start: int, end: int) -> nn.Module:
+    """What a `Top` runs: the blocks `start` to `end` (exclusive) of the whole model, and all that follows its last."""
+    body = _copy_with_blocks(model, family, slice(start, end))
     _without_entry(body, family)
     config = cast(PreTrainedConfig, body.config)
     if family.kind == "decoder" and config.pad_token_id is None:

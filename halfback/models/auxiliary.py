@@ -1,0 +1,123 @@
+"""Auxiliary heads: what turns activations at the cut into logits on a device, so that it has a loss of its own.
+
+CSE-FSL (arXiv 2507.15816), FSL-SAGE (2505.23182) and HERON-SFL (2601.09076) leave open what such a head is. Ours: a
+linear layer on pooled activations, or a copy of the top with its first blocks alone.
+"""
+
+import copy
+from typing import Literal, cast, final
+
+from torch import Tensor, nn
+
+from halfback.errors import UserError
+from halfback.models.adapters import Lora, Trained, draw_start, set_trainable_copy, trainable, without_adapters
+from halfback.models.cut import CutModel, Top, top_body
+from halfback.models.families import Kind
+from halfback.models.resnet import ResNet
+
+
+@final
+class LinearHead(nn.Module):
+    """One linear layer, in float32, on the activations of a row pooled to one vector (Ours).
+
+    Pooled how: of images the mean over places, of encoders the mean over a row's tokens without padding (the first
+    token, which a pooler reads, says little this early), of decoders the last position, where the top reads too.
+    """
+
+    def __init__(self, kind: Kind, width: int, num_labels: int, seed: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.linear = nn.utils.skip_init(nn.Linear, width, num_labels)
+        # Not zeros: through them no gradient would reach the bottom, and no probe of it would change the loss.
+        self.linear.weight.data.copy_(draw_start((num_labels, width), seed, "linear.weight"))
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """Logits (B, classes), float32, from activations (B, T, H) or (B, C, H, W) and the mask (B, T) of texts."""
+        return self.linear(self._pooled(hidden.float(), mask))
+
+    def _pooled(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        if self.kind == "decoder":
+            return hidden[:, -1]
+        if self.kind == "image":
+            return hidden.mean(dim=(2, 3) if hidden.dim() == 4 else 1)
+        if mask is None:
+            raise ValueError("a text model needs the attention mask after a cut too")
+        kept = mask.to(hidden.dtype)[..., None]
+        return (hidden * kept).sum(dim=1) / kept.sum(dim=1)
+
+
+def auxiliary(
+    model: CutModel, kind: Literal["linear"] | int, *, num_labels: int, trained: Trained, lora: Lora, seed: int
+) -> LinearHead | Top:
+    """A head for the device: `forward(hidden, mask)` gives the logits that `Top.forward` is defined to give.
+
+    kind: "linear", or how many of the first blocks after the cut are copied (0 or more), with all that follows the
+    last block. num_labels: classes, for "linear". trained, lora: as for `set_trainable`; a linear head has no adapters,
+    so it is trained whole unless `trained` is "none".
+
+    Called after `set_trainable`, which decides what may be shared, and before training: a copy starts from the
+    pretrained weights, without the top's adapters and with its own, which start from (`seed`, name). A tensor that
+    nobody trains, on neither side, is the model's own; every other is a copy, so nothing of `model` ever moves with it.
+    Raises UserError for a linear head of a language model, a number of blocks that the top has not, or one whose
+    output does not fit the head layer, or with which nothing is trained.
+    """
+    if kind == "linear":
+        head: LinearHead | Top = _linear(model, num_labels, seed)
+        head.requires_grad_(trained != "none")
+    else:
+        head = _copied(model, kind, trained)
+        set_trainable_copy(head, trained, lora, seed)
+        if trained == "lora" and not trainable(head):
+            raise UserError(
+                f"auxiliary is {kind} and trains 'lora', which has nothing to adapt there; more blocks, or 'full', "
+                "are allowed"
+            )
+    return head.eval()
+
+
+def _linear(model: CutModel, num_labels: int, seed: int) -> LinearHead:
+    if _has_logits_for_every_token(model):
+        raise UserError(
+            f"auxiliary is 'linear', which gives no logits for every token; 0 to {model.blocks - model.at} blocks are "
+            "allowed for language modelling and generation"
+        )
+    head = LinearHead(model.family.kind, _width(model), num_labels, seed)
+    return head.to(next(model.whole.parameters()).device)
+
+
+def _copied(model: CutModel, blocks: int, trained: Trained) -> Top:
+    most, least = model.blocks - model.at, 0
+    if isinstance(model.whole, ResNet):
+        # Its head layer takes the channels of the last stage, which the first block of that stage makes.
+        least = max(sum(model.whole.stages[:-1]) + 1 - model.at, 0)
+    if not least <= blocks <= most:
+        why = ", as the head layer takes the last stage's channels" if least else ""
+        linear = "" if _has_logits_for_every_token(model) else " and 'linear'"
+        raise UserError(
+            f"auxiliary is {blocks}; with cut {model.at} of {model.blocks} blocks, {least} to {most}{linear} are "
+            f"allowed{why}"
+        )
+    body = top_body(model.whole, model.family, model.at, model.at + blocks)
+    own = {id(parameter) for parameter in body.parameters() if parameter.requires_grad or trained == "full"}
+    if trained == "lora":
+        heads = [getattr(body, name) for name in model.family.head if hasattr(body, name)]
+        own |= {id(parameter) for head in heads for parameter in head.parameters()}
+    # What `deepcopy` finds in its memo it takes as it is.
+    shared = {id(parameter): parameter for parameter in body.parameters() if id(parameter) not in own}
+    return Top(without_adapters(copy.deepcopy(body, shared)), model.family, _last(model).verbaliser)
+
+
+def _last(model: CutModel) -> Top:
+    return cast(Top, model.head or model.top)
+
+
+def _has_logits_for_every_token(model: CutModel) -> bool:
+    return hasattr(model.whole, "lm_head") and _last(model).verbaliser is None
+
+
+def _width(model: CutModel) -> int:
+    """Features of the activations at the cut: H, or C of a ResNet."""
+    if isinstance(model.whole, ResNet):
+        return cast(nn.BatchNorm2d, model.whole.blocks[model.at - 1].bn2).num_features
+    return cast(int, model.whole.config.hidden_size)  # type: ignore[union-attr]
