@@ -102,7 +102,9 @@ def build(config: RunConfig, *, pretrained: Path | None = None, scratch: Path | 
         bottom_clip=config.bottom.clip,
         schedule=_schedule(config.bottom, config.steps),
         head=head,
-        local=Local(part, partial(loss, task.objective)) if isinstance(part, Device) else None,
+        local=Local(part, partial(loss, task.objective), partial(terms, task.objective))
+        if isinstance(part, Device)
+        else None,
         ends=ends_of(
             codecs,
             _forms(server, head),

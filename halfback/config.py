@@ -53,6 +53,9 @@ class ModelConfig(_Section):
     head: int | None = None
     """U-shape: how many of the last blocks run on the device too, with the final norm and the head layer, so that
     labels never leave it. Null: all after the cut is the server's, and labels travel."""
+    auxiliary: Literal["linear"] | int = "linear"
+    """The head that gives a device a loss of its own, for methods that need one: `linear`, or how many of the first
+    blocks after the cut are copied, with the head layer."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     pretrain: PretrainConfig | None = None
 

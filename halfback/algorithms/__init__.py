@@ -2,16 +2,40 @@
 
 from importlib.metadata import entry_points
 
+from halfback.algorithms.centralised import Centralised
+from halfback.algorithms.cse_fsl import CseFsl
+from halfback.algorithms.decomfl import Decomfl
+from halfback.algorithms.fedavg import Fedavg
 from halfback.algorithms.frozen_bottom import FrozenBottom
+from halfback.algorithms.fsl_sage import FslSage
+from halfback.algorithms.heron_sfl import HeronSfl
 from halfback.algorithms.ho_sfl import HoSfl
+from halfback.algorithms.hosl import Hosl
+from halfback.algorithms.mezo import Mezo
+from halfback.algorithms.mu_splitfed import MuSplitfed
 from halfback.algorithms.protocol import Algorithm
+from halfback.algorithms.sfl_v1 import SflV1
+from halfback.algorithms.sfl_v2 import SflV2
 from halfback.algorithms.split_lora import SplitLora
+from halfback.algorithms.vanilla_split import VanillaSplit
 from halfback.algorithms.zo_sfl import ZoSfl
 
 _OURS: dict[str, type[Algorithm]] = {
     "ho_sfl": HoSfl,
+    "hosl": Hosl,
     "split_lora": SplitLora,
+    "sfl_v1": SflV1,
+    "sfl_v2": SflV2,
+    "vanilla_split": VanillaSplit,
+    "cse_fsl": CseFsl,
+    "fsl_sage": FslSage,
+    "heron_sfl": HeronSfl,
+    "mu_splitfed": MuSplitfed,
     "zo_sfl": ZoSfl,
+    "decomfl": Decomfl,
+    "mezo": Mezo,
+    "fedavg": Fedavg,
+    "centralised": Centralised,
     "frozen_bottom": FrozenBottom,
 }
 

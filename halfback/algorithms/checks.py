@@ -13,7 +13,7 @@ from halfback.wire.messages import Activations, HandOver, HeadGradient, Slopes, 
 _PIECE = 1 << 16  # values
 
 
-def check_probes(directions: int, radius: float | None) -> None:
+def check_probes(directions: int, radius: float | None, clip_samples: float | None = None) -> None:
     """Refuses options of a zeroth-order algorithm that mean nothing.
 
     Raises:
@@ -23,6 +23,18 @@ def check_probes(directions: int, radius: float | None) -> None:
         raise UserError(f"algorithm.directions={directions}: 1 or more are allowed")
     if radius is not None and not (radius > 0 and math.isfinite(radius)):
         raise UserError(f"algorithm.radius={radius:g}: a positive number is allowed, or null for the measured default")
+    if clip_samples is not None and not (clip_samples > 0 and math.isfinite(clip_samples)):
+        raise UserError(f"algorithm.clip_samples={clip_samples:g}: a positive number is allowed, or null for no bound")
+
+
+def check_count(option: str, value: int) -> None:
+    """Refuses a number of steps or batches below one.
+
+    Raises:
+        UserError: names the option and what is allowed.
+    """
+    if value < 1:
+        raise UserError(f"algorithm.{option}={value}: 1 or more are allowed")
 
 
 def check_activations(server: Server, client: int, message: Activations) -> None:

@@ -39,6 +39,7 @@ class HoSfl:
         directions: P, seeded directions a step.
         radius: μ, the probe radius; None takes the measured default for the parameters' number and dtype.
         estimator: `forward` (the paper's), `central` or `forward_ad`.
+        clip_samples: bound on the size of each sample's slope **(ours)**; None for no bound.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="slopes", u_shape=True)
@@ -46,9 +47,10 @@ class HoSfl:
     directions: int = 2
     radius: float | None = None
     estimator: Estimator = "forward"
+    clip_samples: float | None = None
 
     def __post_init__(self) -> None:
-        check_probes(self.directions, self.radius)
+        check_probes(self.directions, self.radius, self.clip_samples)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward passes only."""
@@ -69,6 +71,7 @@ class HoSfl:
                 radius=self.radius or default_radius(replica.parameters, gradient.dtype),
                 estimator=self.estimator,
                 law=replica.law,
+                clip=self.clip_samples,
             )
             del gradient
             take_agreed(client, (yield Slopes(client.position, slopes.to(torch.float32))), self.directions)

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from halfback.models.cut import Bottom, Device, Top
-from halfback.wire.messages import Activations
 from halfback.zeroth.replay import Replica, Schedule, constant
 
 
@@ -65,11 +64,12 @@ class Local:
 
     Attributes:
         device: the bottom and the head behind it; the engine installs this client's parameters before it runs.
-        loss: (logits, labels) → mean loss of a batch, a scalar.
+        loss: (logits, labels) → mean loss of a batch, a scalar; `terms`: labels → how many terms that mean has.
     """
 
     device: Device
     loss: Callable[[Tensor, Tensor], Tensor]
+    terms: Callable[[Tensor], int]
 
     def of(self, batch: Batch) -> Tensor:
         """The mean loss of a batch, a scalar."""
@@ -84,6 +84,7 @@ class Client:
         bottom: the device's part of the model; the engine installs this client's parameters before it runs.
         replica: the trainable parameters θ. In a simulation, clients whose θ are equal by construction share one.
         data: batches by number; `cursor` is the next number.
+        hidden_dtype: the dtype of activations.
         position: agreed steps this client has replayed.
         optimizer: for clients that backpropagate.
         clip: bound on the gradient norm, for clients that backpropagate.
@@ -97,6 +98,7 @@ class Client:
     bottom: Bottom
     replica: Replica
     data: BatchSource
+    hidden_dtype: torch.dtype = torch.float32
     position: int = 0
     cursor: int = 0
     optimizer: torch.optim.Optimizer | None = None
@@ -159,7 +161,7 @@ class Server:
     auxiliary: nn.Module | None = None
     top_replica: Replica | None = None
     losses: list[float] = field(default_factory=list)
-    kept: dict[int, Activations] = field(default_factory=dict)
+    kept: dict[int, Any] = field(default_factory=dict)
     head: dict[str, nn.Parameter] | None = None
     passes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 

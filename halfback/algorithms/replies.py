@@ -70,10 +70,12 @@ def catch_up(client: Client, reply: Any, directions: int) -> None:
     _replay(client, "History", history.first, history.slopes, directions)
 
 
-def take_agreed(client: Client, reply: Any, directions: int) -> None:
-    """Replays the step that the cohort has just agreed on; raises as `catch_up` does."""
+def take_agreed(client: Client, reply: Any, directions: int, *, steps: int = 1) -> None:
+    """Replays the step, or the steps, that the cohort has just agreed on; raises as `catch_up` does."""
     agreed = received(reply, Slopes)
-    _replay(client, "Slopes", agreed.step, agreed.values.unsqueeze(0), directions)
+    if agreed.values.shape != (steps * directions,):
+        raise PeerError(f"server: Slopes: slopes {tuple(agreed.values.shape)} came, ({steps * directions},) is allowed")
+    _replay(client, "Slopes", agreed.step, agreed.values.view(steps, directions), directions)
 
 
 def _replay(client: Client, kind: str, first: int, rows: Tensor, directions: int) -> None:

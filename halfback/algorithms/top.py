@@ -106,7 +106,7 @@ def step_top_by_client(server: Server, messages: Mapping[int, Activations]) -> d
 
     Together they are one step of the run. Raises as `backpropagate_top` does.
     """
-    gradients = {}
+    gradients: dict[int, Tensor] = {}
     for client, message in messages.items():
         gradients |= backpropagate_top(server, {client: message})
         _move_top(server)

@@ -116,6 +116,7 @@ class Simulation:
                 self.bottom,
                 replica,
                 self.sources[number],
+                hidden_dtype=self.server.hidden_dtype,
                 optimizer=optimizer,
                 clip=self.bottom_clip,
                 schedule=self.schedule,

@@ -183,7 +183,7 @@ def cut(model: nn.Module, at: int, *, head: int | None = None, verbaliser: Seque
 
 
 def install(part: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-    """Puts other parameters in the places of a part's: objects are exchanged, so a graph keeps those it was built on."""
+    """Puts other parameters in a part's places: objects are exchanged, so a graph keeps those it was built on."""
     for name, parameter in parameters.items():
         path, _, attribute = name.rpartition(".")
         part.get_submodule(path)._parameters[attribute] = parameter  # type: ignore[assignment]

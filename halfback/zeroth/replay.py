@@ -7,6 +7,7 @@ one pass over the parameters, and the result has the bits of one step at a time.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -134,6 +135,21 @@ class Replica:
                 for pack in packs(layout_of(alike)):
                     self._replay_pack(pack, coefficients, seeds)
         self.position += len(new)
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """What is replayed inside is undone at the end, to the bit: from copies, not by arithmetic."""
+        states = [self.parameters, *self.moments.values()]
+        kept = [{name: tensor.detach().clone() for name, tensor in state.items()} for state in states]
+        position = self.position
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for state, before in zip(states, kept, strict=True):
+                    for name, tensor in state.items():
+                        tensor.copy_(before[name])
+            self.position = position
 
     def _replay_pack(self, pack: Pack, coefficients: list[list[float]], seeds: list[int]) -> None:
         device = next(iter(self.parameters.values())).device

@@ -10,7 +10,8 @@ from typing import Any
 
 from halfback.algorithms.parties import Round
 from halfback.engines.link import End
-from halfback.engines.simulation import Simulation, install
+from halfback.engines.simulation import Simulation, take_losses
+from halfback.models.cut import install
 
 PATIENCE = 60.0  # seconds until a silent other side is an error
 _ONE_AT_A_TIME = threading.Lock()  # torch has one level of forward-mode differentiation a process, not a thread
@@ -33,24 +34,31 @@ def run_over_sockets(server: Simulation, machine: Callable[[], Simulation], *, r
         cohort = server.cohort(number)
         for client in cohort:
             machines.setdefault(client, machine())
-        round = Round(number, steps, number * steps)
-        pairs = {client: socket.socketpair() for client in cohort}
-        for ends in pairs.values():
-            for end in ends:
-                end.settimeout(PATIENCE)
-        with ThreadPoolExecutor(len(cohort)) as threads:
-            talks = [threads.submit(_talk, machines[client], client, round, pairs[client][1]) for client in cohort]
-            try:
-                lines = {client: Line(pairs[client][0], server.link.of(client)[1]) for client in cohort}
-                _serve(server, lines, received)
-            finally:
-                for near, _ in pairs.values():
-                    near.close()
-            for talk in talks:
-                talk.result()
-        losses, server.server.losses = server.server.losses, []
-        received.losses.append(sum(losses) / len(losses))
+        server.server.round = round = Round(number, steps, number * steps)
+        for together in [[client] for client in cohort] if server.algorithm.traits.one_by_one else [cohort]:
+            _converse(server, machines, together, round, received)
+        parties = [machines[client].clients[client] for client in cohort]
+        received.losses.append(take_losses(server.server, parties))
     return received
+
+
+def _converse(
+    server: Simulation, machines: dict[int, Simulation], together: list[int], round: Round, received: Received
+) -> None:
+    pairs = {client: socket.socketpair() for client in together}
+    for ends in pairs.values():
+        for end in ends:
+            end.settimeout(PATIENCE)
+    with ThreadPoolExecutor(len(together)) as threads:
+        talks = [threads.submit(_talk, machines[client], client, round, pairs[client][1]) for client in together]
+        try:
+            lines = {client: Line(pairs[client][0], server.link.of(client)[1]) for client in together}
+            _serve(server, lines, received)
+        finally:
+            for near, _ in pairs.values():
+                near.close()
+        for talk in talks:
+            talk.result()
 
 
 def _talk(machine: Simulation, number: int, round: Round, end: socket.socket) -> None:
@@ -61,7 +69,7 @@ def _talk(machine: Simulation, number: int, round: Round, end: socket.socket) ->
         if greeting is not None:
             _write(end, near.send(greeting).data)
             near.meet(near.receive(_read(end)))
-        install(machine.bottom, client.replica.parameters)
+        install(machine.device_part, client.replica.parameters)
         talk, reply = machine.algorithm.client_round(client, round), None
         while True:
             try:

@@ -28,9 +28,13 @@ World = Callable[..., RunConfig]
 every_row = pytest.mark.parametrize("row", ROWS)
 
 
-def rows(*updates: str) -> list[str]:
-    """The rows whose bottom is updated in one of these ways."""
-    return [name for name, row in ROWS.items() if algorithms()[row.name].bottom_update in updates]
+def rows(**traits: Any) -> list[str]:
+    """The rows whose algorithm has these traits."""
+    return [
+        name
+        for name, row in ROWS.items()
+        if all(getattr(algorithms()[row.name].traits, trait) == value for trait, value in traits.items())
+    ]
 
 
 @pytest.fixture(params=["images", "texts"])
@@ -174,7 +178,7 @@ def test_measuring_memory_changes_no_bit(row: str) -> None:
     small.assert_equal_states(plain, measured)
 
 
-@pytest.mark.parametrize("row", rows("replayed"))
+@pytest.mark.parametrize("row", rows(agreement="slopes"))
 def test_clients_with_replicas_of_their_own_agree(row: str, world: World) -> None:
     """The simulation lets clients share one replica; here each has its own, and half of them are away in any round."""
     shared, private = (small.built(world(row)).simulation for _ in range(2))
@@ -206,7 +210,7 @@ def _give_everyone_a_replica(simulation: Simulation) -> None:
         simulation.clients[number] = Client(number, simulation.bottom, replica, source, head=simulation.head)
 
 
-@pytest.mark.parametrize("row", rows("backpropagated"))
+@pytest.mark.parametrize("row", rows(agreement="weights"))
 def test_clients_start_a_round_from_the_mean_of_the_last_one(row: str) -> None:
     simulation = small.built(digits(row)).simulation
     sent: list[tuple[str, Weights]] = []
@@ -265,7 +269,7 @@ class Watched:
         self.algorithm = algorithm
         self.in_bottom = 0
         self.answer = algorithm.answer
-        self.bottom_update = algorithm.bottom_update
+        self.traits = algorithm.traits
         self.uploads: list[Tensor] = []
 
     def client_round(self, client: Client, round: Round) -> Conversation:
@@ -298,7 +302,7 @@ class Watched:
         self.in_bottom += change
 
 
-@pytest.mark.parametrize("row", rows("replayed", "none"))
+@pytest.mark.parametrize("row", rows(backpropagates=False))
 def test_a_forward_only_client_builds_no_graph(row: str, world: World) -> None:
     simulation = small.built(world(row)).simulation
     simulation.algorithm = watched = Watched(simulation.algorithm)
@@ -309,7 +313,7 @@ def test_a_forward_only_client_builds_no_graph(row: str, world: World) -> None:
     assert all(parameter.grad is None for parameter in parameters)
 
 
-@pytest.mark.parametrize("row", rows("backpropagated"))
+@pytest.mark.parametrize("row", rows(backpropagates=True))
 def test_a_client_that_backpropagates_is_caught_by_the_same_watch(row: str) -> None:
     simulation = small.built(digits(row)).simulation
     simulation.algorithm = Watched(simulation.algorithm)
@@ -317,12 +321,12 @@ def test_a_client_that_backpropagates_is_caught_by_the_same_watch(row: str) -> N
         small.run(simulation, 1)
 
 
-@pytest.mark.parametrize("row", rows("replayed", "backpropagated"))
+@pytest.mark.parametrize("row", [row for row in ROWS if row not in rows(agreement="frozen")])
 def test_the_bottom_moves(row: str, world: World) -> None:
     assert _moved(small.built(world(row)), rounds=2)
 
 
-@pytest.mark.parametrize("row", rows("none"))
+@pytest.mark.parametrize("row", rows(agreement="frozen"))
 def test_a_frozen_bottom_never_moves(row: str, world: World) -> None:
     assert not _moved(small.built(world(row)), rounds=6)
 

@@ -80,9 +80,11 @@ def config_of(row: str) -> RunConfig:
     return small.images(ROWS[row].name, **given)
 
 
-def names(*spoken: str) -> list[str]:
-    """One row an algorithm whose bottom is updated in one of these ways."""
-    return [name for name, row in ROWS.items() if name == row.name and algorithms()[name].bottom_update in spoken]
+def names(*agreements: str) -> list[str]:
+    """One row an algorithm whose clients agree in one of these ways."""
+    return [
+        name for name, row in ROWS.items() if name == row.name and algorithms()[name].traits.agreement in agreements
+    ]
 
 
 def spoil(simulation: Simulation, kind: type[Message], change: Spoil, *, at: int = 1) -> None:
@@ -113,14 +115,14 @@ def refused(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", names("replayed", "backpropagated", "none"))
+@pytest.mark.parametrize("name", names("slopes", "weights", "frozen"))
 @pytest.mark.parametrize("what", SAYS_ACTIVATIONS)
 def test_activations(name: str, what: str) -> None:
     change, error, said = SAYS_ACTIVATIONS[what]
     refused(name, Activations, change, error, said)
 
 
-@pytest.mark.parametrize("name", names("replayed", "backpropagated", "none"))
+@pytest.mark.parametrize("name", names("slopes", "weights", "frozen"))
 @pytest.mark.parametrize("what", SAYS_LABELS)
 def test_labels(name: str, what: str) -> None:
     change, said = SAYS_LABELS[what]
@@ -132,21 +134,21 @@ def test_labels_that_are_missing(name: str) -> None:
     refused(name, Activations, lambda m: replace(m, labels=None), PeerError, "Activations.labels: none came")
 
 
-@pytest.mark.parametrize("name", names("replayed", "backpropagated", "none"))
+@pytest.mark.parametrize("name", names("slopes", "weights", "frozen"))
 @pytest.mark.parametrize("what", SAYS_MASK)
 def test_masks(name: str, what: str, tiny_bert: Path, sentences: Path) -> None:
     change, said = SAYS_MASK[what]
     refused(small.texts(name, tiny_bert, sentences), Activations, change, PeerError, said)
 
 
-@pytest.mark.parametrize("name", names("replayed"))
+@pytest.mark.parametrize("name", names("slopes"))
 @pytest.mark.parametrize("what", SAYS_SLOPES)
 def test_slopes(name: str, what: str) -> None:
     change, error, said = SAYS_SLOPES[what]
     refused(name, Slopes, change, error, said)
 
 
-@pytest.mark.parametrize("name", names("replayed"))
+@pytest.mark.parametrize("name", names("slopes"))
 @pytest.mark.parametrize("position", [-1, 1, 2**62])
 def test_joins(name: str, position: int) -> None:
     refused(name, Join, lambda _: Join(position), PeerError, f"Join.position: {position} came, 0 to 0 are allowed")
@@ -158,7 +160,7 @@ def test_weights(what: str) -> None:
     refused("split_lora", Weights, change, error, said)
 
 
-@pytest.mark.parametrize("name", names("replayed", "backpropagated", "none"))
+@pytest.mark.parametrize("name", names("slopes", "weights", "frozen"))
 @pytest.mark.parametrize("kind", [History, Losses])
 def test_messages_that_only_a_server_says(name: str, kind: type[Message]) -> None:
     server = small.built(config_of(name)).simulation.server
@@ -167,7 +169,7 @@ def test_messages_that_only_a_server_says(name: str, kind: type[Message]) -> Non
         algorithms()[name]().answer(server, {HOSTILE: message})
 
 
-@pytest.mark.parametrize("name", names("replayed", "backpropagated"))
+@pytest.mark.parametrize("name", names("slopes", "weights"))
 def test_kinds_that_are_mixed(name: str) -> None:
     """An engine's affair: its error names every client with what it said."""
     simulation = small.built(config_of(name).model_copy(update={"sampled_clients": 4})).simulation
@@ -250,13 +252,13 @@ def test_a_text_longer_than_any_of_the_task(tiny_bert: Path, sentences: Path) ->
         simulation.algorithm.answer(simulation.server, {HOSTILE: long})
 
 
-@pytest.mark.parametrize("name", names("replayed", "backpropagated", "none"))
+@pytest.mark.parametrize("name", names("slopes", "weights", "frozen"))
 def test_a_class_is_never_left_out(name: str) -> None:
     """-100 marks tokens without a loss; a batch whose rows have none would make the loss NaN and stop everyone."""
     refused(name, Activations, lambda m: replace(m, labels=torch.full_like(m.labels, -100)), PeerError, "-100 came")
 
 
-@pytest.mark.parametrize("name", names("replayed", "backpropagated", "none"))
+@pytest.mark.parametrize("name", names("slopes", "weights", "frozen"))
 def test_a_refused_message_moves_nothing(name: str) -> None:
     """What an error leaves behind is the state before the exchange: the server can go on without that client."""
     simulation = small.built(config_of(name).model_copy(update={"sampled_clients": 4})).simulation

@@ -16,6 +16,7 @@ from halfback.zeroth.perturb import perturbed
 from halfback.zeroth.seeds import seed_for
 from halfback.zeroth.slopes import check_radius, default_radius, estimate_slopes, inner
 
+NO_BASE = torch.zeros(0)  # read by forward differences alone
 SEEDS = [seed_for(5, "direction", 0, p) for p in range(4)]
 LAWS: tuple[Law, ...] = ("rademacher", "gaussian")
 ESTIMATORS = ("forward", "central", "forward_ad")
@@ -61,7 +62,7 @@ def test_forward_mode_is_exact(name: str, law: Law) -> None:
     parameters = dict(model.named_parameters())
     wanted, cotangent = true_slopes(run, model, parameters, law)
     got = estimate_slopes(
-        run, model, parameters, cotangent, 0.0, SEEDS, radius=math.nan, estimator="forward_ad", law=law
+        run, model, parameters, cotangent, NO_BASE, SEEDS, radius=math.nan, estimator="forward_ad", law=law
     )
     # No truncation; what is left is the rounding of thousands of float64 operations.
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=0)
@@ -73,9 +74,9 @@ def test_forward_mode_of_adapters(name: str, targets: list[str]) -> None:
     model, run = transformer(name, torch.float64)
     adapters = with_lora(model, targets)
     wanted, cotangent = true_slopes(run, model, adapters)
-    got = estimate_slopes(run, model, adapters, cotangent, 0.0, SEEDS, radius=1.0, estimator="forward_ad")
+    got = estimate_slopes(run, model, adapters, cotangent, NO_BASE, SEEDS, radius=1.0, estimator="forward_ad")
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=0)  # as above
-    central = estimate_slopes(run, model, adapters, cotangent, 0.0, SEEDS, radius=1e-5, estimator="central")
+    central = estimate_slopes(run, model, adapters, cotangent, NO_BASE, SEEDS, radius=1e-5, estimator="central")
     assert (central - wanted).norm() < 1e-5 * wanted.norm()  # μ² times a third derivative, some 1e4 here
 
 
@@ -83,7 +84,7 @@ def test_forward_mode_of_a_result_that_no_parameter_reaches() -> None:
     model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     ones = torch.ones(1, 2)
     got = estimate_slopes(
-        lambda: model[0](ones), model[1], dict(model[1].named_parameters()), ones, 0.0, SEEDS, radius=1.0,
+        lambda: model[0](ones), model[1], dict(model[1].named_parameters()), ones, NO_BASE, SEEDS, radius=1.0,
         estimator="forward_ad",
     )  # fmt: skip
     assert got.tolist() == [0.0] * 4
@@ -109,7 +110,7 @@ def test_difference_quotients_are_what_the_text_says(name: str) -> None:
             run, model, parameters, cotangent, inner(cotangent, base), SEEDS[:1], radius=radius, estimator=estimator
         )
         assert got.dtype == torch.float64
-        assert got.tolist() == [wanted]
+        assert got.tolist() == [wanted.sum().item()]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_no_graph_is_built(name: str, estimator: str) -> None:
         with pytest.raises(GraphBuilt):
             run()  # the trap works
         with torch.enable_grad():
-            estimate_slopes(watched, model, parameters, cotangent, 0.0, SEEDS[:2], radius=1e-3, estimator=estimator)
+            estimate_slopes(watched, model, parameters, cotangent, NO_BASE, SEEDS[:2], radius=1e-3, estimator=estimator)
     assert len(results) == (4 if estimator == "central" else 2)
     assert not any(result.requires_grad for result in results)
     assert all(parameter.grad is None for parameter in parameters.values())
@@ -207,15 +208,15 @@ def test_inner_is_summed_in_float64() -> None:
         a, b = (torch.randn(size, generator=generator) for _ in range(2))
         exact = math.fsum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True))
         # Products of float32 are exact in float64; what is left is the sum's rounding: n · 2^-53 at the very most.
-        assert abs(inner(a, b) - exact) <= size * 2**-53 * (a * b).abs().sum().item()
+        assert abs(inner(a[None], b[None]).item() - exact) <= size * 2**-53 * (a * b).abs().sum().item()
     matrix = torch.randn(7, 11, generator=generator)
-    assert inner(matrix.T, matrix.T) == pytest.approx(matrix.double().square().sum().item(), rel=1e-14)
-    assert inner(matrix.bfloat16(), matrix.bfloat16()) == pytest.approx(
+    assert inner(matrix.T, matrix.T).sum().item() == pytest.approx(matrix.double().square().sum().item(), rel=1e-14)
+    assert inner(matrix.bfloat16(), matrix.bfloat16()).sum().item() == pytest.approx(
         matrix.bfloat16().double().square().sum().item(), rel=1e-14
     )
-    assert inner(torch.ones(()), torch.full((), 2.5)) == 2.5
+    torch.testing.assert_close(inner(matrix, matrix), matrix.double().square().sum(dim=1), rtol=1e-14, atol=0)
     with pytest.raises(ValueError, match="zip"):
-        inner(torch.ones(1 << 16), torch.ones(1 << 15))
+        inner(torch.ones(1, 1 << 16), torch.ones(1, 1 << 15))
 
 
 def weights(size: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

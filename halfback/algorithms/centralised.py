@@ -1,0 +1,32 @@
+"""Centralised training: backpropagation through the whole model on one machine, the ceiling of the others.
+
+For each batch: a step of the optimiser on ∂ℓ/∂θ. The machine has the rows of all clients, and in a batch as many as a
+cohort has together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from halfback.algorithms.exchange import unexpected
+from halfback.algorithms.local import descend_local
+from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.protocol import Conversation, Traits
+from halfback.wire.messages import Message
+
+
+@dataclass(frozen=True)
+class Centralised:
+    """No options."""
+
+    traits: ClassVar[Traits] = Traits(agreement="alone", device="whole", backpropagates=True, top="none")
+
+    def client_round(self, client: Client, round: Round) -> Conversation:
+        """All of it: forward and backward passes through the whole model."""
+        for step, batch in enumerate(client.batches(round), round.first):
+            descend_local(client, batch, step)
+        yield from ()
+
+    def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
+        """Nobody speaks."""
+        raise unexpected(messages)

@@ -1,0 +1,85 @@
+"""DeComFL: dimension-free communication in federated learning by zeroth order (ICLR 2025, arXiv 2405.15861).
+
+No cut: a device holds the whole model and takes the loss itself. A round has L local steps and one exchange; K sampled
+clients, equal θ:
+
+1. client: replays the agreed slopes that it missed
+2. client m, for l = 1, …, L: v_{m,l,p} = slope of its loss along u_{l,p}, and a step by its own slopes → L · P scalars
+3. server: v̄_{l,p} = mean over m → L · P scalars
+4. every client: back to where it was before its own steps; then for l = 1, …, L: θ moves by the optimiser on
+   (1/P) Σ_p v̄_{l,p} u_{l,p}
+
+Ours: a client goes back by copies of θ and of its optimiser's moments, not by arithmetic: all θ stay equal to the bit.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from halfback.algorithms.checks import check_probes
+from halfback.algorithms.exchange import mean_slopes, missed_slopes, unexpected
+from halfback.algorithms.local import local_slopes
+from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.protocol import Conversation, Traits
+from halfback.algorithms.replies import catch_up, take_agreed
+from halfback.wire.messages import Join, Message, Slopes
+from halfback.zeroth.slopes import Estimator
+
+
+@dataclass(frozen=True)
+class Decomfl:
+    """Options of DeComFL; a round's `steps_per_round` are its local steps.
+
+    Attributes:
+        directions: P, seeded directions a step.
+        radius: μ, the probe radius; None takes the measured default for the parameters' number and dtype.
+        estimator: `forward` (the paper's), `central` or `forward_ad`.
+        clip_samples: bound on the size of each sample's slope; None for no bound.
+    """
+
+    traits: ClassVar[Traits] = Traits(agreement="slopes", device="whole", top="none")
+
+    directions: int = 2
+    radius: float | None = None
+    estimator: Estimator = "forward"
+    clip_samples: float | None = None
+
+    def __post_init__(self) -> None:
+        check_probes(self.directions, self.radius, self.clip_samples)
+
+    def client_round(self, client: Client, round: Round) -> Conversation:
+        """The device's side: forward passes only."""
+        replica, measured = client.replica, []
+        catch_up(client, (yield Join(client.position)), self.directions)
+        with replica.rehearsal() if round.steps > 1 else nullcontext():
+            for batch in client.batches(round):
+                slopes = local_slopes(  # v_{m,l,p}
+                    client,
+                    batch,
+                    directions=self.directions,
+                    radius=self.radius,
+                    estimator=self.estimator,
+                    clip_samples=self.clip_samples,
+                )
+                measured.append(slopes)
+                if len(measured) < round.steps:
+                    replica.replay(replica.position, slopes.unsqueeze(0))
+        agreed = yield Slopes(client.position, torch.cat(measured))
+        take_agreed(client, agreed, self.directions, steps=round.steps)
+
+    def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
+        """The server's side of one exchange."""
+        match next(iter(messages.values())):
+            case Join():
+                return missed_slopes(server, messages)
+            case Slopes():
+                first, steps = len(server.history), server.round.steps
+                mean = mean_slopes(server, messages, steps * self.directions)
+                server.history += list(mean.view(steps, self.directions))
+                server.steps += steps
+                return {m: Slopes(first, mean) for m in messages}
+            case _:
+                raise unexpected(messages)

@@ -1,0 +1,81 @@
+"""HOSL: hybrid-order split learning of one client and one server (arXiv 2601.10940).
+
+No gradient comes down: the device differences the true loss, which the server takes through its top. One step:
+
+1. client: z = f_b(x; θ) → z, labels, mask; the server keeps them
+2. client, for q = 1, …, Q: z± = f_b(x; θ ± μu_q) → each; server, without a graph: ℓ± = ℓ(f_t(z±), y) → one scalar each
+3. server: a first-order step of its top on ℓ(f_t(z), y)
+4. client: θ moves by the optimiser on (1/Q) Σ_q v_q u_q with v_q = (ℓ⁺ − ℓ⁻) / 2μ
+
+Traffic a step: 2Q + 1 activations up, 2Q scalars down. Ours: z goes first, where the paper sends it last, so labels and
+mask travel once; the server steps on it after the last probe, as in the paper, so all losses are of one top. Several
+clients take turns, and replay the steps of the others, whose slopes the server has from its own losses.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from halfback.algorithms.checks import check_probes
+from halfback.algorithms.exchange import forward, missed_slopes, unexpected, upload
+from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.probing import difference, keep_batches, probe_loss, probe_slopes
+from halfback.algorithms.protocol import Conversation, Traits
+from halfback.algorithms.replies import catch_up
+from halfback.algorithms.top import backpropagate_top, step_top
+from halfback.wire.messages import Activations, Join, Losses, Message
+from halfback.zeroth.slopes import default_radius
+
+
+@dataclass(frozen=True)
+class Hosl:
+    """Options of HOSL.
+
+    Attributes:
+        directions: Q, seeded directions a step.
+        radius: μ, the probe radius; None takes the measured default for the parameters' number and dtype.
+    """
+
+    traits: ClassVar[Traits] = Traits(agreement="slopes", one_by_one=True)
+
+    directions: int = 10
+    radius: float | None = None
+
+    def __post_init__(self) -> None:
+        check_probes(self.directions, self.radius)
+
+    def client_round(self, client: Client, round: Round) -> Conversation:
+        """The device's side: 1 + 2Q forward passes a step."""
+        catch_up(client, (yield Join(client.position)), self.directions)
+        for batch in client.batches(round):
+            yield upload(batch, forward(client, batch))
+            radius = self.radius or default_radius(client.replica.parameters, client.hidden_dtype)
+            slopes = yield from probe_slopes(client, batch, self.directions, radius)
+            client.replay(client.position, slopes.unsqueeze(0))
+
+    def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
+        """The server's side of one exchange."""
+        match next(iter(messages.values())):
+            case Join():
+                return missed_slopes(server, messages)
+            case Activations(labels=None):
+                ((client, message),) = messages.items()  # they take turns
+                loss = probe_loss(server, client, message)
+                losses = server.kept[client].losses
+                losses.append(loss.item())
+                if len(losses) == 2 * self.directions:
+                    self._step(server, client, losses)
+                return {client: Losses(loss.reshape(1))}
+            case Activations():
+                return keep_batches(server, messages)
+            case _:
+                raise unexpected(messages)
+
+    def _step(self, server: Server, client: int, losses: list[float]) -> None:
+        backpropagate_top(server, {client: server.kept.pop(client).batch})
+        step_top(server)
+        radius = self.radius or default_radius(server.replica.parameters, server.hidden_dtype)
+        slopes = [difference(losses[place : place + 2], radius) for place in range(0, len(losses), 2)]
+        server.history.append(torch.tensor(slopes, dtype=torch.float32))

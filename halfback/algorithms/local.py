@@ -1,0 +1,82 @@
+"""What devices with a loss of their own do alike: slopes of it, and steps on its gradient."""
+
+import torch
+from torch import Tensor
+
+from halfback.algorithms.descent import descend
+from halfback.algorithms.parties import Batch, Client, Local
+from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes, inner
+
+
+@torch.no_grad()
+def local_slopes(
+    client: Client,
+    batch: Batch,
+    *,
+    directions: int,
+    radius: float | None,
+    estimator: Estimator,
+    clip_samples: float | None = None,
+) -> Tensor:
+    """Slopes of the device's own loss along the seeded directions of its replica's next step: (P,) float32.
+
+    The loss of the first pass is entered in `client.losses`: at θ itself, or with `central` at its first probe.
+    """
+    local, replica = own_model(client), client.replica
+    taken: list[Tensor] = []
+
+    def run() -> Tensor:
+        rows = row_losses(local, batch)
+        taken.append(rows.detach().mean())
+        return rows
+
+    cotangent = torch.full((len(batch.labels),), 1 / len(batch.labels), device=batch.labels.device)
+    slopes = estimate_slopes(
+        run,
+        local.device,
+        replica.parameters,
+        cotangent=cotangent,
+        base=inner(cotangent, run()) if estimator == "forward" else cotangent,
+        seeds=replica.seeds(directions),
+        radius=radius or default_radius(replica.parameters, client.hidden_dtype),
+        estimator=estimator,
+        law=replica.law,
+        clip=clip_samples,
+    )
+    client.losses.append(taken[0].item())
+    return slopes.to(torch.float32)
+
+
+def row_losses(local: Local, batch: Batch) -> Tensor:
+    """The part of each row in the mean loss of a batch, times their number: (B,), whose mean is that loss."""
+    logits, labels = local.device(batch.inputs), batch.labels.long()
+    total = max(local.terms(labels), 1)
+    losses = [
+        local.loss(logits[i : i + 1], labels[i : i + 1]) * (local.terms(labels[i : i + 1]) * len(labels) / total)
+        for i in range(len(labels))
+    ]
+    return torch.stack(losses)
+
+
+def descend_local(client: Client, batch: Batch, step: int, *, frozen: str | None = None) -> Tensor:
+    """A step of the client's optimiser on the gradient of its own loss; returns the activations at the cut, detached.
+
+    Parameters whose names begin with `frozen` get no gradient and stay.
+    """
+    local, kept = own_model(client), []
+    hook = local.device.bottom.register_forward_hook(lambda _module, _args, hidden: kept.append(hidden.detach()))
+    try:
+        loss = local.of(batch)
+    finally:
+        hook.remove()
+    moving = [p for name, p in client.replica.parameters.items() if frozen is None or not name.startswith(frozen)]
+    loss.backward(inputs=moving)
+    client.losses.append(loss.item())
+    descend(client, step)
+    return kept[0]
+
+
+def own_model(client: Client) -> Local:
+    """The device's own model."""
+    assert client.local is not None, "an algorithm whose device holds more than the bottom gets a model of its own"
+    return client.local

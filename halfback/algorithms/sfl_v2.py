@@ -1,0 +1,50 @@
+"""SFL-V2: split federated learning with one server model (SplitFed, arXiv 2004.12088, algorithm 3).
+
+As `split_lora`, save that the server steps on one client's batch after the other's, where that takes one step on the
+mean of the cohort.
+
+1. server → client: the averaged bottom
+2. for each of the round's steps: every client: z_m = f_b(x_m; θ_m) → server: client after client, λ_m and a step of its
+   one top → client: a step of θ_m on ∂⟨λ_m, z_m⟩/∂θ_m
+3. client → server: θ_m; server: θ = mean over m
+
+Ours, because the paper draws it: the order of the clients within a step is that of their numbers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from halfback.algorithms.descent import first_order_steps
+from halfback.algorithms.exchange import unexpected
+from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.protocol import Conversation, Traits
+from halfback.algorithms.top import step_top_by_client
+from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
+from halfback.wire.messages import Activations, CutGradient, Join, Message, Weights
+
+
+@dataclass(frozen=True)
+class SflV2:
+    """No options."""
+
+    traits: ClassVar[Traits] = Traits(agreement="weights", backpropagates=True)
+
+    def client_round(self, client: Client, round: Round) -> Conversation:
+        """The device's side: forward and backward passes."""
+        take_weights(client, (yield Join(client.position)))
+        yield from first_order_steps(client, round)
+        yield weights_of(client)
+
+    def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
+        """The server's side of one exchange."""
+        match next(iter(messages.values())):
+            case Join():
+                return agreed_weights(server, messages)
+            case Activations():
+                gradients = step_top_by_client(server, messages)
+                return {m: CutGradient(gradient) for m, gradient in gradients.items()}
+            case Weights():
+                return average_weights(server, messages)
+            case _:
+                raise unexpected(messages)
