@@ -205,3 +205,11 @@ def test_a_setting_without_a_value_in_the_recipe_goes_back_to_its_default() -> N
     assert (there.top.clip, there.bottom.momentum) == (2.0, 0.5)
     back = config.from_tree(config.to_tree(there), {"algorithm.name": "ho_sfl"})
     assert (back.top.clip, back.bottom.momentum) == (None, 0.9)
+
+
+def test_an_auxiliary_head_is_linear_or_a_number_of_blocks(recipe: str) -> None:
+    for value, wanted in (("linear", "linear"), ("2", 2), ("null", None)):
+        assert config.resolve(recipe, [f"model.auxiliary={value}"]).model.auxiliary == wanted
+    for value, said in (("mlp", "'mlp'"), ("true", "True"), ("1.5", "1.5"), ("[1]", r"\[1\]")):
+        with pytest.raises(UserError, match=rf"^model\.auxiliary={said}: 'linear' or a number of blocks is allowed$"):
+            config.resolve(recipe, [f"model.auxiliary={value}"])

@@ -23,21 +23,26 @@ def text_files(
     pair: str | None = None,
     hub_columns: dict[str, str] | None = None,
     names: list[str],
+    train_file: str = "train",
+    reshape: Callable[[datasets.Dataset], datasets.Dataset] | None = None,
 ) -> Callable[[TaskOptions], tuple[Source, Source]]:
-    """Loader of a named text task: the local folder's train.csv.gz and validation.csv.gz, else the hub's splits.
+    """Loader of a named text task: the local folder's training file and validation.csv.gz, else the hub's splits.
 
-    `hub_columns` renames the hub's columns to those of the local files.
+    `hub_columns` renames the hub's columns to those of the local files; `reshape` makes the columns that are read.
     """
 
     def load(options: TaskOptions) -> tuple[Source, Source]:
         local = data_folder(folder)
         if local is not None:
-            tables = {part: read_table(str(local / f"{part}.csv.gz")) for part in ("train", "validation")}
+            files = {"train": train_file, "validation": "validation"}
+            tables = {part: read_table(str(local / f"{file}.csv.gz")) for part, file in files.items()}
         else:
-            advice = f"give a folder with {folder}/train.csv.gz and validation.csv.gz in HALFBACK_DATA"
+            advice = f"give a folder with {folder}/{train_file}.csv.gz and validation.csv.gz in HALFBACK_DATA"
             if hub is None:
                 raise UserError(f"the data of task {options.name!r} are not here and not on the hub; {advice}")
             tables = read_hub(hub, advice=f"; or {advice}").rename_columns(hub_columns or {})
+        if reshape is not None:
+            tables = {part: reshape(table) for part, table in tables.items()}
         label = _label(options)
         train, validation = (
             text_source(tables[part], f"{options.name} {part}", text=text, pair=pair, label=label, names=names)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halfback.data import images, loaders, targets
+from halfback.data import images, loaders, superglue, targets
 from halfback.data.sources import Source, class_names, class_numbers, nearest_first
 from halfback.errors import UserError
 
@@ -222,6 +222,10 @@ _TASKS: dict[str, _Kind] = {
             names=["entailment", "not_entailment"],
         ),
     ),
+    "boolq": _Kind("does a passage answer a question with yes; 32 training rows (SuperGLUE)", superglue.boolq),
+    "cb": _Kind("does a sentence follow from a text, or its opposite; 32 training rows (SuperGLUE)", superglue.cb),
+    "wic": _Kind("has a word one meaning in two sentences; 32 training rows (SuperGLUE)", superglue.wic),
+    "wsc": _Kind("does a pronoun mean these words; 32 training rows (SuperGLUE)", superglue.wsc),
     "movies": _Kind(
         "sentiment of film sentences (VADER's ratings); never train on it and score SST-2: they share sentences",
         loaders.text_files("vader_sentiment/movies", None, text="text", names=_SENTIMENT),

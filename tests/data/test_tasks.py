@@ -350,6 +350,51 @@ def test_rte():
     assert (generated.train.labels.tolist(), generated.label_names) == ([0] * 5, [])
 
 
+@pytest.mark.parametrize(
+    ("name", "train", "validation"),
+    [
+        ("boolq", [14, 18], [1_237, 2_033]),
+        ("cb", [19, 10, 3], [23, 28, 5]),
+        ("wic", [15, 17], [319, 319]),
+        ("wsc", [22, 10], [66, 38]),
+    ],
+)
+def test_few_shot_superglue(name, train, validation):
+    needs_data("superglue_fewshot")
+    task = load_task(TaskOptions(name), seed=0)
+    assert torch.bincount(task.train.labels).tolist() == train
+    assert torch.bincount(task.validation.labels).tolist() == validation
+    rows = [set(zip(split.texts, split.pairs, strict=True)) for split in (task.train, task.validation)]
+    assert not rows[0] & rows[1]
+    assert task.label_names == (["entailment", "contradiction", "neutral"] if name == "cb" else ["False", "True"])
+
+
+def test_the_word_and_the_pronoun_are_in_the_texts_of_wic_and_wsc():
+    needs_data("superglue_fewshot")
+    wic, wsc = (load_task(TaskOptions(name), seed=0) for name in ("wic", "wsc"))
+    assert wic.train.texts[0] == "feel: You make me feel naked."
+    assert wic.train.pairs[0] == "She felt small and insignificant."
+    texts = wsc.train.texts + wsc.validation.texts
+    assert all(text.count("*") == 2 for text in texts)
+    assert "and shook *his* head" in wsc.train.texts[0]
+    assert wsc.train.pairs[0] == "Mr. Bond"
+    assert any("might want to use *it* , but" in text for text in texts)  # the file's number is one too small
+
+
+def test_a_pronoun_that_is_not_there(tmp_path, monkeypatch):
+    folder = tmp_path / "superglue_fewshot" / "wsc"
+    folder.mkdir(parents=True)
+    target = json.dumps({"span1_text": "Ann", "span1_index": 0, "span2_text": "she", "span2_index": 3})
+    rows = [{"text": "Ann said that (She) can.", "target": target, "label": "True"}] * 2
+    for part in ("dev32", "validation"):
+        write_csv(folder / f"{part}.csv.gz", rows, gzip.open)
+    monkeypatch.setenv("HALFBACK_DATA", str(tmp_path))
+    assert load_task(TaskOptions("wsc"), seed=0).train.texts[0] == "Ann said that (*She*) can."
+    rows[0] = {**rows[0], "text": "Ann said: I can."}
+    write_csv(folder / "validation.csv.gz", rows, gzip.open)
+    assert message(name="wsc") == "wsc: the pronoun 'she' is not a word of 'Ann said: I can.'"
+
+
 def test_cifar10():
     needs_data("cifar10")
     task = load_task(TaskOptions("cifar10", train_rows=300, validation_rows=100), seed=0)
@@ -424,7 +469,7 @@ def test_named_tasks_fall_back_to_the_hub(tmp_path, monkeypatch):
     assert task.train.texts == ["a", "b", "c"]
     assert task.train.labels.tolist() == [1, 0, 1]
     assert asked == [("nyu-mll/glue", "sst2")]
-    for name in ("rte", "movies", "cifar10"):
+    for name in ("rte", "movies", "cifar10", "boolq"):
         said = message(name=name)
         assert "HALFBACK_DATA" in said
         assert name in said
@@ -435,7 +480,10 @@ NAMED = {"e2e", "webnlg", "dart"}  # generation: see test_targets
 
 def test_every_task_has_one_line():
     lines = dict(describe_tasks())
-    assert {"digits", "mnist", "sst2", "rte", "movies", "cifar10", "csv", "images", "hub"} | NAMED == set(lines)
+    few_shot = {"boolq", "cb", "wic", "wsc"}
+    assert {"digits", "mnist", "sst2", "rte", "movies", "cifar10", "csv", "images", "hub"} | NAMED | few_shot == set(
+        lines
+    )
     assert all(line and "\n" not in line for line in lines.values())
 
 

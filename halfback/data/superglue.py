@@ -1,0 +1,81 @@
+"""Four tasks of SuperGLUE with 32 training rows (FewGLUE's) and the full validation split.
+
+A row is a text and a pair. Ours: WiC's word stands before its first sentence, WSC's pronoun between asterisks.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from halfback.data import loaders
+from halfback.data.sources import quiet
+from halfback.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+_TRUTH = ["False", "True"]
+_PUNCTUATION = ".,;:!?'\"()"
+
+
+def _word_before_sentence(table: datasets.Dataset) -> datasets.Dataset:
+    texts = [f"{word}: {sentence}" for word, sentence in zip(table["word"], table["sentence1"], strict=True)]
+    with quiet():
+        return table.add_column("text", texts)
+
+
+def _pronoun_and_candidate(table: datasets.Dataset) -> datasets.Dataset:
+    targets = [json.loads(target) for target in table["target"]]
+    texts = [_marked(text, target) for text, target in zip(table["text"], targets, strict=True)]
+    with quiet():
+        table = table.remove_columns("text").add_column("text", texts)
+        return table.add_column("candidate", [target["span1_text"] for target in targets])
+
+
+def _marked(text: str, target: dict[str, str | int]) -> str:
+    words, pronoun, said = text.split(), str(target["span2_text"]), int(target["span2_index"])
+    places = [n for n, word in enumerate(words) if _bare(word) == _bare(pronoun)]
+    if not places:
+        raise UserError(f"wsc: the pronoun {pronoun!r} is not a word of {text[:40]!r}")
+    # In one validation row the number is that of the word before.
+    place = min(places, key=lambda n: abs(n - said))
+    written = words[place].strip(_PUNCTUATION)
+    words[place] = words[place].replace(written, f"*{written}*")
+    return " ".join(words)
+
+
+def _bare(word: str) -> str:
+    return word.strip(_PUNCTUATION).lower()
+
+
+boolq = loaders.text_files(
+    "superglue_fewshot/boolq", None, text="passage", pair="question", names=_TRUTH, train_file="train32"
+)
+cb = loaders.text_files(
+    "superglue_fewshot/cb",
+    None,
+    text="premise",
+    pair="hypothesis",
+    names=["entailment", "contradiction", "neutral"],
+    train_file="train32",
+)
+wic = loaders.text_files(
+    "superglue_fewshot/wic",
+    None,
+    text="text",
+    pair="sentence2",
+    names=_TRUTH,
+    train_file="train32",
+    reshape=_word_before_sentence,
+)
+# Its train32 has rows of one class alone, which teach a classifier nothing; dev32 has 32 other rows of both.
+wsc = loaders.text_files(
+    "superglue_fewshot/wsc",
+    None,
+    text="text",
+    pair="candidate",
+    names=_TRUTH,
+    train_file="dev32",
+    reshape=_pronoun_and_candidate,
+)
