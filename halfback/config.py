@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from halfback.algorithms import algorithms
 from halfback.data.tasks import TaskOptions
@@ -54,10 +55,18 @@ class ModelConfig(_Section):
     """U-shape: how many of the last blocks run on the device too, with the final norm and the head layer, so that
     labels never leave it. Null: all after the cut is the server's, and labels travel."""
     auxiliary: Literal["linear"] | int = "linear"
-    """The head that gives a device a loss of its own, for methods that need one: `linear`, or how many of the first
-    blocks after the cut are copied, with the head layer."""
+    """The head that gives a device a loss of its own, for methods that need one (CSE-FSL, FSL-SAGE, HERON-SFL): a linear
+    layer on pooled activations, or a copy of that many of the top's first blocks with its norm and head layer."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     pretrain: PretrainConfig | None = None
+
+    @field_validator("auxiliary", mode="before")
+    @classmethod
+    def _linear_or_blocks(cls, value: Any) -> Any:
+        if value != "linear" and type(value) is not int:
+            # A union would answer with one line for each of its kinds.
+            raise PydanticCustomError("auxiliary", "'linear' or a number of blocks is allowed")
+        return value
 
 
 class BottomConfig(_Section):
