@@ -340,3 +340,59 @@ def test_catching_up_needs_no_more_memory_than_one_step(size: int, optimizer: st
             away.replay(0, rows)
         peaks.append(meter.peak_bytes)
     assert peaks[1] <= peaks[0]
+
+
+def group_rows(groups: int, steps: int = 4) -> Tensor:
+    return torch.randn(steps, groups * P, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("rule", ["plain", "normalize", "clip"])
+def test_groups_are_replicas_of_their_own(optimizer: str, rule: str) -> None:
+    """Parameters that share slopes move as if they were all there is; directions depend on their names alone."""
+    chosen = dataclasses.replace(RULES[rule], optimizer=optimizer)  # type: ignore[arg-type]
+    names = [["weight", "scalar"], ["bias", "none", "table"], ["tail"]]
+    rows = group_rows(len(names))
+    together = Replica(parameters(), rule=chosen, seed_of=seed_of, groups=names)
+    together.replay(0, rows)
+    for number, own in enumerate(names):
+        held = {name: tensor for name, tensor in parameters().items() if name in own}
+        alone = replica(chosen, held)
+        alone.replay(0, rows[:, number * P : (number + 1) * P])
+        for name in own:
+            assert torch.equal(alone.parameters[name], together.parameters[name]), name
+
+
+def test_rows_that_don_t_divide_among_the_groups_are_refused() -> None:
+    grouped = Replica(parameters(), rule=UpdateRule(), seed_of=seed_of, groups=[["weight"], ["bias"]])
+    with pytest.raises(PeerError, match=r"\(1, 3\) from step 0 came, \(steps, 2 · P\) from step 0 is allowed"):
+        grouped.replay(0, slopes(1))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
+def test_what_is_rehearsed_is_undone_to_the_bit(optimizer: str) -> None:
+    rule = UpdateRule(optimizer=optimizer, lr=0.1)  # type: ignore[arg-type]
+    rehearsed, plain = (one_at_a_time(replica(rule, parameters()), slopes(3)) for _ in range(2))
+
+    def interrupted() -> None:
+        with rehearsed.rehearsal():
+            rehearsed.replay(3, slopes(5))
+            assert rehearsed.position == 8
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert_same(rehearsed, plain)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
+def test_a_schedule_is_a_rate_of_its_own_in_each_step(optimizer: str) -> None:
+    rate = {0: 1.0, 1: 0.5, 2: 0.25}
+    rule = UpdateRule(optimizer=optimizer, lr=0.1, weight_decay=0.1)  # type: ignore[arg-type]
+    scheduled = Replica(parameters(), rule=rule, seed_of=seed_of, schedule=rate.__getitem__)
+    scheduled.replay(0, slopes(3))
+    by_hand = replica(rule, parameters())
+    for step, row in enumerate(slopes(3)):
+        by_hand.rule = dataclasses.replace(rule, lr=0.1 * rate[step])
+        by_hand.replay(step, row.unsqueeze(0))
+    assert_same(scheduled, by_hand)

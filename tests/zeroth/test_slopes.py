@@ -14,9 +14,9 @@ from halfback.errors import UserError
 from halfback.zeroth.directions import Law, direction_of
 from halfback.zeroth.perturb import perturbed
 from halfback.zeroth.seeds import seed_for
-from halfback.zeroth.slopes import check_radius, default_radius, estimate_slopes, inner
+from halfback.zeroth.slopes import Estimator, check_radius, default_radius, estimate_slopes, inner
 
-NO_BASE = torch.zeros(0)  # read by forward differences alone
+NO_BASE = torch.zeros(1)  # where it does not matter
 SEEDS = [seed_for(5, "direction", 0, p) for p in range(4)]
 LAWS: tuple[Law, ...] = ("rademacher", "gaussian")
 ESTIMATORS = ("forward", "central", "forward_ad")
@@ -268,3 +268,31 @@ def test_check_radius_leaves_parameters_alone() -> None:
     before = parameters["w"].clone()
     check_radius(parameters, 1e-3)
     assert torch.equal(parameters["w"], before)
+
+
+@pytest.mark.parametrize("estimator", ["forward", "central", "forward_ad"])
+def test_each_row_s_slope_is_clipped_before_the_mean(estimator: Estimator) -> None:
+    """Against slopes of each row's own loss, by autograd in float64."""
+    torch.manual_seed(0)
+    model, inputs = nn.Linear(5, 3).double(), torch.randn(8, 5, dtype=torch.float64)
+    parameters = dict(model.named_parameters())
+    cotangent = torch.full((8,), 1 / 8, dtype=torch.float64)
+
+    def run() -> Tensor:
+        return model(inputs).square().sum(dim=1)
+
+    exact = []
+    for seed in SEEDS[:2]:
+        directions = [direction_of(seed, name, p) for name, p in parameters.items()]
+        rows = [torch.autograd.grad(run()[row], list(parameters.values())) for row in range(8)]
+        exact.append(torch.stack([sum((g * u).sum() for g, u in zip(row, directions, strict=True)) for row in rows]))  # type: ignore[misc]
+    bound = float(torch.stack(exact).abs().median())  # half of the slopes are beyond it
+    wanted = torch.stack([rows.clamp(-bound, bound).mean() for rows in exact])
+    with torch.no_grad():
+        base = inner(cotangent, run())
+    got = estimate_slopes(
+        run, model, parameters, cotangent, base, SEEDS[:2], radius=1e-6, estimator=estimator, clip=bound
+    )
+    # The forward difference of a square is off by μ·u'Hu/2: 1e-6 times some tens.
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
+    assert not torch.allclose(got, torch.stack([rows.mean() for rows in exact]), rtol=0, atol=1e-2)
