@@ -295,9 +295,7 @@ def _write(
 
 
 def _about_target(wanted: float | None, target: float | None, metric: str) -> str:
-    reading = (
-        "Steps and bytes to it are those of the first evaluation at which it was reached, if every seed came there."
-    )
+    reading = "Steps and bytes to it are those of the first evaluation that reached it; – where not every seed did."
     if target is None:
         return f"No target {metric}: no algorithm ended better than it began."
     if wanted is not None:

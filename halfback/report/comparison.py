@@ -177,6 +177,16 @@ def bytes_table(part: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["direction", "kind", "role", *part["methods"]], body
 
 
+def tuning_table(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what each method reached on held-back rows with each value."""
+    tuning = comparison["tuning"]
+    body = []
+    for label, scores in tuning["scores"].items():
+        said = ["diverged" if score is None else number(score) for score in scores.values()]
+        body.append([label, *said, tuning["chosen"][label]])
+    return ["algorithm", *(f"{tuning['name']}={value}" for value in tuning["values"]), "chosen"], body
+
+
 def notes(comparison: Mapping[str, Any]) -> list[str]:
     """What a reader must know to read the tables, one sentence or two each."""
     metric, tuning = comparison["metric"], comparison["tuning"]
@@ -211,6 +221,8 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     """The comparison as a Markdown text."""
     lines = [f"# {title_of(comparison)}", "", "```", comparison["command"], "```", ""]
     lines += [f"- {note}" for note in notes(comparison)]
+    if comparison["tuning"]:
+        lines += ["", "## Tuning", "", *_pipes(*tuning_table(comparison), words=1)]
     for part in comparison["parts"]:
         lines += ["", f"## {TITLES[part['equal']]}", "", *_pipes(*results_table(part, comparison), words=1)]
         lines += ["", "Bytes by kind, means:", "", *_pipes(*bytes_table(part), words=3)]
@@ -239,7 +251,8 @@ def _final(row: Row) -> str:
 def _said(spread: Mapping[str, Any] | None) -> str:
     if spread is None:
         return NOTHING
-    return number(spread["mean"]) + ("" if spread["sd"] is None else f" ± {spread['sd']:.2g}")
+    form = ".2f" if abs(spread["mean"]) >= 10 else ".3f"
+    return f"{spread['mean']:{form}}" + ("" if spread["sd"] is None else f" ± {spread['sd']:{form}}")
 
 
 def _size(value: float | None) -> str:

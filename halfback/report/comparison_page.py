@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from halfback.report.comparison import TITLES, bytes_table, notes, results_table, title_of
+from halfback.report.comparison import TITLES, bytes_table, notes, results_table, title_of, tuning_table
 from halfback.report.figures import Line, points
 from halfback.report.pieces import curve_figure, figure, legend, table, write_page
 from halfback.report.tables import NOTHING, number, seconds, short_size
@@ -34,6 +34,9 @@ def write_comparison(comparison: Mapping[str, Any], out: Path) -> Path:
             table(*bytes_table(part), f"{title}: bytes by kind", "Packed messages, mean over seeds.", words=3),
             "</details>",
         ]
+    if comparison["tuning"]:
+        note = f"{comparison['metric']['name']} on the rows held back."
+        parts += ["<h2>Tuning</h2>", table(*tuning_table(comparison), "Tuning", note, words=1)]
     return write_page(title_of(comparison), [*parts, "<h2>Cells</h2>", _cells(comparison)], out)
 
 
