@@ -235,11 +235,10 @@ def _equal_passes(
                 f"{label} is not in the part at equal forward passes: it or {first} has none that could be counted."
             )
             continue
-        config = work.cell(label, CELLS, 0).config
         more = goal / row["forward_passes"]
-        steps, evaluate = max(1, round(more * config.steps)), max(1, round(more * config.eval_every))
-        same = steps == config.steps
-        changes[label] = [] if same else [f"steps={steps}", f"eval_every={evaluate}"]
+        steps = max(1, round(more * row["steps"]))
+        evaluate = max(1, round(more * work.cell(label, CELLS, 0).config.eval_every))
+        changes[label] = [] if steps == row["steps"] else [f"steps={steps}", f"eval_every={evaluate}"]
     for seed in range(work.request.seeds):
         for label, change in changes.items():
             cells.append(work.cell(label, PASSES if change else CELLS, seed, [*rates[label], *change]))
