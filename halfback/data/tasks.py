@@ -103,14 +103,15 @@ def load_task(options: TaskOptions, *, seed: int) -> RawTask:
     options = replace(options, objective=objective)
     targets.check_options(options)
 
-    train, validation = _sides(options, kind)
+    train_source, validation_source = kind.load(options)
     names: list[str] = []
     if objective == "classification":
-        names = class_names(train[0])
+        names = class_names(train_source)
         if options.verbaliser is not None and len(options.verbaliser) != len(names):
             raise UserError(
                 f"task.verbaliser has {len(options.verbaliser)} words for {len(names)} classes ({', '.join(names)})"
             )
+    train, validation = _sides(train_source, validation_source)
     if options.holdout:
         train, validation = _hold_out(train, options.holdout, np.random.SeedSequence([seed, _HOLDOUT]), "task.holdout")
     pool = validation[1]
@@ -140,7 +141,7 @@ def tuning_options(options: TaskOptions) -> TaskOptions:
     is generated. UserError as for `load_task`.
     """
     kind = _kind(options)
-    train, validation = _sides(replace(options, objective=_objective(options, kind)), kind)
+    train, validation = _sides(*kind.load(replace(options, objective=_objective(options, kind))))
     available = len(train[1])
     trained, validated = options.train_rows or available, options.validation_rows or len(validation[1])
     held = min(validated, _TUNING_ROWS, trained // 5)
@@ -160,9 +161,8 @@ def _kind(options: TaskOptions) -> _Kind:
     return _TASKS[options.name]
 
 
-def _sides(options: TaskOptions, kind: _Kind) -> tuple[Rows, Rows]:
-    """All rows to train on and all to validate on, before `options` choose among them."""
-    train_source, validation_source = kind.load(options)
+def _sides(train_source: Source, validation_source: Source | None) -> tuple[Rows, Rows]:
+    """All rows to train on and all to validate on, before options choose among them."""
     train: Rows = (train_source, np.arange(train_source.size))
     if validation_source is None:
         # Seed 0, not the run's: runs with different seeds stay comparable.
