@@ -203,9 +203,9 @@ def timeless(comparison: Any) -> Any:
 
 
 def test_a_comparison_that_is_killed_goes_on_to_equal_numbers(tmp_path: Path) -> None:
-    """In the middle of the second of three cells."""
-    settings = ["steps=30", "eval_every=10", "checkpoint_every=8"]
-    one: Any = {"algorithms": "ho_sfl", "seeds": 3}
+    """In the middle of the second cell."""
+    settings = ["steps=30", "eval_every=15", "checkpoint_every=8"]
+    one: Any = {"algorithms": "ho_sfl"}
     assert halfback(*arguments(tmp_path / "unbroken", *settings, **one)).status == 0
     killed = tmp_path / "killed"
     second = killed / "cells" / "ho_sfl-1"
@@ -217,14 +217,11 @@ def test_a_comparison_that_is_killed_goes_on_to_equal_numbers(tmp_path: Path) ->
         assert running.wait() == -signal.SIGKILL, running.stderr and running.stderr.read()
     assert not (second / "summary.json").exists()
     before = (killed / "cells" / "ho_sfl-0" / "records.jsonl").read_bytes()
-    (killed / "cells" / "ho_sfl-2").mkdir()  # as a kill at another moment leaves it
-    (killed / "cells" / "ho_sfl-2" / "config.yaml.unfinished").write_text("algo")
     said = halfback(*arguments(killed, *settings, **one))
     assert said.status == 0, said.err
     assert re.findall(r"cells/(\S+)  (\w+)", said.out) == [
         ("ho_sfl-0", "kept"),
         ("ho_sfl-1", "finished"),
-        ("ho_sfl-2", "finished"),
     ]
     assert "ho_sfl-1: continuing from step" in said.out
     assert (killed / "cells" / "ho_sfl-0" / "records.jsonl").read_bytes() == before
@@ -378,6 +375,8 @@ def test_settings_with_commas_and_colons_inside_brackets(tmp_path: Path) -> None
     """Variants of one algorithm, by their codecs."""
     chain = "frozen_bottom:codecs.activations_up=[{name: topk, ratio: 0.25}, int8]"
     out = tmp_path / "out"
+    (out / "cells" / "frozen_bottom-0").mkdir(parents=True)  # as a kill leaves it that comes before the first file
+    (out / "cells" / "frozen_bottom-0" / "config.yaml.unfinished").write_text("algo")
     assert halfback(*arguments(out, "steps=2", algorithms=f"frozen_bottom,{chain}", seeds=1)).status == 0
     rows = compared(out)["parts"][0]["methods"]
     assert list(rows) == ["frozen_bottom", chain]
