@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from accuracy import finished
+
+from halfback import config as configuration
+from halfback.cells import check_folder, finish, is_over
+from halfback.telemetry.records import read_summary
 
 GRADIENT: Any = {"name": "temporal", "norm_guard": 1.0}
 THRESHOLDS: Any = {"activations_up": 0.98, "gradient_down": 0.6}
@@ -64,13 +67,23 @@ def main() -> None:
         for seed in range(arguments.seeds if name in repeated else 1):
             changes = [f"{key}={json.dumps(value)}" for key, value in SETTINGS[name].items()] + [f"seed={seed}"]
             folder = arguments.out / f"{name.replace(' ', '_')}-{seed}"
-            found.setdefault(name, []).append(finished(arguments, "ho_sfl", changes, folder))
+            found.setdefault(name, []).append(finished(arguments, changes, folder))
         print(f"{name}: {[run['metric']['final'] for run in found[name]]}", flush=True)
     print("| codec, controller | final | up ÷ none | down ÷ none | total ÷ none |\n| --- | --- | --- | --- | --- |")
     for name, runs in found.items():
         print(row(name, runs, found["none"]))
     if arguments.figure is not None:
         draw(found, arguments.figure)
+
+
+def finished(arguments: argparse.Namespace, changes: list[str], folder: Path) -> dict[str, Any]:
+    """The summary of one run, which is made if it is not there."""
+    settings = ["algorithm.name=ho_sfl", "beside=[]", *arguments.settings, *changes]
+    config = configuration.resolve(arguments.recipe, settings)
+    check_folder(config, folder)
+    if not is_over(folder):
+        finish(config, folder)
+    return read_summary(folder)
 
 
 def row(name: str, runs: list[dict[str, Any]], none: list[dict[str, Any]]) -> str:

@@ -1,11 +1,13 @@
-"""The command line: `halfback train | resume | report | generate | export | algorithms | tasks | models | recipes`."""
+"""The command line: `halfback train | resume | compare | report | generate | export`, and what there is to name."""
 
 import dataclasses
 import inspect
 import logging
 import os
+import shlex
 import shutil
 import sys
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,7 +51,8 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, SystemExit) and end.code != 130:  # Typer's own status for an interrupt
             raise
-        print("halfback: stopped; `halfback resume DIR` continues from the last checkpoint", file=sys.stderr)
+        way = "the same command" if sys.argv[1:2] == ["compare"] else "`halfback resume DIR`"
+        print(f"halfback: stopped; {way} continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
 
 
@@ -87,8 +90,7 @@ def train(
     from halfback import config as configuration
     from halfback import run
 
-    given = list(settings or [])
-    recipe = given.pop(0) if given and "=" not in given[0] else None
+    recipe, given = _recipe_and_settings(settings or [])
     config = configuration.resolve(recipe, given)
     folder = out or Path("runs") / (Path(recipe).stem if recipe else config.algorithm.name)
     with _Display() as display:
@@ -104,6 +106,57 @@ def resume(folder: Annotated[Path, typer.Argument(help="Folder of a run that was
     with _Display() as display:
         summaries = run.resume(folder, watch=display)
     _close(summaries, folder)
+
+
+@app.command()
+def compare(
+    settings: Annotated[
+        list[str],
+        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", show_default=False, help="The work, as for train."),
+    ],
+    algorithms: Annotated[
+        str, typer.Option(help="Separated by commas; settings of one behind colons: split_lora:steps_per_round=10")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; the same command goes on with it.")],
+    seeds: Annotated[int, typer.Option(help="Run seeds 0 to SEEDS − 1.")] = 3,
+    tune: Annotated[
+        str | None, typer.Option(help="Choose for each algorithm: lr=1e-4,1e-3 (both parts) or KEY=VALUE,VALUE...")
+    ] = None,
+    tune_steps: Annotated[int | None, typer.Option(help="Steps of a tuning run; by default the recipe's.")] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(help="Metric to say the cost of; by default 95 % of the way to the best mean final one."),
+    ] = None,
+    equal: Annotated[
+        str,
+        typer.Option(metavar="steps|passes", help="passes: once more, with the client forward passes of the first."),
+    ] = "steps",
+) -> None:
+    """Run several algorithms on the same work with several seeds; write compare.json, compare.md and compare.html."""
+    from halfback import compare as comparing
+    from halfback.live import LiveTable
+    from halfback.report.comparison import TITLES, results_table
+
+    recipe, given = _recipe_and_settings(settings)
+    request = comparing.Request(
+        recipe=recipe,
+        settings=tuple(given),
+        algorithms=algorithms,
+        out=out,
+        command=shlex.join(["halfback", *sys.argv[1:]]),
+        seeds=seeds,
+        tune=tune,
+        tune_steps=tune_steps,
+        target=target,
+        equal=equal,
+    )
+    with LiveTable(console) as live:
+        comparison = comparing.compare(request, live)
+    for part in comparison["parts"]:
+        header, body = results_table(part, comparison)
+        console.print(TITLES[part["equal"]], style="bold")
+        _print_table(["", *(row[0] for row in body)], zip(header[1:], *(row[1:] for row in body), strict=True))
+    console.print(f"{comparison['target']['said']}\nreport: {out / 'compare.html'}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -203,6 +256,11 @@ def recipes() -> None:
     _list(list(shipped().items()))
 
 
+def _recipe_and_settings(given: list[str]) -> tuple[str | None, list[str]]:
+    named = bool(given) and "=" not in given[0]
+    return (given[0], given[1:]) if named else (None, given)
+
+
 def _list(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, line in rows:
@@ -256,10 +314,14 @@ def _close(summaries: list[dict[str, Any]], folder: Path) -> None:
     from halfback.report.tables import rows
 
     header, body = rows(summaries)
+    _print_table(header, body)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _print_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> None:
     table = Table(*header, box=None, pad_edge=False)
     for column in table.columns[1:]:
-        column.justify = "right"
+        column.justify, column.overflow = "right", "fold"
     for row in body:
         table.add_row(*row)
     console.print(table)
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)

@@ -17,7 +17,12 @@ class PeerError(HalfbackError):
 
 
 class Diverged(HalfbackError):
-    """The loss or a slope is no longer finite; the message names the step and the client."""
+    """The loss or a slope is no longer finite; the message names the step and the client.
+
+    `after_step`: how many steps the run had taken.
+    """
+
+    after_step = 0
 
 
 def offer(name: str, known: Iterable[str]) -> str:

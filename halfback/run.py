@@ -22,7 +22,15 @@ from halfback.errors import Diverged, UserError
 from halfback.models.adapters import trainable
 from halfback.models.objectives import better
 from halfback.report.page import write_report
-from halfback.telemetry.records import SUMMARY, Record, read_records, read_summary, truncate_records, write_summary
+from halfback.telemetry.records import (
+    SUMMARY,
+    Record,
+    read_records,
+    read_summary,
+    truncate_records,
+    write_summary,
+    writing,
+)
 from halfback.telemetry.sinks import JsonLines, Sink, TensorBoard
 
 CONFIG, CHECKPOINT, PRETRAINED, REPORT = "config.yaml", "checkpoint", "pretrained.safetensors", "report.html"
@@ -33,8 +41,17 @@ Watch = Callable[[Built, int, Record], None]
 """Called after each round with what runs, the step and the newest record (its loss and bytes are current)."""
 
 
-def train(config: RunConfig, out: Path, *, overwrite: bool = False, watch: Watch | None = None) -> list[dict[str, Any]]:
+def train(
+    config: RunConfig,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+    pretrained: Path | None = None,
+) -> list[dict[str, Any]]:
     """Runs a configuration into the folder `out`; returns the summaries of the run and of those `beside` it.
+
+    `pretrained` is a file of weights that another run of the same pretraining made; it is copied.
 
     Raises:
         UserError: the configuration can't be run, or `out` holds a run already and `overwrite` is not set; `out` is
@@ -57,6 +74,8 @@ def train(config: RunConfig, out: Path, *, overwrite: bool = False, watch: Watch
             raise UserError(f"--out {out} can't be replaced: {error.strerror}") from None
     try:
         _begin(config, out)
+        if pretrained is not None:
+            _copy(pretrained, out / PRETRAINED)
         progress = _opened(config, out, watch, out / PRETRAINED, None)
     except Exception:
         shutil.rmtree(out, ignore_errors=True)
@@ -128,6 +147,13 @@ def _begin(config: RunConfig, out: Path) -> None:
         raise UserError(f"--out {out} can't be written: {error.strerror}") from None
 
 
+def _copy(source: Path, target: Path) -> None:
+    unfinished = target.with_suffix(".unfinished")
+    with writing(target):
+        shutil.copyfile(source, unfinished)
+        unfinished.rename(target)
+
+
 _Found = tuple[int, dict[str, Tensor], dict[str, Any]]
 
 
@@ -166,7 +192,11 @@ def _finish(out: Path, watch: Watch | None, pretrained: Path, progress: "_Progre
             log.info("%s: continuing from step %d of %d", out, found[2]["step"], config.steps)
         progress = _opened(config, out, watch, pretrained, found)
     with closing(progress):
-        progress.to_the_end()
+        try:
+            progress.to_the_end()
+        except Diverged as error:
+            error.after_step = progress.step
+            raise
     summary = progress.summary()
     write_summary(out, summary)
     return summary

@@ -20,6 +20,7 @@ Rows = tuple[Source, np.ndarray]
 # Purposes of the random choices: each has a stream of its own, so that changing one leaves the others as they were.
 _HOLDOUT, _TRAIN_ROWS, _VALIDATION_ROWS = 1, 2, 3
 _DEFAULT_HOLDOUT = 0.1
+_TUNING_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,9 @@ def load_task(options: TaskOptions, *, seed: int) -> RawTask:
     Without validation data a fixed tenth of the training rows (the same for every seed) serves. UserError for
     whatever is wrong with the options or the data.
     """
-    if options.name not in _TASKS:
-        raise UserError(f"task.name={options.name!r} is unknown; known: {nearest_first(options.name, _TASKS)}")
+    kind = _kind(options)
     if not 0 <= options.holdout < 1:
         raise UserError(f"task.holdout={options.holdout} must be at least 0 and less than 1")
-    kind = _TASKS[options.name]
     for field in ("train", "validation", "text", "pair", "label", "target"):
         if getattr(options, field) is not None and field not in kind.fields:
             raise UserError(f"task.{field}={getattr(options, field)!r} has no meaning for task {options.name!r}")
@@ -112,12 +111,7 @@ def load_task(options: TaskOptions, *, seed: int) -> RawTask:
             raise UserError(
                 f"task.verbaliser has {len(options.verbaliser)} words for {len(names)} classes ({', '.join(names)})"
             )
-    train: Rows = (train_source, np.arange(train_source.size))
-    if validation_source is None:
-        # Seed 0, not the run's: runs with different seeds stay comparable.
-        train, validation = _hold_out(train, _DEFAULT_HOLDOUT, np.random.SeedSequence([0, _HOLDOUT]), "validation")
-    else:
-        validation = (validation_source, np.arange(validation_source.size))
+    train, validation = _sides(train_source, validation_source)
     if options.holdout:
         train, validation = _hold_out(train, options.holdout, np.random.SeedSequence([seed, _HOLDOUT]), "task.holdout")
     pool = validation[1]
@@ -135,9 +129,45 @@ def load_task(options: TaskOptions, *, seed: int) -> RawTask:
     return RawTask(options.name, objective, train_split, validation_split, names, channels)
 
 
+def objective_of(options: TaskOptions) -> Objective:
+    """What the task is scored by; UserError where the task can't have the objective that `options` ask for."""
+    return _objective(options, _kind(options))
+
+
+def tuning_options(options: TaskOptions) -> TaskOptions:
+    """The same task with rows held back from training in place of the validation rows.
+
+    As many rows as there are to validate on, at most 1,000, and at most a fifth of those that are trained on; nothing
+    is generated. UserError as for `load_task`.
+    """
+    kind = _kind(options)
+    train, validation = _sides(*kind.load(replace(options, objective=_objective(options, kind))))
+    available = len(train[1])
+    trained, validated = options.train_rows or available, options.validation_rows or len(validation[1])
+    held = min(validated, _TUNING_ROWS, trained // 5)
+    # All that remains, where that may be too little: rows with one input stay together, so `held` is not exact.
+    rows = options.train_rows if trained + 2 * held <= available else None
+    return replace(options, holdout=held / available, train_rows=rows, validation_rows=None, generated_rows=0)
+
+
 def describe_tasks() -> list[tuple[str, str]]:
     """Every task's name with one line about it."""
     return [(name, kind.line) for name, kind in _TASKS.items()]
+
+
+def _kind(options: TaskOptions) -> _Kind:
+    if options.name not in _TASKS:
+        raise UserError(f"task.name={options.name!r} is unknown; known: {nearest_first(options.name, _TASKS)}")
+    return _TASKS[options.name]
+
+
+def _sides(train_source: Source, validation_source: Source | None) -> tuple[Rows, Rows]:
+    """All rows to train on and all to validate on, before options choose among them."""
+    train: Rows = (train_source, np.arange(train_source.size))
+    if validation_source is None:
+        # Seed 0, not the run's: runs with different seeds stay comparable.
+        return _hold_out(train, _DEFAULT_HOLDOUT, np.random.SeedSequence([0, _HOLDOUT]), "validation")
+    return train, (validation_source, np.arange(validation_source.size))
 
 
 def _hold_out(rows: Rows, share: float, stream: np.random.SeedSequence, what: str) -> tuple[Rows, Rows]:

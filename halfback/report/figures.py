@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, SymmetricalLogLocator
 
 # Middle tones: at least 3 : 1 against white and against the page's dark ground.
 COLOURS = ("#2f7fc1", "#d0661a", "#2a9468", "#9365cc", "#d04a58", "#1f93a5", "#8f8420", "#c2559c")
@@ -72,6 +72,38 @@ def curves(
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: x_text(value)))
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        return _svg(figure, key)
+
+
+def points(
+    found: Sequence[tuple[int, float, float]],
+    marked: set[int],
+    x_label: str,
+    y_label: str,
+    x_text: Callable[[float], str],
+    key: str,
+) -> str:
+    """An SVG of (order, x ≥ 0, y), those in `marked` ringed; x is logarithmic where it spans a decade, 0 beside it."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": key}):
+        figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(color=_INK, alpha=0.15, linewidth=0.6)
+        axes.set_axisbelow(True)
+        for order, x, y in found:
+            axes.plot([x], [y], color=colour(order), marker=marker(order), markersize=6, linestyle="none")
+            if order in marked:
+                axes.plot([x], [y], color=_INK, marker="o", markersize=13, fillstyle="none", linestyle="none")
+        above = [x for _, x, _ in found if x > 0]
+        if above and (max(above) / min(above) > 10 or (len(above) < len(found))):
+            axes.set_xscale("symlog", linthresh=min(above))
+            axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=min(above)))
+            axes.set_xlim(left=-0.2 * min(above) if len(above) < len(found) else min(above) / 2, right=2 * max(above))
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: x_text(value)))
+        axes.margins(y=0.15)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         return _svg(figure, key)

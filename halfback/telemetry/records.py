@@ -164,7 +164,7 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """
     _check_summary(summary, "the summary")
     text = json.dumps(_finite(summary), indent=2, allow_nan=False)
-    _replace(Path(folder) / SUMMARY, text + "\n")
+    replace_text(Path(folder) / SUMMARY, text + "\n")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -224,10 +224,10 @@ def _read_text(path: Path) -> str:
 
 
 def _write_records(path: Path, records: Iterable[Record]) -> None:
-    _replace(path, "".join(record.to_json() + "\n" for record in records))
+    replace_text(path, "".join(record.to_json() + "\n" for record in records))
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     """Write beside the file, then swap: a reader sees the old text or the new, also after a crash."""
     beside = path.with_name(path.name + ".part")
     with writing(path):
