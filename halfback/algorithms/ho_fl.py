@@ -133,11 +133,12 @@ class HoFl:
         agreed, boundary = server.replica.parameters, server.boundaries[m]
         above = {name: parameter for name, parameter in agreed.items() if name not in boundary.below}
         check_weights(f"client {m}", said, above, server.round.first)
-        if m not in server.kept:
+        measured = server.kept.pop(m, None)
+        if measured is None:
             raise PeerError(f"client {m}: Weights: they came before the slopes of the round")
         theta = {name: agreed[name].detach().clone() for name in boundary.below}
         if theta:
-            rows = server.kept[m].view(server.round.steps, self.directions)
+            rows = measured.view(server.round.steps, self.directions)
             boundary.replica(theta, server.round.first).replay(0, rows)
         theta |= dict(zip(above, said.tensors, strict=True))
         return Weights(tuple(theta[name] for name in agreed))
