@@ -19,6 +19,7 @@ from halfback.algorithms import algorithms
 from halfback.algorithms.parties import Head as DeviceHead
 from halfback.algorithms.parties import Local, Server
 from halfback.algorithms.protocol import Algorithm
+from halfback.boundaries import settle
 from halfback.codecs import Codec, parse
 from halfback.codecs.temporal import Temporal
 from halfback.config import BottomConfig, ModelConfig, RunConfig, TopConfig
@@ -90,21 +91,17 @@ def build(config: RunConfig, *, pretrained: Path | None = None, scratch: Path | 
     server = _server(config, algorithm, model, part, task, device)
     head = _head(model, task, device)
     alone = algorithm.traits.agreement == "alone"
-    simulation = Simulation(
+    simulate = partial(
+        Simulation,
         algorithm,
         server,
         part,
-        _pooled(config, task.train, device) if alone else _sources(config, task.train, device),
-        sampled_clients=1 if alone else config.sampled_clients,
         seed=config.seed,
         device=device,
         bottom_optimizer=partial(_optimizer, config.bottom),
         bottom_clip=config.bottom.clip,
         schedule=_schedule(config.bottom, config.steps),
         head=head,
-        local=Local(part, partial(loss, task.objective), partial(terms, task.objective))
-        if isinstance(part, Device)
-        else None,
         ends=ends_of(
             codecs,
             _forms(server, head),
@@ -114,6 +111,11 @@ def build(config: RunConfig, *, pretrained: Path | None = None, scratch: Path | 
             scratch=scratch,
         ),
         controller=controller,
+    )
+    simulation = simulate(
+        _pooled(config, task.train, device) if alone else _sources(config, task.train, device),
+        sampled_clients=1 if alone else config.sampled_clients,
+        local=_locals(config, algorithm, server, model, part, task, partial(simulate, sampled_clients=1), device),
     )
     evaluation = partial(_evaluate, config, simulation, model, task, device)
     return Built(config, model, tokenizer, task, simulation, evaluation)
@@ -306,6 +308,36 @@ def _device_part(config: RunConfig, algorithm: Algorithm, model: CutModel, task:
             return Device(model.bottom, head)
 
 
+def _locals(
+    config: RunConfig,
+    algorithm: Algorithm,
+    server: Server,
+    model: CutModel,
+    part: Bottom | Device,
+    task: EncodedTask,
+    simulate: Callable[..., Simulation],
+    device: torch.device,
+) -> Callable[[int], Local] | None:
+    """The clients' own models, where they have any."""
+    if not isinstance(part, Device):
+        return None
+    local = Local(part, partial(loss, task.objective), partial(terms, task.objective))
+    if not algorithm.traits.boundaries:
+        return lambda _: local
+    longest = task.train.shortest_first()[-config.batch_size :].numpy()
+    source = _OnDevice(ClientData(task.train, longest, batch_size=config.batch_size, seed=0), device)
+    return settle(
+        algorithm,
+        server,
+        model,
+        local,
+        clients=config.clients,
+        rule=_rule(config, config.bottom),
+        trial=lambda local: simulate([source], local=local),
+        steps=min(config.steps_per_round, 2),  # the second finds the moments that the first has made
+    )
+
+
 def _schedule(part: BottomConfig | TopConfig, steps: int) -> Schedule:
     return schedule(part.schedule, warmup=part.warmup, total=steps)
 
@@ -314,22 +346,23 @@ def _replica(
     config: RunConfig, part: BottomConfig | TopConfig | None, parameters: Mapping[str, Tensor], side: str, steps: int
 ) -> Replica:
     """`part` is None for parameters that no replay moves: they need no moments."""
-    rule = UpdateRule()
-    if part is not None:
-        rule = UpdateRule(
-            optimizer=part.optimizer,
-            lr=part.lr,
-            momentum=part.momentum,
-            weight_decay=part.weight_decay,
-            clip=part.clip,
-            normalize=config.bottom.normalize,
-        )
     return Replica(
         parameters,
-        rule=rule,
+        rule=UpdateRule() if part is None else _rule(config, part),
         seed_of=lambda step, p: seed_for(config.seed, "direction", side, step, p),
         law=config.bottom.law,
         schedule=_schedule(config.bottom if part is None else part, steps),
+    )
+
+
+def _rule(config: RunConfig, part: BottomConfig | TopConfig) -> UpdateRule:
+    return UpdateRule(
+        optimizer=part.optimizer,
+        lr=part.lr,
+        momentum=part.momentum,
+        weight_decay=part.weight_decay,
+        clip=part.clip,
+        normalize=config.bottom.normalize,
     )
 
 

@@ -362,7 +362,7 @@ def _check_algorithm(config: RunConfig) -> None:
         if option not in allowed:
             has = offer(option, ["name", *allowed]) if allowed else "it has no options"
             raise UserError(f"key 'algorithm.{option}' is unknown to {config.algorithm.name}; {has}")
-    if config.bottom.normalize and chosen.traits.backpropagates:
+    if config.bottom.normalize and chosen.traits.backpropagates and not chosen.traits.boundaries:
         raise UserError(
             f"bottom.normalize=true: {config.algorithm.name} has gradients, not slopes; set bottom.normalize=false"
         )

@@ -9,6 +9,7 @@ from halfback.algorithms.fedavg import Fedavg
 from halfback.algorithms.frozen_bottom import FrozenBottom
 from halfback.algorithms.fsl_sage import FslSage
 from halfback.algorithms.heron_sfl import HeronSfl
+from halfback.algorithms.ho_fl import HoFl
 from halfback.algorithms.ho_sfl import HoSfl
 from halfback.algorithms.hosl import Hosl
 from halfback.algorithms.mezo import Mezo
@@ -34,6 +35,7 @@ _OURS: dict[str, type[Algorithm]] = {
     "zo_sfl": ZoSfl,
     "decomfl": Decomfl,
     "mezo": Mezo,
+    "ho_fl": HoFl,
     "fedavg": Fedavg,
     "centralised": Centralised,
     "frozen_bottom": FrozenBottom,

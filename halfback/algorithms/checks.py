@@ -70,14 +70,14 @@ def check_activations(server: Server, client: int, message: Activations) -> None
         )
 
 
-def check_slopes(server: Server, client: int, message: Slopes, directions: int) -> None:
-    """Refuses slopes of another step, number or dtype.
+def check_slopes(server: Server, client: int, message: Slopes, directions: int, *, step: int | None = None) -> None:
+    """Refuses slopes of another step, number or dtype. `step`: the one that is due; by default the history's next.
 
     Raises:
         PeerError: names the client, the field, what came and what is allowed.
         Diverged: a slope is not finite.
     """
-    step = len(server.history)
+    step = len(server.history) if step is None else step
     values = message.values
     if message.step != step:
         raise PeerError(f"client {client}: Slopes.step: {message.step} came, {step} is allowed")

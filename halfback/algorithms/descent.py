@@ -1,6 +1,7 @@
 """First order on a device: backpropagation through its part of the model, and a step of its optimiser."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +40,16 @@ def descend(client: Client, step: int) -> None:
     set_rate(optimizer, client.schedule(step))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def moments_for_now(client: Client) -> Iterator[None]:
+    """While this context is open the client's optimiser has moments, which start anew; none are left behind."""
+    assert client.optimizer is not None, "an algorithm that backpropagates gets an optimiser"
+    try:
+        yield
+    finally:
+        client.optimizer.state.clear()
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

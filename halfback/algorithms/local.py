@@ -5,6 +5,7 @@ from torch import Tensor
 
 from halfback.algorithms.descent import descend
 from halfback.algorithms.parties import Batch, Client, Local
+from halfback.zeroth.replay import Replica
 from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes, inner
 
 
@@ -74,6 +75,55 @@ def descend_local(client: Client, batch: Batch, step: int, *, frozen: str | None
     client.losses.append(loss.item())
     descend(client, step)
     return kept[0]
+
+
+def hybrid_step(
+    client: Client,
+    batch: Batch,
+    below: Replica,
+    step: int,
+    *,
+    directions: int,
+    radius: float | None,
+    estimator: Estimator,
+    clip_samples: float | None,
+) -> Tensor:
+    """A step on the device's own loss: zeroth order below the boundary, backpropagation above it.
+
+    The graph starts at the activations at the boundary, so nothing of what lies below is in it.
+
+    Args:
+        below: the parameters below the boundary; moved by their slopes.
+        step: of the run, from which the schedule takes the learning rate above.
+    Returns:
+        The slopes of ⟨λ, z⟩, with λ the gradient at the boundary: (P,) float32.
+    """
+    local = own_model(client)
+    bottom, head = local.device.bottom, local.device.head
+    with torch.no_grad():
+        hidden = bottom(batch.inputs)
+    loss = local.loss(head(hidden.requires_grad_(), batch.inputs.get("attention_mask")), batch.labels.long())
+    loss.backward()
+    client.losses.append(loss.item())
+    cotangent = hidden.grad
+    assert cotangent is not None
+    base = inner(cotangent, hidden)
+    del loss, hidden  # the device needs their memory for what follows
+    descend(client, step)
+    slopes = estimate_slopes(
+        lambda: bottom(batch.inputs),
+        bottom,
+        below.parameters,
+        cotangent=cotangent,
+        base=base,
+        seeds=below.seeds(directions),
+        radius=radius or default_radius(below.parameters, cotangent.dtype),
+        estimator=estimator,
+        law=below.law,
+        clip=clip_samples,
+    ).to(torch.float32)
+    below.replay(below.position, slopes.unsqueeze(0))
+    return slopes
 
 
 def own_model(client: Client) -> Local:

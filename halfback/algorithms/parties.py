@@ -1,6 +1,6 @@
 """The two parties as an algorithm sees them, and what a device computes on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -59,17 +59,33 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Boundary:
+    """Where, in a device's own model, zeroth order ends and backpropagation begins.
+
+    Attributes:
+        below: names of the parameters below it, in the order of θ.
+        replica: (these parameters, first step of a round) → what moves them from there: directions of the client's own,
+            and moments that start anew.
+    """
+
+    below: tuple[str, ...]
+    replica: Callable[[Mapping[str, Tensor], int], Replica]
+
+
+@dataclass(frozen=True)
 class Local:
     """A model of the device's own, from the inputs to the loss: for methods with an auxiliary head or without a cut.
 
     Attributes:
         device: the bottom and the head behind it; the engine installs this client's parameters before it runs.
         loss: (logits, labels) → mean loss of a batch, a scalar; `terms`: labels → how many terms that mean has.
+        boundary: for methods whose devices have one each; then the bottom is what lies below it.
     """
 
     device: Device
     loss: Callable[[Tensor, Tensor], Tensor]
     terms: Callable[[Tensor], int]
+    boundary: Boundary | None = None
 
     def of(self, batch: Batch) -> Tensor:
         """The mean loss of a batch, a scalar."""
@@ -142,6 +158,7 @@ class Server:
         auxiliary: the devices' auxiliary head, to be called with the agreed parameters (`auxiliary_parameters`).
         kept: what an algorithm keeps between two exchanges of one step, by client.
         head: in the U-shape, the trainable tensors of the devices' head, moved by `optimizer` too; else None.
+        boundaries: of the clients by number, for methods whose devices have one each.
         passes: in the U-shape, by client, what came at the first cut and went at the second, with the graph between.
     """
 
@@ -163,6 +180,7 @@ class Server:
     losses: list[float] = field(default_factory=list)
     kept: dict[int, Any] = field(default_factory=dict)
     head: dict[str, nn.Parameter] | None = None
+    boundaries: Sequence[Boundary] = ()
     passes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def missed(self, position: int) -> Tensor:

@@ -6,9 +6,9 @@ and memory around it. Never yield inside ``no_grad``, ``inference_mode`` or ``au
 runs next.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from halfback.algorithms.parties import Client, Round, Server
 from halfback.wire.messages import Message
@@ -32,6 +32,8 @@ class Traits:
             (`Server.top_replica` is there), or `none`.
         u_shape: whether the devices can keep the head and their labels: they speak of a batch through `feedback`.
         one_by_one: the clients of a cohort take their turns one after another, not step by step together.
+        boundaries: a device has a `Boundary` of its own in the whole model, from the options `boundaries` (blocks below
+            it, in turn for the clients) or `memory_mb` (what a device has). `Local.device` is cut there.
     """
 
     agreement: Literal["slopes", "weights", "relay", "alone", "frozen"]
@@ -40,6 +42,7 @@ class Traits:
     top: Literal["backpropagated", "replayed", "none"] = "backpropagated"
     u_shape: bool = False
     one_by_one: bool = False
+    boundaries: bool = False
 
 
 class Algorithm(Protocol):
@@ -53,4 +56,13 @@ class Algorithm(Protocol):
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """Answers one exchange of the cohort: messages by client id, all of one kind (the engine sees to it)."""
+        ...
+
+
+@runtime_checkable
+class ChoosesClients(Protocol):
+    """What a method has beside that doesn't sample its clients alike."""
+
+    def inclusion(self, server: Server, sampled: int) -> Sequence[float]:
+        """Of each client, the probability to be in a round's cohort; their sum is `sampled`."""
         ...

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from halfback.algorithms.parties import BatchSource, Client, Head, Local, Round, Server
-from halfback.algorithms.protocol import Algorithm, Conversation
+from halfback.algorithms.protocol import Algorithm, ChoosesClients, Conversation
 from halfback.codecs.protocol import Seen
 from halfback.controllers.protocol import Controller, LinkUse, Observation
 from halfback.engines.link import End, Link, Side, charged, tensors_of
+from halfback.engines.sampling import dependent_rounding
 from halfback.engines.state import (
     load_moments,
     load_optimizer_tensors,
@@ -70,13 +71,13 @@ class Simulation:
         bottom_clip: float | None,
         schedule: Schedule,
         head: Head | None,
-        local: Local | None,
+        local: Callable[[int], Local] | None,
         ends: Callable[[int], tuple[End, End]],
         controller: Controller | None,
     ) -> None:
         """`device_part` is what θ belongs to; `sources` are the clients' data, one each; `seed` fixes who is sampled in
-        which round; `ends` makes the two ends of a client's link, the client's first; `controller` sets the thresholds
-        of links that reuse values.
+        which round; `local` gives a client's own model; `ends` makes the two ends of a client's link, the client's
+        first; `controller` sets the thresholds of links that reuse values.
         """
         self.algorithm = algorithm
         self.server = server
@@ -101,6 +102,10 @@ class Simulation:
     def cohort(self, round_number: int) -> list[int]:
         """The clients sampled in a round, a pure function of (seed, round)."""
         generator = np.random.Generator(np.random.Philox(key=seed_for(self.seed, "cohort", round_number)))
+        if isinstance(self.algorithm, ChoosesClients):
+            probabilities = self.algorithm.inclusion(self.server, self.sampled_clients)
+            if len(set(probabilities)) > 1:  # equal ones are what every other method has, and so are its cohorts
+                return dependent_rounding(probabilities, generator)
         return sorted(generator.choice(len(self.sources), self.sampled_clients, replace=False).tolist())
 
     def client(self, number: int) -> Client:
@@ -121,7 +126,7 @@ class Simulation:
                 clip=self.bottom_clip,
                 schedule=self.schedule,
                 head=self.head,
-                local=self.local,
+                local=None if self.local is None else self.local(number),
             )
         return self.clients[number]
 

@@ -182,6 +182,17 @@ def cut(model: nn.Module, at: int, *, head: int | None = None, verbaliser: Seque
     return CutModel(bottom.eval(), middle.eval(), model, blocks, at, family, last.eval())
 
 
+def recut(model: CutModel, at: int) -> Device:
+    """The whole model again, cut after its first `at` blocks (1 to all), for a device that has all of it.
+
+    Modules are shared with the parts of `model`, so this one sees what `install` puts in theirs, and the adapters.
+    """
+    last = cast(Top, model.head or model.top)
+    bottom = Bottom(_bottom_body(model.whole, model.family, at), model.family)
+    top = Top(top_body(model.whole, model.family, at, model.blocks), model.family, last.verbaliser)
+    return Device(bottom.eval(), top.eval())
+
+
 def install(part: nn.Module, parameters: Mapping[str, Tensor]) -> None:
     """Puts other parameters in a part's places: objects are exchanged, so a graph keeps those it was built on."""
     for name, parameter in parameters.items():

@@ -78,6 +78,7 @@ class Work:
     bottom: list[tuple[int, ...]]
     second: list[tuple[int, ...]] = field(default_factory=list)
     head: list[tuple[int, ...]] = field(default_factory=list)
+    above: list[tuple[int, ...]] = field(default_factory=list)  # of θ, above the client's own boundary
 
 
 def activations(
@@ -118,6 +119,11 @@ def _split_lora(work: Work) -> tuple[int, int]:
 
 def _frozen_bottom(work: Work) -> tuple[int, int]:
     return sum(activations(hidden, mask) for hidden, mask in work.batches), len(work.batches) * NOTHING
+
+
+def _ho_fl(work: Work) -> tuple[int, int]:
+    sent = slopes(len(work.batches) * work.directions)
+    return JOIN + sent + weights(work.above), weights(work.bottom) + 2 * NOTHING
 
 
 def _u_shaped(plain: Callable[[Work], tuple[int, int]]) -> Callable[[Work], tuple[int, int]]:
@@ -216,5 +222,11 @@ ROWS: dict[str, Row] = {
         _u_shaped(_ho_sfl),
         {"model.head": 0, **_REPLAYED, **_ON_FOUR_LINKS},
         reuses={"activations_up": _int8, "gradient_down": _values, "activations_down": _values, "gradient_up": _int8},
+    ),
+    "ho_fl": Row(
+        "ho_fl",
+        _ho_fl,
+        {"algorithm.directions": 3, "algorithm.boundaries": [2, 1], "bottom.optimizer": "adamw", "bottom.lr": 1e-3},
+        learns={"bottom.lr": 1e-2},
     ),
 }

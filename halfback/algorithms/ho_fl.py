@@ -1,0 +1,144 @@
+"""HO-FL: hybrid-order federated learning, without a server that computes (by the authors of HO-SFL, arXiv 2603.14773).
+
+A device holds the whole model. The blocks below its boundary b_m move by zeroth order, what is above them by
+backpropagation on the device, so that its memory holds no activations of the lower part. One round, K sampled clients:
+
+1. server → client: the averaged θ; the client's optimisers start anew
+2. client m, for each of the round's L batches, with z = f_b(x; θ_b) the activations at its boundary, no graph:
+   ℓ = ℓ(f_t(z; θ_t), y); backward → λ = ∂ℓ/∂z, and a step of θ_t on ∂ℓ/∂θ_t
+   v_p = (⟨λ, f_b(x; θ_b + μu_p)⟩ − ⟨λ, z⟩) / μ on seeds of its own, and a step of θ_b on (1/P) Σ_p v_p u_p
+3. client → server: its L · P slopes, then θ_t
+4. server: rebuilds each client's θ_b from the averaged one by the same L steps; θ = mean over m
+
+Clients are sampled with p_i = (1−β)/N + β·1{d_i among the K smallest}/K, where d_i counts what client i moves by zeroth
+order: a cohort's noise grows with it.
+
+Ours: the clients count alike; those that tie for the last of the K places share it, so with equal boundaries all
+are sampled alike; `bottom.*` gives the optimisers of both parts, and the learning rates their place in the schedule.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from halfback.algorithms.checks import check_probes, check_slopes, check_weights
+from halfback.algorithms.descent import moments_for_now
+from halfback.algorithms.exchange import unexpected
+from halfback.algorithms.local import descend_local, hybrid_step, own_model
+from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.protocol import Conversation, Traits
+from halfback.algorithms.weights import agreed_weights, average_weights, take_weights
+from halfback.errors import PeerError, UserError
+from halfback.wire.messages import Join, Message, Nothing, Slopes, Weights
+from halfback.zeroth.slopes import Estimator
+
+
+@dataclass(frozen=True)
+class HoFl:
+    """Options of HO-FL; a round's `steps_per_round` are its local steps.
+
+    Attributes:
+        directions: P, seeded directions a step.
+        radius: μ, the probe radius; None takes the measured default for the parameters' number and dtype.
+        estimator: `forward` (the paper's), `central` or `forward_ad`.
+        clip_samples: bound on the size of each sample's slope **(ours)**; None for no bound.
+        boundaries: entry i is the number of blocks below client i's boundary, over again from the first behind the
+            last. With 0 all is backpropagated, the embeddings too; with all blocks, what follows them. None for
+            the recipe's cut.
+        memory_mb: what client i has, in megabytes, likewise: its boundary is the lowest whose measured peak fits.
+        beta: β of the sampling, 0 (all alike) to 1; the paper's is 0.75.
+    """
+
+    traits: ClassVar[Traits] = Traits(
+        agreement="weights", device="whole", backpropagates=True, top="none", boundaries=True
+    )
+
+    directions: int = 2
+    radius: float | None = None
+    estimator: Estimator = "forward"
+    clip_samples: float | None = None
+    boundaries: tuple[int, ...] | None = None
+    memory_mb: tuple[float, ...] | None = None
+    beta: float = 0.75
+
+    def __post_init__(self) -> None:
+        check_probes(self.directions, self.radius, self.clip_samples)
+        if not 0 <= self.beta <= 1:
+            raise UserError(f"algorithm.beta={self.beta:g}: 0 to 1 is allowed")
+        if self.boundaries is not None and self.memory_mb is not None:
+            raise UserError("algorithm.memory_mb chooses the boundaries: set it or algorithm.boundaries, not both")
+        if self.boundaries == () or self.memory_mb == ():
+            raise UserError("algorithm.boundaries, algorithm.memory_mb: one entry or more is allowed, or null")
+        for size in self.memory_mb or ():
+            if not (size > 0 and math.isfinite(size)):
+                raise UserError(f"algorithm.memory_mb={size:g}: positive numbers are allowed")
+
+    def inclusion(self, server: Server, sampled: int) -> list[float]:
+        """K · p_i of each client."""
+        parameters = server.replica.parameters
+        sizes = [sum(parameters[name].numel() for name in boundary.below) for boundary in server.boundaries]
+        last = sorted(sizes)[sampled - 1]  # the largest among the K smallest
+        shared = (sampled - sum(size < last for size in sizes)) / sizes.count(last)
+        smallest = [float(size < last) if size != last else shared for size in sizes]
+        return [(1 - self.beta) * sampled / len(sizes) + self.beta * part for part in smallest]
+
+    def client_round(self, client: Client, round: Round) -> Conversation:
+        """The device's side: its graph begins at the boundary."""
+        boundary, theta, measured = own_model(client).boundary, client.replica.parameters, [torch.zeros(0)]
+        assert boundary is not None, "an algorithm with boundaries gets one for each client"
+        take_weights(client, (yield Join(client.position)))
+        below = boundary.replica({name: theta[name] for name in boundary.below}, round.first)
+        with moments_for_now(client):
+            for step, batch in enumerate(client.batches(round), round.first):
+                if not boundary.below:
+                    descend_local(client, batch, step)
+                    continue
+                slopes = hybrid_step(
+                    client,
+                    batch,
+                    below,
+                    step,
+                    directions=self.directions,
+                    radius=self.radius,
+                    estimator=self.estimator,
+                    clip_samples=self.clip_samples,
+                )
+                measured.append(slopes.cpu())
+        del below
+        yield Slopes(round.first, torch.cat(measured))
+        yield Weights(tuple(parameter for name, parameter in theta.items() if name not in boundary.below))
+
+    def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
+        """The server's side of one exchange."""
+        match next(iter(messages.values())):
+            case Join():
+                server.kept.clear()
+                return agreed_weights(server, messages)
+            case Slopes():
+                for m, message in messages.items():
+                    count = server.round.steps * self.directions if server.boundaries[m].below else 0
+                    check_slopes(server, m, message, count, step=server.round.first)
+                    server.kept[m] = message.values
+                return {m: Nothing() for m in messages}
+            case Weights():
+                return average_weights(server, {m: self._rebuilt(server, m, said) for m, said in messages.items()})
+            case _:
+                raise unexpected(messages)
+
+    def _rebuilt(self, server: Server, m: int, said: Weights) -> Weights:
+        """All of θ_m, from the client's slopes and what it said of its upper part."""
+        agreed, boundary = server.replica.parameters, server.boundaries[m]
+        above = {name: parameter for name, parameter in agreed.items() if name not in boundary.below}
+        check_weights(f"client {m}", said, above, server.round.first)
+        measured = server.kept.pop(m, None)
+        if measured is None:
+            raise PeerError(f"client {m}: Weights: they came before the slopes of the round")
+        theta = {name: agreed[name].detach().clone() for name in boundary.below}
+        if theta:
+            rows = measured.view(server.round.steps, self.directions)
+            boundary.replica(theta, server.round.first).replay(0, rows)
+        theta |= dict(zip(above, said.tensors, strict=True))
+        return Weights(tuple(theta[name] for name in agreed))
