@@ -268,10 +268,11 @@ def _server(
             if replays[side]:
                 check_radius(moved, getattr(algorithm, "radius", None) or default_radius(moved, hidden_dtype))
     steps = config.steps * (config.sampled_clients if traits.one_by_one else 1)  # of what one server sees
+    groups = None if traits.groups is None else traits.groups(list(theta), config.sampled_clients)
     server = Server(
         top=nn.Module() if traits.top == "none" else model.top,
         loss=partial(loss, task.objective),
-        replica=_replica(config, config.bottom if replays["bottom"] else None, theta, "bottom", steps),
+        replica=_replica(config, config.bottom if replays["bottom"] else None, theta, "bottom", steps, groups),
         hidden_shape=hidden_shape,
         has_texts=has_texts,
         hidden_dtype=hidden_dtype,
@@ -311,7 +312,12 @@ def _schedule(part: BottomConfig | TopConfig, steps: int) -> Schedule:
 
 
 def _replica(
-    config: RunConfig, part: BottomConfig | TopConfig | None, parameters: Mapping[str, Tensor], side: str, steps: int
+    config: RunConfig,
+    part: BottomConfig | TopConfig | None,
+    parameters: Mapping[str, Tensor],
+    side: str,
+    steps: int,
+    groups: Sequence[Sequence[str]] | None = None,
 ) -> Replica:
     """`part` is None for parameters that no replay moves: they need no moments."""
     rule = UpdateRule()
@@ -330,6 +336,7 @@ def _replica(
         seed_of=lambda step, p: seed_for(config.seed, "direction", side, step, p),
         law=config.bottom.law,
         schedule=_schedule(config.bottom if part is None else part, steps),
+        groups=groups,
     )
 
 

@@ -55,8 +55,8 @@ class ModelConfig(_Section):
     """U-shape: how many of the last blocks run on the device too, with the final norm and the head layer, so that
     labels never leave it. Null: all after the cut is the server's, and labels travel."""
     auxiliary: Literal["linear"] | int = "linear"
-    """The head that gives a device a loss of its own, for methods that need one (CSE-FSL, FSL-SAGE, HERON-SFL): a linear
-    layer on pooled activations, or a copy of that many of the top's first blocks with its norm and head layer."""
+    """The head that gives a device a loss of its own, for methods that need one (CSE-FSL, FSL-SAGE, HERON-SFL): a
+    linear layer on pooled activations, or a copy of that many of the top's first blocks with its norm and head layer."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     pretrain: PretrainConfig | None = None
 

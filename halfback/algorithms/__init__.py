@@ -17,6 +17,7 @@ from halfback.algorithms.protocol import Algorithm
 from halfback.algorithms.sfl_v1 import SflV1
 from halfback.algorithms.sfl_v2 import SflV2
 from halfback.algorithms.split_lora import SplitLora
+from halfback.algorithms.spry import Spry
 from halfback.algorithms.vanilla_split import VanillaSplit
 from halfback.algorithms.zo_sfl import ZoSfl
 
@@ -33,6 +34,7 @@ _OURS: dict[str, type[Algorithm]] = {
     "mu_splitfed": MuSplitfed,
     "zo_sfl": ZoSfl,
     "decomfl": Decomfl,
+    "spry": Spry,
     "mezo": Mezo,
     "fedavg": Fedavg,
     "centralised": Centralised,

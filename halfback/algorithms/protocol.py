@@ -6,7 +6,7 @@ and memory around it. Never yield inside ``no_grad``, ``inference_mode`` or ``au
 runs next.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -32,6 +32,8 @@ class Traits:
             (`Server.top_replica` is there), or `none`.
         u_shape: whether the devices can keep the head and their labels: they speak of a batch through `feedback`.
         one_by_one: the clients of a cohort take their turns one after another, not step by step together.
+        groups: how θ is shared out, where a device measures only a part of it: (names of the parameters, clients of a
+            cohort) → names of each group. The replicas then have these groups; None for one of all.
     """
 
     agreement: Literal["slopes", "weights", "relay", "alone", "frozen"]
@@ -40,6 +42,7 @@ class Traits:
     top: Literal["backpropagated", "replayed", "none"] = "backpropagated"
     u_shape: bool = False
     one_by_one: bool = False
+    groups: Callable[[Sequence[str], int], list[list[str]]] | None = None
 
 
 class Algorithm(Protocol):
