@@ -42,7 +42,7 @@ class HoSfl:
         clip_samples: bound on the size of each sample's slope **(ours)**; None for no bound.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="slopes", u_shape=True)
+    traits: ClassVar[Traits] = Traits(agreement="slopes", u_shape=True, mixed_cuts=True)
 
     directions: int = 2
     radius: float | None = None
@@ -64,11 +64,11 @@ class HoSfl:
             slopes = estimate_slopes(  # v_{m,p}
                 lambda: client.bottom(batch.inputs),  # noqa: B023 - called before the next batch
                 client.bottom,
-                replica.parameters,
+                client.measured,
                 cotangent=gradient,
                 base=base,
                 seeds=replica.seeds(self.directions),
-                radius=self.radius or default_radius(replica.parameters, gradient.dtype),
+                radius=self.radius or default_radius(client.measured, gradient.dtype),
                 estimator=self.estimator,
                 law=replica.law,
                 clip=self.clip_samples,

@@ -130,18 +130,27 @@ class Client:
         self.position = max(self.position, first + len(slopes))
 
 
+@dataclass(frozen=True)
+class Above:
+    """What the server has for one client's activations: the model behind its cut, and their shape, as in `Server`."""
+
+    top: nn.Module
+    hidden_shape: tuple[int, ...]
+
+
 @dataclass
 class Server:
     """The server as an algorithm sees it.
 
     Attributes:
-        top: the server's part of the model; in the U-shape, the middle.
+        top: the server's part of the model; in the U-shape, the middle. With a cut for each client, behind the deepest.
         loss: (logits, labels) → mean loss of a batch, a scalar.
         replica: the agreed bottom, for evaluation and for whoever joins. It may lag behind `history`: see `catch_up`.
         hidden_dtype: the dtype of activations.
         round: the one that runs.
         steps: steps taken: one for each batch of a cohort.
         history: the agreed slopes of every step, each (P,) float32; with groups of θ, P for each in turn.
+        above: by client, what is behind a cut that is not the deepest: blocks of θ, moved by replay alone, and the top.
         groups: the groups of θ that a client measures, by client, as in `Client.groups`; all for one that is not there.
         optimizer: first-order optimiser of the top; `clip` bounds its gradient norm, and `schedule` gives the factor of
             its learning rate by step. `make_optimizer` makes another like it, for methods with a top for each client.
@@ -164,6 +173,7 @@ class Server:
     round: Round = Round(0, 0, 0)
     steps: int = 0
     history: list[Tensor] = field(default_factory=list)
+    above: dict[int, Above] = field(default_factory=dict)
     groups: dict[int, Sequence[int]] = field(default_factory=dict)
     optimizer: torch.optim.Optimizer | None = None
     clip: float | None = None
@@ -175,6 +185,10 @@ class Server:
     kept: dict[int, Any] = field(default_factory=dict)
     head: dict[str, nn.Parameter] | None = None
     passes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def of(self, client: int) -> Above:
+        """What takes this client's activations."""
+        return self.above.get(client) or Above(self.top, self.hidden_shape)
 
     def missed(self, position: int) -> Tensor:
         """Agreed slopes of the steps from `position` on: (steps, groups · P) float32."""

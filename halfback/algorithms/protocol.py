@@ -31,6 +31,8 @@ class Traits:
         top: how the server's part moves. `backpropagated` (`Server.optimizer` is there), `replayed`
             (`Server.top_replica` is there), or `none`.
         u_shape: whether the devices can keep the head and their labels: they speak of a batch through `feedback`.
+        mixed_cuts: whether each client can have a cut of its own: it measures `Client.measured`, and the server has its
+            top from `Server.of`.
         one_by_one: the clients of a cohort take their turns one after another, not step by step together.
         groups: how θ is shared out, where a device measures only a part of it: (names of the parameters, clients of a
             cohort) → names of each group. The replicas then have these groups; None for one of all.
@@ -41,6 +43,7 @@ class Traits:
     backpropagates: bool = False
     top: Literal["backpropagated", "replayed", "none"] = "backpropagated"
     u_shape: bool = False
+    mixed_cuts: bool = False
     one_by_one: bool = False
     groups: Callable[[Sequence[str], int], list[list[str]]] | None = None
 
