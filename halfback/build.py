@@ -328,7 +328,7 @@ def _place(
         server.groups[client] = [i for i, names in enumerate(server.replica.groups) if names and names[0] in inside]
         if algorithm.traits.agreement != "frozen" and not server.groups[client]:
             raise UserError(
-                f"model.cut={config.model.cut}: with {other.at} of {other.blocks} blocks a device has nothing to train; "
+                f"model.cut={config.model.cut}: with {other.at} of {other.blocks} blocks a device trains nothing; "
                 "use a deeper cut, or other lora.targets"
             )
 
