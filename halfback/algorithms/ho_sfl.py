@@ -12,7 +12,7 @@ changes along P seeded directions, and only these P slopes are averaged. One ste
 
 Ours, because the paper leaves it open: a client that was away replays the steps it missed, in order, with the
 optimiser's moments it kept; the slope is divided by μ before it is sent, so that it means the same for every estimator.
-With a cut for each client (ours, `model.cut` a list) u_p in step 4 has the client's own coordinates, and step 5 averages
+With a cut for each client (`model.cut` a list) u_p in step 4 has the client's own coordinates, and step 5 averages
 over those who have them.
 """
 

@@ -32,15 +32,14 @@ def ends_of(
     scratch: where what is remembered on disk gets a temporary folder; None for the system's place.
     Raises UserError for a chain that can't work on its link.
     """
-    kinds = {frozenset(of_client.items()): client for client, of_client in {-1: forms, **others}.items()}
+    kinds = [dict(kind) for kind in dict.fromkeys(tuple(each.items()) for each in (forms, *others.values()))]
     for link, chain in codecs.items():
-        for client in kinds.values():
-            _check(link, chain, others.get(client, forms), batch_size, longest)
+        for kind in kinds:
+            _check(link, chain, kind, batch_size, longest)
     on_disk = any(isinstance(codec, Temporal) and codec.where == "disk" for chain in codecs.values() for codec in chain)
     folder = TemporaryDirectory(prefix=CACHES, dir=scratch) if on_disk else None
 
-    def end(side: Side, client: int) -> End:
-        carried = others.get(client, forms)
+    def end(side: Side, client: int, carried: Mapping[str, HiddenForm]) -> End:
         senders: dict[str, Sender] = {}
         receivers: dict[str, Receiver] = {}
         for link, chain in codecs.items():
@@ -52,9 +51,12 @@ def ends_of(
                 receivers[link] = make_receiver(chain, width=form.width, dtype=form.dtype, where=where, folder=own)
         return End(side, device, forms=carried, senders=senders, receivers=receivers)
 
-    for client in kinds.values():  # a chain that can't work is refused before anything is trained
-        end("client", client), end("server", client)
-    return lambda client: (end("client", client), end("server", client))
+    def both(client: int, carried: Mapping[str, HiddenForm]) -> tuple[End, End]:
+        return end("client", client, carried), end("server", client, carried)
+
+    for kind in kinds:  # a chain that can't work is refused before anything is trained
+        both(-1, kind)
+    return lambda client: both(client, others.get(client, forms))
 
 
 def _check(link: str, chain: tuple[Codec, ...], forms: Mapping[str, HiddenForm], batch_size: int, longest: int) -> None:

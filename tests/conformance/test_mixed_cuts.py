@@ -12,11 +12,12 @@ from table import HEADER, INTEGER, JOIN, activations, slopes, tensor
 from torch import Tensor
 
 from halfback import checkpoint
+from halfback.algorithms.exchange import upload
 from halfback.algorithms.parties import Client
 from halfback.build import Built
 from halfback.config import RunConfig
 from halfback.engines.simulation import Simulation
-from halfback.errors import UserError
+from halfback.errors import PeerError, UserError
 from halfback.models.adapters import trainable
 from halfback.telemetry.meters import MemoryMeter
 from halfback.zeroth.replay import Replica
@@ -28,7 +29,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ho_sfl-u": ("ho_sfl", {"model__head": 0, "bottom__clip": 0.1}),
     "ho_sfl-codecs": (
         "ho_sfl",
-        {"codecs__activations_up": ["temporal", "int8"], "codecs__gradient_down": ["int8"], "batch_size": 30},
+        {
+            "batch_size": 30,
+            "codecs__activations_up": ["temporal", {"name": "topk", "ratio": 0.5}],
+            "codecs__gradient_down": [{"name": "temporal", "where": "disk"}, "int8"],
+        },
     ),
     "zo_sfl": ("zo_sfl", {"top__optimizer": "momentum", "top__lr": 1e-3, **_ADAMW}),
     "frozen_bottom": ("frozen_bottom", {}),
@@ -236,6 +241,15 @@ def test_what_cannot_be_is_refused_in_one_line(algorithm: str, changes: dict[str
     with pytest.raises(UserError, match=said) as caught:
         small.built(small.images(algorithm, **changes))
     assert "\n" not in str(caught.value)
+
+
+def test_activations_of_another_clients_cut_are_refused() -> None:
+    built = small.built(small.images("ho_sfl", model__cut=[1, 2]))
+    simulation, batch = built.simulation, built.simulation.sources[0].batch(0)
+    message = upload(batch, built.model.bottom(batch.inputs).detach())  # of the deeper cut
+    with pytest.raises(PeerError, match=r"client 0: Activations.hidden: .*\(8, 32, 8, 8\) came.*\(any, 16, 16, 16\)"):
+        simulation.algorithm.answer(simulation.server, {0: message})
+    simulation.algorithm.answer(simulation.server, {1: message})
 
 
 def test_a_list_for_first_order_is_fine_where_all_clients_have_the_same_cut() -> None:
