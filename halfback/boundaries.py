@@ -14,7 +14,7 @@ from halfback.algorithms.parties import Boundary, Local, Round, Server
 from halfback.algorithms.protocol import Algorithm
 from halfback.engines.simulation import Simulation
 from halfback.errors import UserError
-from halfback.models.cut import CutModel, install, recut
+from halfback.models.cut import CutModel, Device, install, recut
 from halfback.zeroth.replay import Replica, UpdateRule
 from halfback.zeroth.seeds import seed_for
 from halfback.zeroth.slopes import check_radius, default_radius
@@ -51,7 +51,8 @@ def settle(
     Raises UserError for a boundary outside the model, a memory that fits none, or a radius that the dtype swallows.
     """
     options, theta = cast(Bounded, algorithm), server.replica.parameters
-    cuts = [local, *(replace(local, device=recut(model, at)) for at in range(1, model.blocks + 1))]
+    devices = [recut(model, at) for at in range(1, model.blocks + 1)]
+    cuts = [local, *(replace(local, device=Device(own.bottom, own.top)) for own in devices)]
     below = [(), *(_names(theta, own) for own in cuts[1:])]
 
     def local_of(at: int, client: int) -> Local:

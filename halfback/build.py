@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from halfback.algorithms import algorithms
+from halfback.algorithms.parties import Above, Local, Server
 from halfback.algorithms.parties import Head as DeviceHead
-from halfback.algorithms.parties import Local, Server
 from halfback.algorithms.protocol import Algorithm
 from halfback.boundaries import settle
 from halfback.codecs import Codec, parse
@@ -37,7 +37,7 @@ from halfback.engines.simulation import Simulation
 from halfback.errors import UserError
 from halfback.models.adapters import set_trainable, trainable
 from halfback.models.auxiliary import auxiliary
-from halfback.models.cut import Bottom, CutModel, Device, cut
+from halfback.models.cut import Bottom, CutModel, Device, cut, recut
 from halfback.models.loading import Head, load_model
 from halfback.models.objectives import Evaluation, evaluate, loss, terms
 from halfback.models.pretraining import pretrain
@@ -79,7 +79,8 @@ def build(config: RunConfig, *, pretrained: Path | None = None, scratch: Path | 
         _pretrain(whole.to(device), raw, config, device, pretrained)
     words = config.task.verbaliser
     ids = verbaliser_ids(words, tokenizer) if words is not None and tokenizer is not None else None
-    model = cut(whole.to(device), config.model.cut, head=config.model.head, verbaliser=ids)
+    cuts = [config.model.cut_of(client) for client in range(config.clients)]
+    model = cut(whole.to(device), max(cuts), head=config.model.head, verbaliser=ids)
     set_trainable(
         model,
         bottom=config.bottom.train,
@@ -87,8 +88,11 @@ def build(config: RunConfig, *, pretrained: Path | None = None, scratch: Path | 
         lora=config.lora,
         seed=seed_for(config.seed, "adapters"),
     )
+    levels = {at: recut(model, at, head=config.model.head) for at in sorted({*cuts} - {model.at})}
+    others = {client: levels[at] for client, at in enumerate(cuts) if at in levels}
     part = _device_part(config, algorithm, model, task).to(device)
-    server = _server(config, algorithm, model, part, task, device)
+    server = _server(config, algorithm, model, part, task, device, list(levels.values()))
+    _place(config, algorithm, server, others, task, device)
     head = _head(model, task, device)
     alone = algorithm.traits.agreement == "alone"
     simulate = partial(
@@ -104,13 +108,15 @@ def build(config: RunConfig, *, pretrained: Path | None = None, scratch: Path | 
         head=head,
         ends=ends_of(
             codecs,
-            _forms(server, head),
+            _forms(server, head, server.hidden_shape),
+            others={client: _forms(server, head, above.hidden_shape) for client, above in server.above.items()},
             batch_size=config.batch_size,
             longest=task.train.longest(),
             device=device,
             scratch=scratch,
         ),
         controller=controller,
+        bottoms={client: other.bottom for client, other in others.items()},
     )
     simulation = simulate(
         _pooled(config, task.train, device) if alone else _sources(config, task.train, device),
@@ -249,6 +255,7 @@ def _server(
     part: Bottom | Device,
     task: EncodedTask,
     device: torch.device,
+    levels: Sequence[CutModel],
 ) -> Server:
     bottom = trainable(model.bottom)
     traits = algorithm.traits
@@ -270,10 +277,13 @@ def _server(
             if replays[side]:
                 check_radius(moved, getattr(algorithm, "radius", None) or default_radius(moved, hidden_dtype))
     steps = config.steps * (config.sampled_clients if traits.one_by_one else 1)  # of what one server sees
+    groups = _between_cuts(theta, levels)
+    if traits.groups is not None:
+        groups = traits.groups(list(theta), config.sampled_clients)
     server = Server(
         top=nn.Module() if traits.top == "none" else model.top,
         loss=partial(loss, task.objective),
-        replica=_replica(config, config.bottom if replays["bottom"] else None, theta, "bottom", steps),
+        replica=_replica(config, config.bottom if replays["bottom"] else None, theta, "bottom", steps, groups),
         hidden_shape=hidden_shape,
         has_texts=has_texts,
         hidden_dtype=hidden_dtype,
@@ -287,6 +297,42 @@ def _server(
         server.make_optimizer = partial(_optimizer, config.top)
         server.optimizer, server.clip = server.make_optimizer(list(top.values())), config.top.clip
     return server
+
+
+def _between_cuts(theta: Mapping[str, Tensor], levels: Sequence[CutModel]) -> list[list[str]] | None:
+    """The names of θ before the first of all cuts, then those between two neighbours; None where there is one cut.
+
+    levels: the model with each cut but the deepest, from the shallowest on.
+    """
+    groups, left = [], list(theta)
+    for level in levels:
+        inside = dict(level.bottom.named_parameters())
+        groups.append([name for name in left if name in inside])
+        left = [name for name in left if name not in inside]
+    return [names for names in (*groups, left) if names] if levels else None
+
+
+def _place(
+    config: RunConfig,
+    algorithm: Algorithm,
+    server: Server,
+    others: Mapping[int, CutModel],
+    task: EncodedTask,
+    device: torch.device,
+) -> None:
+    """Tells the server of the clients whose cut is not the deepest."""
+    shapes: dict[int, tuple[int, ...]] = {}
+    for client, other in others.items():
+        if other.at not in shapes:
+            shapes[other.at] = _hidden(other, task.train, config.task.max_length, device)[0]
+        server.above[client] = Above(other.top, shapes[other.at])
+        inside = dict(other.bottom.named_parameters())
+        server.groups[client] = [i for i, names in enumerate(server.replica.groups) if names and names[0] in inside]
+        if algorithm.traits.agreement != "frozen" and not server.groups[client]:
+            raise UserError(
+                f"model.cut={config.model.cut}: with {other.at} of {other.blocks} blocks a device trains nothing; "
+                "use a deeper cut, or other lora.targets"
+            )
 
 
 def _device_part(config: RunConfig, algorithm: Algorithm, model: CutModel, task: EncodedTask) -> Bottom | Device:
@@ -343,7 +389,12 @@ def _schedule(part: BottomConfig | TopConfig, steps: int) -> Schedule:
 
 
 def _replica(
-    config: RunConfig, part: BottomConfig | TopConfig | None, parameters: Mapping[str, Tensor], side: str, steps: int
+    config: RunConfig,
+    part: BottomConfig | TopConfig | None,
+    parameters: Mapping[str, Tensor],
+    side: str,
+    steps: int,
+    groups: Sequence[Sequence[str]] | None = None,
 ) -> Replica:
     """`part` is None for parameters that no replay moves: they need no moments."""
     return Replica(
@@ -352,6 +403,7 @@ def _replica(
         seed_of=lambda step, p: seed_for(config.seed, "direction", side, step, p),
         law=config.bottom.law,
         schedule=_schedule(config.bottom if part is None else part, steps),
+        groups=groups,
     )
 
 
@@ -402,9 +454,9 @@ def _hidden(
     return (max_length if has_texts else hidden.shape[1], *hidden.shape[2:]), has_texts, hidden.dtype
 
 
-def _forms(server: Server, head: DeviceHead | None) -> dict[str, HiddenForm]:
-    """What each link carries, by its name."""
-    first = HiddenForm(server.hidden_shape, server.has_texts, server.hidden_dtype)
+def _forms(server: Server, head: DeviceHead | None, hidden_shape: tuple[int, ...]) -> dict[str, HiddenForm]:
+    """What each link of a client with such activations carries, by its name."""
+    first = HiddenForm(hidden_shape, server.has_texts, server.hidden_dtype)
     forms = {"activations_up": first, "gradient_down": first}
     if head is not None:
         shape = (first.shape[0], *head.sizes) if first.has_texts else head.sizes

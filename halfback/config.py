@@ -49,8 +49,8 @@ class ModelConfig(_Section):
 
     name: str
     """A packaged model, a ResNet, a local folder or file, or a Hugging Face name; see `halfback models`."""
-    cut: int
-    """How many of the model's blocks run on the device."""
+    cut: int | list[int]
+    """How many of the model's blocks run on the device; a list gives client i the entry i modulo its length."""
     head: int | None = None
     """U-shape: how many of the last blocks run on the device too, with the final norm and the head layer, so that
     labels never leave it. Null: all after the cut is the server's, and labels travel."""
@@ -59,6 +59,20 @@ class ModelConfig(_Section):
     on pooled activations, or a copy of that many of the top's first blocks with its norm and head layer."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     pretrain: PretrainConfig | None = None
+
+    def cut_of(self, client: int) -> int:
+        """Blocks that run on this client."""
+        return self.cut if isinstance(self.cut, int) else self.cut[client % len(self.cut)]
+
+    @field_validator("cut", mode="before")
+    @classmethod
+    def _one_or_a_list(cls, value: Any) -> Any:
+        entries = value if isinstance(value, list) and value else [value]
+        if not all(type(entry) is int for entry in entries):
+            raise PydanticCustomError(
+                "cut", "a number of blocks, or a list of them for the clients in turn, is allowed"
+            )
+        return value
 
     @field_validator("auxiliary", mode="before")
     @classmethod
@@ -371,6 +385,12 @@ def _check_algorithm(config: RunConfig) -> None:
         raise UserError(
             f"model.head={config.model.head}: {config.algorithm.name} can't leave the head on the device; "
             f"use model.head=null, or one of {able}"
+        )
+    if len({config.model.cut_of(client) for client in range(config.clients)}) > 1 and not chosen.traits.mixed_cuts:
+        able = ", ".join(name for name, kind in known.items() if kind.traits.mixed_cuts)
+        raise UserError(
+            f"model.cut={config.model.cut}: {config.algorithm.name} has one cut for all clients; use a number, or "
+            f"one of {able}"
         )
     if config.sampled_clients > config.clients:
         raise UserError(f"sampled_clients={config.sampled_clients}: at most clients={config.clients} are allowed")

@@ -18,6 +18,7 @@ from halfback.algorithms.protocol import Algorithm
 from halfback.algorithms.sfl_v1 import SflV1
 from halfback.algorithms.sfl_v2 import SflV2
 from halfback.algorithms.split_lora import SplitLora
+from halfback.algorithms.spry import Spry
 from halfback.algorithms.vanilla_split import VanillaSplit
 from halfback.algorithms.zo_sfl import ZoSfl
 
@@ -34,6 +35,7 @@ _OURS: dict[str, type[Algorithm]] = {
     "mu_splitfed": MuSplitfed,
     "zo_sfl": ZoSfl,
     "decomfl": Decomfl,
+    "spry": Spry,
     "mezo": Mezo,
     "ho_fl": HoFl,
     "fedavg": Fedavg,

@@ -45,7 +45,7 @@ def check_activations(server: Server, client: int, message: Activations) -> None
         Diverged: the activations are not finite.
     """
     hidden, labels, mask = message.hidden, message.labels, message.mask
-    length, *sizes = server.hidden_shape
+    length, *sizes = server.of(client).hidden_shape
     fits = hidden.ndim == len(sizes) + 2 and list(hidden.shape[2:]) == sizes
     fits = fits and (hidden.shape[1] <= length if server.has_texts else hidden.shape[1] == length)
     if not fits or hidden.numel() == 0 or hidden.dtype != server.hidden_dtype:

@@ -20,7 +20,7 @@ from halfback.wire.messages import Activations, HeadGradient, Message, Nothing
 class FrozenBottom:
     """No options."""
 
-    traits: ClassVar[Traits] = Traits(agreement="frozen", u_shape=True)
+    traits: ClassVar[Traits] = Traits(agreement="frozen", u_shape=True, mixed_cuts=True)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: one forward pass a step."""

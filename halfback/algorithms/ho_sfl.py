@@ -12,6 +12,8 @@ changes along P seeded directions, and only these P slopes are averaged. One ste
 
 Ours, because the paper leaves it open: a client that was away replays the steps it missed, in order, with the
 optimiser's moments it kept; the slope is divided by μ before it is sent, so that it means the same for every estimator.
+With a cut for each client (`model.cut` a list) u_p in step 4 has the client's own coordinates, and step 5 averages
+over those who have them.
 """
 
 from collections.abc import Mapping
@@ -42,7 +44,7 @@ class HoSfl:
         clip_samples: bound on the size of each sample's slope **(ours)**; None for no bound.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="slopes", u_shape=True)
+    traits: ClassVar[Traits] = Traits(agreement="slopes", u_shape=True, mixed_cuts=True)
 
     directions: int = 2
     radius: float | None = None
@@ -64,11 +66,11 @@ class HoSfl:
             slopes = estimate_slopes(  # v_{m,p}
                 lambda: client.bottom(batch.inputs),  # noqa: B023 - called before the next batch
                 client.bottom,
-                replica.parameters,
+                client.measured,
                 cotangent=gradient,
                 base=base,
                 seeds=replica.seeds(self.directions),
-                radius=self.radius or default_radius(replica.parameters, gradient.dtype),
+                radius=self.radius or default_radius(client.measured, gradient.dtype),
                 estimator=self.estimator,
                 law=replica.law,
                 clip=self.clip_samples,

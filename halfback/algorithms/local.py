@@ -35,11 +35,11 @@ def local_slopes(
     slopes = estimate_slopes(
         run,
         local.device,
-        replica.parameters,
+        client.measured,
         cotangent=cotangent,
         base=inner(cotangent, run()) if estimator == "forward" else cotangent,
         seeds=replica.seeds(directions),
-        radius=radius or default_radius(replica.parameters, client.hidden_dtype),
+        radius=radius or default_radius(client.measured, client.hidden_dtype),
         estimator=estimator,
         law=replica.law,
         clip=clip_samples,

@@ -102,6 +102,7 @@ class Client:
         data: batches by number; `cursor` is the next number.
         hidden_dtype: the dtype of activations.
         position: agreed steps this client has replayed.
+        groups: the groups of θ that this client measures, by their place in `replica.groups`; None for all.
         optimizer: for clients that backpropagate.
         clip: bound on the gradient norm, for clients that backpropagate.
         schedule: step of the run → factor of the learning rate, for clients that backpropagate.
@@ -116,6 +117,7 @@ class Client:
     data: BatchSource
     hidden_dtype: torch.dtype = torch.float32
     position: int = 0
+    groups: Sequence[int] | None = None
     cursor: int = 0
     optimizer: torch.optim.Optimizer | None = None
     clip: float | None = None
@@ -123,6 +125,13 @@ class Client:
     head: Head | None = None
     local: Local | None = None
     losses: list[float] = field(default_factory=list)
+
+    @property
+    def measured(self) -> Mapping[str, Tensor]:
+        """The parameters along which this client takes its slopes: θ, or its groups of it."""
+        if self.groups is None:
+            return self.replica.parameters
+        return {name: self.replica.parameters[name] for place in self.groups for name in self.replica.groups[place]}
 
     def batches(self, round: Round) -> Iterator[Batch]:
         """The batches of this round, in the client's own order."""
@@ -132,9 +141,17 @@ class Client:
             yield batch
 
     def replay(self, first: int, slopes: Tensor) -> None:
-        """Takes agreed steps `first`, … with `slopes` (steps, P)."""
+        """Takes agreed steps `first`, … with `slopes` (steps, groups · P)."""
         self.replica.replay(first, slopes)
         self.position = max(self.position, first + len(slopes))
+
+
+@dataclass(frozen=True)
+class Above:
+    """What the server has for one client's activations: the model behind its cut, and their shape, as in `Server`."""
+
+    top: nn.Module
+    hidden_shape: tuple[int, ...]
 
 
 @dataclass
@@ -142,13 +159,15 @@ class Server:
     """The server as an algorithm sees it.
 
     Attributes:
-        top: the server's part of the model; in the U-shape, the middle.
+        top: the server's part of the model; in the U-shape, the middle. With a cut for each client, behind the deepest.
         loss: (logits, labels) → mean loss of a batch, a scalar.
         replica: the agreed bottom, for evaluation and for whoever joins. It may lag behind `history`: see `catch_up`.
         hidden_dtype: the dtype of activations.
         round: the one that runs.
         steps: steps taken: one for each batch of a cohort.
-        history: the agreed slopes of every step, each (P,) float32.
+        history: the agreed slopes of every step, each (P,) float32; with groups of θ, P for each in turn.
+        above: by client, what is behind a cut that is not the deepest: blocks of θ, moved by replay alone, and the top.
+        groups: the groups of θ that a client measures, by client, as in `Client.groups`; all for one that is not there.
         optimizer: first-order optimiser of the top; `clip` bounds its gradient norm, and `schedule` gives the factor of
             its learning rate by step. `make_optimizer` makes another like it, for methods with a top for each client.
         top_replica: the top's parameters, when they too are moved along seeded directions.
@@ -171,6 +190,8 @@ class Server:
     round: Round = Round(0, 0, 0)
     steps: int = 0
     history: list[Tensor] = field(default_factory=list)
+    above: dict[int, Above] = field(default_factory=dict)
+    groups: dict[int, Sequence[int]] = field(default_factory=dict)
     optimizer: torch.optim.Optimizer | None = None
     clip: float | None = None
     schedule: Schedule = constant
@@ -183,8 +204,12 @@ class Server:
     boundaries: Sequence[Boundary] = ()
     passes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    def of(self, client: int) -> Above:
+        """What takes this client's activations."""
+        return self.above.get(client) or Above(self.top, self.hidden_shape)
+
     def missed(self, position: int) -> Tensor:
-        """Agreed slopes of the steps from `position` on: (steps, P) float32."""
+        """Agreed slopes of the steps from `position` on: (steps, groups · P) float32."""
         rows = self.history[position:]
         return torch.stack(rows) if rows else torch.zeros(0, len(self.history[0]) if self.history else 0)
 

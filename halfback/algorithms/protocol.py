@@ -6,7 +6,7 @@ and memory around it. Never yield inside ``no_grad``, ``inference_mode`` or ``au
 runs next.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -31,9 +31,13 @@ class Traits:
         top: how the server's part moves. `backpropagated` (`Server.optimizer` is there), `replayed`
             (`Server.top_replica` is there), or `none`.
         u_shape: whether the devices can keep the head and their labels: they speak of a batch through `feedback`.
+        mixed_cuts: whether each client can have a cut of its own: it measures `Client.measured`, and the server has its
+            top from `Server.of`.
         one_by_one: the clients of a cohort take their turns one after another, not step by step together.
         boundaries: a device has a `Boundary` of its own in the whole model, from the options `boundaries` (blocks below
             it, in turn for the clients) or `memory_mb` (what a device has). `Local.device` is cut there.
+        groups: how θ is shared out, where a device measures only a part of it: (names of the parameters, clients of a
+            cohort) → names of each group. The replicas then have these groups; None for one of all.
     """
 
     agreement: Literal["slopes", "weights", "relay", "alone", "frozen"]
@@ -41,8 +45,10 @@ class Traits:
     backpropagates: bool = False
     top: Literal["backpropagated", "replayed", "none"] = "backpropagated"
     u_shape: bool = False
+    mixed_cuts: bool = False
     one_by_one: bool = False
     boundaries: bool = False
+    groups: Callable[[Sequence[str], int], list[list[str]]] | None = None
 
 
 class Algorithm(Protocol):

@@ -8,7 +8,7 @@ from torch import Tensor
 from halfback.algorithms.checks import all_finite
 from halfback.algorithms.parties import Client
 from halfback.errors import Diverged, PeerError
-from halfback.wire.messages import CutGradient, History, Losses, Slopes
+from halfback.wire.messages import CutGradient, History, Losses, Share, Slopes
 
 Kind = TypeVar("Kind")
 
@@ -59,31 +59,42 @@ def loss_value(reply: Any) -> float:
     return float(values)
 
 
-def catch_up(client: Client, reply: Any, directions: int) -> None:
+def catch_up(client: Client, reply: Any, directions: int, kind: type[History] | type[Share] = History) -> None:
     """Replays the steps that the client missed, from the answer to its `Join`.
 
     Raises:
         PeerError: other steps or shapes came than were asked for.
         Diverged: a slope is not finite.
     """
-    history = received(reply, History)
-    _replay(client, "History", history.first, history.slopes, directions)
+    said = received(reply, kind)
+    _replay(client, kind.__name__, said.first, said.slopes, directions)
+
+
+def take_share(client: Client, reply: Any, directions: int) -> None:
+    """Catches up, and from now on measures the group of θ that the server says; raises as `catch_up` does."""
+    group, count = received(reply, Share).group, len(client.replica.groups)
+    if not 0 <= group < count:
+        raise PeerError(f"server: Share.group: {group} came, 0 to {count - 1} are allowed")
+    catch_up(client, reply, directions, Share)
+    client.groups = (group,)
 
 
 def take_agreed(client: Client, reply: Any, directions: int, *, steps: int = 1) -> None:
     """Replays the step, or the steps, that the cohort has just agreed on; raises as `catch_up` does."""
     agreed = received(reply, Slopes)
-    if agreed.values.shape != (steps * directions,):
-        raise PeerError(f"server: Slopes: slopes {tuple(agreed.values.shape)} came, ({steps * directions},) is allowed")
-    _replay(client, "Slopes", agreed.step, agreed.values.view(steps, directions), directions)
+    count = steps * directions * len(client.replica.groups)
+    if agreed.values.shape != (count,):
+        raise PeerError(f"server: Slopes: slopes {tuple(agreed.values.shape)} came, ({count},) is allowed")
+    _replay(client, "Slopes", agreed.step, agreed.values.view(steps, -1), directions)
 
 
 def _replay(client: Client, kind: str, first: int, rows: Tensor, directions: int) -> None:
     if first != client.position:
         raise PeerError(f"server: {kind}: step {first} came, {client.position} is allowed")
-    if rows.ndim != 2 or (len(rows) and rows.shape[1] != directions) or rows.dtype != torch.float32:
+    width = directions * len(client.replica.groups)
+    if rows.ndim != 2 or (len(rows) and rows.shape[1] != width) or rows.dtype != torch.float32:
         raise PeerError(
-            f"server: {kind}: slopes {rows.dtype} {tuple(rows.shape)} came, torch.float32 with {directions} a step "
+            f"server: {kind}: slopes {rows.dtype} {tuple(rows.shape)} came, torch.float32 with {width} a step "
             "are allowed"
         )
     if not all_finite(rows):

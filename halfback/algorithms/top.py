@@ -76,7 +76,7 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadG
             check_activations(server, client, message)
             hidden = message.hidden.detach().requires_grad_()
             loss = loss_of(server, client, hidden, message.mask, _labels(client, message))
-            loss.backward()
+            loss.backward(inputs=_leaves(server, client, hidden))
             losses.append(loss.item())
         gradients[client] = cast(Tensor, hidden.grad)
         if not all_finite(gradients[client]):
@@ -130,7 +130,14 @@ def _through_top(server: Server, client: int, hidden: Tensor, mask: Tensor | Non
     if server.has_texts and (mask is None or mask.shape != hidden.shape[:2]):
         came = "none" if mask is None else tuple(mask.shape)
         raise PeerError(f"client {client}: Activations.mask: {came} came, {tuple(hidden.shape[:2])} is needed")
-    return server.top(hidden, mask)
+    if server.above:
+        server.catch_up()  # blocks of θ stand between the cuts
+    return server.of(client).top(hidden, mask)
+
+
+def _leaves(server: Server, client: int, hidden: Tensor) -> list[Tensor] | None:
+    """Where a backward pass ends: None for everywhere, unless it goes through blocks of θ, which have no gradients."""
+    return [hidden, *_parameters(_optimizer(server))] if client in server.above else None
 
 
 def _backpropagate_middle(server: Server, client: int, message: HeadGradient) -> Tensor:
@@ -140,7 +147,7 @@ def _backpropagate_middle(server: Server, client: int, message: HeadGradient) ->
     hidden, out = server.passes[client]
     check_head_gradient(server, client, message, out)
     del server.passes[client]
-    out.backward(message.gradient)
+    out.backward(message.gradient, inputs=_leaves(server, client, hidden))
     for parameter, gradient in zip((server.head or {}).values(), message.head, strict=True):
         parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
     return hidden

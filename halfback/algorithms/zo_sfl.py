@@ -35,7 +35,7 @@ class ZoSfl:
         radius: μ, the probe radius; None takes the measured default of each part.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="slopes", top="replayed")
+    traits: ClassVar[Traits] = Traits(agreement="slopes", top="replayed", mixed_cuts=True)
 
     directions: int = 1
     radius: float | None = None
@@ -45,11 +45,10 @@ class ZoSfl:
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: 1 + 2P forward passes a step."""
-        parameters = client.replica.parameters
         catch_up(client, (yield Join(client.position)), self.directions)
         for batch in client.batches(round):
             hidden = forward(client, batch)
-            radius = self.radius or default_radius(parameters, hidden.dtype)
+            radius = self.radius or default_radius(client.measured, hidden.dtype)
             yield upload(batch, hidden)
             del hidden
             slopes = yield from probe_slopes(client, batch, self.directions, radius)

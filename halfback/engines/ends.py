@@ -19,6 +19,7 @@ def ends_of(
     codecs: Mapping[str, tuple[Codec, ...]],
     forms: Mapping[str, HiddenForm],
     *,
+    others: Mapping[int, Mapping[str, HiddenForm]],
     batch_size: int,
     longest: int,
     device: torch.device,
@@ -26,29 +27,36 @@ def ends_of(
 ) -> Callable[[int], tuple[End, End]]:
     """Makes the client's and the server's end of a client's link.
 
-    codecs: the chain of each link. forms: what each link carries. longest: tokens of the longest row, for texts.
+    codecs: the chain of each link. forms: what each link carries; others: the same by client, where that differs.
+    longest: tokens of the longest row, for texts.
     scratch: where what is remembered on disk gets a temporary folder; None for the system's place.
     Raises UserError for a chain that can't work on its link.
     """
+    kinds = [dict(kind) for kind in dict.fromkeys(tuple(each.items()) for each in (forms, *others.values()))]
     for link, chain in codecs.items():
-        _check(link, chain, forms, batch_size, longest)
+        for kind in kinds:
+            _check(link, chain, kind, batch_size, longest)
     on_disk = any(isinstance(codec, Temporal) and codec.where == "disk" for chain in codecs.values() for codec in chain)
     folder = TemporaryDirectory(prefix=CACHES, dir=scratch) if on_disk else None
 
-    def end(side: Side, client: int) -> End:
+    def end(side: Side, client: int, carried: Mapping[str, HiddenForm]) -> End:
         senders: dict[str, Sender] = {}
         receivers: dict[str, Receiver] = {}
         for link, chain in codecs.items():
-            form, where = forms[link], f"codecs.{link}"
+            form, where = carried[link], f"codecs.{link}"
             if link.endswith("_up") == (side == "client"):
                 senders[link] = make_sender(chain, width=form.width, dtype=form.dtype, where=where)
             else:
                 own = Path(folder.name) / f"{client}-{link}" if folder is not None else None
                 receivers[link] = make_receiver(chain, width=form.width, dtype=form.dtype, where=where, folder=own)
-        return End(side, device, forms=forms, senders=senders, receivers=receivers)
+        return End(side, device, forms=carried, senders=senders, receivers=receivers)
 
-    end("client", -1), end("server", -1)  # a chain that can't work is refused before anything is trained
-    return lambda client: (end("client", client), end("server", client))
+    def both(client: int, carried: Mapping[str, HiddenForm]) -> tuple[End, End]:
+        return end("client", client, carried), end("server", client, carried)
+
+    for kind in kinds:  # a chain that can't work is refused before anything is trained
+        both(-1, kind)
+    return lambda client: both(client, others.get(client, forms))
 
 
 def _check(link: str, chain: tuple[Codec, ...], forms: Mapping[str, HiddenForm], batch_size: int, longest: int) -> None:

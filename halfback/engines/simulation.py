@@ -74,15 +74,18 @@ class Simulation:
         local: Callable[[int], Local] | None,
         ends: Callable[[int], tuple[End, End]],
         controller: Controller | None,
+        bottoms: Mapping[int, Bottom],
     ) -> None:
         """`device_part` is what θ belongs to; `sources` are the clients' data, one each; `seed` fixes who is sampled in
         which round; `local` gives a client's own model; `ends` makes the two ends of a client's link, the client's
-        first; `controller` sets the thresholds of links that reuse values.
+        first; `controller` sets the thresholds of links that reuse values; `bottoms` are those of the clients whose cut
+        is not the deepest.
         """
         self.algorithm = algorithm
         self.server = server
         self.device_part = device_part
         self.bottom = device_part.bottom if isinstance(device_part, Device) else device_part
+        self.bottoms = bottoms
         self.sources = sources
         self.sampled_clients = sampled_clients
         self.seed = seed
@@ -118,10 +121,11 @@ class Simulation:
                 optimizer = self.bottom_optimizer(list(replica.parameters.values()))
             self.clients[number] = Client(
                 number,
-                self.bottom,
+                self.bottoms.get(number, self.bottom),
                 replica,
                 self.sources[number],
                 hidden_dtype=self.server.hidden_dtype,
+                groups=self.server.groups.get(number),
                 optimizer=optimizer,
                 clip=self.bottom_clip,
                 schedule=self.schedule,
@@ -225,6 +229,8 @@ class Simulation:
         if self._server_meter is not None:
             for message in messages.values():
                 self._server_meter.receive(tensors_of(message))
+        if self.server.above:  # it runs blocks of θ, as its own replica has them
+            install(self.device_part, self.server.replica.parameters)
         with self.meters.server.running(), charged(self._server_meter):
             answers = self.algorithm.answer(self.server, messages)
         return {number: self._carry(number, "down", answers[number], memory) for number in messages}
@@ -232,14 +238,14 @@ class Simulation:
     def _measure_inference(self, client: Client, round: Round) -> None:
         """The peak of plain inference on the batches that this round will use, of the head too if it has one."""
         install(self.device_part, client.replica.parameters)
-        parts = nn.ModuleList([self.device_part] if self.head is None else [self.device_part, self.head.module])
+        parts = nn.ModuleList(self._parts(client))
         for number in range(client.cursor, client.cursor + round.steps):
-            peak = inference_peak_bytes(parts, lambda n=number: self._infer(client.data.batch(n).inputs), [])  # type: ignore[misc]
+            peak = inference_peak_bytes(parts, lambda n=number: self._infer(client, client.data.batch(n).inputs), [])  # type: ignore[misc]
             self.meters.client_inference_peak_bytes = max(self.meters.client_inference_peak_bytes, peak)
 
-    def _infer(self, inputs: Mapping[str, Tensor]) -> None:
+    def _infer(self, client: Client, inputs: Mapping[str, Tensor]) -> None:
         """What a device computes of one batch's logits; the server's part in between is not its own."""
-        hidden = self.device_part(inputs)
+        hidden = self._parts(client)[0](inputs)
         if self.head is not None:
             mask = inputs.get("attention_mask")
             rows = hidden.shape[:1] if mask is None else mask.shape
@@ -248,13 +254,20 @@ class Simulation:
 
     def _resident(self, client: Client) -> list[Tensor]:
         """What a client holds between two rounds."""
-        moments = [tensor for by_name in client.replica.moments.values() for tensor in by_name.values()]
+        parts = self._parts(client)
+        own = {name for name, _ in parts[0].named_parameters()}  # of θ, which has the blocks of the deepest cut
+        states = [client.replica.parameters, *client.replica.moments.values()]
+        replayed = [tensor for by_name in states for name, tensor in by_name.items() if name in own]
         optimizer = [] if client.optimizer is None else list(optimizer_tensors("", client.optimizer).values())
-        parts = [self.device_part] if client.head is None else [self.device_part, client.head.module]
         frozen = [p for part in parts for p in part.parameters() if not p.requires_grad]  # a trained head comes anew
         buffers = [buffer for part in parts for buffer in part.buffers()]
         remembered = self.link.of(client.id)[0].tensors()
-        return [*client.replica.parameters.values(), *frozen, *buffers, *moments, *optimizer, *remembered]
+        return [*replayed, *frozen, *buffers, *optimizer, *remembered]
+
+    def _parts(self, client: Client) -> list[nn.Module]:
+        """What the client holds of the model: the part that θ belongs to first."""
+        part = self.bottoms.get(client.id, self.device_part)
+        return [part] if self.head is None else [part, self.head.module]
 
     def _server_resident(self) -> list[Tensor]:
         """What the server holds between two rounds."""
@@ -266,8 +279,9 @@ class Simulation:
         ]
         head = (server.head or {}).values()
         remembered = [tensor for _, far in self.link.ends.values() for tensor in far.tensors()]
-        held = [*server.top.parameters(), *server.top.buffers(), *head, *optimizer, *replayed, *server.history]
-        return [*held, *remembered]
+        tops = {server.top, *(above.top for above in server.above.values())}
+        weights = [tensor for top in tops for tensor in (*top.parameters(), *top.buffers())]
+        return [*weights, *head, *optimizer, *replayed, *server.history, *remembered]
 
     def agreed_bottom(self) -> Bottom:
         """The bottom with the parameters that the federation has agreed on."""

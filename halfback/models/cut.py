@@ -8,7 +8,7 @@ bits of the uncut model, whatever the model does between its blocks.
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -164,8 +164,7 @@ def cut(model: nn.Module, at: int, *, head: int | None = None, verbaliser: Seque
     """
     family = family_of(model)
     blocks = len(cast(nn.ModuleList, model.get_submodule(family.backbone).get_submodule(family.blocks)))
-    if not 1 <= at <= blocks:
-        raise UserError(f"cut is {at}; {type(model).__name__} has {blocks} blocks, so 1 to {blocks} are allowed")
+    _check_cut(model, at, blocks)
     if head is not None and not 0 <= head < blocks - at:
         allowed = f"0 to {blocks - at - 1} are allowed" if at < blocks else "no head can be split off"
         raise UserError(f"head is {head}; {type(model).__name__} has {blocks} blocks and the cut is {at}, so {allowed}")
@@ -182,15 +181,22 @@ def cut(model: nn.Module, at: int, *, head: int | None = None, verbaliser: Seque
     return CutModel(bottom.eval(), middle.eval(), model, blocks, at, family, last.eval())
 
 
-def recut(model: CutModel, at: int) -> Device:
-    """The whole model again, cut after its first `at` blocks (1 to all), for a device that has all of it.
+def recut(model: CutModel, at: int, *, head: int | None = None) -> CutModel:
+    """The same model, and what is trained of it, with its (first) cut elsewhere; called after `set_trainable`.
 
-    Modules are shared with the parts of `model`, so this one sees what `install` puts in theirs, and the adapters.
+    Modules are shared with the parts of `model`, so these ones see what `install` puts in theirs, and the adapters.
+    head: as `model` was cut with.
+    Raises UserError for `at` out of range.
     """
-    last = cast(Top, model.head or model.top)
-    bottom = Bottom(_bottom_body(model.whole, model.family, at), model.family)
-    top = Top(top_body(model.whole, model.family, at, model.blocks), model.family, last.verbaliser)
-    return Device(bottom.eval(), top.eval())
+    _check_cut(model.whole, at, model.blocks)
+    family = model.family
+    bottom = Bottom(_bottom_body(model.whole, family, at), family).eval()
+    top: Top | Middle
+    if isinstance(model.top, Top):
+        top = Top(top_body(model.whole, family, at, model.blocks), family, model.top.verbaliser)
+    else:
+        top = Middle(_middle_body(model.whole, family, at, model.blocks - (head or 0)), family)
+    return replace(model, bottom=bottom, top=top.eval(), at=at)
 
 
 def install(part: nn.Module, parameters: Mapping[str, Tensor]) -> None:
@@ -219,6 +225,11 @@ def _text_arguments(family: Family, mask: Tensor) -> dict[str, Any]:
         # A row's first token is at position 0 however much padding stands on its left.
         arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     return arguments
+
+
+def _check_cut(model: nn.Module, at: int, blocks: int) -> None:
+    if not 1 <= at <= blocks:
+        raise UserError(f"cut is {at}; {type(model).__name__} has {blocks} blocks, so 1 to {blocks} are allowed")
 
 
 def _check_verbaliser(model: nn.Module, verbaliser: Sequence[int]) -> None:

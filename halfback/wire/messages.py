@@ -20,6 +20,7 @@ Role = Literal[
     "steps",
     "caches",
     "thresholds",
+    "groups",
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
 CODED: tuple[Role, ...] = ("activations", "gradient")  # the roles whose fields a codec may stand for
@@ -43,7 +44,7 @@ class Join:
 
 @dataclass(frozen=True)
 class History:
-    """Down: agreed slopes of steps `first`, `first` + 1, …: (steps, P) float32."""
+    """Down: agreed slopes of steps `first`, `first` + 1, …: (steps, P) float32; P for each group of θ in turn."""
 
     first: int = _role("steps")
     slopes: Tensor = _role("slopes")
@@ -73,7 +74,7 @@ class CutGradient:
 
 @dataclass(frozen=True)
 class Slopes:
-    """Up: one client's slopes; down: the agreed mean; of step `step`, (P,) float32."""
+    """Up: one client's slopes, (P,) float32; down: the agreed mean, as a row of `History`; of step `step`."""
 
     step: int = _role("steps")
     values: Tensor = _role("slopes")
@@ -138,6 +139,15 @@ class Caches:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Down: as `History`, and the number of the group of θ that the device measures in this round."""
+
+    first: int = _role("steps")
+    slopes: Tensor = _role("slopes")
+    group: int = _role("groups")
+
+
+@dataclass(frozen=True)
 class Encoded:
     """In the place of a tensor field: what the codecs of the field's link made of it."""
 
@@ -158,6 +168,7 @@ KINDS: tuple[type["Message"], ...] = (
     HeadGradient,
     Caches,
     HandOver,
+    Share,
 )
 Message = (
     Nothing
@@ -172,6 +183,7 @@ Message = (
     | HeadGradient
     | Caches
     | HandOver
+    | Share
 )
 
 

@@ -71,6 +71,7 @@ class Replica:
         parameters: name → parameter; moved in place.
         position: steps replayed so far; the next agreed row is number `position`.
         groups: names of the parameters that share slopes; a row of the history has P slopes for each group in turn.
+            A group may be one of which this replica has no parameter: a device with fewer blocks than others.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Replica:
         directions = new.shape[1] // count
         seeds = [self.seed_of(self.position + i, p) for i in range(len(new)) for p in range(directions)]
         for names, rows in zip(self.groups, new.split(directions, dim=1), strict=True):
-            own = {name: self.parameters[name] for name in names}
+            own = {name: self.parameters[name] for name in names if name in self.parameters}
             dimension = sum(parameter.numel() for parameter in own.values())
             coefficients = [self.rule.coefficients(row, dimension) for row in rows.tolist()]
             for dtype in {parameter.dtype for parameter in own.values()}:  # a pack is rounded as a whole

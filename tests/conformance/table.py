@@ -76,6 +76,7 @@ class Work:
     ever: bool  # whether any step was agreed before this round; with none, nobody has said how many slopes a step has
     directions: int
     bottom: list[tuple[int, ...]]
+    groups: int = 1  # of θ, where its parameters don't share their slopes
     second: list[tuple[int, ...]] = field(default_factory=list)
     head: list[tuple[int, ...]] = field(default_factory=list)
     above: list[tuple[int, ...]] = field(default_factory=list)  # of θ, above the client's own boundary
@@ -108,6 +109,14 @@ def _zo_sfl(work: Work) -> tuple[int, int]:
         activations(h, mask) + 2 * p * activations(h, mask, repeated=True) + slopes(p) for h, mask in work.batches
     )
     down = _joined(work) + len(work.batches) * (NOTHING + 2 * p * (HEADER + tensor(1)) + slopes(p))
+    return up, down
+
+
+def _spry(work: Work) -> tuple[int, int]:
+    p, groups = work.directions, work.groups
+    row = p * groups
+    up = JOIN + len(work.batches) * slopes(p)
+    down = HEADER + INTEGER + tensor(work.missed, row if work.ever else 0) + INTEGER + len(work.batches) * slopes(row)
     return up, down
 
 
@@ -188,6 +197,7 @@ ROWS: dict[str, Row] = {
         {"algorithm.directions": 2, "top.optimizer": "momentum", "top.lr": 1e-3},
         learns={"model.cut": 3, "top.optimizer": "adamw", "top.lr": 5e-3, "bottom.lr": 1e-4},
     ),
+    "spry": Row("spry", _spry, {"algorithm.directions": 2, **_REPLAYED}, learns={"bottom.lr": 3e-3}),
     "frozen_bottom": Row("frozen_bottom", _frozen_bottom),
     "ho_sfl-u": Row("ho_sfl", _u_shaped(_ho_sfl), {"algorithm.directions": 3, "model.head": 0, **_REPLAYED}),
     "ho_sfl-u-block": Row("ho_sfl", _u_shaped(_ho_sfl), {"model.head": 1, **_REPLAYED}),

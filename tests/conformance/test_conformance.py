@@ -142,6 +142,7 @@ def _work(simulation: Simulation, number: int, *, steps: int) -> Work:
         ever=bool(history),
         directions=getattr(simulation.algorithm, "directions", 0),
         bottom=[tuple(parameter.shape) for parameter in simulation.server.replica.parameters.values()],
+        groups=len(server.replica.groups),
         second=second,
         head=[tuple(parameter.shape) for parameter in (server.head or {}).values()],
         above=_above(server, number),
@@ -212,8 +213,10 @@ def _give_everyone_a_replica(simulation: Simulation) -> None:
     agreed = simulation.server.replica
     for number, source in enumerate(simulation.sources):
         own = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in agreed.parameters.items()}
-        replica = Replica(own, rule=agreed.rule, seed_of=agreed.seed_of, law=agreed.law)
-        simulation.clients[number] = Client(number, simulation.bottom, replica, source, head=simulation.head)
+        replica = Replica(own, rule=agreed.rule, seed_of=agreed.seed_of, law=agreed.law, groups=agreed.groups)
+        simulation.clients[number] = Client(
+            number, simulation.bottom, replica, source, head=simulation.head, local=simulation.local
+        )
 
 
 @pytest.mark.parametrize("row", rows(agreement="weights"))

@@ -37,7 +37,7 @@ CLIENT = 3
 def link(codecs: dict[str, list[Any]], form: HiddenForm = TEXTS) -> Link:
     forms = dict.fromkeys(("activations_up", "gradient_down", "activations_down", "gradient_up"), form)
     parsed = {name: parse(chosen, f"codecs.{name}") for name, chosen in codecs.items()}
-    make = ends_of(parsed, forms, batch_size=4, longest=LONGEST, device=torch.device("cpu"), scratch=None)
+    make = ends_of(parsed, forms, others={}, batch_size=4, longest=LONGEST, device=torch.device("cpu"), scratch=None)
     return Link(Ledger(), Stopwatch(), make)
 
 

@@ -9,7 +9,8 @@ from tiny_models import BLOCKS, CONFIGS, DECODERS, ENCODERS, classifier, languag
 from torch import Tensor, nn
 
 from halfback.errors import UserError
-from halfback.models.cut import cut
+from halfback.models.adapters import Lora, Trained, set_trainable, trainable
+from halfback.models.cut import cut, recut
 from halfback.models.families import FAMILIES
 
 Tokens = dict[str, Tensor]
@@ -98,6 +99,26 @@ def test_bottom_middle_and_head_of_a_text_model(name: str, at: int, head: int, l
         assert torch.equal(parts.head(hidden, inputs["attention_mask"]), wanted)
         assert torch.equal(parts.logits(inputs), wanted)
         assert torch.equal(uncut(model, inputs), wanted)  # cutting leaves the whole model as it was
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("trained", ["lora", "full"])
+@pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
+def test_another_cut_of_a_model_that_is_trained(name: str, trained: Trained, left: Tokens, right: Tokens) -> None:
+    """Every shallower cut gives the bits of the deepest, and its parts have the same tensors, trained and frozen."""
+    inputs = right if name in ENCODERS else left
+    for build, head in ((classifier, None), (classifier, 0), *(() if name in ENCODERS else ((language_model, None),))):
+        deepest = cut(build(name), 2, head=head)
+        set_trainable(deepest, bottom=trained, top="lora", lora=Lora(), seed=1)
+        moved = trainable(deepest.bottom) | trainable(deepest.top)
+        for parameter in moved.values():  # adapters that do nothing yet would hide that one is missing
+            parameter += 0.1 * torch.randn_like(parameter)
+        other = recut(deepest, 1, head=head)
+        assert torch.equal(other.logits(inputs), deepest.logits(inputs))
+        theirs = trainable(other.bottom) | trainable(other.top)
+        assert theirs.keys() == moved.keys()
+        assert all(theirs[name] is parameter for name, parameter in moved.items())
+        assert 0 < len(trainable(other.bottom)) < len(trainable(deepest.bottom))
 
 
 @torch.no_grad()

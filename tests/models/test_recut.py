@@ -38,7 +38,8 @@ def test_every_boundary_sees_the_parameters_that_are_installed(
         device = Device(parts.bottom, parts.top)
         theta = trainable(device)
         before = device(inputs)
-        boundaries = {at: recut(parts, at) for at in range(1, parts.blocks + 1)}
+        cuts = [recut(parts, at) for at in range(1, parts.blocks + 1)]
+        boundaries = {own.at: Device(own.bottom, own.top) for own in cuts}
         assert parts.blocks == BLOCKS or name == "resnet18-32"
         for own in boundaries.values():
             assert torch.equal(own(inputs), before)

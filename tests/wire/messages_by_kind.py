@@ -14,6 +14,7 @@ from halfback.wire.messages import (
     Message,
     MiddleActivations,
     Nothing,
+    Share,
     Slopes,
     Weights,
 )
@@ -28,6 +29,7 @@ MESSAGES: dict[str, Message] = {
     "join": Join(1 << 40),
     "history": History(7, _values(5, 2)),
     "history-empty": History(0, torch.zeros(0, 2)),
+    "share": Share(7, _values(5, 2), 3),
     "activations-text": Activations(
         _values(2, 3, 4),
         torch.tensor([[True, True, False], [True, True, True]]),
