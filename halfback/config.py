@@ -55,8 +55,8 @@ class ModelConfig(_Section):
     """U-shape: how many of the last blocks run on the device too, with the final norm and the head layer, so that
     labels never leave it. Null: all after the cut is the server's, and labels travel."""
     auxiliary: Literal["linear"] | int = "linear"
-    """The head that gives a device a loss of its own, for methods that need one (CSE-FSL, FSL-SAGE, HERON-SFL): a linear
-    layer on pooled activations, or a copy of that many of the top's first blocks with its norm and head layer."""
+    """The head that gives a device a loss of its own, for methods that need one (CSE-FSL, FSL-SAGE, HERON-SFL): a
+    linear layer on pooled activations, or a copy of that many of the top's first blocks with norm and head layer."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     pretrain: PretrainConfig | None = None
 
@@ -179,7 +179,7 @@ def resolve(recipe: str | None, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: an unknown recipe, key or value; the message is one line and names the nearest key.
     """
     tree = _read_recipe(recipe) if recipe is not None else {}
-    changes = dict(_parse_override(override) for override in overrides)  # of a key given twice the last counts
+    changes = dict(parse_override(override) for override in overrides)  # of a key given twice the last counts
     return from_tree(tree, changes)
 
 
@@ -285,7 +285,8 @@ def _parse_yaml(text: str, name: str) -> Tree:
     return tree
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Any]:
+    """The key path and the value of `key.path=value`; UserError if it is not of this form."""
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise UserError(f"{text!r} is not of the form key=value")

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
-from table import ROWS
 
 from halfback.algorithms import algorithms
 from halfback.algorithms.exchange import mean_slopes
 from halfback.algorithms.parties import Server
 from halfback.config import RunConfig
+from halfback.conformance import small
+from halfback.conformance.table import ROWS
 from halfback.engines.simulation import Simulation
 from halfback.errors import Diverged, PeerError
 from halfback.wire.messages import Activations, History, Join, Losses, Message, Slopes, Weights

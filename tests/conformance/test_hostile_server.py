@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import small
 import torch
-from table import ROWS
 
 from halfback.config import RunConfig
+from halfback.conformance import small
+from halfback.conformance.table import ROWS
 from halfback.engines.simulation import Simulation
 from halfback.errors import Diverged, PeerError
 from halfback.wire.messages import CutGradient, History, Losses, Message, Nothing, Slopes, Weights
