@@ -34,7 +34,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "world" not in metafunc.fixturenames:
         metafunc.parametrize("row", [pytest.param(row, id=name) for name, row in rows])
         return
-    on = [(kind, name, row) for kind in ("images", "texts") for name, row in rows if kind == "images" or row.texts]
+    on = [
+        (kind, name, row)
+        for kind in ("images", "texts")
+        for name, row in rows
+        if kind == "images" or (row.texts and not row.brief)
+    ]
     cases = [pytest.param(row, kind, id=f"{kind}-{name}") for kind, name, row in on]
     metafunc.parametrize(("row", "world"), cases, indirect=["world"])
 

@@ -19,7 +19,8 @@ class Row:
     `learns`: settings with which the loss falls within 30 rounds where the others' do not do.
     `reuses`: links with temporal reuse, and what their chain makes of rows of that width.
     `server_moves`: how the names begin of what the server moves itself, beside the mean of the clients' weights.
-    `texts`: whether it is checked on texts too, not on images alone.
+    `texts`: whether it is checked on texts too; not where another row has the same code run on them.
+    `brief`: a variant of options, checked on images alone and only for what they can spoil.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Row:
     reuses: dict[str, Callable[[int], Columns]] = field(default_factory=dict)
     server_moves: str | None = None
     texts: bool = True
+    brief: bool = False
 
     @property
     def traits(self) -> Traits:
@@ -100,17 +102,21 @@ ROWS: dict[str, Row] = {
         formulas.ho_sfl,
         {"algorithm.clip_samples": 0.05, **_SCHEDULED},
         learns={"bottom.lr": 1e-3},
-        texts=False,
+        brief=True,
     ),
     "hosl": Row("hosl", formulas.hosl, {"algorithm.directions": 2, **_REPLAYED}),
-    "sfl_v1": Row("sfl_v1", formulas.split_lora, {"bottom.optimizer": "momentum"}, learns={"bottom.lr": 1e-3}),
-    "sfl_v2": Row("sfl_v2", formulas.split_lora, {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}),
-    "sfl_v2-scheduled": Row("sfl_v2", formulas.split_lora, _SCHEDULED, texts=False),
-    "vanilla_split": Row("vanilla_split", formulas.relay, {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}),
+    "sfl_v1": Row(
+        "sfl_v1", formulas.split_lora, {"bottom.optimizer": "momentum"}, learns={"bottom.lr": 1e-3}, texts=False
+    ),
+    "sfl_v2": Row("sfl_v2", formulas.split_lora, {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}, texts=False),
+    "sfl_v2-scheduled": Row("sfl_v2", formulas.split_lora, _SCHEDULED, brief=True),
+    "vanilla_split": Row(
+        "vanilla_split", formulas.relay, {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}, texts=False
+    ),
     "vanilla_split-u": Row("vanilla_split", u_shaped(formulas.relay), {"model.head": 0, **_SCHEDULED}),
-    "cse_fsl": Row("cse_fsl", formulas.own_loss(1), {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}),
-    "cse_fsl-every": Row("cse_fsl", formulas.own_loss(2), {"algorithm.every": 2, "model.auxiliary": 2}, texts=False),
-    "fsl_sage": Row("fsl_sage", formulas.own_loss(1), server_moves="head."),
+    "cse_fsl": Row("cse_fsl", formulas.own_loss(1), {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}, texts=False),
+    "cse_fsl-every": Row("cse_fsl", formulas.own_loss(2), {"algorithm.every": 2, "model.auxiliary": 2}, brief=True),
+    "fsl_sage": Row("fsl_sage", formulas.own_loss(1), server_moves="head.", texts=False),
     "fsl_sage-blocks": Row(
         "fsl_sage",
         formulas.own_loss(2),
@@ -122,16 +128,26 @@ ROWS: dict[str, Row] = {
         "heron_sfl",
         formulas.own_loss(2),
         {"algorithm.estimator": "central", "algorithm.every": 2, "algorithm.clip_samples": 5.0, **_REPLAYED},
-        texts=False,
+        brief=True,
     ),
     "heron_sfl-forward_ad": Row(
-        "heron_sfl", formulas.own_loss(1), {"algorithm.estimator": "forward_ad", "model.auxiliary": 2, **_REPLAYED}
+        "heron_sfl",
+        formulas.own_loss(1),
+        {"algorithm.estimator": "forward_ad", "algorithm.directions": 1, **_REPLAYED},
+        brief=True,
     ),
     "mu_splitfed": Row(
         "mu_splitfed",
         formulas.mu_splitfed,
-        {"algorithm.directions": 2, "algorithm.server_steps": 3, "top.optimizer": "momentum", "top.lr": 1e-3},
+        {"top.optimizer": "momentum", "top.lr": 1e-3},
         learns={"top.optimizer": "adamw", "top.lr": 1e-3, "bottom.lr": 1e-4},
+    ),
+    "mu_splitfed-steps": Row(
+        "mu_splitfed",
+        formulas.mu_splitfed,
+        {"algorithm.directions": 2, "algorithm.server_steps": 3, "top.optimizer": "adamw", "top.lr": 1e-3},
+        learns={"top.lr": 1e-3, "bottom.lr": 1e-4},
+        brief=True,
     ),
     "decomfl": Row("decomfl", formulas.decomfl, {"algorithm.directions": 3, **_REPLAYED}, learns={"bottom.lr": 3e-3}),
     "decomfl-central": Row(
@@ -139,14 +155,19 @@ ROWS: dict[str, Row] = {
         formulas.decomfl,
         {"algorithm.estimator": "central", "algorithm.clip_samples": 5.0, **_SCHEDULED},
         learns={"bottom.lr": 1e-3},
-        texts=False,
+        brief=True,
     ),
     "decomfl-forward_ad": Row(
-        "decomfl", formulas.decomfl, {"algorithm.estimator": "forward_ad", **_REPLAYED}, texts=False
+        "decomfl",
+        formulas.decomfl,
+        {"algorithm.estimator": "forward_ad", "algorithm.directions": 1, **_REPLAYED},
+        brief=True,
     ),
-    "mezo": Row("mezo", formulas.silent, {"algorithm.directions": 2, **_REPLAYED}, learns={"bottom.lr": 3e-3}),
-    "mezo-forward_ad": Row("mezo", formulas.silent, {"algorithm.estimator": "forward_ad", **_REPLAYED}, texts=False),
-    "fedavg": Row("fedavg", formulas.fedavg, {"bottom.optimizer": "adamw"}),
+    "mezo": Row(
+        "mezo", formulas.silent, {"algorithm.directions": 2, **_REPLAYED}, learns={"bottom.lr": 3e-3}, texts=False
+    ),
+    "mezo-forward_ad": Row("mezo", formulas.silent, {"algorithm.estimator": "forward_ad", **_REPLAYED}, brief=True),
+    "fedavg": Row("fedavg", formulas.fedavg, {"bottom.optimizer": "adamw"}, texts=False),
     "centralised": Row("centralised", formulas.silent, {"bottom.clip": 1.0, **_SCHEDULED}, learns={"bottom.lr": 5e-2}),
     "ho_sfl-u": Row("ho_sfl", u_shaped(formulas.ho_sfl), {"algorithm.directions": 3, "model.head": 0, **_REPLAYED}),
     "ho_sfl-u-block": Row("ho_sfl", u_shaped(formulas.ho_sfl), {"model.head": 1, **_REPLAYED}),

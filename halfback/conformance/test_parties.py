@@ -184,6 +184,7 @@ def test_a_client_that_backpropagates_is_caught_by_the_same_watch(row: Row) -> N
         small.run(simulation, 1)
 
 
+@pytest.mark.rows(lambda row: not row.brief)
 def test_no_mode_leaks_out_of_a_client(row: Row) -> None:
     simulation = small.built(small.images(row.name, **row.changes())).simulation
     client_round, turns = simulation.algorithm.client_round, 0

@@ -23,6 +23,7 @@ def test_the_loss_falls(row: Row, world: World) -> None:
     assert losses[-1] < 0.995 * losses[0], losses
 
 
+@pytest.mark.rows(lambda row: not row.brief)
 def test_two_runs_of_a_seed_are_equal_and_another_seed_differs(row: Row) -> None:
     one, same, other = (small.built(small.images(row.name, **row.changes(seed=seed))).simulation for seed in (3, 3, 4))
     losses = small.run(one, 3)
@@ -31,6 +32,7 @@ def test_two_runs_of_a_seed_are_equal_and_another_seed_differs(row: Row) -> None
     assert small.run(other, 3) != losses
 
 
+@pytest.mark.rows(lambda row: not row.brief)
 def test_measuring_memory_changes_no_bit(row: Row) -> None:
     plain, measured = (small.built(small.images(row.name, **row.changes())).simulation for _ in range(2))
     assert small.run(plain, 3) == small.run(measured, 3, measure=True)
@@ -56,6 +58,7 @@ def _moved(run: Built, *, rounds: int) -> bool:
     return any(not torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.rows(lambda row: not row.brief)
 @pytest.mark.parametrize(
     "changes",
     [

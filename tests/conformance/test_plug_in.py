@@ -33,10 +33,11 @@ def _install(folder: Path, source: str) -> None:
     (info / "entry_points.txt").write_text(f"[{group[1]}]\n{entry.replace(chr(34), '')}\n")
 
 
-def _halfback(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def _halfback(folder: Path, *arguments: str, only: str = "") -> "subprocess.CompletedProcess[str]":
     path = os.pathsep.join(filter(None, [str(folder), str(ROOT), os.environ.get("PYTHONPATH")]))
     # Away from this repository and its data: what the checks need is in the package.
     environment = {key: value for key, value in os.environ.items() if key != "HALFBACK_DATA"} | {"PYTHONPATH": path}
+    environment["PYTEST_ADDOPTS"] = f"-k '{only}'"
     command = [sys.executable, "-m", "halfback", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -81,10 +82,10 @@ def test_a_broken_one_fails(tmp_path: Path, right: str, wrong: str, failed: str)
     source = _block("python")
     assert source.count(right) == 1
     _install(tmp_path, source.replace(right, wrong))
-    said = _halfback(tmp_path, "conformance", "sign_sfl", "algorithm.rate=1e-3")
+    said = _halfback(tmp_path, "conformance", "sign_sfl", "algorithm.rate=1e-3", only="two_runs or mode_leaks")
     assert said.returncode == 1
     assert f"failed  {failed}" in said.stdout
-    assert re.search(r"^sign_sfl: .*\d+ failed", said.stdout, re.MULTILINE)
+    assert re.search(r"^sign_sfl: .*[12] failed", said.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

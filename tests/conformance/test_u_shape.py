@@ -52,7 +52,7 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 @pytest.mark.parametrize("head", [0, 1])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "vanilla_split"])
 def test_no_label_is_in_any_message(algorithm: str, head: int, world: World) -> None:
     """Neither under its role nor, in any integer format, among the bytes that reach the server, codecs or not.
 

@@ -114,7 +114,7 @@ def test_a_relay_of_three_clients_is_plain_training_on_the_sequence_of_their_bat
     assert_equal_models(split, whole)
 
 
-@pytest.mark.parametrize("estimator", ["forward", "central", "forward_ad"])
+@pytest.mark.parametrize("estimator", ["forward", "central"])
 def test_local_steps_of_one_client_are_those_of_one_machine(world: World, estimator: str) -> None:
     """DeComFL with one client and L local steps moves as MeZO does in L steps: same batches, same seeds, same bits."""
     changes = {"clients": 1, "sampled_clients": 1, "algorithm__directions": 2, "algorithm__estimator": estimator}
