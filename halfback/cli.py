@@ -1,4 +1,4 @@
-"""The command line: `halfback train | resume | compare | report | generate | export`, and what there is to name."""
+"""The command line of `halfback`: train, resume, compare, report, generate, export, and what there is to name."""
 
 import dataclasses
 import inspect
@@ -230,6 +230,21 @@ def algorithms() -> None:
         first = (inspect.getdoc(inspect.getmodule(kind)) or "").splitlines()[0]
         rows.append((name, f"{first} [{options}]"))
     _list(rows)
+
+
+@app.command()
+def conformance(
+    name: Annotated[str, typer.Argument(help="An algorithm, of this package or another.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", show_default=False, help="Settings to check it with."),
+    ] = None,
+) -> None:
+    """Hold an algorithm against every check of the conformance table; exit status 1 if one fails."""
+    from halfback.conformance.command import check
+
+    if not check(name, settings or []):
+        raise typer.Exit(1)
 
 
 @app.command()

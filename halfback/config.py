@@ -193,7 +193,7 @@ def resolve(recipe: str | None, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: an unknown recipe, key or value; the message is one line and names the nearest key.
     """
     tree = _read_recipe(recipe) if recipe is not None else {}
-    changes = dict(_parse_override(override) for override in overrides)  # of a key given twice the last counts
+    changes = dict(parse_override(override) for override in overrides)  # of a key given twice the last counts
     return from_tree(tree, changes)
 
 
@@ -299,7 +299,8 @@ def _parse_yaml(text: str, name: str) -> Tree:
     return tree
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Any]:
+    """The key path and the value of `key.path=value`; UserError if it is not of this form."""
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise UserError(f"{text!r} is not of the form key=value")

@@ -1,49 +1,13 @@
-"""What every test shares: a small tokenizer and tiny text models in a folder, and a table of film sentences."""
+"""What every test shares: tiny text models in a folder, and a table of film sentences."""
 
-import random
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-GOOD, BAD = ("great", "fun", "warm", "clever"), ("dull", "awful", "cold", "stupid")
-
-
-@pytest.fixture(scope="session")
-def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A .csv of 96 sentences of 3 to 8 words, whose one telling word decides the class."""
-    dice = random.Random(0)
-    lines = ["text,label"]
-    for row in range(96):
-        words = dice.choices(("the", "film", "is", "a", "plot", "very"), k=dice.randint(2, 7))
-        words.insert(dice.randint(0, len(words)), dice.choice(GOOD if row % 2 else BAD))
-        lines.append(f"{' '.join(words)},{'positive' if row % 2 else 'negative'}")
-    path = tmp_path_factory.mktemp("data") / "films.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-@pytest.fixture(scope="session")
-def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random BERT of three blocks, 16 wide, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
-    tokenizer = _tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    named = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
-    config = transformers.BertConfig(
-        vocab_size=len(fast),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-    )
-    return _saved(folder, transformers.BertForSequenceClassification, config, fast)
+from halfback.conformance.texts import saved, tokenizer_with
+from halfback.conformance.texts import sentences as sentences
+from halfback.conformance.texts import tiny_bert as tiny_bert
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +15,10 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama of three blocks, 16 wide, and its tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=_tokenizer(["<pad>", "<unk>", "</s>"]), pad_token="<pad>", unk_token="<unk>", eos_token="</s>"
+        tokenizer_object=tokenizer_with(["<pad>", "<unk>", "</s>"]),
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="</s>",
     )
     config = transformers.LlamaConfig(
         vocab_size=len(fast),
@@ -65,26 +32,4 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=2,
         eos_token_id=2,
     )
-    return _saved(folder, transformers.LlamaForCausalLM, config, fast)
-
-
-def _tokenizer(special: list[str]) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel(unk_token=special[1]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    corpus = [" ".join((*GOOD, *BAD, "the film is a plot very it was"))]
-    tokenizer.train_from_iterator(corpus, trainers.WordLevelTrainer(special_tokens=special))
-    return tokenizer
-
-
-def _saved(
-    folder: Path,
-    kind: type[transformers.PreTrainedModel],
-    config: transformers.PreTrainedConfig,
-    tokenizer: transformers.PreTrainedTokenizerFast,
-) -> Path:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = kind(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return saved(folder, transformers.LlamaForCausalLM, config, fast)

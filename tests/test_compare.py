@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
 from command import Said, digits, halfback, process, refusal
 from rich.console import Console
 
 from halfback import cells, config
+from halfback.conformance import small
 from halfback.data.tasks import load_task, tuning_options
 from halfback.live import LiveTable
 from halfback.report.comparison import bytes_table, results_table, summarise, target_of

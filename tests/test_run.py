@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
 import transformers
 import yaml
 from command import digits, halfback, process, refusal
 
 from halfback import checkpoint, config, run
+from halfback.conformance import small
 from halfback.models.loading import load_model
 from halfback.telemetry.records import SUMMARY_KEYS, Record, read_records, read_summary
 

@@ -45,13 +45,15 @@ class SflV1:
             case Activations():
                 gradients: dict[int, Tensor] = {}
                 shared, steps = (_trained(server.top), server.optimizer), server.steps
-                for m, message in messages.items():
-                    parameters, server.optimizer = server.kept.setdefault(m, _copy(server, shared[0]))
-                    install(server.top, parameters)
-                    server.steps = steps  # the cohort's copies step at once
-                    gradients |= step_top_by_client(server, {m: message})
-                install(server.top, shared[0])
-                server.optimizer = shared[1]
+                try:
+                    for m, message in messages.items():
+                        parameters, server.optimizer = server.kept.setdefault(m, _copy(server, shared[0]))
+                        install(server.top, parameters)
+                        server.steps = steps  # the cohort's copies step at once
+                        gradients |= step_top_by_client(server, {m: message})
+                finally:  # also where a message is refused
+                    install(server.top, shared[0])
+                    server.optimizer = shared[1]
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
             case Weights():
                 _average_copies(server)

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
-from table import ROWS
 
 from halfback.algorithms.parties import Round
 from halfback.build import build
 from halfback.config import RunConfig
+from halfback.conformance import small
+from halfback.conformance.table import ROWS
 from halfback.engines.simulation import Simulation
 
 EXACT = [{"name": "temporal", "cache": "float32"}]

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
-from remote import run_over_sockets
-from table import JOIN, NOTHING, slopes, weights
 from torch import Tensor, nn
 
 from halfback import checkpoint
 from halfback.boundaries import lowest_that_fit
 from halfback.build import Built
 from halfback.config import RunConfig
+from halfback.conformance import small
+from halfback.conformance.formulas import JOIN, NOTHING, slopes, weights
+from halfback.conformance.remote import run_over_sockets
 from halfback.engines.simulation import Simulation
 from halfback.errors import Diverged, PeerError, UserError
 from halfback.wire.messages import Message, Slopes, Weights

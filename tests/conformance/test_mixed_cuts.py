@@ -5,10 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
-from remote import run_over_sockets
-from table import HEADER, INTEGER, JOIN, activations, slopes, tensor
 from torch import Tensor
 
 from halfback import checkpoint
@@ -16,6 +13,9 @@ from halfback.algorithms.exchange import upload
 from halfback.algorithms.parties import Client
 from halfback.build import Built
 from halfback.config import RunConfig
+from halfback.conformance import small
+from halfback.conformance.formulas import HEADER, INTEGER, JOIN, activations, slopes, tensor
+from halfback.conformance.remote import run_over_sockets
 from halfback.engines.simulation import Simulation
 from halfback.errors import PeerError, UserError
 from halfback.models.adapters import trainable

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
 from test_hostile_server import spoil_answers
 from torch import Tensor
 
 from halfback.algorithms.exchange import mean_slopes
 from halfback.algorithms.spry import layers_in_turn
+from halfback.conformance import small
 from halfback.errors import PeerError, UserError
 from halfback.wire.messages import Message, Share, Slopes
 

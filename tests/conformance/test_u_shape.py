@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
 from test_hostile_peers import HOSTILE, spoil
 from test_hostile_server import spoil_answers
@@ -17,6 +16,7 @@ from halfback.algorithms.feedback import head_gradient
 from halfback.algorithms.parties import Head
 from halfback.build import Built
 from halfback.config import RunConfig
+from halfback.conformance import small
 from halfback.data.encode import Batch
 from halfback.engines.simulation import Simulation
 from halfback.errors import Diverged, PeerError, UserError
@@ -52,7 +52,7 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 @pytest.mark.parametrize("head", [0, 1])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "vanilla_split"])
 def test_no_label_is_in_any_message(algorithm: str, head: int, world: World) -> None:
     """Neither under its role nor, in any integer format, among the bytes that reach the server, codecs or not.
 

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-import small
 
+from halfback.conformance import small
 from halfback.engines.sampling import dependent_rounding
 
 CASES = {

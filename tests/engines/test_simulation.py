@@ -4,9 +4,9 @@ import gc
 from typing import Any
 
 import pytest
-import small
 import torch
 
+from halfback.conformance import small
 from halfback.engines.link import End, Link, tensors_of
 from halfback.engines.simulation import Simulation
 from halfback.telemetry.meters import Stopwatch

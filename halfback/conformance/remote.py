@@ -12,6 +12,7 @@ from halfback.algorithms.parties import Round
 from halfback.engines.link import End
 from halfback.engines.simulation import Simulation, take_losses
 from halfback.models.cut import install
+from halfback.wire.messages import HandOver
 
 PATIENCE = 60.0  # seconds until a silent other side is an error
 _ONE_AT_A_TIME = threading.Lock()  # torch has one level of forward-mode differentiation a process, not a thread
@@ -97,7 +98,8 @@ class Line:
 
     def say(self, message: Any, received: Received) -> None:
         data = self.end.send(message).data
-        received.down_bytes += len(data)
+        if not isinstance(message, HandOver):  # passed on: counted where a device sent it
+            received.down_bytes += len(data)
         _write(self.socket, data)
 
 

@@ -1,0 +1,1 @@
+"""The conformance table: what every algorithm, of this package or another, is held against."""

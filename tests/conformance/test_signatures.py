@@ -1,0 +1,135 @@
+"""What each algorithm must show on the wire: a row that breaks its signature is a bug."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from halfback import config as configuration
+from halfback.algorithms import algorithms
+from halfback.conformance import small
+from halfback.wire.messages import Message
+
+CLIENTS, ROUNDS, STEPS = 3, 2, 4
+ASKED = CLIENTS * ROUNDS
+
+
+@dataclass(frozen=True)
+class Signature:
+    """`uploads` of activations a step; whether a cut gradient comes `down`; messages with θ `up` and `down` a round."""
+
+    uploads: float
+    cut_gradient: bool
+    weights: tuple[int, int] = (0, 0)
+    slopes: bool = False  # P scalars each way
+    losses: bool = False  # scalars down
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+P = 2
+DIRECTIONS = (("directions", P),)
+EVERY = (("every", 2),)
+BOTH_WAYS = (1, 1)
+SIGNATURES = {
+    "ho_sfl": Signature(1, True, slopes=True, options=DIRECTIONS),
+    "hosl": Signature(2 * P + 1, False, losses=True, options=DIRECTIONS),
+    "split_lora": Signature(1, True, BOTH_WAYS),
+    "sfl_v1": Signature(1, True, BOTH_WAYS),
+    "sfl_v2": Signature(1, True, BOTH_WAYS),
+    "vanilla_split": Signature(1, True, (1, 0)),  # one way a hand-over
+    "cse_fsl": Signature(1 / 2, False, BOTH_WAYS, options=EVERY),
+    "fsl_sage": Signature(1 / 2, False, BOTH_WAYS, options=EVERY),
+    "heron_sfl": Signature(1 / 2, False, BOTH_WAYS, options=EVERY),
+    "mu_splitfed": Signature(3, False, BOTH_WAYS, losses=True),
+    "zo_sfl": Signature(3, False, slopes=True, losses=True),
+    "decomfl": Signature(0, False, slopes=True),
+    "mezo": Signature(0, False),
+    "fedavg": Signature(0, False, BOTH_WAYS),
+    "centralised": Signature(0, False),
+    "frozen_bottom": Signature(1, False),
+}
+ROLES = {
+    "up": {"activations", "mask", "labels", "sample_ids", "slopes", "weights", "steps", "framing"},
+    "down": {"gradient", "slopes", "losses", "weights", "steps", "framing"},
+}
+
+
+def test_every_algorithm_has_a_signature() -> None:
+    ours = {name for name, kind in algorithms().items() if kind.__module__.startswith("halfback.")}
+    assert set(SIGNATURES) == ours
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_the_wire_shows(name: str) -> None:
+    signature = SIGNATURES[name]
+    options = {f"algorithm__{option}": value for option, value in signature.options}
+    config = small.images(name, clients=CLIENTS, sampled_clients=CLIENTS, batch_size=2, task__train_rows=60, **options)
+    simulation = small.built(config).simulation
+    carry, said = simulation.link.carry, {"up": list[str](), "down": list[str]()}
+
+    def listening(client: int, direction: Any, message: Message, memory: Any = None) -> Message:
+        said[direction].append(type(message).__name__)
+        return carry(client, direction, message, memory)
+
+    simulation.link.carry = listening  # type: ignore[method-assign]
+    small.run(simulation, ROUNDS, steps=STEPS)
+    up, down = said["up"], said["down"]
+    assert up.count("Activations") == signature.uploads * ASKED * STEPS
+    assert down.count("CutGradient") == (ASKED * STEPS if signature.cut_gradient else 0)
+    counted = simulation.ledger.bytes_by_kind
+    carries_weights = [
+        sum(said[way].count(kind) for kind in ("Weights", "HandOver") if kind in counted[way]) for way in ("up", "down")
+    ]
+    assert carries_weights == [ASKED * times for times in signature.weights]
+    # DeComFL's local steps are agreed on together, once a round.
+    agreements = (ASKED if simulation.algorithm.traits.device == "whole" else ASKED * STEPS) if signature.slopes else 0
+    assert up.count("Slopes") == down.count("Slopes") == agreements
+    assert ("Losses" in down) is signature.losses
+    for way, roles in ROLES.items():
+        assert {role for by_role in counted[way].values() for role in by_role} <= roles
+    if name in ("mezo", "centralised"):
+        assert up == down == []
+        assert simulation.ledger.total("up") == simulation.ledger.total("down") == 0
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one random 32×32 colour image for each of ten classes."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    dice = np.random.default_rng(0)
+    for label in range(10):
+        folder = tmp_path / "pictures" / f"class-{label}"
+        folder.mkdir(parents=True)
+        Image.fromarray(dice.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / "picture.png")
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize(("name", "kind", "transfers"), [("sfl_v2", "Weights", 30), ("vanilla_split", "HandOver", 15)])
+def test_the_weights_of_resnet18_to_the_last_byte(name: str, kind: str, transfers: int, pictures: Path) -> None:
+    """5 clients × 3 rounds, cut in the middle: 78.39 MiB for SFL-V2 and 39.20 MiB for the relay.
+
+    These published figures count the batch-norm buffers too, which never change here and stay where they are.
+    """
+    tree: dict[str, Any] = {
+        "algorithm": {"name": name},
+        "task": {"name": "images", "train": str(pictures), "validation": str(pictures)},
+        "model": {"name": "resnet18", "cut": 4},
+    }
+    changes = {"clients": 5, "sampled_clients": 5, "batch_size": 1, "bottom.train": "full", "top.train": "full"}
+    built = small.built(configuration.from_tree(tree, small.SMALL | changes))
+    small.run(built.simulation, 3)
+    parameters = list(built.simulation.server.replica.parameters.values())
+    values = sum(parameter.numel() * 4 for parameter in parameters)
+    # A header, the field's type and count; of each tensor dtype and number of dimensions, and a word a dimension.
+    framing = 4 + 1 + 4 + sum(2 + 4 * parameter.ndim for parameter in parameters)
+    counted = built.simulation.ledger.bytes_by_kind
+    entries = [counted[way][kind] for way in ("up", "down") if kind in counted[way]]
+    assert sum(entry["weights"] for entry in entries) == transfers * values
+    assert sum(sum(entry.values()) for entry in entries) == transfers * (values + framing)
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in built.model.bottom.buffers())
+    assert values + buffers == 2_740_048
+    assert round(transfers * (values + buffers) / 2**20, 2) == {30: 78.39, 15: 39.20}[transfers]
