@@ -26,6 +26,7 @@ from halfback.wire.messages import (
     Losses,
     Message,
     Nothing,
+    Share,
     Slopes,
     Weights,
 )
@@ -101,6 +102,16 @@ BY_A_CLIENT: dict[str, list[Spoiled]] = {
         Spoiled(Slopes, lambda m: Slopes(0, m.values * torch.nan), Diverged, "Slopes.values of client 3 are not fin"),
         *UNCALLED,
     ],
+    "spry": [
+        AHEAD,
+        Spoiled(Slopes, lambda m: replace(m, step=1), PeerError, "Slopes.step: 1 came, 0 is allowed"),
+        # As if for every group.
+        Spoiled(
+            Slopes, lambda m: Slopes(0, m.values.repeat(4)), PeerError, r"Slopes.values: .* \(8,\) came, .* \(2,\) is"
+        ),
+        Spoiled(Slopes, lambda m: Slopes(0, m.values * torch.nan), Diverged, "Slopes.values of client 3 are not fin"),
+        *UNCALLED,
+    ],
     "fedavg": [*AVERAGED, *UNCALLED],
 }
 
@@ -139,6 +150,15 @@ BY_THE_SERVER: dict[str, list[Spoiled]] = {
         Spoiled(Slopes, lambda m: Slopes(0, m.values / 0), Diverged, "Slopes: slopes from step 0 on are not finite"),
         _instead(Slopes, Nothing(), "Nothing came, Slopes is allowed"),
     ],
+    "spry": [
+        Spoiled(Share, lambda m: replace(m, first=2), PeerError, "Share: step 2 came, 0 is allowed"),
+        Spoiled(Share, lambda m: replace(m, slopes=torch.zeros(1, 2)), PeerError, r"Share: slopes .* \(1, 2\) came"),
+        Spoiled(Share, lambda m: replace(m, group=4), PeerError, "Share.group: 4 came, 0 to 3 are allowed"),
+        Spoiled(Share, lambda m: replace(m, group=-1), PeerError, "Share.group: -1 came"),
+        _instead(Share, Nothing(), "Nothing came, Share is allowed"),
+        Spoiled(Slopes, lambda m: Slopes(0, m.values[:2]), PeerError, r"Slopes: slopes \(2,\) came, \(8,\) is allowed"),
+        Spoiled(Slopes, lambda m: Slopes(0, m.values / 0), Diverged, "Slopes: slopes from step 0 on are not finite"),
+    ],
     "fedavg": TAKEN,
 }
 
@@ -162,7 +182,7 @@ def _bits(simulation: Simulation) -> dict[str, torch.Tensor]:
 
 
 def test_every_conversation_is_here() -> None:
-    elsewhere = {"ho_sfl", "zo_sfl", "split_lora", "frozen_bottom"}
+    elsewhere = {"ho_sfl", "zo_sfl", "split_lora", "frozen_bottom", "ho_fl"}
     speaking = {name for name in ROWS if name == ROWS[name].name and ROWS[name].traits.agreement != "alone"}
     assert set(BY_A_CLIENT) == set(BY_THE_SERVER) == speaking - elsewhere
 

@@ -25,7 +25,7 @@ class Signature:
     uploads: float
     cut_gradient: bool
     weights: tuple[int, int] = (0, 0)
-    slopes: bool = False  # P scalars each way
+    slopes: tuple[float, float] = (0, 0)  # messages with slopes up and down a step
     losses: bool = False  # scalars down
     options: tuple[tuple[str, Any], ...] = ()
 
@@ -34,8 +34,9 @@ P = 2
 DIRECTIONS = (("directions", P),)
 EVERY = (("every", 2),)
 BOTH_WAYS = (1, 1)
+A_ROUND = 1 / STEPS
 SIGNATURES = {
-    "ho_sfl": Signature(1, True, slopes=True, options=DIRECTIONS),
+    "ho_sfl": Signature(1, True, slopes=BOTH_WAYS, options=DIRECTIONS),
     "hosl": Signature(2 * P + 1, False, losses=True, options=DIRECTIONS),
     "split_lora": Signature(1, True, BOTH_WAYS),
     "sfl_v1": Signature(1, True, BOTH_WAYS),
@@ -45,8 +46,10 @@ SIGNATURES = {
     "fsl_sage": Signature(1 / 2, False, BOTH_WAYS, options=EVERY),
     "heron_sfl": Signature(1 / 2, False, BOTH_WAYS, options=EVERY),
     "mu_splitfed": Signature(3, False, BOTH_WAYS, losses=True),
-    "zo_sfl": Signature(3, False, slopes=True, losses=True),
-    "decomfl": Signature(0, False, slopes=True),
+    "zo_sfl": Signature(3, False, slopes=BOTH_WAYS, losses=True),
+    "decomfl": Signature(0, False, slopes=(A_ROUND, A_ROUND)),
+    "spry": Signature(0, False, slopes=BOTH_WAYS, options=DIRECTIONS),
+    "ho_fl": Signature(0, False, BOTH_WAYS, slopes=(A_ROUND, 0), options=DIRECTIONS),
     "mezo": Signature(0, False),
     "fedavg": Signature(0, False, BOTH_WAYS),
     "centralised": Signature(0, False),
@@ -54,7 +57,7 @@ SIGNATURES = {
 }
 ROLES = {
     "up": {"activations", "mask", "labels", "sample_ids", "slopes", "weights", "steps", "framing"},
-    "down": {"gradient", "slopes", "losses", "weights", "steps", "framing"},
+    "down": {"gradient", "slopes", "losses", "weights", "steps", "groups", "framing"},
 }
 
 
@@ -85,9 +88,7 @@ def test_the_wire_shows(name: str) -> None:
         sum(said[way].count(kind) for kind in ("Weights", "HandOver") if kind in counted[way]) for way in ("up", "down")
     ]
     assert carries_weights == [ASKED * times for times in signature.weights]
-    # DeComFL's local steps are agreed on together, once a round.
-    agreements = (ASKED if simulation.algorithm.traits.device == "whole" else ASKED * STEPS) if signature.slopes else 0
-    assert up.count("Slopes") == down.count("Slopes") == agreements
+    assert (up.count("Slopes"), down.count("Slopes")) == tuple(ASKED * STEPS * times for times in signature.slopes)
     assert ("Losses" in down) is signature.losses
     for way, roles in ROLES.items():
         assert {role for by_role in counted[way].values() for role in by_role} <= roles
