@@ -37,13 +37,11 @@ ARROWS: dict[str, set[str]] = {
         "zeroth.seeds",
         "models.cut",
     },
-    "boundaries": {"algorithms.parties", "algorithms.protocol", "engines.simulation", "models.cut", "zeroth"},
     "checkpoint": set(),
     "schedules": set(),
     "config": {"algorithms", "data.tasks", "models.adapters", "schedules"},
     "build": {
         "algorithms",
-        "boundaries",
         "codecs",
         "config",
         "controllers",

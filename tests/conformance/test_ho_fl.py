@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from halfback import checkpoint
-from halfback.boundaries import lowest_that_fit
 from halfback.build import Built
+from halfback.build.boundaries import lowest_that_fit
 from halfback.config import RunConfig
 from halfback.conformance import small
 from halfback.conformance.formulas import JOIN, NOTHING, slopes, weights

@@ -1,0 +1,47 @@
+"""Who has which rows: the clients, or one machine that has them all."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from halfback.config import RunConfig
+from halfback.data.batches import ClientData
+from halfback.data.encode import Split
+from halfback.data.partition import partition
+from halfback.zeroth.seeds import seed_for
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A client's batches, placed where the model is."""
+
+    data: ClientData
+    device: torch.device
+
+    def batch(self, number: int) -> Any:
+        return self.data.batch(number).to(self.device)
+
+
+def client_sources(config: RunConfig, train: Split, device: torch.device) -> list[OnDevice]:
+    """Each client's rows, in batches of its own order."""
+    parts = partition(
+        train.labels,
+        config.clients,
+        name=config.partition.name,
+        alpha=config.partition.alpha,
+        seed=seed_for(config.seed, "partition"),
+    )
+    return [
+        OnDevice(
+            ClientData(train, rows, batch_size=config.batch_size, seed=seed_for(config.seed, "order", number)), device
+        )
+        for number, rows in enumerate(parts)
+    ]
+
+
+def pooled_source(config: RunConfig, train: Split, device: torch.device) -> list[OnDevice]:
+    """One machine's data: the rows of all clients, and in a batch as many as those of a cohort together."""
+    rows = torch.arange(len(train.labels)).numpy()
+    size = config.batch_size * config.sampled_clients
+    return [OnDevice(ClientData(train, rows, batch_size=size, seed=seed_for(config.seed, "order", 0)), device)]

@@ -1,0 +1,121 @@
+"""The model before it is cut: loaded, held against the data, and pretrained where the recipe says so."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from halfback.config import ModelConfig, RunConfig
+from halfback.data.batches import ClientData
+from halfback.data.encode import EncodedTask, encode
+from halfback.data.sources import data_folder
+from halfback.data.tasks import RawTask, TaskOptions, load_task
+from halfback.errors import UserError
+from halfback.models.loading import Head, load_model
+from halfback.models.pretraining import pretrain
+from halfback.zeroth.seeds import seed_for
+
+log = logging.getLogger(__name__)
+
+
+def load_whole(config: ModelConfig, options: TaskOptions, raw: RawTask, seed: int) -> tuple[nn.Module, Any]:
+    """The model and its tokenizer (None for images), with the head that the task asks for."""
+    head: Head = "classifier"
+    if raw.train.images is not None:
+        head = "image"
+    elif raw.objective != "classification":
+        head = "causal_lm"
+    elif options.verbaliser is not None:
+        head = "verbaliser"
+    return load_model(
+        _in_data_folder(config.name),
+        head=head,
+        num_labels=max(len(raw.label_names), 1),
+        seed=seed,
+        dtype=getattr(torch, config.dtype),
+        in_channels=raw.in_channels or 3,
+    )
+
+
+def check_sizes(whole: Any, raw: RawTask, task: EncodedTask, config: RunConfig) -> None:
+    """Refuses rows that a model has no position embeddings for, before one is drawn in the middle of a run."""
+    name, model = config.model.name, whole.config
+    positions = getattr(model, "max_position_embeddings", None)
+    if positions is not None and "roberta" in model.model_type:
+        positions -= model.pad_token_id + 1  # its positions are counted from behind the padding's
+    longest = max(task.train.longest(), task.validation.longest())
+    if positions is not None and longest > positions:
+        raise UserError(
+            f"task.max_length={config.task.max_length}: a row has {longest} tokens; {name} takes up to {positions}"
+        )
+    longest, tokens = max((len(prompt.tokens) for prompt in task.prompts), default=0), config.task.max_new_tokens
+    if positions is not None and config.task.generated_rows and longest + tokens > positions:
+        raise UserError(
+            f"task.max_new_tokens={tokens}: a prompt has {longest} tokens; {name} takes up to {positions} in all"
+        )
+    wanted = getattr(model, "image_size", None)
+    if wanted is not None and raw.train.images is not None:
+        wanted = tuple(wanted) if isinstance(wanted, list | tuple) else (wanted, wanted)
+        size = tuple(raw.train.images.shape[-2:])
+        if size != wanted:
+            raise UserError(f"task.image_size: images are {size[0]}×{size[1]}; {name} takes {wanted[0]}×{wanted[1]}")
+
+
+def _in_data_folder(name: str) -> str:
+    """A name that begins with `$HALFBACK_DATA/` as a path where the data sets are; any other name as it is."""
+    marker, _, rest = name.partition("/")
+    if marker != "$HALFBACK_DATA":
+        return name
+    folder = data_folder(Path(rest).parts[0])
+    if folder is None:
+        raise UserError(f"model.name={name!r}: HALFBACK_DATA has no such folder; set it, or name a file or folder")
+    return str(folder.joinpath(*Path(rest).parts[1:]))
+
+
+def pretrain_whole(
+    model: nn.Module, target: RawTask, config: RunConfig, device: torch.device, kept: Path | None
+) -> None:
+    """Trains the model in place as `model.pretrain` says, or loads what was kept of that; UserError where it can't."""
+    settings = config.model.pretrain
+    assert settings is not None
+    if kept is not None and kept.exists():
+        try:
+            model.load_state_dict(load_file(kept))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{kept} can't be read: {error}") from None
+        return
+    raw = load_task(TaskOptions(settings.task), seed=seed_for(config.seed, "task"))
+    if raw.train.images is None or raw.in_channels != target.in_channels:
+        raise UserError(
+            f"model.pretrain.task={settings.task!r}: images with {target.in_channels} channels are allowed, like those "
+            f"of {target.name}"
+        )
+    if len(raw.label_names) > len(target.label_names):
+        raise UserError(
+            f"model.pretrain.task={settings.task!r} has {len(raw.label_names)} classes; at most "
+            f"{len(target.label_names)} are allowed, like those of {target.name}"
+        )
+    source = ClientData(
+        encode(raw, None, max_length=config.task.max_length, template=None).train,
+        torch.arange(len(raw.train.labels)).numpy(),
+        batch_size=settings.batch_size,
+        seed=seed_for(config.seed, "pretrain"),
+    )
+    log.info("pretraining %s on %s, %d steps", config.model.name, settings.task, settings.steps)
+    batches = (source.batch(number).to(device) for number in range(settings.steps))
+    pretrain(model, ((batch.inputs, batch.labels) for batch in batches), lr=settings.lr)
+    if kept is not None:
+        unfinished = kept.with_suffix(".unfinished")
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, unfinished)
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
+            unfinished.rename(kept)
+        except (OSError, SafetensorError) as error:
+            unfinished.unlink(missing_ok=True)
+            raise UserError(f"{kept} can't be written: {getattr(error, 'strerror', None) or error}") from None
