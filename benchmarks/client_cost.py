@@ -1,6 +1,6 @@
 """What a step costs a device: seconds over P + 1 plain forward passes, and peak memory over plain inference.
 
-    python benchmarks/client_cost.py [--rows 16] [--length 128] [--repeats 7]
+    python benchmarks/client_cost.py [--rows 16] [--length 128] [--blocks 3] [--repeats 7]
 
 Times are interleaved (one step, then its baseline, and so on) and the median of the ratios is printed: absolute seconds
 on a shared machine mean nothing. Memory is the meter's high-water mark, which does not depend on the machine.
@@ -16,12 +16,13 @@ import torch
 from parts import OneBatch, make_batch, make_bottom
 
 from halfback.algorithms.ho_sfl import HoSfl
+from halfback.algorithms.hosl import Hosl
 from halfback.algorithms.parties import Client, Round
 from halfback.algorithms.protocol import Conversation
 from halfback.algorithms.split_lora import SplitLora
 from halfback.models.adapters import trainable
 from halfback.telemetry.meters import MemoryMeter, inference_peak_bytes
-from halfback.wire.messages import CutGradient, History, Slopes, Weights
+from halfback.wire.messages import CutGradient, History, Losses, Nothing, Slopes, Weights
 from halfback.zeroth.replay import Replica, UpdateRule
 from halfback.zeroth.seeds import seed_for
 
@@ -36,6 +37,14 @@ def ho_sfl_step(client: Client, directions: int, meter: MemoryMeter | None = Non
         lambda sent: Slopes(sent.step, sent.values),
     ]
     converse(talk, replies, meter)
+
+
+def hosl_step(client: Client, directions: int, meter: MemoryMeter | None = None) -> None:
+    """One whole client step: forward, the probes' forwards, replay."""
+    talk = Hosl(directions=directions).client_round(client, Round(0, 1, 0))
+    losses = [lambda _: Losses(torch.ones(1))] * (2 * directions)
+    missed = History(client.position, torch.zeros(0, directions))
+    converse(talk, [None, lambda _: missed, lambda _: Nothing(), *losses], meter)
 
 
 def first_order_step(client: Client, checkpointing: bool, meter: MemoryMeter | None = None) -> None:
@@ -64,12 +73,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--blocks", type=int, default=3, help="on the device")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--directions", type=int, default=2)
     arguments = parser.parse_args()
     print(f"batch {arguments.rows} × {arguments.length}, P={arguments.directions}, {torch.get_num_threads()} threads")
-    print("| bottom | trained | step ÷ (P+1) forwards | HO-SFL peak | checkpointed first order | first order |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    peaks = "HO-SFL peak | HOSL peak | checkpointed first order | first order"
+    print(f"| bottom | trained | step ÷ (P+1) forwards | {peaks} |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in ("minilm", "opt"):
         for train in ("lora", "full"):
             print(row(name, train, arguments), flush=True)
@@ -77,7 +88,7 @@ def main() -> None:
 
 def row(name: str, train: str, arguments: argparse.Namespace) -> str:
     """Measures one bottom; peaks are over the same client's inference peak, with SGD (no optimiser state)."""
-    bottom, vocabulary = make_bottom(name, train)
+    bottom, vocabulary = make_bottom(name, train, blocks=arguments.blocks)
     batch = make_batch(vocabulary, arguments.rows, arguments.length)
     parameters = trainable(bottom)
 
@@ -103,6 +114,7 @@ def row(name: str, train: str, arguments: argparse.Namespace) -> str:
     peaks = []
     for step in (
         lambda meter: ho_sfl_step(client, arguments.directions, meter),
+        lambda meter: hosl_step(client, arguments.directions, meter),
         lambda meter: first_order_step(client, True, meter),
         lambda meter: first_order_step(client, False, meter),
     ):
@@ -110,7 +122,7 @@ def row(name: str, train: str, arguments: argparse.Namespace) -> str:
         step(meter)
         peaks.append(meter.peak_bytes / inference)
     spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f})"
-    return f"| {name} | {train} | {spread} | {peaks[0]:.3f} | {peaks[1]:.3f} | {peaks[2]:.3f} |"
+    return f"| {name} | {train} | {spread} | {' | '.join(f'{peak:.3f}' for peak in peaks)} |"
 
 
 def seconds(work: Callable[[], None]) -> float:

@@ -30,15 +30,15 @@ class OneBatch:
         return self.only
 
 
-def make_bottom(name: str, train: str, dtype: torch.dtype = torch.float32) -> tuple[Bottom, int]:
-    """(bottom, vocabulary): `minilm` cut after 3 of 6 blocks, or `opt`, the first 3 blocks of OPT-125M's size."""
+def make_bottom(name: str, train: str, dtype: torch.dtype = torch.float32, *, blocks: int = 3) -> tuple[Bottom, int]:
+    """(bottom, vocabulary): the first blocks of `minilm`, or of a random `opt` of OPT-125M's size."""
     if name == "minilm":
         whole = load_model("all-minilm-l6-v2", head="classifier", num_labels=2, seed=0, dtype=dtype)[0]
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            whole = OPTForCausalLM(OPTConfig(num_hidden_layers=4)).to(dtype)
-    model = cut(whole, 3)
+            whole = OPTForCausalLM(OPTConfig(num_hidden_layers=blocks + 1)).to(dtype)
+    model = cut(whole, blocks)
     set_trainable(model, bottom=train, top="lora", lora=Lora(), seed=0)  # type: ignore[arg-type]
     for parameter_name, parameter in trainable(model.bottom).items():
         if ".lora_B." in parameter_name:  # adapters that have learnt something: at zero, half of the slopes vanish
