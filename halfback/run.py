@@ -15,7 +15,7 @@ from torch import Tensor
 
 from halfback import checkpoint, generation
 from halfback import config as configuration
-from halfback.algorithms.parties import Round
+from halfback.algorithms.holdings import Round
 from halfback.build import Built, build, build_algorithm, clear_scratch
 from halfback.config import RunConfig
 from halfback.errors import Diverged, UserError

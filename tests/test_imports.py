@@ -26,6 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "report": set(),
     "algorithms": {"wire.messages", "zeroth", "models"},
     "engines": {
+        "algorithms.holdings",
         "algorithms.parties",
         "algorithms.protocol",
         "wire",
@@ -54,7 +55,7 @@ ARROWS: dict[str, set[str]] = {
         "zeroth",
     },
     "generation": {"data", "models"},
-    "run": {"algorithms.parties", "build", "checkpoint", "config", "generation", "models", "report", "telemetry"},
+    "run": {"algorithms.holdings", "build", "checkpoint", "config", "generation", "models", "report", "telemetry"},
     "cells": {"config", "run", "telemetry.records"},
     "compare": {"build", "cells", "config", "data.tasks", "models.objectives", "report", "telemetry.records"},
     "live": {"cells", "report.tables", "telemetry.records"},

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from halfback.algorithms.exchange import unexpected
+from halfback.algorithms.holdings import Round
 from halfback.algorithms.local import descend_local
-from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.wire.messages import Message
 

@@ -21,8 +21,9 @@ import torch
 
 from halfback.algorithms.checks import check_probes
 from halfback.algorithms.exchange import mean_slopes, missed_slopes, unexpected
+from halfback.algorithms.holdings import Round
 from halfback.algorithms.local import local_slopes
-from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed
 from halfback.wire.messages import Join, Message, Slopes

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from halfback.algorithms.feedback import feedback
-from halfback.algorithms.parties import Client, Round
+from halfback.algorithms.holdings import Round
+from halfback.algorithms.parties import Client
 from halfback.models.checkpointing import checkpointed
 from halfback.wire.messages import Message
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from halfback.algorithms.checks import check_slopes
-from halfback.algorithms.parties import Batch, Client, Server
+from halfback.algorithms.holdings import Batch
+from halfback.algorithms.parties import Client, Server
 from halfback.errors import PeerError
 from halfback.wire.messages import Activations, History, Join, Slopes
 

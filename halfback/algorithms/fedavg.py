@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from halfback.algorithms.exchange import unexpected
+from halfback.algorithms.holdings import Round
 from halfback.algorithms.local import descend_local
-from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Join, Message, Weights

@@ -24,7 +24,8 @@ from torch.func import functional_call
 
 from halfback.algorithms.checks import all_finite, check_tensors
 from halfback.algorithms.exchange import upload
-from halfback.algorithms.parties import Batch, Client, Head
+from halfback.algorithms.holdings import Batch, Head
+from halfback.algorithms.parties import Client
 from halfback.algorithms.replies import cut_gradient, received
 from halfback.errors import Diverged
 from halfback.wire.messages import HeadGradient, Message, MiddleActivations

@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 
 from halfback.algorithms.exchange import forward, unexpected
 from halfback.algorithms.feedback import submit
-from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.holdings import Round
+from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.passes import middle_activations
 from halfback.algorithms.protocol import Conversation, Traits
-from halfback.algorithms.top import backpropagate_top, middle_activations, step_top
+from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.wire.messages import Activations, HeadGradient, Message, Nothing
 
 

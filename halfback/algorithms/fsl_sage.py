@@ -25,8 +25,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from halfback.algorithms.checks import check_count
 from halfback.algorithms.exchange import unexpected, upload
+from halfback.algorithms.holdings import Round
 from halfback.algorithms.local import descend_local
-from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.top import step_top_by_client
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of

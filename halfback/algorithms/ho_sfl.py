@@ -25,10 +25,12 @@ import torch
 from halfback.algorithms.checks import check_probes
 from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, unexpected
 from halfback.algorithms.feedback import feedback
-from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.holdings import Round
+from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.passes import middle_activations
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed
-from halfback.algorithms.top import backpropagate_top, middle_activations, step_top
+from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Slopes
 from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes, inner
 

@@ -20,7 +20,8 @@ import torch
 
 from halfback.algorithms.checks import check_probes
 from halfback.algorithms.exchange import forward, missed_slopes, unexpected, upload
-from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.holdings import Round
+from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.probing import difference, keep_batches, probe_loss, probe_slopes
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 from halfback.algorithms.checks import check_probes
 from halfback.algorithms.exchange import unexpected
+from halfback.algorithms.holdings import Round
 from halfback.algorithms.local import local_slopes
-from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.wire.messages import Message
 from halfback.zeroth.slopes import Estimator

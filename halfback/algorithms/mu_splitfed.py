@@ -20,7 +20,8 @@ import torch
 
 from halfback.algorithms.checks import check_count, check_probes
 from halfback.algorithms.exchange import forward, unexpected, upload
-from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.holdings import Round
+from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.probing import keep_batches, probe, probe_loss, replica_of_top, top_slopes
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import loss_value

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from halfback.algorithms.checks import check_activations
 from halfback.algorithms.exchange import forward, upload
-from halfback.algorithms.parties import Batch, Client, Server
+from halfback.algorithms.holdings import Batch
+from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.passes import loss_of
 from halfback.algorithms.replies import loss_value
-from halfback.algorithms.top import loss_of
 from halfback.errors import PeerError
 from halfback.wire.messages import Activations, Message, Nothing
 from halfback.zeroth.perturb import perturbed

@@ -10,7 +10,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.holdings import Round
+from halfback.algorithms.parties import Client, Server
 from halfback.wire.messages import Message
 
 Conversation = Generator[Message, Any, None]

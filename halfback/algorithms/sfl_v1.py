@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from halfback.algorithms.descent import first_order_steps
 from halfback.algorithms.exchange import unexpected
-from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.holdings import Round
+from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.top import step_top_by_client
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of

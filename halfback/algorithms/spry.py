@@ -20,8 +20,9 @@ from typing import Any, ClassVar
 
 from halfback.algorithms.checks import check_count
 from halfback.algorithms.exchange import mean_slopes, missed_slopes, unexpected
+from halfback.algorithms.holdings import Round
 from halfback.algorithms.local import local_slopes
-from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import take_agreed, take_share
 from halfback.errors import PeerError

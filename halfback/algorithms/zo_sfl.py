@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 
 from halfback.algorithms.checks import check_probes
 from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, unexpected, upload
-from halfback.algorithms.parties import Client, Round, Server
+from halfback.algorithms.holdings import Round
+from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.probing import keep_batches, probe_loss, probe_slopes, replica_of_top, top_slopes
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed

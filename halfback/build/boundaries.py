@@ -10,7 +10,8 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
-from halfback.algorithms.parties import Boundary, Local, Round, Server
+from halfback.algorithms.holdings import Boundary, Local, Round
+from halfback.algorithms.parties import Server
 from halfback.algorithms.protocol import Algorithm
 from halfback.engines.simulation import Simulation
 from halfback.errors import UserError

@@ -6,8 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from halfback.algorithms.parties import Above, Local, Server
-from halfback.algorithms.parties import Head as DeviceHead
+from halfback.algorithms.holdings import Above, Local
+from halfback.algorithms.holdings import Head as DeviceHead
+from halfback.algorithms.parties import Server
 from halfback.algorithms.protocol import Algorithm
 from halfback.build.boundaries import settle
 from halfback.build.motion import check_lr, make_optimizer, make_replica, make_schedule, update_rule

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from halfback.algorithms.parties import Round
+from halfback.algorithms.holdings import Round
 from halfback.engines.link import End
 from halfback.engines.simulation import Simulation, take_losses
 from halfback.models.cut import install

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from halfback import config as configuration
-from halfback.algorithms.parties import Round
+from halfback.algorithms.holdings import Round
 from halfback.build import Built, build
 from halfback.config import RunConfig
 from halfback.engines.simulation import Simulation

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from halfback.algorithms.parties import BatchSource, Client, Head, Local, Round, Server
+from halfback.algorithms.holdings import BatchSource, Head, Local, Round
+from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.protocol import Algorithm, ChoosesClients, Conversation
 from halfback.codecs.protocol import Seen
 from halfback.controllers.protocol import Controller, LinkUse, Observation

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from halfback.algorithms.parties import Round
+from halfback.algorithms.holdings import Round
 from halfback.build import build
 from halfback.config import RunConfig
 from halfback.conformance import small

@@ -13,7 +13,7 @@ from test_hostile_server import spoil_answers
 from torch import Tensor, nn
 
 from halfback.algorithms.feedback import head_gradient
-from halfback.algorithms.parties import Head
+from halfback.algorithms.holdings import Head
 from halfback.build import Built
 from halfback.config import RunConfig
 from halfback.conformance import small
