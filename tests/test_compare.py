@@ -455,7 +455,7 @@ def test_the_undominated_are_those_no_other_beats() -> None:
 
 def test_a_terminal_shows_every_cell_while_it_runs(tmp_path: Path) -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
-    made = config.from_tree({}, dict(setting.split("=") for setting in digits(tmp_path)[1:-2] if "rows" not in setting))
+    made = config.resolve(None, [setting for setting in digits(tmp_path)[1:-2] if "rows" not in setting])
     todo = [
         cells.Cell(label, (), made.model_copy(update={"steps": 2}), tmp_path / "cells" / f"{label}-0")
         for label in ("ho_sfl", "later")

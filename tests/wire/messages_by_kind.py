@@ -7,6 +7,7 @@ from halfback.wire.messages import (
     Caches,
     CutGradient,
     Encoded,
+    HandOver,
     HeadGradient,
     History,
     Join,
@@ -29,6 +30,7 @@ MESSAGES: dict[str, Message] = {
     "join": Join(1 << 40),
     "history": History(7, _values(5, 2)),
     "history-empty": History(0, torch.zeros(0, 2)),
+    "hand-over": HandOver((_values(2, 3), _values(4))),
     "share": Share(7, _values(5, 2), 3),
     "activations-text": Activations(
         _values(2, 3, 4),
