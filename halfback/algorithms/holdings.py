@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from halfback.models.adapters import trainable
 from halfback.models.cut import Device, Top
 from halfback.zeroth.replay import Replica
 
@@ -54,7 +55,7 @@ class Head:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable tensors by name."""
-        return {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+        return trainable(self.module)
 
 
 @dataclass(frozen=True)

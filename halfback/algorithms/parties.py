@@ -86,7 +86,7 @@ class Server:
         hidden_shape: the shape that activations must have behind the batch dimension.
         has_texts: the first of these is the number of tokens, which may be smaller, and a mask comes with them.
         losses: training losses since the engine last took them.
-        auxiliary: the devices' auxiliary head, to be called with the agreed parameters (`auxiliary_parameters`).
+        auxiliary: the devices' auxiliary head, to be called with those of the agreed parameters that are its own.
         kept: what an algorithm keeps between two exchanges of one step, by client.
         head: in the U-shape, the trainable tensors of the devices' head, moved by `optimizer` too; else None.
         boundaries: of the clients by number, for methods whose devices have one each.

@@ -22,6 +22,7 @@ from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.top import step_top_by_client
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
+from halfback.models.adapters import trainable
 from halfback.models.cut import install
 from halfback.wire.messages import Activations, CutGradient, Join, Message, Weights
 
@@ -45,10 +46,12 @@ class SflV1:
                 return agreed_weights(server, messages)
             case Activations():
                 gradients: dict[int, Tensor] = {}
-                shared, steps = (_trained(server.top), server.optimizer), server.steps
+                shared, steps = (trainable(server.top), server.optimizer), server.steps
                 try:
                     for m, message in messages.items():
-                        parameters, server.optimizer = server.kept.setdefault(m, _copy(server, shared[0]))
+                        if m not in server.kept:
+                            server.kept[m] = _copy(server, shared[0])
+                        parameters, server.optimizer = server.kept[m]
                         install(server.top, parameters)
                         server.steps = steps  # the cohort's copies step at once
                         gradients |= step_top_by_client(server, {m: message})
@@ -66,10 +69,6 @@ class SflV1:
 Copy = tuple[dict[str, nn.Parameter], torch.optim.Optimizer]
 
 
-def _trained(top: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in top.named_parameters() if parameter.requires_grad}
-
-
 def _copy(server: Server, shared: Mapping[str, nn.Parameter]) -> Copy:
     own = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in shared.items()}
     assert server.make_optimizer is not None, "an algorithm with a backpropagated top gets optimisers"
@@ -79,7 +78,7 @@ def _copy(server: Server, shared: Mapping[str, nn.Parameter]) -> Copy:
 @torch.no_grad()
 def _average_copies(server: Server) -> None:
     copies: list[Copy] = list(server.kept.values())
-    for name, parameter in _trained(server.top).items():
+    for name, parameter in trainable(server.top).items():
         values: list[Tensor] = [own[name] for own, _ in copies]
         if values:
             parameter.copy_(torch.stack(values).mean(dim=0))
