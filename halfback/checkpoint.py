@@ -20,8 +20,10 @@ class CheckpointError(HalfbackError):
     """A checkpoint could not be written; the one before it is untouched."""
 
 
-def save(folder: Path, round_number: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Writes `folder`/round-N and then removes the older ones.
+def save(
+    folder: Path, round_number: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, keep: int = 1
+) -> None:
+    """Writes `folder`/round-N and then removes all but the newest `keep`, and those of later rounds.
 
     The new one is written under another name and renamed when it is on the disk, so a kill or a full disk at any moment
     leaves a complete checkpoint behind.
@@ -47,27 +49,41 @@ def save(folder: Path, round_number: int, tensors: Mapping[str, Tensor], values:
         raise CheckpointError(
             f"checkpoint of round {round_number} in {folder}: {reason}; the last one is kept"
         ) from None
+    kept = [path for path in _complete(folder) if path <= target][-keep:]
     for path in folder.iterdir():
-        if path != target:
+        if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def load(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """The newest complete checkpoint: (round, tensors, values), or None where there is none yet.
+def rounds(folder: Path) -> list[int]:
+    """The rounds of the complete checkpoints, the newest last."""
+    return [_round_of(path) for path in _complete(folder)]
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{_PREFIX}*")) if folder.is_dir() else []
+
+
+def _round_of(path: Path) -> int:
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def load(folder: Path, round_number: int | None = None) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """A complete checkpoint, the newest unless another is asked for: (round, tensors, values); None where none is.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
-    complete = sorted(folder.glob(f"{_PREFIX}*")) if folder.is_dir() else []
-    if not complete:
+    found = [path for path in _complete(folder) if round_number in (None, _round_of(path))]
+    if not found:
         return None
-    newest = complete[-1]
+    newest = found[-1]
     try:
         tensors = load_file(newest / _TENSORS)
         values = json.loads((newest / _VALUES).read_text())
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"checkpoint {newest} can't be read: {error}") from None
-    return int(newest.name.removeprefix(_PREFIX)), tensors, values
+    return _round_of(newest), tensors, values
 
 
 def _to_disk(path: Path) -> None:

@@ -143,6 +143,18 @@ class ControllerConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
+class DeploymentConfig(_Section):
+    """What the server does about clients on other machines that are late or gone; see docs/deploy.md."""
+
+    deadline: float = Field(default=120, gt=0, le=1e6)
+    """Seconds that a client has for an answer in a round; one that needs longer is dropped from the round."""
+    min_cohort: int | None = Field(default=None, ge=1)
+    """Clients of a cohort that are enough to go on with; null for all of them, and then a run has the bits that it
+    would have in one process, whatever dies and comes back."""
+    patience: float = Field(default=600, gt=0, le=1e6)
+    """Seconds that a round waits for enough clients until the run stops."""
+
+
 class RunConfig(_Section):
     """One run."""
 
@@ -155,6 +167,7 @@ class RunConfig(_Section):
     partition: PartitionConfig = PartitionConfig()
     codecs: CodecsConfig = CodecsConfig()
     controller: ControllerConfig = ControllerConfig()
+    deployment: DeploymentConfig = DeploymentConfig()
     clients: int = Field(default=10, ge=1)
     sampled_clients: int = Field(default=3, ge=1)
     steps: int = Field(default=300, ge=1)
@@ -392,6 +405,11 @@ def _check_algorithm(config: RunConfig) -> None:
         raise UserError(
             f"model.cut={config.model.cut}: {config.algorithm.name} has one cut for all clients; use a number, or "
             f"one of {able}"
+        )
+    least = config.deployment.min_cohort
+    if least is not None and least > config.sampled_clients:
+        raise UserError(
+            f"deployment.min_cohort={least}: at most sampled_clients={config.sampled_clients} are allowed, or null"
         )
     if config.sampled_clients > config.clients:
         raise UserError(f"sampled_clients={config.sampled_clients}: at most clients={config.clients} are allowed")

@@ -16,6 +16,10 @@ class PeerError(HalfbackError):
     """Bytes or a message from the other side are wrong; the message names the field and what is allowed."""
 
 
+class CohortLost(HalfbackError):
+    """Too few clients are left to finish a round; what it has done so far is void, the last checkpoint counts."""
+
+
 class Diverged(HalfbackError):
     """The loss or a slope is no longer finite; the message names the step and the client.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from halfback import config as configuration
 from halfback.algorithms.holdings import Round
 from halfback.build import Built, build, build_algorithm, clear_scratch
 from halfback.config import RunConfig
-from halfback.errors import Diverged, UserError
+from halfback.errors import CohortLost, Diverged, UserError
 from halfback.models.adapters import trainable
 from halfback.models.objectives import better
 from halfback.report.page import write_report
@@ -33,6 +33,7 @@ from halfback.telemetry.records import (
 )
 from halfback.telemetry.sinks import JsonLines, Sink, TensorBoard
 
+_STEPS_BACK = 20  # to one checkpoint in a row, until a run with lost clients gives up
 CONFIG, CHECKPOINT, PRETRAINED, REPORT = "config.yaml", "checkpoint", "pretrained.safetensors", "report.html"
 
 log = logging.getLogger(__name__)
@@ -161,7 +162,8 @@ def _checkpoint(config: RunConfig, out: Path) -> _Found | None:
     found = checkpoint.load(out / CHECKPOINT)
     if found is not None:
         ours, theirs = configuration.to_tree(config), found[2].get("config") or {}
-        changed = [key for key in ours if ours[key] != theirs.get(key)]
+        # How long a server waits for clients changes nothing of what is trained.
+        changed = [key for key in ours if key != "deployment" and ours[key] != theirs.get(key)]
         if changed:
             key = changed[0]
             raise UserError(
@@ -171,8 +173,16 @@ def _checkpoint(config: RunConfig, out: Path) -> _Found | None:
     return found
 
 
-def _opened(config: RunConfig, out: Path, watch: Watch | None, pretrained: Path, found: _Found | None) -> "_Progress":
-    progress = _Progress(build(config, pretrained=pretrained, scratch=out), out, watch)
+def _opened(
+    config: RunConfig,
+    out: Path,
+    watch: Watch | None,
+    pretrained: Path,
+    found: _Found | None,
+    engine: "Callable[[Built], Engine] | None" = None,
+) -> "_Progress":
+    built = build(config, pretrained=pretrained, scratch=out)
+    progress = _Progress(built, out, watch, built.simulation if engine is None else engine(built))
     if found is None:
         progress.begin()
     else:
@@ -180,7 +190,31 @@ def _opened(config: RunConfig, out: Path, watch: Watch | None, pretrained: Path,
     return progress
 
 
-def _finish(out: Path, watch: Watch | None, pretrained: Path, progress: "_Progress | None") -> dict[str, Any]:
+def serve(config: RunConfig, out: Path, engine: "Callable[[Built], Engine]", watch: Watch) -> dict[str, Any]:
+    """Begins or continues a run in `out` whose clients are elsewhere; returns its summary.
+
+    Raises:
+        UserError: `out` holds another run, or too few clients came.
+    """
+    if (out / CONFIG).exists():
+        kept = configuration.load(out / CONFIG)
+        ours, theirs = configuration.to_tree(config), configuration.to_tree(kept)
+        if key := next((key for key in ours if key != "deployment" and ours[key] != theirs[key]), None):
+            raise UserError(f"{out} holds another run: {key} was {theirs[key]!r}, now it is {ours[key]!r}")
+    else:
+        _begin(config, out)
+    summary = _finish(out, watch, out / PRETRAINED, None, engine)
+    write_report([out], out / REPORT)
+    return summary
+
+
+def _finish(
+    out: Path,
+    watch: Watch | None,
+    pretrained: Path,
+    progress: "_Progress | None",
+    engine: "Callable[[Built], Engine] | None" = None,
+) -> dict[str, Any]:
     if progress is None:
         clear_scratch(out)
         config = configuration.load(out / CONFIG)
@@ -190,7 +224,7 @@ def _finish(out: Path, watch: Watch | None, pretrained: Path, progress: "_Progre
             return read_summary(out)
         if found is not None:
             log.info("%s: continuing from step %d of %d", out, found[2]["step"], config.steps)
-        progress = _opened(config, out, watch, pretrained, found)
+        progress = _opened(config, out, watch, pretrained, found, engine)
     with closing(progress):
         try:
             progress.to_the_end()
@@ -202,11 +236,22 @@ def _finish(out: Path, watch: Watch | None, pretrained: Path, progress: "_Progre
     return summary
 
 
+class Engine(Protocol):
+    """What carries a run's rounds: the simulation itself, or its server with clients elsewhere."""
+
+    def run_round(self, round: Round, *, measure_memory: bool) -> float: ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None: ...
+
+
 class _Progress:
     """Where a run stands, and the three things done with that: evaluate, save, finish."""
 
-    def __init__(self, built: Built, out: Path, watch: Watch | None) -> None:
+    def __init__(self, built: Built, out: Path, watch: Watch | None, engine: Engine) -> None:
         self.built = built
+        self.engine = engine
         self.config = built.config
         self.out = out
         self.watch = watch
@@ -216,6 +261,7 @@ class _Progress:
         self.seconds_before = 0.0
         self.started = time.perf_counter()
         self.sinks: list[Sink] = []
+        self.steps_back = 0  # in a row, to the same checkpoint
 
     def begin(self) -> None:
         """The first record and the first checkpoint, before anything is trained."""
@@ -230,7 +276,11 @@ class _Progress:
             steps = min(config.steps_per_round, config.steps - self.step)
             measure = self.round % config.memory_every == 0
             round = Round(self.round, steps, self.step)
-            loss = simulation.run_round(round, measure_memory=measure)
+            try:
+                loss = self.engine.run_round(round, measure_memory=measure)
+            except CohortLost as error:
+                self.go_back(error)
+                continue
             self.losses.append(loss)
             self.round += 1
             self.step += steps
@@ -283,7 +333,7 @@ class _Progress:
         return result.loss
 
     def save(self) -> None:
-        tensors, values = self.built.simulation.state()
+        tensors, values = self.engine.state()
         if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
             raise Diverged(
                 f"step {self.step}: {broken[0]} is not finite; lower the learning rates (top.lr, bottom.lr) or clip "
@@ -296,16 +346,33 @@ class _Progress:
             "wall_seconds": self.seconds_before + time.perf_counter() - self.started,
         }
         checkpoint.save(self.out / CHECKPOINT, self.round, tensors, values)
+        self.steps_back = 0
 
     def load(self, round_number: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        self.built.simulation.load_state(tensors, values)
+        self.engine.load_state(tensors, values)
         self.round, self.step, self.losses = round_number, values["step"], values["losses"]
-        self.seconds_before = values["wall_seconds"]
+        self.seconds_before, self.started = values["wall_seconds"], time.perf_counter()
         truncate_records(self.out, round_number)
 
-    def close(self) -> None:
+    def go_back(self, error: CohortLost) -> None:
+        """To the last checkpoint, unless that has led nowhere again and again."""
+        self.steps_back += 1
+        if self.steps_back > _STEPS_BACK:
+            raise UserError(f"went back to the checkpoint of round {self.round} {_STEPS_BACK} times, still: {error}")
+        log.info("%s; going back to the last checkpoint", error)
+        found = checkpoint.load(self.out / CHECKPOINT)
+        if found is None:
+            raise UserError(f"{self.out / CHECKPOINT} is gone, and with it what the run would go on from") from None
+        self.close_sinks()  # the records after the checkpoint are taken away under them
+        self.load(*found)
+
+    def close_sinks(self) -> None:
         for sink in self.sinks:
             sink.close()
+        self.sinks = []
+
+    def close(self) -> None:
+        self.close_sinks()
         clear_scratch(self.out)
 
     def summary(self) -> dict[str, Any]:

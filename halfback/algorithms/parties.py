@@ -28,7 +28,7 @@ class Client:
         schedule: step of the run → factor of the learning rate, for clients that backpropagate.
         head: in the U-shape, what takes the loss on the device.
         local: the device's own model, for methods with an auxiliary head or without a cut.
-        losses: training losses that the device took itself, for the records of an engine; they are never sent.
+        losses: training losses that the device took itself, for an engine's records; no message of a method has them.
     """
 
     id: int
@@ -59,6 +59,11 @@ class Client:
             batch = self.data.batch(self.cursor)
             self.cursor += 1
             yield batch
+
+    def take_losses(self) -> list[float]:
+        """The training losses since the last call."""
+        losses, self.losses = self.losses, []
+        return losses
 
     def replay(self, first: int, slopes: Tensor) -> None:
         """Takes agreed steps `first`, … with `slopes` (steps, groups · P)."""

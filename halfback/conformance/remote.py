@@ -1,138 +1,105 @@
-"""A second carrier of conversations, written apart from the engine: a socket for each client, one thread each."""
+"""The deployment engine on this machine: for each client a device, in a thread, at the far end of a socket."""
 
 import socket
-import struct
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import final
 
 from halfback.algorithms.holdings import Round
-from halfback.engines.link import End
-from halfback.engines.simulation import Simulation, take_losses
-from halfback.models.cut import install
-from halfback.wire.messages import HandOver
+from halfback.engines.deployment import Deployment
+from halfback.engines.device import Device, digest_of, held_by_devices, take_weights
+from halfback.engines.frames import Frame, Prepare, Ready, frame, read_question
+from halfback.engines.simulation import Simulation
+from halfback.engines.stream import Gone, read_frame, write_frame
+from halfback.wire.messages import Weights
+from halfback.wire.packing import pack
 
 PATIENCE = 60.0  # seconds until a silent other side is an error
 _ONE_AT_A_TIME = threading.Lock()  # torch has one level of forward-mode differentiation a process, not a thread
 
 
-@dataclass
-class Received:
-    """What the server saw."""
+@final
+class Sockets:
+    """Carries the questions to clients whose machines are made when they are first asked."""
 
-    losses: list[float] = field(default_factory=list)
-    up_bytes: int = 0
-    down_bytes: int = 0
+    def __init__(self, machine: Callable[[], Simulation], clients: int, folder: Path) -> None:
+        self._machine = machine
+        self._clients = clients
+        self._folder = folder
+        self._lines: dict[int, socket.socket] = {}
 
+    def reachable(self) -> set[int]:
+        return set(range(self._clients))
 
-def run_over_sockets(server: Simulation, machine: Callable[[], Simulation], *, rounds: int, steps: int) -> Received:
-    """Trains with `server`'s server; a client is a client of the `machine` that is built for it alone."""
-    machines: dict[int, Simulation] = {}
-    received = Received()
-    for number in range(rounds):
-        cohort = server.cohort(number)
-        for client in cohort:
-            machines.setdefault(client, machine())
-        server.server.round = round = Round(number, steps, number * steps)
-        for together in [[client] for client in cohort] if server.algorithm.traits.one_by_one else [cohort]:
-            _converse(server, machines, together, round, received)
-        parties = [machines[client].clients[client] for client in cohort]
-        received.losses.append(take_losses(server.server, parties))
-    return received
+    def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
+        for number, question in questions.items():
+            if number not in self._lines:
+                self._lines[number], far = socket.socketpair()
+                self._lines[number].settimeout(PATIENCE)
+                threading.Thread(target=self._serve, args=(number, far), daemon=True).start()
+            write_frame(self._lines[number], question)
+        return {number: read_frame(self._lines[number]) for number in questions}
 
-
-def _converse(
-    server: Simulation, machines: dict[int, Simulation], together: list[int], round: Round, received: Received
-) -> None:
-    pairs = {client: socket.socketpair() for client in together}
-    for ends in pairs.values():
-        for end in ends:
-            end.settimeout(PATIENCE)
-    with ThreadPoolExecutor(len(together)) as threads:
-        talks = [threads.submit(_talk, machines[client], client, round, pairs[client][1]) for client in together]
-        try:
-            lines = {client: Line(pairs[client][0], server.link.of(client)[1]) for client in together}
-            _serve(server, lines, received)
-        finally:
-            for near, _ in pairs.values():
-                near.close()
-        for talk in talks:
-            talk.result()
-
-
-def _talk(machine: Simulation, number: int, round: Round, end: socket.socket) -> None:
-    with end:
-        client = machine.client(number)
-        near = machine.link.of(number)[0]
-        greeting = near.hello()
-        if greeting is not None:
-            _write(end, near.send(greeting).data)
-            near.meet(near.receive(_read(end)))
-        install(machine.device_part, client.replica.parameters)
-        talk, reply = machine.algorithm.client_round(client, round), None
-        while True:
+    def _serve(self, number: int, line: socket.socket) -> None:
+        with line:
+            machine = self._machine()
+            device: Device | None = None
             try:
-                with _ONE_AT_A_TIME:
-                    message = talk.send(reply)
-            except StopIteration:
-                _write(end, b"")
+                while True:
+                    header, body = read_frame(line)
+                    question = read_question(header)
+                    if isinstance(question, Prepare):
+                        if body:
+                            take_weights(machine, body)
+                        fits = digest_of(held_by_devices(machine)) == question.weights
+                        device = Device(machine, number, self._folder / str(number)) if fits else None
+                        write_frame(line, frame(Ready(fits=fits)))
+                        continue
+                    assert device is not None
+                    with _ONE_AT_A_TIME:
+                        answer = device.answer(question, body)
+                    write_frame(line, answer)
+            except Gone:
                 return
-            _write(end, near.send(message).data)
-            reply = near.receive(_read(end))
+
+    def close(self) -> None:
+        for line in self._lines.values():
+            line.close()
 
 
-@dataclass(frozen=True)
-class Line:
-    """The server's end of a client: the socket, and what the codecs remember."""
+def deployed(server: Simulation, carrier: Sockets) -> Deployment:
+    """A deployment of `server`'s server, with every client needed."""
+    weights = {name: tensor.clone() for name, tensor in held_by_devices(server).items()}
+    digest = digest_of(weights)
 
-    socket: socket.socket
-    end: End
+    def prepare(number: int) -> Prepare:
+        return Prepare(run="0" * 16, client=number, config={}, label_names=(), weights=digest)
 
-    def hear(self, received: Received) -> Any:
-        """The message, or None where the client has said all."""
-        data = _read(self.socket)
-        received.up_bytes += len(data)
-        return self.end.receive(data) if data else None
-
-    def say(self, message: Any, received: Received) -> None:
-        data = self.end.send(message).data
-        if not isinstance(message, HandOver):  # passed on: counted where a device sent it
-            received.down_bytes += len(data)
-        _write(self.socket, data)
-
-
-def _serve(server: Simulation, lines: dict[int, Line], received: Received) -> None:
-    for line in lines.values():
-        greeting = line.end.hello(server.thresholds())
-        if greeting is not None:
-            line.end.meet(line.hear(received))
-            line.say(greeting, received)
-    while True:
-        heard = {client: line.hear(received) for client, line in lines.items()}
-        messages = {client: message for client, message in heard.items() if message is not None}
-        lines = {client: lines[client] for client in messages}
-        if not messages:
-            return
-        answers = server.algorithm.answer(server.server, messages)
-        for client, line in lines.items():
-            line.say(answers[client], received)
+    return Deployment(
+        server,
+        carrier,
+        prepare,
+        lambda: pack(Weights(tuple(weights.values()))).data,
+        deadline=PATIENCE,
+        min_cohort=None,
+        patience=PATIENCE,
+        events=lambda _: None,
+    )
 
 
-def _write(end: socket.socket, data: bytes) -> None:
-    end.sendall(struct.pack("<I", len(data)) + data)
+def run_over_sockets(
+    server: Simulation, machine: Callable[[], Simulation], *, rounds: int, steps: int, folder: Path
+) -> list[float]:
+    """Trains with `server`'s server; a client is a client of the `machine` that is built for it alone.
 
-
-def _read(end: socket.socket) -> bytes:
-    return _exactly(end, struct.unpack("<I", _exactly(end, 4))[0])
-
-
-def _exactly(end: socket.socket, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        piece = end.recv(size - len(data))
-        if not piece:
-            raise ConnectionError("the other side is gone")
-        data += piece
-    return bytes(data)
+    Returns the training loss of each round.
+    """
+    carrier = Sockets(machine, len(server.sources), folder)
+    deployment = deployed(server, carrier)
+    try:
+        return [
+            deployment.run_round(Round(number, steps, number * steps), measure_memory=False) for number in range(rounds)
+        ]
+    finally:
+        carrier.close()

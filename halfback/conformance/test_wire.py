@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,17 +133,21 @@ def _above(server: Server, client: int) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.rows(lambda row: row.traits.agreement != "alone")
-def test_a_socket_carries_the_same_bits(row: Row, world: World) -> None:
-    """Clients on a model, data and parameters of their own, each in a thread at the far end of a socket."""
+def test_a_socket_carries_the_same_bits(row: Row, world: World, tmp_path: Path) -> None:
+    """The deployment engine; clients on a model, data and parameters of their own, each at the far end of a socket."""
     local, server = (small.built(world(row)) for _ in range(2))
     losses = small.run(local.simulation, 4, steps=2)
-    received = run_over_sockets(server.simulation, lambda: small.built(world(row)).simulation, rounds=4, steps=2)
-    assert received.losses == losses
-    assert received.up_bytes == local.simulation.ledger.total("up")
-    assert received.down_bytes == local.simulation.ledger.total("down")
+    machine = partial(_machine, world, row)
+    assert run_over_sockets(server.simulation, machine, rounds=4, steps=2, folder=tmp_path) == losses
+    assert server.simulation.ledger.bytes_by_kind == local.simulation.ledger.bytes_by_kind
+    assert server.simulation.meters.forward_passes == local.simulation.meters.forward_passes
     for one, other in zip(local.simulation.server.history, server.simulation.server.history, strict=True):
         assert torch.equal(one, other)
     assert_equal_models(local, server)
+
+
+def _machine(world: World, row: Row) -> Simulation:
+    return small.built(world(row)).simulation
 
 
 def assert_equal_models(one: Built, other: Built) -> None:

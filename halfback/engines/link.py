@@ -19,7 +19,7 @@ from halfback.errors import Diverged, PeerError
 from halfback.telemetry.meters import MemoryMeter, Stopwatch
 from halfback.wire.ledger import Direction, Ledger
 from halfback.wire.messages import CODED, FIELDS, Caches, Encoded, HandOver, Message
-from halfback.wire.packing import Packed, pack, unpack
+from halfback.wire.packing import Packed, pack, split, unpack
 
 Side = Literal["client", "server"]
 _SENDS: dict[Side, Direction] = {"client": "up", "server": "down"}
@@ -146,7 +146,10 @@ class End:
         Raises:
             PeerError: the bytes are no message, or a field is not what this link's codecs make.
         """
-        message = unpack(data)
+        return self.decode(unpack(data))
+
+    def decode(self, message: Message) -> Message:
+        """An unpacked message as it was before this link's codecs; raises as `receive` does."""
         kind = type(message)
         values = {name: self._placed(getattr(message, name)) for name in FIELDS[kind]}
         self._turn_to(kind, values)
@@ -305,6 +308,31 @@ class Link:
                 self._ledger.add(direction, type(message).__name__, packed)
             with charged((memory or {}).get(sides[1])):
                 return receiver.receive(packed.data)
+
+    def send(self, client: int, message: Message, memory: MemoryMeter | None = None) -> bytes:
+        """The client's half of `carry`, where the server is elsewhere and keeps the ledger."""
+        with self._stopwatch.running(), charged(memory):
+            return self.of(client)[0].send(message).data
+
+    def receive(self, client: int, data: bytes, memory: MemoryMeter | None = None) -> Message:
+        """The client's half of `carry`: what the server sent over a network."""
+        with self._stopwatch.running(), _blamed(client, "down"), charged(memory):
+            return self.of(client)[0].receive(data)
+
+    def hear(self, client: int, data: bytes, memory: MemoryMeter | None = None) -> Message:
+        """The server's half of `carry`: what a client sent over a network."""
+        with self._stopwatch.running(), _blamed(client, "up"), charged(memory):
+            message = unpack(data)
+            self._ledger.add("up", type(message).__name__, split(message, data))
+            return self.of(client)[1].decode(message)
+
+    def say(self, client: int, message: Message, memory: MemoryMeter | None = None) -> bytes:
+        """The server's half of `carry`: what a client is sent over a network."""
+        with self._stopwatch.running(), charged(memory):
+            packed = self.of(client)[1].send(message)
+        if not isinstance(message, HandOver):
+            self._ledger.add("down", type(message).__name__, packed)
+        return packed.data
 
 
 @contextmanager

@@ -7,7 +7,8 @@ each hold their own replica (a test says so).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ from halfback.engines.state import (
     trained_above,
     under,
 )
-from halfback.errors import PeerError
+from halfback.errors import PeerError, UserError
 from halfback.models.cut import Bottom, Device, install
 from halfback.telemetry.meters import ForwardCounter, MemoryMeter, Stopwatch, inference_peak_bytes
 from halfback.wire.ledger import Direction, Ledger
@@ -101,7 +102,7 @@ class Simulation:
         self.link = Link(self.ledger, self.meters.wire, ends)
         self.controller = controller
         self.clients: dict[int, Client] = {}
-        self._server_meter: MemoryMeter | None = None
+        self.server_meter: MemoryMeter | None = None
 
     def cohort(self, round_number: int) -> list[int]:
         """The clients sampled in a round, a pure function of (seed, round)."""
@@ -151,19 +152,28 @@ class Simulation:
             self.link.open(client.id, thresholds)
         memory: dict[int, MemoryMeter] = {}
         if measure_memory:
-            memory = {client.id: MemoryMeter(self._resident(client)) for client in cohort}
+            memory = {client.id: MemoryMeter(self.resident(client)) for client in cohort}
             forget_tables()  # the first client to need one makes it, and is charged for it
-            self._server_meter = MemoryMeter(self._server_resident())
-            for client in cohort:
-                self._measure_inference(client, round)
-        for together in [[client] for client in cohort] if self.algorithm.traits.one_by_one else [cohort]:
-            self._converse(together, round, memory)
+        with self.measuring_server(measure_memory):
+            for number in memory:
+                self.measure_inference(self.client(number), round)
+            for together in [[client] for client in cohort] if self.algorithm.traits.one_by_one else [cohort]:
+                self._converse(together, round, memory)
         for meter in memory.values():
             self.meters.client_peak_bytes = max(self.meters.client_peak_bytes, meter.peak_bytes)
-        if self._server_meter is not None:
-            self.meters.server_peak_bytes = max(self.meters.server_peak_bytes, self._server_meter.peak_bytes)
-            self._server_meter = None
-        return take_losses(self.server, cohort)
+        return take_losses(self.server, [loss for client in cohort for loss in client.take_losses()])
+
+    @contextmanager
+    def measuring_server(self, measure: bool) -> Iterator[None]:
+        """While a round runs, what the server does is counted for its peak."""
+        if measure:
+            self.server_meter = MemoryMeter(self.server_resident())
+        try:
+            yield
+        finally:
+            if self.server_meter is not None:
+                self.meters.server_peak_bytes = max(self.meters.server_peak_bytes, self.server_meter.peak_bytes)
+                self.server_meter = None
 
     def _converse(self, together: Sequence[Client], round: Round, memory: Mapping[int, MemoryMeter]) -> None:
         """Carries the conversations of clients that speak in step."""
@@ -172,14 +182,14 @@ class Simulation:
         while talks:
             messages: dict[int, Message] = {}
             for number, talk in list(talks.items()):
-                said = self._let_speak(self.client(number), talk, replies.pop(number), memory.get(number))
+                said = self.let_speak(self.client(number), talk, replies.pop(number), memory.get(number))
                 if said is None:
                     del talks[number]
                 else:
                     messages[number] = self._carry(number, "up", said, memory)
                     del said
             if messages:
-                replies = self._let_answer(messages, memory)
+                replies = self._reply(messages, memory)
 
     def thresholds(self) -> dict[str, float]:
         """Of each link that reuses values, in the round to come."""
@@ -199,7 +209,7 @@ class Simulation:
         links = {link: _use(thresholds[link], matrices) for link, matrices in seen.items() if matrices}
         self.controller.observe(Observation(round.number, train_loss, validation_loss, links))
 
-    def _let_speak(
+    def let_speak(
         self, client: Client, talk: Conversation, reply: Message | None, memory: MemoryMeter | None
     ) -> Message | None:
         if memory is not None and reply is not None:
@@ -217,26 +227,28 @@ class Simulation:
                 self.meters.forward_passes += counter.count
 
     def _carry(self, number: int, direction: Direction, message: Message, memory: Mapping[int, MemoryMeter]) -> Message:
-        charged: dict[Side, MemoryMeter | None] = {"client": memory.get(number), "server": self._server_meter}
+        charged: dict[Side, MemoryMeter | None] = {"client": memory.get(number), "server": self.server_meter}
         return self.link.carry(number, direction, message, charged)
 
-    def _let_answer(
-        self, messages: Mapping[int, Message], memory: Mapping[int, MemoryMeter]
-    ) -> dict[int, Message | None]:
+    def _reply(self, messages: Mapping[int, Message], memory: Mapping[int, MemoryMeter]) -> dict[int, Message | None]:
+        answers = self.answers(messages)
+        return {number: self._carry(number, "down", answers[number], memory) for number in messages}
+
+    def answers(self, messages: Mapping[int, Message]) -> Mapping[int, Message]:
+        """The server's answers to one exchange; PeerError unless all are of one kind."""
         kinds = {number: type(message).__name__ for number, message in messages.items()}
         if len(set(kinds.values())) > 1:
             came = ", ".join(f"{kind} of client {number}" for number, kind in kinds.items())
             raise PeerError(f"exchange: {came} came together, one kind is allowed")
-        if self._server_meter is not None:
+        if self.server_meter is not None:
             for message in messages.values():
-                self._server_meter.receive(tensors_of(message))
+                self.server_meter.receive(tensors_of(message))
         if self.server.above:  # it runs blocks of θ, as its own replica has them
             install(self.device_part, self.server.replica.parameters)
-        with self.meters.server.running(), charged(self._server_meter):
-            answers = self.algorithm.answer(self.server, messages)
-        return {number: self._carry(number, "down", answers[number], memory) for number in messages}
+        with self.meters.server.running(), charged(self.server_meter):
+            return self.algorithm.answer(self.server, messages)
 
-    def _measure_inference(self, client: Client, round: Round) -> None:
+    def measure_inference(self, client: Client, round: Round) -> None:
         """The peak of plain inference on the batches that this round will use, of the head too if it has one."""
         install(self.device_part, client.replica.parameters)
         parts = nn.ModuleList(self._parts(client))
@@ -253,7 +265,7 @@ class Simulation:
             hidden = hidden.new_zeros(*rows, *self.head.sizes)  # what the middle would make of it
             self.head.module(hidden, mask)
 
-    def _resident(self, client: Client) -> list[Tensor]:
+    def resident(self, client: Client) -> list[Tensor]:
         """What a client holds between two rounds."""
         parts = self._parts(client)
         own = {name for name, _ in parts[0].named_parameters()}  # of θ, which has the blocks of the deepest cut
@@ -270,7 +282,7 @@ class Simulation:
         part = self.bottoms.get(client.id, self.device_part)
         return [part] if self.head is None else [part, self.head.module]
 
-    def _server_resident(self) -> list[Tensor]:
+    def server_resident(self) -> list[Tensor]:
         """What the server holds between two rounds."""
         server = self.server
         optimizer = [] if server.optimizer is None else list(optimizer_tensors("", server.optimizer).values())
@@ -335,10 +347,29 @@ class Simulation:
         }
         return tensors, values
 
-    @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Continues from `state`."""
+        """Continues from `state`, whatever was done since.
+
+        Raises:
+            UserError: the state is that of a run whose clients are elsewhere.
+        """
+        if "deployment" in values:
+            raise UserError("this run's clients are on other machines: continue it with `halfback deploy`")
+        self.load_server_state(tensors, values)
+        for number, (position, cursor, replayed) in values["clients"].items():
+            client = self.client(int(number))
+            client.position, client.cursor = position, cursor
+            if client.optimizer is not None:
+                load_optimizer_tensors(f"client.{number}", client.optimizer, tensors)
+            if self._has_own_parameters:
+                load_moments(f"client_moment.{number}", client.replica, tensors)
+                client.replica.position = replayed
+
+    @torch.no_grad()
+    def load_server_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """What `load_state` does but for the clients' own."""
         server = self.server
+        server.passes, server.kept, server.losses = {}, {}, []
         for name, parameter in server.replica.parameters.items():
             parameter.copy_(tensors[f"bottom.{name}"])
         for name, parameter in trained_above(server).items():
@@ -352,16 +383,9 @@ class Simulation:
         if server.optimizer is not None:
             load_optimizer_tensors("top_optimizer", server.optimizer, tensors)
         server.history = list(tensors["history"].to(self.device)) if "history" in tensors else []
-        for number, (position, cursor, replayed) in values["clients"].items():
-            client = self.client(int(number))
-            client.position, client.cursor = position, cursor
-            if client.optimizer is not None:
-                load_optimizer_tensors(f"client.{number}", client.optimizer, tensors)
-            if self._has_own_parameters:
-                load_moments(f"client_moment.{number}", client.replica, tensors)
-                client.replica.position = replayed
         if self.controller is not None:
             self.controller.load_state_dict(under("controller.", tensors), values["controller"])
+        self.link.ends.clear()
         for number, states in values["links"].items():
             for side, end, of_end in zip(("near", "far"), self.link.of(int(number)), states, strict=True):
                 end.load_state(under(f"link.{number}.{side}.", tensors), of_end)
@@ -372,13 +396,10 @@ class Simulation:
         meters.client_peak_bytes, meters.client_inference_peak_bytes, meters.server_peak_bytes = values["peaks"]
 
 
-def take_losses(server: Server, cohort: Sequence[Client]) -> float:
+def take_losses(server: Server, local: Sequence[float]) -> float:
     """The mean training loss of a round: the server's, or where it took none the devices' own; NaN without any."""
-    local = [loss for client in cohort for loss in client.losses]
     losses = server.losses or local
     server.losses = []
-    for client in cohort:
-        client.losses = []
     return sum(losses) / len(losses) if losses else math.nan
 
 

@@ -48,35 +48,50 @@ class Packed:
 def pack(message: Message) -> Packed:
     """Serialises a message; the result's length is what the ledger counts."""
     parts = [_HEADER.pack(MAGIC, VERSION, KINDS.index(type(message)))]
+    for name in FIELDS[type(message)]:
+        _pack_field(parts, getattr(message, name))
+    return split(message, b"".join(parts))
+
+
+def split(message: Message, data: bytes) -> Packed:
+    """The bytes `data` that `message` was packed to, or unpacked from, with their roles."""
     by_role: dict[str, int] = {}
     for name, (role, _types) in FIELDS[type(message)].items():
-        by_role[role] = by_role.get(role, 0) + _pack_field(parts, getattr(message, name))
-    data = b"".join(parts)
+        by_role[role] = by_role.get(role, 0) + _payload(getattr(message, name))
     framing = len(data) - sum(by_role.values())
     return Packed(data, {role: count for role, count in by_role.items() if count} | {"framing": framing})
 
 
-def _pack_field(parts: list[bytes], value: Any) -> int:
-    """Appends one field; returns its payload bytes."""
+def _payload(value: Any) -> int:
+    """Bytes of a field beside what describes it."""
     if value is None:
-        parts.append(bytes([_NONE]))
         return 0
     if isinstance(value, int):
-        parts.append(struct.pack("<Bq", _INTEGER, value))
         return 8
     if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(_payload(tensor) for tensor in (value.parts if isinstance(value, Encoded) else value))
+
+
+def _pack_field(parts: list[bytes], value: Any) -> None:
+    if value is None:
+        parts.append(bytes([_NONE]))
+    elif isinstance(value, int):
+        parts.append(struct.pack("<Bq", _INTEGER, value))
+    elif isinstance(value, Tensor):
         parts.append(bytes([_TENSOR]))
-        return _pack_tensor(parts, value)
-    code, tensors = (_ENCODED, value.parts) if isinstance(value, Encoded) else (_TENSORS, value)
-    parts.append(struct.pack("<BI", code, len(tensors)))
-    return sum(_pack_tensor(parts, tensor) for tensor in tensors)
+        _pack_tensor(parts, value)
+    else:
+        code, tensors = (_ENCODED, value.parts) if isinstance(value, Encoded) else (_TENSORS, value)
+        parts.append(struct.pack("<BI", code, len(tensors)))
+        for tensor in tensors:
+            _pack_tensor(parts, tensor)
 
 
-def _pack_tensor(parts: list[bytes], tensor: Tensor) -> int:
+def _pack_tensor(parts: list[bytes], tensor: Tensor) -> None:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     parts.append(struct.pack(f"<BB{tensor.ndim}I", _CODE_OF[tensor.dtype], tensor.ndim, *tensor.shape))
     parts.append(flat.view(torch.uint8).numpy().tobytes())
-    return flat.numel() * flat.element_size()
 
 
 def unpack(data: bytes) -> Message:

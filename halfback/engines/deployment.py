@@ -1,0 +1,373 @@
+"""The server of a run whose clients are elsewhere: the same conversations as in one process, carried by questions.
+
+A client that doesn't answer in time is dropped from the round: the means of its steps are over those who answered. It
+is asked again in the background, and takes part once it is back; what it missed it gets as any client does that was
+not sampled. Where fewer answer than the recipe wants, the round is void, the run goes back to its last checkpoint and
+waits. A client that sends what no client may send is expelled for as long as this server runs.
+"""
+
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
+from typing import Any, Protocol, final
+
+from torch import Tensor
+
+from halfback.algorithms.holdings import Round
+from halfback.engines.frames import (
+    Ancestor,
+    Done,
+    Frame,
+    Open,
+    Prepare,
+    Question,
+    Ready,
+    Refused,
+    Said,
+    Save,
+    Saved,
+    Say,
+    frame,
+    read_answer,
+)
+from halfback.engines.simulation import Simulation, take_losses
+from halfback.errors import CohortLost, Diverged, HalfbackError, PeerError, UserError
+from halfback.wire.messages import Message
+
+_ERRORS = {"peer": PeerError, "user": UserError, "diverged": Diverged}  # of a client's own, by what it calls them
+_PAUSE = 0.05  # seconds between two looks for clients that are back
+_RETRY = 2.0  # seconds until a client that could not be prepared is asked again
+
+
+class Carrier(Protocol):
+    """Takes questions to sites and brings their answers; it may be used by several threads."""
+
+    def reachable(self) -> set[int]:
+        """The clients that have a site which could answer."""
+        ...
+
+    def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
+        """All at once; of each client the answer, or why there is none after at most so many seconds."""
+        ...
+
+
+Events = Callable[[dict[str, Any]], None]
+
+
+@final
+class Deployment:
+    """Runs rounds with the server of `simulation` and clients that a carrier reaches."""
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        carrier: Carrier,
+        prepare: Callable[[int], Prepare],
+        weights: Callable[[], bytes],
+        *,
+        deadline: float,
+        min_cohort: int | None,
+        patience: float,
+        events: Events,
+    ) -> None:
+        """`prepare`: the first question to a client; `weights`: those to begin with, packed, for who needs them.
+
+        deadline: seconds for an answer in a round. min_cohort: how many clients a round needs, None for all that are
+        sampled. patience: seconds to wait for them. events: takes what happens to clients, as plain values.
+        """
+        self._simulation = simulation
+        self._carrier = carrier
+        self._prepare = prepare
+        self._weights = weights
+        self._deadline = deadline
+        self._min_cohort = min_cohort
+        self._patience = patience
+        self._events = events
+        self._lineage = secrets.token_hex(8)
+        self._ancestry: list[Ancestor] = []
+        self._rounds = 0  # that are done
+        self._cursors: dict[int, int] = {}
+        self._ready: set[int] = set()
+        self._changed: set[int] = set()  # took part since the last checkpoint
+        self._expelled: dict[int, HalfbackError] = {}
+        self._failures: dict[int, str] = {}
+        self._coming: set[int] = set()
+        self._came: SimpleQueue[tuple[int, str | None]] = SimpleQueue()  # prepared, or why not
+
+    def run_round(self, round: Round, *, measure_memory: bool) -> float:
+        """One round with those of its cohort that are there; returns the mean training loss, NaN where none was taken.
+
+        Raises:
+            CohortLost: too few were left; the state is then that of the middle of a round.
+            UserError: too few came within the patience.
+            Diverged: a client's numbers, or the server's, are not finite.
+        """
+        simulation = self._simulation
+        simulation.server.round = round
+        cohort = self._gathered(round.number)
+        thresholds, left = simulation.thresholds(), set(cohort)
+        losses: list[float] = []
+        with simulation.measuring_server(measure_memory):
+            for together in [[n] for n in cohort] if simulation.algorithm.traits.one_by_one else [cohort]:
+                for number, report in self._converse(together, round, thresholds, measure_memory, left).items():
+                    self._enter(number, report)
+                    losses += report.losses
+        self._rounds = round.number + 1
+        return take_losses(simulation.server, losses)
+
+    def _converse(
+        self,
+        together: Sequence[int],
+        round: Round,
+        thresholds: Mapping[str, float],
+        measure: bool,
+        left: set[int],
+    ) -> dict[int, Done]:
+        """Carries the conversations of clients that speak in step; `left` loses those who are lost."""
+        greetings = {n: self._simulation.link.of(n)[1].hello(thresholds) for n in together}
+        questions = {n: frame(self._open(n, round, measure)) for n in together}
+        reports: dict[int, Done] = {}
+        exchange = 0
+        while questions:
+            self._changed.update(questions)
+            messages: dict[int, Message] = {}
+            for number, (answer, body) in self._asked(questions, round, left).items():
+                try:
+                    match answer:
+                        case Done(lineage=self._lineage, round=round.number):
+                            reports[number] = answer
+                        case Said(lineage=self._lineage, round=round.number, exchange=at) if at == exchange:
+                            messages[number] = self._simulation.link.hear(number, body, self._simulation.server_meter)
+                        case _:
+                            raise PeerError(f"client {number}: {answer.kind} came, exchange {exchange} is due")
+                except PeerError as error:  # the server's state is as it was
+                    self._expel(number, error, round, left)
+                del body
+            answers: Mapping[int, Message]
+            if exchange == 0 and any(greetings.values()):  # links that remember samples compare first what they do
+                answers = self._greeted(greetings, messages, round, left)
+            else:
+                answers = self._answers(messages, round, left)
+            del messages
+            say = Say(lineage=self._lineage, round=round.number, exchange=exchange)
+            link, meter = self._simulation.link, self._simulation.server_meter
+            questions = {n: frame(say, link.say(n, answer, meter)) for n, answer in answers.items()}
+            exchange += 1
+        return reports
+
+    def _greeted(
+        self, greetings: Mapping[int, Message | None], messages: Mapping[int, Message], round: Round, left: set[int]
+    ) -> dict[int, Message]:
+        answers = {}
+        for number, message in messages.items():
+            greeting = greetings[number]
+            assert greeting is not None, "all clients have the same links"
+            try:
+                self._simulation.link.of(number)[1].meet(message)
+                answers[number] = greeting
+            except PeerError as error:
+                self._expel(number, PeerError(f"client {number}: {error}"), round, left)
+        return answers
+
+    def _answers(self, messages: Mapping[int, Message], round: Round, left: set[int]) -> Mapping[int, Message]:
+        if not messages:
+            return {}
+        try:
+            answers = self._simulation.answers(messages)
+        except (PeerError, Diverged) as error:
+            # How far the server's state has moved depends on the method, so the round can't go on without the culprit.
+            culprit = _blamed(error)
+            if culprit is None or culprit not in messages:
+                raise
+            self._expel(culprit, error, round, left)
+            raise CohortLost(f"round {round.number}: {error}") from None
+        return {number: answers[number] for number in messages}
+
+    def _open(self, number: int, round: Round, measure: bool) -> Open:
+        return Open(
+            lineage=self._lineage,
+            ancestry=tuple(self._ancestry),
+            round=round.number,
+            first=round.first,
+            steps=round.steps,
+            cursor=self._cursors.get(number, 0),
+            measure=measure,
+        )
+
+    def _asked(self, questions: Mapping[int, Frame], round: Round, left: set[int]) -> dict[int, tuple[Any, bytes]]:
+        """The answers by client, in the order of their numbers; who gave none is dropped."""
+        found = self._carrier.ask(questions, self._deadline)
+        answers: dict[int, tuple[Any, bytes]] = {}
+        for number in sorted(questions):
+            came = found[number]
+            try:
+                answer = came if isinstance(came, str) else read_answer(came.header)
+            except PeerError as error:
+                self._expel(number, PeerError(f"client {number}: {error}"), round, left)
+                continue
+            if isinstance(answer, Refused) and answer.why in _ERRORS and self._needs_all:
+                raise _ERRORS[answer.why](f"client {number}: {answer.error}")  # it would come again and again
+            if isinstance(answer, str | Refused):
+                self._drop(number, answer if isinstance(answer, str) else answer.error, round, left)
+            else:
+                assert not isinstance(came, str)
+                answers[number] = (answer, came.body)
+        return answers
+
+    def _drop(self, number: int, why: str, round: Round, left: set[int]) -> None:
+        """Goes on without a client, until it is back."""
+        self._events({"event": "dropped", "round": round.number, "client": number, "why": why})
+        self._forget(number, why, round, left)
+
+    def _expel(self, number: int, error: HalfbackError, round: Round, left: set[int]) -> None:
+        """Goes on without a client, for good."""
+        self._events({"event": "expelled", "round": round.number, "client": number, "why": str(error)})
+        self._expelled[number] = error
+        self._forget(number, str(error), round, left)
+
+    def _forget(self, number: int, why: str, round: Round, left: set[int]) -> None:
+        self._ready.discard(number)
+        self._failures[number] = why
+        server = self._simulation.server
+        server.passes.pop(number, None)
+        server.kept.pop(number, None)
+        left.discard(number)
+        wanted = self._simulation.cohort(round.number)
+        if len(left) < self._least(wanted):
+            raise CohortLost(f"round {round.number}: client {number}: {why}")
+
+    def _enter(self, number: int, report: Done) -> None:
+        meters = self._simulation.meters
+        self._cursors[number] = report.cursor
+        meters.forward_passes += report.forward_passes
+        meters.client.seconds += report.client_seconds
+        meters.wire.seconds += report.wire_seconds
+        meters.client_peak_bytes = max(meters.client_peak_bytes, report.peak_bytes)
+        meters.client_inference_peak_bytes = max(meters.client_inference_peak_bytes, report.inference_peak_bytes)
+
+    @property
+    def _needs_all(self) -> bool:
+        return self._min_cohort is None
+
+    def _least(self, wanted: Sequence[int]) -> int:
+        return len(wanted) if self._min_cohort is None else min(self._min_cohort, len(wanted))
+
+    def _gathered(self, number: int) -> list[int]:
+        """Those of a round's cohort that are there, once there are enough."""
+        wanted = self._simulation.cohort(number)
+        least, until = self._least(wanted), time.monotonic() + self._patience
+        while True:
+            self._look_around()
+            present = [client for client in wanted if client in self._ready]
+            if len(present) >= least:
+                return present
+            if len([client for client in wanted if client not in self._expelled]) < least:
+                error = next(self._expelled[client] for client in wanted if client in self._expelled)
+                raise type(error)(f"round {number} needs {least} clients, and one is expelled: {error}")
+            if time.monotonic() > until:
+                missing = {client: self._failures.get(client, "not connected") for client in wanted}
+                said = "; ".join(f"client {c}: {why}" for c, why in missing.items() if c not in self._ready)
+                raise UserError(
+                    f"round {number} needs {least} of the clients {wanted} and waited {self._patience:g} s "
+                    f"(deployment.patience): {said}"
+                )
+            time.sleep(_PAUSE)
+
+    def _look_around(self) -> None:
+        """Takes in who is prepared by now, and has those prepared who are reachable and not ready."""
+        while not self._came.empty():
+            number, why = self._came.get()
+            self._coming.discard(number)
+            if why is None:
+                self._ready.add(number)
+                event = "returned" if number in self._failures else "joined"
+                self._events({"event": event, "round": self._rounds, "client": number})
+                self._failures.pop(number, None)
+            else:
+                self._failures[number] = why
+        for number in self._carrier.reachable() - self._ready - self._coming - self._expelled.keys():
+            self._coming.add(number)
+            wait = _RETRY if number in self._failures else 0.0
+            # A daemon: nobody waits for a silent client when the run is over.
+            threading.Thread(target=self._bring, args=(number, wait), daemon=True).start()
+
+    def _bring(self, number: int, wait: float) -> None:
+        time.sleep(wait)
+        try:
+            self._came.put((number, self._prepared(number)))
+        except Exception as error:
+            self._came.put((number, f"{type(error).__name__}: {error}"))
+            raise
+
+    def _prepared(self, number: int) -> str | None:
+        """Has a client build its part of the run; why that failed, or None."""
+        question = self._prepare(number)
+        answer = self._ask_one(number, question, b"")
+        if isinstance(answer, Ready) and not answer.fits:
+            weights = self._weights()
+            self._events({"event": "sent weights", "round": self._rounds, "client": number, "bytes": len(weights)})
+            answer = self._ask_one(number, question, weights)
+        if isinstance(answer, Ready):
+            return None if answer.fits else "its model differs from the server's, also after it got the weights"
+        return answer if isinstance(answer, str) else getattr(answer, "error", f"{answer.kind} came, ready is due")
+
+    def _ask_one(self, number: int, question: Question, body: bytes) -> Any:
+        came = self._carrier.ask({number: frame(question, body)}, self._patience)[number]
+        try:
+            return came if isinstance(came, str) else read_answer(came.header)
+        except PeerError as error:
+            return str(error)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the server needs to go on; the clients have then written down their own.
+
+        Raises:
+            UserError: a client could not write.
+        """
+        saving = {n: frame(Save(lineage=self._lineage, rounds=self._rounds)) for n in self._changed & self._ready}
+        if saving:
+            for number, came in self._carrier.ask(saving, self._deadline).items():
+                answer = came if isinstance(came, str) else read_answer(came.header)
+                if isinstance(answer, Refused) and answer.why in _ERRORS and self._needs_all:
+                    raise _ERRORS[answer.why](f"client {number}: {answer.error}")
+                if not isinstance(answer, Saved):
+                    why = answer if isinstance(answer, str) else getattr(answer, "error", answer.kind)
+                    self._events({"event": "dropped", "round": self._rounds, "client": number, "why": why})
+                    self._ready.discard(number)
+                    self._failures[number] = why
+        self._changed = set()
+        tensors, values = self._simulation.state()
+        values["deployment"] = {
+            "lineage": self._lineage,
+            "ancestry": [ancestor.model_dump() for ancestor in self._ancestry],
+            "rounds": self._rounds,
+            "cursors": {str(number): cursor for number, cursor in self._cursors.items()},
+        }
+        return tensors, values
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Continues from `state`, in a new lineage.
+
+        Raises:
+            UserError: the state is that of a run in one process.
+        """
+        if "deployment" not in values:
+            raise UserError("this run was begun in one process: continue it with `halfback resume`")
+        self._simulation.load_server_state(tensors, values)
+        kept = values["deployment"]
+        self._rounds = kept["rounds"]
+        self._cursors = {int(number): cursor for number, cursor in kept["cursors"].items()}
+        self._ancestry = [Ancestor(**ancestor) for ancestor in kept["ancestry"]]
+        self._ancestry.append(Ancestor(lineage=kept["lineage"], rounds=self._rounds))
+        self._lineage = secrets.token_hex(8)
+        self._changed = set()
+        self._events({"event": "went back", "round": self._rounds})
+
+
+def _blamed(error: HalfbackError) -> int | None:
+    """The client that an error of a message is about."""
+    found = re.search(r"\bclient (\d+)\b", str(error))
+    return int(found[1]) if found else None

@@ -1,0 +1,162 @@
+"""What an engine says to a client's site beside the algorithm's own bytes: questions and answers, checked on arrival.
+
+A frame is a header (JSON of one of these) and a body: the bytes of a packed message, or none. A question names the
+lineage, the round and the exchange that it belongs to, so that whatever comes twice, late or out of turn is recognised.
+
+A lineage is a stretch of a run without a step back: a server that starts again from a checkpoint begins a new one, and
+says in `ancestry` which lineages led to it and after which round each was left.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from halfback.errors import PeerError
+
+MAX_HEADER = 1 << 22  # bytes; the largest holds a configuration
+
+_Token = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+_Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Ancestor(_Header):
+    """An earlier lineage, and how many rounds of it count."""
+
+    lineage: _Token
+    rounds: _Count
+
+
+class Prepare(_Header):
+    """Question, first of all: build your part of this run; in the body, weights to begin with, or none."""
+
+    kind: Literal["prepare"] = "prepare"
+    run: _Token
+    client: _Count
+    config: dict[str, Any]
+    label_names: tuple[str, ...]
+    weights: str
+    """Digest of the weights to begin with, without which nobody's bits agree."""
+
+
+class Open(_Header):
+    """Question: begin a round; the answer has the first message."""
+
+    kind: Literal["open"] = "open"
+    lineage: _Token
+    ancestry: tuple[Ancestor, ...]
+    round: _Count
+    first: _Count
+    steps: _Count
+    cursor: _Count
+    measure: bool
+
+
+class Say(_Header):
+    """Question: here is the answer to your last message; what do you say next?"""
+
+    kind: Literal["say"] = "say"
+    lineage: _Token
+    round: _Count
+    exchange: _Count
+
+
+class Save(_Header):
+    """Question: write down what you need to go on from here, after so many rounds."""
+
+    kind: Literal["save"] = "save"
+    lineage: _Token
+    rounds: _Count
+
+
+class Ready(_Header):
+    """Answer to `Prepare`; `fits` is false where the weights to begin with are needed."""
+
+    kind: Literal["ready"] = "ready"
+    fits: bool
+
+
+class Said(_Header):
+    """Answer: a message, in the body, of this exchange."""
+
+    kind: Literal["said"] = "said"
+    lineage: _Token
+    round: _Count
+    exchange: _Count
+
+
+class Done(_Header):
+    """Answer: the client has said all of this round; what that cost it."""
+
+    kind: Literal["done"] = "done"
+    lineage: _Token
+    round: _Count
+    cursor: _Count
+    forward_passes: _Count
+    client_seconds: _Seconds
+    wire_seconds: _Seconds
+    peak_bytes: _Count
+    inference_peak_bytes: _Count
+    losses: Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(max_length=100_000)]
+
+
+class Saved(_Header):
+    """Answer to `Save`."""
+
+    kind: Literal["saved"] = "saved"
+
+
+class Refused(_Header):
+    """Answer: no, and why. `stale`: the question belongs to another time; the others are the kinds of error."""
+
+    kind: Literal["refused"] = "refused"
+    why: Literal["stale", "peer", "diverged", "user", "failed"]
+    error: Annotated[str, Field(max_length=2000)]
+
+
+Question = Prepare | Open | Say | Save
+Answer = Ready | Said | Done | Saved | Refused
+_QUESTION: TypeAdapter[Question] = TypeAdapter(Annotated[Question, Field(discriminator="kind")])
+_ANSWER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="kind")])
+
+
+class Frame(NamedTuple):
+    """A header as JSON text, and a body."""
+
+    header: str
+    body: bytes = b""
+
+
+def frame(header: Question | Answer, body: bytes = b"") -> Frame:
+    """The frame to send."""
+    return Frame(header.model_dump_json(), body)
+
+
+def read_question(header: str) -> Question:
+    """The question in a header; PeerError names the field that is wrong."""
+    return _read(_QUESTION, header)
+
+
+def read_answer(header: str) -> Answer:
+    """The answer in a header; PeerError names the field that is wrong."""
+    return _read(_ANSWER, header)
+
+
+def _read(adapter: TypeAdapter[Any], header: str) -> Any:
+    if not isinstance(header, str) or len(header) > MAX_HEADER:
+        came = f"{len(header)} characters" if isinstance(header, str) else type(header).__name__
+        raise PeerError(f"header: {came} came, text of at most {MAX_HEADER} is allowed")
+    try:
+        return adapter.validate_json(header)
+    except ValidationError as error:
+        raise PeerError(_one_line(error.errors(include_url=False)[0])) from None
+
+
+def _one_line(first: Mapping[str, Any]) -> str:
+    path = ".".join(str(part) for part in first["loc"])
+    return f"header{'.' if path else ''}{path}: {first['msg']}"[:500]
