@@ -10,14 +10,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from halfback.errors import HalfbackError, UserError
+from halfback.errors import HalfbackError, UserError, offer
 
 # Read when torch is first imported: threads that wait should sleep, or two runs on a shared machine starve each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -106,6 +106,67 @@ def resume(folder: Annotated[Path, typer.Argument(help="Folder of a run that was
     with _Display() as display:
         summaries = run.resume(folder, watch=display)
     _close(summaries, folder)
+
+
+@app.command()
+def deploy(
+    settings: Annotated[
+        list[str],
+        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", show_default=False, help="The work, as for train."),
+    ],
+    env: Annotated[str, typer.Option(metavar="simulator|poc|prod", help="Where the sites are; see docs/deploy.md.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the fetched run; by default runs/NAME.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the run on the server's site: the same name goes on with it.")
+    ] = None,
+    kit: Annotated[Path | None, typer.Option(help="prod: an admin's startup kit.")] = None,
+    user: Annotated[str | None, typer.Option(help="prod: that admin's name.")] = None,
+    workspace: Annotated[
+        Path | None, typer.Option(help="simulator, poc: folder of the sites; by default OUT.flare.")
+    ] = None,
+) -> None:
+    """Fine-tune with clients on other machines, through NVIDIA FLARE; fetches the run's folder (see docs/deploy.md)."""
+    if env not in ("simulator", "poc", "prod"):
+        raise UserError(f"--env {env}: {offer(env, ('simulator', 'poc', 'prod'))}")
+    from halfback import config as configuration
+
+    recipe, given = _recipe_and_settings(settings)
+    config = configuration.resolve(recipe, given)
+    try:
+        from halfback.deploy.command import deploy as deploying
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "nvflare":
+            raise
+        raise UserError("NVIDIA FLARE is not installed: pip install 'halfback[nvflare]'") from None
+    called = name or (Path(recipe).stem if recipe else config.algorithm.name)
+    folder = out or Path("runs") / called
+    with _Display() as display:
+        summary = deploying(
+            config,
+            called,
+            folder,
+            kind=cast(Any, env),
+            kit=kit,
+            user=user,
+            workspace=workspace,
+            display=display,
+        )
+    _close([summary], folder)
+
+
+@app.command()
+def site(
+    kit: Annotated[Path, typer.Argument(help="Startup kit of a FLARE server or client on this machine.")],
+) -> None:
+    """Make a site ready: allow our components, but no code that a job brings; write the site's file, to fill in."""
+    from halfback.deploy.job import allow
+    from halfback.deploy.site import FILE, TEMPLATE
+
+    allow(kit)
+    path = kit / "local" / FILE
+    if not path.exists():
+        path.write_text(TEMPLATE)
+    print(path)
 
 
 @app.command()
@@ -226,7 +287,7 @@ def algorithms() -> None:
 
     rows = []
     for name, kind in registered().items():
-        options = ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(kind)) or "no options"  # type: ignore[arg-type]
+        options = ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(cast(Any, kind))) or "no options"
         first = (inspect.getdoc(inspect.getmodule(kind)) or "").splitlines()[0]
         rows.append((name, f"{first} [{options}]"))
     _list(rows)
@@ -307,14 +368,17 @@ class _Display:
             self._bar.stop()
 
     def __call__(self, built: Any, step: int, record: Any) -> None:
+        self.show(built.config.algorithm.name, built.config.steps, built.task.metric, step, record)
+
+    def show(self, name: str, steps: int, metric: str, step: int, record: Any) -> None:
+        """Where a run stands after `step` of `steps`."""
         from halfback.report.tables import short_size
 
-        name, steps = built.config.algorithm.name, built.config.steps
         if record.metric is not None:
             self._metric[name] = f"{record.metric:.1f}"
         loss = "" if record.train_loss != record.train_loss else f"loss {record.train_loss:.3f}  "
         now = (
-            f"{loss}{built.task.metric} {self._metric.get(name, '–')}  "
+            f"{loss}{metric} {self._metric.get(name, '–')}  "
             f"up {short_size(record.up_bytes)} down {short_size(record.down_bytes)}"
         )
         if console.is_terminal:

@@ -74,6 +74,7 @@ ARROWS: dict[str, set[str]] = {
         "wire",
         "zeroth",
     },
+    "deploy": {"build", "config", "engines", "live", "report", "run", "telemetry.records", "wire"},
     "cli": {
         "algorithms",
         "build",
@@ -82,6 +83,7 @@ ARROWS: dict[str, set[str]] = {
         "config",
         "conformance",
         "data",
+        "deploy",
         "generation",
         "live",
         "models",

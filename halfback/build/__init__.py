@@ -15,7 +15,7 @@ from halfback.algorithms import algorithms
 from halfback.algorithms.protocol import Algorithm
 from halfback.build.motion import make_optimizer, make_schedule
 from halfback.build.parties import device_head, device_part, link_forms, make_locals, make_server, place_above
-from halfback.build.sources import client_sources, pooled_source
+from halfback.build.sources import Site, client_sources, pooled_source, site_sources
 from halfback.build.whole import check_sizes, load_whole, pretrain_whole
 from halfback.codecs import Codec, parse
 from halfback.codecs.temporal import Temporal
@@ -46,21 +46,24 @@ class Built:
     evaluate: Callable[[], Evaluation]
 
 
-def build(config: RunConfig, *, pretrained: Path | None = None, scratch: Path | None = None) -> Built:
+def build(
+    config: RunConfig, *, pretrained: Path | None = None, scratch: Path | None = None, site: Site | None = None
+) -> Built:
     """Loads data and model, cuts, and sets up the parties.
 
     `pretrained`: where the weights of a recipe with `model.pretrain` are kept; trained and written there if absent, so
     a resumed run starts from the same bits. `scratch`: where codecs that remember on disk keep a temporary folder.
+    `site`: this is the machine of one client, whose server is elsewhere and has done the pretraining.
     """
     algorithm = build_algorithm(config)
     codecs = {link: parse(chosen, f"codecs.{link}") for link, chosen in config.codecs if chosen}
     controller = _controller(config, codecs)
     device = _device(config.device)
-    raw = load_task(config.task, seed=seed_for(config.seed, "task"))
+    raw = load_task(config.task, seed=seed_for(config.seed, "task"), classes=() if site is None else site.classes)
     whole, tokenizer = load_whole(config.model, config.task, raw, seed_for(config.seed, "model"))
     task = encode(raw, tokenizer, max_length=config.task.max_length, template=config.task.template)
     check_sizes(whole, raw, task, config)
-    if config.model.pretrain is not None:
+    if config.model.pretrain is not None and site is None:
         pretrain_whole(whole.to(device), raw, config, device, pretrained)
     words = config.task.verbaliser
     ids = verbaliser_ids(words, tokenizer) if words is not None and tokenizer is not None else None
@@ -103,8 +106,14 @@ def build(config: RunConfig, *, pretrained: Path | None = None, scratch: Path | 
         controller=controller,
         bottoms={client: other.bottom for client, other in others.items()},
     )
+    if site is not None and site.own_rows:
+        sources = site_sources(config, task.train, site, device)
+    elif alone:
+        sources = pooled_source(config, task.train, device)
+    else:
+        sources = client_sources(config, task.train, device)
     simulation = simulate(
-        pooled_source(config, task.train, device) if alone else client_sources(config, task.train, device),
+        sources,
         sampled_clients=1 if alone else config.sampled_clients,
         local=make_locals(config, algorithm, server, model, part, task, partial(simulate, sampled_clients=1), device),
     )

@@ -23,6 +23,28 @@ class OnDevice:
         return self.data.batch(number).to(self.device)
 
 
+@dataclass(frozen=True)
+class Site:
+    """Where one client's rows are, on a machine of its own.
+
+    Attributes:
+        client: its number.
+        own_rows: all training rows are this client's; if not, it takes its share of rows that all have.
+        classes: the federation's, in order; empty where there are none.
+    """
+
+    client: int
+    own_rows: bool
+    classes: tuple[str, ...]
+
+
+def site_sources(config: RunConfig, train: Split, site: Site, device: torch.device) -> list[OnDevice]:
+    """The batches of a client whose rows nobody else has; in the other clients' places too, which stay unused."""
+    rows, seed = torch.arange(len(train.labels)).numpy(), seed_for(config.seed, "order", site.client)
+    own = OnDevice(ClientData(train, rows, batch_size=config.batch_size, seed=seed), device)
+    return [own] * config.clients
+
+
 def client_sources(config: RunConfig, train: Split, device: torch.device) -> list[OnDevice]:
     """Each client's rows, in batches of its own order."""
     parts = partition(

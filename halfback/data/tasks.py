@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -85,8 +85,10 @@ class RawTask:
     in_channels: int | None
 
 
-def load_task(options: TaskOptions, *, seed: int) -> RawTask:
+def load_task(options: TaskOptions, *, seed: int, classes: Sequence[str] = ()) -> RawTask:
     """Read the task's rows; the same options, files and seed give the same rows in the same order.
+
+    `classes`: those of a federation in order, where these rows may lack some; by default what the training rows have.
 
     Without validation data a fixed tenth of the training rows (the same for every seed) serves. UserError for
     whatever is wrong with the options or the data.
@@ -106,7 +108,7 @@ def load_task(options: TaskOptions, *, seed: int) -> RawTask:
     train_source, validation_source = kind.load(options)
     names: list[str] = []
     if objective == "classification":
-        names = class_names(train_source)
+        names = list(classes) or class_names(train_source)
         if options.verbaliser is not None and len(options.verbaliser) != len(names):
             raise UserError(
                 f"task.verbaliser has {len(options.verbaliser)} words for {len(names)} classes ({', '.join(names)})"

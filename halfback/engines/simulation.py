@@ -104,6 +104,11 @@ class Simulation:
         self.clients: dict[int, Client] = {}
         self.server_meter: MemoryMeter | None = None
 
+    def release_top(self) -> None:
+        """Forgets the server's part of the model, on a machine that has a client alone."""
+        self.server.top, self.server.optimizer, self.server.top_replica = nn.Module(), None, None
+        self.server.above, self.server.auxiliary = {}, None
+
     def cohort(self, round_number: int) -> list[int]:
         """The clients sampled in a round, a pure function of (seed, round)."""
         generator = np.random.Generator(np.random.Philox(key=seed_for(self.seed, "cohort", round_number)))

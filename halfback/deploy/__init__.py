@@ -1,0 +1,1 @@
+"""Runs across machines on NVIDIA FLARE: sites, the job that runs on them, and who submits and watches it."""

@@ -1,0 +1,98 @@
+"""`halfback deploy`: submits a run, follows it, begins it again where a job ends before it, and fetches its folder."""
+
+import json
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from halfback.config import RunConfig
+from halfback.deploy.environments import Environment, Federation, Simulator, poc
+from halfback.deploy.job import deployable, write_job
+from halfback.deploy.serving import ENDED
+from halfback.errors import UserError
+from halfback.telemetry.records import Record, read_summary
+
+Kind = Literal["simulator", "poc", "prod"]
+JOBS = 20  # one after another, until a run that does not finish is given up
+
+log = logging.getLogger(__name__)
+
+
+class Display(Protocol):
+    """Shows how a run goes."""
+
+    def show(self, name: str, steps: int, metric: str, step: int, record: Record) -> None: ...
+
+
+def deploy(
+    config: RunConfig,
+    name: str,
+    out: Path,
+    *,
+    kind: Kind,
+    kit: Path | None,
+    user: str | None,
+    workspace: Path | None,
+    display: Display,
+) -> dict[str, Any]:
+    """Runs `config` with clients on other machines, or in other processes; returns the summary.
+
+    name: the run's, on the server's site: the same name goes on with the same run. kit, user: of an admin, for `prod`.
+    workspace: where `simulator` and `poc` keep their sites, by default beside `out`.
+
+    Raises:
+        UserError: the run can't be deployed, stopped for a reason that it names, or does not finish.
+    """
+    config = deployable(config)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise UserError(f"--name {name}: up to 64 letters, digits, dots, dashes and underscores are allowed")
+    if out.exists() and any(out.iterdir()) and not (out / ENDED).exists():
+        raise UserError(f"--out {out} exists and holds no fetched run; name a new folder")
+    needed = config.deployment.min_cohort or config.clients
+    place = (workspace or out.with_name(f"{out.name}.flare")).resolve()
+    with ExitStack() as stack:
+        environment: Environment
+        if kind == "simulator":
+            environment = Simulator(config.clients, place)
+        else:
+            if kind == "poc":
+                kit, user = stack.enter_context(poc(config.clients, place))
+            if kit is None or user is None:
+                raise UserError("--env prod needs --kit, an admin's startup kit, and --user, that admin's name")
+            patience = config.deployment.patience
+            environment = Federation(kit.resolve(), user, clients=config.clients, needed=needed, patience=patience)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        job = write_job(scratch, name, config, trial=kind != "prod")
+        for number in range(JOBS):
+            left = environment.run(job, _follow(config, display), scratch / f"fetched-{number}")
+            ended = {"how": "lost", "why": "its job ended"} if left is None else json.loads((left / ENDED).read_text())
+            if left is not None and ended["how"] == "finished":
+                shutil.copytree(left, out, dirs_exist_ok=True)
+                return read_summary(out)
+            if ended["how"] == "failed":
+                raise UserError(f"{name} stopped: {ended['why']}")
+            log.info("%s goes on from its last checkpoint: %s", name, ended["why"])
+    raise UserError(f"{name} did not finish in {JOBS} jobs; see the logs of the server's site")
+
+
+def _follow(config: RunConfig, display: Display) -> Any:
+    def progress(told: Mapping[str, Any]) -> None:
+        for event in told.get("events", []):
+            log.info("%s", _said(event))
+        if told.get("record"):
+            record = Record.from_json(str(told["record"]))
+            display.show(config.algorithm.name, config.steps, str(told.get("metric")), int(told["step"]), record)
+
+    return progress
+
+
+def _said(event: Mapping[str, Any]) -> str:
+    """One line about something that happened."""
+    who = f"client {event['client']} ({event.get('site')}) " if "client" in event else "the run "
+    about = f": {event['why']}" if "why" in event else f", {event['bytes']} bytes" if "bytes" in event else ""
+    return f"round {event.get('round', 0)}: {who}{event.get('event')}{about}"

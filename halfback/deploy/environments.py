@@ -1,0 +1,205 @@
+"""Where a job runs: in FLARE's simulator, in a federation of processes on this machine, or in a provisioned one."""
+
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, Protocol, final
+
+from halfback.deploy.flare import PROGRESS
+from halfback.deploy.job import allow
+from halfback.deploy.serving import ENDED, EVENTS, RUN
+from halfback.errors import UserError
+
+POLL = 2.0  # seconds between two looks at a job
+_LOGIN = 20.0  # seconds for one try to log in
+_POC_USER = "admin@nvidia.com"
+_POC_KITS = Path("example_project", "prod_00")
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[Mapping[str, Any]], None]
+"""Takes what `Serving.answer` said."""
+
+
+class Environment(Protocol):
+    """Takes a job and follows it to its end."""
+
+    def run(self, job: Path, progress: Progress, fetched: Path) -> Path | None:
+        """Runs a job; the run's folder as it was left, below `fetched`, or None where the job left none."""
+        ...
+
+
+@final
+class Simulator:
+    """All sites as processes under FLARE's simulator, on this machine and without certificates."""
+
+    def __init__(self, clients: int, workspace: Path) -> None:
+        self._clients = clients
+        self._workspace = workspace
+
+    def run(self, job: Path, progress: Progress, fetched: Path) -> Path | None:
+        workspace, output = self._workspace, self._workspace.with_suffix(".log")
+        workspace.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), "-w", str(workspace)]
+        command += ["-n", str(self._clients), "-t", str(self._clients)]
+        events = 0
+        with output.open("w") as log_file, _running(command, log_file) as process:
+            while process.poll() is None:
+                time.sleep(POLL / 4)
+                for path in workspace.glob(f"**/runs/*/{EVENTS}"):
+                    lines = path.read_text(encoding="utf-8").splitlines()[events:]
+                    events += len(lines)
+                    progress({"events": [json.loads(line) for line in lines]} | _last_record(path.parent))
+        found = sorted(workspace.glob(f"**/{RUN}/{ENDED}"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UserError(f"the simulator left no run: see {output}")
+        return found[-1].parent
+
+
+def _last_record(folder: Path) -> dict[str, Any]:
+    path = folder / "records.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {"record": lines[-1], "step": json.loads(lines[-1])["step"], "metric": ""} if lines else {}
+
+
+@contextmanager
+def _running(command: list[str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@final
+class Federation:
+    """A started federation, as the admin of a startup kit sees it."""
+
+    def __init__(self, kit: Path, user: str, *, clients: int, needed: int, patience: float) -> None:
+        """`clients`: seats of the run; `needed`: sites without which it can't go on; `patience`: seconds for them."""
+        if not (kit / "startup").is_dir():
+            raise UserError(f"--kit {kit} is no startup kit of an admin: there is no folder startup in it")
+        self._kit = kit
+        self._user = user
+        self._clients = clients
+        self._needed = needed
+        self._patience = patience
+
+    def run(self, job: Path, progress: Progress, fetched: Path) -> Path | None:
+        self._wait_for_sites()
+        number = self._asked(lambda session: session.submit_job(str(job)))
+        log.info("job %s", number)
+        seen, away_since = 0, 0.0
+        while True:
+            time.sleep(POLL)
+            meta = self._asked(lambda session: session.get_job_meta(number))
+            if str(meta.get("status", "")).startswith("FINISHED"):
+                break
+            told = self._told(number, {"events": seen})
+            seen += len(told.get("events", []))
+            if told:
+                progress(told)
+            away_since = self._call_back(number, told.get("away", []), away_since)
+        fetched.mkdir(parents=True, exist_ok=True)
+        result = Path(str(self._asked(lambda session: session.download_job_result(number, str(fetched)))))
+        found = sorted(result.glob(f"**/{RUN}/{ENDED}"))
+        if not found:
+            log.info("job %s ended as %s", number, meta.get("status"))
+        return found[-1].parent if found else None
+
+    def _call_back(self, number: str, away: list[str], since: float) -> float:
+        """A site that was away and is connected again can't enter a running job: the job ends, another one has it."""
+        connected = {client.name for client in self._asked(lambda session: session.get_connected_client_list())}
+        back = sorted(set(away) & connected)
+        if not back:
+            return 0.0
+        if not since:
+            return time.monotonic()
+        if time.monotonic() - since > _AWAY:
+            log.info("%s can take part again: the job starts anew from its checkpoint", ", ".join(back))
+            self._told(number, {"stop": True})
+            return time.monotonic()
+        return since
+
+    def _told(self, number: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """What the running job answers; nothing while it can't."""
+        try:
+            found = self._asked(lambda session: session.do_app_command(number, PROGRESS, asked), once=True)
+        except Exception:  # not running yet, or not any more: the job's status tells
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _wait_for_sites(self) -> None:
+        """Until all sites are connected that the run has seats for; those that it needs suffice after a while."""
+        begun = time.monotonic()
+        while True:
+            names = [client.name for client in self._asked(lambda session: session.get_connected_client_list())]
+            waited = time.monotonic() - begun
+            if len(names) >= self._clients or (len(names) >= self._needed and waited > _AWAY):
+                return
+            if waited > self._patience:
+                raise UserError(
+                    f"{len(names)} sites are connected ({', '.join(sorted(names)) or 'none'}), the run needs "
+                    f"{self._needed}; start them, or see deployment.min_cohort"
+                )
+            time.sleep(POLL)
+
+    def _asked(self, question: Callable[[Any], Any], *, once: bool = False) -> Any:
+        """The answer of FLARE's server, which may be starting anew."""
+        from nvflare.fuel.flare_api.api_spec import AuthenticationError, AuthorizationError
+        from nvflare.fuel.flare_api.flare_api import new_secure_session
+
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                with redirect_stdout(io.StringIO()):  # it says that it connects, at each look
+                    session = new_secure_session(self._user, str(self._kit), timeout=_LOGIN)
+                try:
+                    return question(session)
+                finally:
+                    session.close()
+            except (AuthenticationError, AuthorizationError) as error:
+                raise UserError(f"FLARE's server refuses {self._user}: {error}") from None
+            except Exception as error:
+                if once:
+                    raise
+                if time.monotonic() > until:
+                    raise UserError(f"FLARE's server can't be reached with {self._kit}: {error}") from None
+                time.sleep(POLL)
+
+
+_AWAY = 30.0  # seconds that a site has to come back by itself
+
+
+@contextmanager
+def poc(clients: int, workspace: Path) -> Iterator[tuple[Path, str]]:
+    """A federation of processes on this machine, with certificates; yields the admin's startup kit and name."""
+    environment = os.environ | {
+        "NVFLARE_POC_WORKSPACE": str(workspace),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+
+    def tell(*words: str) -> None:
+        command = [sys.executable, "-m", "nvflare.cli", "poc", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+            raise UserError(f"nvflare poc {words[0]} failed: {' '.join(last)}")
+
+    if not (workspace / _POC_KITS).is_dir():
+        tell("prepare", "-n", str(clients))
+        for kit in [workspace / _POC_KITS / "server", *(workspace / _POC_KITS).glob("site-*")]:
+            allow(kit)
+    tell("start")
+    try:
+        yield workspace / _POC_KITS / _POC_USER, _POC_USER
+    finally:
+        tell("stop")

@@ -1,0 +1,86 @@
+"""The FLARE job: three small files that name our two components. No code travels: each site has halfback."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from halfback import config as configuration
+from halfback.config import RunConfig
+from halfback.errors import UserError
+
+CLASSES = (  # what a site must allow for our jobs, and nothing else
+    "nvflare.collab.runtime.controller.CollabController",
+    "nvflare.collab.runtime.executor.CollabExecutor",
+    "halfback.deploy.flare.Server",
+    "halfback.deploy.flare.Site",
+)
+
+
+def write_job(folder: Path, name: str, config: RunConfig, *, trial: bool) -> Path:
+    """Writes the job below `folder`; `trial`: sites do without a file of their own. Returns its folder."""
+    tree = configuration.to_tree(config)
+    controller = {"server_obj_id": "_server", "sync_task_timeout": 120}
+    server = {
+        "workflows": [{"id": "controller", "path": CLASSES[0], "args": controller}],
+        "components": [
+            {"id": "_server", "path": CLASSES[2], "args": {"name": name, "config": tree, "trial": trial}},
+        ],
+    }
+    client = {
+        "executors": [{"tasks": ["*"], "executor": {"path": CLASSES[1], "args": {"client_obj_id": "_client"}}}],
+        "components": [{"id": "_client", "path": CLASSES[3], "args": {"trial": trial}}],
+    }
+    filters: dict[str, Any] = {"format_version": 2, "task_data_filters": [], "task_result_filters": []}
+    meta = {"name": name, "resource_spec": {}, "min_clients": 1, "deploy_map": {"app": ["@ALL"]}}
+    job = folder / name
+    (job / "app" / "config").mkdir(parents=True)
+    (job / "meta.json").write_text(json.dumps(meta))
+    (job / "app" / "config" / "config_fed_server.json").write_text(json.dumps(server | filters))
+    (job / "app" / "config" / "config_fed_client.json").write_text(json.dumps(client | filters))
+    return job
+
+
+def deployable(config: RunConfig) -> RunConfig:
+    """The configuration to deploy: one algorithm.
+
+    Raises:
+        UserError: it has nothing that could be elsewhere.
+    """
+    if configuration.algorithms()[config.algorithm.name].traits.agreement == "alone":
+        raise UserError(f"algorithm.name={config.algorithm.name} runs on one machine: use `halfback train`")
+    return config.model_copy(update={"beside": ()})
+
+
+def allow(kit: Path) -> None:
+    """Lets a site run our components, and takes from it the right to run code that comes with a job.
+
+    `kit`: the site's startup kit. Its `local/resources.json` and `local/authorization.json` are written anew, from the
+    defaults where the site has none of its own yet.
+
+    Raises:
+        UserError: it is no startup kit of a server or a client.
+    """
+    local = kit / "local"
+    resources = _own_or_default(local, "resources.json")
+    allowed = resources.setdefault("class_allow_list", [])
+    allowed += [name for name in CLASSES if name not in allowed]
+    resources["class_list_enforcement_mode"] = "enforce"
+    (local / "resources.json").write_text(json.dumps(resources, indent=2))
+    rights = _own_or_default(local, "authorization.json")
+    roles = rights.get("permissions", {})
+    known = {right for role in roles.values() if isinstance(role, dict) for right in role}
+    for role, granted in roles.items():  # one word for a role stands for all rights
+        spelt_out = dict.fromkeys(sorted(known), granted) if isinstance(granted, str) else granted
+        roles[role] = spelt_out | {"byoc": "none"}
+    (local / "authorization.json").write_text(json.dumps(rights, indent=2))
+
+
+def _own_or_default(local: Path, name: str) -> dict[str, Any]:
+    for path in (local / name, local / f"{name}.default"):
+        if path.exists():
+            found = json.loads(path.read_text())
+            if isinstance(found, dict):
+                return found
+    raise UserError(
+        f"{local.parent} is no startup kit of a FLARE server or client: {local / name}.default is not there"
+    )

@@ -1,0 +1,102 @@
+"""Hands questions on to the worker process of a site, and starts it again when it is gone."""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import final
+
+from halfback.deploy.site import SiteConfig
+from halfback.engines.frames import Frame
+from halfback.engines.stream import Gone, read_frame, write_frame
+
+log = logging.getLogger(__name__)
+
+
+class WorkerLost(Exception):
+    """The worker died, or did not answer in time; another one is on its way."""
+
+
+@final
+class Relay:
+    """One worker, one question at a time."""
+
+    def __init__(self, site: SiteConfig, folder: Path) -> None:
+        """`folder`: where the worker keeps its states."""
+        self._arguments = {"site": site.model_dump(), "folder": str(folder)}
+        self._one_at_a_time = threading.Lock()
+        self._late = False  # an answer to an earlier question is still to come
+        self._closed = False
+        self._start()
+
+    @property
+    def pid(self) -> int:
+        """Of the worker."""
+        return self._process.pid
+
+    def _start(self) -> None:
+        self._line, far = socket.socketpair()
+        with far:
+            arguments = json.dumps(self._arguments | {"descriptor": far.fileno()})
+            command = [sys.executable, "-m", "halfback.deploy.worker", arguments]
+            self._process = subprocess.Popen(
+                command, pass_fds=[far.fileno()], env=os.environ | {"PYTHONUNBUFFERED": "1"}
+            )
+        self._late = False
+        log.info("worker %d started", self._process.pid)
+
+    def exchange(self, asked: Frame, seconds: float) -> Frame:
+        """The worker's answer.
+
+        Raises:
+            WorkerLost: it died, or needs longer than so many seconds; if it is silent for two questions, it is killed.
+        """
+        until = time.monotonic() + seconds
+        if not self._one_at_a_time.acquire(timeout=seconds):
+            raise WorkerLost(f"the worker is busy with an earlier question for over {seconds:g} s")
+        try:
+            if self._closed:
+                raise WorkerLost("the site is closing")
+            if self._late:
+                self._read(until)  # nobody waits for this one any more
+            write_frame(self._line, asked)
+            return self._read(until)
+        except Gone:
+            raise WorkerLost(f"the worker died ({self._restarted()})") from None
+        except TimeoutError:
+            if self._late:
+                raise WorkerLost(f"the worker was silent for two questions ({self._restarted()})") from None
+            self._late = True
+            raise WorkerLost(f"the worker needs longer than {seconds:g} s") from None
+        finally:
+            self._one_at_a_time.release()
+
+    def _read(self, until: float) -> Frame:
+        self._line.settimeout(max(until - time.monotonic(), 0.001))
+        try:
+            answer = read_frame(self._line)
+        finally:
+            self._line.settimeout(None)
+        self._late = False
+        return answer
+
+    def _restarted(self) -> str:
+        """Starts another worker; how the last one ended."""
+        self._process.kill()
+        status = self._process.wait()
+        self._line.close()
+        log.warning("worker %d ended with status %d", self._process.pid, status)
+        if not self._closed:
+            self._start()
+        return f"status {status}"
+
+    def close(self) -> None:
+        """Ends the worker; whoever waits for its answer hears that it is gone."""
+        self._closed = True
+        self._process.kill()
+        self._process.wait()

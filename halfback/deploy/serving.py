@@ -1,0 +1,191 @@
+"""The server's side of a deployed run: its folder, who sits where, how it goes, and how it ended."""
+
+import fcntl
+import json
+import logging
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from halfback import config as configuration
+from halfback import run
+from halfback.build import Built
+from halfback.deploy.site import SiteConfig, at_server
+from halfback.engines.deployment import Carrier, Deployment
+from halfback.engines.device import digest_of, held_by_devices
+from halfback.engines.frames import Prepare
+from halfback.errors import HalfbackError, UserError
+from halfback.telemetry.records import Record
+from halfback.wire.messages import Weights
+from halfback.wire.packing import pack
+
+SEATS, EVENTS, ENDED, RUN, _LOCK = "seats.json", "events.jsonl", "ended.json", "run", "lock"
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(HalfbackError):
+    """Somebody asked the run to stop after its last checkpoint, to be begun again with others."""
+
+
+class Serving:
+    """A run on the server's site while it goes: what it tells, and what it is told."""
+
+    def __init__(self, folder: Path, sites: Sequence[str], clients: int) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._stop = False
+        self._step = 0
+        self._line, self._metric = "", ""
+        self.seats = _seats(folder, sites, clients)
+        self.away: dict[int, str] = {}
+
+    def event(self, what: dict[str, Any]) -> None:
+        """Something happened to a client, or to the run."""
+        number = what.get("client")
+        named = what | ({"site": self.seats.get(number, "?")} if number is not None else {})
+        with self._lock:
+            if number is not None:
+                if what["event"] in ("joined", "returned"):
+                    self.away.pop(number, None)
+                elif what["event"] in ("dropped", "expelled"):
+                    self.away[number] = what["why"]
+            with (self.folder / EVENTS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(named) + "\n")
+        log.info("%s", named)
+
+    def watch(self, built: Built, step: int, record: Record) -> None:
+        """After each round."""
+        self._step, self._line, self._metric = step, record.to_json(), built.task.metric
+        if self._stop:
+            raise Stopped(f"asked to stop at step {step}")
+
+    def answer(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """What `halfback deploy` wants to know; `stop`: end after this round. Plain values alone."""
+        if asked.get("stop") is True:
+            self._stop = True
+        first = asked.get("events", 0)
+        path = self.folder / EVENTS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        events = [json.loads(line) for line in lines[first if isinstance(first, int) else 0 :]]
+        away = [self.seats.get(number, "?") for number in self.away]
+        return {
+            "step": self._step,
+            "record": self._line,
+            "metric": self._metric,
+            "events": events[:100],
+            "away": away,
+        }
+
+
+def serve(
+    name: str,
+    tree: dict[str, Any],
+    *,
+    site: Callable[[], SiteConfig],
+    folder: Callable[[SiteConfig], Path],
+    sites: Sequence[str],
+    carrier: Callable[[Mapping[int, str]], Carrier],
+    job: Path,
+    listen: Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], None],
+) -> None:
+    """Runs or continues the run `name`, and copies its folder to `job` with a word on how it ended."""
+    out: Path | None = None
+    try:
+        own = site()
+        config = at_server(configuration.from_tree(tree, {}), own)
+        out = folder(own) / "runs" / name
+        _make(out)
+        with _alone(out):
+            (out / ENDED).unlink(missing_ok=True)
+            serving = Serving(out, sites, config.clients)
+            listen(serving.answer)
+            run.serve(
+                config,
+                out,
+                lambda built: _deployment(built, tree, carrier(serving.seats), _run_token(out), serving),
+                serving.watch,
+            )
+            ended = {"how": "finished", "why": ""}
+    except Stopped as error:
+        ended = {"how": "stopped", "why": str(error)}
+    except HalfbackError as error:
+        log.error("%s", error)
+        ended = {"how": "failed", "why": str(error)}
+    (job / RUN).mkdir(parents=True, exist_ok=True)
+    if out is not None and out.is_dir():
+        shutil.copytree(out, job / RUN, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_LOCK))
+    (job / RUN / ENDED).write_text(json.dumps(ended))
+
+
+def _deployment(built: Built, tree: dict[str, Any], carrier: Carrier, token: str, serving: Serving) -> Deployment:
+    config, simulation = built.config, built.simulation
+    moved = simulation.server.replica.parameters
+    weights = {name: tensor for name, tensor in held_by_devices(simulation).items()}
+    weights = {name: t.clone() if name.partition(".")[2] in moved else t for name, t in weights.items()}
+    digest = digest_of(weights)
+
+    def prepare(number: int) -> Prepare:
+        classes = tuple(built.task.label_names)
+        return Prepare(run=token, client=number, config=tree, label_names=classes, weights=digest)
+
+    return Deployment(
+        simulation,
+        carrier,
+        prepare,
+        lambda: pack(Weights(tuple(weights.values()))).data,
+        deadline=config.deployment.deadline,
+        min_cohort=config.deployment.min_cohort,
+        patience=config.deployment.patience,
+        events=serving.event,
+    )
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"folder {out} can't be made: {error.strerror}") from None
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Nobody else runs this run; the lock goes with the process, however it ends."""
+    with (out / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{out} is running already, in another job") from None
+        yield
+
+
+def _run_token(out: Path) -> str:
+    """What tells this run from others on the sites' disks."""
+    path = out / "token"
+    if not path.exists():
+        _write(path, secrets.token_hex(8))
+    return path.read_text()
+
+
+def _seats(out: Path, sites: Sequence[str], clients: int) -> dict[int, str]:
+    """Client number → site: whoever had a seat keeps it, the others take the free ones in the order of their names."""
+    path = out / SEATS
+    taken: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    free = [number for number in range(clients) if number not in taken.values()]
+    new = sorted(set(sites) - taken.keys())
+    for name in new[len(free) :]:
+        log.warning("no seat is left for site %s: the run has clients=%d", name, clients)
+    taken |= dict(zip(new, free, strict=False))
+    _write(path, json.dumps(taken))
+    return {number: name for name, number in taken.items() if name in sites}
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)

@@ -1,0 +1,106 @@
+"""The process that does a client's work: it answers the questions that its site's FLARE process hands on.
+
+It is a process of its own so that one that is killed, by the system or by anyone, takes nothing else with it: the site
+starts it again, and it goes on from the state on its disk.
+"""
+
+import json
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from halfback import config as configuration
+from halfback.build import build, clear_scratch
+from halfback.build.sources import Site
+from halfback.deploy.site import SiteConfig, at_client
+from halfback.engines.device import Device, digest_of, held_by_devices, refused, take_weights
+from halfback.engines.frames import Frame, Prepare, Ready, frame, read_question
+from halfback.engines.simulation import Simulation
+from halfback.engines.stream import Gone, read_frame, write_frame
+from halfback.errors import HalfbackError, PeerError, UserError
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """A client's part of one run at a time."""
+
+    def __init__(self, site: SiteConfig, folder: Path) -> None:
+        self._site = site
+        self._folder = folder
+        self._order: Prepare | None = None
+        self._machine: Simulation | None = None
+        self._device: Device | None = None
+
+    def answer(self, asked: Frame) -> Frame:
+        """Answers one question, whatever came."""
+        try:
+            question = read_question(asked.header)
+            if isinstance(question, Prepare):
+                return self._prepare(question, asked.body)
+            if self._device is None:
+                raise PeerError(f"{question.kind} came, prepare is due first")
+            return self._device.answer(question, asked.body)
+        except HalfbackError as error:
+            return refused("peer" if isinstance(error, PeerError) else "user", error)
+        except Exception as error:
+            log.exception("a question could not be answered")
+            return refused("failed", RuntimeError(f"{type(error).__name__}: {error}"))
+
+    def _prepare(self, order: Prepare, weights: bytes) -> Frame:
+        if self._order != order or self._machine is None:
+            self._order, self._machine, self._device = None, None, None  # two models at once may be one too many
+            self._machine, self._order = self._built(order), order
+        if weights:
+            take_weights(self._machine, weights)
+        if self._device is None:
+            if digest_of(held_by_devices(self._machine)) != order.weights:
+                return frame(Ready(fits=False))
+            self._device = Device(self._machine, order.client, self._own(order) / "states")
+        return frame(Ready(fits=True))
+
+    def _built(self, order: Prepare) -> Simulation:
+        config = at_client(configuration.from_tree(order.config, {}), self._site)
+        if order.client >= config.clients:
+            raise PeerError(f"server: Prepare.client: {order.client} came, 0 to {config.clients - 1} are allowed")
+        site = Site(order.client, self._site.data is not None, order.label_names)
+        clear_scratch(self._own(order))
+        machine = build(config, site=site, scratch=self._own(order)).simulation
+        if machine.algorithm.traits.device == "bottom":
+            machine.release_top()
+        return machine
+
+    def _own(self, order: Prepare) -> Path:
+        folder = self._folder / order.run / f"client-{order.client}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"folder {folder} can't be made: {error.strerror}") from None
+        return folder
+
+
+def serve(line: socket.socket, worker: Worker) -> None:
+    """Answers until the other side is gone."""
+    while True:
+        try:
+            asked = read_frame(line)
+            write_frame(line, worker.answer(asked))
+        except Gone:
+            return
+
+
+def main(arguments: dict[str, Any]) -> None:
+    """`descriptor`: of the socket; `site`: what its file says; `folder`: where states are kept."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    site = SiteConfig.model_validate(arguments["site"])
+    with socket.socket(fileno=arguments["descriptor"]) as line:
+        serve(line, Worker(site, Path(arguments["folder"])))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
