@@ -6,6 +6,7 @@ not sampled. Where fewer answer than the recipe wants, the round is void, the ru
 waits. A client that sends what no client may send is expelled for as long as this server runs.
 """
 
+import logging
 import re
 import secrets
 import threading
@@ -36,6 +37,8 @@ from halfback.engines.frames import (
 from halfback.engines.simulation import Simulation, take_losses
 from halfback.errors import CohortLost, Diverged, HalfbackError, PeerError, UserError
 from halfback.wire.messages import Message
+
+log = logging.getLogger(__name__)
 
 _ERRORS = {"peer": PeerError, "user": UserError, "diverged": Diverged}  # of a client's own, by what it calls them
 _PAUSE = 0.05  # seconds between two looks for clients that are back
@@ -89,6 +92,7 @@ class Deployment:
         self._lineage = secrets.token_hex(8)
         self._ancestry: list[Ancestor] = []
         self._rounds = 0  # that are done
+        self._begun = False  # with this server
         self._cursors: dict[int, int] = {}
         self._ready: set[int] = set()
         self._changed: set[int] = set()  # took part since the last checkpoint
@@ -262,7 +266,10 @@ class Deployment:
         while True:
             self._look_around()
             present = [client for client in wanted if client in self._ready]
-            if len(present) >= least:
+            # A run begins with all who are there; later on nobody waits for one who is coming, if there are enough.
+            waits = not self._begun and self._coming & set(wanted) and time.monotonic() < until
+            if len(present) >= least and not waits:
+                self._begun = True
                 return present
             if len([client for client in wanted if client not in self._expelled]) < least:
                 error = next(self._expelled[client] for client in wanted if client in self._expelled)
@@ -298,9 +305,9 @@ class Deployment:
         time.sleep(wait)
         try:
             self._came.put((number, self._prepared(number)))
-        except Exception as error:
+        except Exception as error:  # of the carrier: the next look tries again
+            log.exception("client %d could not be prepared", number)
             self._came.put((number, f"{type(error).__name__}: {error}"))
-            raise
 
     def _prepared(self, number: int) -> str | None:
         """Has a client build its part of the run; why that failed, or None."""

@@ -1,0 +1,66 @@
+"""A server and the relays of its sites in one process, the workers in processes of their own: all but FLARE."""
+
+import json
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from halfback.deploy.relay import Relay, WorkerLost
+from halfback.deploy.serving import ENDED, RUN, serve
+from halfback.deploy.site import SiteConfig
+from halfback.engines.frames import Frame
+
+
+class Relays:
+    """Carries questions to the workers of this machine."""
+
+    def __init__(self, folder: Path, clients: list[int], sites: Mapping[int, SiteConfig] | None = None) -> None:
+        self.by_client = {n: Relay((sites or {}).get(n, SiteConfig()), folder / f"site-{n}") for n in clients}
+
+    def reachable(self) -> set[int]:
+        return set(self.by_client)
+
+    def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
+        with ThreadPoolExecutor(max(len(questions), 1)) as threads:
+            calls = {n: threads.submit(self._one, n, question, seconds) for n, question in questions.items()}
+            return {n: call.result() for n, call in calls.items()}
+
+    def _one(self, number: int, question: Frame, seconds: float) -> Frame | str:
+        try:
+            return self.by_client[number].exchange(question, seconds)
+        except WorkerLost as error:
+            return str(error)
+
+    def close(self) -> None:
+        for relay in self.by_client.values():
+            relay.close()
+
+
+def serve_here(
+    folder: Path, tree: dict[str, Any], relays: Relays, server: SiteConfig | None = None, name: str = "run"
+) -> dict[str, Any]:
+    """Runs or continues a run; how it ended. Its folder is then `folder`/job/run."""
+    serve(
+        name,
+        tree,
+        site=lambda: server or SiteConfig(),
+        folder=lambda _: folder / "server",
+        sites=[f"site-{number}" for number in relays.by_client],
+        carrier=lambda seats: relays,
+        job=folder / "job",
+        listen=lambda answer: None,
+    )
+    ended = json.loads((folder / "job" / RUN / ENDED).read_text())
+    assert isinstance(ended, dict)
+    return ended
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    settings = json.loads((place / "config.json").read_text())
+    workers = Relays(place, list(range(settings["clients"])))
+    (place / "pids.json").write_text(json.dumps({n: relay.pid for n, relay in workers.by_client.items()}))
+    print(json.dumps(serve_here(place, settings, workers)), flush=True)
+    workers.close()
