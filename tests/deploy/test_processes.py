@@ -1,5 +1,6 @@
 """Real processes and real sockets, and kills that kill; FLARE alone is missing (see test_flare.py)."""
 
+import contextlib
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from halfback.conformance import small
 from tests.deploy.local import Relays, serve_here
 
 PATIENCE = 240.0  # seconds; a worker needs ten to import everything on a busy machine
-ROUNDS = 30
+ROUNDS = 16
 
 
 def config(**changes: Any) -> RunConfig:
@@ -29,8 +30,8 @@ def config(**changes: Any) -> RunConfig:
         "clients": 2,
         "sampled_clients": 2,
         "steps": ROUNDS,
-        "eval_every": 10,
-        "checkpoint_every": 5,
+        "eval_every": 4,
+        "checkpoint_every": 4,
         "algorithm__directions": 3,
         "bottom__optimizer": "adamw",
         "codecs__activations_up": ["temporal"],
@@ -65,9 +66,7 @@ def assert_same(one: Path, other: Path) -> None:
     assert [name for name in names if not torch.equal(mine[1][name], theirs[1][name])] == []
 
 
-def test_a_worker_that_is_killed_comes_back_and_the_bits_are_those_of_one_process(
-    tmp_path: Path, expected: Path
-) -> None:
+def test_a_worker_that_is_killed_comes_back_with_the_same_bits(tmp_path: Path, expected: Path) -> None:
     """Both ends of every link remember samples, so a state that came back wrong would show in the bits."""
     relays = Relays(tmp_path, [0, 1])
     tree = configuration.to_tree(config())
@@ -76,7 +75,7 @@ def test_a_worker_that_is_killed_comes_back_and_the_bits_are_those_of_one_proces
 
     def killing(questions: Any, seconds: float) -> Any:
         asked = json.loads(next(iter(questions.values())).header)
-        for client, at in ((0, 3), (1, 17)):
+        for client, at in ((0, 2), (1, 10)):
             if asked["kind"] == "say" and asked["round"] == at and client not in killed:
                 killed.append(client)
                 os.kill(relays.by_client[client].pid, signal.SIGKILL)
@@ -91,7 +90,7 @@ def test_a_worker_that_is_killed_comes_back_and_the_bits_are_those_of_one_proces
     assert_same(tmp_path / "job" / "run", expected)
     events = [json.loads(line) for line in (tmp_path / "job" / "run" / "events.jsonl").read_text().splitlines()]
     assert [event["client"] for event in events if event["event"] == "returned"] == [0, 1]
-    assert [event["round"] for event in events if event["event"] == "went back"] == [0, 15]
+    assert [event["round"] for event in events if event["event"] == "went back"] == [0, 8]
 
 
 def server_process(folder: Path) -> subprocess.Popen[str]:
@@ -155,10 +154,8 @@ def test_whoever_is_killed_whenever_the_bits_are_those_of_one_process(
             time.sleep(chance.uniform(0.0, 20.0))
             pids = list(json.loads((tmp_path / "pids.json").read_text()).values())
             victim = chance.choice([process.pid, *pids])
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         out, _ = process.communicate(timeout=PATIENCE)
         if process.returncode == 0:
             assert json.loads(out.splitlines()[-1]) == {"how": "finished", "why": ""}
