@@ -92,6 +92,7 @@ class Federation:
         self._clients = clients
         self._needed = needed
         self._patience = patience
+        self._refused = False
 
     def run(self, job: Path, progress: Progress, fetched: Path) -> Path | None:
         self._wait_for_sites()
@@ -133,6 +134,11 @@ class Federation:
         """What the running job answers; nothing while it can't."""
         try:
             found = self._asked(lambda session: session.do_app_command(number, PROGRESS, asked), once=True)
+        except UserError as error:
+            if not self._refused:
+                log.warning("how the run goes can't be shown: %s", error)
+            self._refused = True
+            return {}
         except Exception:  # not running yet, or not any more: the job's status tells
             return {}
         return found if isinstance(found, dict) else {}

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.fl_constant import AdminCommandNames
+
 from halfback import config as configuration
 from halfback.config import RunConfig
 from halfback.errors import UserError
@@ -11,8 +13,8 @@ from halfback.errors import UserError
 CLASSES = (  # what a site must allow for our jobs, and nothing else
     "nvflare.collab.runtime.controller.CollabController",
     "nvflare.collab.runtime.executor.CollabExecutor",
-    "halfback.deploy.flare.Server",
-    "halfback.deploy.flare.Site",
+    "halfback.deploy.server_job.Server",
+    "halfback.deploy.client_job.Site",
 )
 
 
@@ -68,9 +70,12 @@ def allow(kit: Path) -> None:
     (local / "resources.json").write_text(json.dumps(resources, indent=2))
     rights = _own_or_default(local, "authorization.json")
     roles = rights.get("permissions", {})
-    known = {right for role in roles.values() if isinstance(role, dict) for right in role}
+    commands = [value for name, value in vars(AdminCommandNames).items() if name.isupper()]
+    known = {right for role in roles.values() if isinstance(role, dict) for right in role} | set(commands)
     for role, granted in roles.items():  # one word for a role stands for all rights
         spelt_out = dict.fromkeys(sorted(known), granted) if isinstance(granted, str) else granted
+        if spelt_out.get("submit_job", "none") != "none":  # who submits a run may see how it goes
+            spelt_out.setdefault(AdminCommandNames.APP_COMMAND, "n:submitter")
         roles[role] = spelt_out | {"byoc": "none"}
     (local / "authorization.json").write_text(json.dumps(rights, indent=2))
 

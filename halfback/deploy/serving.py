@@ -15,7 +15,8 @@ from typing import Any
 from halfback import config as configuration
 from halfback import run
 from halfback.build import Built
-from halfback.deploy.site import SiteConfig, at_server
+from halfback.deploy.here import at_server
+from halfback.deploy.site import SiteConfig
 from halfback.engines.deployment import Carrier, Deployment
 from halfback.engines.device import digest_of, held_by_devices
 from halfback.engines.frames import Prepare

@@ -17,7 +17,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from halfback import config as configuration
 from halfback.build import build, clear_scratch
 from halfback.build.sources import Site
-from halfback.deploy.site import SiteConfig, at_client
+from halfback.deploy.here import at_client
+from halfback.deploy.site import SiteConfig
 from halfback.engines.device import Device, digest_of, held_by_devices, refused, take_weights
 from halfback.engines.frames import Frame, Prepare, Ready, frame, read_question
 from halfback.engines.simulation import Simulation

@@ -1,0 +1,60 @@
+"""The component of the FLARE job on a client's site: hands questions on to the worker. It loads nothing of training."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from nvflare.collab import collab
+
+from halfback.deploy.flare import as_body, be_quiet, folder_of, read
+from halfback.deploy.relay import Relay, WorkerLost
+from halfback.deploy.site import FILE, SiteConfig, read_site
+from halfback.errors import HalfbackError
+
+log = logging.getLogger(__name__)
+
+
+class Site:
+    """On a client's site: hands on what the server asks to the worker."""
+
+    def __init__(self, trial: bool = False) -> None:
+        """`trial`: do without the site's file; rows and model are the recipe's."""
+        self.trial = trial
+        self._relay: Relay | None = None
+        self._refusal: str | None = None
+
+    @collab.init
+    def start(self) -> None:
+        """Reads the site's file and starts the worker; a wrong file is what every question is answered with."""
+        be_quiet()
+        local = Path(collab.workspace.get_site_config_dir())
+        try:
+            site = SiteConfig() if self.trial else read_site(local / FILE)
+        except HalfbackError as error:
+            self._refusal = str(error)
+            log.error("%s", error)
+            return
+        self._relay = Relay(site, folder_of(site, local))
+
+    @collab.publish
+    def exchange(self, header: str, body: Any, seconds: float) -> list[Any]:
+        """One question, one answer: [header, body, None], or why there is none in the third place."""
+        if self._relay is None:
+            return ["", b"", self._refusal or "the site is not ready"]
+        asked = read(header, body)
+        del body
+        try:
+            answer = self._relay.exchange(asked, min(float(seconds), 1e6))
+        except WorkerLost as error:
+            return ["", b"", str(error)]
+        return [answer.header, as_body(answer.body), None]
+
+    @collab.publish
+    def worker(self) -> int:
+        """The process number of the worker, for those who look after the machine."""
+        return 0 if self._relay is None else self._relay.pid
+
+    @collab.final
+    def stop(self) -> None:
+        if self._relay is not None:
+            self._relay.close()

@@ -1,0 +1,44 @@
+"""The component of the FLARE job on the server's site: runs the run."""
+
+from pathlib import Path
+from typing import Any
+
+from nvflare.collab import collab
+
+from halfback.deploy.flare import PROGRESS, FlareCarrier, be_quiet, folder_of
+from halfback.deploy.serving import serve
+from halfback.deploy.site import FILE, SiteConfig, read_site
+
+
+class Server:
+    """On the server's site: runs the run, begun or continued, and leaves its folder in the job's."""
+
+    def __init__(self, name: str, config: dict[str, Any], trial: bool = False) -> None:
+        """`name`: of the run's folder on this site; `config`: the resolved recipe; `trial`: as for `Site`."""
+        self.name = name
+        self.config = config
+        self.trial = trial
+
+    @collab.main
+    def run(self) -> None:
+        """The whole run; how it ended stands in its folder."""
+        be_quiet()
+        workspace, engine = collab.workspace, collab.fl_ctx.get_engine()
+        local = Path(workspace.get_site_config_dir())
+        sites = {client.name: client for client in collab.clients}
+        job = Path(workspace.get_run_dir(collab.fl_ctx.get_job_id()))
+        serve(
+            self.name,
+            self.config,
+            site=lambda: SiteConfig() if self.trial else read_site(local / FILE),
+            folder=lambda site: folder_of(site, local),
+            sites=list(sites),
+            carrier=lambda seats: FlareCarrier({number: sites[name] for number, name in seats.items()}),
+            job=job,
+            listen=lambda answer: engine.register_app_command(PROGRESS, _command, answer),
+        )
+
+
+def _command(topic: str, data: Any, fl_ctx: Any, answer: Any) -> dict[str, Any]:
+    found = answer(data if isinstance(data, dict) else {})
+    return found if isinstance(found, dict) else {}
