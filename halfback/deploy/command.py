@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from halfback.config import RunConfig
-from halfback.deploy.environments import Environment, Federation, Simulator, poc
+from halfback.deploy.environments import Environment, Federation, Progress, Simulator, poc
 from halfback.deploy.job import deployable, write_job
 from halfback.deploy.serving import ENDED
 from halfback.errors import UserError
@@ -80,13 +80,14 @@ def deploy(
     raise UserError(f"{name} did not finish in {JOBS} jobs; see the logs of the server's site")
 
 
-def _follow(config: RunConfig, display: Display) -> Any:
+def _follow(config: RunConfig, display: Display) -> Progress:
     def progress(told: Mapping[str, Any]) -> None:
         for event in told.get("events", []):
             log.info("%s", _said(event))
-        if told.get("record"):
-            record = Record.from_json(str(told["record"]))
-            display.show(config.algorithm.name, config.steps, str(told.get("metric")), int(told["step"]), record)
+        for line in [*told.get("records", []), *filter(None, [told.get("record")])]:
+            record = Record.from_json(str(line))
+            metric = str(told.get("metric") or "metric")
+            display.show(config.algorithm.name, config.steps, metric, record.step, record)
 
     return progress
 

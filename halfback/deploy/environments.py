@@ -14,8 +14,9 @@ from typing import Any, Protocol, final
 
 from halfback.deploy.flare import PROGRESS
 from halfback.deploy.job import allow
-from halfback.deploy.serving import ENDED, EVENTS, RUN
+from halfback.deploy.serving import ENDED, EVENTS, RUN, lines_from
 from halfback.errors import UserError
+from halfback.telemetry.records import RECORDS
 
 POLL = 2.0  # seconds between two looks at a job
 _LOGIN = 20.0  # seconds for one try to log in
@@ -49,24 +50,21 @@ class Simulator:
         workspace.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), "-w", str(workspace)]
         command += ["-n", str(self._clients), "-t", str(self._clients)]
-        events = 0
+        seen = {"events": 0, "records": 0}
         with output.open("w") as log_file, _running(command, log_file) as process:
             while process.poll() is None:
                 time.sleep(POLL / 4)
                 for path in workspace.glob(f"**/runs/*/{EVENTS}"):
-                    lines = path.read_text(encoding="utf-8").splitlines()[events:]
-                    events += len(lines)
-                    progress({"events": [json.loads(line) for line in lines]} | _last_record(path.parent))
+                    events, records = (
+                        lines_from(path, seen["events"]),
+                        lines_from(path.with_name(RECORDS), seen["records"]),
+                    )
+                    seen = {"events": seen["events"] + len(events), "records": seen["records"] + len(records)}
+                    progress({"events": [json.loads(line) for line in events], "records": records})
         found = sorted(workspace.glob(f"**/{RUN}/{ENDED}"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise UserError(f"the simulator left no run: see {output}")
         return found[-1].parent
-
-
-def _last_record(folder: Path) -> dict[str, Any]:
-    path = folder / "records.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {"record": lines[-1], "step": json.loads(lines[-1])["step"], "metric": ""} if lines else {}
 
 
 @contextmanager
@@ -93,20 +91,21 @@ class Federation:
         self._needed = needed
         self._patience = patience
         self._refused = False
+        self._seen = {"events": 0, "records": 0}  # lines that were told, also by earlier jobs
 
     def run(self, job: Path, progress: Progress, fetched: Path) -> Path | None:
         self._wait_for_sites()
         number = self._asked(lambda session: session.submit_job(str(job)))
         log.info("job %s", number)
-        seen, away_since = 0, 0.0
+        away_since = 0.0
         while True:
             time.sleep(POLL)
             meta = self._asked(lambda session: session.get_job_meta(number))
             if str(meta.get("status", "")).startswith("FINISHED"):
                 break
-            told = self._told(number, {"events": seen})
-            seen += len(told.get("events", []))
-            if told:
+            if told := self._told(number, dict(self._seen)):
+                for kind in self._seen:
+                    self._seen[kind] += len(told.get(kind, []))
                 progress(told)
             away_since = self._call_back(number, told.get("away", []), away_since)
         fetched.mkdir(parents=True, exist_ok=True)

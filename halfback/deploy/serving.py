@@ -21,13 +21,19 @@ from halfback.engines.deployment import Carrier, Deployment
 from halfback.engines.device import digest_of, held_by_devices
 from halfback.engines.frames import Prepare
 from halfback.errors import HalfbackError, UserError
-from halfback.telemetry.records import Record
+from halfback.telemetry.records import RECORDS, Record
 from halfback.wire.messages import Weights
 from halfback.wire.packing import pack
 
 SEATS, EVENTS, ENDED, RUN, _LOCK = "seats.json", "events.jsonl", "ended.json", "run", "lock"
 
 log = logging.getLogger(__name__)
+
+
+def lines_from(path: Path, first: object) -> list[str]:
+    """The whole lines of a file from number `first` on; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return lines[first if isinstance(first, int) and first >= 0 else 0 :]
 
 
 class Stopped(HalfbackError):
@@ -70,15 +76,13 @@ class Serving:
         """What `halfback deploy` wants to know; `stop`: end after this round. Plain values alone."""
         if asked.get("stop") is True:
             self._stop = True
-        first = asked.get("events", 0)
-        path = self.folder / EVENTS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        events = [json.loads(line) for line in lines[first if isinstance(first, int) else 0 :]]
+        events = [json.loads(line) for line in lines_from(self.folder / EVENTS, asked.get("events"))]
         away = [self.seats.get(number, "?") for number in self.away]
         return {
             "step": self._step,
             "record": self._line,
             "metric": self._metric,
+            "records": lines_from(self.folder / RECORDS, asked.get("records"))[:100],
             "events": events[:100],
             "away": away,
         }

@@ -315,7 +315,7 @@ class Deployment:
         answer = self._ask_one(number, question, b"")
         if isinstance(answer, Ready) and not answer.fits:
             weights = self._weights()
-            self._events({"event": "sent weights", "round": self._rounds, "client": number, "bytes": len(weights)})
+            self._events({"event": "was sent weights", "round": self._rounds, "client": number, "bytes": len(weights)})
             answer = self._ask_one(number, question, weights)
         if isinstance(answer, Ready):
             return None if answer.fits else "its model differs from the server's, also after it got the weights"
