@@ -1,7 +1,7 @@
-"""HO-SFL with pipelined steps: a step's slopes travel with the next step's activations and cut gradient **(ours)**.
+"""Pipelined HO-SFL: a step's slopes travel with the next step's activations and cut gradient.
 
-As `ho_sfl` (arXiv 2603.14773), with one exchange a step instead of two, and one more at a round's end. A round of S
-steps t, K sampled clients, equal θ_0:
+Ours: as `ho_sfl` (arXiv 2603.14773), with one exchange a step instead of two, and one more at a round's end. A round
+of S steps t, K sampled clients, equal θ_0:
 
 1. client m: z_t = f_b(x_t; θ_t), no graph → z_t, labels, mask; for t > 0 with them its slopes v_{t−1}
 2. server: v̄_{t−1} = mean over m; one backward of the loss at z_t → λ_t; its own step on the averaged ∂ℓ/∂θ_t of the

@@ -228,7 +228,7 @@ def test_a_client_is_charged_for_its_own_blocks() -> None:
         pytest.param(
             "split_lora",
             {"model__cut": [1, 2]},
-            r"model\.cut=\[1, 2\]: split_lora has one cut for all clients; use a number, or one of ho_sfl, ho_sfl_pipelined, ",
+            r"model\.cut=\[1, 2\]: split_lora has one cut for all clients; use a number, or one of ho_sfl, ho_sfl_p",
             id="first-order",
         ),
         pytest.param("ho_sfl", {"model__cut": [0, 2]}, "cut is 0; ResNet has 3 blocks, so 1 to 3", id="zero"),
