@@ -11,6 +11,7 @@ from halfback.algorithms.fsl_sage import FslSage
 from halfback.algorithms.heron_sfl import HeronSfl
 from halfback.algorithms.ho_fl import HoFl
 from halfback.algorithms.ho_sfl import HoSfl
+from halfback.algorithms.ho_sfl_pipelined import HoSflPipelined
 from halfback.algorithms.hosl import Hosl
 from halfback.algorithms.mezo import Mezo
 from halfback.algorithms.mu_splitfed import MuSplitfed
@@ -24,6 +25,7 @@ from halfback.algorithms.zo_sfl import ZoSfl
 
 _OURS: dict[str, type[Algorithm]] = {
     "ho_sfl": HoSfl,
+    "ho_sfl_pipelined": HoSflPipelined,
     "hosl": Hosl,
     "split_lora": SplitLora,
     "sfl_v1": SflV1,

@@ -10,7 +10,7 @@ from halfback.algorithms.checks import check_slopes
 from halfback.algorithms.holdings import Batch
 from halfback.algorithms.parties import Client, Server
 from halfback.errors import PeerError
-from halfback.wire.messages import Activations, History, Join, Slopes
+from halfback.wire.messages import Activations, History, Join, Slopes, SlopesAndActivations
 
 
 @torch.no_grad()
@@ -30,6 +30,19 @@ def upload(batch: Batch, hidden: Tensor, *, repeated: bool = False, labels: bool
         labels=batch.labels.to(torch.int32) if labels and not repeated else None,
         sample_ids=None if repeated else batch.sample_ids.to(torch.int32),
     )
+
+
+def with_slopes(batch: Activations, slopes: Slopes) -> SlopesAndActivations:
+    """One message of a batch's activations and the slopes of the step before it."""
+    return SlopesAndActivations(slopes.step, slopes.values, batch.hidden, batch.mask, batch.labels, batch.sample_ids)
+
+
+def parted(messages: Mapping[int, SlopesAndActivations]) -> tuple[dict[int, Slopes], dict[int, Activations]]:
+    """What `with_slopes` put together, by client."""
+    slopes = {client: Slopes(said.step, said.values) for client, said in messages.items()}
+    return slopes, {
+        client: Activations(said.hidden, said.mask, said.labels, said.sample_ids) for client, said in messages.items()
+    }
 
 
 def unexpected(messages: Mapping[int, Any]) -> PeerError:

@@ -1,4 +1,4 @@
-"""What a device learns of one batch: the gradient at its cut, whoever takes the loss.
+"""What a device learns of one batch: the gradient at its cut, whoever takes the loss, and its slopes from that.
 
 Without a head, the server has the rest of the model and the labels come with the activations. In the U-shape (SplitCom,
 arXiv 2602.10564) the device has the head too, and the labels stay:
@@ -15,7 +15,7 @@ the cohort's gradients, so a device keeps neither an optimiser nor weights of it
 of a few rows at a time, so that the logits of these alone are in its memory.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from halfback.algorithms.parties import Client
 from halfback.algorithms.replies import cut_gradient, received
 from halfback.errors import Diverged
 from halfback.wire.messages import HeadGradient, Message, MiddleActivations
+from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes
 
 _ROWS = 8  # taken at once; one where each token has logits, which are then larger than all else of a row together
 
@@ -59,6 +60,35 @@ def submit(client: Client, batch: Batch, hidden: Tensor) -> Generator[Message, A
     said = head_gradient(client.head, batch, answer)
     del answer
     return (yield said)
+
+
+def feedback_slopes(
+    client: Client,
+    batch: Batch,
+    gradient: Tensor,
+    base: Tensor,
+    seeds: Sequence[int],
+    *,
+    radius: float | None,
+    estimator: Estimator,
+    clip_samples: float | None,
+) -> Tensor:
+    """How ⟨λ, z⟩ changes along each seed's direction, by forward passes: (P,) float32.
+
+    `gradient` is λ and `base` ⟨λ, z⟩ row by row, so that a caller need not keep z while the device probes.
+    """
+    return estimate_slopes(
+        lambda: client.bottom(batch.inputs),
+        client.bottom,
+        client.measured,
+        cotangent=gradient,
+        base=base,
+        seeds=seeds,
+        radius=radius or default_radius(client.measured, gradient.dtype),
+        estimator=estimator,
+        law=client.replica.law,
+        clip=clip_samples,
+    ).to(torch.float32)
 
 
 def head_gradient(head: Head, batch: Batch, answer: MiddleActivations) -> HeadGradient:

@@ -20,11 +20,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from halfback.algorithms.checks import check_probes
 from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, unexpected
-from halfback.algorithms.feedback import feedback
+from halfback.algorithms.feedback import feedback, feedback_slopes
 from halfback.algorithms.holdings import Round
 from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.passes import middle_activations
@@ -32,7 +30,7 @@ from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed
 from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Slopes
-from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes, inner
+from halfback.zeroth.slopes import Estimator, inner
 
 
 @dataclass(frozen=True)
@@ -58,27 +56,24 @@ class HoSfl:
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward passes only."""
-        replica = client.replica
         catch_up(client, (yield Join(client.position)), self.directions)
         for batch in client.batches(round):
             hidden = forward(client, batch)  # z_m
             gradient = yield from feedback(client, batch, hidden)  # λ_m
             base = inner(gradient, hidden)
             del hidden  # the device needs its memory for what follows
-            slopes = estimate_slopes(  # v_{m,p}
-                lambda: client.bottom(batch.inputs),  # noqa: B023 - called before the next batch
-                client.bottom,
-                client.measured,
-                cotangent=gradient,
-                base=base,
-                seeds=replica.seeds(self.directions),
-                radius=self.radius or default_radius(client.measured, gradient.dtype),
+            slopes = feedback_slopes(  # v_{m,p}
+                client,
+                batch,
+                gradient,
+                base,
+                client.replica.seeds(self.directions),
+                radius=self.radius,
                 estimator=self.estimator,
-                law=replica.law,
-                clip=self.clip_samples,
+                clip_samples=self.clip_samples,
             )
             del gradient
-            take_agreed(client, (yield Slopes(client.position, slopes.to(torch.float32))), self.directions)
+            take_agreed(client, (yield Slopes(client.position, slopes)), self.directions)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""

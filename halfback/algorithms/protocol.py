@@ -35,6 +35,8 @@ class Traits:
         mixed_cuts: whether each client can have a cut of its own: it measures `Client.measured`, and the server has its
             top from `Server.of`.
         one_by_one: the clients of a cohort take their turns one after another, not step by step together.
+        pipelined: in one turn a device measures at θ and then takes a step that was agreed on. Clients that share one θ
+            must each find it as it was before.
         boundaries: a device has a `Boundary` of its own in the whole model, from the options `boundaries` (blocks below
             it, in turn for the clients) or `memory_mb` (what a device has). `Local.device` is cut there.
         groups: how θ is shared out, where a device measures only a part of it: (names of the parameters, clients of a
@@ -48,6 +50,7 @@ class Traits:
     u_shape: bool = False
     mixed_cuts: bool = False
     one_by_one: bool = False
+    pipelined: bool = False
     boundaries: bool = False
     groups: Callable[[Sequence[str], int], list[list[str]]] | None = None
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from halfback.algorithms.checks import all_finite
 from halfback.algorithms.parties import Client
 from halfback.errors import Diverged, PeerError
-from halfback.wire.messages import CutGradient, History, Losses, Share, Slopes
+from halfback.wire.messages import CutGradient, History, Losses, Share, Slopes, SlopesAndGradient
 
 Kind = TypeVar("Kind")
 
@@ -40,6 +40,15 @@ def cut_gradient(reply: Any, hidden: Tensor) -> Tensor:
     if not all_finite(gradient):
         raise Diverged("server: CutGradient.gradient is not finite; lower top.lr or clip the top (top.clip)")
     return gradient
+
+
+def gradient_and_slopes(reply: Any, hidden: Tensor) -> tuple[Tensor, Slopes]:
+    """λ for the activations `hidden`, and the agreed slopes of the step before; raises as `cut_gradient` does.
+
+    The slopes are for `take_agreed`, which checks them.
+    """
+    both = received(reply, SlopesAndGradient)
+    return cut_gradient(CutGradient(both.gradient), hidden), Slopes(both.step, both.values)
 
 
 def loss_value(reply: Any) -> float:

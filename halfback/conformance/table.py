@@ -187,6 +187,27 @@ ROWS: dict[str, Row] = {
         {"model.head": 1, "top.train": "full", "algorithm.checkpointing": True},
     ),
     "frozen_bottom-u": Row("frozen_bottom", u_shaped(formulas.frozen_bottom), {"model.head": 0}),
+    "ho_sfl_pipelined": Row("ho_sfl_pipelined", formulas.ho_sfl_pipelined, {"algorithm.directions": 3, **_REPLAYED}),
+    "ho_sfl_pipelined-central": Row(
+        "ho_sfl_pipelined",
+        formulas.ho_sfl_pipelined,
+        {"algorithm.estimator": "central", "algorithm.clip_samples": 0.05, "bottom.optimizer": "momentum"},
+        learns={"bottom.lr": 1e-3},
+        brief=True,
+    ),
+    "ho_sfl_pipelined-forward_ad": Row(
+        "ho_sfl_pipelined",
+        formulas.ho_sfl_pipelined,
+        {"algorithm.estimator": "forward_ad", **_SCHEDULED},
+        learns={"bottom.lr": 1e-3},
+        brief=True,
+    ),
+    "ho_sfl_pipelined-temporal": Row(
+        "ho_sfl_pipelined",
+        formulas.ho_sfl_pipelined,
+        {"algorithm.directions": 3, **_REPLAYED, **_UP_AND_DOWN},
+        reuses={"activations_up": _int8, "gradient_down": _values},
+    ),
     "ho_sfl-temporal": Row(
         "ho_sfl",
         formulas.ho_sfl,

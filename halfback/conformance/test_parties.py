@@ -16,7 +16,7 @@ from halfback.config import RunConfig
 from halfback.conformance import small
 from halfback.conformance.table import Row
 from halfback.engines.simulation import Simulation
-from halfback.wire.messages import Activations, HandOver, Message, Weights
+from halfback.wire.messages import Activations, HandOver, Message, SlopesAndActivations, Weights
 from halfback.zeroth.replay import Replica
 
 World = Callable[..., RunConfig]
@@ -158,7 +158,7 @@ class Watched:
                     for hook in hooks:
                         hook.remove()
                     return
-            if isinstance(message, Activations):
+            if isinstance(message, Activations | SlopesAndActivations):
                 self.uploads.append(message.hidden)
             reply = yield message
 
@@ -171,7 +171,7 @@ def test_a_forward_only_client_builds_no_graph(row: Row, world: World) -> None:
     simulation = small.built(world(row)).simulation
     watched: Any = Watched(simulation.algorithm)
     simulation.algorithm = watched
-    small.run(simulation, 2)
+    small.run(simulation, 2, steps=2)
     assert watched.uploads or row.traits.device == "whole"
     assert not any(hidden.requires_grad or hidden.grad_fn for hidden in watched.uploads)
     parameters = [p for client in simulation.clients.values() for p in client.replica.parameters.values()]
@@ -208,5 +208,5 @@ def test_no_mode_leaks_out_of_a_client(row: Row) -> None:
             reply = yield message
 
     object.__setattr__(simulation.algorithm, "client_round", listening)
-    small.run(simulation, 2)
+    small.run(simulation, 2, steps=2)
     assert turns == 2 * simulation.sampled_clients

@@ -2,13 +2,14 @@
 
 Where θ is a function of the history (clients agree by `slopes`), all clients share one replica: the first of a
 cohort to take a step moves it, for the others the same rows are already taken. Each client still asks for, receives and
-pays for the rows it missed. So memory does not grow with the number of clients, and the bits are those of clients that
+pays for the rows it missed. Where steps are pipelined a client's turn goes over a step: each takes it, and for all but
+the last it is undone again. So memory does not grow with the number of clients, and the bits are those of clients that
 each hold their own replica (a test says so).
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,7 +188,8 @@ class Simulation:
         while talks:
             messages: dict[int, Message] = {}
             for number, talk in list(talks.items()):
-                said = self.let_speak(self.client(number), talk, replies.pop(number), memory.get(number))
+                with self._undone_for_others(number, list(talks)):
+                    said = self.let_speak(self.client(number), talk, replies.pop(number), memory.get(number))
                 if said is None:
                     del talks[number]
                 else:
@@ -195,6 +197,13 @@ class Simulation:
                     del said
             if messages:
                 replies = self._reply(messages, memory)
+
+    def _undone_for_others(self, number: int, speaking: Sequence[int]) -> AbstractContextManager[None]:
+        """Of a turn that goes over an agreed step: those who share θ and speak after it must find θ as this one did."""
+        replica, later = self.client(number).replica, speaking[speaking.index(number) + 1 :]
+        if self.algorithm.traits.pipelined and any(self.client(other).replica is replica for other in later):
+            return replica.rehearsal()
+        return nullcontext()
 
     def thresholds(self) -> dict[str, float]:
         """Of each link that reuses values, in the round to come."""

@@ -148,6 +148,27 @@ class Share:
 
 
 @dataclass(frozen=True)
+class SlopesAndActivations:
+    """Up, where steps are pipelined: one client's `Slopes` of a step, and its `Activations` of the next one."""
+
+    step: int = _role("steps")
+    values: Tensor = _role("slopes")
+    hidden: Tensor = _role("activations")
+    mask: Tensor | None = _role("mask")
+    labels: Tensor | None = _role("labels")
+    sample_ids: Tensor | None = _role("sample_ids")
+
+
+@dataclass(frozen=True)
+class SlopesAndGradient:
+    """Down, where steps are pipelined: the agreed `Slopes` of a step, and the `CutGradient` of the next one."""
+
+    step: int = _role("steps")
+    values: Tensor = _role("slopes")
+    gradient: Tensor = _role("gradient")
+
+
+@dataclass(frozen=True)
 class Encoded:
     """In the place of a tensor field: what the codecs of the field's link made of it."""
 
@@ -169,6 +190,8 @@ KINDS: tuple[type["Message"], ...] = (
     Caches,
     HandOver,
     Share,
+    SlopesAndActivations,
+    SlopesAndGradient,
 )
 Message = (
     Nothing
@@ -184,6 +207,8 @@ Message = (
     | Caches
     | HandOver
     | Share
+    | SlopesAndActivations
+    | SlopesAndGradient
 )
 
 

@@ -101,9 +101,9 @@ class Replica:
             for moment in rule.moments()
         }
 
-    def seeds(self, directions: int) -> list[int]:
-        """The seeds of the next step's directions."""
-        return [self.seed_of(self.position, p) for p in range(directions)]
+    def seeds(self, directions: int, *, step: int | None = None) -> list[int]:
+        """The seeds of a step's directions: of the one to be replayed next, unless another is named."""
+        return [self.seed_of(self.position if step is None else step, p) for p in range(directions)]
 
     @torch.no_grad()
     def replay(self, first: int, slopes: Tensor) -> None:

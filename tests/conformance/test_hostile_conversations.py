@@ -28,6 +28,8 @@ from halfback.wire.messages import (
     Nothing,
     Share,
     Slopes,
+    SlopesAndActivations,
+    SlopesAndGradient,
     Weights,
 )
 
@@ -78,7 +80,24 @@ BAD_PROBE = Spoiled(
 UNCALLED = [_instead(Join, CutGradient(torch.zeros(1)), "CutGradient: this algorithm expects no such message")]
 BATCHES = [NARROW, LABELS, UNLABELLED]
 AVERAGED = [_short(Weights), _not_finite(Weights), _instead(Weights, HandOver(()), "HandOver: this algorithm expects")]
+NEXT = SlopesAndActivations
 BY_A_CLIENT: dict[str, list[Spoiled]] = {
+    "ho_sfl_pipelined": [
+        AHEAD,
+        *BATCHES,
+        *(replace(spoiled, kind=NEXT) for spoiled in BATCHES),
+        Spoiled(NEXT, lambda m: replace(m, step=1), PeerError, "Slopes.step: 1 came, 0 is allowed"),
+        Spoiled(
+            NEXT, lambda m: replace(m, values=m.values[:1]), PeerError, r"Slopes.values: .* \(1,\) came, .* \(3,\)"
+        ),
+        Spoiled(NEXT, lambda m: replace(m, values=m.values / 0), Diverged, "Slopes.values of client 3 are not finite"),
+        Spoiled(NEXT, lambda m: replace(m, hidden=m.hidden / 0), Diverged, "step 1: Activations.hidden of client 3"),
+        _instead(Join, Slopes(0, torch.zeros(3)), "Slopes: they came before the batch that they belong to"),
+        _instead(Activations, Slopes(0, torch.zeros(3)), "Slopes: they came before the batch that they belong to"),
+        Spoiled(Slopes, lambda m: replace(m, step=0), PeerError, "Slopes.step: 0 came, 1 is allowed"),
+        Spoiled(Slopes, lambda m: replace(m, values=m.values * torch.nan), Diverged, "Slopes.values of client 3"),
+        *UNCALLED,
+    ],
     "hosl": [AHEAD, NARROW, EARLY, SHORT_PROBE, BAD_PROBE, *UNCALLED],
     "sfl_v1": [*BATCHES, *AVERAGED, *UNCALLED],
     "sfl_v2": [*BATCHES, *AVERAGED, *UNCALLED],
@@ -129,7 +148,24 @@ PAST = [
     Spoiled(History, lambda m: replace(m, first=2), PeerError, "History: step 2 came, 0 is allowed"),
     Spoiled(History, lambda m: History(0, torch.zeros(1, 7)), PeerError, r"History: slopes .* \(1, 7\) came"),
 ]
+BACK = SlopesAndGradient
 BY_THE_SERVER: dict[str, list[Spoiled]] = {
+    "ho_sfl_pipelined": [
+        *PAST,
+        *GRADIENT,
+        Spoiled(BACK, lambda m: replace(m, gradient=m.gradient[:1]), PeerError, "CutGradient.gradient: .* came"),
+        Spoiled(BACK, lambda m: replace(m, gradient=m.gradient / 0), Diverged, "CutGradient.gradient is not finite"),
+        Spoiled(
+            BACK, lambda m: replace(m, values=m.values[:1]), PeerError, r"Slopes: slopes \(1,\) came, \(3,\) is all"
+        ),
+        Spoiled(BACK, lambda m: replace(m, step=1), PeerError, "Slopes: step 1 came, 0 is allowed"),
+        Spoiled(BACK, lambda m: replace(m, values=m.values / 0), Diverged, "Slopes: slopes from step 0 on are not fin"),
+        _instead(BACK, Nothing(), "Nothing came, SlopesAndGradient is allowed"),
+        # Agreed slopes withheld.
+        Spoiled(BACK, lambda m: CutGradient(m.gradient), PeerError, "CutGradient came, SlopesAndGradient is allowed"),
+        Spoiled(Slopes, lambda m: replace(m, step=0), PeerError, "Slopes: step 0 came, 1 is allowed"),
+        _instead(Slopes, Nothing(), "Nothing came, Slopes is allowed"),
+    ],
     "hosl": [*PAST, *LOST],
     "sfl_v1": [*TAKEN, *GRADIENT],
     "sfl_v2": [*TAKEN, *GRADIENT],
@@ -241,7 +277,7 @@ def test_one_machine_hears_nobody(name: str, message: Message) -> None:
         algorithms()[name]().answer(server, {HOSTILE: message})
 
 
-@pytest.mark.parametrize("name", ["fsl_sage", "sfl_v1", "mu_splitfed", "hosl", "zo_sfl"])
+@pytest.mark.parametrize("name", ["fsl_sage", "sfl_v1", "mu_splitfed", "hosl", "zo_sfl", "ho_sfl_pipelined"])
 def test_nothing_is_kept_beyond_its_round(name: str) -> None:
     simulation = _built(name)
     small.run(simulation, 1, steps=2)

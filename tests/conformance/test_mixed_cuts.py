@@ -35,6 +35,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "codecs__gradient_down": [{"name": "temporal", "where": "disk"}, "int8"],
         },
     ),
+    "ho_sfl_pipelined": ("ho_sfl_pipelined", {"algorithm__directions": 3, **_ADAMW}),
     "zo_sfl": ("zo_sfl", {"top__optimizer": "momentum", "top__lr": 1e-3, **_ADAMW}),
     "frozen_bottom": ("frozen_bottom", {}),
 }
@@ -62,7 +63,7 @@ def test_one_cut_given_as_a_list_is_the_plain_run(variant: str, world: World) ->
     small.assert_equal_states(plain, listed)
 
 
-@pytest.mark.parametrize("variant", ["ho_sfl", "ho_sfl-u", "zo_sfl"])
+@pytest.mark.parametrize("variant", ["ho_sfl", "ho_sfl-u", "ho_sfl_pipelined", "zo_sfl"])
 def test_devices_that_hold_their_own_blocks_alone_agree(variant: str, world: World) -> None:
     """Each has a replica of what it holds and no more, and half of them are away in any round."""
     shared, private = (small.built(world(variant)).simulation for _ in range(2))
@@ -227,7 +228,7 @@ def test_a_client_is_charged_for_its_own_blocks() -> None:
         pytest.param(
             "split_lora",
             {"model__cut": [1, 2]},
-            r"model\.cut=\[1, 2\]: split_lora has one cut for all clients; use a number, or one of ho_sfl, zo_sfl",
+            r"model\.cut=\[1, 2\]: split_lora has one cut for all clients; use a number, or one of ho_sfl, ho_sfl_p",
             id="first-order",
         ),
         pytest.param("ho_sfl", {"model__cut": [0, 2]}, "cut is 0; ResNet has 3 blocks, so 1 to 3", id="zero"),

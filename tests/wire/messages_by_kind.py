@@ -17,6 +17,8 @@ from halfback.wire.messages import (
     Nothing,
     Share,
     Slopes,
+    SlopesAndActivations,
+    SlopesAndGradient,
     Weights,
 )
 
@@ -59,5 +61,15 @@ MESSAGES: dict[str, Message] = {
     "caches-up": Caches(torch.tensor([7]), None),
     "middle": MiddleActivations(_values(2, 3, 4), (_values(2, 4),)),
     "middle-frozen-head": MiddleActivations(_values(2, 4, 2, 2), ()),
+    "slopes-and-activations": SlopesAndActivations(
+        7,
+        torch.tensor([0.5, -2.0]),
+        _values(1, 2, 4).bfloat16(),
+        torch.tensor([[True, False]]),
+        torch.tensor([3], dtype=torch.int32),
+        torch.tensor([2], dtype=torch.int32),
+    ),
+    "slopes-and-gradient": SlopesAndGradient(7, torch.tensor([0.5, -2.0]), _values(2, 2)),
+    "slopes-and-gradient-encoded": SlopesAndGradient(0, torch.zeros(0), Encoded((_values(1, 2),))),  # type: ignore[arg-type]
     "head-gradient": HeadGradient(_values(2, 3, 4), torch.tensor([0.693]), (_values(2, 4), torch.tensor(0.5))),
 }

@@ -1,0 +1,304 @@
+"""Pipelined HO-SFL: an exchange a step, late by one step and no more, and consistent when a client leaves."""
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from halfback.algorithms.holdings import Round
+from halfback.algorithms.parties import Server
+from halfback.conformance import small
+from halfback.engines.simulation import Simulation
+from halfback.errors import PeerError
+from halfback.models.cut import install
+from halfback.wire.messages import Message
+from halfback.zeroth.directions import direction_of
+from halfback.zeroth.replay import Replica
+from halfback.zeroth.slopes import default_radius, estimate_slopes, inner
+
+P = 3
+_ADAMW = {"algorithm__directions": P, "bottom__optimizer": "adamw", "bottom__lr": 1e-3}
+_PLAIN = {"algorithm__directions": P, "top__optimizer": "sgd", "top__lr": 1e-2}
+
+
+def _built(name: str = "ho_sfl_pipelined", **changes: Any) -> Simulation:
+    return small.built(small.images(name, **{**_ADAMW, **changes})).simulation
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_round_costs_one_exchange_a_step_and_one_more(steps: int) -> None:
+    said: dict[str, list[str]] = {}
+    for name in ("ho_sfl", "ho_sfl_pipelined"):
+        simulation = _built(name)
+        answer, kinds = simulation.algorithm.answer, said.setdefault(name, [])
+
+        def listening(server: Server, messages: Any, answer: Any = answer, kinds: list[str] = kinds) -> Any:
+            answers = answer(server, messages)
+            kinds.append(
+                f"{type(next(iter(messages.values()))).__name__} {type(next(iter(answers.values()))).__name__}"
+            )
+            return answers
+
+        object.__setattr__(simulation.algorithm, "answer", listening)
+        small.run(simulation, 1, steps=steps)
+        assert len(simulation.server.history) == simulation.server.steps == steps
+    join, first, last = "Join History", "Activations CutGradient", "Slopes Slopes"
+    assert said["ho_sfl"] == [join, *[first, last] * steps]
+    assert said["ho_sfl_pipelined"] == [join, first, *["SlopesAndActivations SlopesAndGradient"] * (steps - 1), last]
+    assert len(said["ho_sfl_pipelined"]) - 1 == steps + 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="forward"),
+        pytest.param({"algorithm__estimator": "central", "algorithm__clip_samples": 0.05}, id="central-clipped"),
+        pytest.param({"algorithm__estimator": "forward_ad", "model__cut": [1, 2]}, id="forward_ad-mixed-cuts"),
+        pytest.param({"codecs__activations_up": ["int8"], "codecs__gradient_down": ["cast"]}, id="codecs"),
+    ],
+)
+def test_rounds_of_one_step_are_those_of_ho_sfl(changes: dict[str, Any]) -> None:
+    """To the bit, and in bytes."""
+    plain, pipelined = (_built(name, **changes) for name in ("ho_sfl", "ho_sfl_pipelined"))
+    assert small.run(plain, 4) == small.run(pipelined, 4)
+    small.assert_equal_states(plain, pipelined)
+    small.run(plain, 1, first=4, steps=3)
+    small.run(pipelined, 1, first=4, steps=3)
+    assert not torch.equal(plain.server.history[-1], pipelined.server.history[-1])  # and those of several are not
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_the_update_is_late_by_one_step_to_the_bit(steps: int) -> None:
+    """Against a loop without messages, whose update of a step waits until the next step has been measured."""
+    run, by_hand = _built(), _built()
+    losses = small.run(run, 3, steps=steps)
+    server, bottom = by_hand.server, by_hand.bottom
+    optimizer = server.optimizer
+    assert optimizer is not None
+    for number in range(3):
+        waiting: Tensor | None = None
+        taken = []
+        for step in range(number * steps, (number + 1) * steps):
+            optimizer.zero_grad()
+            rows = []
+            for client in by_hand.cohort(number):
+                party = by_hand.client(client)
+                batch = party.data.batch(party.cursor)
+                party.cursor += 1
+                with torch.no_grad():
+                    hidden = bottom(batch.inputs)
+                leaf = hidden.requires_grad_()
+                loss = nn.functional.cross_entropy(server.top(leaf, None), batch.labels)
+                loss.backward()
+                taken.append(loss.item())
+                assert leaf.grad is not None
+                slopes = estimate_slopes(
+                    lambda batch=batch: bottom(batch.inputs),  # type: ignore[misc]
+                    bottom,
+                    server.replica.parameters,
+                    leaf.grad,
+                    inner(leaf.grad, hidden),
+                    [server.replica.seed_of(step, p) for p in range(P)],
+                    radius=default_radius(server.replica.parameters, torch.float32),
+                )
+                rows.append(slopes.float().double())
+            for parameter in server.top.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= len(rows)
+            optimizer.step()
+            if waiting is not None:
+                server.replica.replay(step - 1, waiting)
+            waiting = torch.stack(rows).mean(dim=0).float().unsqueeze(0)
+            server.history.append(waiting[0])
+        assert waiting is not None
+        server.replica.replay(step, waiting)
+        assert sum(taken) / len(taken) == losses[number]
+    run.agreed_bottom()
+    for mine, theirs in zip(run.server.history, server.history, strict=True):
+        assert torch.equal(mine, theirs)
+    for part, other in ((run.bottom, bottom), (run.server.top, server.top)):
+        named = dict(other.named_parameters())
+        assert [name for name, p in part.named_parameters() if not torch.equal(p, named[name])] == []
+
+
+def test_the_update_is_late_by_one_step_in_plain_arithmetic() -> None:
+    """θ_{t+1} = θ_t − η ĝ_{t−1}, and the top W_{t+1} = W_t − η ∂ℓ/∂W at (θ_t, W_t): from copies, with no engine at all.
+
+    Slopes are taken as products with the gradient of the bottom by backpropagation: the exact ones, `forward_ad`.
+    """
+    simulation = _built(**_PLAIN, algorithm__estimator="forward_ad", bottom__optimizer="sgd", bottom__lr=1e-2)
+    server, bottom = simulation.server, simulation.bottom
+    theta = {name: p.detach().clone() for name, p in server.replica.parameters.items()}
+    weights = {name: p.detach().clone() for name, p in server.top.named_parameters()}
+    waiting: dict[str, Tensor] | None = None
+    cohort, steps = simulation.cohort(0), 4
+    expected = []
+    for step in range(steps):
+        of_bottom, of_top = ({name: torch.zeros_like(p) for name, p in part.items()} for part in (theta, weights))
+        for client in cohort:
+            batch = simulation.sources[client].batch(step)
+            here, above = ({n: p.clone().requires_grad_() for n, p in part.items()} for part in (theta, weights))
+            hidden = functional_call(bottom, here, (batch.inputs,))
+            loss = nn.functional.cross_entropy(functional_call(server.top, above, (hidden, None)), batch.labels)
+            gradients = torch.autograd.grad(loss, [*here.values(), *above.values()])
+            for total, gradient in zip((*of_bottom.values(), *of_top.values()), gradients, strict=True):
+                total += gradient / len(cohort)
+        seeds = [server.replica.seed_of(step, p) for p in range(P)]
+        directions = [{n: direction_of(seed, n, p, law="rademacher") for n, p in theta.items()} for seed in seeds]
+        slopes = [sum(torch.sum(of_bottom[n] * u[n]).item() for n in theta) for u in directions]
+        expected.append(slopes)
+        estimate = {n: sum(v * u[n] for v, u in zip(slopes, directions, strict=True)) / P for n in theta}
+        weights = {n: p - 1e-2 * of_top[n] for n, p in weights.items()}
+        if waiting is not None:
+            theta = {n: p - 1e-2 * waiting[n] for n, p in theta.items()}
+        waiting = estimate  # type: ignore[assignment]
+    assert waiting is not None
+    theta = {n: p - 1e-2 * waiting[n] for n, p in theta.items()}
+    small.run(simulation, 1, steps=steps)
+    simulation.agreed_bottom()
+    # Float32 sums in another order: a slope is a sum over some thousands of coordinates.
+    torch.testing.assert_close(torch.stack(server.history), torch.tensor(expected), rtol=2e-3, atol=2e-4)
+    for name, tensor in theta.items():
+        torch.testing.assert_close(server.replica.parameters[name].detach(), tensor, rtol=0, atol=1e-5)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(dict(server.top.named_parameters())[name].detach(), tensor, rtol=0, atol=1e-5)
+
+
+def test_the_loss_falls_with_pipelined_steps() -> None:
+    simulation = _built(clients=2, task__train_rows=16, top__lr=1e-2)
+    losses = small.run(simulation, 6, steps=5)
+    assert losses[-1] < 0.5 * losses[0], losses
+
+
+class Carried:
+    """The conversations of a cohort whose clients have replicas of their own; a client may be cut off."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.simulation = _built(clients=3, sampled_clients=3, **changes)
+        agreed = self.simulation.server.replica
+        for number in range(3):
+            own = {name: nn.Parameter(p.detach().clone()) for name, p in agreed.parameters.items()}
+            self.simulation.client(number).replica = Replica(
+                own, rule=agreed.rule, seed_of=agreed.seed_of, law=agreed.law, groups=agreed.groups
+            )
+
+    def round(self, number: int, *, steps: int, leaves: int | None = None, before: int = 0, heard: bool = True) -> None:
+        """Client `leaves` is gone before exchange `before` of the round is answered, or if `heard`, right after it."""
+        simulation, answers = self.simulation, dict[int, Message | None]()
+        simulation.server.round = round = Round(number, steps, number * steps)
+        talks: dict[int, Generator[Message, Any, None]] = {
+            client: simulation.algorithm.client_round(simulation.client(client), round) for client in range(3)
+        }
+        for exchange in range(steps + 2):
+            messages = {client: self._speak(client, talk, answers.get(client)) for client, talk in talks.items()}
+            if exchange == before and not heard:
+                messages.pop(leaves, None)  # type: ignore[arg-type]
+            answers = dict(simulation.algorithm.answer(simulation.server, messages))
+            if exchange == before and leaves is not None:
+                talks.pop(leaves).close()
+        for client, talk in talks.items():
+            with pytest.raises(StopIteration):
+                self._speak(client, talk, answers[client])
+
+    def _speak(self, client: int, talk: Generator[Message, Any, None], answer: Message | None) -> Message:
+        party = self.simulation.client(client)
+        install(self.simulation.device_part, party.replica.parameters)
+        return talk.send(answer)
+
+
+STEPS = 4
+
+
+@pytest.mark.parametrize("heard", [False, True], ids=["unheard", "answered-and-gone"])
+@pytest.mark.parametrize("exchange", range(STEPS + 2))
+def test_a_client_that_leaves_in_mid_round_is_caught_up_in_a_later_one(exchange: int, heard: bool) -> None:
+    """The rest go on without it, and with its next `Join` it has their bits."""
+    carried = Carried()
+    server = carried.simulation.server
+    carried.round(0, steps=STEPS)
+    carried.round(1, steps=STEPS, leaves=1, before=exchange, heard=heard)
+    assert len(server.history) == server.steps == 2 * STEPS
+    assert server.kept == {}
+    gone, *there = (carried.simulation.client(client) for client in (1, 0, 2))
+    assert STEPS <= gone.position == gone.replica.position < 2 * STEPS
+    assert all(client.position == 2 * STEPS for client in there)
+    carried.round(2, steps=STEPS)
+    server.catch_up()
+    for client in (gone, *there):
+        assert client.position == client.replica.position == len(server.history) == 3 * STEPS
+        for name, parameter in server.replica.parameters.items():
+            assert torch.equal(client.replica.parameters[name], parameter)
+            for moment, by_name in server.replica.moments.items():
+                assert torch.equal(client.replica.moments[moment][name], by_name[name])
+
+
+def test_the_mean_is_over_those_who_are_there() -> None:
+    """Slopes of a client that was cut off before it could say them count nowhere; its batch had moved the top."""
+    whole, cut_off = Carried(), Carried()
+    whole.round(0, steps=2)
+    cut_off.round(0, steps=2, leaves=2, before=1)
+    one, other = (carried.simulation.server.history for carried in (whole, cut_off))
+    assert not torch.equal(one[0], other[0])
+    alone = Carried()
+    alone.round(0, steps=2, leaves=2, before=2, heard=False)  # its first slopes are lost on the way
+    assert torch.equal(other[0], alone.simulation.server.history[0])
+    assert torch.equal(other[1], alone.simulation.server.history[1])
+
+
+@pytest.mark.parametrize("field", ["labels", "values"])
+def test_a_refused_exchange_moves_nothing_and_can_be_answered_without_its_sender(field: str) -> None:
+    """Two steps are in one exchange: neither the agreed one nor the top's may be taken before both are looked at."""
+    simulation = _built(sampled_clients=4)
+    algorithm, hostile, asked = simulation.algorithm, 3, 0
+    answer = algorithm.answer
+
+    def spoiled(server: Server, messages: dict[int, Any]) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            wrong = messages[hostile]
+            object.__setattr__(wrong, field, getattr(wrong, field) + 99 if field == "labels" else wrong.values[:1])
+            before = {name: tensor.clone() for name, tensor in server.top.state_dict().items()}
+            with pytest.raises(PeerError, match=f"client {hostile}: "):
+                answer(server, messages)
+            assert all(torch.equal(before[name], tensor) for name, tensor in server.top.state_dict().items())
+            assert (server.history, server.steps, len(server.losses)) == ([], 1, 4)
+            answers = dict(answer(server, {m: said for m, said in messages.items() if m != hostile}))
+            assert (len(server.history), server.steps) == (1, 2)
+            raise Answered(answers)
+        return answer(server, messages)
+
+    object.__setattr__(algorithm, "answer", spoiled)
+    with pytest.raises(Answered) as caught:
+        small.run(simulation, 1, steps=3)
+    assert set(caught.value.answers) == {0, 1, 2}
+
+
+class Answered(Exception):
+    """Ends a run whose engine doesn't leave clients out."""
+
+    def __init__(self, answers: dict[int, Message]) -> None:
+        super().__init__()
+        self.answers = answers
+
+
+def test_a_round_that_everyone_left_is_over() -> None:
+    """What was under way is lost: slopes for it are refused, and the next round starts from what was agreed on."""
+    carried = Carried()
+    algorithm, server = carried.simulation.algorithm, carried.simulation.server
+    carried.round(0, steps=2)
+    talk = algorithm.client_round(carried.simulation.client(0), Round(1, 2, 2))
+    answer: Message | None = None
+    for _ in range(2):
+        answer = algorithm.answer(server, {0: talk.send(answer)})[0]
+    assert set(server.kept) == {0}
+    talk.close()
+    carried.round(2, steps=2)
+    assert len(server.history) == 4
+    server.catch_up()
+    for number in range(3):
+        mine = carried.simulation.client(number).replica.parameters
+        assert all(torch.equal(mine[name], p) for name, p in server.replica.parameters.items())
