@@ -84,8 +84,11 @@ def _follow(config: RunConfig, display: Display) -> Progress:
     def progress(told: Mapping[str, Any]) -> None:
         for event in told.get("events", []):
             log.info("%s", _said(event))
-        for line in [*told.get("records", []), *filter(None, [told.get("record")])]:
+        newest = [told["record"]] if told.get("record") else []
+        for line in (*told.get("records", []), *newest):
             record = Record.from_json(str(line))
+            if line in newest and record.metric is not None:
+                continue  # an evaluation, which is among the records
             metric = str(told.get("metric") or "metric")
             display.show(config.algorithm.name, config.steps, metric, record.step, record)
 

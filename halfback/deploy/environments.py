@@ -38,6 +38,28 @@ class Environment(Protocol):
 
 
 @final
+class _Told:
+    """How many events and records of a run were shown."""
+
+    def __init__(self) -> None:
+        self._events = self._records = 0
+
+    def asked(self) -> dict[str, Any]:
+        return {"events": self._events, "records": self._records}
+
+    def add(self, told: Mapping[str, Any]) -> None:
+        self._events += len(told.get("events", []))
+        self._records += len(told.get("records", []))
+
+    def news(self, folder: Path) -> dict[str, Any]:
+        """What a run's folder has beside what was shown."""
+        events, records = lines_from(folder / EVENTS, self._events), lines_from(folder / RECORDS, self._records)
+        told = {"events": [json.loads(line) for line in events], "records": records}
+        self.add(told)
+        return told
+
+
+@final
 class Simulator:
     """All sites as processes under FLARE's simulator, on this machine and without certificates."""
 
@@ -50,17 +72,12 @@ class Simulator:
         workspace.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), "-w", str(workspace)]
         command += ["-n", str(self._clients), "-t", str(self._clients)]
-        seen = {"events": 0, "records": 0}
+        told = _Told()
         with output.open("w") as log_file, _running(command, log_file) as process:
             while process.poll() is None:
                 time.sleep(POLL / 4)
                 for path in workspace.glob(f"**/runs/*/{EVENTS}"):
-                    events, records = (
-                        lines_from(path, seen["events"]),
-                        lines_from(path.with_name(RECORDS), seen["records"]),
-                    )
-                    seen = {"events": seen["events"] + len(events), "records": seen["records"] + len(records)}
-                    progress({"events": [json.loads(line) for line in events], "records": records})
+                    progress(told.news(path.parent))
         found = sorted(workspace.glob(f"**/{RUN}/{ENDED}"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise UserError(f"the simulator left no run: see {output}")
@@ -91,7 +108,7 @@ class Federation:
         self._needed = needed
         self._patience = patience
         self._refused = False
-        self._seen = {"events": 0, "records": 0}  # lines that were told, also by earlier jobs
+        self._shown = _Told()  # also by earlier jobs
 
     def run(self, job: Path, progress: Progress, fetched: Path) -> Path | None:
         self._wait_for_sites()
@@ -103,9 +120,8 @@ class Federation:
             meta = self._asked(lambda session: session.get_job_meta(number))
             if str(meta.get("status", "")).startswith("FINISHED"):
                 break
-            if told := self._told(number, dict(self._seen)):
-                for kind in self._seen:
-                    self._seen[kind] += len(told.get(kind, []))
+            if told := self._told(number, self._shown.asked()):
+                self._shown.add(told)
                 progress(told)
             away_since = self._call_back(number, told.get("away", []), away_since)
         fetched.mkdir(parents=True, exist_ok=True)
@@ -113,7 +129,9 @@ class Federation:
         found = sorted(result.glob(f"**/{RUN}/{ENDED}"))
         if not found:
             log.info("job %s ended as %s", number, meta.get("status"))
-        return found[-1].parent if found else None
+            return None
+        progress(self._shown.news(found[-1].parent))
+        return found[-1].parent
 
     def _call_back(self, number: str, away: list[str], since: float) -> float:
         """A site that was away and is connected again can't enter a running job: the job ends, another one has it."""
