@@ -1,0 +1,139 @@
+"""What a site's file decides: its own rows, which never leave it, and in what runs it takes part."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halfback import config as configuration
+from halfback.config import RunConfig
+from halfback.conformance import small
+from halfback.deploy.here import at_client, at_server
+from halfback.deploy.site import TEMPLATE, SiteConfig, read_site
+from halfback.errors import UserError
+from tests.deploy.local import Relays, serve_here
+
+Write = Callable[[str, list[tuple[str, str]]], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def table(name: str, rows: list[tuple[str, str]]) -> str:
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join(["note,mood", *(f"{text},{label}" for text, label in rows)]) + "\n")
+        return str(path)
+
+    return table
+
+
+def site(text: str, tmp_path: Path) -> SiteConfig:
+    path = tmp_path / "halfback.yaml"
+    path.write_text(text)
+    return read_site(path)
+
+
+def data(**columns: str) -> SiteConfig:
+    return SiteConfig.model_validate({"data": {"name": "csv", "text": "note", "label": "mood"} | columns})
+
+
+GOOD = [(f"the film is great {'very ' * n}", "good") for n in range(12)]
+BAD = [(f"the plot is dull {'very ' * n}", "bad") for n in range(7)]
+
+
+def test_sites_with_rows_of_their_own_train_on_all_of_them_and_nothing_of_them_is_on_the_server(
+    tmp_path: Path, write: Write, tiny_bert: Path, sentences: Path
+) -> None:
+    """One client has one class alone, and none is told what the others' rows are."""
+    recipe = small.texts("ho_sfl", tiny_bert, sentences, clients=2, sampled_clients=2, steps=6, model__head=0)
+    sites = {0: data(train=write("a", GOOD)), 1: data(train=write("b", BAD[:3] + GOOD[:6]))}
+    server = data(validation=write("held", BAD + GOOD))
+    relays = Relays(tmp_path, [0, 1], sites)
+    try:
+        assert serve_here(tmp_path, configuration.to_tree(recipe), relays, server) == {"how": "finished", "why": ""}
+    finally:
+        relays.close()
+    out = tmp_path / "job" / "run"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["forward_passes"] > 0
+    assert "labels" not in summary["bytes_by_kind"]["up"]["Activations"]
+    for path in out.rglob("*"):
+        if path.is_file():
+            held = path.read_bytes()
+            assert b"great very very" not in held
+            assert str(tmp_path / "a.csv").encode() not in held
+            assert str(tmp_path / "b.csv").encode() not in held
+
+
+def test_a_label_that_the_server_does_not_know_is_named(
+    tmp_path: Path, write: Write, tiny_bert: Path, sentences: Path
+) -> None:
+    recipe = small.texts(
+        "ho_sfl", tiny_bert, sentences, clients=1, sampled_clients=1, steps=2, deployment__patience=20.0
+    )
+    relays = Relays(tmp_path, [0], {0: data(train=write("a", [*GOOD, ("odd", "so-so")]))})
+    try:
+        server = data(validation=write("held", BAD + GOOD))
+        ended = serve_here(tmp_path, configuration.to_tree(recipe), relays, server)
+    finally:
+        relays.close()
+    assert ended["how"] == "failed"
+    assert "client 0: label 'so-so' in row 13" in ended["why"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("datta: {}", "datta={}: Extra inputs are not permitted"),
+        ("data: {train: 3}", "data.train=3: Input should be a valid string"),
+        ("device: gpu", "device='gpu': String should match pattern"),
+        ("keep_labels: maybe", "keep_labels='maybe': Input should be a valid boolean"),
+        ("{", "is no YAML"),
+        ("[]", "Input should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_site_file_is_one_line(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^site file ") as error:
+        site(text, tmp_path)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_site_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"halfback.yaml can't be read: No such file or directory; see docs/deploy.md"):
+        read_site(tmp_path / "halfback.yaml")
+
+
+def test_the_template_is_a_site_file_and_so_is_what_it_shows(tmp_path: Path) -> None:
+    assert site(TEMPLATE, tmp_path) == SiteConfig()
+    shown = "\n".join(line.removeprefix("# ") for line in TEMPLATE.splitlines()[1:])
+    assert site(shown, tmp_path).folder == "/path/to/keep"
+
+
+def recipe(**changes: Any) -> RunConfig:
+    return small.images("ho_sfl", **changes)
+
+
+def test_a_site_that_keeps_its_labels_takes_no_part_where_they_travel() -> None:
+    keeps = SiteConfig(keep_labels=True)
+    with pytest.raises(UserError, match=r"keeps its labels .*ho_sfl with model.head=null.*; use model.head=0"):
+        at_client(recipe(), keeps)
+    assert at_client(recipe(model__head=0), keeps).model.head == 0
+    assert at_client(small.images("fedavg"), keeps).algorithm.name == "fedavg"
+    with pytest.raises(UserError, match="this site keeps its labels"):
+        at_client(small.images("cse_fsl"), keeps)
+
+
+def test_a_client_holds_no_rows_back_and_a_server_needs_none_to_train_on() -> None:
+    theirs = at_client(recipe(task__holdout=0.2), data(train="rows.csv"))
+    assert (theirs.task.train, theirs.task.validation, theirs.task.holdout) == ("rows.csv", "rows.csv", 0.0)
+    assert theirs.task.train_rows is None
+    servers = at_server(recipe(), data(validation="held.csv"))
+    assert (servers.task.train, servers.task.validation) == ("held.csv", "held.csv")
+
+
+def test_a_site_may_have_the_model_elsewhere() -> None:
+    moved = at_client(recipe(), SiteConfig(model="/srv/model", device="cpu"))
+    assert (moved.model.name, moved.device) == ("/srv/model", "cpu")
+    assert at_client(recipe(), SiteConfig()) == recipe()
