@@ -30,7 +30,7 @@ class Diverged(HalfbackError):
 
 
 def one_line(text: str) -> str:
-    """What somebody else wrote, fit for a line of a log: without ends of lines and other characters that don't print."""
+    """What somebody else wrote, fit for one line of a log: without ends of lines and whatever else doesn't print."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 

@@ -1,23 +1,21 @@
 """Hostile peers by the thousand: whatever comes is refused in one line, by name, at once and for little memory.
 
-The messages are those of small real runs, changed as bytes or field by field, and said in their turn. A server may answer
-with PeerError or Diverged and nothing else; a device always answers with a frame. `tests/wire` does the same to `unpack`.
+The messages are those of small real runs, changed as bytes or field by field, and said in their turn. A server may
+answer with PeerError or Diverged and nothing else; a device always answers with a frame. `tests/wire` does the same to
+`unpack`.
 """
 
 import json
 import random
 import secrets
 import socket
-import string
 import struct
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from hostile import altered, confined, mutated
+from hostile import altered, confined, in_time, mutated
 
 from halfback.algorithms.holdings import Round
 from halfback.config import RunConfig
@@ -28,7 +26,6 @@ from halfback.engines.frames import (
     Ancestor,
     Answer,
     Done,
-    Frame,
     Open,
     Prepare,
     Question,
@@ -42,13 +39,13 @@ from halfback.engines.frames import (
     read_answer,
     read_question,
 )
-from halfback.engines.simulation import Simulation
 from halfback.engines.stream import Gone, read_frame
 from halfback.errors import Diverged, PeerError
 from halfback.wire.messages import Caches, Message
 from halfback.wire.packing import pack, unpack
 
 MEGABYTES = 256  # that refusing, and one step of the smallest models, may take beside what is there before
+SECONDS = 60  # for one round on a busy machine; what hangs never ends
 STEPS = 2
 TOKEN = "0123456789abcdef"
 FRAMES: list[Question | Answer] = [
@@ -81,12 +78,30 @@ FRAMES: list[Question | Answer] = [
     Refused(why="peer", error="server: λ is not due"),
 ]
 # What JSON can say in the place of a value.
-PLAIN = ("", "\n", "\u2028", "kind", None, True, -1, 1.5, 1e308, 1 << 62, 10**400, [], {}, [[]] * 3, {"\n": 1}, "0" * 16)
+PLAIN = (
+    "",
+    "\n",
+    "\u2028",
+    "kind",
+    None,
+    True,
+    -1,
+    1.5,
+    1e308,
+    1 << 62,
+    10**400,
+    [],
+    {},
+    [[]] * 3,
+    {"\n": 1},
+    "0" * 16,
+)
 HEADERS = [frame(header).header for header in FRAMES]
 
 
-def one_line(error: object) -> bool:
-    return len(str(error).splitlines()) == 1
+def check_line(error: object) -> None:
+    """A line for the user's terminal and for logs."""
+    assert str(error).isprintable(), repr(str(error))
 
 
 def _spoilt_header(dice: random.Random) -> str:
@@ -121,10 +136,10 @@ def _fuzz_headers(inputs: int) -> Counter[str]:
             try:
                 found = read(header)
             except PeerError as error:
-                assert one_line(error), repr(str(error))
+                check_line(error)
                 came["refused"] += 1
             else:
-                assert one_line(getattr(found, "error", "-") or "-"), found
+                check_line(getattr(found, "error", ""))
                 came["accepted"] += 1
     return came
 
@@ -146,7 +161,8 @@ def _fuzz_streams(inputs: int) -> Counter[str]:
         with near:
             near.settimeout(60)  # a reader that waits for what never comes
             with far:
-                far.sendall(mutated(honest[:8], dice, [honest]) + honest[8:] if dice.random() < 0.5 else mutated(honest, dice, [honest]))
+                spoilt = 8 if dice.random() < 0.5 else len(honest)  # the lengths, or anything
+                far.sendall(mutated(honest[:spoilt], dice, [honest]) + honest[spoilt:])
             while True:
                 try:
                     read_frame(near)
@@ -154,7 +170,7 @@ def _fuzz_streams(inputs: int) -> Counter[str]:
                     came["gone"] += 1
                     break
                 except PeerError as error:
-                    assert one_line(error)
+                    check_line(error)
                     came["refused"] += 1
                     break
                 came["accepted"] += 1
@@ -254,13 +270,14 @@ class HostileClients:
                     simulation.link.say(number, answer)
             except (PeerError, Diverged) as error:
                 assert place >= first
-                assert isinstance(error, Diverged) or "client " in str(error), "who did it, so that others can go on"
                 self._count(error, type(error).__name__)
                 return
             self.came["answered"] += 1
 
     def _count(self, error: Exception, how: str) -> None:
-        assert one_line(error), repr(str(error))
+        check_line(error)
+        if how == "PeerError":  # the engine must know who did it, so that the others can go on
+            assert "client " in str(error)
         self.came[how] += 1
 
 
@@ -271,13 +288,15 @@ class HostileServer:
         self.script = Script(config)
         self.dice = random.Random(seed)
         self.came = Counter[str]()
-        self.device = Device(small.built(config).simulation, self.script.client, folder)
+        self.device = Device(small.built(config).simulation, self.script.client, folder, most_steps=STEPS)
 
     def round(self) -> None:
         """One round of a new lineage, until the device refuses to go on."""
         lineage = secrets.token_hex(8)
-        asked: list[Question] = [
-            Open(lineage=lineage, ancestry=(), round=0, first=0, steps=STEPS, cursor=0, measure=self.dice.random() < 0.1)
+        asked: list[Open | Say] = [
+            Open(
+                lineage=lineage, ancestry=(), round=0, first=0, steps=STEPS, cursor=0, measure=self.dice.random() < 0.1
+            )
         ]
         asked += [Say(lineage=lineage, round=0, exchange=place) for place in range(len(self.script.down))]
         first = self.dice.randrange(len(asked))
@@ -291,15 +310,15 @@ class HostileServer:
             answer = read_answer(self.device.answer(question, body).header)
             if isinstance(answer, Refused):
                 assert spoilt or place > first, answer
-                assert one_line(answer.error), answer
+                check_line(answer.error)
                 self.came[answer.why] += 1
                 return
             self.came["answered"] += 1
 
-    def _spoilt(self, question: Question) -> Question:
+    def _spoilt(self, question: Open | Say) -> Question:
         """Another question, or one with another value that its field may have."""
         if self.dice.random() < 0.1:
-            return Save(lineage=getattr(question, "lineage"), rounds=self.dice.choice(COUNTS))
+            return Save(lineage=question.lineage, rounds=self.dice.choice(COUNTS))
         names = [name for name in type(question).model_fields if name not in ("kind", "ancestry")]
         name = self.dice.choice(names)
         values = {"lineage": [TOKEN, secrets.token_hex(8)], "measure": [True, False]}.get(name, COUNTS)
@@ -321,15 +340,16 @@ COUNTS = (0, 1, 2, 99, 1 << 31, (1 << 62) - 1)
 
 
 @pytest.fixture
-def config(case, tiny_bert: Path, sentences: Path) -> RunConfig:
+def config(case: str, tiny_bert: Path, sentences: Path) -> RunConfig:
     row, world, settings = CASES[case]
-    changes = {key.replace(".", "__"): value for key, value in settings.items()} | {"batch_size": 4}
+    settings = {"batch_size": 2} | ROWS[row].settings | settings
+    changes = {key.replace(".", "__"): value for key, value in settings.items()}
     if world == "images":
-        return small.images(ROWS[row].name, **ROWS[row].changes(**changes))
-    return small.texts(ROWS[row].name, tiny_bert, sentences, **ROWS[row].changes(**changes))
+        return small.images(ROWS[row].name, **changes)
+    return small.texts(ROWS[row].name, tiny_bert, sentences, **changes)
 
 
-many = pytest.mark.parametrize("inputs", [100, pytest.param(5_000, marks=pytest.mark.slow)])
+many = pytest.mark.parametrize("inputs", [40, pytest.param(2_000, marks=pytest.mark.slow)])
 
 
 @many
@@ -338,8 +358,8 @@ def test_a_server(case: str, config: RunConfig, inputs: int) -> None:
     hostile = HostileClients(config, inputs)
     with confined(MEGABYTES):
         while hostile.came["inputs"] < inputs:
-            hostile.round()
-    print(case, hostile.came)
+            with in_time(SECONDS):
+                hostile.round()
     assert min(hostile.came[how] for how in ("unheard", "PeerError", "answered")) > inputs // 50
 
 
@@ -349,6 +369,6 @@ def test_a_device(case: str, config: RunConfig, inputs: int, tmp_path: Path) -> 
     hostile = HostileServer(config, inputs, tmp_path)
     with confined(MEGABYTES):
         while hostile.came["inputs"] < inputs:
-            hostile.round()
-    print(case, hostile.came)
+            with in_time(SECONDS):
+                hostile.round()
     assert min(hostile.came[how] for how in ("peer", "answered")) > inputs // 50
