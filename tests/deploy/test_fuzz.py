@@ -334,7 +334,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "u-shape": ("ho_sfl-u", "texts", {}),
     "u-shape-temporal": ("ho_sfl-u-temporal", "texts", {}),
     "temporal": ("ho_sfl-temporal", "images", {}),
-    "gradient-alone": ("ho_sfl", "texts", {"codecs.gradient_down": ["temporal", "int8"], "controller.threshold": 0.9}),
+    "gradient-alone-texts": ("ho_sfl", "texts", {"codecs.gradient_down": ["temporal", "int8"]}),
+    "gradient-alone-images": ("split_lora", "images", {"codecs.gradient_down": ["temporal", "int8"]}),
 }
 COUNTS = (0, 1, 2, 99, 1 << 31, (1 << 62) - 1)
 
