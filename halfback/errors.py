@@ -29,6 +29,11 @@ class Diverged(HalfbackError):
     after_step = 0
 
 
+def one_line(text: str) -> str:
+    """What somebody else wrote, fit for one line of a log: without ends of lines and whatever else doesn't print."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def offer(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest known ones, or all of them."""
     names = list(known)

@@ -36,7 +36,7 @@ class FrozenBottom:
                 return middle_activations(server, messages)
             case Activations() | HeadGradient():
                 backpropagate_top(server, messages)
-                step_top(server)
+                step_top(server, messages)
                 return {m: Nothing() for m in messages}
             case _:
                 raise unexpected(messages)

@@ -87,7 +87,7 @@ class HoSfl:
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
             case Slopes():
                 step, mean = len(server.history), mean_slopes(server, messages, self.directions)
-                step_top(server)
+                step_top(server, messages)
                 server.history.append(mean)
                 return {m: Slopes(step, mean) for m in messages}
             case _:

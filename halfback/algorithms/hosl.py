@@ -76,7 +76,7 @@ class Hosl:
 
     def _step(self, server: Server, client: int, losses: list[float]) -> None:
         backpropagate_top(server, {client: server.kept.pop(client).batch})
-        step_top(server)
+        step_top(server, [client])
         radius = self.radius or default_radius(server.replica.parameters, server.hidden_dtype)
         slopes = [difference(losses[place : place + 2], radius) for place in range(0, len(losses), 2)]
         server.history.append(torch.tensor(slopes, dtype=torch.float32))

@@ -54,7 +54,7 @@ class SplitLora:
                 return middle_activations(server, messages)
             case Activations() | HeadGradient():
                 gradients = backpropagate_top(server, messages)
-                step_top(server)
+                step_top(server, messages)
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
             case Weights():
                 return average_weights(server, messages)

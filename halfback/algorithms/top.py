@@ -1,6 +1,6 @@
 """What several algorithms do alike with the server's part of the model: its backward pass and its step."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 from torch import Tensor, nn
@@ -45,12 +45,14 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadG
     return gradients
 
 
-def step_top(server: Server) -> None:
+def step_top(server: Server, asked_by: Iterable[int]) -> None:
     """One optimiser step of the top, on the gradient that `backpropagate_top` left and which is then used up.
 
     Raises:
-        PeerError: no batch came since the last step.
+        PeerError: no batch came since the last step; names one of the clients that want it taken all the same.
     """
+    if all(parameter.grad is None for parameter in parameters_of(optimizer_of(server))):
+        raise PeerError(f"client {min(asked_by)}: it wants step {server.steps} taken, but no batch came for it")
     _move_top(server)
     server.steps += 1
 
@@ -70,8 +72,6 @@ def step_top_by_client(server: Server, messages: Mapping[int, Activations]) -> d
 
 def _move_top(server: Server) -> None:
     optimizer = optimizer_of(server)
-    if all(parameter.grad is None for parameter in parameters_of(optimizer)):
-        raise PeerError(f"step {server.steps}: the cohort wants the step taken, but has sent no batch for it")
     if server.clip is not None:
         nn.utils.clip_grad_norm_(parameters_of(optimizer), server.clip)
     set_rate(optimizer, server.schedule(server.steps))

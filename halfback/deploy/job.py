@@ -53,30 +53,38 @@ def deployable(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"beside": ()})
 
 
+_COMMANDS = {name: right for name, right in vars(AdminCommandNames).items() if name.isupper()}
+# Code that comes with a job; `cat` and `grep` of any file of the machine, one by one and as FLARE calls them all.
+_CLOSED = ("byoc", "shell_commands", *(right for name, right in _COMMANDS.items() if name.startswith("SHELL_")))
+
+
 def allow(kit: Path) -> None:
-    """Lets a site run our components, and takes from it the right to run code that comes with a job.
+    """Lets a site run our components, and none of FLARE's beside, which may read and send what is on the site.
+
+    Takes from everyone the right to run code that comes with a job, and shell commands on the site; logs stay there.
 
     `kit`: the site's startup kit. Its `local/resources.json` and `local/authorization.json` are written anew, from the
-    defaults where the site has none of its own yet.
+    defaults where the site has none of its own yet. A class that its own file allows stays allowed.
 
     Raises:
         UserError: it is no startup kit of a server or a client.
     """
     local = kit / "local"
+    has_own = (local / "resources.json").exists()
     resources = _own_or_default(local, "resources.json")
-    allowed = resources.setdefault("class_allow_list", [])
-    allowed += [name for name in CLASSES if name not in allowed]
+    allowed = resources.get("class_allow_list", []) if has_own else []
+    resources["class_allow_list"] = allowed + [name for name in CLASSES if name not in allowed]
     resources["class_list_enforcement_mode"] = "enforce"
+    resources["allow_log_streaming"] = False
     (local / "resources.json").write_text(json.dumps(resources, indent=2))
     rights = _own_or_default(local, "authorization.json")
     roles = rights.get("permissions", {})
-    commands = [value for name, value in vars(AdminCommandNames).items() if name.isupper()]
-    known = {right for role in roles.values() if isinstance(role, dict) for right in role} | set(commands)
+    known = {right for role in roles.values() if isinstance(role, dict) for right in role} | set(_COMMANDS.values())
     for role, granted in roles.items():  # one word for a role stands for all rights
         spelt_out = dict.fromkeys(sorted(known), granted) if isinstance(granted, str) else granted
         if spelt_out.get("submit_job", "none") != "none":  # who submits a run may see how it goes
             spelt_out.setdefault(AdminCommandNames.APP_COMMAND, "n:submitter")
-        roles[role] = spelt_out | {"byoc": "none"}
+        roles[role] = spelt_out | dict.fromkeys(_CLOSED, "none")
     (local / "authorization.json").write_text(json.dumps(rights, indent=2))
 
 

@@ -62,7 +62,8 @@ class Worker:
         if self._device is None:
             if digest_of(held_by_devices(self._machine)) != order.weights:
                 return frame(Ready(fits=False))
-            self._device = Device(self._machine, order.client, self._own(order) / "states")
+            most = configuration.from_tree(order.config, {}).steps_per_round
+            self._device = Device(self._machine, order.client, self._own(order) / "states", most_steps=most)
         return frame(Ready(fits=True))
 
     def _built(self, order: Prepare) -> Simulation:

@@ -322,11 +322,7 @@ class Deployment:
         return answer if isinstance(answer, str) else getattr(answer, "error", f"{answer.kind} came, ready is due")
 
     def _ask_one(self, number: int, question: Question, body: bytes) -> Any:
-        came = self._carrier.ask({number: frame(question, body)}, self._patience)[number]
-        try:
-            return came if isinstance(came, str) else read_answer(came.header)
-        except PeerError as error:
-            return str(error)
+        return _read(self._carrier.ask({number: frame(question, body)}, self._patience)[number])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the server needs to go on; the clients have then written down their own.
@@ -337,7 +333,7 @@ class Deployment:
         saving = {n: frame(Save(lineage=self._lineage, rounds=self._rounds)) for n in self._changed & self._ready}
         if saving:
             for number, came in self._carrier.ask(saving, self._deadline).items():
-                answer = came if isinstance(came, str) else read_answer(came.header)
+                answer = _read(came)
                 if isinstance(answer, Refused) and answer.why in _ERRORS and self._needs_all:
                     raise _ERRORS[answer.why](f"client {number}: {answer.error}")
                 if not isinstance(answer, Saved):
@@ -372,6 +368,14 @@ class Deployment:
         self._lineage = secrets.token_hex(8)
         self._changed = set()
         self._events({"event": "went back", "round": self._rounds})
+
+
+def _read(came: Frame | str) -> Any:
+    """The answer that came, or why there is none."""
+    try:
+        return came if isinstance(came, str) else read_answer(came.header)
+    except PeerError as error:
+        return str(error)
 
 
 def _blamed(error: HalfbackError) -> int | None:

@@ -32,11 +32,12 @@ _Talk = Generator[bytes, bytes, None]
 class Device:
     """Client `number` of the parties that `machine` holds; the others of them stay unused."""
 
-    def __init__(self, machine: Simulation, number: int, folder: Path) -> None:
-        """`folder`: where this run's states are kept, the last two."""
+    def __init__(self, machine: Simulation, number: int, folder: Path, *, most_steps: int | None = None) -> None:
+        """`folder`: where this run's states are kept, the last two; `most_steps`: of a round, None for any number."""
         self._machine = machine
         self._number = number
         self._folder = folder
+        self._most_steps = most_steps
         self._client = machine.client(number)
         self._begin = self._state()  # to begin anew with
         self._begin = ({name: tensor.clone() for name, tensor in self._begin[0].items()}, self._begin[1])
@@ -74,6 +75,8 @@ class Device:
                 return _stale(f"{question.kind}, which does not belong here")
 
     def _open(self, order: Open) -> Frame:
+        if self._most_steps is not None and order.steps > self._most_steps:  # some methods take them all at once
+            raise PeerError(f"server: Open.steps: {order.steps} came, up to {self._most_steps} are allowed")
         way = {ancestor.lineage: ancestor.rounds for ancestor in order.ancestry}
         way |= {"": 0, order.lineage: order.round}
         if self._label[1] > way.get(self._label[0], -1):

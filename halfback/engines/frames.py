@@ -10,9 +10,9 @@ says in `ancestry` which lineages led to it and after which round each was left.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from halfback.errors import PeerError
+from halfback.errors import PeerError, one_line
 
 MAX_HEADER = 1 << 22  # bytes; the largest holds a configuration
 
@@ -116,7 +116,7 @@ class Refused(_Header):
 
     kind: Literal["refused"] = "refused"
     why: Literal["stale", "peer", "diverged", "user", "failed"]
-    error: Annotated[str, Field(max_length=2000)]
+    error: Annotated[str, Field(max_length=2000), AfterValidator(one_line)]
 
 
 Question = Prepare | Open | Say | Save
@@ -154,9 +154,9 @@ def _read(adapter: TypeAdapter[Any], header: str) -> Any:
     try:
         return adapter.validate_json(header)
     except ValidationError as error:
-        raise PeerError(_one_line(error.errors(include_url=False)[0])) from None
+        raise PeerError(_said(error.errors(include_url=False)[0])) from None
 
 
-def _one_line(first: Mapping[str, Any]) -> str:
+def _said(first: Mapping[str, Any]) -> str:
     path = ".".join(str(part) for part in first["loc"])
-    return f"header{'.' if path else ''}{path}: {first['msg']}"[:500]
+    return one_line(f"header{'.' if path else ''}{path}: {first['msg']}"[:500])  # it quotes what came

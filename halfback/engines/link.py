@@ -168,21 +168,26 @@ class End:
         return kind(**values)
 
     def _turn_to(self, kind: type[Message], values: Mapping[str, Any]) -> None:
-        """From a message that names its samples on, both ends are about these."""
-        if not (self.senders or self.receivers):
-            return
+        """From a message that names its samples on, both ends are about these; the next ones go without their ids."""
         by_role = {role: values[name] for name, (role, _) in FIELDS[kind].items()}
-        ids = by_role.get("sample_ids")
-        if "sample_ids" not in by_role or ids is None:
+        if not (self.senders or self.receivers) or "sample_ids" not in by_role:
             return
-        if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool or not len(ids):
+        ids, mask, hidden = (by_role.get(role) for role in ("sample_ids", "mask", "activations"))
+        if ids is not None:
+            if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool or not len(ids):
+                raise PeerError(
+                    f"{kind.__name__}.sample_ids: {ids.dtype} {tuple(ids.shape)} came, integers (B,) are allowed"
+                )
+            form = next(iter(self._forms.values()))
+            tokens = _tokens(kind, mask, len(ids), form.shape[0]) if form.has_texts else None
+            self._batch = _Batch(tuple(ids.tolist()), mask if form.has_texts else None, tokens)
+        batch = self._step()
+        rows = (len(batch.ids),) if batch.mask is None else tuple(batch.mask.shape)
+        if isinstance(hidden, Tensor) and hidden.shape[: len(rows)] != rows:  # what is encoded is counted by its codec
             raise PeerError(
-                f"{kind.__name__}.sample_ids: {ids.dtype} {tuple(ids.shape)} came, integers (B,) are allowed"
+                f"{kind.__name__}: hidden states {tuple(hidden.shape)} came for samples and tokens {rows}, "
+                "which is what they must begin with"
             )
-        form = next(iter(self._forms.values()))
-        mask = by_role.get("mask") if form.has_texts else None
-        tokens = _tokens(kind, mask, len(ids), form.shape[0]) if form.has_texts else None
-        self._batch = _Batch(tuple(ids.tolist()), mask, tokens)
 
     def _samples(self, values: Mapping[str, Any], link: str) -> Samples:
         """Those of the step; without their ids where the message is one of several of them."""

@@ -8,6 +8,7 @@ each hold their own replica (a test says so).
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -249,10 +250,12 @@ class Simulation:
         return {number: self._carry(number, "down", answers[number], memory) for number in messages}
 
     def answers(self, messages: Mapping[int, Message]) -> Mapping[int, Message]:
-        """The server's answers to one exchange; PeerError unless all are of one kind."""
+        """The server's answers to one exchange; PeerError unless all are of one kind, the odd one named first."""
         kinds = {number: type(message).__name__ for number, message in messages.items()}
-        if len(set(kinds.values())) > 1:
-            came = ", ".join(f"{kind} of client {number}" for number, kind in kinds.items())
+        alike = Counter(kinds.values())
+        if len(alike) > 1:
+            rarest_first = sorted(kinds.items(), key=lambda said: alike[said[1]])
+            came = ", ".join(f"{kind} of client {number}" for number, kind in rarest_first)
             raise PeerError(f"exchange: {came} came together, one kind is allowed")
         if self.server_meter is not None:
             for message in messages.values():

@@ -173,7 +173,7 @@ def test_messages_that_only_a_server_says(name: str, kind: type[Message]) -> Non
 
 @pytest.mark.parametrize("name", names("slopes", "weights"))
 def test_kinds_that_are_mixed(name: str) -> None:
-    """An engine's affair: its error names every client with what it said."""
+    """An engine's affair: its error names every client with what it said, first the one that is alone with it."""
     simulation = small.built(config_of(name).model_copy(update={"sampled_clients": 4})).simulation
     carry, count = simulation.link.carry, 0
 
@@ -183,7 +183,7 @@ def test_kinds_that_are_mixed(name: str) -> None:
         return carry(client, direction, Slopes(0, torch.zeros(1)) if count == HOSTILE + 1 else message, memory)
 
     simulation.link.carry = another  # type: ignore[method-assign]
-    with pytest.raises(PeerError, match=f"Join of client {HONEST}.*Slopes of client {HOSTILE}.*one kind is allowed"):
+    with pytest.raises(PeerError, match=f"exchange: Slopes of client {HOSTILE}, Join of client {HONEST}.*one kind is"):
         small.run(simulation, 1)
 
 
@@ -231,7 +231,7 @@ def test_a_step_without_a_batch() -> None:
     small.run(simulation, 1)
     before = {name: tensor.clone() for name, tensor in simulation.server.top.state_dict().items()}
     directions = len(simulation.server.history[0])
-    with pytest.raises(PeerError, match="step 1: the cohort wants the step taken, but has sent no batch for it"):
+    with pytest.raises(PeerError, match=f"client {HOSTILE}: it wants step 1 taken, but no batch came for it"):
         simulation.algorithm.answer(simulation.server, {HOSTILE: Slopes(1, torch.zeros(directions))})
     assert all(torch.equal(before[n], t) for n, t in simulation.server.top.state_dict().items())
     assert len(simulation.server.history) == 1

@@ -290,6 +290,14 @@ def test_a_client_that_cannot_write_its_state_stops_a_run_that_needs_it(
         world.deployment.state()
 
 
+def test_a_client_that_answers_nonsense_when_states_are_written_is_dropped(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.run(1)
+    world.carrier.change = lambda n, _, answer: Frame("{}") if n == 1 else answer
+    world.deployment.state()
+    assert world.happened("dropped") == [1]
+
+
 # What comes twice, late or out of turn.
 
 
@@ -350,3 +358,12 @@ def test_a_new_process_finds_the_state_that_lies_on_the_servers_way(tmp_path: Pa
 def test_a_question_has_the_same_text_wherever_it_is_read() -> None:
     question = opening(2, ancestry=({"lineage": LINEAGE, "rounds": 1},))
     assert frame(question).header == Open.model_validate_json(frame(question).header).model_dump_json()
+
+
+def test_more_steps_than_a_round_of_the_recipe_has(tmp_path: Path) -> None:
+    """A method that takes its steps by itself would take them all before it says a word."""
+    device = Device(machine(), 0, tmp_path, most_steps=2)
+    order = opening(0, steps=1 << 60, measure=True)
+    answer = read_answer(device.answer(order, b"").header)
+    assert getattr(answer, "error", "") == f"server: Open.steps: {1 << 60} came, up to 2 are allowed"
+    assert read_answer(device.answer(opening(0, steps=2), b"").header).kind == "said"

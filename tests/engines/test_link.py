@@ -407,3 +407,36 @@ def test_values_that_are_not_finite_are_not_sent(value: float) -> None:
 def test_the_senders_own_repeated_id_names_its_side_message_and_field() -> None:
     with pytest.raises(PeerError, match=r"client 3: Activations.hidden: codec: sample id 2 came twice"):
         up(link(BOTH), texts([2, 1, 2]))
+
+
+SIZES: dict[str, tuple[HiddenForm, list[Activations], str]] = {
+    "fewer-ids": (
+        IMAGES,
+        [replace(images([1, 2, 3]), sample_ids=torch.tensor([1, 2]).int())],
+        r"Activations: hidden states \(3, 3, 2, 4\) came for samples and tokens \(2,\)",
+    ),
+    "no-ids": (IMAGES, [replace(images([1, 2]), sample_ids=None)], "sample ids: none came in this round yet"),
+    "another-batch-without-ids": (
+        IMAGES,
+        [images([1, 2]), replace(images([1, 2, 3]), sample_ids=None)],
+        r"\(3, 3, 2, 4\) came for samples and tokens \(2,\)",
+    ),
+    "other-tokens-without-ids": (
+        TEXTS,
+        [texts([1, 2]), replace(texts([1, 4]), sample_ids=None)],
+        r"\(2, 5, 8\) came for samples and tokens \(2, 3\)",
+    ),
+    "a-scalar": (IMAGES, [replace(images([1]), hidden=torch.tensor(1.0))], r"\(\) came for samples and tokens \(1,\)"),
+}
+
+
+@pytest.mark.parametrize("what", SIZES)
+def test_hidden_states_that_do_not_fit_their_samples(what: str) -> None:
+    """Where only the answer has a codec, nothing else counts them: the server would fail when it encodes."""
+    form, said, says = SIZES[what]
+    far = link({"gradient_down": ["temporal"]}, form).of(CLIENT)[1]
+    *before, last = said
+    for message in before:
+        heard(far, message)
+    with pytest.raises(PeerError, match=says):
+        heard(far, last)
