@@ -130,6 +130,6 @@ class HoSflPipelined:
 def _train_top(server: Server, batches: Mapping[int, Activations]) -> dict[int, Tensor]:
     """λ by client, and the top's step."""
     gradients = backpropagate_top(server, batches)
-    step_top(server)
+    step_top(server, batches)
     server.kept = dict.fromkeys(gradients)  # whose slopes are due
     return gradients

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, final
 
 from halfback.deploy.flare import PROGRESS
-from halfback.deploy.job import allow
+from halfback.deploy.job import CLASSES, allow
 from halfback.deploy.serving import ENDED, EVENTS, RUN, lines_from
 from halfback.errors import UserError
 from halfback.telemetry.records import RECORDS
@@ -68,8 +68,10 @@ class Simulator:
         self._workspace = workspace
 
     def run(self, job: Path, progress: Progress, fetched: Path) -> Path | None:
-        workspace, output = self._workspace, self._workspace.with_suffix(".log")
-        workspace.mkdir(parents=True, exist_ok=True)
+        workspace, output = self._workspace, self._workspace.with_name(f"{self._workspace.name}.log")
+        (workspace / "local").mkdir(parents=True, exist_ok=True)
+        policy = {"format_version": 2, "class_list_enforcement_mode": "enforce", "class_allow_list": CLASSES}
+        (workspace / "local" / "resources.json").write_text(json.dumps(policy))
         command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), "-w", str(workspace)]
         command += ["-n", str(self._clients), "-t", str(self._clients)]
         told = _Told()
