@@ -65,7 +65,9 @@ def deploy(
             if kit is None or user is None:
                 raise UserError("--env prod needs --kit, an admin's startup kit, and --user, that admin's name")
             patience = config.deployment.patience
-            environment = Federation(kit.resolve(), user, clients=config.clients, needed=needed, patience=patience)
+            federation = Federation(kit.resolve(), user, clients=config.clients, needed=needed, patience=patience)
+            stack.callback(federation.close)
+            environment = federation
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         job = write_job(scratch, name, config, trial=kind != "prod")
         for number in range(JOBS):

@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Protocol, final
+
+from nvflare.fuel.flare_api.api_spec import AuthenticationError, AuthorizationError, JobNotRunning
+from nvflare.fuel.flare_api.flare_api import new_secure_session
 
 from halfback.deploy.flare import PROGRESS
 from halfback.deploy.job import CLASSES, allow
@@ -20,6 +23,8 @@ from halfback.telemetry.records import RECORDS
 
 POLL = 2.0  # seconds between two looks at a job
 _LOGIN = 20.0  # seconds for one try to log in
+_AWAY = 30.0  # seconds that a site, or a job, has to come back by itself
+_ENDED = "FINISHED"  # how FLARE's word for a job that ended begins
 _POC_USER = "admin@nvidia.com"
 _POC_KITS = Path("example_project", "prod_00")
 
@@ -109,6 +114,7 @@ class Federation:
         self._clients = clients
         self._needed = needed
         self._patience = patience
+        self._session: Any = None
         self._refused = False
         self._shown = _Told()  # also by earlier jobs
 
@@ -116,24 +122,36 @@ class Federation:
         self._wait_for_sites()
         number = self._asked(lambda session: session.submit_job(str(job)))
         log.info("job %s", number)
-        away_since = 0.0
-        while True:
-            time.sleep(POLL)
-            meta = self._asked(lambda session: session.get_job_meta(number))
-            if str(meta.get("status", "")).startswith("FINISHED"):
-                break
-            if told := self._told(number, self._shown.asked()):
-                self._shown.add(told)
-                progress(told)
-            away_since = self._call_back(number, told.get("away", []), away_since)
+        status = self._follow(number, progress)
         fetched.mkdir(parents=True, exist_ok=True)
-        result = Path(str(self._asked(lambda session: session.download_job_result(number, str(fetched)))))
-        found = sorted(result.glob(f"**/{RUN}/{ENDED}"))
+        found: list[Path] = []
+        if status.startswith(_ENDED):
+            result = self._asked(lambda session: session.download_job_result(number, str(fetched)))
+            found = sorted(Path(str(result)).glob(f"**/{RUN}/{ENDED}"))
         if not found:
-            log.info("job %s ended as %s", number, meta.get("status"))
+            log.info("job %s ended as %s", number, status)
             return None
         progress(self._shown.news(found[-1].parent))
         return found[-1].parent
+
+    def _follow(self, number: str, progress: Progress) -> str:
+        """Shows how a job goes; its status at the end."""
+        back_since, gone_since = 0.0, 0.0
+        while True:
+            time.sleep(POLL)
+            status = str(self._asked(lambda session: session.get_job_meta(number)).get("status", ""))
+            if status.startswith(_ENDED):
+                return status
+            told = self._told(number, self._shown.asked())
+            if told:
+                self._shown.add(told)
+                progress(told)
+                back_since = self._call_back(number, told.get("away", []), back_since)
+            # A server that was killed has forgotten the job, and calls it running for ever.
+            lost = status == "RUNNING" and told is None
+            gone_since = (gone_since or time.monotonic()) if lost else 0.0
+            if lost and time.monotonic() - gone_since > _AWAY:
+                return "lost by the server"
 
     def _call_back(self, number: str, away: list[str], since: float) -> float:
         """A site that was away and is connected again can't enter a running job: the job ends, another one has it."""
@@ -149,16 +167,18 @@ class Federation:
             return time.monotonic()
         return since
 
-    def _told(self, number: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """What the running job answers; nothing while it can't."""
+    def _told(self, number: str, asked: dict[str, Any]) -> dict[str, Any] | None:
+        """What the job answers; None where it isn't running."""
         try:
             found = self._asked(lambda session: session.do_app_command(number, PROGRESS, asked), once=True)
+        except JobNotRunning:
+            return None
         except UserError as error:
             if not self._refused:
                 log.warning("how the run goes can't be shown: %s", error)
             self._refused = True
             return {}
-        except Exception:  # not running yet, or not any more: the job's status tells
+        except Exception:  # it is starting, or too busy to answer: the next look tells
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -179,29 +199,34 @@ class Federation:
 
     def _asked(self, question: Callable[[Any], Any], *, once: bool = False) -> Any:
         """The answer of FLARE's server, which may be starting anew."""
-        from nvflare.fuel.flare_api.api_spec import AuthenticationError, AuthorizationError
-        from nvflare.fuel.flare_api.flare_api import new_secure_session
-
         until = time.monotonic() + self._patience
         while True:
+            is_new = self._session is None
             try:
-                with redirect_stdout(io.StringIO()):  # it says that it connects, at each look
-                    session = new_secure_session(self._user, str(self._kit), timeout=_LOGIN)
-                try:
-                    return question(session)
-                finally:
-                    session.close()
-            except (AuthenticationError, AuthorizationError) as error:
+                if self._session is None:
+                    with redirect_stdout(io.StringIO()):  # it says that it connects
+                        self._session = new_secure_session(self._user, str(self._kit), timeout=_LOGIN)
+                return question(self._session)
+            except JobNotRunning:
+                raise
+            except AuthorizationError as error:
                 raise UserError(f"FLARE's server refuses {self._user}: {error}") from None
             except Exception as error:
+                self.close()
+                if isinstance(error, AuthenticationError) and is_new:
+                    raise UserError(f"FLARE's server refuses {self._user}: {error}") from None
                 if once:
                     raise
                 if time.monotonic() > until:
                     raise UserError(f"FLARE's server can't be reached with {self._kit}: {error}") from None
                 time.sleep(POLL)
 
-
-_AWAY = 30.0  # seconds that a site has to come back by itself
+    def close(self) -> None:
+        """Logs out."""
+        session, self._session = self._session, None
+        if session is not None:
+            with suppress(Exception):  # of a server that is gone
+                session.close()
 
 
 @contextmanager
