@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py --steps 3000
 
-A federation of FLARE's own processes on this machine with mutual TLS, a ResNet-8 on digits, two clients. Resident memory
-(VmRSS) is read every five seconds; the first third of the steps is warm-up.
+A federation of FLARE's own processes on this machine with mutual TLS, a ResNet-8 on digits, two clients. Resident
+memory (VmRSS) is read every five seconds; the first third of the steps is warm-up.
 """
 
 import argparse
