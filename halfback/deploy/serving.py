@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from halfback.deploy.here import at_server
 from halfback.deploy.site import SiteConfig
 from halfback.engines.deployment import Carrier, Deployment
 from halfback.engines.device import digest_of, held_by_devices
-from halfback.engines.frames import Prepare
+from halfback.engines.frames import Frame, Prepare
 from halfback.errors import HalfbackError, UserError
 from halfback.telemetry.records import RECORDS, Record
 from halfback.wire.messages import Weights
@@ -69,8 +70,12 @@ class Serving:
     def watch(self, built: Built, step: int, record: Record) -> None:
         """After each round."""
         self._step, self._line, self._metric = step, record.to_json(), built.task.metric
+        self.heed()
+
+    def heed(self) -> None:
+        """Stops where it was asked to; Stopped is what ends the run."""
         if self._stop:
-            raise Stopped(f"asked to stop at step {step}")
+            raise Stopped(f"asked to stop at step {self._step}")
 
     def answer(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """What `halfback deploy` wants to know; `stop`: end after this round. Plain values alone."""
@@ -86,6 +91,21 @@ class Serving:
             "events": events[:100],
             "away": away,
         }
+
+
+@dataclass(frozen=True)
+class _Heeding:
+    """A carrier for a run that may be asked to stop also while it waits for clients."""
+
+    carrier: Carrier
+    serving: Serving
+
+    def reachable(self) -> set[int]:
+        self.serving.heed()
+        return self.carrier.reachable()
+
+    def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
+        return self.carrier.ask(questions, seconds)
 
 
 def serve(
@@ -141,7 +161,7 @@ def _deployment(built: Built, tree: dict[str, Any], carrier: Carrier, token: str
 
     return Deployment(
         simulation,
-        carrier,
+        _Heeding(carrier, serving),
         prepare,
         lambda: pack(Weights(tuple(weights.values()))).data,
         deadline=config.deployment.deadline,
