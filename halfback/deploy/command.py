@@ -86,11 +86,11 @@ def _follow(config: RunConfig, display: Display) -> Progress:
     def progress(told: Mapping[str, Any]) -> None:
         for event in told.get("events", []):
             log.info("%s", _said(event))
-        newest = [told["record"]] if told.get("record") else []
-        for line in (*told.get("records", []), *newest):
-            record = Record.from_json(str(line))
-            if line in newest and record.metric is not None:
-                continue  # an evaluation, which is among the records
+        records = [Record.from_json(str(line)) for line in told.get("records", [])]
+        newest = Record.from_json(str(told["record"])) if told.get("record") else None
+        if newest is not None and newest.metric is None:  # an evaluation is among the records
+            records.append(newest)
+        for record in records:
             metric = str(told.get("metric") or "metric")
             display.show(config.algorithm.name, config.steps, metric, record.step, record)
 
