@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from halfback.algorithms import algorithms
+from halfback.algorithms.robust import Robust
 from halfback.data.tasks import TaskOptions
 from halfback.errors import UserError, offer
 from halfback.models.adapters import Lora
@@ -167,6 +168,7 @@ class RunConfig(_Section):
     partition: PartitionConfig = PartitionConfig()
     codecs: CodecsConfig = CodecsConfig()
     controller: ControllerConfig = ControllerConfig()
+    robust: Robust = Robust()
     deployment: DeploymentConfig = DeploymentConfig()
     clients: int = Field(default=10, ge=1)
     sampled_clients: int = Field(default=3, ge=1)
@@ -413,6 +415,24 @@ def _check_algorithm(config: RunConfig) -> None:
         )
     if config.sampled_clients > config.clients:
         raise UserError(f"sampled_clients={config.sampled_clients}: at most clients={config.clients} are allowed")
+    if config.robust.name != "none":
+        _check_robust(config.robust, config.algorithm.name, config.sampled_clients)
+
+
+def _check_robust(robust: Robust, algorithm: str, sampled_clients: int) -> None:
+    known = algorithms().items()
+    able = [name for name, kind in known if kind.traits.agreement == "slopes" and not kind.traits.one_by_one]
+    if algorithm not in able:
+        raise UserError(
+            f"robust.name={robust.name}: no slopes of several clients come together in {algorithm}; use "
+            f"robust.name=none, or one of {', '.join(able)}"
+        )
+    if sampled_clients < robust.needed:
+        trim = f" with robust.trim={robust.trim}" if robust.name == "trimmed_mean" else ""
+        raise UserError(
+            f"sampled_clients={sampled_clients}: too few to tell who lies; robust.name={robust.name}{trim} needs "
+            f"{robust.needed} or more"
+        )
 
 
 def _check_path(path: str, where: str, algorithm: Any) -> None:

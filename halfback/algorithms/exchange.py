@@ -66,10 +66,9 @@ def missed_slopes(server: Server, messages: Mapping[int, Join]) -> dict[int, His
 
 
 def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int) -> Tensor:
-    """v̄ = the mean over the cohort: (P,) float32.
+    """v̄ = the mean over the cohort, or what the setting `robust` takes in its place: (P,) float32.
 
-    Where θ has groups, (groups · P,): for each the mean over the clients that measured it, zeros where none did
-    **(ours)**.
+    Where θ has groups, (groups · P,): for each that of the clients that measured it, zeros where none did **(ours)**.
 
     Raises:
         PeerError: a client's slopes belong to another step or are not P floats.
@@ -81,5 +80,5 @@ def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int)
     for place in range(len(server.replica.groups)):
         measured = [m.values for client, m in messages.items() if place in server.groups.get(client, (place,))]
         rows = torch.stack(measured or [torch.zeros_like(next(iter(messages.values())).values)])
-        means.append(rows.double().mean(dim=0).float())
+        means.append(server.robust.agreed(rows))
     return torch.cat(means)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from halfback.algorithms.holdings import Above, Batch, BatchSource, Boundary, Head, Local, Round
+from halfback.algorithms.robust import Robust
 from halfback.models.cut import Bottom
 from halfback.zeroth.replay import Replica, Schedule, constant
 
@@ -85,6 +86,7 @@ class Server:
         history: the agreed slopes of every step, each (P,) float32; with groups of θ, P for each in turn.
         above: by client, what is behind a cut that is not the deepest: blocks of θ, moved by replay alone, and the top.
         groups: the groups of θ that a client measures, by client, as in `Client.groups`; all for one that is not there.
+        robust: how the slopes of a cohort become those of `history`.
         optimizer: first-order optimiser of the top; `clip` bounds its gradient norm, and `schedule` gives the factor of
             its learning rate by step. `make_optimizer` makes another like it, for methods with a top for each client.
         top_replica: the top's parameters, when they too are moved along seeded directions.
@@ -109,6 +111,7 @@ class Server:
     history: list[Tensor] = field(default_factory=list)
     above: dict[int, Above] = field(default_factory=dict)
     groups: dict[int, Sequence[int]] = field(default_factory=dict)
+    robust: Robust = Robust()
     optimizer: torch.optim.Optimizer | None = None
     clip: float | None = None
     schedule: Schedule = constant

@@ -60,6 +60,13 @@ def make_server(
     groups = _between_cuts(theta, levels)
     if traits.groups is not None:
         groups = traits.groups(list(theta), config.sampled_clients)
+        robust, each = config.robust, config.sampled_clients // len(groups)
+        if each < robust.needed:
+            raise UserError(
+                f"robust.name={robust.name}: {config.algorithm.name} has {each} of sampled_clients="
+                f"{config.sampled_clients} measure a group of layers, and {robust.needed} are needed to tell who lies; "
+                "sample more, or use robust.name=none"
+            )
     server = Server(
         top=nn.Module() if traits.top == "none" else model.top,
         loss=partial(loss, task.objective),
@@ -67,6 +74,7 @@ def make_server(
         hidden_shape=hidden_shape,
         has_texts=has_texts,
         hidden_dtype=hidden_dtype,
+        robust=config.robust,
         head=head,
         auxiliary=part.head if traits.device == "auxiliary" and isinstance(part, Device) else None,
         schedule=make_schedule(config.top, steps),

@@ -104,6 +104,13 @@ ROWS: dict[str, Row] = {
         learns={"bottom.lr": 1e-3},
         brief=True,
     ),
+    "ho_sfl-robust": Row(
+        "ho_sfl",
+        formulas.ho_sfl,
+        {"algorithm.directions": 2, "robust.name": "median", "sampled_clients": 3, **_REPLAYED},
+        learns={"clients": 3},
+        brief=True,
+    ),
     "hosl": Row("hosl", formulas.hosl, {"algorithm.directions": 2, **_REPLAYED}),
     "sfl_v1": Row(
         "sfl_v1", formulas.split_lora, {"bottom.optimizer": "momentum"}, learns={"bottom.lr": 1e-3}, texts=False
