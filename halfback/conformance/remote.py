@@ -32,6 +32,9 @@ class Sockets:
     def reachable(self) -> set[int]:
         return set(range(self._clients))
 
+    def is_there(self, client: int) -> bool:
+        return client < self._clients
+
     def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
         for number, question in questions.items():
             if number not in self._lines:

@@ -37,6 +37,12 @@ class FlareCarrier:
     def reachable(self) -> set[int]:
         return set(self._seats)
 
+    def is_there(self, client: int) -> bool:
+        try:
+            return isinstance(self._seats[client](timeout=_GRACE).worker(), int)
+        except CollabCallError:
+            return False
+
     def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
         calls = {self._threads.submit(self._one, n, question, seconds): n for n, question in questions.items()}
         return {calls[call]: call.result() for call in as_completed(calls)}

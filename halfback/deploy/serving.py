@@ -104,6 +104,9 @@ class _Heeding:
         self.serving.heed()
         return self.carrier.reachable()
 
+    def is_there(self, client: int) -> bool:
+        return self.carrier.is_there(client)
+
     def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
         return self.carrier.ask(questions, seconds)
 

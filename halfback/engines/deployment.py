@@ -52,6 +52,10 @@ class Carrier(Protocol):
         """The clients that have a site which could answer."""
         ...
 
+    def is_there(self, client: int) -> bool:
+        """Whether its site answers at all, found out in a few seconds."""
+        ...
+
     def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
         """All at once; of each client the answer, or why there is none after at most so many seconds."""
         ...
@@ -311,6 +315,8 @@ class Deployment:
 
     def _prepared(self, number: int) -> str | None:
         """Has a client build its part of the run; why that failed, or None."""
+        if not self._carrier.is_there(number):
+            return "its site does not answer"
         question = self._prepare(number)
         answer = self._ask_one(number, question, b"")
         if isinstance(answer, Ready) and not answer.fits:

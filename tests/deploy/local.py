@@ -22,6 +22,9 @@ class Relays:
     def reachable(self) -> set[int]:
         return set(self.by_client)
 
+    def is_there(self, client: int) -> bool:
+        return client in self.by_client
+
     def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
         with ThreadPoolExecutor(max(len(questions), 1)) as threads:
             calls = {n: threads.submit(self._one, n, question, seconds) for n, question in questions.items()}

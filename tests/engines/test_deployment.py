@@ -48,6 +48,9 @@ class Faulty:
     def reachable(self) -> set[int]:
         return self.inner.reachable() - self.absent
 
+    def is_there(self, client: int) -> bool:
+        return client not in self.absent
+
     def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
         there = {number: question for number, question in questions.items() if number not in self.absent}
         self.asked += [(number, question.header) for number, question in there.items()]
