@@ -10,7 +10,6 @@ FLARE's calls without our relay, our relay without FLARE, and packing alone. Pri
 
 import argparse
 import json
-import logging
 import statistics
 import sys
 import tempfile
@@ -24,9 +23,9 @@ import raw_grpc
 import torch
 from federation import ADMIN, provision, running
 from nvflare.collab import collab
-from torch import Tensor
 
-from halfback.deploy.flare import FlareCarrier, Site
+from halfback.deploy.client_job import Site
+from halfback.deploy.flare import FlareCarrier, as_body, be_quiet
 from halfback.deploy.job import CLASSES, allow
 from halfback.deploy.relay import Relay
 from halfback.deploy.site import SiteConfig
@@ -59,9 +58,9 @@ class EchoSite(Site):
         self._relay = echo_relay(self.size, self.folder)
 
     @collab.publish
-    def bare(self, body: Any) -> Tensor:
+    def bare(self, body: Any) -> Any:
         """The same without a relay."""
-        return torch.zeros(SMALL if len(body) > SMALL else self.size, dtype=torch.uint8)
+        return as_body(bytes(SMALL if len(body) > SMALL else self.size))
 
 
 def echo_relay(size: int, folder: str) -> Relay:
@@ -81,14 +80,12 @@ class Measuring:
     @collab.main
     def run(self) -> None:
         """Writes the seconds of each repeat to `out`."""
-        for name in ("CellDispatcher", "Group"):  # as our own components do
-            logging.getLogger(name).setLevel(logging.WARNING)
+        be_quiet()
         kits, proxies = Path(self.kits), {client.name: client for client in collab.clients}
         carrier = FlareCarrier(dict(enumerate(proxies.values())))
         pool = ThreadPoolExecutor(len(proxies))
         relays = [echo_relay(self.size, self.out) for _ in proxies]
         gradient = CutGradient(torch.zeros(self.size // 4))
-        small, large = (torch.zeros(size, dtype=torch.uint8) for size in (SMALL, self.size))
 
         def ours(sizes: tuple[int, int]) -> None:
             for size in sizes:
@@ -96,7 +93,7 @@ class Measuring:
                 assert all(isinstance(answer, Frame) for answer in found.values()), found
 
         def bare() -> None:
-            for body in (small, large):
+            for body in (as_body(bytes(SMALL)), as_body(bytes(self.size))):
                 list(pool.map(lambda proxy: proxy(timeout=_LIMIT).bare(body), proxies.values()))  # noqa: B023
 
         def relay() -> None:
