@@ -1,9 +1,11 @@
 """A provisioned FLARE federation for the benchmarks: mutual TLS, its own ports, each process a child of ours."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +58,8 @@ def running(
         kit = kits / name
         (kit / "transfer").mkdir(exist_ok=True)
         command = [*before, sys.executable, "-u", "-m", f"nvflare.private.fed.app.{module}", "-m", str(kit)]
-        command += ["-s", f"fed_{role}.json", "--set", "secure_train=true", *words, "org=nvidia", "config_folder=config"]
+        command += ["-s", f"fed_{role}.json", "--set", "secure_train=true", "org=nvidia", "config_folder=config"]
+        command += words
         with (kit / "output.log").open("w") as output:
             processes.append(
                 subprocess.Popen(
@@ -72,6 +75,40 @@ def running(
     finally:
         for process in reversed(processes):  # with the job's processes, which are of its session
             _end(process)
+
+
+def permit(kit: Path, classes: Sequence[str]) -> None:
+    """Lets a site run these components too."""
+    resources = kit / "local" / "resources.json"
+    tree = json.loads(resources.read_text())
+    tree["class_allow_list"] += classes
+    resources.write_text(json.dumps(tree))
+
+
+def submit(job: Path, kit: Path, clients: int, found: Path) -> None:
+    """Submits a job once its sites are connected, and waits for the file that it leaves."""
+    from nvflare.fuel.flare_api.flare_api import new_secure_session
+
+    until = time.monotonic() + 120
+    session = None
+    while session is None:
+        try:
+            session = new_secure_session(ADMIN, str(kit), timeout=10)
+        except Exception:  # not up yet
+            if time.monotonic() > until:
+                raise
+            time.sleep(1)
+    try:
+        while len(session.get_connected_client_list()) < clients:
+            time.sleep(1)
+        number = session.submit_job(str(job))
+        while not found.exists():
+            time.sleep(2)
+            status = str(session.get_job_meta(number).get("status", ""))
+            if status.startswith("FINISHED") and not found.exists():
+                sys.exit(f"the job ended as {status} and left nothing")
+    finally:
+        session.close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -58,7 +58,8 @@ def clients(server: Path, kits: list[Path], port: int) -> Iterator[list["Popen[s
             command = [sys.executable, __file__, role, str(kit / "startup"), str(port)]
             process = stack.enter_context(Popen(command, stdin=PIPE, stdout=PIPE, text=True))
             stack.callback(process.kill)
-            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
             found.append(process)
         yield found[1:]
 
@@ -70,7 +71,8 @@ def echo(processes: list["Popen[str]"], size: int) -> None:
         process.stdin.write(f"{size}\n")
         process.stdin.flush()
     for process in processes:
-        assert process.stdout is not None and int(process.stdout.readline()) == size
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) == size
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ SERVER, SITES, PORT = "bench-server", ["site-1", "site-2"], 8302
 _WORK = "task.train_rows=64 task.validation_rows=8 clients=2 sampled_clients=2 eval_every=1 memory_every=1000000"
 _TEMPORAL = 'codecs.activations_up=["temporal"] codecs.gradient_down=[{name:temporal,norm_guard:1.0}]'
 _CONTROL = "controller.per_link={activations_up:0.98,gradient_down:0.6}"
-_ROWS: dict[str, tuple[str, int]] = {  # settings, and questions of a step (of a round, and of each step in it)
-    "split_lora": ("algorithm.name=split_lora", 4),
-    "ho_sfl": ("algorithm.name=ho_sfl", 4),
-    "ho_sfl, int8": ('algorithm.name=ho_sfl codecs.activations_up=["int8"] codecs.gradient_down=["int8"]', 4),
-    "ho_sfl, temporal": (f"algorithm.name=ho_sfl {_TEMPORAL} {_CONTROL}", 5),
+_ROWS: dict[str, tuple[str, int, int, int]] = {  # settings; steps a round; questions of a round, and of each step in it
+    "split_lora": ("algorithm.name=split_lora", 1, 3, 1),
+    "split_lora, 10 steps a round": ("algorithm.name=split_lora", 10, 3, 1),
+    "ho_sfl": ("algorithm.name=ho_sfl", 1, 2, 2),
+    "ho_sfl, 10 steps a round": ("algorithm.name=ho_sfl", 10, 2, 2),
+    "ho_sfl, int8": ('algorithm.name=ho_sfl codecs.activations_up=["int8"] codecs.gradient_down=["int8"]', 1, 2, 2),
+    "ho_sfl, temporal": (f"algorithm.name=ho_sfl {_TEMPORAL} {_CONTROL}", 1, 3, 2),
 }
 
 
@@ -51,8 +54,8 @@ def main() -> None:
     names = ("hbnear", "hbfar")
     enter = [["ip", "netns", "exec", name] for name in names]
     near, far = (enter[0], enter[0] if arguments.plain else enter[1])
-    print("| method | link | s a step | MB up | MB down | bytes ÷ rate, s | round trips, s | share of the link | wire ÷ ledger |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    heads = ["method", "link", "s a step", "MB up", "MB down", "bytes ÷ rate, s", "round trips, s", "link's share"]
+    print(f"| {' | '.join([*heads, 'wire ÷ ledger'])} |\n|{' --- |' * (len(heads) + 1)}")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         kits = provision(place, SERVER, SITES, PORT, arguments.scheme)
@@ -78,11 +81,14 @@ def deployed(row: str, kit: Path, inside: list[str], place: Path, steps: int) ->
     """Runs one row; its records."""
     name = "".join(letter for letter in row if letter.isalnum())
     out = place / name
-    command = [*inside, sys.executable, "-m", "halfback", "deploy", "sst2-minilm", f"steps={steps}", *_WORK.split()]
-    command += [*_ROWS[row][0].split(), "--env", "prod", "--kit", str(kit), "--user", ADMIN]
+    command = [*inside, sys.executable, "-m", "halfback", "deploy", "sst2-minilm", *_WORK.split()]
+    settings, in_a_round, *_ = _ROWS[row]
+    command += [f"steps={max(steps, 4 * in_a_round)}", f"steps_per_round={in_a_round}", *settings.split()]
+    command += ["--env", "prod", "--kit", str(kit), "--user", ADMIN]
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "--name", name, "--out", str(out)], env=environment, capture_output=True, text=True)
+    command += ["--name", name, "--out", str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{row}: {done.stderr[-3000:]}")
     return [json.loads(text) for text in (out / "records.jsonl").read_text().splitlines()]
@@ -90,18 +96,22 @@ def deployed(row: str, kit: Path, inside: list[str], place: Path, steps: int) ->
 
 def line(row: str, records: list[dict[str, Any]], wire: list[int], arguments: argparse.Namespace) -> str:
     """One line of the table; `wire`: bytes on the wire during the run, sites' first, server's first."""
-    counted = records[arguments.skip :]
+    _, in_a_round, of_round, of_step = _ROWS[row]
+    counted = [record for record in records if record["step"] >= max(arguments.skip, in_a_round)]
     steps = counted[-1]["step"] - counted[0]["step"]
-    seconds = [b["wall_seconds"] - a["wall_seconds"] for a, b in zip(counted, counted[1:], strict=False)]
+    seconds = [(b["wall_seconds"] - a["wall_seconds"]) / in_a_round for a, b in pairwise(counted)]
     a_step = statistics.median(seconds)
     up, down = ((counted[-1][f"{way}_bytes"] - counted[0][f"{way}_bytes"]) / steps for way in ("up", "down"))
     by_bytes = (up + down) * 8 / arguments.rate
-    by_trips = _ROWS[row][1] * arguments.round_trip
+    by_trips = (of_round / in_a_round + of_step) * arguments.round_trip
     share = f"{(by_bytes + by_trips) / a_step:.0%}"
     ledger = records[-1]["up_bytes"] + records[-1]["down_bytes"]
     words = [row, "loopback" if arguments.plain else "slow", f"{a_step:.2f} ({min(seconds):.2f}–{max(seconds):.2f})"]
     words += [f"{up / 1e6:.3f}", f"{down / 1e6:.3f}"]
-    words += ["–"] * 4 if arguments.plain else [f"{by_bytes:.2f}", f"{by_trips:.2f}", share, f"{sum(wire) / ledger:.2f}"]
+    if arguments.plain:
+        words += ["–"] * 4
+    else:
+        words += [f"{by_bytes:.2f}", f"{by_trips:.2f}", share, f"{sum(wire) / ledger:.2f}"]
     return f"| {' | '.join(words)} |"
 
 

@@ -11,7 +11,6 @@ FLARE's calls without our relay, our relay without FLARE, and packing alone. Pri
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from typing import Any
 
 import raw_grpc
 import torch
-from federation import ADMIN, provision, running
+from federation import ADMIN, permit, provision, running, submit
 from nvflare.collab import collab
 
 from halfback.deploy.client_job import Site
@@ -146,17 +145,12 @@ def main() -> None:
         kits = provision(place, SERVER, sites, PORT, arguments.scheme)
         for name in [SERVER, *sites]:
             allow(kits / name)
-            permit(kits / name / "local" / "resources.json")
+            permit(kits / name, ["transport.Measuring", "transport.EchoSite"])
+        found = place / "seconds.json"
         with running(kits, SERVER, sites):
-            seconds = measured(write_job(place, kits, arguments), kits / ADMIN, len(sites), place / "seconds.json")
+            submit(write_job(place, kits, arguments), kits / ADMIN, len(sites), found)
+        seconds = json.loads(found.read_text())
     show(seconds, arguments)
-
-
-def permit(resources: Path) -> None:
-    """Lets a site run this benchmark's components too."""
-    tree = json.loads(resources.read_text())
-    tree["class_allow_list"] += [f"transport.{name.__name__}" for name in (Measuring, EchoSite)]
-    resources.write_text(json.dumps(tree))
 
 
 def write_job(place: Path, kits: Path, arguments: argparse.Namespace) -> Path:
@@ -180,33 +174,6 @@ def write_job(place: Path, kits: Path, arguments: argparse.Namespace) -> Path:
     (config / "config_fed_server.json").write_text(json.dumps(server | both))
     (config / "config_fed_client.json").write_text(json.dumps(client | both))
     return place / "job"
-
-
-def measured(job: Path, kit: Path, clients: int, found: Path) -> dict[str, list[float]]:
-    """Submits the job and waits for what it leaves."""
-    from nvflare.fuel.flare_api.flare_api import new_secure_session
-
-    until = time.monotonic() + 600
-    session = None
-    while session is None:
-        try:
-            session = new_secure_session(ADMIN, str(kit), timeout=10)
-        except Exception:  # not up yet
-            if time.monotonic() > until:
-                raise
-            time.sleep(1)
-    try:
-        while len(session.get_connected_client_list()) < clients:
-            time.sleep(1)
-        number = session.submit_job(str(job))
-        while not found.exists():
-            time.sleep(2)
-            status = str(session.get_job_meta(number).get("status", ""))
-            if status.startswith("FINISHED") and not found.exists():
-                sys.exit(f"the job ended as {status}, with no figures")
-    finally:
-        session.close()
-    return dict(json.loads(found.read_text()))
 
 
 def show(seconds: dict[str, list[float]], arguments: argparse.Namespace) -> None:
