@@ -13,6 +13,7 @@ rate, and one round trip for each question.
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--scheme", default="http", choices=["http", "grpc", "tcp"])
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing stays behind
     names = ("hbnear", "hbfar")
     enter = [["ip", "netns", "exec", name] for name in names]
     near, far = (enter[0], enter[0] if arguments.plain else enter[1])

@@ -64,7 +64,11 @@ def carry(names: list[str], rate: float, delay: float, counts: Path) -> None:
             unfinished.write_text(json.dumps(sent))
             unfinished.rename(counts)
             told = now
-        ready, _, _ = select.select(descriptors, [], [], max(waiting[0][0] - now, 0.0) if waiting else 0.5)
+        ready, _, _ = select.select(
+            [*descriptors, sys.stdin], [], [], max(waiting[0][0] - now, 0.0) if waiting else 0.5
+        )
+        if sys.stdin in ready:  # closed: whoever wanted the wire is gone
+            return
         now = time.monotonic()
         for side, descriptor in enumerate(descriptors):
             if descriptor not in ready:
@@ -88,7 +92,7 @@ def slow_wire(names: tuple[str, str], hosts: str, *, rate: float, delay: float, 
             own.mkdir(parents=True, exist_ok=True)
             (own / "hosts").write_text(f"127.0.0.1 localhost\n{NEAR} {hosts}\n")
         command = [sys.executable, __file__, json.dumps([names, rate, delay, str(counts)])]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None
                 if process.stdout.readline().strip() != _READY:

@@ -10,7 +10,9 @@ FLARE's calls without our relay, our relay without FLARE, and packing alone. Pri
 
 import argparse
 import json
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -139,6 +141,7 @@ def main() -> None:
     parser.add_argument("--scheme", default="http", choices=["http", "grpc", "tcp"])
     parser.add_argument("--config", type=json.loads, default={}, help="variables of FLARE's, for a trial")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing stays behind
     sites = [f"site-{number}" for number in range(1, arguments.clients + 1)]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
