@@ -30,8 +30,8 @@ from halfback.deploy.site import FILE
 
 SERVER, SITES, PORT = "bench-server", ["site-1", "site-2"], 8302
 _WORK = "task.train_rows=64 task.validation_rows=8 clients=2 sampled_clients=2 eval_every=1 memory_every=1000000"
-_TEMPORAL = 'codecs.activations_up=["temporal"] codecs.gradient_down=[{name:temporal,norm_guard:1.0}]'
-_CONTROL = "controller.per_link={activations_up:0.98,gradient_down:0.6}"
+_TEMPORAL = 'codecs.activations_up=["temporal"] codecs.gradient_down=[{"name":"temporal","norm_guard":1.0}]'
+_CONTROL = 'controller.per_link={"activations_up":0.98,"gradient_down":0.6}'
 _ROWS: dict[str, tuple[str, int, int, int]] = {  # settings; steps a round; questions of a round, and of each step in it
     "split_lora": ("algorithm.name=split_lora", 1, 3, 1),
     "split_lora, 10 steps a round": ("algorithm.name=split_lora", 10, 3, 1),
