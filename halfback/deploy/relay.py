@@ -26,8 +26,9 @@ class WorkerLost(Exception):
 class Relay:
     """One worker, one question at a time."""
 
-    def __init__(self, site: SiteConfig, folder: Path) -> None:
-        """`folder`: where the worker keeps its states."""
+    def __init__(self, site: SiteConfig, folder: Path, *, worker: str = "halfback.deploy.worker") -> None:
+        """`folder`: where the worker keeps its states; `worker`: the module that it runs."""
+        self._worker = worker
         self._arguments = {"site": site.model_dump(), "folder": str(folder)}
         self._one_at_a_time = threading.Lock()
         self._late = False  # an answer to an earlier question is still to come
@@ -43,7 +44,7 @@ class Relay:
         self._line, far = socket.socketpair()
         with far:
             arguments = json.dumps(self._arguments | {"descriptor": far.fileno()})
-            command = [sys.executable, "-m", "halfback.deploy.worker", arguments]
+            command = [sys.executable, "-m", self._worker, arguments]
             self._process = subprocess.Popen(
                 command, pass_fds=[far.fileno()], env=os.environ | {"PYTHONUNBUFFERED": "1"}
             )

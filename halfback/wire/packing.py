@@ -47,7 +47,7 @@ class Packed:
 
 def pack(message: Message) -> Packed:
     """Serialises a message; the result's length is what the ledger counts."""
-    parts = [_HEADER.pack(MAGIC, VERSION, KINDS.index(type(message)))]
+    parts: list[bytes | memoryview] = [_HEADER.pack(MAGIC, VERSION, KINDS.index(type(message)))]
     for name in FIELDS[type(message)]:
         _pack_field(parts, getattr(message, name))
     return split(message, b"".join(parts))
@@ -73,7 +73,7 @@ def _payload(value: Any) -> int:
     return sum(_payload(tensor) for tensor in (value.parts if isinstance(value, Encoded) else value))
 
 
-def _pack_field(parts: list[bytes], value: Any) -> None:
+def _pack_field(parts: list[bytes | memoryview], value: Any) -> None:
     if value is None:
         parts.append(bytes([_NONE]))
     elif isinstance(value, int):
@@ -88,10 +88,10 @@ def _pack_field(parts: list[bytes], value: Any) -> None:
             _pack_tensor(parts, tensor)
 
 
-def _pack_tensor(parts: list[bytes], tensor: Tensor) -> None:
+def _pack_tensor(parts: list[bytes | memoryview], tensor: Tensor) -> None:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     parts.append(struct.pack(f"<BB{tensor.ndim}I", _CODE_OF[tensor.dtype], tensor.ndim, *tensor.shape))
-    parts.append(flat.view(torch.uint8).numpy().tobytes())
+    parts.append(flat.view(torch.uint8).numpy().data)
 
 
 def unpack(data: bytes) -> Message:
@@ -123,7 +123,7 @@ class _Reader:
     """A cursor over the buffer that refuses to read past its end."""
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
+        self._data = memoryview(data)
         self._at = 0
 
     @property
