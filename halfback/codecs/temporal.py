@@ -99,7 +99,7 @@ class TemporalSender:
         pieces = matrix.split(samples.rows)
         similarity, skip = [float("nan")] * len(pieces), [False] * len(pieces)
         if samples.ids is not None:
-            _check_unique(samples.ids)
+            check_unique(samples.ids)
             for place, (sample, piece) in enumerate(zip(samples.ids, pieces, strict=True)):
                 if sample in self.cache:
                     similarity[place], near = self._compare(self._sketch(piece), self.cache.get(sample)[0])
@@ -183,7 +183,7 @@ class TemporalReceiver:
             raise PeerError("codec: skip map: a sample is skipped where all must come, as in a repeated upload")
         ids = samples.ids
         if ids is not None:
-            _check_unique(ids)
+            check_unique(ids)
             for sample, rows, is_skipped in zip(ids, samples.rows, skip, strict=True):
                 if is_skipped:
                     self._check_here(sample, rows)
@@ -234,7 +234,12 @@ def _seen(similarity: Tensor, skipped: Tensor, parts: Parts, full_bytes: int) ->
     return Seen(similarity.cpu(), skipped.cpu(), sum(part.nbytes for part in parts), full_bytes)
 
 
-def _check_unique(ids: Sequence[int]) -> None:
+def check_unique(ids: Sequence[int]) -> None:
+    """Refuses a batch that has a sample twice.
+
+    Raises:
+        PeerError: names the sample.
+    """
     if len(set(ids)) < len(ids):
         twice = next(sample for place, sample in enumerate(ids) if sample in ids[:place])
         raise PeerError(f"codec: sample id {twice} came twice in one batch; temporal reuse needs one id a sample")

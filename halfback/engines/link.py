@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from halfback.codecs.protocol import Receiver, Samples, Seen, Sender, finite
-from halfback.codecs.temporal import TemporalReceiver, TemporalSender
+from halfback.codecs.temporal import TemporalReceiver, TemporalSender, check_unique
 from halfback.engines.state import under
 from halfback.errors import Diverged, PeerError
 from halfback.telemetry.meters import MemoryMeter, Stopwatch
@@ -178,9 +178,15 @@ class End:
                 raise PeerError(
                     f"{kind.__name__}.sample_ids: {ids.dtype} {tuple(ids.shape)} came, integers (B,) are allowed"
                 )
+            samples = tuple(ids.tolist())
+            if self._temporal:  # now, when it is known who said it, and not where the answer is encoded
+                try:
+                    check_unique(samples)
+                except PeerError as error:
+                    raise PeerError(f"{kind.__name__}.sample_ids: {error}") from None
             form = next(iter(self._forms.values()))
             tokens = _tokens(kind, mask, len(ids), form.shape[0]) if form.has_texts else None
-            self._batch = _Batch(tuple(ids.tolist()), mask if form.has_texts else None, tokens)
+            self._batch = _Batch(samples, mask if form.has_texts else None, tokens)
         batch = self._step()
         rows = (len(batch.ids),) if batch.mask is None else tuple(batch.mask.shape)
         if isinstance(hidden, Tensor) and hidden.shape[: len(rows)] != rows:  # what is encoded is counted by its codec

@@ -319,7 +319,7 @@ MESSAGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "no-parts": (lambda m: replace(m, hidden=Encoded(())), "Activations.hidden: codec: 0 tensors came, 3 are allowed"),
     "ids-twice": (
         lambda m: replace(m, sample_ids=torch.tensor([1, 2, 1]).int()),
-        "Activations.hidden: codec: sample id 1 came twice in one batch",
+        "Activations.sample_ids: codec: sample id 1 came twice in one batch",
     ),
     "ids-none": (lambda m: replace(m, sample_ids=None), "none came in this round yet"),
     "ids-floats": (
@@ -405,7 +405,7 @@ def test_values_that_are_not_finite_are_not_sent(value: float) -> None:
 
 
 def test_the_senders_own_repeated_id_names_its_side_message_and_field() -> None:
-    with pytest.raises(PeerError, match=r"client 3: Activations.hidden: codec: sample id 2 came twice"):
+    with pytest.raises(PeerError, match=r"client 3: Activations.sample_ids: codec: sample id 2 came twice"):
         up(link(BOTH), texts([2, 1, 2]))
 
 
@@ -415,6 +415,7 @@ SIZES: dict[str, tuple[HiddenForm, list[Activations], str]] = {
         [replace(images([1, 2, 3]), sample_ids=torch.tensor([1, 2]).int())],
         r"Activations: hidden states \(3, 3, 2, 4\) came for samples and tokens \(2,\)",
     ),
+    "an-id-twice": (IMAGES, [images([2, 1, 2])], "Activations.sample_ids: codec: sample id 2 came twice in one batch"),
     "no-ids": (IMAGES, [replace(images([1, 2]), sample_ids=None)], "sample ids: none came in this round yet"),
     "another-batch-without-ids": (
         IMAGES,
