@@ -28,7 +28,7 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "algorithm-far-from-all": (["algorithm.name=42"], ["algorithm.name=42"]),
     "algorithm-list": (["algorithm.name=[a, b]"], ["algorithm.name=['a', 'b']"]),
     "algorithm-beside": (["beside=[split_lore]"], ["'split_lore' is unknown", "did you mean split_lora"]),
-    "per-algorithm-of-none": (["per_algorithm.x={}"], ["'x' is unknown", "allowed: ho_sfl, hosl, split_lora"]),
+    "per-algorithm-of-none": (["per_algorithm.x={}"], ["'x' is unknown", "allowed: ho_sfl, ho_sfl_pipelined, hosl"]),
     "per-algorithm-key": (
         ["per_algorithm={zo_sfl: {top.lrr: 1}}"],
         ["per_algorithm.zo_sfl", "'top.lrr' is unknown", "did you mean lr"],

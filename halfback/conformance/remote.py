@@ -46,7 +46,8 @@ class Sockets:
 
     def _serve(self, number: int, line: socket.socket) -> None:
         with line:
-            machine = self._machine()
+            with _ONE_AT_A_TIME:  # Transformers changes its own classes while it loads a model
+                machine = self._machine()
             device: Device | None = None
             try:
                 while True:

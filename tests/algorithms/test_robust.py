@@ -111,12 +111,12 @@ QUICK = ["beside=[]", "sampled_clients=10"]
         (
             ["robust.name=median", "algorithm.name=split_lora"],
             "robust.name=median: no slopes of several clients come together in split_lora; use robust.name=none, or "
-            "one of ho_sfl, zo_sfl, decomfl, spry",
+            "one of ho_sfl, ho_sfl_pipelined, zo_sfl, decomfl, spry",
         ),
         (
             ["robust.name=median", "algorithm.name=hosl"],
             "robust.name=median: no slopes of several clients come together in hosl; use robust.name=none, or one of "
-            "ho_sfl, zo_sfl, decomfl, spry",
+            "ho_sfl, ho_sfl_pipelined, zo_sfl, decomfl, spry",
         ),
     ],
 )
