@@ -55,9 +55,7 @@ def build(
     a resumed run starts from the same bits. `scratch`: where codecs that remember on disk keep a temporary folder.
     `site`: this is the machine of one client, whose server is elsewhere and has done the pretraining.
     """
-    algorithm = build_algorithm(config)
-    codecs = {link: parse(chosen, f"codecs.{link}") for link, chosen in config.codecs if chosen}
-    controller = _controller(config, codecs)
+    algorithm, codecs, controller = check(config)
     device = _device(config.device)
     raw = load_task(config.task, seed=seed_for(config.seed, "task"), classes=() if site is None else site.classes)
     whole, tokenizer = load_whole(config.model, config.task, raw, seed_for(config.seed, "model"))
@@ -119,6 +117,16 @@ def build(
     )
     evaluation = partial(_evaluate, config, simulation, model, task, device)
     return Built(config, model, tokenizer, task, simulation, evaluation)
+
+
+def check(config: RunConfig) -> tuple[Algorithm, dict[str, tuple[Codec, ...]], Controller | None]:
+    """The chosen algorithm, the codecs by link, and what sets the thresholds.
+
+    Raises:
+        UserError: an option of one of them has a value that is not allowed.
+    """
+    codecs = {link: parse(chosen, f"codecs.{link}") for link, chosen in config.codecs if chosen}
+    return build_algorithm(config), codecs, _controller(config, codecs)
 
 
 def clear_scratch(scratch: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from nvflare.apis.fl_constant import AdminCommandNames
 
 from halfback import config as configuration
+from halfback.build import check
 from halfback.config import RunConfig
 from halfback.errors import UserError
 
@@ -46,8 +47,9 @@ def deployable(config: RunConfig) -> RunConfig:
     """The configuration to deploy: one algorithm.
 
     Raises:
-        UserError: it has nothing that could be elsewhere.
+        UserError: it has nothing that could be elsewhere, or options that nobody could run with.
     """
+    check(config)
     if configuration.algorithms()[config.algorithm.name].traits.agreement == "alone":
         raise UserError(f"algorithm.name={config.algorithm.name} runs on one machine: use `halfback train`")
     return config.model_copy(update={"beside": ()})

@@ -21,6 +21,7 @@ pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
             ["quickstart", "deployment.min_cohort=4", "--env", "poc"],
             "deployment.min_cohort=4: at most sampled_clients=3",
         ),
+        (["quickstart", "codecs.activations_up=[zip]", "--env", "poc"], "codecs.activations_up"),
         (["quickstart", "deployment.deadline=0", "--env", "poc"], "deployment.deadline=0"),
     ],
 )
