@@ -55,7 +55,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         recipe = small.images(
-            "ho_sfl", clients=2, sampled_clients=2, steps=steps, eval_every=25, checkpoint_every=100, memory_every=10**6
+            "ho_sfl",
+            clients=2,
+            sampled_clients=2,
+            steps=steps,
+            eval_every=25,
+            checkpoint_every=100,
+            memory_every=10**6,
+            bottom__normalize=True,  # at a rate that lets it go on for long
+            bottom__lr=1e-4,
+            top__lr=1e-4,
         )
         (place / "recipe.yaml").write_text(configuration.dump(recipe))
         points: dict[str, list[tuple[int, float]]] = {kind: [] for kind in KINDS}
