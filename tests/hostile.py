@@ -120,7 +120,7 @@ def _value(tensor: Tensor, dice: random.Random) -> Any:
     if tensor.dtype == torch.bool:
         return dice.random() < 0.5
     if tensor.is_floating_point():
-        return dice.choice(VALUES)
+        return torch.tensor(dice.choice(VALUES), dtype=torch.float64).to(tensor.dtype).item()  # too large: infinite
     limits = torch.iinfo(tensor.dtype)
     return dice.choice((limits.min, limits.max, 0, 1, limits.max // 2, max(-1, limits.min), max(-100, limits.min)))
 
