@@ -200,7 +200,10 @@ def serve(config: RunConfig, out: Path, engine: "Callable[[Built], Engine]", wat
         kept = configuration.load(out / CONFIG)
         ours, theirs = configuration.to_tree(config), configuration.to_tree(kept)
         if key := next((key for key in ours if key != "deployment" and ours[key] != theirs[key]), None):
-            raise UserError(f"{out} holds another run: {key} was {theirs[key]!r}, now it is {ours[key]!r}")
+            raise UserError(
+                f"{out} holds another run: {key} was {theirs[key]!r}, now it is {ours[key]!r}; "
+                "give this one another --name"
+            )
     else:
         _begin(config, out)
     summary = _finish(out, watch, out / PRETRAINED, None, engine)

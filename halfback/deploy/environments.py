@@ -107,8 +107,7 @@ class Federation:
 
     def __init__(self, kit: Path, user: str, *, clients: int, needed: int, patience: float) -> None:
         """`clients`: seats of the run; `needed`: sites without which it can't go on; `patience`: seconds for them."""
-        if not (kit / "startup").is_dir():
-            raise UserError(f"--kit {kit} is no startup kit of an admin: there is no folder startup in it")
+        _check_admin(kit, user)
         self._kit = kit
         self._user = user
         self._clients = clients
@@ -227,6 +226,23 @@ class Federation:
         if session is not None:
             with suppress(Exception):  # of a server that is gone
                 session.close()
+
+
+def _check_admin(kit: Path, user: str) -> None:
+    """FLARE tries for minutes to log in with another's kit, or with another's name, and never says what is wrong."""
+    if not (kit / "startup").is_dir():
+        raise UserError(f"--kit {kit} is no startup kit of an admin: there is no folder startup in it")
+    try:
+        admin = json.loads((kit / "startup" / "fed_admin.json").read_text(encoding="utf-8")).get("admin", {})
+    except FileNotFoundError:
+        raise UserError(
+            f"--kit {kit} is no startup kit of an admin: there is no startup/fed_admin.json in it"
+        ) from None
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"--kit {kit} has a startup/fed_admin.json that can't be read") from None
+    owner = admin.get("username") if isinstance(admin, dict) else None
+    if owner and owner != user:
+        raise UserError(f"--user {user}: the startup kit {kit} is that of {owner}")
 
 
 @contextmanager

@@ -42,3 +42,19 @@ def test_a_folder_with_anything_else_in_it_is_not_written_to(tmp_path: Path) -> 
 def test_a_folder_that_is_no_startup_kit_is_not_made_one(tmp_path: Path) -> None:
     assert "is no startup kit" in refusal(halfback("site", tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "user", "said"),
+    [
+        ("fed_client.json", "admin@clinic.org", "is no startup kit of an admin: there is no startup/fed_admin.json"),
+        ("fed_admin.json", "somebody@else.org", "--user somebody@else.org: the startup kit"),
+    ],
+)
+def test_a_kit_that_is_not_this_admins_is_refused_before_anyone_logs_in(
+    file: str, user: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "kit" / "startup").mkdir(parents=True)
+    (tmp_path / "kit" / "startup" / file).write_text('{"admin": {"username": "admin@clinic.org"}}')
+    words = ["quickstart", "--env", "prod", "--kit", str(tmp_path / "kit"), "--user", user]
+    assert said in refusal(halfback("deploy", *words, "--out", tmp_path / "out"))
