@@ -204,8 +204,7 @@ def serve(config: RunConfig, out: Path, engine: "Callable[[Built], Engine]", wat
                 f"{out} holds another run: {key} was {theirs[key]!r}, now it is {ours[key]!r}; "
                 "give this one another --name"
             )
-    else:
-        _begin(config, out)
+    _begin(config, out)  # also anew: how long to wait for clients may be another than before
     summary = _finish(out, watch, out / PRETRAINED, None, engine)
     write_report([out], out / REPORT)
     return summary
