@@ -74,7 +74,7 @@ ARROWS: dict[str, set[str]] = {
         "wire",
         "zeroth",
     },
-    "deploy": {"build", "config", "engines", "live", "report", "run", "telemetry.records", "wire"},
+    "deploy": {"build", "config", "data", "engines", "live", "report", "run", "telemetry.records", "wire"},
     "cli": {
         "algorithms",
         "build",

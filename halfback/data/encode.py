@@ -129,6 +129,11 @@ class EncodedTask:
     prompts: tuple[Prompt, ...] = ()
 
 
+def metric_of(objective: Objective) -> str:
+    """The name of what a task is scored by."""
+    return "accuracy" if objective == "classification" else "perplexity"
+
+
 def encode(
     task: RawTask, tokenizer: PreTrainedTokenizerBase | None, *, max_length: int, template: str | None
 ) -> EncodedTask:
@@ -140,7 +145,7 @@ def encode(
     without {text}, or without {pair} where rows are pairs, and for a `max_length` that leaves no room beside the
     special tokens.
     """
-    metric = "accuracy" if task.objective == "classification" else "perplexity"
+    metric = metric_of(task.objective)
     if task.train.images is not None:
         train, validation = (Split(raw.labels, images=raw.images) for raw in (task.train, task.validation))
         return EncodedTask(train, validation, task.objective, task.label_names, metric)

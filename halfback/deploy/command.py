@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from halfback.config import RunConfig
+from halfback.data.encode import metric_of
+from halfback.data.tasks import objective_of
 from halfback.deploy.environments import Environment, Federation, Progress, Simulator, poc
 from halfback.deploy.job import deployable, write_job
 from halfback.deploy.serving import ENDED
@@ -83,6 +85,8 @@ def deploy(
 
 
 def _follow(config: RunConfig, display: Display) -> Progress:
+    metric = metric_of(objective_of(config.task))
+
     def progress(told: Mapping[str, Any]) -> None:
         for event in told.get("events", []):
             log.info("%s", _said(event))
@@ -91,7 +95,6 @@ def _follow(config: RunConfig, display: Display) -> Progress:
         if newest is not None and newest.metric is None:  # an evaluation is among the records
             records.append(newest)
         for record in records:
-            metric = str(told.get("metric") or "metric")
             display.show(config.algorithm.name, config.steps, metric, record.step, record)
 
     return progress

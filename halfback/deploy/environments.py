@@ -145,23 +145,25 @@ class Federation:
             if told:
                 self._shown.add(told)
                 progress(told)
-                back_since = self._call_back(number, told.get("away", []), back_since)
+                back_since = self._call_back(number, told, back_since)
             # A server that was killed has forgotten the job, and calls it running for ever.
             lost = status == "RUNNING" and told is None
             gone_since = (gone_since or time.monotonic()) if lost else 0.0
             if lost and time.monotonic() - gone_since > _AWAY:
                 return "lost by the server"
 
-    def _call_back(self, number: str, away: list[str], since: float) -> float:
-        """A site that was away and is connected again can't enter a running job: the job ends, another one has it."""
+    def _call_back(self, number: str, told: Mapping[str, Any], since: float) -> float:
+        """A site that was away or is new can't enter a running job: the job ends, another one has it."""
         connected = {client.name for client in self._asked(lambda session: session.get_connected_client_list())}
-        back = sorted(set(away) & connected)
+        outside = connected - set(told.get("sites", connected))
+        welcome = outside if told.get("free", 0) else outside & set(told.get("known", []))
+        back = sorted(welcome | (connected & set(told.get("away", []))))
         if not back:
             return 0.0
         if not since:
             return time.monotonic()
         if time.monotonic() - since > _AWAY:
-            log.info("%s can take part again: the job starts anew from its checkpoint", ", ".join(back))
+            log.info("%s can take part: the job starts anew from its checkpoint", ", ".join(back))
             self._told(number, {"stop": True})
             return time.monotonic()
         return since

@@ -49,8 +49,8 @@ class Serving:
         self._lock = threading.Lock()
         self._stop = False
         self._step = 0
-        self._line, self._metric = "", ""
-        self.seats = _seats(folder, sites, clients)
+        self._line = ""
+        self.seats, self._known, self._free = _seats(folder, sites, clients)
         self.away: dict[int, str] = {}
 
     def event(self, what: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ class Serving:
 
     def watch(self, built: Built, step: int, record: Record) -> None:
         """After each round."""
-        self._step, self._line, self._metric = step, record.to_json(), built.task.metric
+        self._step, self._line = step, record.to_json()
         self.heed()
 
     def heed(self) -> None:
@@ -86,10 +86,12 @@ class Serving:
         return {
             "step": self._step,
             "record": self._line,
-            "metric": self._metric,
             "records": lines_from(self.folder / RECORDS, asked.get("records"))[:100],
             "events": events[:100],
             "away": away,
+            "sites": list(self.seats.values()),
+            "known": self._known,
+            "free": self._free,
         }
 
 
@@ -200,8 +202,11 @@ def _run_token(out: Path) -> str:
     return path.read_text()
 
 
-def _seats(out: Path, sites: Sequence[str], clients: int) -> dict[int, str]:
-    """Client number → site: whoever had a seat keeps it, the others take the free ones in the order of their names."""
+def _seats(out: Path, sites: Sequence[str], clients: int) -> tuple[dict[int, str], list[str], int]:
+    """Client number → site of the sites that are here, all sites that have a seat, and how many seats are free.
+
+    Whoever had a seat keeps it, the others take the free ones in the order of their names.
+    """
     path = out / SEATS
     taken: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
     free = [number for number in range(clients) if number not in taken.values()]
@@ -210,7 +215,7 @@ def _seats(out: Path, sites: Sequence[str], clients: int) -> dict[int, str]:
         log.warning("no seat is left for site %s: the run has clients=%d", name, clients)
     taken |= dict(zip(new, free, strict=False))
     _write(path, json.dumps(taken))
-    return {number: name for name, number in taken.items() if name in sites}
+    return {number: name for name, number in taken.items() if name in sites}, list(taken), clients - len(taken)
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from halfback.errors import UserError
+from halfback.errors import UserError, offer
 
 FILE = "halfback.yaml"  # in the folder `local` of the site's startup kit
 
@@ -71,5 +71,8 @@ def read_site(path: Path) -> SiteConfig:
         return SiteConfig.model_validate({} if tree is None else tree)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key, section = ".".join(str(part) for part in first["loc"]), SiteData if len(first["loc"]) > 1 else SiteConfig
+        if first["type"] == "extra_forbidden":
+            known = offer(str(first["loc"][-1]), section.model_fields)
+            raise UserError(f"site file {path}: key {key!r} is unknown; {known}") from None
         raise UserError(f"site file {path}: {key}={first['input']!r}: {first['msg']}") from None

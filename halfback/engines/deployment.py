@@ -37,10 +37,12 @@ from halfback.engines.frames import (
 from halfback.engines.simulation import Simulation, take_losses
 from halfback.errors import CohortLost, Diverged, HalfbackError, PeerError, UserError
 from halfback.wire.messages import Message
+from halfback.zeroth.seeds import seed_for
 
 log = logging.getLogger(__name__)
 
 _ERRORS = {"peer": PeerError, "user": UserError, "diverged": Diverged}  # of a client's own, by what it calls them
+_SILENCE = 5.0  # seconds of waiting until it is said
 _PAUSE = 0.05  # seconds between two looks for clients that are back
 _RETRY = 2.0  # seconds until a client that could not be prepared is asked again
 
@@ -266,10 +268,12 @@ class Deployment:
     def _gathered(self, number: int) -> list[int]:
         """Those of a round's cohort that are there, once there are enough."""
         wanted = self._simulation.cohort(number)
-        least, until = self._least(wanted), time.monotonic() + self._patience
+        least, begun = self._least(wanted), time.monotonic()
+        until, said = begun + self._patience, False
         while True:
             self._look_around()
             present = [client for client in wanted if client in self._ready]
+            present = sorted([*present, *self._substitutes(number, wanted)[: max(least - len(present), 0)]])
             # A run begins with all who are there; later on nobody waits for one who is coming, if there are enough.
             waits = not self._begun and self._coming & set(wanted) and time.monotonic() < until
             if len(present) >= least and not waits:
@@ -278,14 +282,26 @@ class Deployment:
             if len([client for client in wanted if client not in self._expelled]) < least:
                 error = next(self._expelled[client] for client in wanted if client in self._expelled)
                 raise type(error)(f"round {number} needs {least} clients, and one is expelled: {error}")
-            if time.monotonic() > until:
+            waited = time.monotonic() - begun
+            if waited > min(_SILENCE, self._patience):
                 missing = {client: self._failures.get(client, "not connected") for client in wanted}
-                said = "; ".join(f"client {c}: {why}" for c, why in missing.items() if c not in self._ready)
-                raise UserError(
-                    f"round {number} needs {least} of the clients {wanted} and waited {self._patience:g} s "
-                    f"(deployment.patience): {said}"
-                )
+                why = "; ".join(f"client {c}: {why}" for c, why in missing.items() if c not in self._ready)
+                needs = f"needs {least} of the clients {wanted}"
+                if waited > self._patience:
+                    raise UserError(
+                        f"round {number} {needs} and waited {self._patience:g} s (deployment.patience): {why}"
+                    )
+                if not said:
+                    self._events({"event": "waits", "round": number, "why": f"it {needs}; {why}"})
+                said = True
             time.sleep(_PAUSE)
+
+    def _substitutes(self, number: int, wanted: Sequence[int]) -> list[int]:
+        """Clients that are there and were not sampled, in an order of the round's own; none where all sampled count."""
+        if self._needs_all:
+            return []
+        order = {client: seed_for(self._simulation.seed, "substitute", number, client) for client in self._ready}
+        return sorted(order.keys() - set(wanted), key=order.__getitem__)
 
     def _look_around(self) -> None:
         """Takes in who is prepared by now, and has those prepared who are reachable and not ready."""

@@ -85,7 +85,7 @@ def test_a_label_that_the_server_does_not_know_is_named(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("datta: {}", "datta={}: Extra inputs are not permitted"),
+        ("datta: {}", "key 'datta' is unknown; did you mean data?"),
         ("data: {train: 3}", "data.train=3: Input should be a valid string"),
         ("device: gpu", "device='gpu': String should match pattern"),
         ("keep_labels: maybe", "keep_labels='maybe': Input should be a valid boolean"),

@@ -139,6 +139,17 @@ def test_a_client_that_never_comes_is_not_in_the_mean(make_world: Callable[..., 
     assert_same(world.server, expected)
 
 
+def test_an_empty_seat_that_is_sampled_is_taken_by_a_client_that_is_there(make_world: Callable[..., World]) -> None:
+    """Otherwise a run with seats to spare would wait for nobody."""
+    world = make_world(absent={2}, min_cohort=2, clients=3, sampled_clients=2)
+    world.run(6)
+    sampled = [machine(clients=3, sampled_clients=2).cohort(number) for number in range(6)]
+    assert any(2 in cohort for cohort in sampled)
+    expected = among(machine(clients=3, sampled_clients=2), lambda _: [0, 1])
+    small.run(expected, 6)
+    assert_same(world.server, expected)
+
+
 def test_a_client_that_is_late_for_the_slopes_is_not_in_their_mean(make_world: Callable[..., World]) -> None:
     """It was in the mean of the top's gradient, and is not in that of the slopes: each has the scale of those in it."""
     world = make_world(min_cohort=2)
