@@ -22,7 +22,7 @@ from halfback.engines.deployment import Carrier, Deployment
 from halfback.engines.device import digest_of, held_by_devices
 from halfback.engines.frames import Frame, Prepare
 from halfback.errors import HalfbackError, UserError
-from halfback.telemetry.records import RECORDS, Record
+from halfback.telemetry.records import RECORDS, Record, writing
 from halfback.wire.messages import Weights
 from halfback.wire.packing import pack
 
@@ -63,7 +63,7 @@ class Serving:
                     self.away.pop(number, None)
                 elif what["event"] in ("dropped", "expelled"):
                     self.away[number] = what["why"]
-            with (self.folder / EVENTS).open("a", encoding="utf-8") as file:
+            with writing(self.folder / EVENTS), (self.folder / EVENTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(named) + "\n")
         log.info("%s", named)
 
@@ -148,8 +148,13 @@ def serve(
         log.error("%s", error)
         ended = {"how": "failed", "why": str(error)}
     (job / RUN).mkdir(parents=True, exist_ok=True)
-    if out is not None and out.is_dir():
-        shutil.copytree(out, job / RUN, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_LOCK))
+    try:
+        if out is not None and out.is_dir():
+            shutil.copytree(out, job / RUN, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_LOCK))
+    except OSError as error:  # on a full disk the word on how it ended may still find a place
+        why = ": ".join(filter(None, [ended["why"], f"{out} can't be copied for the one who submitted it"]))
+        log.error("%s: %s", why, error)
+        ended = {"how": "failed", "why": why}
     (job / RUN / ENDED).write_text(json.dumps(ended))
 
 
