@@ -7,4 +7,4 @@ python=${PYTHON:-.venv/bin/python}
 "$python" -m ruff format --check .
 "$python" -m mypy
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # a process of tests for each core, so one thread each
-"$python" -m pytest -n auto "$@"
+"$python" -m pytest -n auto --dist loadgroup "$@"

@@ -24,6 +24,8 @@ pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
 from halfback.deploy.environments import poc
 from halfback.deploy.site import FILE
 
+pytestmark = pytest.mark.xdist_group("flare")  # one federation, on FLARE's own ports
+
 PATIENCE = 500.0  # seconds for one run, however often it is begun again on a busy machine
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 ROUNDS = 40
