@@ -23,8 +23,6 @@ PROGRESS = "halfback"  # topic of the questions that `halfback deploy` asks a ru
 _SMALL = 1 << 20  # bytes; a tensor costs a transaction of its own, two round trips more; from here on bytes are slower
 _GRACE = 5.0  # seconds more for a call than for its question, so that the site's own word comes first
 
-log = logging.getLogger(__name__)
-
 
 @final
 class FlareCarrier:

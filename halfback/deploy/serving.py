@@ -161,8 +161,8 @@ def serve(
 def _deployment(built: Built, tree: dict[str, Any], carrier: Carrier, token: str, serving: Serving) -> Deployment:
     config, simulation = built.config, built.simulation
     moved = simulation.server.replica.parameters
-    weights = {name: tensor for name, tensor in held_by_devices(simulation).items()}
-    weights = {name: t.clone() if name.partition(".")[2] in moved else t for name, t in weights.items()}
+    held = held_by_devices(simulation)
+    weights = {name: t.clone() if name.partition(".")[2] in moved else t for name, t in held.items()}
     digest = digest_of(weights)
 
     def prepare(number: int) -> Prepare:

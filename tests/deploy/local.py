@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from halfback import checkpoint
 from halfback.deploy.relay import Relay, WorkerLost
 from halfback.deploy.serving import ENDED, RUN, serve
 from halfback.deploy.site import SiteConfig
@@ -58,6 +61,16 @@ def serve_here(
     ended = json.loads((folder / "job" / RUN / ENDED).read_text())
     assert isinstance(ended, dict)
     return ended
+
+
+def assert_same(one: Path, other: Path, *, rounds: int) -> None:
+    """Two runs have ended after so many rounds with the same bits."""
+    mine, theirs = (checkpoint.load(folder / "checkpoint") for folder in (one, other))
+    assert mine is not None
+    assert theirs is not None
+    assert mine[0] == theirs[0] == rounds
+    names = [name for name in mine[1] if name.startswith(("bottom", "top", "history"))]
+    assert [name for name in names if not torch.equal(mine[1][name], theirs[1][name])] == []
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from halfback import checkpoint
 from halfback import config as configuration
 from halfback.conformance import small
 
@@ -23,6 +21,7 @@ pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
 
 from halfback.deploy.environments import poc
 from halfback.deploy.site import FILE
+from tests.deploy.local import assert_same
 
 pytestmark = pytest.mark.xdist_group("flare")  # one federation, on FLARE's own ports
 
@@ -92,15 +91,6 @@ def deploying(recipe: Path, federation: tuple[Path, str], out: Path) -> list[str
     return halfback(*words, "--name", out.name, "--out", str(out))
 
 
-def assert_same(one: Path, other: Path) -> None:
-    mine, theirs = (checkpoint.load(folder / "checkpoint") for folder in (one, other))
-    assert mine is not None
-    assert theirs is not None
-    assert mine[0] == theirs[0] == ROUNDS
-    names = [name for name in mine[1] if name.startswith(("bottom", "top", "history"))]
-    assert [name for name in names if not torch.equal(mine[1][name], theirs[1][name])] == []
-
-
 def test_a_run_over_mutual_tls_has_the_bits_of_one_process(
     federation: tuple[Path, str], recipe: Path, expected: Path, place: Path
 ) -> None:
@@ -109,7 +99,7 @@ def test_a_run_over_mutual_tls_has_the_bits_of_one_process(
         deploying(recipe, federation, out), env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr + done.stdout
-    assert_same(out, expected)
+    assert_same(out, expected, rounds=ROUNDS)
     summaries: list[dict[str, Any]] = [json.loads((f / "summary.json").read_text()) for f in (out, expected)]
     mine, theirs = summaries
     for key in ("up_bytes", "down_bytes", "bytes_by_kind", "forward_passes", "metric", "client_peak_bytes"):
@@ -156,4 +146,4 @@ def test_whatever_is_killed_whenever_the_bits_are_those_of_one_process(
     said, _ = run.communicate(timeout=max(until - time.monotonic(), 1))
     print(f"killed a {kind} ({victim}); {said}")
     assert run.returncode == 0, said
-    assert_same(out, expected)
+    assert_same(out, expected, rounds=ROUNDS)

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from halfback import checkpoint, run
 from halfback import config as configuration
+from halfback import run
 from halfback.config import RunConfig
 from halfback.conformance import small
-from tests.deploy.local import Relays, serve_here
+from tests.deploy.local import Relays, assert_same, serve_here
 
 PATIENCE = 240.0  # seconds; a worker needs ten to import everything on a busy machine
 ROUNDS = 16
@@ -57,15 +57,6 @@ def expected(tmp_path: Path, one_thread: None) -> Path:
     return tmp_path / "expected"
 
 
-def assert_same(one: Path, other: Path) -> None:
-    mine, theirs = (checkpoint.load(folder / "checkpoint") for folder in (one, other))
-    assert mine is not None
-    assert theirs is not None
-    assert mine[0] == theirs[0] == ROUNDS
-    names = [name for name in mine[1] if name.startswith(("bottom", "top", "history"))]
-    assert [name for name in names if not torch.equal(mine[1][name], theirs[1][name])] == []
-
-
 def test_a_worker_that_is_killed_comes_back_with_the_same_bits(tmp_path: Path, expected: Path) -> None:
     """Both ends of every link remember samples, so a state that came back wrong would show in the bits."""
     relays = Relays(tmp_path, [0, 1])
@@ -87,7 +78,7 @@ def test_a_worker_that_is_killed_comes_back_with_the_same_bits(tmp_path: Path, e
     finally:
         relays.close()
     assert killed == [0, 1]
-    assert_same(tmp_path / "job" / "run", expected)
+    assert_same(tmp_path / "job" / "run", expected, rounds=ROUNDS)
     events = [json.loads(line) for line in (tmp_path / "job" / "run" / "events.jsonl").read_text().splitlines()]
     assert [event["client"] for event in events if event["event"] == "returned"] == [0, 1]
     assert [event["round"] for event in events if event["event"] == "went back"] == [0, 8]
@@ -121,7 +112,7 @@ def test_a_server_that_is_killed_goes_on_from_its_checkpoint_with_the_same_bits(
     second = server_process(tmp_path)
     out, _ = second.communicate(timeout=PATIENCE)
     assert json.loads(out.splitlines()[-1]) == {"how": "finished", "why": ""}
-    assert_same(tmp_path / "job" / "run", expected)
+    assert_same(tmp_path / "job" / "run", expected, rounds=ROUNDS)
 
 
 def wait_for_end(pid: int, until: float) -> None:
@@ -160,4 +151,4 @@ def test_whoever_is_killed_whenever_the_bits_are_those_of_one_process(
         if process.returncode == 0:
             assert json.loads(out.splitlines()[-1]) == {"how": "finished", "why": ""}
             break
-    assert_same(tmp_path / "job" / "run", expected)
+    assert_same(tmp_path / "job" / "run", expected, rounds=ROUNDS)
