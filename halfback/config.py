@@ -88,7 +88,8 @@ class BottomConfig(_Section):
     """How the device's part is trained."""
 
     train: Literal["lora", "full", "none"] = "lora"
-    optimizer: Literal["sgd", "momentum", "adamw"] = "adamw"
+    optimizer: Literal["sgd", "momentum", "adamw", "sign"] = "adamw"
+    """`sign`: of the estimate, for algorithms that replay slopes."""
     lr: float = Field(default=1e-3, gt=0, le=1e4)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1e4)

@@ -13,18 +13,34 @@ from halfback.wire.messages import Activations, HandOver, HeadGradient, Slopes, 
 _PIECE = 1 << 16  # values
 
 
-def check_probes(directions: int, radius: float | None, clip_samples: float | None = None) -> None:
-    """Refuses options of a zeroth-order algorithm that mean nothing.
+def check_probes(
+    directions: int, radius: float | None, clip_samples: float | None = None, *, fewest: int = 1
+) -> None:
+    """Refuses options of a zeroth-order algorithm that mean nothing; `fewest`: directions that it needs.
 
     Raises:
         UserError: names the option and what is allowed.
     """
-    if directions < 1:
-        raise UserError(f"algorithm.directions={directions}: 1 or more are allowed")
+    if directions < fewest:
+        raise UserError(f"algorithm.directions={directions}: {fewest} or more are allowed")
     if radius is not None and not (radius > 0 and math.isfinite(radius)):
         raise UserError(f"algorithm.radius={radius:g}: a positive number is allowed, or null for the measured default")
     if clip_samples is not None and not (clip_samples > 0 and math.isfinite(clip_samples)):
         raise UserError(f"algorithm.clip_samples={clip_samples:g}: a positive number is allowed, or null for no bound")
+
+
+def check_sharing(directions_per: str, estimator: str, exact_blocks: int) -> None:
+    """Refuses what can't be had together, or means nothing.
+
+    Raises:
+        UserError: names the option and what is allowed.
+    """
+    if exact_blocks < 0:
+        raise UserError(f"algorithm.exact_blocks={exact_blocks}: 0 or more are allowed")
+    if directions_per == "sample" and estimator == "forward_ad":
+        raise UserError(
+            "algorithm.estimator=forward_ad: with algorithm.directions_per=sample, forward and central are allowed"
+        )
 
 
 def check_count(option: str, value: int) -> None:
@@ -70,7 +86,7 @@ def check_activations(server: Server, client: int, message: Activations) -> None
         )
 
 
-def check_slopes(server: Server, client: int, message: Slopes, directions: int, *, step: int | None = None) -> None:
+def check_slopes(server: Server, client: int, message: Slopes, count: int, *, step: int | None = None) -> None:
     """Refuses slopes of another step, number or dtype. `step`: the one that is due; by default the history's next.
 
     Raises:
@@ -81,10 +97,10 @@ def check_slopes(server: Server, client: int, message: Slopes, directions: int, 
     values = message.values
     if message.step != step:
         raise PeerError(f"client {client}: Slopes.step: {message.step} came, {step} is allowed")
-    if values.shape != (directions,) or values.dtype != torch.float32:
+    if values.shape != (count,) or values.dtype != torch.float32:
         raise PeerError(
             f"client {client}: Slopes.values: {values.dtype} {tuple(values.shape)} came, "
-            f"torch.float32 ({directions},) is allowed"
+            f"torch.float32 ({count},) is allowed"
         )
     if not all_finite(values):
         raise Diverged(

@@ -29,7 +29,7 @@ from halfback.algorithms.parties import Client
 from halfback.algorithms.replies import cut_gradient, received
 from halfback.errors import Diverged
 from halfback.wire.messages import HeadGradient, Message, MiddleActivations
-from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes
+from halfback.zeroth.slopes import Estimator, default_radius, estimate_sample_slopes, estimate_slopes
 
 _ROWS = 8  # taken at once; one where each token has logits, which are then larger than all else of a row together
 
@@ -73,22 +73,35 @@ def feedback_slopes(
     estimator: Estimator,
     clip_samples: float | None,
 ) -> Tensor:
-    """How ⟨λ, z⟩ changes along each seed's direction, by forward passes: (P,) float32.
+    """How ⟨λ, z⟩ changes along each seed's direction, by forward passes: (seeds,) float32.
 
-    `gradient` is λ and `base` ⟨λ, z⟩ row by row, so that a caller need not keep z while the device probes.
+    `gradient` is λ and `base` ⟨λ, z⟩ row by row, so that a caller need not keep z while the device probes. Where each
+    row of a batch has directions of its own, `seeds` are theirs in turn, for as many rows as a batch has at most, and a
+    slope is that of its row's loss alone; zeros for the rows that this batch has not.
     """
-    return estimate_slopes(
-        lambda: client.bottom(batch.inputs),
-        client.bottom,
-        client.measured,
-        cotangent=gradient,
-        base=base,
-        seeds=seeds,
-        radius=radius or default_radius(client.measured, gradient.dtype),
-        estimator=estimator,
-        law=client.replica.law,
-        clip=clip_samples,
-    ).to(torch.float32)
+    settings: dict[str, Any] = {
+        "cotangent": gradient,
+        "base": base,
+        "radius": radius or default_radius(client.measured, gradient.dtype),
+        "estimator": estimator,
+        "law": client.replica.law,
+        "clip": clip_samples,
+    }
+    most = client.sharing.rows
+
+    def run() -> Tensor:
+        return client.bottom(batch.inputs)
+
+    if most == 1 or not seeds:
+        return estimate_slopes(run, client.bottom, client.measured, seeds=seeds, **settings).float()
+    each = len(seeds) // most
+    of_rows = [seeds[row * each : (row + 1) * each] for row in range(len(gradient))]
+    slopes = torch.zeros(most, each, device=gradient.device)
+    # λ is that of a mean over the batch: the mean over rows of a row's own slope is the sum of what is found here.
+    slopes[: len(gradient)] = most * estimate_sample_slopes(
+        run, client.bottom, client.measured, seeds=of_rows, **settings
+    )
+    return slopes.flatten()
 
 
 def head_gradient(head: Head, batch: Batch, answer: MiddleActivations) -> HeadGradient:

@@ -13,14 +13,18 @@ changes along P seeded directions, and only these P slopes are averaged. One ste
 Ours, because the paper leaves it open: a client that was away replays the steps it missed, in order, with the
 optimiser's moments it kept; the slope is divided by μ before it is sent, so that it means the same for every estimator.
 With a cut for each client (`model.cut` a list) u_p in step 4 has the client's own coordinates, and step 5 averages
-over those who have them.
+over those who have them. The clients of a cohort, or their samples, may have directions of their own (`sharing`), and
+the last blocks of a device may take their gradients exactly (`exact`): these are sent, averaged and replayed like slopes.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from halfback.algorithms.checks import check_probes
+import torch
+
+from halfback.algorithms.checks import check_probes, check_sharing
+from halfback.algorithms.exact import entries, exact_gradient
 from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, unexpected
 from halfback.algorithms.feedback import feedback, feedback_slopes
 from halfback.algorithms.holdings import Round
@@ -30,6 +34,7 @@ from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed
 from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Slopes
+from halfback.zeroth.sharing import Per
 from halfback.zeroth.slopes import Estimator, inner
 
 
@@ -42,6 +47,10 @@ class HoSfl:
         radius: μ, the probe radius; None takes the measured default for the parameters' number and dtype.
         estimator: `forward` (the paper's), `central` or `forward_ad`.
         clip_samples: bound on the size of each sample's slope **(ours)**; None for no bound.
+        directions_per: who has P directions of its own: the whole `cohort` (the paper's), each `client`, or each
+            `sample` **(ours)**.
+        exact_blocks: the last blocks of the device whose gradient it takes exactly, fewer than it has **(ours)**; with
+            any, `directions` may be 0, and what is below them stays as it is.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="slopes", u_shape=True, mixed_cuts=True)
@@ -50,30 +59,36 @@ class HoSfl:
     radius: float | None = None
     estimator: Estimator = "forward"
     clip_samples: float | None = None
+    directions_per: Per = "cohort"
+    exact_blocks: int = 0
 
     def __post_init__(self) -> None:
-        check_probes(self.directions, self.radius, self.clip_samples)
+        check_probes(self.directions, self.radius, self.clip_samples, fewest=0 if self.exact_blocks else 1)
+        check_sharing(self.directions_per, self.estimator, self.exact_blocks)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward passes only."""
         catch_up(client, (yield Join(client.position)), self.directions)
         for batch in client.batches(round):
-            hidden = forward(client, batch)  # z_m
+            with entries(client.bottom, self.exact_blocks) as noted:
+                hidden = forward(client, batch)  # z_m
             gradient = yield from feedback(client, batch, hidden)  # λ_m
             base = inner(gradient, hidden)
             del hidden  # the device needs its memory for what follows
+            exact = exact_gradient(noted, gradient, client.exact)
             slopes = feedback_slopes(  # v_{m,p}
                 client,
                 batch,
                 gradient,
                 base,
-                client.replica.seeds(self.directions),
+                client.seeds(self.directions),
                 radius=self.radius,
                 estimator=self.estimator,
                 clip_samples=self.clip_samples,
             )
             del gradient
-            take_agreed(client, (yield Slopes(client.position, slopes)), self.directions)
+            said = Slopes(client.position, torch.cat([slopes, exact]))
+            take_agreed(client, (yield said), self.directions)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""

@@ -11,6 +11,7 @@ from halfback.algorithms.holdings import Above, Batch, BatchSource, Boundary, He
 from halfback.algorithms.robust import Robust
 from halfback.models.cut import Bottom
 from halfback.zeroth.replay import Replica, Schedule, constant
+from halfback.zeroth.sharing import Sharing
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Client:
         hidden_dtype: the dtype of activations.
         position: agreed steps this client has replayed.
         groups: the groups of θ that this client measures, by their place in `replica.groups`; None for all.
+        sharing: who measures which directions; `seat`: this client's place in the cohort of the round.
         optimizer: for clients that backpropagate.
         clip: bound on the gradient norm, for clients that backpropagate.
         schedule: step of the run → factor of the learning rate, for clients that backpropagate.
@@ -39,6 +41,8 @@ class Client:
     hidden_dtype: torch.dtype = torch.float32
     position: int = 0
     groups: Sequence[int] | None = None
+    sharing: Sharing = Sharing()
+    seat: int = 0
     cursor: int = 0
     optimizer: torch.optim.Optimizer | None = None
     clip: float | None = None
@@ -49,10 +53,18 @@ class Client:
 
     @property
     def measured(self) -> Mapping[str, Tensor]:
-        """The parameters along which this client takes its slopes: θ, or its groups of it."""
-        if self.groups is None:
-            return self.replica.parameters
-        return {name: self.replica.parameters[name] for place in self.groups for name in self.replica.groups[place]}
+        """The parameters along which this client takes its slopes: θ without the exact ones, or its groups of it."""
+        groups = range(len(self.replica.groups)) if self.groups is None else self.groups
+        return {name: self.replica.parameters[name] for place in groups for name in self.replica.groups[place]}
+
+    @property
+    def exact(self) -> Mapping[str, Tensor]:
+        """The parameters whose gradient this client takes exactly."""
+        return {name: self.replica.parameters[name] for name in self.replica.exact}
+
+    def seeds(self, directions: int) -> list[int]:
+        """The seeds of this client's own directions of the next step: P, or P for each row of a batch in turn."""
+        return self.replica.seeds(self.sharing.of_cohort(directions))[self.sharing.place(self.seat, directions)]
 
     def batches(self, round: Round) -> Iterator[Batch]:
         """The batches of this round, in the client's own order."""
@@ -83,9 +95,11 @@ class Server:
         hidden_dtype: the dtype of activations.
         round: the one that runs.
         steps: steps taken: one for each batch of a cohort.
-        history: the agreed slopes of every step, each (P,) float32; with groups of θ, P for each in turn.
+        history: the agreed slopes of every step, each `replica.width` float32: of each group of θ in turn those along
+            the step's directions, then the exact gradients.
         above: by client, what is behind a cut that is not the deepest: blocks of θ, moved by replay alone, and the top.
         groups: the groups of θ that a client measures, by client, as in `Client.groups`; all for one that is not there.
+        sharing: as the clients'; `seats`: the clients' places in the cohort of the round.
         robust: how the slopes of a cohort become those of `history`.
         optimizer: first-order optimiser of the top; `clip` bounds its gradient norm, and `schedule` gives the factor of
             its learning rate by step. `make_optimizer` makes another like it, for methods with a top for each client.
@@ -111,6 +125,8 @@ class Server:
     history: list[Tensor] = field(default_factory=list)
     above: dict[int, Above] = field(default_factory=dict)
     groups: dict[int, Sequence[int]] = field(default_factory=dict)
+    sharing: Sharing = Sharing()
+    seats: dict[int, int] = field(default_factory=dict)
     robust: Robust = Robust()
     optimizer: torch.optim.Optimizer | None = None
     clip: float | None = None

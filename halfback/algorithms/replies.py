@@ -91,7 +91,7 @@ def take_share(client: Client, reply: Any, directions: int) -> None:
 def take_agreed(client: Client, reply: Any, directions: int, *, steps: int = 1) -> None:
     """Replays the step, or the steps, that the cohort has just agreed on; raises as `catch_up` does."""
     agreed = received(reply, Slopes)
-    count = steps * directions * len(client.replica.groups)
+    count = steps * client.replica.width(client.sharing.of_cohort(directions))
     if agreed.values.shape != (count,):
         raise PeerError(f"server: Slopes: slopes {tuple(agreed.values.shape)} came, ({count},) is allowed")
     _replay(client, "Slopes", agreed.step, agreed.values.view(steps, -1), directions)
@@ -100,7 +100,7 @@ def take_agreed(client: Client, reply: Any, directions: int, *, steps: int = 1) 
 def _replay(client: Client, kind: str, first: int, rows: Tensor, directions: int) -> None:
     if first != client.position:
         raise PeerError(f"server: {kind}: step {first} came, {client.position} is allowed")
-    width = directions * len(client.replica.groups)
+    width = client.replica.width(client.sharing.of_cohort(directions))
     if rows.ndim != 2 or (len(rows) and rows.shape[1] != width) or rows.dtype != torch.float32:
         raise PeerError(
             f"server: {kind}: slopes {rows.dtype} {tuple(rows.shape)} came, torch.float32 with {width} a step "

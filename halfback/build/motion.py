@@ -20,6 +20,7 @@ def make_replica(
     side: str,
     steps: int,
     groups: Sequence[Sequence[str]] | None = None,
+    exact: Sequence[str] = (),
 ) -> Replica:
     """`part` is None for parameters that no replay moves: they need no moments."""
     return Replica(
@@ -29,6 +30,7 @@ def make_replica(
         law=config.bottom.law,
         schedule=make_schedule(config.bottom if part is None else part, steps),
         groups=groups,
+        exact=exact,
     )
 
 
@@ -46,6 +48,8 @@ def update_rule(config: RunConfig, part: BottomConfig | TopConfig) -> UpdateRule
 
 def make_optimizer(part: BottomConfig | TopConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     """How gradients move a part."""
+    if part.optimizer == "sign":
+        raise UserError("bottom.optimizer=sign: for algorithms that replay slopes; sgd, momentum or adamw are allowed")
     if part.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=part.lr, weight_decay=part.weight_decay)
     momentum = part.momentum if part.optimizer == "momentum" else 0.0
@@ -67,7 +71,7 @@ def check_lr(
             f"{side}.optimizer=adamw: its squared gradients vanish in float16; use model.dtype=bfloat16 or float32, "
             f"or {side}.optimizer=sgd"
         )
-    if (part.optimizer == "adamw" or normalize) and (unchanged := swallowed(parameters, part.lr)) > 0.5:
+    if (part.optimizer in ("adamw", "sign") or normalize) and (unchanged := swallowed(parameters, part.lr)) > 0.5:
         names = "/".join(sorted(str(dtype)[6:] for dtype in dtypes))
         raise UserError(
             f"{side}.lr={part.lr:g} is too small for {names}: a step rounds away in {unchanged:.0%} of the weights; "

@@ -24,6 +24,7 @@ from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import Bottom, CutModel, Device
 from halfback.models.objectives import loss, terms
 from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.sharing import Sharing
 from halfback.zeroth.slopes import check_radius, default_radius
 
 
@@ -67,13 +68,15 @@ def make_server(
                 f"{config.sampled_clients} measure a group of layers, and {robust.needed} are needed to tell who lies; "
                 "sample more, or use robust.name=none"
             )
+    sharing, exact = _sharing(config, algorithm), _exact(config, algorithm, model, theta)
     server = Server(
         top=nn.Module() if traits.top == "none" else model.top,
         loss=partial(loss, task.objective),
-        replica=make_replica(config, config.bottom if replays["bottom"] else None, theta, "bottom", steps, groups),
+        replica=make_replica(config, config.bottom if replays["bottom"] else None, theta, "bottom", steps, groups, exact),
         hidden_shape=hidden_shape,
         has_texts=has_texts,
         hidden_dtype=hidden_dtype,
+        sharing=sharing,
         robust=config.robust,
         head=head,
         auxiliary=part.head if traits.device == "auxiliary" and isinstance(part, Device) else None,
@@ -85,6 +88,38 @@ def make_server(
         server.make_optimizer = partial(make_optimizer, config.top)
         server.optimizer, server.clip = server.make_optimizer(list(top.values())), config.top.clip
     return server
+
+
+def _sharing(config: RunConfig, algorithm: Algorithm) -> Sharing:
+    """Who measures which of a step's directions."""
+    per = getattr(algorithm, "directions_per", "cohort")
+    if per == "cohort":
+        return Sharing()
+    if config.robust.name != "none":
+        raise UserError(
+            f"robust.name={config.robust.name}: it compares clients along the same directions, and "
+            f"algorithm.directions_per={per} gives each its own; use cohort, or robust.name=none"
+        )
+    return Sharing(config.sampled_clients, config.batch_size if per == "sample" else 1)
+
+
+def _exact(config: RunConfig, algorithm: Algorithm, model: CutModel, theta: Mapping[str, Tensor]) -> list[str]:
+    """The names of θ in the blocks whose gradient a device takes exactly."""
+    count = getattr(algorithm, "exact_blocks", 0)
+    if count == 0:
+        return []
+    if not isinstance(config.model.cut, int):
+        raise UserError(f"algorithm.exact_blocks={count}: one cut for all clients is needed, not {config.model.cut}")
+    if count >= model.at:
+        raise UserError(
+            f"algorithm.exact_blocks={count}: with model.cut={model.at}, 0 to {model.at - 1} are allowed (for all blocks: "
+            "algorithm.name=split_lora algorithm.checkpointing=true)"
+        )
+    inside = {id(parameter) for block in model.bottom.blocks[-count:] for parameter in block.parameters()}
+    exact = [name for name, parameter in theta.items() if id(parameter) in inside]
+    if not exact:
+        raise UserError(f"algorithm.exact_blocks={count}: there is nothing to train in these blocks")
+    return exact
 
 
 def _between_cuts(theta: Mapping[str, Tensor], levels: Sequence[CutModel]) -> list[list[str]] | None:

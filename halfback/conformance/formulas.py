@@ -27,6 +27,8 @@ class Work:
     missed: int
     ever: bool  # whether any step was agreed before this round; with none, nobody has said how many slopes a step has
     directions: int
+    sent: int  # slopes of one step that this client sends
+    row: int  # and that a step has in the history
     weights: list[Shape]
     groups: int = 1  # of θ, where its parameters don't share their slopes
     above: list[Shape] = field(default_factory=list)  # of θ, above the client's own boundary
@@ -87,7 +89,7 @@ def greeting(links: int) -> tuple[int, int]:
 
 
 def _history(work: Work) -> int:
-    return HEADER + INTEGER + tensor(work.missed, work.directions if work.ever else 0)
+    return HEADER + INTEGER + tensor(work.missed, work.row if work.ever else 0)
 
 
 def _uploads(work: Work) -> int:
@@ -103,9 +105,10 @@ def _probes(work: Work) -> int:
 
 
 def ho_sfl(work: Work) -> tuple[int, int]:
-    """Activations and P slopes up; the missed steps, cut gradients and P slopes down."""
-    agreed = len(work.batches) * slopes(work.directions)
-    return JOIN + _uploads(work) + agreed, _history(work) + _cut_gradients(work) + agreed
+    """Activations and a client's slopes up; the missed steps, cut gradients and a row of slopes down."""
+    steps = len(work.batches)
+    up = JOIN + _uploads(work) + steps * slopes(work.sent)
+    return up, _history(work) + _cut_gradients(work) + steps * slopes(work.row)
 
 
 def ho_sfl_pipelined(work: Work) -> tuple[int, int]:

@@ -111,6 +111,45 @@ ROWS: dict[str, Row] = {
         learns={"clients": 3},
         brief=True,
     ),
+    "ho_sfl-client": Row(
+        "ho_sfl",
+        formulas.ho_sfl,
+        {"algorithm.directions": 2, "algorithm.directions_per": "client", "bottom.optimizer": "sign"},
+        learns={"bottom.lr": 1e-3},
+        brief=True,
+    ),
+    "ho_sfl-sample": Row(
+        "ho_sfl",
+        formulas.ho_sfl,
+        {"algorithm.directions": 2, "algorithm.directions_per": "sample", "bottom.clip": 1.0, **_REPLAYED},
+    ),
+    "ho_sfl-exact": Row(
+        "ho_sfl",
+        formulas.ho_sfl,
+        {"model.cut": 2, "algorithm.directions": 3, "algorithm.exact_blocks": 1, "bottom.clip": 1.0, **_REPLAYED},
+    ),
+    "ho_sfl-exact-alone": Row(
+        "ho_sfl",
+        formulas.ho_sfl,
+        {"model.cut": 3, "algorithm.directions": 0, "algorithm.exact_blocks": 2, "bottom.normalize": True},
+        learns={"bottom.lr": 1e-3},
+        brief=True,
+    ),
+    "ho_sfl-exact-sample": Row(
+        "ho_sfl",
+        formulas.ho_sfl,
+        {
+            "model.cut": 2,
+            "algorithm.directions": 1,
+            "algorithm.directions_per": "sample",
+            "algorithm.exact_blocks": 1,
+            "algorithm.estimator": "central",
+            "algorithm.clip_samples": 5.0,
+            "bottom.optimizer": "momentum",
+        },
+        learns={"bottom.lr": 1e-3},
+        brief=True,
+    ),
     "hosl": Row("hosl", formulas.hosl, {"algorithm.directions": 2, **_REPLAYED}),
     "sfl_v1": Row(
         "sfl_v1", formulas.split_lora, {"bottom.optimizer": "momentum"}, learns={"bottom.lr": 1e-3}, texts=False

@@ -73,6 +73,7 @@ def _give_everyone_a_replica(simulation: Simulation) -> None:
             law=agreed.law,
             schedule=agreed.schedule,
             groups=agreed.groups,
+            exact=agreed.exact,
         )
         simulation.client(number).replica = replica
 
@@ -127,7 +128,8 @@ class GraphError(Exception):
 class Watched:
     """An algorithm whose clients run where saving a tensor for a backward pass is an error.
 
-    Where they have a head, it is one while the bottom runs: the head's own graph begins behind it.
+    Where they have a head, or blocks with exact gradients, it is one while the bottom runs: the graphs of these are
+    made by themselves.
     """
 
     def __init__(self, algorithm: Any) -> None:
@@ -146,7 +148,7 @@ class Watched:
         ]
 
         def save(tensor: Tensor) -> Tensor:
-            if client.head is None or self.in_bottom:
+            if not (client.head or client.exact) or self.in_bottom:
                 raise GraphError
             return tensor
 

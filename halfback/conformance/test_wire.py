@@ -104,11 +104,12 @@ def _saved(row: Row, link: str, value: Encoded, mask: Tensor | None) -> tuple[in
 
 def _work(simulation: Simulation, number: int, round_number: int, taken: int) -> Work:
     client, server = simulation.client(number), simulation.server
+    directions, exact = getattr(simulation.algorithm, "directions", 0), server.replica.width(0)
     batches, second = [], []
     for place in range(client.cursor, client.cursor + 2):
         inputs = client.data.batch(place).inputs
         mask = inputs.get("attention_mask")
-        hidden = (len(inputs["pixel_values"]), 16, 16, 16) if mask is None else (*mask.shape, 16)
+        hidden = (len(inputs["pixel_values"]), *server.hidden_shape) if mask is None else (*mask.shape, 16)
         batches.append((hidden, None if mask is None else tuple(mask.shape)))
         if client.head is not None:  # after the second of three blocks of a ResNet-8, or after the third
             sizes = (32, 8, 8) if len(client.head.module.state_dict()) > 2 else (64, 4, 4)
@@ -118,7 +119,9 @@ def _work(simulation: Simulation, number: int, round_number: int, taken: int) ->
         batches=batches,
         missed=len(server.history) + taken - client.position,
         ever=bool(server.history) or taken > 0,
-        directions=getattr(simulation.algorithm, "directions", 0),
+        directions=directions,
+        sent=server.sharing.of_client(directions) + exact,
+        row=server.sharing.of_cohort(directions) + exact,
         weights=[tuple(parameter.shape) for parameter in server.replica.parameters.values()],
         groups=len(server.replica.groups),
         above=_above(server, number),

@@ -118,6 +118,7 @@ class Deployment:
         simulation = self._simulation
         simulation.server.round = round
         cohort = self._gathered(round.number)
+        simulation.server.seats = {number: seat for seat, number in enumerate(cohort)}
         thresholds, left = simulation.thresholds(), set(cohort)
         losses: list[float] = []
         with simulation.measuring_server(measure_memory):
@@ -204,6 +205,7 @@ class Deployment:
             first=round.first,
             steps=round.steps,
             cursor=self._cursors.get(number, 0),
+            seat=self._simulation.server.seats[number],
             measure=measure,
         )
 

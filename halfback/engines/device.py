@@ -82,7 +82,7 @@ class Device:
         if self._label[1] > way.get(self._label[0], -1):
             self._go_back(way)
         client = self._client
-        client.cursor, client.losses = order.cursor, []
+        client.cursor, client.seat, client.losses = order.cursor, order.seat, []
         self._label = (order.lineage, order.round + 1)
         self._talk = self._conversation(Round(order.round, order.steps, order.first), order.measure)
         self._turn = (order.lineage, order.round, -1)

@@ -54,6 +54,7 @@ class Open(_Header):
     first: _Count
     steps: _Count
     cursor: _Count
+    seat: _Count
     measure: bool
 
 

@@ -31,7 +31,8 @@ class UpdateRule:
     """How an agreed gradient estimate moves the parameters.
 
     Attributes:
-        optimizer: `sgd`, `momentum` (heavy ball) or `adamw` (Loshchilov and Hutter, arXiv 1711.05101).
+        optimizer: `sgd`, `momentum` (heavy ball), `adamw` (Loshchilov and Hutter, arXiv 1711.05101) or `sign` (of ĝ;
+            Bernstein et al., arXiv 1802.04434).
         lr: learning rate. With `normalize` it is the root-mean-square move of a coordinate in one step.
         normalize: divide the update by the norm of its own slopes **(ours)**; a function of the agreed scalars alone,
             so replay stays exact.
@@ -39,7 +40,7 @@ class UpdateRule:
             off by O(√(P/d)) otherwise **(ours)**: it needs no pass over the parameters.
     """
 
-    optimizer: Literal["sgd", "momentum", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "momentum", "adamw", "sign"] = "sgd"
     lr: float = 1e-3
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
@@ -50,7 +51,7 @@ class UpdateRule:
 
     def moments(self) -> tuple[str, ...]:
         """Names of the state tensors that one parameter needs."""
-        return {"sgd": (), "momentum": ("velocity",), "adamw": ("mean", "square")}[self.optimizer]
+        return {"sgd": (), "momentum": ("velocity",), "adamw": ("mean", "square"), "sign": ()}[self.optimizer]
 
     def coefficients(self, slopes: Sequence[float], dimension: int) -> list[float]:
         """What each direction is multiplied by: (P,) slopes → (P,) coefficients of ĝ."""
@@ -63,6 +64,13 @@ class UpdateRule:
             scale *= self.clip / length
         return [slope * scale for slope in slopes]
 
+    def exact_scale(self, gradient: Tensor) -> float:
+        """What an exact gradient (d,) is multiplied by, so that `normalize` and `clip` mean what they mean for ĝ."""
+        norm = float(torch.linalg.vector_norm(gradient.double()))
+        if self.normalize:
+            return math.sqrt(len(gradient)) / norm if norm > 0 else 0.0
+        return self.clip / norm if self.clip is not None and norm > self.clip else 1.0
+
 
 class Replica:
     """Parameters that every party moves alike, with the optimiser's moments and the number of steps taken.
@@ -72,6 +80,8 @@ class Replica:
         position: steps replayed so far; the next agreed row is number `position`.
         groups: names of the parameters that share slopes; a row of the history has P slopes for each group in turn.
             A group may be one of which this replica has no parameter: a device with fewer blocks than others.
+        exact: names of the parameters whose gradient is agreed on as it is, and not along directions; a row ends with
+            their gradients, which are the slopes along the coordinate axes.
     """
 
     def __init__(
@@ -83,17 +93,20 @@ class Replica:
         law: Law = "rademacher",
         schedule: Schedule = constant,
         groups: Sequence[Sequence[str]] | None = None,
+        exact: Sequence[str] = (),
     ) -> None:
         """`seed_of(step, p)` is the seed of direction p of a step, `schedule(step)` the factor of its learning rate.
 
-        By default all parameters share their slopes.
+        By default all parameters that are not `exact` share their slopes.
         """
         self.parameters = dict(parameters)
         self.rule = rule
         self.law = law
         self.seed_of = seed_of
         self.schedule = schedule
-        self.groups = [list(self.parameters)] if groups is None else [list(names) for names in groups]
+        self.exact = list(exact)
+        along = [name for name in self.parameters if name not in self.exact]
+        self.groups = [along] if groups is None else [list(names) for names in groups]
         self.position = 0
         self.dimension = sum(parameter.numel() for parameter in self.parameters.values())
         self.moments: dict[str, dict[str, Tensor]] = {
@@ -105,18 +118,24 @@ class Replica:
         """The seeds of a step's directions: of the one to be replayed next, unless another is named."""
         return [self.seed_of(self.position if step is None else step, p) for p in range(directions)]
 
+    def width(self, directions: int) -> int:
+        """Values of a row of the history: `directions` slopes of each group, and the exact gradients."""
+        return directions * len(self.groups) + sum(self.parameters[name].numel() for name in self.exact)
+
     @torch.no_grad()
     def replay(self, first: int, slopes: Tensor) -> None:
-        """Takes the steps `first`, `first` + 1, … with the agreed `slopes` (steps, groups · P).
+        """Takes the steps `first`, `first` + 1, … with the agreed `slopes` (steps, groups · P + exact gradients).
 
         Rows that were already taken are ignored, so a repeated message is harmless.
 
         Raises:
             PeerError: the rows begin after `position`: steps in between are missing; or they are no rows.
         """
-        count = len(self.groups)
-        if slopes.ndim != 2 or (len(slopes) and (not slopes.shape[1] or slopes.shape[1] % count)) or first < 0:
-            wanted = "P" if count == 1 else f"{count} · P"
+        count, given = len(self.groups), self.width(0)
+        measured = slopes.shape[1] - given if slopes.ndim == 2 else 0
+        wrong = measured < 0 or measured % count or not (measured or given)
+        if slopes.ndim != 2 or (len(slopes) and wrong) or first < 0:
+            wanted = ("P" if count == 1 else f"{count} · P") + (f" + {given}" if given else "")
             raise PeerError(
                 f"history: {tuple(slopes.shape)} from step {first} came, (steps, {wanted}) from step 0 is allowed"
             )
@@ -125,17 +144,35 @@ class Replica:
         new = slopes[self.position - first :]
         if not len(new):
             return
-        directions = new.shape[1] // count
-        seeds = [self.seed_of(self.position + i, p) for i in range(len(new)) for p in range(directions)]
-        for names, rows in zip(self.groups, new.split(directions, dim=1), strict=True):
+        if measured:
+            self._replay_measured(new[:, :measured])
+        if given:
+            self._replay_given(new[:, measured:])
+        self.position += len(new)
+
+    def _replay_measured(self, rows: Tensor) -> None:
+        """The groups' steps, from their slopes (steps, groups · P)."""
+        directions = rows.shape[1] // len(self.groups)
+        seeds = [self.seed_of(self.position + i, p) for i in range(len(rows)) for p in range(directions)]
+        for names, of_group in zip(self.groups, rows.split(directions, dim=1), strict=True):
             own = {name: self.parameters[name] for name in names if name in self.parameters}
             dimension = sum(parameter.numel() for parameter in own.values())
-            coefficients = [self.rule.coefficients(row, dimension) for row in rows.tolist()]
-            for dtype in {parameter.dtype for parameter in own.values()}:  # a pack is rounded as a whole
-                alike = {name: parameter for name, parameter in own.items() if parameter.dtype == dtype}
-                for pack in packs(layout_of(alike)):
-                    self._replay_pack(pack, coefficients, seeds)
-        self.position += len(new)
+            coefficients = [self.rule.coefficients(row, dimension) for row in of_group.tolist()]
+            for pack in _packs(own):
+                device = own[pack.segments[0].name].device
+                self._replay_pack(pack, self._estimates(pack, coefficients, seeds, device))
+
+    def _replay_given(self, rows: Tensor) -> None:
+        """The steps of the parameters whose gradients are known, (steps, values)."""
+        own = {name: self.parameters[name] for name in self.exact}
+        scales = [self.rule.exact_scale(row) for row in rows]
+        sizes = [parameter.numel() for parameter in own.values()]
+        gradients = dict(zip(own, rows.split(sizes, dim=1), strict=True))
+        for pack in _packs(own):
+            device = own[pack.segments[0].name].device
+            steps = ({name: rows[i] for name, rows in gradients.items()} for i in range(len(rows)))
+            placed = (_gather(step, pack, device) for step in steps)
+            self._replay_pack(pack, (values * scale for values, scale in zip(placed, scales, strict=True)))
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -152,23 +189,34 @@ class Replica:
                         tensor.copy_(before[name])
             self.position = position
 
-    def _replay_pack(self, pack: Pack, coefficients: list[list[float]], seeds: list[int]) -> None:
-        device = next(iter(self.parameters.values())).device
+    def _replay_pack(self, pack: Pack, gradients: Iterator[Tensor]) -> None:
+        """Takes a pack's steps on `gradients`, (width,) float32 each, which are used up."""
         dtype = self.parameters[pack.segments[0].name].dtype
+        device = self.parameters[pack.segments[0].name].device
         values = _gather(self.parameters, pack, device)
         moments = [_gather(self.moments[moment], pack, device) for moment in self.rule.moments()]
-        directions = self._directions(pack, coefficients, seeds, device)
-        for i, row in enumerate(coefficients):
-            gradient = next(directions)
-            for _ in row[1:]:
-                gradient += next(directions)
-            self._step(values, gradient, moments, self.position + i + 1)
-            del gradient  # before the next step's directions are made
+        count = self.position
+        for gradient in gradients:
+            count += 1
+            self._step(values, gradient, moments, count)
+            del gradient  # before the next step's directions are made (`enumerate` would keep it)
             if dtype != torch.float32:  # as a client that takes one step at a time does
                 values.copy_(values.to(dtype))
         _scatter(values, self.parameters, pack)
         for moment, changed in zip(self.rule.moments(), moments, strict=True):
             _scatter(changed, self.moments[moment], pack)
+
+    def _estimates(
+        self, pack: Pack, coefficients: list[list[float]], seeds: list[int], device: torch.device
+    ) -> Iterator[Tensor]:
+        """ĝ of each step: the sum of its directions times their coefficients."""
+        directions = self._directions(pack, coefficients, seeds, device)
+        for row in coefficients:
+            gradient = next(directions)
+            for _ in row[1:]:
+                gradient += next(directions)
+            yield gradient
+            del gradient
 
     def _directions(
         self, pack: Pack, coefficients: list[list[float]], seeds: list[int], device: torch.device
@@ -195,8 +243,9 @@ class Replica:
         rule, lr = self.rule, self.rule.lr * self.schedule(count - 1)
         if rule.weight_decay:
             values.mul_(1 - lr * rule.weight_decay)
-        if rule.optimizer == "sgd":
-            values.sub_(gradient.mul_(lr))
+        if rule.optimizer in ("sgd", "sign"):
+            step = gradient if rule.optimizer == "sgd" else gradient.sign_()
+            values.sub_(step.mul_(lr))
         elif rule.optimizer == "momentum":
             (velocity,) = moments
             values.sub_(velocity.mul_(rule.momentum).add_(gradient) * lr)
@@ -207,6 +256,12 @@ class Replica:
             square.mul_(beta2).add_(gradient.square_().mul_(1 - beta2))
             root = (square * (1 / (1 - beta2**count))).sqrt_().add_(rule.eps)
             values.sub_((mean * (1 / (1 - beta1**count))).div_(root).mul_(lr))
+
+
+def _packs(parameters: Mapping[str, Tensor]) -> Iterator[Pack]:
+    """The packs of some parameters, those of each dtype by themselves: a pack is rounded as a whole."""
+    for dtype in {parameter.dtype for parameter in parameters.values()}:
+        yield from packs(layout_of({name: p for name, p in parameters.items() if p.dtype == dtype}))
 
 
 def _gather(tensors: Mapping[str, Tensor], pack: Pack, device: torch.device) -> Tensor:
