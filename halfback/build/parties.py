@@ -42,7 +42,7 @@ def make_server(
     if not bottom and traits.agreement != "frozen":
         raise UserError(
             f"bottom.train={config.bottom.train!r}: {config.algorithm.name} needs something to train on the device; "
-            "use lora or full, or algorithm.name=frozen_bottom"
+            "any other value is allowed, or algorithm.name=frozen_bottom"
         )
     head = None if model.head is None else trainable(model.head)
     top = {} if traits.top == "none" else trainable(model.top) | (head or {})

@@ -53,7 +53,8 @@ def set_trainable(model: CutModel, *, bottom: BottomTrained, top: Trained, lora:
         vera     W + diag(b)·B·diag(d)·A (VeRA, arXiv 2310.11454): b (out,) starts at zero, d (rank,) at 0.1; A and B
                  are drawn and fixed, the same ones for all layers of a shape.
         ia3      factors on keys, values and the feed-forward's inner activation ((IA)³, arXiv 2205.05638), from 1.
-        bias     every bias in the blocks (BitFit, arXiv 2106.10199), those of norms too.
+        bias     every bias in the blocks (BitFit, arXiv 2106.10199), those of norms too; a key's moves nothing where
+                 positions don't turn the keys, as the softmax drops what it adds.
         norm     weights and biases of the normalisations in the blocks; running statistics stay as they are.
     The last two are the model's own parameters, so they keep its dtype.
 
