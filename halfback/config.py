@@ -14,7 +14,7 @@ from halfback.algorithms import algorithms
 from halfback.algorithms.robust import Robust
 from halfback.data.tasks import TaskOptions
 from halfback.errors import UserError, offer
-from halfback.models.adapters import Lora
+from halfback.models.adapters import BottomTrained, Lora
 from halfback.schedules import Shape
 
 Tree = dict[str, Any]
@@ -87,7 +87,8 @@ class ModelConfig(_Section):
 class BottomConfig(_Section):
     """How the device's part is trained."""
 
-    train: Literal["lora", "full", "none"] = "lora"
+    train: BottomTrained = "lora"
+    """What of it; see `models.adapters.set_trainable`."""
     optimizer: Literal["sgd", "momentum", "adamw", "sign"] = "adamw"
     """`sign`: of the estimate, for algorithms that replay slopes."""
     lr: float = Field(default=1e-3, gt=0, le=1e4)

@@ -96,6 +96,12 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "dtype": (["model.dtype=int8"], ["model.dtype='int8'", "'bfloat16'"]),
     "nothing-to-train": (["bottom.train=none"], ["bottom.train='none'", "frozen_bottom"]),
     "lora-target": (["bottom.train=lora", "lora.targets=[q_proj]"], ["'q_proj' matches nothing", "conv"]),
+    "bottom-train": (["bottom.train=prompt"], ["bottom.train='prompt'", "'ia3'", "'norm'"]),
+    "top-train": (["top.train=ia3"], ["top.train='ia3'", "'lora' or 'full'"]),
+    "ia3-of-a-resnet": (
+        ["bottom.train=ia3"],
+        ["bottom trains 'ia3'", "nothing to adapt; allowed are lora, lora_b, bias, norm, full, none"],
+    ),
     "lora-rank": (["bottom.train=lora", "lora.rank=0"], ["rank is 0", "1 or more"]),
     "rows-of-training": (["task.train_rows=5000"], ["task.train_rows=5000", "1 to"]),
     "image-task-as-language-model": (["task.objective=causal_lm"], ["task.objective='causal_lm'", "images"]),

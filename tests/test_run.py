@@ -20,6 +20,7 @@ from command import digits, halfback, process, refusal
 
 from halfback import checkpoint, config, run
 from halfback.conformance import small
+from halfback.models.adapters import trainable
 from halfback.models.loading import load_model
 from halfback.telemetry.records import SUMMARY_KEYS, Record, read_records, read_summary
 
@@ -365,6 +366,34 @@ def test_a_classifier_is_exported_for_plain_transformers(
     assert again.config.id2label == {0: "negative", 1: "positive"}
     text = tokenizer("the film is great")["input_ids"]
     assert text == transformers.AutoTokenizer.from_pretrained(tiny_bert)("the film is great")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["lora_b", "vera", "ia3", "bias", "norm"])
+@pytest.mark.parametrize("estimator", ["forward", "forward_ad"])
+def test_few_dimensions_on_the_device(
+    tmp_path: Path, tiny_bert: Path, sentences: Path, kind: str, estimator: str
+) -> None:
+    out, model = tmp_path / "run", tmp_path / "model"
+    settings = [f"bottom.train={kind}", f"algorithm.estimator={estimator}", "lora.rank=2", "memory_every=1"]
+    said = halfback(*_texts(out, tiny_bert, sentences, *settings))
+    assert said.status == 0, said.err
+    summary, built = read_summary(out), run.reload(out)
+    hidden, inner = 16, 24  # of tiny_bert, with one block in the bottom
+    dimensions = {"lora_b": 4 * hidden, "vera": 2 * (hidden + 2), "ia3": 2 * hidden + inner}
+    dimensions |= {"bias": 7 * hidden + inner, "norm": 4 * hidden}
+    assert summary["trainable_parameters"]["bottom"] == dimensions[kind]
+    # Whatever is trained: 4 steps, 2 clients, 2 directions, float32.
+    assert summary["bytes_by_kind"]["up"]["Slopes"]["slopes"] == 4 * 2 * 2 * 4
+    assert summary["client_peak_bytes"] > summary["client_inference_peak_bytes"] > 0
+    moved, start = (trainable(one.model.bottom) for one in (built, small.built(built.config)))
+    assert moved.keys() == start.keys()
+    assert all(not torch.equal(parameter, start[name]) for name, parameter in moved.items())
+    assert halfback("export", out, "--out", model).status == 0
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(model).eval()
+    batch = built.task.validation.batch(range(6))
+    with torch.no_grad():
+        merged = again(**{k: v.long() for k, v in batch.inputs.items()}).logits
+        torch.testing.assert_close(merged, built.model.logits(batch.inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_an_export_that_finds_the_disk_full_leaves_nothing(tmp_path: Path, tiny_bert: Path, sentences: Path) -> None:

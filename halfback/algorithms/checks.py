@@ -13,9 +13,7 @@ from halfback.wire.messages import Activations, HandOver, HeadGradient, Slopes, 
 _PIECE = 1 << 16  # values
 
 
-def check_probes(
-    directions: int, radius: float | None, clip_samples: float | None = None, *, fewest: int = 1
-) -> None:
+def check_probes(directions: int, radius: float | None, clip_samples: float | None = None, *, fewest: int = 1) -> None:
     """Refuses options of a zeroth-order algorithm that mean nothing; `fewest`: directions that it needs.
 
     Raises:

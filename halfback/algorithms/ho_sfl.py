@@ -14,7 +14,7 @@ Ours, because the paper leaves it open: a client that was away replays the steps
 optimiser's moments it kept; the slope is divided by μ before it is sent, so that it means the same for every estimator.
 With a cut for each client (`model.cut` a list) u_p in step 4 has the client's own coordinates, and step 5 averages
 over those who have them. The clients of a cohort, or their samples, may have directions of their own (`sharing`), and
-the last blocks of a device may take their gradients exactly (`exact`): these are sent, averaged and replayed like slopes.
+the last blocks of a device may take their gradients exactly (`exact`); these are sent, averaged and replayed as slopes.
 """
 
 from collections.abc import Mapping

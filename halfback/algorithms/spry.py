@@ -14,6 +14,7 @@ Ours, because the paper leaves it open: a layer is a module, with its bias or wi
 is in group j mod G; a client's group turns with the rounds, so that no client's data alone move a layer.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -34,7 +35,8 @@ def layers_in_turn(names: Sequence[str], sampled_clients: int) -> list[list[str]
     """The names in as many groups as there are clients in a cohort, or layers if these are fewer."""
     layers: dict[str, list[str]] = {}
     for name in names:
-        module = name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0]
+        module, *adapter = re.split(r"\.(?:lora|ia3|vera)_", name)
+        module = module if adapter else name.rpartition(".")[0]
         layers.setdefault(module, []).append(name)
     groups: list[list[str]] = [[] for _ in range(min(sampled_clients, len(layers)))]
     for place, layer in enumerate(layers.values()):

@@ -43,7 +43,7 @@ def make_server(
     if not bottom and traits.agreement != "frozen":
         raise UserError(
             f"bottom.train={config.bottom.train!r}: {config.algorithm.name} needs something to train on the device; "
-            "use lora or full, or algorithm.name=frozen_bottom"
+            "any other value is allowed, or algorithm.name=frozen_bottom"
         )
     head = None if model.head is None else trainable(model.head)
     top = {} if traits.top == "none" else trainable(model.top) | (head or {})
@@ -72,7 +72,9 @@ def make_server(
     server = Server(
         top=nn.Module() if traits.top == "none" else model.top,
         loss=partial(loss, task.objective),
-        replica=make_replica(config, config.bottom if replays["bottom"] else None, theta, "bottom", steps, groups, exact),
+        replica=make_replica(
+            config, config.bottom if replays["bottom"] else None, theta, "bottom", steps, groups, exact
+        ),
         hidden_shape=hidden_shape,
         has_texts=has_texts,
         hidden_dtype=hidden_dtype,
@@ -112,8 +114,8 @@ def _exact(config: RunConfig, algorithm: Algorithm, model: CutModel, theta: Mapp
         raise UserError(f"algorithm.exact_blocks={count}: one cut for all clients is needed, not {config.model.cut}")
     if count >= model.at:
         raise UserError(
-            f"algorithm.exact_blocks={count}: with model.cut={model.at}, 0 to {model.at - 1} are allowed (for all blocks: "
-            "algorithm.name=split_lora algorithm.checkpointing=true)"
+            f"algorithm.exact_blocks={count}: with model.cut={model.at}, 0 to {model.at - 1} are allowed (for all "
+            "blocks: algorithm.name=split_lora algorithm.checkpointing=true)"
         )
     inside = {id(parameter) for block in model.bottom.blocks[-count:] for parameter in block.parameters()}
     exact = [name for name, parameter in theta.items() if id(parameter) in inside]

@@ -1,17 +1,19 @@
-"""Which parameters of each part are trained: all of them, LoRA adapters, or none."""
+"""Which parameters of each part are trained: all of them, adapters, some of the model's own vectors, or none."""
 
 import copy
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft import IA3Config, IA3Model, LoraConfig, LoraModel, VeraConfig, VeraModel
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.vera import VeraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -22,22 +24,39 @@ from halfback.models.quiet import quiet
 from halfback.models.resnet import ResNet, file_names
 
 Trained = Literal["lora", "full", "none"]
-_TRAINED = ("lora", "full", "none")
-_ADAPTABLE = (nn.Linear, nn.Conv2d, nn.Embedding, Conv1D)
+# The device's part has more choices: zeroth order gets better with fewer dimensions.
+BottomTrained = Literal["lora", "lora_b", "vera", "ia3", "bias", "norm", "full", "none"]
+_LINEAR = (nn.Linear, Conv1D)  # all that PEFT's VeRA takes
+_ADAPTABLE = (*_LINEAR, nn.Conv2d, nn.Embedding)
+_MARKS = ("lora_", "ia3_", "vera_lambda_")  # in the names of PEFT's parameters, and in no others
 _Part = Bottom | Middle | Top
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters. targets: module names (or dotted ends of them); empty means the family's default."""
+    """Low-rank adapters, VeRA's too (which have no alpha).
+
+    targets: module names (or dotted ends of them); empty means the family's default.
+    """
 
     rank: int = 8
     alpha: int = 16
     targets: tuple[str, ...] = ()
 
 
-def set_trainable(model: CutModel, *, bottom: Trained, top: Trained, lora: Lora, seed: int) -> None:
+def set_trainable(model: CutModel, *, bottom: BottomTrained, top: Trained, lora: Lora, seed: int) -> None:
     """Choose what each part trains. Called once on a freshly cut model; `whole` has the same adapters as the parts.
+
+    What the bottom may train beside `full` and `none`; with each the model computes at first the bits of before:
+        lora     W + (alpha / rank) B·A on the targets; A (rank, in) is drawn, B (out, rank) starts at zero.
+        lora_b   the same with A fixed, as in LoRA-FA (arXiv 2308.03303).
+        vera     W + diag(b)·B·diag(d)·A (VeRA, arXiv 2310.11454): b (out,) starts at zero, d (rank,) at 0.1; A and B
+                 are drawn and fixed, the same ones for all layers of a shape.
+        ia3      factors on keys, values and the feed-forward's inner activation ((IA)³, arXiv 2205.05638), from 1.
+        bias     every bias in the blocks (BitFit, arXiv 2106.10199), those of norms too; a key's moves nothing where
+                 positions don't turn the keys, as the softmax drops what it adds.
+        norm     weights and biases of the normalisations in the blocks; running statistics stay as they are.
+    The last two are the model's own parameters, so they keep its dtype.
 
     With `lora` the top's task head (not a language model's `lm_head`) is trained beside the adapters. In the U-shape
     `top` holds for the middle and the head, which together train what an undivided top would: a head without blocks
@@ -46,26 +65,28 @@ def set_trainable(model: CutModel, *, bottom: Trained, top: Trained, lora: Lora,
     Adapters are float32 and start from (`seed`, name), so a block's start does not depend on where the model is cut.
     Raises UserError for a target that no module of bottom or top has, or one of them with nothing to train.
     """
-    if any(isinstance(module, LoraLayer) for module in model.whole.modules()):
+    if any(isinstance(module, BaseTunerLayer) for module in model.whole.modules()):
         raise ValueError("set_trainable was called before on this model")
     if lora.rank < 1:
         raise UserError(f"LoRA rank is {lora.rank}; 1 or more is allowed")
-    parts: list[tuple[_Part, str, Trained]] = [(model.bottom, "bottom", bottom), (model.top, "top", top)]
+    parts: list[tuple[_Part, str, BottomTrained]] = [(model.bottom, "bottom", bottom), (model.top, "top", top)]
     if model.head is not None:
         parts.append((model.head, "head", top))
     matched: dict[str, list[str]] = {}
     for part, side, trained in parts:
-        if trained not in _TRAINED:
-            raise UserError(f"{side} trains {trained!r}; allowed are {', '.join(_TRAINED)}")
-        matched[side] = _match(part, side, lora.targets, model.family.lora) if trained == "lora" else []
+        allowed = get_args(BottomTrained if side == "bottom" else Trained)
+        if trained not in allowed:
+            raise UserError(f"{side} trains {trained!r}; allowed are {', '.join(allowed)}")
+        matched[side] = _adapted(part, side, trained, lora)
     adapted = [part.get_submodule(name) for part, side, _ in parts for name in matched[side]]
     _untie(model, everything="full" in (bottom, top), adapted=adapted)
     for part, side, trained in parts:
         _choose(part, matched[side], trained, lora, seed)
         if matched[side]:
             _show(model.whole, part)
-        if trained == "lora" and side != "head" and not trainable(part):
-            raise UserError(f"{side} trains 'lora', but with cut {model.at} of {model.blocks} it has nothing to adapt")
+        if trained != "none" and side != "head" and not trainable(part):
+            where = f"{side} trains {trained!r}, but with cut {model.at} of {model.blocks} it has nothing to adapt"
+            raise UserError(where + (f"; allowed are {', '.join(_fitting(part))}" if isinstance(part, Bottom) else ""))
 
 
 def set_trainable_copy(part: Top, trained: Trained, lora: Lora, seed: int) -> None:
@@ -73,14 +94,13 @@ def set_trainable_copy(part: Top, trained: Trained, lora: Lora, seed: int) -> No
 
     A target of `lora` may match nothing here: `set_trainable` has refused what matches nowhere.
     """
-    names = _match(part, "auxiliary", lora.targets, part.family.lora) if trained == "lora" else []
-    _choose(part, names, trained, lora, seed)
+    _choose(part, _adapted(part, "auxiliary", trained, lora), trained, lora, seed)
 
 
 def without_adapters(body: nn.Module) -> nn.Module:
     """The same modules with each adapted layer replaced, in place, by the layer that it adapts, as it was."""
     for name, module in list(body.named_modules()):
-        if isinstance(module, LoraLayer):
+        if isinstance(module, BaseTunerLayer):
             body.set_submodule(name, module.get_base_layer())
     return body
 
@@ -108,7 +128,7 @@ def export(model: CutModel, folder: Path, label_names: Sequence[str] = ()) -> No
     folder.mkdir(parents=True, exist_ok=True)
     whole = copy.deepcopy(model.whole)
     for name, module in list(whole.named_modules()):
-        if isinstance(module, LoraLayer):
+        if isinstance(module, BaseTunerLayer):
             module.merge()
             whole.set_submodule(name, module.get_base_layer())
     if isinstance(whole, ResNet):
@@ -128,24 +148,66 @@ def export(model: CutModel, folder: Path, label_names: Sequence[str] = ()) -> No
             saved.save_pretrained(folder)
 
 
-def _match(part: nn.Module, side: str, targets: tuple[str, ...], default: tuple[str, ...]) -> list[str]:
-    """Names of the modules of a part that LoRA adapts.
+def _adapted(part: _Part, side: str, trained: BottomTrained, lora: Lora) -> list[str]:
+    """Names of the modules of a part that get an adapter."""
+    match trained:
+        case "lora" | "lora_b":
+            return _match(part, side, lora.targets, _ADAPTABLE)
+        case "vera":
+            return _match(part, side, lora.targets, _LINEAR)
+        case "ia3":
+            return [f"{name}.{path}" for name, _ in _blocks(part) for path in part.family.ia3]
+        case _:
+            return []
 
-    Default targets may match none, the user's own must, save in a head: it may have no blocks.
+
+def _own_vectors(part: _Part, trained: BottomTrained) -> list[nn.Parameter]:
+    """The model's own parameters that `bias` or `norm` trains. None is tied: the blocks of a part are its alone."""
+    modules = [module for _, block in _blocks(part) for module in block.modules()]
+    if trained == "norm":
+        # By name: most families of Transformers have an RMSNorm of their own, and these have no base class.
+        norms = [module for module in modules if type(module).__name__.endswith(("Norm", "Norm2d"))]
+        return [parameter for module in norms for parameter in module.parameters(recurse=False)]
+    named = [own for module in modules for own in module.named_parameters(recurse=False)]
+    return [parameter for name, parameter in named if name == "bias"] if trained == "bias" else []
+
+
+def _blocks(part: _Part) -> Iterator[tuple[str, nn.Module]]:
+    path = ".".join(name for name in ("body", part.family.backbone, part.family.blocks) if name)
+    return ((f"{path}.{number}", block) for number, block in part.get_submodule(path).named_children())
+
+
+def _fitting(part: Bottom) -> list[BottomTrained]:
+    """What this bottom can train, with the default targets."""
+    return [
+        trained
+        for trained in get_args(BottomTrained)
+        if trained in ("full", "none") or _adapted(part, "bottom", trained, Lora()) or _own_vectors(part, trained)
+    ]
+
+
+def _match(part: _Part, side: str, targets: tuple[str, ...], kinds: tuple[type[nn.Module], ...]) -> list[str]:
+    """Names of the modules of a part, of these kinds, that LoRA or VeRA adapts.
+
+    Default targets may match none, the user's own must, save where nothing could: a head may have no blocks, a part no
+    module of these kinds.
     """
-    names = [name for name, module in part.named_modules() if isinstance(module, _ADAPTABLE)]
-    matched = {target: [name for name in names if f".{name}".endswith(f".{target}")] for target in targets or default}
+    names = [name for name, module in part.named_modules() if isinstance(module, kinds)]
+    wanted = targets or part.family.lora
+    matched = {target: [name for name in names if f".{name}".endswith(f".{target}")] for target in wanted}
     for target in targets:
-        if not matched[target] and side not in ("head", "auxiliary"):
+        if names and not matched[target] and side not in ("head", "auxiliary"):
             known = ", ".join(sorted({name.split(".")[-1] for name in names})[:12])
             raise UserError(f"LoRA target {target!r} matches nothing in the {side}; modules there are {known}")
     return [name for name in names if any(name in found for found in matched.values())]
 
 
-def _choose(part: _Part, matched: list[str], trained: Trained, lora: Lora, seed: int) -> None:
+def _choose(part: _Part, matched: list[str], trained: BottomTrained, lora: Lora, seed: int) -> None:
     part.requires_grad_(trained == "full")
     if matched:
-        _inject(part, matched, lora, seed)
+        _inject(part, matched, trained, lora, seed)
+    for parameter in _own_vectors(part, trained):
+        parameter.requires_grad_(True)
     if trained == "lora" and isinstance(part, Top):
         for name in part.family.head:
             if hasattr(part.body, name):
@@ -166,25 +228,71 @@ def _untie(model: CutModel, *, everything: bool, adapted: list[nn.Module]) -> No
                     owner.config.tie_word_embeddings = False  # type: ignore[union-attr]
 
 
-def _inject(part: nn.Module, names: list[str], lora: Lora, seed: int) -> None:
-    conv1d = any(isinstance(part.get_submodule(name), Conv1D) for name in names)
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=names, fan_in_fan_out=conv1d
-    )
-    with torch.random.fork_rng(devices=[]):  # PEFT draws a start of its own, which the loop below replaces
-        inject_adapter_in_model(config, part)
+def _inject(part: _Part, names: list[str], trained: BottomTrained, lora: Lora, seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):  # PEFT draws a start of its own, which is replaced below
+        _put(part, names, trained, lora)
     part.requires_grad_(False)
     for name, parameter in part.named_parameters():
-        if "lora_" in name:
+        if any(mark in name for mark in _MARKS):
             # PEFT gives adapters the dtype of the weights; small steps need more digits than bfloat16 has.
             parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
-        if ".lora_A." in name or ".lora_embedding_B." in name:
-            parameter.data.copy_(draw_start(parameter.shape, seed, name))
+            drawn = ".lora_A." in name or ".lora_embedding_B." in name
+            parameter.requires_grad_(trained != "lora_b" or not drawn)
+            if drawn:
+                parameter.data.copy_(draw_start(parameter.shape, seed, name))
+            if ".vera_lambda_d." in name:
+                parameter.data.fill_(0.1)  # the paper's, and PEFT's; here without what the weights' dtype rounded away
+    if trained == "vera":
+        _draw_vera(part, lora.rank, seed)
+
+
+def _put(part: _Part, names: list[str], trained: BottomTrained, lora: Lora) -> None:
+    """PEFT's layers in the place of these modules.
+
+    Its models put them there when they are made. Its function for the purpose refuses VeRA, whose layers share their
+    matrices through such a model; here they share them without one.
+    """
+    conv1d = any(isinstance(part.get_submodule(name), Conv1D) for name in names)
+    match trained:
+        case "ia3":
+            scaled = tuple(f".{path}" for path, what in part.family.ia3.items() if what == "input")
+            second = [name for name in names if name.endswith(scaled)]
+            IA3Model(
+                part, IA3Config(target_modules=names, feedforward_modules=second, fan_in_fan_out=conv1d), "default"
+            )
+        case "vera":
+            VeraModel(part, VeraConfig(r=lora.rank, target_modules=names, fan_in_fan_out=conv1d), "default")
+        case _:
+            config = LoraConfig(
+                r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=names, fan_in_fan_out=conv1d
+            )
+            LoraModel(part, config, "default")
+
+
+def _draw_vera(part: _Part, rank: int, seed: int) -> None:
+    """VeRA's matrices: one A for all layers of as many inputs, one B for all of as many outputs.
+
+    PEFT cuts both out of one pair as large as the part's largest layers, so a block's would depend on the cut. (Ours.)
+    """
+    shared: dict[tuple[str, int, int], BufferDict] = {}
+
+    def matrix(name: str, rows: int, columns: int, device: torch.device) -> BufferDict:
+        if (name, rows, columns) not in shared:
+            # Standard deviation √(2 / columns), which the start of d is made for: √6 times that of a linear layer.
+            drawn = draw_start((rows, columns), seed, name).mul_(math.sqrt(6)).to(device)
+            # In the state, so that a site whose generator gives other bits is found out, and sent these.
+            shared[name, rows, columns] = BufferDict({"default": drawn}, persistent=True)
+        return shared[name, rows, columns]
+
+    for module in part.modules():
+        if isinstance(module, VeraLayer):
+            device = module.vera_lambda_d["default"].device
+            module.vera_A = matrix("vera_A", rank, module.in_features, device)
+            module.vera_B = matrix("vera_B", module.out_features, rank, device)
 
 
 def _show(whole: nn.Module, part: _Part) -> None:
     """Put a part's adapters in the whole model too: blocks are shared, but modules outside of them are not."""
     for name, module in part.body.named_modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, BaseTunerLayer):
             whole.set_submodule(name, module)

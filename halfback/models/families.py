@@ -16,6 +16,7 @@ Kind = Literal["decoder", "encoder", "image"]
 # What stands in the top for a module before the first block: nothing at all, a module that returns what it is given, or
 # one that returns zero (for a term that the forward pass adds again).
 StandIn = Literal["none", "pass", "zero"]
+Scaled = Literal["output", "input"]  # what of a module (IA)³ scales
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Family:
     before       modules of the backbone that run before the first block, with their stand-in in the top.
     after        modules of the backbone that run after the last block; the bottom passes through them unchanged.
     head         modules of the task model that a new task trains (a language model's `lm_head` is not one).
-    lora         names of the modules that LoRA adapts unless the user names others.
+    lora         names of the modules that LoRA and VeRA adapt unless the user names others.
+    ia3          paths, in a block, of what (IA)³ scales: keys and values by their output, the feed-forward's inner
+                 activation as the input of its second layer. Empty where a block has no such modules.
     position_ids whether the backbone takes `position_ids`, which text padded on the left needs.
     """
 
@@ -43,6 +46,7 @@ class Family:
     after: tuple[str, ...]
     head: tuple[str, ...]
     lora: tuple[str, ...]
+    ia3: Mapping[str, Scaled]
     position_ids: bool = False
 
 
@@ -57,6 +61,7 @@ FAMILIES: tuple[Family, ...] = (
         after=("final_layer_norm", "project_out"),
         head=("score",),
         lora=("q_proj", "v_proj"),
+        ia3={"self_attn.k_proj": "output", "self_attn.v_proj": "output", "fc2": "input"},
         # OPT counts positions from the attention mask itself.
     ),
     Family(
@@ -69,6 +74,9 @@ FAMILIES: tuple[Family, ...] = (
         after=("ln_f",),
         head=("score",),
         lora=("c_attn",),
+        # Queries, keys and values are one layer, so the queries get factors too. They add nothing that the keys' have
+        # not: a score is a sum of products of a query's entry and a key's.
+        ia3={"attn.c_attn": "output", "mlp.c_proj": "input"},
         position_ids=True,
     ),
     Family(
@@ -81,6 +89,7 @@ FAMILIES: tuple[Family, ...] = (
         after=("norm",),
         head=("score",),
         lora=("q_proj", "v_proj"),
+        ia3={"self_attn.k_proj": "output", "self_attn.v_proj": "output", "mlp.down_proj": "input"},
         position_ids=True,
     ),
     Family(
@@ -93,6 +102,7 @@ FAMILIES: tuple[Family, ...] = (
         after=("pooler",),
         head=("classifier",),
         lora=("query", "value"),
+        ia3={"attention.self.key": "output", "attention.self.value": "output", "output.dense": "input"},
     ),
     Family(
         name="RoBERTa",
@@ -104,6 +114,7 @@ FAMILIES: tuple[Family, ...] = (
         after=("pooler",),
         head=("classifier",),
         lora=("query", "value"),
+        ia3={"attention.self.key": "output", "attention.self.value": "output", "output.dense": "input"},
     ),
     Family(
         name="ViT",
@@ -115,6 +126,7 @@ FAMILIES: tuple[Family, ...] = (
         after=("layernorm", "pooler"),
         head=("classifier",),
         lora=("q_proj", "v_proj"),
+        ia3={"attention.k_proj": "output", "attention.v_proj": "output", "mlp.fc2": "input"},
     ),
     Family(
         name="ResNet",
@@ -126,6 +138,7 @@ FAMILIES: tuple[Family, ...] = (
         after=("head",),
         head=("head",),
         lora=("conv1", "conv2"),
+        ia3={},
     ),
 )
 

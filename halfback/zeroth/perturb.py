@@ -176,7 +176,7 @@ def _row_by_row(
     **kwargs: Any,
 ) -> Any:
     """The module's forward pass, with weights of its own for each row of the batch."""
-    moved = [parameter.detach() + radius * _stacked(seeds, names[id(parameter)], parameter, law) for *_, parameter in own]
+    moved = [p.detach() + radius * _stacked(seeds, names[id(p)], p, law) for *_, p in own]
     leaves, structure = tree_flatten((args, kwargs))
     batched = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == len(seeds) for leaf in leaves]
 

@@ -1,7 +1,10 @@
 """Inputs of the tiny models."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from tiny_models import ENCODERS
 from torch import Tensor
 
 
@@ -20,6 +23,18 @@ def right() -> dict[str, Tensor]:
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def inputs_of(left: dict[str, Tensor], right: dict[str, Tensor], images: Tensor) -> Callable[[str], dict[str, Tensor]]:
+    """Those that a tiny model takes, by a name that begins with the model's."""
+
+    def inputs(name: str) -> dict[str, Tensor]:
+        if name.startswith(("vit", "resnet")):
+            return {"pixel_values": images}
+        return right if name.startswith(tuple(ENCODERS)) else left
+
+    return inputs
 
 
 def _tokens(*, left_padded: bool) -> dict[str, Tensor]:

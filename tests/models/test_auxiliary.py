@@ -38,16 +38,6 @@ def _auxiliary(model: CutModel, kind: Any, **choice: Any) -> Any:
     return auxiliary(model, kind, **{"num_labels": 3, "trained": "lora", "lora": Lora(rank=2), "seed": 1} | choice)
 
 
-@pytest.fixture
-def inputs_of(left: dict[str, Tensor], right: dict[str, Tensor], images: Tensor) -> Callable[[str], dict[str, Tensor]]:
-    def inputs(name: str) -> dict[str, Tensor]:
-        if name.startswith(("vit", "resnet")):
-            return {"pixel_values": images}
-        return right if name.startswith(tuple(ENCODERS)) else left
-
-    return inputs
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("trains", ["lora", "full"])
 @pytest.mark.parametrize("name", MODELS)
