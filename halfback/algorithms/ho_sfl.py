@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 
 from halfback.algorithms.checks import check_probes, check_sharing
-from halfback.algorithms.exact import entries, exact_gradient
+from halfback.models.exact import entries, exact_gradient
 from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, unexpected
 from halfback.algorithms.feedback import feedback, feedback_slopes
 from halfback.algorithms.holdings import Round

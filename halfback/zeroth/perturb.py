@@ -155,7 +155,7 @@ def perturbed_rows(
                 f"algorithm.directions_per=sample: {names[id(own[0][2])]} is an embedding table, and adapters are "
                 "allowed (bottom.train=lora, say)"
             )
-        child.forward = partial(_row_by_row, child, child.forward, own, names, tuple(seeds), radius, law)  # type: ignore[method-assign]
+        child.forward = partial(_row_by_row, child, child.forward, own, names, tuple(seeds), radius, law)
         wrapped.append(child)
     try:
         yield

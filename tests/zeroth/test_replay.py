@@ -396,3 +396,77 @@ def test_a_schedule_is_a_rate_of_its_own_in_each_step(optimizer: str) -> None:
         by_hand.rule = dataclasses.replace(rule, lr=0.1 * rate[step])
         by_hand.replay(step, row.unsqueeze(0))
     assert_same(scheduled, by_hand)
+
+
+def exact_rows(steps: int = 5) -> Tensor:
+    """Three slopes for the rest of θ, then the gradient of `bias` and `weight`."""
+    return torch.randn(steps, 3 + 7 + 33 * 129, generator=torch.Generator().manual_seed(4))
+
+
+def with_exact(rule: UpdateRule, dtype: torch.dtype = torch.float32) -> Replica:
+    return Replica(parameters(dtype), rule=rule, seed_of=seed_of, exact=("bias", "weight"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw", "sign"])
+def test_exact_gradients_are_replayed_in_one_pass(optimizer: str, dtype: torch.dtype) -> None:
+    rule, rows = UpdateRule(optimizer, lr=1e-2, clip=3.0), exact_rows()  # type: ignore[arg-type]
+    together, singly = with_exact(rule, dtype), with_exact(rule, dtype)
+    together.replay(0, rows)
+    assert_same(together, one_at_a_time(singly, rows))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
+def test_exact_gradients_move_as_torch_optim_does(optimizer: str) -> None:
+    rule, rows = UpdateRule(optimizer, lr=1e-2), exact_rows()  # type: ignore[arg-type]
+    taken = with_exact(rule)
+    taken.replay(0, rows)
+    held = {name: torch.nn.Parameter(parameters()[name]) for name in ("bias", "weight")}
+    if optimizer == "adamw":
+        reference: torch.optim.Optimizer = torch.optim.AdamW(held.values(), lr=1e-2, weight_decay=0)
+    else:
+        reference = torch.optim.SGD(held.values(), lr=1e-2, momentum=rule.momentum if rule.moments() else 0.0)
+    for row in rows:
+        held["bias"].grad, held["weight"].grad = row[3:10], row[10:].view(33, 129)
+        reference.step()
+    for name, parameter in held.items():  # as in the test of directions above
+        torch.testing.assert_close(taken.parameters[name], parameter.detach(), rtol=0, atol=4e-6)
+
+
+def test_the_rest_of_theta_moves_as_if_it_were_all() -> None:
+    rule, rows = UpdateRule("adamw", lr=1e-2, clip=1.0), exact_rows()
+    taken = with_exact(rule)
+    taken.replay(0, rows)
+    rest = replica(rule, {name: tensor for name, tensor in parameters().items() if name not in ("bias", "weight")})
+    rest.replay(0, rows[:, :3])
+    for name, tensor in rest.parameters.items():
+        assert torch.equal(taken.parameters[name], tensor)
+
+
+def test_without_directions_only_the_exact_ones_move() -> None:
+    taken = with_exact(UpdateRule("adamw", lr=1e-2))
+    taken.replay(0, exact_rows()[:, 3:])
+    moved = {name for name, tensor in parameters().items() if not torch.equal(tensor, taken.parameters[name])}
+    assert moved == {"bias", "weight"}
+
+
+def test_clip_and_normalize_bound_an_exact_gradient() -> None:
+    gradient = torch.tensor([3.0, -4.0])
+    assert UpdateRule(clip=1.0).exact_scale(gradient) == pytest.approx(0.2)
+    assert UpdateRule(clip=10.0).exact_scale(gradient) == 1.0
+    assert UpdateRule(normalize=True).exact_scale(gradient) == pytest.approx(
+        math.sqrt(2) / 5
+    )  # a root mean square of 1
+    assert UpdateRule(normalize=True).exact_scale(torch.zeros(2)) == 0.0
+
+
+@pytest.mark.parametrize("width", [1, 7 + 33 * 129 - 1])
+def test_rows_without_room_for_the_exact_gradients_are_refused(width: int) -> None:
+    with pytest.raises(PeerError, match=r"history: \(1, \d+\) from step 0 came, \(steps, P \+ 4264\)"):
+        with_exact(UpdateRule()).replay(0, torch.zeros(1, width))
+
+
+def test_the_sign_of_the_estimate_moves_every_coordinate_alike() -> None:
+    taken = replica(UpdateRule("sign", lr=0.25), {"w": torch.zeros(300)})
+    taken.replay(0, torch.tensor([[-1e-3]]))
+    assert torch.equal(taken.parameters["w"], 0.25 * direction_of(seed_of(0, 0), "w", torch.zeros(300)))

@@ -72,7 +72,7 @@ def exact_gradient(noted: list[Entry], gradient: Tensor, parameters: Mapping[str
                 out = entry.block(hidden, *args, **kwargs)
             out = out if isinstance(out, Tensor) else out[0]
             wanted = own if before is None else [hidden, *own]
-            found = torch.autograd.grad(out, wanted, gradient[row : row + 1], materialize_grads=True)
+            found = list(torch.autograd.grad(out, wanted, gradient[row : row + 1], materialize_grads=True))
             del out
             if before is not None:
                 before[row : row + 1], *found = found

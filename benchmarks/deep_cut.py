@@ -1,0 +1,180 @@
+"""How much of the gap between a frozen bottom and first order HO-SFL's choices recover, and what each costs a device.
+
+    python benchmarks/deep_cut.py sst2-minilm --out runs/deep --figure deep.svg model.cut=5 steps=200 batch_size=8
+
+Runs every setting (or those of `--only`) with every seed as run folders under --out, `--jobs` at once; a finished run
+is not run again. Prints a table and draws accuracy against forward passes, bytes and client memory.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from halfback.cells import is_over
+from halfback.telemetry.records import read_records, read_summary
+
+FROZEN, FIRST = "frozen bottom", "first order"
+FEW = {"bottom.train": "lora_b"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    FROZEN: {"algorithm.name": "frozen_bottom"},
+    FIRST: {"algorithm.name": "split_lora"},
+    "first order, checkpointed": {"algorithm.name": "split_lora", "algorithm.checkpointing": True},
+    "HO-SFL, the paper's": {},
+    "normalised": {"bottom.normalize": True, "bottom.optimizer": "sgd"},
+    "sign": {"bottom.optimizer": "sign"},
+    "per client": {"algorithm.directions_per": "client"},
+    "per sample": {"algorithm.directions_per": "sample"},
+    "per sample, P=8": {"algorithm.directions_per": "sample", "algorithm.directions": 8},
+    "lora_b": FEW,
+    "lora_b, per sample, P=8": FEW | {"algorithm.directions_per": "sample", "algorithm.directions": 8},
+    "vera, per sample, P=8": {
+        "bottom.train": "vera",
+        "algorithm.directions_per": "sample",
+        "algorithm.directions": 8,
+    },
+    "norm, per sample, P=8": {
+        "bottom.train": "norm",
+        "algorithm.directions_per": "sample",
+        "algorithm.directions": 8,
+    },
+    "ia3, per sample, P=8": {
+        "bottom.train": "ia3",
+        "algorithm.directions_per": "sample",
+        "algorithm.directions": 8,
+    },
+    **{f"exact {n}": {"algorithm.exact_blocks": n} for n in (1, 2, 3, 4)},
+    **{f"exact {n}, P=0": {"algorithm.exact_blocks": n, "algorithm.directions": 0} for n in (1, 2, 3, 4)},
+    **{f"lora_b, exact {n}": FEW | {"algorithm.exact_blocks": n} for n in (1, 2, 3, 4)},
+    "lora_b, exact 2, per sample": FEW | {"algorithm.exact_blocks": 2, "algorithm.directions_per": "sample"},
+    **{
+        f"first order, {kind}": {"algorithm.name": "split_lora", "bottom.train": kind}
+        for kind in ("lora_b", "bias", "ia3", "norm", "vera")
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("settings", nargs="*", help="key=value for every run")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--only", default=";".join(SETTINGS), help="labels behind semicolons")
+    parser.add_argument("--lr", default="", help="bottom.lr by label, as `label:1e-3;label:3e-3`")
+    arguments = parser.parse_intermixed_args()
+    rates = dict(entry.rsplit(":", 1) for entry in arguments.lr.split(";") if entry)
+    labels = [label for label in arguments.only.split(";") if label]
+    work = [(seed, label) for seed in range(arguments.seeds) for label in labels]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(lambda cell: finish(arguments, rates, *cell), work))
+    found = {label: [folder_of(arguments.out, label, seed) for seed in range(arguments.seeds)] for label in labels}
+    print("| setting | lr | final (seeds) | gap recovered | client passes | MB | client peak |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    summaries = {label: [read_summary(folder) for folder in folders] for label, folders in found.items()}
+    for label, runs in summaries.items():
+        print(row(label, rates.get(label, ""), runs, summaries))
+    if FROZEN in found and FIRST in found:
+        print("\n| setting | steps to the frozen bottom's final | to 95 % of first order's |\n| --- | --- | --- |")
+        frozen, first = (statistics.mean(final_of(run) for run in summaries[label]) for label in (FROZEN, FIRST))
+        for label, folders in found.items():
+            print(f"| `{label}` | {steps_to(frozen, folders)} | {steps_to(0.95 * first, folders)} |")
+    if arguments.figure is not None:
+        draw(summaries, arguments.figure)
+
+
+def folder_of(out: Path, label: str, seed: int) -> Path:
+    """Where a run is."""
+    return out / f"{label.replace(' ', '_').replace(',', '')}-{seed}"
+
+
+def finish(arguments: argparse.Namespace, rates: Mapping[str, str], seed: int, label: str) -> None:
+    """Runs one setting with one seed, in a process of its own, if that is not done."""
+    folder = folder_of(arguments.out, label, seed)
+    if is_over(folder):
+        return
+    changes = [f"{key}={json.dumps(value)}" for key, value in SETTINGS[label].items()]
+    rate = [f"bottom.lr={rates[label]}"] if label in rates else []
+    command = ["train", arguments.recipe, "beside=[]", *arguments.settings, *changes, *rate, f"seed={seed}"]
+    subprocess.run(
+        [sys.executable, "-m", "halfback", *command, "--out", str(folder)], check=True, stdout=subprocess.DEVNULL
+    )
+    print(f"{label}, seed {seed}: {final_of(read_summary(folder)):.2f}", file=sys.stderr, flush=True)
+
+
+def final_of(run: Mapping[str, Any]) -> float:
+    """The metric at the end."""
+    return float(run["metric"]["final"])
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean ± standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def row(label: str, rate: str, runs: list[dict[str, Any]], every: Mapping[str, list[dict[str, Any]]]) -> str:
+    """One line of the table; the gap is that of the mean frozen bottom and the mean first order."""
+    finals = [final_of(run) for run in runs]
+    gap = "–"
+    if FROZEN in every and FIRST in every:
+        low, high = (statistics.mean(final_of(run) for run in every[name]) for name in (FROZEN, FIRST))
+        below = [final_of(run) for run in every[FROZEN]]
+        gap = spread([(mine - frozen) / (high - low) for mine, frozen in zip(finals, below, strict=True)], 2)
+    passes, megabytes, peak = costs(runs)
+    said = ", ".join(f"{final:.1f}" for final in finals)
+    return (
+        f"| `{label}` | {rate} | {spread(finals, 2)} ({said}) | {gap} | {passes:,.0f} | {megabytes:.1f} | {peak:.3f} |"
+    )
+
+
+def costs(runs: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """Client passes, MB both ways, client peak over its inference: means over seeds."""
+    return (
+        statistics.mean(run["forward_passes"] for run in runs),
+        statistics.mean(run["up_bytes"] + run["down_bytes"] for run in runs) / 1e6,
+        statistics.mean(run["client_peak_bytes"] / run["client_inference_peak_bytes"] for run in runs),
+    )
+
+
+def steps_to(wanted: float, folders: list[Path]) -> str:
+    """The first evaluation at which each seed has reached a metric."""
+    reached = []
+    for folder in folders:
+        curve = [(record.step, record.metric) for record in read_records(folder) if record.metric is not None]
+        reached.append(next((str(step) for step, metric in curve if metric >= wanted), "–"))
+    return ", ".join(reached)
+
+
+def draw(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
+    """A point for each setting in three panels; those that no other beats in both are joined."""
+    figure, panels = plt.subplots(1, 3, figsize=(13, 4.8), sharey=True, layout="constrained")
+    names = ("client forward passes", "MB, up and down", "client peak ÷ plain inference")
+    for place, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        points = sorted(
+            (costs(runs)[place], statistics.mean(final_of(run) for run in runs), label) for label, runs in found.items()
+        )
+        best: list[tuple[float, float]] = []
+        for order, (cost, final, label) in enumerate(points):
+            axes.plot(cost, final, "o", color=f"C{order % 10}")
+            axes.annotate(label, (cost, final), (4, 4), textcoords="offset points", fontsize=6)
+            if not best or final > best[-1][1]:
+                best.append((cost, final))
+        axes.plot(*zip(*best, strict=True), color="0.6", zorder=0, drawstyle="steps-post")
+        axes.set_xlabel(name)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy at the end, %")
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Gradients of the last blocks, row by row, against autograd through the whole part; and what they cost."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tiny_models import CONFIGS, classifier, resnet, vit
+from torch import Tensor, nn
+
+from halfback.models.adapters import Lora, set_trainable, trainable
+from halfback.models.cut import CutModel, cut
+from halfback.models.exact import entries, exact_gradient
+from halfback.telemetry.meters import MemoryMeter
+
+Inputs = Callable[[str], dict[str, Tensor]]
+
+
+def _whole(name: str) -> nn.Module:
+    if name.startswith("resnet"):
+        return resnet(name)
+    return vit() if name == "vit" else classifier(name)
+
+
+def _model(name: str) -> CutModel:
+    model = cut(_whole(name).double(), 2)
+    trained = "full" if name.startswith("resnet") else "lora"
+    set_trainable(model, bottom=trained, top=trained, lora=Lora(rank=2), seed=0)  # type: ignore[arg-type]
+    model.whole.double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trainable(model.bottom).values():  # LoRA's B starts at zero, and then A's gradient is zero
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return model
+
+
+def _of_last(model: CutModel, count: int) -> dict[str, nn.Parameter]:
+    inside = {id(p) for block in model.bottom.blocks[-count:] for p in block.parameters()}
+    return {name: p for name, p in trainable(model.bottom).items() if id(p) in inside}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", [*CONFIGS, "vit", "resnet8"])
+def test_the_gradient_is_that_of_the_whole_part(name: str, count: int, inputs_of: Inputs) -> None:
+    model = _model(name)
+    inputs = {key: value.double() if value.is_floating_point() else value for key, value in inputs_of(name).items()}
+    with torch.no_grad(), entries(model.bottom, count) as noted:
+        hidden = model.bottom(inputs)
+    assert len(noted) == count
+    cotangent = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    parameters = _of_last(model, count)
+    found = exact_gradient(noted, cotangent, parameters)
+    wanted = torch.autograd.grad((model.bottom(inputs) * cotangent).sum(), list(parameters.values()))
+    flat = torch.cat([gradient.flatten() for gradient in wanted])
+    # Sums are float32: of three rows, each rounded to 2^-24 of its size.
+    torch.testing.assert_close(found.double(), flat, rtol=1e-5, atol=1e-6 * flat.abs().max().item())
+    assert flat.abs().max() > 0
+    assert all(parameter.grad is None for parameter in parameters.values())
+
+
+def test_without_blocks_nothing_is_kept_and_nothing_is_found(inputs_of: Inputs) -> None:
+    model = _model("bert")
+    with torch.no_grad(), entries(model.bottom, 0) as noted:
+        hidden = model.bottom(inputs_of("bert"))
+    assert noted == []
+    assert exact_gradient(noted, hidden, {}).shape == (0,)
+
+
+def test_hooks_are_gone_behind_the_pass(inputs_of: Inputs) -> None:
+    model = _model("bert")
+    with torch.no_grad(), entries(model.bottom, 2) as noted:
+        model.bottom(inputs_of("bert"))
+    model.bottom(inputs_of("bert"))
+    assert len(noted) == 2
+
+
+def test_one_blocks_graph_of_one_row_is_in_memory() -> None:
+    """Ten times the rows: what the backward pass makes grows by less than the activations of two blocks do."""
+    model, peaks = _model("bert"), []
+    parameters = _of_last(model, 2)
+    for rows in (4, 40):
+        ids = torch.randint(3, 99, (rows, 32), generator=torch.Generator().manual_seed(0))
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids, dtype=torch.bool)}
+        with torch.no_grad(), entries(model.bottom, 2) as noted:
+            hidden = model.bottom(inputs)
+        meter, cotangent = MemoryMeter([hidden]), torch.ones_like(hidden)
+        with meter.running():
+            exact_gradient(noted, cotangent, parameters)
+        peaks.append(meter.peak_bytes - hidden.nbytes)
+    grown = peaks[1] - peaks[0]
+    assert grown <= 1.1 * 36 * 32 * 32 * 8, "beside ∂/∂ of what enters the last block, (B, T, H) float64, nothing grows"
