@@ -24,7 +24,6 @@ from typing import Any, ClassVar
 import torch
 
 from halfback.algorithms.checks import check_probes, check_sharing
-from halfback.models.exact import entries, exact_gradient
 from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, unexpected
 from halfback.algorithms.feedback import feedback, feedback_slopes
 from halfback.algorithms.holdings import Round
@@ -33,6 +32,7 @@ from halfback.algorithms.passes import middle_activations
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed
 from halfback.algorithms.top import backpropagate_top, step_top
+from halfback.models.exact import entries, exact_gradient
 from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Slopes
 from halfback.zeroth.sharing import Per
 from halfback.zeroth.slopes import Estimator, inner
