@@ -59,6 +59,32 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "cut-negative": (["model.cut=-1"], ["cut is -1", "1 to 3 are allowed"]),
     "directions-zero": (["algorithm.directions=0"], ["algorithm.directions=0", "1 or more"]),
     "directions-negative": (["algorithm.directions=-2"], ["algorithm.directions=-2", "1 or more"]),
+    "directions-zero-but-for-exact-blocks": (
+        ["algorithm.directions=-1", "algorithm.exact_blocks=1", "model.cut=2"],
+        ["algorithm.directions=-1", "0 or more"],
+    ),
+    "directions-per": (["algorithm.directions_per=row"], ["algorithm.directions_per='row'", "'cohort'", "'sample'"]),
+    "directions-per-sample-forward-ad": (
+        ["algorithm.directions_per=sample", "algorithm.estimator=forward_ad"],
+        ["algorithm.estimator=forward_ad", "forward and central are allowed"],
+    ),
+    "directions-per-client-robust": (
+        ["algorithm.directions_per=client", "robust.name=median", "sampled_clients=3"],
+        ["robust.name=median", "algorithm.directions_per=client gives each its own"],
+    ),
+    "exact-blocks-negative": (["algorithm.exact_blocks=-1"], ["algorithm.exact_blocks=-1", "0 or more"]),
+    "exact-blocks-all": (
+        ["algorithm.exact_blocks=2", "model.cut=2"],
+        ["algorithm.exact_blocks=2", "0 to 1 are allowed", "algorithm.checkpointing=true"],
+    ),
+    "exact-blocks-cuts": (
+        ["algorithm.exact_blocks=1", "model.cut=[2, 3]"],
+        ["algorithm.exact_blocks=1", "one cut for all clients"],
+    ),
+    "sign-in-first-order": (
+        ["bottom.optimizer=sign", "algorithm.name=split_lora"],
+        ["bottom.optimizer=sign", "sgd, momentum or adamw are allowed"],
+    ),
     "radius-zero": (["algorithm.radius=0"], ["algorithm.radius=0", "a positive number"]),
     "radius-negative": (["algorithm.radius=-1e-3"], ["algorithm.radius=-0.001", "a positive number"]),
     "radius-nan": (["algorithm.radius=.nan"], ["algorithm.radius=nan", "a positive number"]),

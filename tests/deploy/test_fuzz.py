@@ -57,6 +57,7 @@ FRAMES: list[Question | Answer] = [
         first=8,
         steps=STEPS,
         cursor=8,
+        seat=1,
         measure=True,
     ),
     Say(lineage=TOKEN, round=4, exchange=2),
@@ -295,7 +296,14 @@ class HostileServer:
         lineage = secrets.token_hex(8)
         asked: list[Open | Say] = [
             Open(
-                lineage=lineage, ancestry=(), round=0, first=0, steps=STEPS, cursor=0, measure=self.dice.random() < 0.1
+                lineage=lineage,
+                ancestry=(),
+                round=0,
+                first=0,
+                steps=STEPS,
+                cursor=0,
+                seat=0,
+                measure=self.dice.random() < 0.1,
             )
         ]
         asked += [Say(lineage=lineage, round=0, exchange=place) for place in range(len(self.script.down))]
