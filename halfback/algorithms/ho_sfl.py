@@ -17,7 +17,7 @@ over those who have them. The clients of a cohort, or their samples, may have di
 the last blocks of a device may take their gradients exactly (`exact`); these are sent, averaged and replayed as slopes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ import torch
 from halfback.algorithms.checks import check_probes, check_sharing
 from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, unexpected
 from halfback.algorithms.feedback import feedback, feedback_slopes
-from halfback.algorithms.holdings import Round
+from halfback.algorithms.holdings import Batch, Round
 from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.passes import middle_activations
 from halfback.algorithms.protocol import Conversation, Traits
@@ -67,28 +67,31 @@ class HoSfl:
         check_sharing(self.directions_per, self.estimator, self.exact_blocks)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
-        """The device's side: forward passes only."""
+        """The device's side: forward passes only, but for `exact_blocks`."""
         catch_up(client, (yield Join(client.position)), self.directions)
         for batch in client.batches(round):
-            with entries(client.bottom, self.exact_blocks) as noted:
-                hidden = forward(client, batch)  # z_m
-            gradient = yield from feedback(client, batch, hidden)  # λ_m
-            base = inner(gradient, hidden)
-            del hidden  # the device needs its memory for what follows
-            exact = exact_gradient(noted, gradient, client.exact)
-            slopes = feedback_slopes(  # v_{m,p}
-                client,
-                batch,
-                gradient,
-                base,
-                client.seeds(self.directions),
-                radius=self.radius,
-                estimator=self.estimator,
-                clip_samples=self.clip_samples,
-            )
-            del gradient
-            said = Slopes(client.position, torch.cat([slopes, exact]))
-            take_agreed(client, (yield said), self.directions)
+            take_agreed(client, (yield (yield from self._measure(client, batch))), self.directions)
+
+    def _measure(self, client: Client, batch: Batch) -> Generator[Message, Any, Slopes]:
+        """What a batch says of the direction in which θ should move."""
+        with entries(client.bottom, self.exact_blocks) as noted:
+            hidden = forward(client, batch)  # z_m
+        gradient = yield from feedback(client, batch, hidden)  # λ_m
+        base = inner(gradient, hidden)
+        del hidden  # the device needs its memory for what follows
+        exact = exact_gradient(noted, gradient, client.exact)
+        slopes = feedback_slopes(  # v_{m,p}
+            client,
+            batch,
+            gradient,
+            base,
+            client.seeds(self.directions),
+            radius=self.radius,
+            estimator=self.estimator,
+            clip_samples=self.clip_samples,
+        )
+        del gradient
+        return Slopes(client.position, torch.cat([slopes, exact]))
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""

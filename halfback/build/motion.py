@@ -48,8 +48,6 @@ def update_rule(config: RunConfig, part: BottomConfig | TopConfig) -> UpdateRule
 
 def make_optimizer(part: BottomConfig | TopConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     """How gradients move a part."""
-    if part.optimizer == "sign":
-        raise UserError("bottom.optimizer=sign: for algorithms that replay slopes; sgd, momentum or adamw are allowed")
     if part.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=part.lr, weight_decay=part.weight_decay)
     momentum = part.momentum if part.optimizer == "momentum" else 0.0
@@ -64,8 +62,13 @@ def make_schedule(part: BottomConfig | TopConfig, steps: int) -> Schedule:
 def check_lr(
     side: str, part: BottomConfig | TopConfig, parameters: Mapping[str, Tensor], replays: bool, normalize: bool
 ) -> None:
-    """Refuses steps that the weights' dtype rounds away; AdamW's and normalised ones are about as long as the rate."""
+    """Refuses an optimiser that gradients don't have here, and steps that the weights' dtype rounds away.
+
+    AdamW's steps and normalised ones are about as long as the rate.
+    """
     dtypes = {parameter.dtype for parameter in parameters.values()}
+    if not replays and part.optimizer == "sign":
+        raise UserError(f"{side}.optimizer=sign: it is for replayed slopes; sgd, momentum or adamw are allowed")
     if not replays and part.optimizer == "adamw" and torch.float16 in dtypes:
         raise UserError(
             f"{side}.optimizer=adamw: its squared gradients vanish in float16; use model.dtype=bfloat16 or float32, "

@@ -224,6 +224,18 @@ ROWS: dict[str, Row] = {
     "centralised": Row("centralised", formulas.silent, {"bottom.clip": 1.0, **_SCHEDULED}, learns={"bottom.lr": 5e-2}),
     "ho_sfl-u": Row("ho_sfl", u_shaped(formulas.ho_sfl), {"algorithm.directions": 3, "model.head": 0, **_REPLAYED}),
     "ho_sfl-u-block": Row("ho_sfl", u_shaped(formulas.ho_sfl), {"model.head": 1, **_REPLAYED}),
+    "ho_sfl-u-exact": Row(
+        "ho_sfl",
+        u_shaped(formulas.ho_sfl),
+        {
+            "model.head": 0,
+            "model.cut": 2,
+            "algorithm.directions_per": "client",
+            "algorithm.exact_blocks": 1,
+            **_REPLAYED,
+        },
+        brief=True,
+    ),
     "split_lora-u": Row(
         "split_lora", u_shaped(formulas.split_lora), {"model.head": 0, "bottom.optimizer": "adamw", "top.clip": 1.0}
     ),
