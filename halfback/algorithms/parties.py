@@ -145,7 +145,7 @@ class Server:
         return self.above.get(client) or Above(self.top, self.hidden_shape)
 
     def missed(self, position: int) -> Tensor:
-        """Agreed slopes of the steps from `position` on: (steps, groups · P) float32."""
+        """Agreed slopes of the steps from `position` on: (steps, `replica.width`) float32."""
         rows = self.history[position:]
         return torch.stack(rows) if rows else torch.zeros(0, len(self.history[0]) if self.history else 0)
 

@@ -23,9 +23,12 @@ from halfback.models.adapters import trainable
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import Bottom, CutModel, Device
 from halfback.models.objectives import loss, terms
+from halfback.zeroth.perturb import check_rows
 from halfback.zeroth.seeds import seed_for
 from halfback.zeroth.sharing import Sharing
 from halfback.zeroth.slopes import check_radius, default_radius
+
+_MAX_HISTORY = 1_000_000_000  # bytes: a client that was away gets it in one message, which has room for two such
 
 
 def make_server(
@@ -69,6 +72,8 @@ def make_server(
                 "sample more, or use robust.name=none"
             )
     sharing, exact = _sharing(config, algorithm), _exact(config, algorithm, model, theta)
+    if sharing.rows > 1:
+        check_rows(part, {name: parameter for name, parameter in theta.items() if name not in exact})
     server = Server(
         top=nn.Module() if traits.top == "none" else model.top,
         loss=partial(loss, task.objective),
@@ -121,6 +126,13 @@ def _exact(config: RunConfig, algorithm: Algorithm, model: CutModel, theta: Mapp
     exact = [name for name, parameter in theta.items() if id(parameter) in inside]
     if not exact:
         raise UserError(f"algorithm.exact_blocks={count}: there is nothing to train in these blocks")
+    size = 4 * sum(theta[name].numel() for name in exact)
+    if size * config.steps > _MAX_HISTORY:
+        raise UserError(
+            f"algorithm.exact_blocks={count}: {size / 1e6:.1f} MB of gradients in each of steps={config.steps} are "
+            f"{size * config.steps / 1e9:.1f} GB of history, and {_MAX_HISTORY / 1e9:.0f} GB are allowed; train fewer "
+            "values (bottom.train=lora_b, fewer blocks), or use algorithm.name=split_lora"
+        )
     return exact
 
 

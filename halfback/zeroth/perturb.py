@@ -51,6 +51,8 @@ def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute:
 def _owners(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[nn.Module, _Own]]:
     """Each submodule that uses some of the parameters `names` (by identity), with those."""
     for child in module.modules():
+        if isinstance(child, _HOLDERS):
+            continue
         holders = [child, *(part for part in child.children() if isinstance(part, _HOLDERS))]
         own = [(h, attribute, p) for h in holders for attribute, p in h._parameters.items() if p is not None]
         own = [entry for entry in own if id(entry[2]) in names]
@@ -143,19 +145,12 @@ def perturbed_rows(
 
     Each submodule with such parameters is mapped over the rows (`torch.vmap`), so one submodule's weights are there
     `len(seeds)` times at once: meant for adapters.
-
-    Raises:
-        UserError: one of the parameters is an embedding table, which is too large to be there that often.
+    `check_rows` says whether that can be had.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     wrapped = []
     for child, own in _owners(module, names):
-        if isinstance(child, nn.Embedding):
-            raise UserError(
-                f"algorithm.directions_per=sample: {names[id(own[0][2])]} is an embedding table, and adapters are "
-                "allowed (bottom.train=lora, say)"
-            )
-        child.forward = partial(_row_by_row, child, child.forward, own, names, tuple(seeds), radius, law)
+        child.forward = partial(_row_by_row, child.forward, own, names, tuple(seeds), radius, law)
         wrapped.append(child)
     try:
         yield
@@ -164,8 +159,25 @@ def perturbed_rows(
             del child.forward
 
 
+def check_rows(module: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Refuses parameters that can't differ from row to row.
+
+    Raises:
+        UserError: one is an embedding table, which is too large to be there for each row, or is used by a module around
+            others that are moved too (a ViT's class token).
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    owners = dict(_owners(module, names))
+    for child, own in owners.items():
+        name = names[id(own[0][2])]
+        if isinstance(child, nn.Embedding) or any(inner in owners for inner in child.modules() if inner is not child):
+            raise UserError(
+                f"algorithm.directions_per=sample: {name} is trained, and can't differ from row to row; "
+                "adapters can (bottom.train=lora, say)"
+            )
+
+
 def _row_by_row(
-    module: nn.Module,
     forward: Callable[..., Any],
     own: _Own,
     names: Mapping[int, str],
@@ -175,22 +187,24 @@ def _row_by_row(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """The module's forward pass, with weights of its own for each row of the batch."""
+    """A module's forward pass, with weights of its own for each row of the batch."""
     moved = [p.detach() + radius * _stacked(seeds, names[id(p)], p, law) for *_, p in own]
     leaves, structure = tree_flatten((args, kwargs))
-    batched = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == len(seeds) for leaf in leaves]
+    # Some models make (B · T, H) of (B, T, H) before a layer: then a row of the batch is T rows of that.
+    batched = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) % len(seeds) == 0 for leaf in leaves]
+    split = [leaf.unflatten(0, (len(seeds), -1)) if cut else leaf for leaf, cut in zip(leaves, batched, strict=True)]
 
     def run(weights: list[Tensor], *given: Any) -> Any:
         for (holder, attribute, _), weight in zip(own, weights, strict=True):
             holder._parameters[attribute] = weight  # type: ignore[assignment]
-        rows = [leaf.unsqueeze(0) if mapped else leaf for leaf, mapped in zip(given, batched, strict=True)]
-        args, kwargs = tree_unflatten(rows, structure)
-        return tree_map(lambda out: out.squeeze(0) if isinstance(out, Tensor) else out, forward(*args, **kwargs))
+        args, kwargs = tree_unflatten(list(given), structure)
+        return forward(*args, **kwargs)
 
     try:
-        return torch.vmap(run, in_dims=(0, *(0 if mapped else None for mapped in batched)))(moved, *leaves)
+        out = torch.vmap(run, in_dims=(0, *(0 if cut else None for cut in batched)))(moved, *split)
     finally:
         _restore(own)
+    return tree_map(lambda part: part.flatten(0, 1) if isinstance(part, Tensor) else part, out)
 
 
 def _stacked(seeds: tuple[int, ...], name: str, parameter: Tensor, law: Law) -> Tensor:

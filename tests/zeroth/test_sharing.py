@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from halfback.errors import UserError
 from halfback.zeroth.directions import direction_of
-from halfback.zeroth.perturb import perturbed, perturbed_rows
+from halfback.zeroth.perturb import check_rows, perturbed, perturbed_rows
 from halfback.zeroth.replay import Replica, UpdateRule
 from halfback.zeroth.seeds import seed_for
 from halfback.zeroth.sharing import Sharing
@@ -91,11 +91,30 @@ def test_live_weights_are_untouched_also_when_a_probe_raises() -> None:
 
 def test_an_embedding_table_is_refused() -> None:
     model, _ = transformer("bert", torch.float32)
-    with (
-        pytest.raises(UserError, match=r"algorithm\.directions_per=sample: .*embeddings.* is an embedding table"),
-        perturbed_rows(model, dict(model.named_parameters()), [1, 2], 0.1),
+    with pytest.raises(
+        UserError, match=r"algorithm\.directions_per=sample: .*embeddings.* is trained, and can't differ"
     ):
-        pass
+        check_rows(model, dict(model.named_parameters()))
+    check_rows(model, with_lora(model, TARGETS["bert"]))
+
+
+def test_a_module_around_others_that_move_is_refused() -> None:
+    model, _ = transformer("vit", torch.float32)
+    with pytest.raises(UserError, match="cls_token is trained, and can't differ from row to row"):
+        check_rows(model, dict(model.named_parameters()))
+
+
+@pytest.mark.parametrize("target", ["fc1", "fc2"])
+def test_a_layer_that_sees_all_tokens_in_one_dimension(target: str) -> None:
+    """OPT makes (B · T, H) of (B, T, H) before its feed-forward layers."""
+    model, run = transformer("opt", torch.float64)
+    parameters = with_lora(model, [target])
+    model.double()
+    with torch.no_grad(), perturbed_rows(model, parameters, [1, 2], 0.1):
+        together = run()
+    for row, seed in enumerate((1, 2)):
+        with torch.no_grad(), perturbed(model, parameters, seed, 0.1):
+            torch.testing.assert_close(together[row], run()[row], rtol=1e-9, atol=1e-11)  # as above
 
 
 @pytest.mark.parametrize("estimator", ["forward", "central"])

@@ -1,0 +1,82 @@
+"""HO-SFL with directions of a client's or a sample's own, and exact blocks: what is agreed on, against autograd."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from halfback.build import Built
+from halfback.conformance import small
+from halfback.models.adapters import trainable
+from halfback.zeroth.directions import direction_of
+
+P = 2
+
+
+def _world(**changes: Any) -> Built:
+    """Three clients with six rows each; batches of four, so every second one has two."""
+    settings = {"clients": 3, "sampled_clients": 2, "batch_size": 4, "task__train_rows": 18, "top__lr": 1e-6}
+    settings |= {"bottom__lr": 1e-6, "algorithm__directions": P, "algorithm__estimator": "central"}
+    return small.built(small.images("ho_sfl", **settings | {"algorithm__radius": 1e-4} | changes))
+
+
+def _gradients(run: Built, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    theta = trainable(run.model.bottom)
+    loss = cross_entropy(run.model.top(run.model.bottom(inputs), None), labels.long())
+    return dict(zip(theta, torch.autograd.grad(loss, list(theta.values())), strict=True))
+
+
+def _slope(gradients: dict[str, Tensor], seed: int) -> float:
+    return sum((g.double() * direction_of(seed, name, g)).sum().item() for name, g in gradients.items())
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("per", ["client", "sample"])
+def test_every_slope_stands_where_its_direction_does(per: str, step: int) -> None:
+    """A row holds, at each client's seat, the slopes of its own loss or of its samples' own; zeros for absent rows."""
+    run = _world(algorithm__directions_per=per, steps_per_round=2)
+    simulation = run.simulation
+    before = _world(algorithm__directions_per=per, steps_per_round=2)  # θ as it is throughout, at these rates
+    small.run(simulation, 1, steps=2)
+    agreed, wanted, cohort = simulation.server.history[step], [], simulation.cohort(0)
+    seeds = simulation.server.replica.seeds(len(agreed), step=step)
+    for client in cohort:
+        batch = simulation.sources[client].batch(step)
+        count = len(batch.labels)
+        assert count == (4, 2)[step]
+        if per == "client":
+            gradients = _gradients(before, batch.inputs, batch.labels)
+            wanted += [_slope(gradients, seeds[len(wanted) + p]) for p in range(P)]
+            continue
+        for row in range(4):
+            if row >= count:
+                wanted += [0.0] * P
+                continue
+            only = {name: tensor[row : row + 1] for name, tensor in batch.inputs.items()}
+            gradients = _gradients(before, only, batch.labels[row : row + 1])
+            # The mean over four places is the mean over the rows that are there.
+            wanted += [4 / count * _slope(gradients, seeds[len(wanted) + p]) for p in range(P)]
+    expected = torch.tensor(wanted)
+    assert agreed.shape == expected.shape
+    assert torch.equal(agreed == 0, expected == 0)
+    # float32 differences over 2μ = 2e-4, of sums near 2: 1e-3 of rounding; a ReLU that a probe
+    # switches moves one sample's slope by a few per cent of the largest.
+    torch.testing.assert_close(agreed, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+    # Directions of other places would give other slopes: the test can fail.
+    assert not torch.allclose(agreed.roll(P), expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+
+
+def test_exact_gradients_are_the_cohorts_mean() -> None:
+    changes = {"model__cut": 3, "algorithm__exact_blocks": 2, "algorithm__directions": 0}
+    run, before = _world(**changes), _world(**changes)
+    small.run(run.simulation, 1)
+    simulation = run.simulation
+    total = torch.zeros_like(simulation.server.history[0])
+    for client in simulation.cohort(0):
+        batch = simulation.sources[client].batch(0)
+        gradients = _gradients(before, batch.inputs, batch.labels)
+        total += torch.cat([gradients[name].flatten() for name in simulation.server.replica.exact])
+    # float32 sums over four rows and all positions, in another order.
+    torch.testing.assert_close(simulation.server.history[0], total / 2, rtol=1e-3, atol=1e-6)
