@@ -79,8 +79,8 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda cell: finish(arguments, rates, *cell), work))
     found = {label: [folder_of(arguments.out, label, seed) for seed in range(arguments.seeds)] for label in labels}
-    print("| setting | lr | final (seeds) | gap recovered | client passes | MB | client peak |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| setting | lr | final (seeds) | gap recovered | client passes | MB | client peak | client s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     summaries = {label: [read_summary(folder) for folder in folders] for label, folders in found.items()}
     for label, runs in summaries.items():
         print(row(label, rates.get(label, ""), runs, summaries))
@@ -131,19 +131,26 @@ def row(label: str, rate: str, runs: list[dict[str, Any]], every: Mapping[str, l
         low, high = (statistics.mean(final_of(run) for run in every[name]) for name in (FROZEN, FIRST))
         below = [final_of(run) for run in every[FROZEN]]
         gap = spread([(mine - frozen) / (high - low) for mine, frozen in zip(finals, below, strict=True)], 2)
-    passes, megabytes, peak = costs(runs)
+    passes, megabytes, peak, seconds = costs(runs)
+    if FROZEN in every:
+        seconds /= costs(every[FROZEN])[3]
     said = ", ".join(f"{final:.1f}" for final in finals)
     return (
-        f"| `{label}` | {rate} | {spread(finals, 2)} ({said}) | {gap} | {passes:,.0f} | {megabytes:.1f} | {peak:.3f} |"
+        f"| `{label}` | {rate} | {spread(finals, 2)} ({said}) | {gap} | {passes:,.0f} | {megabytes:.1f} | {peak:.3f} | "
+        f"{seconds:.1f} |"
     )
 
 
-def costs(runs: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Client passes, MB both ways, client peak over its inference: means over seeds."""
+def costs(runs: list[dict[str, Any]]) -> tuple[float, float, float, float]:
+    """Passes of the whole bottom, MB both ways, client peak over its inference, client seconds: means over seeds.
+
+    Passes leave out what exact blocks cost; the seconds have it.
+    """
     return (
         statistics.mean(run["forward_passes"] for run in runs),
         statistics.mean(run["up_bytes"] + run["down_bytes"] for run in runs) / 1e6,
         statistics.mean(run["client_peak_bytes"] / run["client_inference_peak_bytes"] for run in runs),
+        statistics.mean(run["client_seconds"] for run in runs),
     )
 
 
@@ -158,9 +165,9 @@ def steps_to(wanted: float, folders: list[Path]) -> str:
 
 def draw(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
     """A point for each setting in three panels; those that no other beats in both are joined."""
-    figure, panels = plt.subplots(1, 3, figsize=(13, 4.8), sharey=True, layout="constrained")
-    names = ("client forward passes", "MB, up and down", "client peak ÷ plain inference")
-    for place, (axes, name) in enumerate(zip(panels, names, strict=True)):
+    figure, panels = plt.subplots(2, 2, figsize=(13, 9), sharey=True, layout="constrained")
+    names = ("forward passes of the whole bottom", "MB, up and down", "client peak ÷ plain inference", "client seconds")
+    for place, (axes, name) in enumerate(zip(panels.flat, names, strict=True)):
         points = sorted(
             (costs(runs)[place], statistics.mean(final_of(run) for run in runs), label) for label, runs in found.items()
         )
@@ -173,7 +180,8 @@ def draw(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
         axes.plot(*zip(*best, strict=True), color="0.6", zorder=0, drawstyle="steps-post")
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("accuracy at the end, %")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("accuracy at the end, %")
     figure.savefig(path)
 
 
