@@ -10,7 +10,7 @@ from halfback.algorithms.checks import check_slopes
 from halfback.algorithms.holdings import Batch
 from halfback.algorithms.parties import Client, Server
 from halfback.errors import PeerError
-from halfback.wire.messages import Activations, History, Join, Slopes, SlopesAndActivations
+from halfback.wire.messages import Activations, History, HistoryAndState, Join, Slopes, SlopesAndActivations
 
 
 @torch.no_grad()
@@ -51,8 +51,10 @@ def unexpected(messages: Mapping[int, Any]) -> PeerError:
     return PeerError(f"client {client}: {type(message).__name__}: this algorithm expects no such message")
 
 
-def missed_slopes(server: Server, messages: Mapping[int, Join]) -> dict[int, History]:
+def missed_slopes(server: Server, messages: Mapping[int, Join]) -> Mapping[int, History | HistoryAndState]:
     """The answer to a client that joins: the agreed slopes of the steps that it has not replayed.
+
+    Where blocks have exact gradients, these are not kept: the state that they led to comes instead.
 
     Raises:
         PeerError: a client says that it replayed steps which were never taken.
@@ -62,7 +64,16 @@ def missed_slopes(server: Server, messages: Mapping[int, Join]) -> dict[int, His
             raise PeerError(
                 f"client {client}: Join.position: {join.position} came, 0 to {len(server.history)} are allowed"
             )
-    return {client: History(join.position, server.missed(join.position)) for client, join in messages.items()}
+    if not server.replica.exact:
+        return {client: History(join.position, server.missed(join.position)) for client, join in messages.items()}
+    server.settle()
+    state = tuple(tensor.detach() for tensor in server.replica.exact_state().values())
+    return {
+        client: HistoryAndState(
+            join.position, server.missed(join.position), state if join.position < len(server.history) else ()
+        )
+        for client, join in messages.items()
+    }
 
 
 def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int) -> Tensor:

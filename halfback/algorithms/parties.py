@@ -78,8 +78,13 @@ class Client:
         losses, self.losses = self.losses, []
         return losses
 
+    def take_state(self, first: int, slopes: Tensor, exact: Sequence[Tensor]) -> None:
+        """Takes agreed steps without their exact gradients, and what these have made of θ."""
+        self.replica.take_state(first, slopes, exact)
+        self.position = max(self.position, first + len(slopes))
+
     def replay(self, first: int, slopes: Tensor) -> None:
-        """Takes agreed steps `first`, … with `slopes` (steps, groups · P)."""
+        """Takes agreed steps `first`, … with rows `slopes` (steps, `replica.width`)."""
         self.replica.replay(first, slopes)
         self.position = max(self.position, first + len(slopes))
 
@@ -95,8 +100,8 @@ class Server:
         hidden_dtype: the dtype of activations.
         round: the one that runs.
         steps: steps taken: one for each batch of a cohort.
-        history: the agreed slopes of every step, each `replica.width` float32: of each group of θ in turn those along
-            the step's directions, then the exact gradients.
+        history: the agreed slopes of every step, each float32, of each group of θ in turn; behind them exact gradients,
+            as long as `replica` has not taken the step: see `settle`. `settled` rows have none any more.
         above: by client, what is behind a cut that is not the deepest: blocks of θ, moved by replay alone, and the top.
         groups: the groups of θ that a client measures, by client, as in `Client.groups`; all for one that is not there.
         sharing: as the clients'; `seats`: the clients' places in the cohort of the round.
@@ -123,6 +128,7 @@ class Server:
     round: Round = Round(0, 0, 0)
     steps: int = 0
     history: list[Tensor] = field(default_factory=list)
+    settled: int = 0
     above: dict[int, Above] = field(default_factory=dict)
     groups: dict[int, Sequence[int]] = field(default_factory=dict)
     sharing: Sharing = Sharing()
@@ -145,7 +151,7 @@ class Server:
         return self.above.get(client) or Above(self.top, self.hidden_shape)
 
     def missed(self, position: int) -> Tensor:
-        """Agreed slopes of the steps from `position` on: (steps, `replica.width`) float32."""
+        """The history's rows from `position` on, stacked."""
         rows = self.history[position:]
         return torch.stack(rows) if rows else torch.zeros(0, len(self.history[0]) if self.history else 0)
 
@@ -153,3 +159,11 @@ class Server:
         """Brings the server's replica of the bottom up to the history."""
         if self.history:
             self.replica.replay(self.replica.position, self.missed(self.replica.position))
+
+    def settle(self) -> None:
+        """Catches up, and forgets the exact gradients: θ has them now, and they would outgrow it."""
+        if exact := self.replica.width(0):
+            self.catch_up()
+            for place in range(self.settled, len(self.history)):
+                self.history[place] = self.history[place][:-exact].clone()
+            self.settled = len(self.history)

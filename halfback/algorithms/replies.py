@@ -5,10 +5,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from halfback.algorithms.checks import all_finite
+from halfback.algorithms.checks import all_finite, check_tensors
 from halfback.algorithms.parties import Client
 from halfback.errors import Diverged, PeerError
-from halfback.wire.messages import CutGradient, History, Losses, Share, Slopes, SlopesAndGradient
+from halfback.wire.messages import CutGradient, History, HistoryAndState, Losses, Share, Slopes, SlopesAndGradient
 
 Kind = TypeVar("Kind")
 
@@ -75,6 +75,9 @@ def catch_up(client: Client, reply: Any, directions: int, kind: type[History] | 
         PeerError: other steps or shapes came than were asked for.
         Diverged: a slope is not finite.
     """
+    if client.replica.exact:
+        _take_state(client, received(reply, HistoryAndState), directions)
+        return
     said = received(reply, kind)
     _replay(client, kind.__name__, said.first, said.slopes, directions)
 
@@ -97,10 +100,24 @@ def take_agreed(client: Client, reply: Any, directions: int, *, steps: int = 1) 
     _replay(client, "Slopes", agreed.step, agreed.values.view(steps, -1), directions)
 
 
+def _take_state(client: Client, said: HistoryAndState, directions: int) -> None:
+    rows, field = said.slopes, "server: HistoryAndState.tensors"
+    width = client.replica.width(client.sharing.of_cohort(directions)) - client.replica.width(0)
+    _check_rows(client, "HistoryAndState", said.first, rows, width)
+    check_tensors(field, said.tensors, client.replica.exact_state() if len(rows) else {})
+    if not all(all_finite(tensor) for tensor in said.tensors):
+        raise Diverged(f"{field} are not finite; lower bottom.lr or top.lr")
+    client.take_state(said.first, rows, said.tensors)
+
+
 def _replay(client: Client, kind: str, first: int, rows: Tensor, directions: int) -> None:
+    _check_rows(client, kind, first, rows, client.replica.width(client.sharing.of_cohort(directions)))
+    client.replay(first, rows)
+
+
+def _check_rows(client: Client, kind: str, first: int, rows: Tensor, width: int) -> None:
     if first != client.position:
         raise PeerError(f"server: {kind}: step {first} came, {client.position} is allowed")
-    width = client.replica.width(client.sharing.of_cohort(directions))
     if rows.ndim != 2 or (len(rows) and rows.shape[1] != width) or rows.dtype != torch.float32:
         raise PeerError(
             f"server: {kind}: slopes {rows.dtype} {tuple(rows.shape)} came, torch.float32 with {width} a step "
@@ -108,4 +125,3 @@ def _replay(client: Client, kind: str, first: int, rows: Tensor, directions: int
         )
     if not all_finite(rows):
         raise Diverged(f"server: {kind}: slopes from step {first} on are not finite; lower bottom.lr or top.lr")
-    client.replay(first, rows)

@@ -28,8 +28,6 @@ from halfback.zeroth.seeds import seed_for
 from halfback.zeroth.sharing import Sharing
 from halfback.zeroth.slopes import check_radius, default_radius
 
-_MAX_HISTORY = 1_000_000_000  # bytes: a client that was away gets it in one message, which has room for two such
-
 
 def make_server(
     config: RunConfig,
@@ -126,13 +124,6 @@ def _exact(config: RunConfig, algorithm: Algorithm, model: CutModel, theta: Mapp
     exact = [name for name, parameter in theta.items() if id(parameter) in inside]
     if not exact:
         raise UserError(f"algorithm.exact_blocks={count}: there is nothing to train in these blocks")
-    size = 4 * sum(theta[name].numel() for name in exact)
-    if size * config.steps > _MAX_HISTORY:
-        raise UserError(
-            f"algorithm.exact_blocks={count}: {size / 1e6:.1f} MB of gradients in each of steps={config.steps} are "
-            f"{size * config.steps / 1e9:.1f} GB of history, and {_MAX_HISTORY / 1e9:.0f} GB are allowed; train fewer "
-            "values (bottom.train=lora_b, fewer blocks), or use algorithm.name=split_lora"
-        )
     return exact
 
 

@@ -28,7 +28,9 @@ class Work:
     ever: bool  # whether any step was agreed before this round; with none, nobody has said how many slopes a step has
     directions: int
     sent: int  # slopes of one step that this client sends
-    row: int  # and that a step has in the history
+    row: int  # and that are agreed on
+    kept: int  # of which the history keeps
+    state: list[Shape]  # of what exact gradients move: a client that missed a step gets it
     weights: list[Shape]
     groups: int = 1  # of θ, where its parameters don't share their slopes
     above: list[Shape] = field(default_factory=list)  # of θ, above the client's own boundary
@@ -89,7 +91,8 @@ def greeting(links: int) -> tuple[int, int]:
 
 
 def _history(work: Work) -> int:
-    return HEADER + INTEGER + tensor(work.missed, work.row if work.ever else 0)
+    slopes = HEADER + INTEGER + tensor(work.missed, work.kept if work.ever else 0)
+    return slopes + (tensors(work.state if work.missed else []) if work.state else 0)
 
 
 def _uploads(work: Work) -> int:

@@ -122,6 +122,8 @@ def _work(simulation: Simulation, number: int, round_number: int, taken: int) ->
         directions=directions,
         sent=server.sharing.of_client(directions) + exact,
         row=server.sharing.of_cohort(directions) + exact,
+        kept=server.sharing.of_cohort(directions),
+        state=[tuple(tensor.shape) for tensor in server.replica.exact_state().values()],
         weights=[tuple(parameter.shape) for parameter in server.replica.parameters.values()],
         groups=len(server.replica.groups),
         above=_above(server, number),

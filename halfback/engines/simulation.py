@@ -325,6 +325,7 @@ class Simulation:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs, as named tensors and plain values."""
         server = self.server
+        server.settle()
         tensors = {f"bottom.{name}": p.detach() for name, p in server.replica.parameters.items()}
         tensors |= moments("bottom_moment", server.replica)
         tensors |= {f"top.{name}": p.detach() for name, p in trained_above(server).items()}
@@ -403,6 +404,7 @@ class Simulation:
         if server.optimizer is not None:
             load_optimizer_tensors("top_optimizer", server.optimizer, tensors)
         server.history = list(tensors["history"].to(self.device)) if "history" in tensors else []
+        server.settled = len(server.history)
         if self.controller is not None:
             self.controller.load_state_dict(under("controller.", tensors), values["controller"])
         self.link.ends.clear()

@@ -169,6 +169,19 @@ class SlopesAndGradient:
 
 
 @dataclass(frozen=True)
+class HistoryAndState:
+    """Down, where blocks have exact gradients: as `History`, and what these gradients have made of θ.
+
+    `tensors` are the parameters of these blocks and then their moments, each in the order of their names; none where no
+    step was missed.
+    """
+
+    first: int = _role("steps")
+    slopes: Tensor = _role("slopes")
+    tensors: tuple[Tensor, ...] = _role("weights")
+
+
+@dataclass(frozen=True)
 class Encoded:
     """In the place of a tensor field: what the codecs of the field's link made of it."""
 
@@ -192,6 +205,7 @@ KINDS: tuple[type["Message"], ...] = (
     Share,
     SlopesAndActivations,
     SlopesAndGradient,
+    HistoryAndState,
 )
 Message = (
     Nothing
@@ -209,6 +223,7 @@ Message = (
     | Share
     | SlopesAndActivations
     | SlopesAndGradient
+    | HistoryAndState
 )
 
 

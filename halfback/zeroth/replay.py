@@ -151,6 +151,31 @@ class Replica:
             self._replay_given(new[:, measured:])
         self.position += len(new)
 
+    def exact_state(self) -> dict[str, Tensor]:
+        """All that exact gradients move: the parameters by name, then each of their moments by moment and name."""
+        state = {name: self.parameters[name] for name in self.exact}
+        for moment, by_name in self.moments.items():
+            state |= {f"{moment}.{name}": by_name[name] for name in self.exact}
+        return state
+
+    @torch.no_grad()
+    def take_state(self, first: int, slopes: Tensor, exact: Sequence[Tensor]) -> None:
+        """Takes steps as `replay` does, from the slopes (steps, groups · P) alone: `exact` is the rest behind the last.
+
+        Raises:
+            PeerError: steps in between are missing.
+        """
+        if first > self.position:
+            raise PeerError(f"history: rows begin at step {first}, but this replica is at step {self.position}")
+        new = slopes[self.position - first :]
+        if not len(new):
+            return
+        if slopes.shape[1]:
+            self._replay_measured(new)
+        for mine, theirs in zip(self.exact_state().values(), exact, strict=True):
+            mine.copy_(theirs)
+        self.position += len(new)
+
     def _replay_measured(self, rows: Tensor) -> None:
         """The groups' steps, from their slopes (steps, groups · P)."""
         directions = rows.shape[1] // len(self.groups)

@@ -10,6 +10,7 @@ from halfback.wire.messages import (
     HandOver,
     HeadGradient,
     History,
+    HistoryAndState,
     Join,
     Losses,
     Message,
@@ -33,6 +34,8 @@ MESSAGES: dict[str, Message] = {
     "history": History(7, _values(5, 2)),
     "history-empty": History(0, torch.zeros(0, 2)),
     "hand-over": HandOver((_values(2, 3), _values(4))),
+    "history-and-state": HistoryAndState(7, _values(5, 2), (_values(2, 3), _values(4))),
+    "history-and-state-of-nothing": HistoryAndState(7, _values(0, 2), ()),
     "share": Share(7, _values(5, 2), 3),
     "activations-text": Activations(
         _values(2, 3, 4),

@@ -470,3 +470,17 @@ def test_the_sign_of_the_estimate_moves_every_coordinate_alike() -> None:
     taken = replica(UpdateRule("sign", lr=0.25), {"w": torch.zeros(300)})
     taken.replay(0, torch.tensor([[-1e-3]]))
     assert torch.equal(taken.parameters["w"], 0.25 * direction_of(seed_of(0, 0), "w", torch.zeros(300)))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
+def test_who_was_away_takes_the_state_for_the_exact_gradients(optimizer: str) -> None:
+    rule, rows = UpdateRule(optimizer, lr=1e-2), exact_rows()  # type: ignore[arg-type]
+    present, away = with_exact(rule), with_exact(rule)
+    present.replay(0, rows)
+    away.replay(0, rows[:2])
+    away.take_state(2, rows[2:, :3], [tensor.clone() for tensor in present.exact_state().values()])
+    assert_same(present, away)
+    away.take_state(2, rows[2:, :3], [torch.zeros_like(tensor) for tensor in present.exact_state().values()])
+    assert_same(present, away)  # a repeated message is harmless
+    with pytest.raises(PeerError, match="rows begin at step 9, but this replica is at step 5"):
+        away.take_state(9, rows[:1, :3], [])
