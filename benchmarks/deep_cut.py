@@ -172,8 +172,8 @@ def draw(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
             (costs(runs)[place], statistics.mean(final_of(run) for run in runs), label) for label, runs in found.items()
         )
         best: list[tuple[float, float]] = []
-        for order, (cost, final, label) in enumerate(points):
-            axes.plot(cost, final, "o", color=f"C{order % 10}")
+        for cost, final, label in points:
+            axes.plot(cost, final, "o", color=f"C{list(found).index(label) % 10}")
             axes.annotate(label, (cost, final), (4, 4), textcoords="offset points", fontsize=6)
             if not best or final > best[-1][1]:
                 best.append((cost, final))
