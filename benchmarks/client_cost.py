@@ -15,10 +15,10 @@ from contextlib import nullcontext, suppress
 import torch
 from parts import OneBatch, make_batch, make_bottom
 
+from halfback.algorithms.client import Client
 from halfback.algorithms.ho_sfl import HoSfl
 from halfback.algorithms.holdings import Round
 from halfback.algorithms.hosl import Hosl
-from halfback.algorithms.parties import Client
 from halfback.algorithms.protocol import Conversation
 from halfback.algorithms.split_lora import SplitLora
 from halfback.models.adapters import trainable

@@ -164,7 +164,7 @@ def steps_to(wanted: float, folders: list[Path]) -> str:
 
 
 def draw(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
-    """A point for each setting in three panels; those that no other beats in both are joined."""
+    """A point for each setting in four panels; those that no other beats in both are joined."""
     figure, panels = plt.subplots(2, 2, figsize=(13, 9), sharey=True, layout="constrained")
     names = ("forward passes of the whole bottom", "MB, up and down", "client peak ÷ plain inference", "client seconds")
     for place, (axes, name) in enumerate(zip(panels.flat, names, strict=True)):

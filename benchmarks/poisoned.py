@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from halfback import config as configuration
+from halfback.algorithms.client import Client
 from halfback.algorithms.holdings import Round
-from halfback.algorithms.parties import Client
 from halfback.algorithms.protocol import Conversation
 from halfback.build import build
 from halfback.errors import Diverged

@@ -27,9 +27,10 @@ ARROWS: dict[str, set[str]] = {
     "algorithms": {"wire.messages", "zeroth", "models"},
     "engines": {
         "algorithms.checks",
+        "algorithms.client",
         "algorithms.holdings",
-        "algorithms.parties",
         "algorithms.protocol",
+        "algorithms.server",
         "wire",
         "codecs",
         "controllers.protocol",

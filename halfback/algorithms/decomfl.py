@@ -19,13 +19,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from halfback.algorithms.checks import check_probes
+from halfback.algorithms.client import Client
 from halfback.algorithms.exchange import mean_slopes, missed_slopes, unexpected
 from halfback.algorithms.holdings import Round
 from halfback.algorithms.local import local_slopes
-from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.options import check_probes
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed
+from halfback.algorithms.server import Server
 from halfback.wire.messages import Join, Message, Slopes
 from halfback.zeroth.slopes import Estimator
 

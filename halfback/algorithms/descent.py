@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from halfback.algorithms.client import Client
 from halfback.algorithms.feedback import feedback
 from halfback.algorithms.holdings import Round
-from halfback.algorithms.parties import Client
 from halfback.models.checkpointing import checkpointed
 from halfback.wire.messages import Message
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from halfback.algorithms.checks import check_slopes
+from halfback.algorithms.client import Client
 from halfback.algorithms.holdings import Batch
-from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.server import Server
 from halfback.errors import PeerError
 from halfback.wire.messages import Activations, History, HistoryAndState, Join, Slopes, SlopesAndActivations
 

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from halfback.algorithms.client import Client
 from halfback.algorithms.exchange import unexpected
 from halfback.algorithms.holdings import Round
 from halfback.algorithms.local import descend_local
-from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.protocol import Conversation, Traits
+from halfback.algorithms.server import Server
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Join, Message, Weights
 

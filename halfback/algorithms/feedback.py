@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from halfback.algorithms.checks import all_finite, check_tensors
+from halfback.algorithms.client import Client
 from halfback.algorithms.exchange import upload
 from halfback.algorithms.holdings import Batch, Head
-from halfback.algorithms.parties import Client
 from halfback.algorithms.replies import cut_gradient, received
 from halfback.errors import Diverged
 from halfback.wire.messages import HeadGradient, Message, MiddleActivations

@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from halfback.algorithms.checks import check_count, check_probes
+from halfback.algorithms.client import Client
 from halfback.algorithms.exchange import forward, unexpected, upload
 from halfback.algorithms.holdings import Round
 from halfback.algorithms.local import local_slopes
-from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.options import check_count, check_probes
 from halfback.algorithms.protocol import Conversation, Traits
+from halfback.algorithms.server import Server
 from halfback.algorithms.top import step_top_by_client
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, Join, Message, Nothing, Weights

@@ -24,13 +24,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from halfback.algorithms.checks import check_probes, check_slopes, check_weights
+from halfback.algorithms.checks import check_slopes, check_weights
+from halfback.algorithms.client import Client
 from halfback.algorithms.descent import moments_for_now
 from halfback.algorithms.exchange import unexpected
 from halfback.algorithms.holdings import Round
 from halfback.algorithms.local import descend_local, hybrid_step, own_model
-from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.options import check_probes
 from halfback.algorithms.protocol import Conversation, Traits
+from halfback.algorithms.server import Server
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights
 from halfback.errors import PeerError, UserError
 from halfback.wire.messages import Join, Message, Nothing, Slopes, Weights

@@ -23,14 +23,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from halfback.algorithms.checks import check_probes, check_sharing
+from halfback.algorithms.client import Client
 from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, unexpected
 from halfback.algorithms.feedback import feedback, feedback_slopes
 from halfback.algorithms.holdings import Batch, Round
-from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.options import check_probes, check_sharing
 from halfback.algorithms.passes import middle_activations
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed
+from halfback.algorithms.server import Server
 from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.models.exact import entries, exact_gradient
 from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Slopes

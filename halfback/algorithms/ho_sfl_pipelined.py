@@ -26,13 +26,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from halfback.algorithms.checks import check_probes
+from halfback.algorithms.client import Client
 from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, parted, unexpected, upload, with_slopes
 from halfback.algorithms.feedback import feedback_slopes
 from halfback.algorithms.holdings import Round
-from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.options import check_probes
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, cut_gradient, gradient_and_slopes, take_agreed
+from halfback.algorithms.server import Server
 from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.errors import PeerError
 from halfback.wire.messages import (

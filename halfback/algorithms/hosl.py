@@ -18,13 +18,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from halfback.algorithms.checks import check_probes
+from halfback.algorithms.client import Client
 from halfback.algorithms.exchange import forward, missed_slopes, unexpected, upload
 from halfback.algorithms.holdings import Round
-from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.options import check_probes
 from halfback.algorithms.probing import difference, keep_batches, probe_loss, probe_slopes
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up
+from halfback.algorithms.server import Server
 from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.wire.messages import Activations, Join, Losses, Message
 from halfback.zeroth.slopes import default_radius

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from halfback.algorithms.client import Client
 from halfback.algorithms.descent import descend
 from halfback.algorithms.holdings import Batch, Local
-from halfback.algorithms.parties import Client
 from halfback.zeroth.replay import Replica
 from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes, inner
 

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from halfback.algorithms.checks import check_probes
+from halfback.algorithms.client import Client
 from halfback.algorithms.exchange import unexpected
 from halfback.algorithms.holdings import Round
 from halfback.algorithms.local import local_slopes
-from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.options import check_probes
 from halfback.algorithms.protocol import Conversation, Traits
+from halfback.algorithms.server import Server
 from halfback.wire.messages import Message
 from halfback.zeroth.slopes import Estimator
 

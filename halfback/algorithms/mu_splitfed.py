@@ -18,13 +18,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from halfback.algorithms.checks import check_count, check_probes
+from halfback.algorithms.client import Client
 from halfback.algorithms.exchange import forward, unexpected, upload
 from halfback.algorithms.holdings import Round
-from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.options import check_count, check_probes
 from halfback.algorithms.probing import keep_batches, probe, probe_loss, replica_of_top, top_slopes
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import loss_value
+from halfback.algorithms.server import Server
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, Join, Losses, Message, Nothing, Weights
 from halfback.zeroth.slopes import default_radius

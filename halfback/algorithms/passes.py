@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from halfback.algorithms.checks import check_activations, check_head_gradient
-from halfback.algorithms.parties import Server
+from halfback.algorithms.server import Server
 from halfback.errors import Diverged, PeerError
 from halfback.wire.messages import Activations, HeadGradient, Message, MiddleActivations
 

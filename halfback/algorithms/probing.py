@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from halfback.algorithms.checks import check_activations
+from halfback.algorithms.client import Client
 from halfback.algorithms.exchange import forward, upload
 from halfback.algorithms.holdings import Batch
-from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.passes import loss_of
 from halfback.algorithms.replies import loss_value
+from halfback.algorithms.server import Server
 from halfback.errors import PeerError
 from halfback.wire.messages import Activations, Message, Nothing
 from halfback.zeroth.perturb import perturbed

@@ -10,8 +10,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from halfback.algorithms.client import Client
 from halfback.algorithms.holdings import Round
-from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.server import Server
 from halfback.wire.messages import Message
 
 Conversation = Generator[Message, Any, None]

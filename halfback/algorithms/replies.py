@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from halfback.algorithms.checks import all_finite, check_tensors
-from halfback.algorithms.parties import Client
+from halfback.algorithms.client import Client
 from halfback.errors import Diverged, PeerError
 from halfback.wire.messages import CutGradient, History, HistoryAndState, Losses, Share, Slopes, SlopesAndGradient
 

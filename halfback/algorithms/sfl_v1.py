@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from halfback.algorithms.client import Client
 from halfback.algorithms.descent import first_order_steps
 from halfback.algorithms.exchange import unexpected
 from halfback.algorithms.holdings import Round
-from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.protocol import Conversation, Traits
+from halfback.algorithms.server import Server
 from halfback.algorithms.top import step_top_by_client
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.models.adapters import trainable

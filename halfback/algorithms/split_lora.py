@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from halfback.algorithms.client import Client
 from halfback.algorithms.descent import first_order_steps
 from halfback.algorithms.exchange import unexpected
 from halfback.algorithms.holdings import Round
-from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.passes import middle_activations
 from halfback.algorithms.protocol import Conversation, Traits
+from halfback.algorithms.server import Server
 from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Weights

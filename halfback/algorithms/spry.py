@@ -19,13 +19,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from halfback.algorithms.checks import check_count
+from halfback.algorithms.client import Client
 from halfback.algorithms.exchange import mean_slopes, missed_slopes, unexpected
 from halfback.algorithms.holdings import Round
 from halfback.algorithms.local import local_slopes
-from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.options import check_count
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import take_agreed, take_share
+from halfback.algorithms.server import Server
 from halfback.errors import PeerError
 from halfback.wire.messages import Join, Message, Share, Slopes
 from halfback.zeroth.slopes import Estimator

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from halfback.algorithms.checks import all_finite, check_activations
 from halfback.algorithms.descent import set_rate
-from halfback.algorithms.parties import Server
 from halfback.algorithms.passes import backpropagate_middle, leaves, loss_of, optimizer_of, parameters_of
+from halfback.algorithms.server import Server
 from halfback.errors import Diverged, PeerError
 from halfback.wire.messages import Activations, HeadGradient
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from halfback.algorithms.checks import check_weights
-from halfback.algorithms.parties import Client, Server
+from halfback.algorithms.client import Client
 from halfback.algorithms.replies import received
+from halfback.algorithms.server import Server
 from halfback.wire.messages import HandOver, Message, Nothing, Weights
 
 

@@ -11,8 +11,8 @@ from typing import Protocol, cast
 from torch import Tensor
 
 from halfback.algorithms.holdings import Boundary, Local, Round
-from halfback.algorithms.parties import Server
 from halfback.algorithms.protocol import Algorithm
+from halfback.algorithms.server import Server
 from halfback.engines.simulation import Simulation
 from halfback.errors import UserError
 from halfback.models.cut import CutModel, Device, install, recut

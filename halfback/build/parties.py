@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from halfback.algorithms.holdings import Above, Local
 from halfback.algorithms.holdings import Head as DeviceHead
-from halfback.algorithms.parties import Server
 from halfback.algorithms.protocol import Algorithm
+from halfback.algorithms.server import Server
 from halfback.build.boundaries import settle
 from halfback.build.motion import check_lr, make_optimizer, make_replica, make_schedule, update_rule
 from halfback.build.sources import OnDevice

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from halfback import checkpoint
+from halfback.algorithms.client import Client
 from halfback.algorithms.holdings import Round
-from halfback.algorithms.parties import Client
 from halfback.algorithms.protocol import Conversation
 from halfback.config import RunConfig
 from halfback.conformance import small

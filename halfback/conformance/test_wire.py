@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfback.algorithms.parties import Server
+from halfback.algorithms.server import Server
 from halfback.build import Built
 from halfback.config import RunConfig
 from halfback.conformance import small

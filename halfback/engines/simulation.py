@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from halfback.algorithms.client import Client
 from halfback.algorithms.holdings import BatchSource, Head, Local, Round
-from halfback.algorithms.parties import Client, Server
 from halfback.algorithms.protocol import Algorithm, ChoosesClients, Conversation
+from halfback.algorithms.server import Server
 from halfback.codecs.protocol import Seen
 from halfback.controllers.protocol import Controller, LinkUse, Observation
 from halfback.engines.link import End, Link, Side, charged, tensors_of

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from halfback.algorithms.parties import Server
+from halfback.algorithms.server import Server
 from halfback.zeroth.replay import Replica
 
 

@@ -197,13 +197,18 @@ def _blocks(segment: Segment, per_block: int, device: torch.device) -> Tensor:
 
 def direction_of(seed: int, name: str, parameter: Tensor, *, law: Law = "rademacher") -> Tensor:
     """The whole direction of one parameter, in its shape, dtype and place."""
+    return directions_of([seed], name, parameter, law=law)[0]
+
+
+def directions_of(seeds: Sequence[int], name: str, parameter: Tensor, *, law: Law = "rademacher") -> Tensor:
+    """(len(seeds), …): the whole direction of one parameter for each seed, in its dtype and place."""
     pieces = [
-        pack.directions([seed], law=law, device=parameter.device)[0, : pack.segments[0].stop - pack.segments[0].start]
+        pack.directions(seeds, law=law, device=parameter.device)[:, : pack.segments[0].stop - pack.segments[0].start]
         for pack in packs(((name, parameter.numel()),))
     ]
     if not pieces:
-        return torch.zeros_like(parameter)
-    return torch.cat(pieces).view(parameter.shape).to(parameter.dtype)
+        return parameter.new_zeros(len(seeds), *parameter.shape)
+    return torch.cat(pieces, dim=1).view(len(seeds), *parameter.shape).to(parameter.dtype)
 
 
 def direction_rows(seed: int, name: str, rows: Tensor, width: int, *, law: Law = "rademacher") -> Tensor:

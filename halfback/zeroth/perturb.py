@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from halfback.errors import UserError
-from halfback.zeroth.directions import Law, Pack, Segment, direction_rows, layout_of, packs
+from halfback.zeroth.directions import Law, Pack, Segment, direction_rows, directions_of, layout_of, packs
 
 Substitute = Callable[[str, Tensor, Tensor | None], Tensor]
 _Own = list[tuple[nn.Module, str, nn.Parameter]]  # holder, attribute, parameter
@@ -188,7 +188,7 @@ def _row_by_row(
     **kwargs: Any,
 ) -> Any:
     """A module's forward pass, with weights of its own for each row of the batch."""
-    moved = [p.detach() + radius * _stacked(seeds, names[id(p)], p, law) for *_, p in own]
+    moved = [p.detach() + radius * directions_of(seeds, names[id(p)], p, law=law) for *_, p in own]
     leaves, structure = tree_flatten((args, kwargs))
     # Some models make (B · T, H) of (B, T, H) before a layer: then a row of the batch is T rows of that.
     batched = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) % len(seeds) == 0 for leaf in leaves]
@@ -205,12 +205,3 @@ def _row_by_row(
     finally:
         _restore(own)
     return tree_map(lambda part: part.flatten(0, 1) if isinstance(part, Tensor) else part, out)
-
-
-def _stacked(seeds: tuple[int, ...], name: str, parameter: Tensor, law: Law) -> Tensor:
-    """(seeds, …): the directions of one parameter, in its dtype."""
-    pieces = [
-        pack.directions(seeds, law=law, device=parameter.device)[:, : pack.segments[0].stop - pack.segments[0].start]
-        for pack in packs(((name, parameter.numel()),))
-    ]
-    return torch.cat(pieces, dim=1).view(len(seeds), *parameter.shape).to(parameter.dtype)

@@ -140,9 +140,7 @@ class Replica:
             raise PeerError(
                 f"history: {tuple(slopes.shape)} from step {first} came, (steps, {wanted}) from step 0 is allowed"
             )
-        if first > self.position:
-            raise PeerError(f"history: rows begin at step {first}, but this replica is at step {self.position}")
-        new = slopes[self.position - first :]
+        new = self._untaken(first, slopes)
         if not len(new):
             return
         if measured:
@@ -150,6 +148,12 @@ class Replica:
         if given:
             self._replay_given(new[:, measured:])
         self.position += len(new)
+
+    def _untaken(self, first: int, rows: Tensor) -> Tensor:
+        """Those of the rows from step `first` on that are still to be taken; raises as `replay` does."""
+        if first > self.position:
+            raise PeerError(f"history: rows begin at step {first}, but this replica is at step {self.position}")
+        return rows[self.position - first :]
 
     def exact_state(self) -> dict[str, Tensor]:
         """All that exact gradients move: the parameters by name, then each of their moments by moment and name."""
@@ -165,9 +169,7 @@ class Replica:
         Raises:
             PeerError: steps in between are missing.
         """
-        if first > self.position:
-            raise PeerError(f"history: rows begin at step {first}, but this replica is at step {self.position}")
-        new = slopes[self.position - first :]
+        new = self._untaken(first, slopes)
         if not len(new):
             return
         if slopes.shape[1]:

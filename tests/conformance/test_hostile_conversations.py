@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from halfback.algorithms import algorithms
-from halfback.algorithms.parties import Server
+from halfback.algorithms.server import Server
 from halfback.conformance import small
 from halfback.conformance.table import ROWS
 from halfback.engines.simulation import Simulation

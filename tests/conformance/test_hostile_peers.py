@@ -10,7 +10,7 @@ import torch
 
 from halfback.algorithms import algorithms
 from halfback.algorithms.exchange import mean_slopes
-from halfback.algorithms.parties import Server
+from halfback.algorithms.server import Server
 from halfback.config import RunConfig
 from halfback.conformance import small
 from halfback.conformance.table import ROWS

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from halfback import checkpoint
+from halfback.algorithms.client import Client
 from halfback.algorithms.exchange import upload
-from halfback.algorithms.parties import Client
 from halfback.build import Built
 from halfback.config import RunConfig
 from halfback.conformance import small

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from halfback.algorithms.holdings import Round
-from halfback.algorithms.parties import Server
+from halfback.algorithms.server import Server
 from halfback.conformance import small
 from halfback.engines.simulation import Simulation
 from halfback.errors import PeerError

@@ -1,92 +1,16 @@
-"""The two parties as an algorithm sees them."""
+"""The server as an algorithm sees it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from halfback.algorithms.holdings import Above, Batch, BatchSource, Boundary, Head, Local, Round
+from halfback.algorithms.holdings import Above, Boundary, Round
 from halfback.algorithms.robust import Robust
-from halfback.models.cut import Bottom
 from halfback.zeroth.replay import Replica, Schedule, constant
 from halfback.zeroth.sharing import Sharing
-
-
-@dataclass
-class Client:
-    """One device as an algorithm sees it.
-
-    Attributes:
-        bottom: the device's part of the model; the engine installs this client's parameters before it runs.
-        replica: the trainable parameters θ. In a simulation, clients whose θ are equal by construction share one.
-        data: batches by number; `cursor` is the next number.
-        hidden_dtype: the dtype of activations.
-        position: agreed steps this client has replayed.
-        groups: the groups of θ that this client measures, by their place in `replica.groups`; None for all.
-        sharing: who measures which directions; `seat`: this client's place in the cohort of the round.
-        optimizer: for clients that backpropagate.
-        clip: bound on the gradient norm, for clients that backpropagate.
-        schedule: step of the run → factor of the learning rate, for clients that backpropagate.
-        head: in the U-shape, what takes the loss on the device.
-        local: the device's own model, for methods with an auxiliary head or without a cut.
-        losses: training losses that the device took itself, for an engine's records; no message of a method has them.
-    """
-
-    id: int
-    bottom: Bottom
-    replica: Replica
-    data: BatchSource
-    hidden_dtype: torch.dtype = torch.float32
-    position: int = 0
-    groups: Sequence[int] | None = None
-    sharing: Sharing = Sharing()
-    seat: int = 0
-    cursor: int = 0
-    optimizer: torch.optim.Optimizer | None = None
-    clip: float | None = None
-    schedule: Schedule = constant
-    head: Head | None = None
-    local: Local | None = None
-    losses: list[float] = field(default_factory=list)
-
-    @property
-    def measured(self) -> Mapping[str, Tensor]:
-        """The parameters along which this client takes its slopes: θ without the exact ones, or its groups of it."""
-        groups = range(len(self.replica.groups)) if self.groups is None else self.groups
-        return {name: self.replica.parameters[name] for place in groups for name in self.replica.groups[place]}
-
-    @property
-    def exact(self) -> Mapping[str, Tensor]:
-        """The parameters whose gradient this client takes exactly."""
-        return {name: self.replica.parameters[name] for name in self.replica.exact}
-
-    def seeds(self, directions: int) -> list[int]:
-        """The seeds of this client's own directions of the next step: P, or P for each row of a batch in turn."""
-        return self.replica.seeds(self.sharing.of_cohort(directions))[self.sharing.place(self.seat, directions)]
-
-    def batches(self, round: Round) -> Iterator[Batch]:
-        """The batches of this round, in the client's own order."""
-        for _ in range(round.steps):
-            batch = self.data.batch(self.cursor)
-            self.cursor += 1
-            yield batch
-
-    def take_losses(self) -> list[float]:
-        """The training losses since the last call."""
-        losses, self.losses = self.losses, []
-        return losses
-
-    def take_state(self, first: int, slopes: Tensor, exact: Sequence[Tensor]) -> None:
-        """Takes agreed steps without their exact gradients, and what these have made of θ."""
-        self.replica.take_state(first, slopes, exact)
-        self.position = max(self.position, first + len(slopes))
-
-    def replay(self, first: int, slopes: Tensor) -> None:
-        """Takes agreed steps `first`, … with rows `slopes` (steps, `replica.width`)."""
-        self.replica.replay(first, slopes)
-        self.position = max(self.position, first + len(slopes))
 
 
 @dataclass

@@ -1,0 +1,43 @@
+"""Options of several algorithms that mean nothing, refused before a run begins."""
+
+import math
+
+from halfback.errors import UserError
+
+
+def check_probes(directions: int, radius: float | None, clip_samples: float | None = None, *, fewest: int = 1) -> None:
+    """Refuses options of a zeroth-order algorithm that mean nothing; `fewest`: directions that it needs.
+
+    Raises:
+        UserError: names the option and what is allowed.
+    """
+    if directions < fewest:
+        raise UserError(f"algorithm.directions={directions}: {fewest} or more are allowed")
+    if radius is not None and not (radius > 0 and math.isfinite(radius)):
+        raise UserError(f"algorithm.radius={radius:g}: a positive number is allowed, or null for the measured default")
+    if clip_samples is not None and not (clip_samples > 0 and math.isfinite(clip_samples)):
+        raise UserError(f"algorithm.clip_samples={clip_samples:g}: a positive number is allowed, or null for no bound")
+
+
+def check_sharing(directions_per: str, estimator: str, exact_blocks: int) -> None:
+    """Refuses what can't be had together, or means nothing.
+
+    Raises:
+        UserError: names the option and what is allowed.
+    """
+    if exact_blocks < 0:
+        raise UserError(f"algorithm.exact_blocks={exact_blocks}: 0 or more are allowed")
+    if directions_per == "sample" and estimator == "forward_ad":
+        raise UserError(
+            "algorithm.estimator=forward_ad: with algorithm.directions_per=sample, forward and central are allowed"
+        )
+
+
+def check_count(option: str, value: int) -> None:
+    """Refuses a number of steps or batches below one.
+
+    Raises:
+        UserError: names the option and what is allowed.
+    """
+    if value < 1:
+        raise UserError(f"algorithm.{option}={value}: 1 or more are allowed")
