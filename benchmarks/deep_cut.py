@@ -23,6 +23,8 @@ from halfback.telemetry.records import read_records, read_summary
 
 FROZEN, FIRST = "frozen bottom", "first order"
 FEW = {"bottom.train": "lora_b"}
+SAMPLE = {"algorithm.directions_per": "sample", "algorithm.directions": 8}
+KINDS = ("lora_b", "bias", "ia3", "norm", "vera", "prompt")
 SETTINGS: dict[str, dict[str, Any]] = {
     FROZEN: {"algorithm.name": "frozen_bottom"},
     FIRST: {"algorithm.name": "split_lora"},
@@ -33,32 +35,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "per client": {"algorithm.directions_per": "client"},
     "per sample": {"algorithm.directions_per": "sample"},
     "per sample, P=8": {"algorithm.directions_per": "sample", "algorithm.directions": 8},
-    "lora_b": FEW,
-    "lora_b, per sample, P=8": FEW | {"algorithm.directions_per": "sample", "algorithm.directions": 8},
-    "vera, per sample, P=8": {
-        "bottom.train": "vera",
-        "algorithm.directions_per": "sample",
-        "algorithm.directions": 8,
-    },
-    "norm, per sample, P=8": {
-        "bottom.train": "norm",
-        "algorithm.directions_per": "sample",
-        "algorithm.directions": 8,
-    },
-    "ia3, per sample, P=8": {
-        "bottom.train": "ia3",
-        "algorithm.directions_per": "sample",
-        "algorithm.directions": 8,
-    },
+    "momentum": {"bottom.optimizer": "momentum", "bottom.normalize": True},
+    "average": {"bottom.average": 0.98},
+    "P from 1 to 3": {"algorithm.directions": 3, "algorithm.directions_rise": 200},
+    **{aim: {"bottom.aim": aim} for aim in ("blocks", "guided", "curvature")},
+    **{kind: {"bottom.train": kind} for kind in KINDS},
+    "lora_b, per sample, P=8": FEW | SAMPLE,
+    "all, P=8": FEW | SAMPLE | {"bottom.aim": "blocks", "bottom.average": 0.98},
     **{f"exact {n}": {"algorithm.exact_blocks": n} for n in (1, 2, 3, 4)},
     **{f"exact {n}, P=0": {"algorithm.exact_blocks": n, "algorithm.directions": 0} for n in (1, 2, 3, 4, 6)},
     **{f"lora_b, exact {n}": FEW | {"algorithm.exact_blocks": n} for n in (1, 2, 3, 4)},
     **{f"lora_b, exact {n}, P=0": FEW | {"algorithm.exact_blocks": n, "algorithm.directions": 0} for n in (1, 2, 3, 4)},
     "lora_b, exact 2, per sample": FEW | {"algorithm.exact_blocks": 2, "algorithm.directions_per": "sample"},
-    **{
-        f"first order, {kind}": {"algorithm.name": "split_lora", "bottom.train": kind}
-        for kind in ("lora_b", "bias", "ia3", "norm", "vera")
-    },
+    "lora_b, exact 2, all": FEW
+    | {"algorithm.exact_blocks": 2, "algorithm.directions_per": "sample", "bottom.aim": "blocks"}
+    | {"bottom.average": 0.98},
+    **{f"first order, {kind}": {"algorithm.name": "split_lora", "bottom.train": kind} for kind in KINDS},
 }
 
 
@@ -79,9 +71,9 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda cell: finish(arguments, rates, *cell), work))
     found = {label: [folder_of(arguments.out, label, seed) for seed in range(arguments.seeds)] for label in labels}
-    print("| setting | lr | final (seeds) | gap recovered | client passes | MB | client peak | client s |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    summaries = {label: [read_summary(folder) for folder in folders] for label, folders in found.items()}
+    print("| setting | lr | final (seeds) | gap recovered | val. loss | client passes | MB | client peak | client s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    summaries = {label: [read_run(folder) for folder in folders] for label, folders in found.items()}
     for label, runs in summaries.items():
         print(row(label, rates.get(label, ""), runs, summaries))
     if FROZEN in found and FIRST in found:
@@ -112,6 +104,11 @@ def finish(arguments: argparse.Namespace, rates: Mapping[str, str], seed: int, l
     print(f"{label}, seed {seed}: {final_of(read_summary(folder)):.2f}", file=sys.stderr, flush=True)
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """A summary, with the validation loss at the end: less noisy than an accuracy."""
+    return read_summary(folder) | {"validation_loss": read_records(folder)[-1].validation_loss}
+
+
 def final_of(run: Mapping[str, Any]) -> float:
     """The metric at the end."""
     return float(run["metric"]["final"])
@@ -135,9 +132,10 @@ def row(label: str, rate: str, runs: list[dict[str, Any]], every: Mapping[str, l
     if FROZEN in every:
         seconds /= costs(every[FROZEN])[3]
     said = ", ".join(f"{final:.1f}" for final in finals)
+    loss = spread([run["validation_loss"] for run in runs], 4)
     return (
-        f"| `{label}` | {rate} | {spread(finals, 2)} ({said}) | {gap} | {passes:,.0f} | {megabytes:.1f} | {peak:.3f} | "
-        f"{seconds:.1f} |"
+        f"| `{label}` | {rate} | {spread(finals, 2)} ({said}) | {gap} | {loss} | {passes:,.0f} | {megabytes:.1f} | "
+        f"{peak:.3f} | {seconds:.1f} |"
     )
 
 

@@ -11,11 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from halfback.algorithms import algorithms
+from halfback.algorithms.protocol import Traits
 from halfback.algorithms.robust import Robust
 from halfback.data.tasks import TaskOptions
 from halfback.errors import UserError, offer
 from halfback.models.adapters import BottomTrained, Lora
 from halfback.schedules import Shape
+from halfback.zeroth.aims import AimName
 
 Tree = dict[str, Any]
 
@@ -89,6 +91,8 @@ class BottomConfig(_Section):
 
     train: BottomTrained = "lora"
     """What of it; see `models.adapters.set_trainable`."""
+    prompt_tokens: int = Field(default=8, ge=1, le=4096)
+    """Vectors before each text, with `train: prompt`."""
     optimizer: Literal["sgd", "momentum", "adamw", "sign"] = "adamw"
     """`sign`: of the estimate, for algorithms that replay slopes."""
     lr: float = Field(default=1e-3, gt=0, le=1e4)
@@ -103,6 +107,12 @@ class BottomConfig(_Section):
     """Divide each update by the norm of its own slopes; for algorithms that replay slopes."""
     law: Literal["rademacher", "gaussian"] = "rademacher"
     """Law of the directions, for algorithms that replay slopes."""
+    aim: AimName = "none"
+    """Where directions look, for algorithms that replay slopes: `blocks`, one block each, drawn by measured energy;
+    `guided`, half along past updates; `curvature`, over the root of a mean of squared updates. See `zeroth.aims`."""
+    average: float | None = Field(default=None, gt=0, lt=1)
+    """What a running mean of θ keeps of itself in a step: evaluations and exports take the mean, training θ itself.
+    For algorithms that replay slopes; null for no mean."""
 
 
 class TopConfig(_Section):
@@ -398,6 +408,7 @@ def _check_algorithm(config: RunConfig) -> None:
         raise UserError(
             f"bottom.normalize=true: {config.algorithm.name} has gradients, not slopes; set bottom.normalize=false"
         )
+    _check_replayed(config, chosen.traits)
     if config.model.head is not None and not chosen.traits.u_shape:
         able = ", ".join(name for name, kind in known.items() if kind.traits.u_shape)
         raise UserError(
@@ -419,6 +430,28 @@ def _check_algorithm(config: RunConfig) -> None:
         raise UserError(f"sampled_clients={config.sampled_clients}: at most clients={config.clients} are allowed")
     if config.robust.name != "none":
         _check_robust(config.robust, config.algorithm.name, config.sampled_clients)
+
+
+def _check_replayed(config: RunConfig, traits: Traits) -> None:
+    """Refuses settings of replayed slopes where there are none, or not all along one step's directions."""
+    name, bottom = config.algorithm.name, config.bottom
+    replays = [other for other, kind in algorithms().items() if kind.traits.agreement == "slopes"]
+    if bottom.average is not None and traits.agreement not in ("slopes", "frozen"):
+        raise UserError(
+            f"bottom.average={bottom.average:g}: {name} doesn't replay slopes; use bottom.average=null, or one of "
+            f"{', '.join(replays)}"
+        )
+    if bottom.aim == "none" or traits.agreement == "frozen":
+        return
+    kinds = algorithms()
+    able = [other for other in replays if kinds[other].traits.groups is None and not kinds[other].traits.pipelined]
+    if name not in able:
+        raise UserError(
+            f"bottom.aim={bottom.aim}: {name} has no step whose directions are all measured where they are replayed; "
+            f"use bottom.aim=none, or one of {', '.join(able)}"
+        )
+    if not isinstance(config.model.cut, int):
+        raise UserError(f"bottom.aim={bottom.aim}: one cut for all clients is needed, not {config.model.cut}")
 
 
 def _check_robust(robust: Robust, algorithm: str, sampled_clients: int) -> None:

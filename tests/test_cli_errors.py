@@ -72,6 +72,30 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["algorithm.directions_per=client", "robust.name=median", "sampled_clients=3"],
         ["robust.name=median", "algorithm.directions_per=client gives each its own"],
     ),
+    "directions-rise-negative": (
+        ["algorithm.directions_rise=-1"],
+        ["algorithm.directions_rise=-1", "0 or more is allowed"],
+    ),
+    "directions-rise-of-one": (
+        ["algorithm.directions_rise=5", "algorithm.directions=1"],
+        ["algorithm.directions_rise=5", "0, with algorithm.directions=1, is allowed"],
+    ),
+    "aim-unknown": (["bottom.aim=energy"], ["bottom.aim='energy'", "'none', 'blocks', 'guided' or 'curvature'"]),
+    "aim-without-slopes": (
+        ["algorithm.name=split_lora", "bottom.normalize=false", "bottom.aim=guided"],
+        ["bottom.aim=guided", "split_lora has no step", "bottom.aim=none", "ho_sfl"],
+    ),
+    "aim-pipelined": (
+        ["algorithm.name=ho_sfl_pipelined", "bottom.aim=guided"],
+        ["bottom.aim=guided", "ho_sfl_pipelined has no step"],
+    ),
+    "aim-cuts": (["bottom.aim=blocks", "model.cut=[2, 3]"], ["bottom.aim=blocks", "one cut for all clients"]),
+    "average-of-weights": (
+        ["algorithm.name=split_lora", "bottom.normalize=false", "bottom.average=0.5"],
+        ["bottom.average=0.5", "split_lora doesn't replay slopes", "ho_sfl"],
+    ),
+    "average-one": (["bottom.average=1"], ["bottom.average=1", "less than 1"]),
+    "prompt-of-images": (["bottom.train=prompt"], ["bottom trains 'prompt'", "nothing to adapt", "allowed are"]),
     "exact-blocks-negative": (["algorithm.exact_blocks=-1"], ["algorithm.exact_blocks=-1", "0 or more"]),
     "exact-blocks-all": (
         ["algorithm.exact_blocks=2", "model.cut=2"],
@@ -122,7 +146,7 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "dtype": (["model.dtype=int8"], ["model.dtype='int8'", "'bfloat16'"]),
     "nothing-to-train": (["bottom.train=none"], ["bottom.train='none'", "frozen_bottom"]),
     "lora-target": (["bottom.train=lora", "lora.targets=[q_proj]"], ["'q_proj' matches nothing", "conv"]),
-    "bottom-train": (["bottom.train=prompt"], ["bottom.train='prompt'", "'ia3'", "'norm'"]),
+    "bottom-train": (["bottom.train=adapter"], ["bottom.train='adapter'", "'ia3'", "'norm'"]),
     "top-train": (["top.train=ia3"], ["top.train='ia3'", "'lora' or 'full'"]),
     "ia3-of-a-resnet": (
         ["bottom.train=ia3"],

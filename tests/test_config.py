@@ -31,7 +31,7 @@ def recipe(tmp_path: Path) -> str:
 
 
 HO_SFL = {"directions": 5, "radius": None, "estimator": "forward", "clip_samples": None}
-HO_SFL |= {"directions_per": "cohort", "exact_blocks": 0}
+HO_SFL |= {"directions_per": "cohort", "exact_blocks": 0, "directions_rise": 0}
 
 
 @pytest.mark.parametrize("name", config.recipes())

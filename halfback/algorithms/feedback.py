@@ -69,6 +69,7 @@ def feedback_slopes(
     base: Tensor,
     seeds: Sequence[int],
     *,
+    measured: int | None = None,
     radius: float | None,
     estimator: Estimator,
     clip_samples: float | None,
@@ -77,7 +78,8 @@ def feedback_slopes(
 
     `gradient` is λ and `base` ⟨λ, z⟩ row by row, so that a caller need not keep z while the device probes. Where each
     row of a batch has directions of its own, `seeds` are theirs in turn, for as many rows as a batch has at most, and a
-    slope is that of its row's loss alone; zeros for the rows that this batch has not.
+    slope is that of its row's loss alone; zeros for the rows that this batch has not. Of P directions only the first
+    `measured` are probed, if given: zeros for the others, and the mean over P is that over these.
     """
     settings: dict[str, Any] = {
         "cotangent": gradient,
@@ -85,6 +87,7 @@ def feedback_slopes(
         "radius": radius or default_radius(client.measured, gradient.dtype),
         "estimator": estimator,
         "law": client.replica.law,
+        "aim": client.replica.aim,
         "clip": clip_samples,
     }
     most = client.sharing.rows
@@ -92,16 +95,18 @@ def feedback_slopes(
     def run() -> Tensor:
         return client.bottom(batch.inputs)
 
-    if most == 1 or not seeds:
-        return estimate_slopes(run, client.bottom, client.measured, seeds=seeds, **settings).float()
     each = len(seeds) // most
-    of_rows = [seeds[row * each : (row + 1) * each] for row in range(len(gradient))]
+    probed = each if measured is None else measured
     slopes = torch.zeros(most, each, device=gradient.device)
-    # λ is that of a mean over the batch: the mean over rows of a row's own slope is the sum of what is found here.
-    slopes[: len(gradient)] = most * estimate_sample_slopes(
-        run, client.bottom, client.measured, seeds=of_rows, **settings
-    )
-    return slopes.flatten()
+    if most == 1 or not seeds:
+        found = estimate_slopes(run, client.bottom, client.measured, seeds=seeds[:probed], **settings)
+        slopes[0, :probed] = found
+    else:
+        of_rows = [seeds[row * each : row * each + probed] for row in range(len(gradient))]
+        found = estimate_sample_slopes(run, client.bottom, client.measured, seeds=of_rows, **settings)
+        # λ is that of a mean over the batch: the mean over rows of a row's own slope is the sum of what is found here.
+        slopes[: len(gradient), :probed] = most * found
+    return slopes.flatten() * (each / max(probed, 1))
 
 
 def head_gradient(head: Head, batch: Batch, answer: MiddleActivations) -> HeadGradient:

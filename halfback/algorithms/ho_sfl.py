@@ -27,7 +27,7 @@ from halfback.algorithms.client import Client
 from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, unexpected
 from halfback.algorithms.feedback import feedback, feedback_slopes
 from halfback.algorithms.holdings import Batch, Round
-from halfback.algorithms.options import check_probes, check_sharing
+from halfback.algorithms.options import check_probes, check_rise, check_sharing, risen
 from halfback.algorithms.passes import middle_activations
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed
@@ -52,6 +52,7 @@ class HoSfl:
             `sample` **(ours)**.
         exact_blocks: the last blocks of the device whose gradient it takes exactly, fewer than it has **(ours)**; with
             any, `directions` may be 0, and what is below them stays as it is.
+        directions_rise: steps over which a device rises from one direction to P **(ours)**; 0 for P from the first on.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="slopes", u_shape=True, mixed_cuts=True)
@@ -62,10 +63,12 @@ class HoSfl:
     clip_samples: float | None = None
     directions_per: Per = "cohort"
     exact_blocks: int = 0
+    directions_rise: int = 0
 
     def __post_init__(self) -> None:
         check_probes(self.directions, self.radius, self.clip_samples, fewest=0 if self.exact_blocks else 1)
         check_sharing(self.directions_per, self.estimator, self.exact_blocks)
+        check_rise(self.directions, self.directions_rise)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward passes only, but for `exact_blocks`."""
@@ -87,6 +90,7 @@ class HoSfl:
             gradient,
             base,
             client.seeds(self.directions),
+            measured=risen(self.directions, self.directions_rise, client.position),
             radius=self.radius,
             estimator=self.estimator,
             clip_samples=self.clip_samples,

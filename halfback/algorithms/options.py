@@ -33,6 +33,22 @@ def check_sharing(directions_per: str, estimator: str, exact_blocks: int) -> Non
         )
 
 
+def check_rise(directions: int, steps: int) -> None:
+    """Refuses a rise of nothing.
+
+    Raises:
+        UserError: names the option and what is allowed.
+    """
+    if steps < 0 or (steps and directions < 2):
+        allowed = "0 or more" if directions > 1 else f"0, with algorithm.directions={directions},"
+        raise UserError(f"algorithm.directions_rise={steps}: {allowed} is allowed")
+
+
+def risen(directions: int, steps: int, step: int) -> int:
+    """Directions that are measured in a step, if their number rises over `steps` of them."""
+    return directions if step >= steps else -(-directions * (step + 1) // steps)
+
+
 def check_count(option: str, value: int) -> None:
     """Refuses a number of steps or batches below one.
 

@@ -42,7 +42,7 @@ def probe_slopes(client: Client, batch: Batch, directions: int, radius: float) -
 
 def probe(client: Client, batch: Batch, seed: int, side: float) -> Activations:
     """The upload of f_b(x; θ + side·u): activations alone, since the batch is known."""
-    with perturbed(client.bottom, client.measured, seed, side, law=client.replica.law):
+    with perturbed(client.bottom, client.measured, seed, side, law=client.replica.law, aim=client.replica.aim):
         hidden = forward(client, batch)
     return upload(batch, hidden, repeated=True)
 

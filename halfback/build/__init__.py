@@ -73,11 +73,13 @@ def build(
         top=config.top.train,
         lora=config.lora,
         seed=seed_for(config.seed, "adapters"),
+        prompt_tokens=config.bottom.prompt_tokens,
     )
     levels = {at: recut(model, at, head=config.model.head) for at in sorted({*cuts} - {model.at})}
     others = {client: levels[at] for client, at in enumerate(cuts) if at in levels}
     part = device_part(config, algorithm, model, task).to(device)
-    server = make_server(config, algorithm, model, part, task, device, list(levels.values()))
+    average = config.bottom.average if site is None else None  # a device evaluates nothing
+    server = make_server(config, algorithm, model, part, task, device, list(levels.values()), average=average)
     place_above(config, algorithm, server, others, task, device)
     head = device_head(model, task, device)
     alone = algorithm.traits.agreement == "alone"

@@ -1,6 +1,7 @@
 """How parameters move: replicas, optimisers, schedules, and the rates that mean something in their dtype."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -8,7 +9,8 @@ from torch import Tensor
 from halfback.config import BottomConfig, RunConfig, TopConfig
 from halfback.errors import UserError
 from halfback.schedules import schedule
-from halfback.zeroth.replay import Replica, Schedule, UpdateRule
+from halfback.zeroth.aims import AimName, Blocks, Curvature, Guided
+from halfback.zeroth.replay import MakeAim, Replica, Schedule, UpdateRule
 from halfback.zeroth.seeds import seed_for
 from halfback.zeroth.slopes import least_move, swallowed
 
@@ -21,6 +23,8 @@ def make_replica(
     steps: int,
     groups: Sequence[Sequence[str]] | None = None,
     exact: Sequence[str] = (),
+    make_aim: MakeAim | None = None,
+    average: float | None = None,
 ) -> Replica:
     """`part` is None for parameters that no replay moves: they need no moments."""
     return Replica(
@@ -31,7 +35,22 @@ def make_replica(
         schedule=make_schedule(config.bottom if part is None else part, steps),
         groups=groups,
         exact=exact,
+        make_aim=make_aim,
+        average=average,
     )
+
+
+def aim_of(name: AimName, blocks: Sequence[Sequence[str]]) -> MakeAim | None:
+    """What makes an aim for parameters; `blocks` has their names block by block."""
+    match name:
+        case "none":
+            return None
+        case "blocks":
+            return partial(Blocks, blocks=blocks)
+        case "guided":
+            return Guided
+        case "curvature":
+            return Curvature
 
 
 def update_rule(config: RunConfig, part: BottomConfig | TopConfig) -> UpdateRule:

@@ -11,7 +11,7 @@ from halfback.algorithms.holdings import Head as DeviceHead
 from halfback.algorithms.protocol import Algorithm
 from halfback.algorithms.server import Server
 from halfback.build.boundaries import settle
-from halfback.build.motion import check_lr, make_optimizer, make_replica, make_schedule, update_rule
+from halfback.build.motion import aim_of, check_lr, make_optimizer, make_replica, make_schedule, update_rule
 from halfback.build.sources import OnDevice
 from halfback.config import RunConfig
 from halfback.data.batches import ClientData
@@ -37,8 +37,13 @@ def make_server(
     task: EncodedTask,
     device: torch.device,
     levels: Sequence[CutModel],
+    *,
+    average: float | None,
 ) -> Server:
-    """The server with the agreed θ; UserError for settings that train nothing, or that a dtype rounds away."""
+    """The server with the agreed θ; UserError for settings that train nothing, or that a dtype rounds away.
+
+    average: of the running mean of θ, where it is evaluated.
+    """
     bottom = trainable(model.bottom)
     traits = algorithm.traits
     if not bottom and traits.agreement != "frozen":
@@ -76,7 +81,15 @@ def make_server(
         top=nn.Module() if traits.top == "none" else model.top,
         loss=partial(loss, task.objective),
         replica=make_replica(
-            config, config.bottom if replays["bottom"] else None, theta, "bottom", steps, groups, exact
+            config,
+            config.bottom if replays["bottom"] else None,
+            theta,
+            "bottom",
+            steps,
+            groups,
+            exact,
+            aim_of(config.bottom.aim, _blocks(model, theta)) if replays["bottom"] else None,
+            average if replays["bottom"] else None,
         ),
         hidden_shape=hidden_shape,
         has_texts=has_texts,
@@ -125,6 +138,17 @@ def _exact(config: RunConfig, algorithm: Algorithm, model: CutModel, theta: Mapp
     if not exact:
         raise UserError(f"algorithm.exact_blocks={count}: there is nothing to train in these blocks")
     return exact
+
+
+def _blocks(model: CutModel, theta: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of θ block by block, and of what is in none."""
+    blocks = model.whole.get_submodule(model.family.backbone).get_submodule(model.family.blocks).children()
+    found, left = [], list(theta)
+    for block in blocks:
+        inside = {id(parameter) for parameter in block.parameters()}
+        found.append([name for name in left if id(theta[name]) in inside])
+        left = [name for name in left if id(theta[name]) not in inside]
+    return [names for names in (*found, left) if names]
 
 
 def _between_cuts(theta: Mapping[str, Tensor], levels: Sequence[CutModel]) -> list[list[str]] | None:

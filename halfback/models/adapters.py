@@ -20,12 +20,13 @@ from transformers.pytorch_utils import Conv1D
 
 from halfback.errors import UserError
 from halfback.models.cut import Bottom, CutModel, Middle, Top
+from halfback.models.prompt import SoftPrompt
 from halfback.models.quiet import quiet
 from halfback.models.resnet import ResNet, file_names
 
 Trained = Literal["lora", "full", "none"]
 # The device's part has more choices: zeroth order gets better with fewer dimensions.
-BottomTrained = Literal["lora", "lora_b", "vera", "ia3", "bias", "norm", "full", "none"]
+BottomTrained = Literal["lora", "lora_b", "vera", "ia3", "prompt", "bias", "norm", "full", "none"]
 _LINEAR = (nn.Linear, Conv1D)  # all that PEFT's VeRA takes
 _ADAPTABLE = (*_LINEAR, nn.Conv2d, nn.Embedding)
 _MARKS = ("lora_", "ia3_", "vera_lambda_")  # in the names of PEFT's parameters, and in no others
@@ -44,15 +45,20 @@ class Lora:
     targets: tuple[str, ...] = ()
 
 
-def set_trainable(model: CutModel, *, bottom: BottomTrained, top: Trained, lora: Lora, seed: int) -> None:
+def set_trainable(
+    model: CutModel, *, bottom: BottomTrained, top: Trained, lora: Lora, seed: int, prompt_tokens: int = 8
+) -> None:
     """Choose what each part trains. Called once on a freshly cut model; `whole` has the same adapters as the parts.
 
-    What the bottom may train beside `full` and `none`; with each the model computes at first the bits of before:
+    What the bottom may train beside `full` and `none`; with each but `prompt` the model computes at first the bits of
+    before:
         lora     W + (alpha / rank) B·A on the targets; A (rank, in) is drawn, B (out, rank) starts at zero.
         lora_b   the same with A fixed, as in LoRA-FA (arXiv 2308.03303).
         vera     W + diag(b)·B·diag(d)·A (VeRA, arXiv 2310.11454): b (out,) starts at zero, d (rank,) at 0.1; A and B
                  are drawn and fixed, the same ones for all layers of a shape.
         ia3      factors on keys, values and the feed-forward's inner activation ((IA)³, arXiv 2205.05638), from 1.
+        prompt   `prompt_tokens` vectors before each text, which the device keeps to itself (`models.prompt`), from the
+                 embeddings of drawn tokens.
         bias     every bias in the blocks (BitFit, arXiv 2106.10199), those of norms too; a key's moves nothing where
                  positions don't turn the keys, as the softmax drops what it adds.
         norm     weights and biases of the normalisations in the blocks; running statistics stay as they are.
@@ -79,6 +85,8 @@ def set_trainable(model: CutModel, *, bottom: BottomTrained, top: Trained, lora:
             raise UserError(f"{side} trains {trained!r}; allowed are {', '.join(allowed)}")
         matched[side] = _adapted(part, side, trained, lora)
     adapted = [part.get_submodule(name) for part, side, _ in parts for name in matched[side]]
+    if bottom == "prompt" and model.family.kind != "image":
+        model.bottom.prompt = _prompt(model.bottom, prompt_tokens, seed)
     _untie(model, everything="full" in (bottom, top), adapted=adapted)
     for part, side, trained in parts:
         _choose(part, matched[side], trained, lora, seed)
@@ -107,9 +115,12 @@ def without_adapters(body: nn.Module) -> nn.Module:
 
 def draw_start(shape: Sequence[int], seed: int, name: str) -> Tensor:
     """Start of a new weight, float32 on the CPU: uniform as `nn.Linear`'s own, a function of (`seed`, `name`) alone."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    generator = torch.Generator().manual_seed(_digest(seed, name))
     return nn.init.kaiming_uniform_(torch.empty(*shape), a=math.sqrt(5), generator=generator)
+
+
+def _digest(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little", signed=True)
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -124,7 +135,12 @@ def export(model: CutModel, folder: Path, label_names: Sequence[str] = ()) -> No
 
     A ResNet is written as `model.safetensors` with the original names and a `config.json` that `load_model` reads.
     The live model is not changed.
+    Raises UserError for a soft prompt, which no plain model can hold.
     """
+    if model.bottom.prompt is not None:
+        raise UserError(
+            "bottom.train=prompt: the prompt ends at the cut, and no plain model has such a thing; export its history"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     whole = copy.deepcopy(model.whole)
     for name, module in list(whole.named_modules()):
@@ -161,6 +177,14 @@ def _adapted(part: _Part, side: str, trained: BottomTrained, lora: Lora) -> list
             return []
 
 
+@torch.no_grad()
+def _prompt(bottom: Bottom, tokens: int, seed: int) -> SoftPrompt:
+    table: Any = cast(Any, bottom.body.get_submodule(bottom.family.backbone)).get_input_embeddings()
+    generator = torch.Generator().manual_seed(_digest(seed, "prompt"))
+    drawn = torch.randint(table.num_embeddings, (tokens,), generator=generator)
+    return SoftPrompt(table(drawn.to(table.weight.device)).float())
+
+
 def _own_vectors(part: _Part, trained: BottomTrained) -> list[nn.Parameter]:
     """The model's own parameters that `bias` or `norm` trains. None is tied: the blocks of a part are its alone."""
     modules = [module for _, block in _blocks(part) for module in block.modules()]
@@ -182,7 +206,9 @@ def _fitting(part: Bottom) -> list[BottomTrained]:
     return [
         trained
         for trained in get_args(BottomTrained)
-        if trained in ("full", "none") or _adapted(part, "bottom", trained, Lora()) or _own_vectors(part, trained)
+        if trained in ("full", "none", *(["prompt"] if part.family.kind != "image" else []))
+        or _adapted(part, "bottom", trained, Lora())
+        or _own_vectors(part, trained)
     ]
 
 
@@ -206,6 +232,8 @@ def _choose(part: _Part, matched: list[str], trained: BottomTrained, lora: Lora,
     part.requires_grad_(trained == "full")
     if matched:
         _inject(part, matched, trained, lora, seed)
+    if isinstance(part, Bottom) and part.prompt is not None:
+        part.prompt.requires_grad_(True)
     for parameter in _own_vectors(part, trained):
         parameter.requires_grad_(True)
     if trained == "lora" and isinstance(part, Top):

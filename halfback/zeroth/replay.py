@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from halfback.errors import PeerError
-from halfback.zeroth.directions import PACK_WIDTH, Law, Pack, layout_of, packs
+from halfback.zeroth.directions import PACK_WIDTH, Aim, Law, Pack, layout_of, packs
 
 SeedOf = Callable[[int, int], int]
 Schedule = Callable[[int], float]
+MakeAim = Callable[[Mapping[str, Tensor]], Aim]
 
 
 def constant(step: int) -> float:
@@ -83,6 +84,8 @@ class Replica:
             A group may be one of which this replica has no parameter: a device with fewer blocks than others.
         exact: names of the parameters whose gradient is agreed on as it is, and not along directions; a row ends with
             their gradients, which are the slopes along the coordinate axes.
+        aim: what reshapes the directions; its state moves with each step, so steps are then replayed one after another.
+        average: share that the running mean of θ keeps in a step; None for no mean.
     """
 
     def __init__(
@@ -95,10 +98,12 @@ class Replica:
         schedule: Schedule = constant,
         groups: Sequence[Sequence[str]] | None = None,
         exact: Sequence[str] = (),
+        make_aim: MakeAim | None = None,
+        average: float | None = None,
     ) -> None:
         """`seed_of(step, p)` is the seed of direction p of a step, `schedule(step)` the factor of its learning rate.
 
-        By default all parameters that are not `exact` share their slopes.
+        By default all parameters that are not `exact` share their slopes. `make_aim` takes those with slopes.
         """
         self.parameters = dict(parameters)
         self.rule = rule
@@ -114,6 +119,13 @@ class Replica:
             moment: {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.parameters.items()}
             for moment in rule.moments()
         }
+        self.make_aim = make_aim
+        self.aim = None if make_aim is None else make_aim({name: self.parameters[name] for name in along})
+        if self.aim is not None:
+            self.moments |= self.aim.moments()
+        self.average = average
+        if average is not None:
+            self.moments["average"] = {name: p.detach().float().clone() for name, p in self.parameters.items()}
 
     def seeds(self, directions: int, *, step: int | None = None) -> list[int]:
         """The seeds of a step's directions: of the one to be replayed next, unless another is named."""
@@ -158,8 +170,8 @@ class Replica:
     def exact_state(self) -> dict[str, Tensor]:
         """All that exact gradients move: the parameters by name, then each of their moments by moment and name."""
         state = {name: self.parameters[name] for name in self.exact}
-        for moment, by_name in self.moments.items():
-            state |= {f"{moment}.{name}": by_name[name] for name in self.exact}
+        for moment in self.rule.moments():
+            state |= {f"{moment}.{name}": self.moments[moment][name] for name in self.exact}
         return state
 
     @torch.no_grad()
@@ -181,6 +193,10 @@ class Replica:
     def _replay_measured(self, rows: Tensor) -> None:
         """The groups' steps, from their slopes (steps, groups · P)."""
         directions = rows.shape[1] // len(self.groups)
+        if self.aim is not None:
+            for step, row in enumerate(rows.tolist(), self.position):
+                self._replay_aimed(self.aim, step, row)
+            return
         seeds = [self.seed_of(self.position + i, p) for i in range(len(rows)) for p in range(directions)]
         for names, of_group in zip(self.groups, rows.split(directions, dim=1), strict=True):
             own = {name: self.parameters[name] for name in names if name in self.parameters}
@@ -189,6 +205,20 @@ class Replica:
             for pack in _packs(own):
                 device = own[pack.segments[0].name].device
                 self._replay_pack(pack, self._estimates(pack, coefficients, seeds, device))
+
+    def _replay_aimed(self, aim: Aim, step: int, slopes: list[float]) -> None:
+        """One step of all groups' parameters at once, along directions that depend on the steps before."""
+        own = {name: self.parameters[name] for names in self.groups for name in names}
+        coefficients = self.rule.coefficients(slopes, sum(parameter.numel() for parameter in own.values()))
+        seeds = self.seeds(len(slopes), step=step)
+        for pack in _packs(own):
+            device = own[pack.segments[0].name].device
+            (gradient,) = self._estimates(pack, [coefficients], seeds, device)
+            for segment in pack.segments:
+                estimate = gradient[segment.place : segment.place + segment.stop - segment.start]
+                aim.learn_part(segment.name, slice(segment.start, segment.stop), estimate, coefficients)
+            self._replay_pack(pack, iter([gradient]), first=step)
+        aim.learn(seeds, slopes, coefficients)
 
     def _replay_given(self, rows: Tensor) -> None:
         """The steps of the parameters whose gradients are known, (steps, values)."""
@@ -201,6 +231,15 @@ class Replica:
             steps = ({name: rows[i] for name, rows in gradients.items()} for i in range(len(rows)))
             placed = (_gather(step, pack, device) for step in steps)
             self._replay_pack(pack, (values * scale for values, scale in zip(placed, scales, strict=True)))
+
+    def averaged(self) -> Mapping[str, Tensor]:
+        """θ for whoever uses it: its running mean, or θ as it is where there is none."""
+        if self.average is None:
+            return self.parameters
+        return {
+            name: nn.Parameter(self.moments["average"][name].to(parameter.dtype), requires_grad=parameter.requires_grad)
+            for name, parameter in self.parameters.items()
+        }
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -217,21 +256,24 @@ class Replica:
                         tensor.copy_(before[name])
             self.position = position
 
-    def _replay_pack(self, pack: Pack, gradients: Iterator[Tensor]) -> None:
-        """Takes a pack's steps on `gradients`, (width,) float32 each, which are used up."""
+    def _replay_pack(self, pack: Pack, gradients: Iterator[Tensor], *, first: int | None = None) -> None:
+        """Takes a pack's steps, from `first` or the next one on, on `gradients`, (width,) float32 each: used up."""
         dtype = self.parameters[pack.segments[0].name].dtype
         device = self.parameters[pack.segments[0].name].device
         values = _gather(self.parameters, pack, device)
-        moments = [_gather(self.moments[moment], pack, device) for moment in self.rule.moments()]
-        count = self.position
+        kept = [*self.rule.moments(), *(["average"] if self.average is not None else [])]
+        moments = [_gather(self.moments[moment], pack, device) for moment in kept]
+        count = self.position if first is None else first
         for gradient in gradients:
             count += 1
             self._step(values, gradient, moments, count)
             del gradient  # before the next step's directions are made (`enumerate` would keep it)
             if dtype != torch.float32:  # as a client that takes one step at a time does
                 values.copy_(values.to(dtype))
+            if self.average is not None:
+                moments[-1].mul_(self.average).add_(values * (1 - self.average))
         _scatter(values, self.parameters, pack)
-        for moment, changed in zip(self.rule.moments(), moments, strict=True):
+        for moment, changed in zip(kept, moments, strict=True):
             _scatter(changed, self.moments[moment], pack)
 
     def _estimates(
@@ -260,7 +302,7 @@ class Replica:
             own = seeds[step * len(row) : (step + 1) * len(row)]
             for begin in range(0, len(row), at_once):
                 chosen = slice(begin, begin + at_once)
-                yield from pack.directions(own[chosen], law=self.law, device=device, scales=row[chosen])
+                yield from pack.directions(own[chosen], law=self.law, device=device, scales=row[chosen], aim=self.aim)
 
     def _step(self, values: Tensor, gradient: Tensor, moments: list[Tensor], count: int) -> None:
         """One optimiser step on a pack, in float32 and in place; `gradient` is used up.
@@ -275,10 +317,10 @@ class Replica:
             step = gradient if rule.optimizer == "sgd" else gradient.sign_()
             values.sub_(step.mul_(lr))
         elif rule.optimizer == "momentum":
-            (velocity,) = moments
+            velocity = moments[0]
             values.sub_(velocity.mul_(rule.momentum).add_(gradient) * lr)
         else:
-            mean, square = moments
+            mean, square = moments[:2]
             beta1, beta2 = rule.betas
             mean.mul_(beta1).add_(gradient * (1 - beta1))
             square.mul_(beta2).add_(gradient.square_().mul_(1 - beta2))

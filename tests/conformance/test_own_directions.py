@@ -73,6 +73,23 @@ def test_every_slope_stands_where_its_direction_does(per: str, step: int) -> Non
     assert not torch.allclose(agreed.roll(P), expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("per", ["cohort", "client", "sample"])
+def test_the_number_of_directions_rises(per: str) -> None:
+    """The first of a step's directions alone are measured at first, and count for as many more."""
+    changes = {"algorithm__directions": 4, "algorithm__directions_per": per, "steps_per_round": 4}
+    rising, full = _world(algorithm__directions_rise=3, **changes).simulation, _world(**changes).simulation
+    for simulation in (rising, full):
+        small.run(simulation, 1, steps=4)
+    measured = [2, 3, 4, 4]  # 4/3, 8/3, 4: rounded up
+    for few, first, all_of_them in zip(measured, rising.server.history, full.server.history, strict=True):
+        one, other = first.view(-1, 4), all_of_them.view(-1, 4)
+        assert (one[:, few:] == 0).all()
+        # At these rates θ is the same in both runs up to 1e-6, and slopes to their rounding.
+        torch.testing.assert_close(one[:, :few], other[:, :few] * (4 / few), rtol=1e-2, atol=2e-2)
+    # Forward and 2 a direction, central: of 2 clients in 4 steps.
+    assert rising.meters.forward_passes == 2 * sum(1 + 2 * few for few in measured)
+
+
 def test_exact_gradients_are_the_cohorts_mean() -> None:
     changes = {"model__cut": 3, "algorithm__exact_blocks": 2, "algorithm__directions": 0}
     run, before = _world(**changes), _world(**changes)
