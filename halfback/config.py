@@ -444,11 +444,12 @@ def _check_replayed(config: RunConfig, traits: Traits) -> None:
     if bottom.aim == "none" or traits.agreement == "frozen":
         return
     kinds = algorithms()
-    able = [other for other in replays if kinds[other].traits.groups is None and not kinds[other].traits.pipelined]
+    # A device with the whole model may take steps of its own between two that are agreed on.
+    able = [o for o in replays if kinds[o].traits.device == "bottom" and not kinds[o].traits.pipelined]
     if name not in able:
         raise UserError(
-            f"bottom.aim={bottom.aim}: {name} has no step whose directions are all measured where they are replayed; "
-            f"use bottom.aim=none, or one of {', '.join(able)}"
+            f"bottom.aim={bottom.aim}: {name} doesn't measure each step where it is replayed; use bottom.aim=none, or "
+            f"one of {', '.join(able)}"
         )
     if not isinstance(config.model.cut, int):
         raise UserError(f"bottom.aim={bottom.aim}: one cut for all clients is needed, not {config.model.cut}")

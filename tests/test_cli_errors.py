@@ -83,11 +83,11 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "aim-unknown": (["bottom.aim=energy"], ["bottom.aim='energy'", "'none', 'blocks', 'guided' or 'curvature'"]),
     "aim-without-slopes": (
         ["algorithm.name=split_lora", "bottom.normalize=false", "bottom.aim=guided"],
-        ["bottom.aim=guided", "split_lora has no step", "bottom.aim=none", "ho_sfl"],
+        ["bottom.aim=guided", "split_lora doesn't measure each step", "bottom.aim=none", "ho_sfl"],
     ),
     "aim-pipelined": (
         ["algorithm.name=ho_sfl_pipelined", "bottom.aim=guided"],
-        ["bottom.aim=guided", "ho_sfl_pipelined has no step"],
+        ["bottom.aim=guided", "ho_sfl_pipelined doesn't measure each step"],
     ),
     "aim-cuts": (["bottom.aim=blocks", "model.cut=[2, 3]"], ["bottom.aim=blocks", "one cut for all clients"]),
     "average-of-weights": (

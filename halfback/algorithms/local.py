@@ -43,7 +43,6 @@ def local_slopes(
         radius=radius or default_radius(client.measured, client.hidden_dtype),
         estimator=estimator,
         law=replica.law,
-        aim=replica.aim,
         clip=clip_samples,
     )
     client.losses.append(taken[0].item())

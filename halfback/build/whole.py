@@ -43,7 +43,7 @@ def load_whole(config: ModelConfig, options: TaskOptions, raw: RawTask, seed: in
 
 
 def check_sizes(whole: Any, raw: RawTask, task: EncodedTask, config: RunConfig) -> None:
-    """Refuses rows that a model has no position embeddings for, before one is drawn in the middle of a run."""
+    """Refuses rows that a model can't take, before one is drawn in the middle of a run."""
     name, model = config.model.name, whole.config
     positions = getattr(model, "max_position_embeddings", None)
     if positions is not None and "roberta" in model.model_type:
@@ -57,6 +57,11 @@ def check_sizes(whole: Any, raw: RawTask, task: EncodedTask, config: RunConfig) 
     if positions is not None and config.task.generated_rows and longest + tokens > positions:
         raise UserError(
             f"task.max_new_tokens={tokens}: a prompt has {longest} tokens; {name} takes up to {positions} in all"
+        )
+    if config.bottom.train == "prompt" and task.objective != "classification":
+        raise UserError(
+            f"bottom.train=prompt: it is for classification; with task.objective={task.objective} the whole model "
+            "writes texts too, and the prompt is not in it"
         )
     wanted = getattr(model, "image_size", None)
     if wanted is not None and raw.train.images is not None:

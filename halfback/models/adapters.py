@@ -139,7 +139,8 @@ def export(model: CutModel, folder: Path, label_names: Sequence[str] = ()) -> No
     """
     if model.bottom.prompt is not None:
         raise UserError(
-            "bottom.train=prompt: the prompt ends at the cut, and no plain model has such a thing; export its history"
+            "bottom.train=prompt: the prompt ends at the cut, and no plain model can hold such a thing; the run's "
+            "checkpoint has it"
         )
     folder.mkdir(parents=True, exist_ok=True)
     whole = copy.deepcopy(model.whole)

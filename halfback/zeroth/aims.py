@@ -33,8 +33,8 @@ class Blocks:
     RATE = 0.1
 
     def __init__(self, parameters: Mapping[str, Tensor], blocks: Sequence[Sequence[str]]) -> None:
-        """`blocks`: names by block; blocks without a parameter here are left out."""
-        own = [[name for name in names if name in parameters] for names in blocks]
+        """`blocks`: names by block; what is not here, or empty, is left out."""
+        own = [[name for name in names if name in parameters and parameters[name].numel()] for names in blocks]
         own = [names for names in own if names]
         self._block = {name: place for place, names in enumerate(own) for name in names}
         sizes = [sum(parameters[name].numel() for name in names) for names in own]

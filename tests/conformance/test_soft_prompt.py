@@ -46,6 +46,12 @@ def test_a_prompt_needs_one_cut(changes: dict[str, Any], tiny_bert: Path, senten
         small.built(config)
 
 
+def test_a_model_that_writes_has_no_prompt(tiny_llama: Path, sentences: Path) -> None:
+    config = small.texts("ho_sfl", tiny_llama, sentences, bottom__train="prompt", task__objective="causal_lm")
+    with pytest.raises(UserError, match=r"bottom\.train=prompt: it is for classification; .*causal_lm"):
+        small.built(config)
+
+
 def test_a_prompt_is_the_same_on_every_site(tiny_bert: Path, sentences: Path) -> None:
     settings = {"bottom__train": "prompt", "seed": 3}
     one, other = (small.built(small.texts("ho_sfl", tiny_bert, sentences, **settings)) for _ in range(2))
