@@ -25,6 +25,7 @@ FROZEN, FIRST = "frozen bottom", "first order"
 FEW = {"bottom.train": "lora_b"}
 SAMPLE = {"algorithm.directions_per": "sample", "algorithm.directions": 8}
 KINDS = ("lora_b", "bias", "ia3", "norm", "vera", "prompt")
+COLOURS = {"forward passes alone": "C0", "backward pass of one block": "C2", "backpropagation": "C3"}
 SETTINGS: dict[str, dict[str, Any]] = {
     FROZEN: {"algorithm.name": "frozen_bottom"},
     FIRST: {"algorithm.name": "split_lora"},
@@ -47,6 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{f"lora_b, exact {n}": FEW | {"algorithm.exact_blocks": n} for n in (1, 2, 3, 4)},
     **{f"lora_b, exact {n}, P=0": FEW | {"algorithm.exact_blocks": n, "algorithm.directions": 0} for n in (1, 2, 3, 4)},
     "lora_b, exact 2, per sample": FEW | {"algorithm.exact_blocks": 2, "algorithm.directions_per": "sample"},
+    **{f"ia3, exact {n}": {"bottom.train": "ia3", "algorithm.exact_blocks": n} for n in (2, 4)},
     "lora_b, exact 2, all": FEW
     | {"algorithm.exact_blocks": 2, "algorithm.directions_per": "sample", "bottom.aim": "blocks"}
     | {"bottom.average": 0.98},
@@ -161,8 +163,18 @@ def steps_to(wanted: float, folders: list[Path]) -> str:
     return ", ".join(reached)
 
 
+def what_runs(label: str) -> str:
+    """What a device needs to be able to, with this setting."""
+    if label.startswith(FIRST):
+        return "backpropagation"
+    return "backward pass of one block" if "exact" in label else "forward passes alone"
+
+
 def draw(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
-    """A point for each setting in four panels; those that no other beats in both are joined."""
+    """A point for each setting in four panels, named where no cheaper one is as good, and the fences.
+
+    Those that no other beats in both are joined. Colours tell what a device runs.
+    """
     figure, panels = plt.subplots(2, 2, figsize=(13, 9), sharey=True, layout="constrained")
     names = ("forward passes of the whole bottom", "MB, up and down", "client peak ÷ plain inference", "client seconds")
     for place, (axes, name) in enumerate(zip(panels.flat, names, strict=True)):
@@ -171,13 +183,18 @@ def draw(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
         )
         best: list[tuple[float, float]] = []
         for cost, final, label in points:
-            axes.plot(cost, final, "o", color=f"C{list(found).index(label) % 10}")
-            axes.annotate(label, (cost, final), (4, 4), textcoords="offset points", fontsize=6)
-            if not best or final > best[-1][1]:
+            axes.plot(cost, final, "o", color=COLOURS[what_runs(label)], alpha=0.8)
+            better = not best or final > best[-1][1]
+            if better or label in (FROZEN, FIRST):
+                axes.annotate(label, (cost, final), (4, 4), textcoords="offset points", fontsize=7)
+            if better:
                 best.append((cost, final))
         axes.plot(*zip(*best, strict=True), color="0.6", zorder=0, drawstyle="steps-post")
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)
+    for what, colour in COLOURS.items():
+        panels[0, 0].plot([], [], "o", color=colour, label=what)
+    panels[0, 0].legend(loc="lower right", fontsize=8)
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy at the end, %")
     figure.savefig(path)

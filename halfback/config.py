@@ -435,17 +435,16 @@ def _check_algorithm(config: RunConfig) -> None:
 def _check_replayed(config: RunConfig, traits: Traits) -> None:
     """Refuses settings of replayed slopes where there are none, or not all along one step's directions."""
     name, bottom = config.algorithm.name, config.bottom
-    replays = [other for other, kind in algorithms().items() if kind.traits.agreement == "slopes"]
+    known = {other: kind.traits for other, kind in algorithms().items() if kind.traits.agreement == "slopes"}
     if bottom.average is not None and traits.agreement not in ("slopes", "frozen"):
         raise UserError(
             f"bottom.average={bottom.average:g}: {name} doesn't replay slopes; use bottom.average=null, or one of "
-            f"{', '.join(replays)}"
+            f"{', '.join(known)}"
         )
     if bottom.aim == "none" or traits.agreement == "frozen":
         return
-    kinds = algorithms()
     # A device with the whole model may take steps of its own between two that are agreed on.
-    able = [o for o in replays if kinds[o].traits.device == "bottom" and not kinds[o].traits.pipelined]
+    able = [other for other, has in known.items() if has.device == "bottom" and not has.pipelined]
     if name not in able:
         raise UserError(
             f"bottom.aim={bottom.aim}: {name} doesn't measure each step where it is replayed; use bottom.aim=none, or "

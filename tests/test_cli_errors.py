@@ -89,6 +89,11 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["algorithm.name=ho_sfl_pipelined", "bottom.aim=guided"],
         ["bottom.aim=guided", "ho_sfl_pipelined doesn't measure each step"],
     ),
+    "aim-one-block": (["bottom.aim=blocks", "bottom.train=norm"], ["bottom.aim=blocks", "in one block"]),
+    "aim-one-direction": (
+        ["bottom.aim=curvature", "algorithm.directions=1"],
+        ["bottom.aim=curvature", "one direction", "2 or more algorithm.directions"],
+    ),
     "aim-cuts": (["bottom.aim=blocks", "model.cut=[2, 3]"], ["bottom.aim=blocks", "one cut for all clients"]),
     "average-of-weights": (
         ["algorithm.name=split_lora", "bottom.normalize=false", "bottom.average=0.5"],

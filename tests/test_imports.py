@@ -43,7 +43,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "checkpoint": set(),
     "schedules": set(),
-    "config": {"algorithms", "data.tasks", "models.adapters", "schedules"},
+    "config": {"algorithms", "data.tasks", "models.adapters", "schedules", "zeroth.aims"},
     "build": {
         "algorithms",
         "codecs",

@@ -52,7 +52,7 @@ class HoSfl:
             `sample` **(ours)**.
         exact_blocks: the last blocks of the device whose gradient it takes exactly, fewer than it has **(ours)**; with
             any, `directions` may be 0, and what is below them stays as it is.
-        directions_rise: steps over which a device rises from one direction to P **(ours)**; 0 for P from the first on.
+        directions_rise: steps over which the directions that a device measures rise to P **(ours)**; 0 for none.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="slopes", u_shape=True, mixed_cuts=True)

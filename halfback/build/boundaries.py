@@ -59,11 +59,11 @@ def settle(
     def local_of(at: int, client: int) -> Local:
         def fresh(parameters: Mapping[str, Tensor], first: int) -> Replica:
             agreed = server.replica
-            return Replica(
+            return agreed.alike(
                 parameters,
                 rule=rule,
+                groups=None,
                 seed_of=lambda step, p: seed_for(agreed.seed_of(first + step, p), "client", client),
-                law=agreed.law,
                 schedule=lambda step: agreed.schedule(first + step),
             )
 

@@ -21,6 +21,7 @@ def make_replica(
     parameters: Mapping[str, Tensor],
     side: str,
     steps: int,
+    *,
     groups: Sequence[Sequence[str]] | None = None,
     exact: Sequence[str] = (),
     make_aim: MakeAim | None = None,

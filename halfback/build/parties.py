@@ -24,6 +24,7 @@ from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import Bottom, CutModel, Device
 from halfback.models.objectives import loss, terms
 from halfback.zeroth.perturb import check_rows
+from halfback.zeroth.replay import MakeAim
 from halfback.zeroth.seeds import seed_for
 from halfback.zeroth.sharing import Sharing
 from halfback.zeroth.slopes import check_radius, default_radius
@@ -86,10 +87,10 @@ def make_server(
             theta,
             "bottom",
             steps,
-            groups,
-            exact,
-            aim_of(config.bottom.aim, _blocks(model, theta)) if replays["bottom"] else None,
-            average if replays["bottom"] else None,
+            groups=groups,
+            exact=exact,
+            make_aim=_aim(config, algorithm, model, theta, exact, sharing) if replays["bottom"] else None,
+            average=average if replays["bottom"] else None,
         ),
         hidden_shape=hidden_shape,
         has_texts=has_texts,
@@ -133,22 +134,41 @@ def _exact(config: RunConfig, algorithm: Algorithm, model: CutModel, theta: Mapp
             f"algorithm.exact_blocks={count}: with model.cut={model.at}, 0 to {model.at - 1} are allowed (for all "
             "blocks: algorithm.name=split_lora algorithm.checkpointing=true)"
         )
-    inside = {id(parameter) for block in model.bottom.blocks[-count:] for parameter in block.parameters()}
-    exact = [name for name, parameter in theta.items() if id(parameter) in inside]
+    exact = [name for names in _blocks(model, theta)[model.at - count : model.at] for name in names]
     if not exact:
         raise UserError(f"algorithm.exact_blocks={count}: there is nothing to train in these blocks")
     return exact
 
 
 def _blocks(model: CutModel, theta: Mapping[str, Tensor]) -> list[list[str]]:
-    """The names of θ block by block, and of what is in none."""
-    blocks = model.whole.get_submodule(model.family.backbone).get_submodule(model.family.blocks).children()
-    found, left = [], list(theta)
-    for block in blocks:
-        inside = {id(parameter) for parameter in block.parameters()}
-        found.append([name for name in left if id(theta[name]) in inside])
-        left = [name for name in left if id(theta[name]) not in inside]
-    return [names for names in (*found, left) if names]
+    """The names of θ in each block of the bottom, and of what is in none."""
+    inside = [{id(parameter) for parameter in block.parameters()} for block in model.bottom.blocks]
+    found = [[name for name, parameter in theta.items() if id(parameter) in block] for block in inside]
+    return [*found, [name for name in theta if not any(name in names for names in found)]]
+
+
+def _aim(
+    config: RunConfig,
+    algorithm: Algorithm,
+    model: CutModel,
+    theta: Mapping[str, Tensor],
+    exact: Sequence[str],
+    sharing: Sharing,
+) -> MakeAim | None:
+    """Where directions look; UserError for an aim that could change nothing."""
+    aim, blocks = config.bottom.aim, _blocks(model, theta)
+    if aim == "blocks" and sum(any(name not in exact for name in names) for names in blocks) == 1:
+        raise UserError(
+            "bottom.aim=blocks: all that slopes are taken of is in one block; use bottom.aim=none, a deeper cut, or a "
+            "bottom.train that has something in several blocks"
+        )
+    directions = sharing.of_cohort(getattr(algorithm, "directions", 0))
+    if aim == "curvature" and directions == 1 and config.bottom.law == "rademacher":
+        raise UserError(
+            "bottom.aim=curvature: with one direction a step all squared updates are alike; 2 or more "
+            "algorithm.directions are allowed"
+        )
+    return aim_of(aim, blocks)
 
 
 def _between_cuts(theta: Mapping[str, Tensor], levels: Sequence[CutModel]) -> list[list[str]] | None:

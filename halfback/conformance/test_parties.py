@@ -17,7 +17,6 @@ from halfback.conformance import small
 from halfback.conformance.table import Row
 from halfback.engines.simulation import Simulation
 from halfback.wire.messages import Activations, HandOver, Message, SlopesAndActivations, Weights
-from halfback.zeroth.replay import Replica
 
 World = Callable[..., RunConfig]
 
@@ -71,18 +70,7 @@ def _give_everyone_a_replica(simulation: Simulation) -> None:
     agreed = simulation.server.replica
     for number in range(len(simulation.sources)):
         own = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in agreed.parameters.items()}
-        replica = Replica(
-            own,
-            rule=agreed.rule,
-            seed_of=agreed.seed_of,
-            law=agreed.law,
-            schedule=agreed.schedule,
-            groups=agreed.groups,
-            exact=agreed.exact,
-            make_aim=agreed.make_aim,
-            average=agreed.average,
-        )
-        simulation.client(number).replica = replica
+        simulation.client(number).replica = agreed.alike(own)
 
 
 def _sent(simulation: Simulation, kind: type[Any]) -> list[tuple[str, tuple[Tensor, ...]]]:

@@ -430,12 +430,9 @@ def take_losses(server: Server, local: Sequence[float]) -> float:
 
 def _copied(agreed: Replica, number: int) -> Replica:
     """Parameters of a client's own, which start as the agreed ones; and directions of its own."""
-    return Replica(
+    return agreed.alike(
         {name: nn.Parameter(parameter.detach().clone()) for name, parameter in agreed.parameters.items()},
-        rule=agreed.rule,
         seed_of=lambda step, p: seed_for(agreed.seed_of(step, p), "client", number),
-        law=agreed.law,
-        schedule=agreed.schedule,
     )
 
 

@@ -57,8 +57,8 @@ def set_trainable(
         vera     W + diag(b)·B·diag(d)·A (VeRA, arXiv 2310.11454): b (out,) starts at zero, d (rank,) at 0.1; A and B
                  are drawn and fixed, the same ones for all layers of a shape.
         ia3      factors on keys, values and the feed-forward's inner activation ((IA)³, arXiv 2205.05638), from 1.
-        prompt   `prompt_tokens` vectors before each text, which the device keeps to itself (`models.prompt`), from the
-                 embeddings of drawn tokens.
+        prompt   `prompt_tokens` vectors before each text, which end at the cut (`models.prompt`), from the embeddings
+                 of drawn tokens.
         bias     every bias in the blocks (BitFit, arXiv 2106.10199), those of norms too; a key's moves nothing where
                  positions don't turn the keys, as the softmax drops what it adds.
         norm     weights and biases of the normalisations in the blocks; running statistics stay as they are.

@@ -77,7 +77,7 @@ class Bottom(nn.Module):
             arguments = self.prompt.arguments(self.family, backbone, arguments)
         output = backbone(**arguments)
         hidden = output if isinstance(output, Tensor) else output.last_hidden_state
-        return hidden if self.prompt is None else hidden[:, len(self.prompt) :]
+        return hidden if self.prompt is None else self.prompt.without(hidden, inputs["attention_mask"])
 
 
 class Middle(nn.Module):

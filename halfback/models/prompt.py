@@ -13,7 +13,7 @@ class SoftPrompt(nn.Module):
     """Vectors before a text's embeddings (prompt tuning, Lester et al., arXiv 2104.08691).
 
     The blocks of the bottom attend to them, and they are dropped at the cut **(ours)**: what is sent has the size of
-    before, and no other party knows of them.
+    before, and the server's part takes what it took.
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -32,13 +32,15 @@ class SoftPrompt(nn.Module):
     def arguments(self, family: Family, backbone: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """What the backbone's forward pass takes with the prompt in place of what it takes without.
 
-        All of the prompt's vectors are at the first position, and the text keeps its own ones. They stand behind the
-        padding on a text's left, where a sliding window still sees them; the text is the end of what comes out.
+        All of the prompt's vectors are at the first position, and the text keeps its own ones **(ours)**. They stand
+        behind the padding on a text's left, where a sliding window still sees them.
         """
         ids, mask = arguments["input_ids"], arguments["attention_mask"]
         positions, first = _positions(family, backbone, ids, mask)
         before = ids.new_zeros(len(ids), len(self))
-        places = _places((mask.cumsum(-1) == 0).sum(-1, keepdim=True), len(self), ids.shape[1])
+        padding, here = _padding(mask), torch.arange(len(self) + ids.shape[1], device=ids.device)
+        text = torch.where(here < padding, here + len(self), here)
+        places = torch.where((here >= padding) & (here < padding + len(self)), here - padding, text)
         embedded = self(backbone.get_input_embeddings()(ids))
         changed = {
             "inputs_embeds": embedded.gather(1, places.unsqueeze(-1).expand_as(embedded)),
@@ -46,19 +48,19 @@ class SoftPrompt(nn.Module):
             "position_ids": torch.cat([before + first, positions], dim=1).gather(1, places),
         }
         if "token_type_ids" in arguments:
-            changed["token_type_ids"] = torch.cat(
-                [before, arguments["token_type_ids"]], dim=1
-            )  # never padded on the left
+            changed["token_type_ids"] = torch.cat([before, arguments["token_type_ids"]], dim=1).gather(1, places)
         return {name: value for name, value in arguments.items() if name != "input_ids"} | changed
 
+    def without(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, H): the text's part of (B, n + T, H), for its mask (B, T)."""
+        here = torch.arange(mask.shape[1], device=hidden.device)
+        places = torch.where(here < _padding(mask), here, here + len(self))
+        return hidden.gather(1, places.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
-def _places(padding: Tensor, prompt: int, text: int) -> Tensor:
-    """(B, prompt + text): where, in prompt and text one after the other, that comes from which stands here.
 
-    padding: (B, 1), what each text begins with.
-    """
-    here = torch.arange(prompt + text, device=padding.device)
-    return torch.where(here < padding, here + prompt, torch.where(here < padding + prompt, here - padding, here))
+def _padding(mask: Tensor) -> Tensor:
+    """(B, 1): the places that each text begins with and does not use."""
+    return (mask.cumsum(-1) == 0).sum(-1, keepdim=True)
 
 
 def _positions(family: Family, backbone: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, int]:

@@ -6,7 +6,8 @@ rebuilds it **(ours)**. Whatever it makes of a seed's values is the direction: i
 * `Blocks`: a direction moves one block of the model, drawn with odds that follow the energy that slopes have found.
 * `Guided`: half of a direction lies along the discounted sum of past updates (guided evolution strategies,
   Maheswaranathan et al., arXiv 1806.10230, eq. 3, with a subspace of one dimension).
-* `Curvature`: divided by the root of a running mean of squared updates (HiSo, Li et al., arXiv 2506.02370).
+* `Curvature`: divided by the root of a running mean of squared updates, in the manner of HiSo (Li et al., arXiv
+  2506.02370).
 """
 
 import math
@@ -64,16 +65,24 @@ class Blocks:
         factors = [1 / math.sqrt(odds[mine]) if _drawn(seed, odds) == mine else 0.0 for seed in seeds]
         values.mul_(torch.tensor(factors, dtype=values.dtype, device=values.device).unsqueeze(1))
 
+    def length(self, seeds: Sequence[int], slopes: Sequence[float]) -> float:
+        odds = self.odds()
+        blocks = [_drawn(seed, odds) for seed in seeds]
+        return math.sqrt(math.fsum(s * s * self._sizes[b] / odds[b] for s, b in zip(slopes, blocks, strict=True)))
+
     def learn_part(self, name: str, places: Places, estimate: Tensor, coefficients: Sequence[float]) -> None:
         """Nothing: the slopes say it all."""
 
     def learn(self, seeds: Sequence[int], slopes: Sequence[float], coefficients: Sequence[float]) -> None:
         odds, energies = self.odds(), self._energy.tolist()
+        # Where nobody measured along some directions (a client was dropped, a batch has fewer rows, P still rises), the
+        # others' slopes count for as many more, so that their mean over all is that over these.
+        share = sum(slope != 0 for slope in slopes) / len(slopes)
         seen: dict[int, list[float]] = {}
         for seed, slope in zip(seeds, slopes, strict=True):
-            if slope:  # nobody measured along some: of a client that was dropped, or a batch with fewer rows
+            if slope:
                 block = _drawn(seed, odds)
-                seen.setdefault(block, []).append(slope * slope * odds[block])
+                seen.setdefault(block, []).append((slope * share) ** 2 * odds[block])
         for block, found in seen.items():
             mean = math.fsum(found) / len(found)
             old = energies[block]
@@ -84,10 +93,12 @@ class Guided:
     """u = √½ · a plain direction + √½ · s · √d · m/‖m‖, with m the discounted sum of past ĝ and s a sign of the seed's.
 
     ‖m‖ is a recurrence over the slopes that takes plain directions for orthogonal to each other and to m, so that no
-    pass over the parameters is needed; it is off by O(√(P/d)). Until there is an m, directions are plain.
+    pass over the parameters is needed; with N directions a step that are not few beside d it is too small. Until there
+    is an m, directions are plain.
     """
 
     DECAY = 0.9
+    LEAST = 1e-20  # of ‖m‖: what is left of it after hundreds of steps without a slope is none
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._sum = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
@@ -99,32 +110,39 @@ class Guided:
 
     def reshape(self, name: str, places: Places, seeds: Sequence[int], values: Tensor) -> None:
         length = self._length.item()
-        if length == 0:
+        if length < self.LEAST:
             return
         guide = self._sum[name].view(-1)[places] * (math.sqrt(0.5) * self._root / length)
         values.mul_(math.sqrt(0.5))
         for row, seed in zip(values, seeds, strict=True):
             row.add_(guide if _sign(seed) > 0 else -guide)
 
+    def length(self, seeds: Sequence[int], slopes: Sequence[float]) -> float:
+        return math.hypot(*self._parts(seeds, slopes))
+
+    def _parts(self, seeds: Sequence[int], slopes: Sequence[float]) -> tuple[float, float]:
+        """Of Σ_p slopes_p u_p over √d: what lies along m, and the length of the rest."""
+        rest = math.sqrt(math.fsum(slope * slope for slope in slopes))
+        if self._length.item() < self.LEAST:
+            return 0.0, rest
+        along = math.fsum(slope * _sign(seed) for slope, seed in zip(slopes, seeds, strict=True))
+        return along * math.sqrt(0.5), rest * math.sqrt(0.5)
+
     def learn_part(self, name: str, places: Places, estimate: Tensor, coefficients: Sequence[float]) -> None:
         mine = self._sum[name].view(-1)
         mine[places] = mine[places] * self.DECAY + estimate
 
     def learn(self, seeds: Sequence[int], slopes: Sequence[float], coefficients: Sequence[float]) -> None:
-        length, fresh = self._length.item(), math.fsum(c * c for c in coefficients)
-        along = self.DECAY * length
-        if length > 0:
-            signed = math.fsum(c * _sign(seed) for c, seed in zip(coefficients, seeds, strict=True))
-            along += math.sqrt(0.5) * self._root * signed
-            fresh /= 2
-        self._length.fill_(math.sqrt(along * along + self._root * self._root * fresh))
+        along, rest = self._parts(seeds, coefficients)
+        self._length.fill_(math.hypot(self.DECAY * self._length.item() + along * self._root, rest * self._root))
 
 
 class Curvature:
     """u = a plain direction / √h, with h the running mean of ĝ² over what plain directions would give it.
 
     So an estimate comes to E[uuᵀ]g = g/h. h begins at 1; with slopes that are all noise it stays there, since
-    E[ĝ²] = Σ_p c_p²/h.
+    E[ĝ²] = Σ_p c_p²/h. Dividing by Σ_p c_p² is ours: rates keep their meaning, whatever the size of the slopes. With
+    one ±1 direction a step h stays 1 throughout.
     """
 
     RATE = 0.05
@@ -137,6 +155,9 @@ class Curvature:
 
     def reshape(self, name: str, places: Places, seeds: Sequence[int], values: Tensor) -> None:
         values.div_(self._mean[name].view(-1)[places].sqrt())
+
+    def length(self, seeds: Sequence[int], slopes: Sequence[float]) -> float:
+        return math.sqrt(math.fsum(slope * slope for slope in slopes))
 
     def learn_part(self, name: str, places: Places, estimate: Tensor, coefficients: Sequence[float]) -> None:
         total = math.fsum(c * c for c in coefficients)

@@ -37,6 +37,10 @@ class Aim(Protocol):
         """Makes the directions of `seeds`, in place, of their values (len(seeds), n) at `places` of a parameter."""
         ...
 
+    def length(self, seeds: Sequence[int], slopes: Sequence[float]) -> float:
+        """‖Σ_p slopes_p u_p‖ / √d, with plain directions taken for orthogonal."""
+        ...
+
     def learn_part(self, name: str, places: Places, estimate: Tensor, coefficients: Sequence[float]) -> None:
         """Sees ĝ, (n,) float32, the sum of the step's directions times `coefficients`, at `places` of a parameter."""
         ...

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +55,13 @@ class UpdateRule:
         """Names of the state tensors that one parameter needs."""
         return {"sgd": (), "momentum": ("velocity",), "adamw": ("mean", "square"), "sign": ()}[self.optimizer]
 
-    def coefficients(self, slopes: Sequence[float], dimension: int) -> list[float]:
-        """What each direction is multiplied by: (P,) slopes → (P,) coefficients of ĝ."""
-        norm = math.sqrt(math.fsum(slope * slope for slope in slopes))
+    def coefficients(self, slopes: Sequence[float], dimension: int, norm: float | None = None) -> list[float]:
+        """What each direction is multiplied by: (P,) slopes → (P,) coefficients of ĝ.
+
+        `norm`: ‖Σ_p slopes_p u_p‖ / √d, where it is not that of orthogonal directions.
+        """
+        if norm is None:
+            norm = math.sqrt(math.fsum(slope * slope for slope in slopes))
         if self.normalize:
             return [slope / norm if norm > 0 else 0.0 for slope in slopes]
         scale = 1 / len(slopes)
@@ -119,6 +123,8 @@ class Replica:
             moment: {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.parameters.items()}
             for moment in rule.moments()
         }
+        if make_aim is not None and len(self.groups) > 1:
+            raise ValueError("an aim needs all parameters to share their slopes")
         self.make_aim = make_aim
         self.aim = None if make_aim is None else make_aim({name: self.parameters[name] for name in along})
         if self.aim is not None:
@@ -126,6 +132,11 @@ class Replica:
         self.average = average
         if average is not None:
             self.moments["average"] = {name: p.detach().float().clone() for name, p in self.parameters.items()}
+
+    def alike(self, parameters: Mapping[str, Tensor], **changes: Any) -> "Replica":
+        """Another one at its start, of these parameters, with the same settings but for `changes`."""
+        names = ("rule", "seed_of", "law", "schedule", "groups", "exact", "make_aim", "average")
+        return Replica(parameters, **({name: getattr(self, name) for name in names} | changes))
 
     def seeds(self, directions: int, *, step: int | None = None) -> list[int]:
         """The seeds of a step's directions: of the one to be replayed next, unless another is named."""
@@ -178,6 +189,8 @@ class Replica:
     def take_state(self, first: int, slopes: Tensor, exact: Sequence[Tensor]) -> None:
         """Takes steps as `replay` does, from the slopes (steps, groups · P) alone: `exact` is the rest behind the last.
 
+        A running mean lacks what these steps made of the exact parameters: it is for who replays them all.
+
         Raises:
             PeerError: steps in between are missing.
         """
@@ -209,8 +222,9 @@ class Replica:
     def _replay_aimed(self, aim: Aim, step: int, slopes: list[float]) -> None:
         """One step of all groups' parameters at once, along directions that depend on the steps before."""
         own = {name: self.parameters[name] for names in self.groups for name in names}
-        coefficients = self.rule.coefficients(slopes, sum(parameter.numel() for parameter in own.values()))
         seeds = self.seeds(len(slopes), step=step)
+        dimension = sum(parameter.numel() for parameter in own.values())
+        coefficients = self.rule.coefficients(slopes, dimension, aim.length(seeds, slopes))
         for pack in _packs(own):
             device = own[pack.segments[0].name].device
             (gradient,) = self._estimates(pack, [coefficients], seeds, device)

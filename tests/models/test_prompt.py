@@ -60,6 +60,19 @@ def test_a_row_does_not_depend_on_the_padding(name: str, inputs_of: Inputs) -> N
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_what_comes_out_is_the_text_in_its_places(name: str, inputs_of: Inputs) -> None:
+    inputs, bottom = inputs_of(name), _prompted(name).bottom
+    backbone = bottom.body.get_submodule(bottom.family.backbone)
+    assert bottom.prompt is not None
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].long()
+    given = bottom.prompt.arguments(bottom.family, backbone, {"input_ids": ids, "attention_mask": mask})
+    embedded = backbone.get_input_embeddings()(ids)  # type: ignore[operator]
+    assert torch.equal(bottom.prompt.without(given["inputs_embeds"], mask), embedded)
+    assert given["inputs_embeds"].shape[1] == ids.shape[1] + 3
+
+
+@torch.no_grad()
 def test_where_it_starts_and_what_is_trained() -> None:
     model, other = _prompted("bert"), _prompted("bert", seed=1)
     theta = trainable(model.bottom)

@@ -151,6 +151,58 @@ def test_blocks_move_one_block_and_estimate_the_gradient() -> None:
     assert ((estimates.mean(0) - gradient).abs() < 4 * errors).all()
 
 
+@pytest.mark.parametrize("many", [8, 64])
+@pytest.mark.parametrize("aim", AIMS)
+def test_normalised_and_bounded_steps_have_the_length_they_say(aim: str, many: int) -> None:
+    """Also where all slopes have one sign, and directions lie along one guide."""
+    held = {"first": torch.zeros(100, 200), "large": torch.zeros(30_000)}
+    gradient = torch.linspace(-1, 1, 50_000)
+    for rule, size in ((UpdateRule(lr=1e-3, normalize=True), 1e-3), (UpdateRule(lr=1.0, clip=1e-3), 1e-3)):
+        taken = Replica({name: p.clone() for name, p in held.items()}, rule=rule, seed_of=seed_of, make_aim=AIMS[aim])
+        for step in range(12):
+            slopes = [float(whole(taken, seed) @ gradient) for seed in taken.seeds(many)]
+            before = flat(taken.parameters)
+            taken.replay(step, torch.tensor([slopes]))
+            moved = (flat(taken.parameters) - before).double().norm().item()
+        # 12 · 64 directions in 50,000 dimensions are orthogonal to √(768 / 50,000) = 0.12 at worst.
+        wanted = size * math.sqrt(50_000) if rule.normalize else size
+        assert math.isclose(moved, wanted, rel_tol=0.1), rule
+
+
+def test_directions_that_nobody_measured_say_nothing_of_the_energy() -> None:
+    """The rest of a row counts for as many more, and is taken for what was measured."""
+    held, row = {"first": torch.zeros(16), "large": torch.zeros(16)}, [0.5, -2.0, 1.0, 3.0, 0.1, 7.0, -0.3, 2.0]
+    few, padded = (Blocks(held, [["first"], ["large"]]) for _ in range(2))
+    seeds = [seed_of(0, p) for p in range(16)]
+    few.learn(seeds[:8], row, row)
+    padded.learn(seeds, [2 * slope for slope in row] + [0.0] * 8, row)
+    assert torch.equal(few.moments()["energy"]["blocks"], padded.moments()["energy"]["blocks"])
+    assert few.odds() != [0.5, 0.5]
+
+
+def test_a_long_silence_ends_the_guide() -> None:
+    """0.9 to the power of 2,000 is less than the least float32; nothing becomes infinite on the way there."""
+    taken = Replica({"few": torch.zeros(8)}, rule=UpdateRule(lr=1.0), seed_of=seed_of, make_aim=Guided)
+    taken.replay(0, rows(1))
+    before = taken.parameters["few"].clone()
+    taken.replay(1, torch.zeros(2000, P))
+    assert torch.equal(taken.parameters["few"], before)
+    assert torch.equal(direction_of(3, "few", before, aim=taken.aim), direction_of(3, "few", before))
+    taken.replay(2001, rows(3))
+    assert taken.parameters["few"].isfinite().all()
+
+
+def test_groups_of_their_own_slopes_have_no_aim() -> None:
+    with pytest.raises(ValueError, match="share their slopes"):
+        Replica(
+            parameters(),
+            rule=UpdateRule(),
+            seed_of=seed_of,
+            make_aim=Guided,
+            groups=[["first"], ["table", "large", "bias"]],
+        )
+
+
 def test_odds_follow_the_energy() -> None:
     """With slopes of a gradient that is all in one block, that block is drawn more, and its energy is found."""
     held = {"first": torch.zeros(16), "large": torch.zeros(16)}
