@@ -11,7 +11,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,9 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda cell: finish(arguments, rates, *cell), work))
     found = {label: [folder_of(arguments.out, label, seed) for seed in range(arguments.seeds)] for label in labels}
-    print("| setting | lr | final (seeds) | gap recovered | val. loss | client passes | MB | client peak | client s |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = ["setting", "lr", "final (seeds)", "gap recovered", "validation loss", "gap recovered", "client passes"]
+    columns += ["MB", "client peak", "client s"]
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     summaries = {label: [read_run(folder) for folder in folders] for label, folders in found.items()}
     for label, runs in summaries.items():
         print(row(label, rates.get(label, ""), runs, summaries))
@@ -107,13 +108,18 @@ def finish(arguments: argparse.Namespace, rates: Mapping[str, str], seed: int, l
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """A summary, with the validation loss at the end: less noisy than an accuracy."""
+    """A summary, with the validation loss at the end."""
     return read_summary(folder) | {"validation_loss": read_records(folder)[-1].validation_loss}
 
 
 def final_of(run: Mapping[str, Any]) -> float:
     """The metric at the end."""
     return float(run["metric"]["final"])
+
+
+def loss_of(run: Mapping[str, Any]) -> float:
+    """The validation loss at the end: less noisy than an accuracy."""
+    return float(run["validation_loss"])
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -123,22 +129,30 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def row(label: str, rate: str, runs: list[dict[str, Any]], every: Mapping[str, list[dict[str, Any]]]) -> str:
-    """One line of the table; the gap is that of the mean frozen bottom and the mean first order."""
+    """One line of the table."""
     finals = [final_of(run) for run in runs]
-    gap = "–"
-    if FROZEN in every and FIRST in every:
-        low, high = (statistics.mean(final_of(run) for run in every[name]) for name in (FROZEN, FIRST))
-        below = [final_of(run) for run in every[FROZEN]]
-        gap = spread([(mine - frozen) / (high - low) for mine, frozen in zip(finals, below, strict=True)], 2)
     passes, megabytes, peak, seconds = costs(runs)
     if FROZEN in every:
         seconds /= costs(every[FROZEN])[3]
-    said = ", ".join(f"{final:.1f}" for final in finals)
-    loss = spread([run["validation_loss"] for run in runs], 4)
+    said, losses = ", ".join(f"{final:.1f}" for final in finals), [loss_of(run) for run in runs]
     return (
-        f"| `{label}` | {rate} | {spread(finals, 2)} ({said}) | {gap} | {loss} | {passes:,.0f} | {megabytes:.1f} | "
+        f"| `{label}` | {rate} | {spread(finals, 2)} ({said}) | {gap(runs, every, final_of)} | "
+        f"{spread(losses, 4)} | {gap(runs, every, loss_of)} | {passes:,.0f} | {megabytes:.1f} | "
         f"{peak:.3f} | {seconds:.1f} |"
     )
+
+
+def gap(
+    runs: list[dict[str, Any]],
+    every: Mapping[str, list[dict[str, Any]]],
+    measure: Callable[[Mapping[str, Any]], float],
+) -> str:
+    """The part of the gap between the mean frozen bottom and the mean first order that each seed gains on its own."""
+    if FROZEN not in every or FIRST not in every:
+        return "–"
+    low, high = (statistics.mean(measure(run) for run in every[name]) for name in (FROZEN, FIRST))
+    pairs = zip(runs, every[FROZEN], strict=True)
+    return spread([(measure(mine) - measure(frozen)) / (high - low) for mine, frozen in pairs], 2)
 
 
 def costs(runs: list[dict[str, Any]]) -> tuple[float, float, float, float]:
