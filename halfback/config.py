@@ -415,7 +415,12 @@ def _check_algorithm(config: RunConfig) -> None:
             f"model.head={config.model.head}: {config.algorithm.name} can't leave the head on the device; "
             f"use model.head=null, or one of {able}"
         )
-    if len({config.model.cut_of(client) for client in range(config.clients)}) > 1 and not chosen.traits.mixed_cuts:
+    mixed = len({config.model.cut_of(client) for client in range(config.clients)}) > 1
+    if mixed and config.bottom.train == "prompt":
+        raise UserError(
+            f"model.cut={config.model.cut}: with bottom.train=prompt, which ends at the cut, one number is allowed"
+        )
+    if mixed and not chosen.traits.mixed_cuts:
         able = ", ".join(name for name, kind in known.items() if kind.traits.mixed_cuts)
         raise UserError(
             f"model.cut={config.model.cut}: {config.algorithm.name} has one cut for all clients; use a number, or "

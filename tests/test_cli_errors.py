@@ -57,7 +57,10 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "cut-too-deep": (["model.cut=4"], ["cut is 4", "1 to 3 are allowed"]),
     "cut-zero": (["model.cut=0"], ["cut is 0", "1 to 3 are allowed"]),
     "cut-negative": (["model.cut=-1"], ["cut is -1", "1 to 3 are allowed"]),
-    "directions-zero": (["algorithm.directions=0"], ["algorithm.directions=0", "1 or more"]),
+    "directions-zero": (
+        ["algorithm.directions=0"],
+        ["algorithm.directions=0", "1 or more", "or 0 with algorithm.exact_blocks"],
+    ),
     "directions-negative": (["algorithm.directions=-2"], ["algorithm.directions=-2", "1 or more"]),
     "directions-zero-but-for-exact-blocks": (
         ["algorithm.directions=-1", "algorithm.exact_blocks=1", "model.cut=2"],
@@ -100,7 +103,12 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["bottom.average=0.5", "split_lora doesn't replay slopes", "ho_sfl"],
     ),
     "average-one": (["bottom.average=1"], ["bottom.average=1", "less than 1"]),
-    "prompt-of-images": (["bottom.train=prompt"], ["bottom trains 'prompt'", "nothing to adapt", "allowed are"]),
+    "prompt-cuts": (["bottom.train=prompt", "model.cut=[2, 3]"], ["model.cut=[2, 3]", "one number is allowed"]),
+    "aim-of-nothing": (
+        ["bottom.aim=guided", "algorithm.directions=0", "algorithm.exact_blocks=1", "model.cut=2"],
+        ["bottom.aim=guided", "nothing to aim"],
+    ),
+    "prompt-of-images": (["bottom.train=prompt"], ["bottom.train=prompt", "these are images"]),
     "exact-blocks-negative": (["algorithm.exact_blocks=-1"], ["algorithm.exact_blocks=-1", "0 or more"]),
     "exact-blocks-all": (
         ["algorithm.exact_blocks=2", "model.cut=2"],

@@ -66,7 +66,8 @@ class HoSfl:
     directions_rise: int = 0
 
     def __post_init__(self) -> None:
-        check_probes(self.directions, self.radius, self.clip_samples, fewest=0 if self.exact_blocks else 1)
+        fewest, otherwise = (0, "") if self.exact_blocks else (1, ", or 0 with algorithm.exact_blocks")
+        check_probes(self.directions, self.radius, self.clip_samples, fewest=fewest, otherwise=otherwise)
         check_sharing(self.directions_per, self.estimator, self.exact_blocks)
         check_rise(self.directions, self.directions_rise)
 

@@ -136,7 +136,10 @@ def _exact(config: RunConfig, algorithm: Algorithm, model: CutModel, theta: Mapp
         )
     exact = [name for names in _blocks(model, theta)[model.at - count : model.at] for name in names]
     if not exact:
-        raise UserError(f"algorithm.exact_blocks={count}: there is nothing to train in these blocks")
+        raise UserError(
+            f"algorithm.exact_blocks={count}: bottom.train={config.bottom.train} has nothing to train in these blocks; "
+            "use algorithm.exact_blocks=0, or a bottom.train that has"
+        )
     return exact
 
 
@@ -159,10 +162,12 @@ def _aim(
     aim, blocks = config.bottom.aim, _blocks(model, theta)
     if aim == "blocks" and sum(any(name not in exact for name in names) for names in blocks) == 1:
         raise UserError(
-            "bottom.aim=blocks: all that slopes are taken of is in one block; use bottom.aim=none, a deeper cut, or a "
-            "bottom.train that has something in several blocks"
+            "bottom.aim=blocks: all that slopes are taken of is in one block; use bottom.aim=none, fewer exact blocks, "
+            "a deeper cut, or a bottom.train that has something in several blocks"
         )
     directions = sharing.of_cohort(getattr(algorithm, "directions", 0))
+    if aim != "none" and directions == 0:
+        raise UserError(f"bottom.aim={aim}: with algorithm.directions=0 there is nothing to aim; use bottom.aim=none")
     if aim == "curvature" and directions == 1 and config.bottom.law == "rademacher":
         raise UserError(
             "bottom.aim=curvature: with one direction a step all squared updates are alike; 2 or more "

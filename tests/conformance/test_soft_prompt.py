@@ -38,12 +38,18 @@ def test_a_prompt_is_trained(algorithm: str, model: str, sentences: Path, reques
     assert (moved > 0).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("changes", [{"model__cut": [1, 2]}, {"algorithm__boundaries": [1, 2]}])
-def test_a_prompt_needs_one_cut(changes: dict[str, Any], tiny_bert: Path, sentences: Path) -> None:
-    algorithm = "ho_fl" if "algorithm__boundaries" in changes else "ho_sfl"
-    config = small.texts(algorithm, tiny_bert, sentences, bottom__train="prompt", **changes)
+def test_a_prompt_needs_one_cut(tiny_bert: Path, sentences: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.cut=\[1, 2\]: with bottom\.train=prompt"):
+        small.texts("ho_sfl", tiny_bert, sentences, bottom__train="prompt", model__cut=[1, 2])
+    config = small.texts("ho_fl", tiny_bert, sentences, bottom__train="prompt", algorithm__boundaries=[1, 2])
     with pytest.raises(UserError, match=r"bottom\.train=prompt: .* all devices need the same one"):
         small.built(config)
+
+
+def test_a_prompt_leaves_nothing_for_exact_blocks(tiny_bert: Path, sentences: Path) -> None:
+    settings = {"bottom__train": "prompt", "model__cut": 2, "algorithm__exact_blocks": 1}
+    with pytest.raises(UserError, match=r"exact_blocks=1: bottom\.train=prompt has nothing .*exact_blocks=0"):
+        small.built(small.texts("ho_sfl", tiny_bert, sentences, **settings))
 
 
 def test_a_model_that_writes_has_no_prompt(tiny_llama: Path, sentences: Path) -> None:
