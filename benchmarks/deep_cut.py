@@ -45,7 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "all, P=8": FEW | SAMPLE | {"bottom.aim": "blocks", "bottom.average": 0.98},
     **{f"exact {n}": {"algorithm.exact_blocks": n} for n in (1, 2, 3, 4)},
     **{f"exact {n}, P=0": {"algorithm.exact_blocks": n, "algorithm.directions": 0} for n in (1, 2, 3, 4, 6)},
-    **{f"lora_b, exact {n}": FEW | {"algorithm.exact_blocks": n} for n in (1, 2, 3, 4)},
+    **{f"lora_b, exact {n}": FEW | {"algorithm.exact_blocks": n} for n in (1, 2, 3, 4, 8)},
     **{f"lora_b, exact {n}, P=0": FEW | {"algorithm.exact_blocks": n, "algorithm.directions": 0} for n in (1, 2, 3, 4)},
     "lora_b, exact 2, per sample": FEW | {"algorithm.exact_blocks": 2, "algorithm.directions_per": "sample"},
     **{f"ia3, exact {n}": {"bottom.train": "ia3", "algorithm.exact_blocks": n} for n in (2, 4)},
