@@ -5,7 +5,7 @@ rebuilds it **(ours)**. Whatever it makes of a seed's values is the direction: i
 
 * `Blocks`: a direction moves one block of the model, drawn with odds that follow the energy that slopes have found.
 * `Guided`: half of a direction lies along the discounted sum of past updates (guided evolution strategies,
-  Maheswaranathan et al., arXiv 1806.10230, eq. 3, with a subspace of one dimension).
+  Maheswaranathan et al., arXiv 1806.10230, section 3, with a subspace of one dimension).
 * `Curvature`: divided by the root of a running mean of squared updates, in the manner of HiSo (Li et al., arXiv
   2506.02370).
 """
