@@ -257,8 +257,8 @@ def test_a_tied_table_with_a_fixed_matrix_is_untied(left: dict[str, Tensor], tmp
     [
         ("ia3", "resnet8", "lora, lora_b, bias, norm, full, none"),
         ("vera", "resnet8", "lora, lora_b, bias, norm, full, none"),
-        ("bias", "llama", "lora, lora_b, vera, ia3, norm, full, none"),
-        ("bias", "gemma3_text", "lora, lora_b, vera, ia3, norm, full, none"),
+        ("bias", "llama", "lora, lora_b, vera, ia3, prompt, norm, full, none"),
+        ("bias", "gemma3_text", "lora, lora_b, vera, ia3, prompt, norm, full, none"),
     ],
 )
 def test_what_a_family_has_not(kind: BottomTrained, name: str, allowed: str) -> None:
