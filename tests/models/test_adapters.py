@@ -178,7 +178,7 @@ def test_wrong_choices() -> None:
     with pytest.raises(UserError, match="top trains 'lora', but with cut 3 of 3 it has nothing to adapt"):
         _train(cut(language_model("llama"), 3))
     with pytest.raises(
-        UserError, match="bottom trains 'some'; allowed are lora, lora_b, vera, ia3, bias, norm, full, none"
+        UserError, match="bottom trains 'some'; allowed are lora, lora_b, vera, ia3, prompt, bias, norm, full, none"
     ):
         _train(cut(classifier("llama"), 1), bottom="some")
     with pytest.raises(UserError, match="LoRA rank is 0"):
