@@ -220,7 +220,7 @@ class Replica:
                 self._replay_pack(pack, self._estimates(pack, coefficients, seeds, device))
 
     def _replay_aimed(self, aim: Aim, step: int, slopes: list[float]) -> None:
-        """One step of all groups' parameters at once, along directions that depend on the steps before."""
+        """One step of the parameters with slopes, along directions that depend on the steps before."""
         own = {name: self.parameters[name] for names in self.groups for name in names}
         seeds = self.seeds(len(slopes), step=step)
         dimension = sum(parameter.numel() for parameter in own.values())
