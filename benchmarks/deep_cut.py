@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sign": {"bottom.optimizer": "sign"},
     "per client": {"algorithm.directions_per": "client"},
     "per sample": {"algorithm.directions_per": "sample"},
-    "per sample, P=8": {"algorithm.directions_per": "sample", "algorithm.directions": 8},
+    "per sample, P=8": SAMPLE,
     "momentum": {"bottom.optimizer": "momentum", "bottom.normalize": True},
     "average": {"bottom.average": 0.98},
     "P from 1 to 3": {"algorithm.directions": 3, "algorithm.directions_rise": 200},

@@ -1,7 +1,6 @@
 """How parameters move: replicas, optimisers, schedules, and the rates that mean something in their dtype."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +8,6 @@ from torch import Tensor
 from halfback.config import BottomConfig, RunConfig, TopConfig
 from halfback.errors import UserError
 from halfback.schedules import schedule
-from halfback.zeroth.aims import AimName, Blocks, Curvature, Guided
 from halfback.zeroth.replay import MakeAim, Replica, Schedule, UpdateRule
 from halfback.zeroth.seeds import seed_for
 from halfback.zeroth.slopes import least_move, swallowed
@@ -39,19 +37,6 @@ def make_replica(
         make_aim=make_aim,
         average=average,
     )
-
-
-def aim_of(name: AimName, blocks: Sequence[Sequence[str]]) -> MakeAim | None:
-    """What makes an aim for parameters; `blocks` has their names block by block."""
-    match name:
-        case "none":
-            return None
-        case "blocks":
-            return partial(Blocks, blocks=blocks)
-        case "guided":
-            return Guided
-        case "curvature":
-            return Curvature
 
 
 def update_rule(config: RunConfig, part: BottomConfig | TopConfig) -> UpdateRule:

@@ -11,7 +11,7 @@ from halfback.algorithms.holdings import Head as DeviceHead
 from halfback.algorithms.protocol import Algorithm
 from halfback.algorithms.server import Server
 from halfback.build.boundaries import settle
-from halfback.build.motion import aim_of, check_lr, make_optimizer, make_replica, make_schedule, update_rule
+from halfback.build.motion import check_lr, make_optimizer, make_replica, make_schedule, update_rule
 from halfback.build.sources import OnDevice
 from halfback.config import RunConfig
 from halfback.data.batches import ClientData
@@ -23,6 +23,7 @@ from halfback.models.adapters import trainable
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import Bottom, CutModel, Device
 from halfback.models.objectives import loss, terms
+from halfback.zeroth.aims import Blocks, Curvature, Guided
 from halfback.zeroth.perturb import check_rows
 from halfback.zeroth.replay import MakeAim
 from halfback.zeroth.seeds import seed_for
@@ -159,21 +160,25 @@ def _aim(
     sharing: Sharing,
 ) -> MakeAim | None:
     """Where directions look; UserError for an aim that could change nothing."""
-    aim, blocks = config.bottom.aim, _blocks(model, theta)
+    aim = config.bottom.aim
+    if aim == "none":
+        return None
+    blocks = _blocks(model, theta)
     if aim == "blocks" and sum(any(name not in exact for name in names) for names in blocks) == 1:
         raise UserError(
             "bottom.aim=blocks: all that slopes are taken of is in one block; use bottom.aim=none, fewer exact blocks, "
             "a deeper cut, or a bottom.train that has something in several blocks"
         )
     directions = sharing.of_cohort(getattr(algorithm, "directions", 0))
-    if aim != "none" and directions == 0:
+    if directions == 0:
         raise UserError(f"bottom.aim={aim}: with algorithm.directions=0 there is nothing to aim; use bottom.aim=none")
     if aim == "curvature" and directions == 1 and config.bottom.law == "rademacher":
         raise UserError(
             "bottom.aim=curvature: with one direction a step all squared updates are alike; 2 or more "
             "algorithm.directions are allowed"
         )
-    return aim_of(aim, blocks)
+    made: dict[str, MakeAim] = {"blocks": partial(Blocks, blocks=blocks), "guided": Guided, "curvature": Curvature}
+    return made[aim]
 
 
 def _between_cuts(theta: Mapping[str, Tensor], levels: Sequence[CutModel]) -> list[list[str]] | None:

@@ -47,10 +47,10 @@ class Blocks:
 
     def odds(self) -> list[float]:
         """q, of each block."""
-        measured = [(e, size) for e, size in zip(self._energy.tolist(), self._sizes, strict=True) if e >= 0]
+        found = list(zip(self._energy.tolist(), self._sizes, strict=True))
+        measured = [(energy, size) for energy, size in found if energy >= 0]
         density = math.fsum(e for e, _ in measured) / (math.fsum(size for _, size in measured) or 1.0)
-        energies = [e if e >= 0 else density * s for e, s in zip(self._energy.tolist(), self._sizes, strict=True)]
-        wanted = [math.sqrt(energy * size) for energy, size in zip(energies, self._sizes, strict=True)]
+        wanted = [math.sqrt((energy if energy >= 0 else density * size) * size) for energy, size in found]
         total = math.fsum(wanted)
         if not total > 0:
             return self._sizes

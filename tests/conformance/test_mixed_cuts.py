@@ -20,7 +20,6 @@ from halfback.engines.simulation import Simulation
 from halfback.errors import PeerError, UserError
 from halfback.models.adapters import trainable
 from halfback.telemetry.meters import MemoryMeter
-from halfback.zeroth.replay import Replica
 
 World = Callable[..., RunConfig]
 _ADAMW = {"bottom__optimizer": "adamw", "bottom__lr": 1e-3}
@@ -89,9 +88,10 @@ def _give_everyone_its_own(simulation: Simulation) -> None:
     for number, source in enumerate(simulation.sources):
         bottom = simulation.bottoms.get(number, simulation.bottom)
         own = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in trainable(bottom).items()}
-        replica = Replica(own, rule=agreed.rule, seed_of=agreed.seed_of, law=agreed.law, groups=agreed.groups)
         groups = simulation.server.groups.get(number, range(2))
-        simulation.clients[number] = Client(number, bottom, replica, source, groups=groups, head=simulation.head)
+        simulation.clients[number] = Client(
+            number, bottom, agreed.alike(own), source, groups=groups, head=simulation.head
+        )
 
 
 @every_variant

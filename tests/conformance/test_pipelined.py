@@ -16,7 +16,6 @@ from halfback.errors import PeerError
 from halfback.models.cut import install
 from halfback.wire.messages import Message
 from halfback.zeroth.directions import direction_of
-from halfback.zeroth.replay import Replica
 from halfback.zeroth.slopes import default_radius, estimate_slopes, inner
 
 P = 3
@@ -181,9 +180,7 @@ class Carried:
         agreed = self.simulation.server.replica
         for number in range(3):
             own = {name: nn.Parameter(p.detach().clone()) for name, p in agreed.parameters.items()}
-            self.simulation.client(number).replica = Replica(
-                own, rule=agreed.rule, seed_of=agreed.seed_of, law=agreed.law, groups=agreed.groups
-            )
+            self.simulation.client(number).replica = agreed.alike(own)
 
     def round(self, number: int, *, steps: int, leaves: int | None = None, before: int = 0, heard: bool = True) -> None:
         """Client `leaves` is gone before exchange `before` of the round is answered, or if `heard`, right after it."""
