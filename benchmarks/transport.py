@@ -49,7 +49,7 @@ class EchoSite(Site):
     """A site whose worker answers a small message with a large one and the other way round."""
 
     def __init__(self, size: int, folder: str) -> None:
-        super().__init__(trial=True)
+        super().__init__()
         self.size = size
         self.folder = folder
 

@@ -160,13 +160,10 @@ def site(
 ) -> None:
     """Make a site ready: allow our components, but no code that a job brings; write the site's file, to fill in."""
     from halfback.deploy.job import allow
-    from halfback.deploy.site import FILE, TEMPLATE
+    from halfback.deploy.site import TEMPLATE, write_site
 
     allow(kit)
-    path = kit / "local" / FILE
-    if not path.exists():
-        path.write_text(TEMPLATE)
-    print(path)
+    print(write_site(kit / "local", TEMPLATE))
 
 
 @app.command()

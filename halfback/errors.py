@@ -12,6 +12,10 @@ class UserError(HalfbackError):
     """A recipe, an option or a file is wrong; the message names the value and what is allowed."""
 
 
+class RowError(UserError):
+    """A row is wrong, and the message quotes it: it is for whoever has the rows, and never leaves their machine."""
+
+
 class PeerError(HalfbackError):
     """Bytes or a message from the other side are wrong; the message names the field and what is allowed."""
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from halfback.data.prompts import check_template, encode_prompts, encode_rows, fill, generation_template
 from halfback.data.tasks import Objective, RawSplit, RawTask
-from halfback.errors import UserError
+from halfback.errors import RowError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -202,7 +202,7 @@ def _encode_split(
     tokens: list[list[int]] = encoded["input_ids"]
     for text, row in zip(texts, tokens, strict=True):
         if not row:
-            raise UserError(f"the text {text[:40]!r} has no tokens for this tokenizer")
+            raise RowError(f"the text {text[:40]!r} has no tokens for this tokenizer")
     return Split(
         raw.labels,
         tokens=tokens,

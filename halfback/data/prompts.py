@@ -6,7 +6,7 @@ import string
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from halfback.errors import UserError
+from halfback.errors import RowError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,9 +24,12 @@ def generation_template(template: str | None, *, has_pairs: bool) -> str:
 def check_template(template: str, *, has_pairs: bool) -> None:
     """UserError for a template that is malformed, lacks {text} or {pair}, names another field or ends with a blank."""
     try:
-        fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+        parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise UserError(f"task.template={template!r} is malformed: {error}") from error
+    fields = {field for _, field, _, _ in parts if field is not None}
+    if any(form or conversion for _, _, form, conversion in parts):
+        raise UserError(f"task.template={template!r} formats a field; only its name is allowed between braces")
     allowed = {"text", "pair"} if has_pairs else {"text"}
     if unknown := fields - allowed:
         raise UserError(
@@ -87,7 +90,7 @@ def _bare(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list
     rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     for text, row in zip(texts, rows, strict=True):
         if not row:
-            raise UserError(f"the text {text[:40]!r} has no tokens for this tokenizer")
+            raise RowError(f"the text {text[:40]!r} has no tokens for this tokenizer")
     return rows
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from halfback.data import loaders
 from halfback.data.sources import quiet
-from halfback.errors import UserError
+from halfback.errors import RowError
 
 if TYPE_CHECKING:
     import datasets
@@ -37,7 +37,7 @@ def _marked(text: str, target: dict[str, str | int]) -> str:
     words, pronoun, said = text.split(), str(target["span2_text"]), int(target["span2_index"])
     places = [n for n, word in enumerate(words) if _bare(word) == _bare(pronoun)]
     if not places:
-        raise UserError(f"wsc: the pronoun {pronoun!r} is not a word of {text[:40]!r}")
+        raise RowError(f"wsc: the pronoun {pronoun!r} is not a word of {text[:40]!r}")
     # In one validation row the number is that of the word before.
     place = min(places, key=lambda n: abs(n - said))
     written = words[place].strip(_PUNCTUATION)

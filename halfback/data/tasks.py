@@ -136,6 +136,11 @@ def objective_of(options: TaskOptions) -> Objective:
     return _objective(options, _kind(options))
 
 
+def fields_of(name: str) -> tuple[str, ...]:
+    """Which options of a task say where its rows are and what they are called; none for a named data set."""
+    return _kind(TaskOptions(name)).fields
+
+
 def tuning_options(options: TaskOptions) -> TaskOptions:
     """The same task with rows held back from training in place of the validation rows.
 

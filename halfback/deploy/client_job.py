@@ -6,9 +6,9 @@ from typing import Any
 
 from nvflare.collab import collab
 
-from halfback.deploy.flare import as_body, be_quiet, folder_of, read
+from halfback.deploy.flare import SERVER, as_body, be_quiet, folder_of, read
 from halfback.deploy.relay import Relay, WorkerLost
-from halfback.deploy.site import FILE, SiteConfig, read_site
+from halfback.deploy.site import FILE, read_site
 from halfback.errors import HalfbackError
 
 log = logging.getLogger(__name__)
@@ -17,9 +17,8 @@ log = logging.getLogger(__name__)
 class Site:
     """On a client's site: hands on what the server asks to the worker."""
 
-    def __init__(self, trial: bool = False) -> None:
-        """`trial`: do without the site's file; rows and model are the recipe's."""
-        self.trial = trial
+    def __init__(self) -> None:
+        """No arguments: they would be the job's, and a job has no say in what a site does."""
         self._relay: Relay | None = None
         self._refusal: str | None = None
 
@@ -29,7 +28,7 @@ class Site:
         be_quiet()
         local = Path(collab.workspace.get_site_config_dir())
         try:
-            site = SiteConfig() if self.trial else read_site(local / FILE)
+            site = read_site(local / FILE)
         except HalfbackError as error:
             self._refusal = str(error)
             log.error("%s", error)
@@ -39,6 +38,8 @@ class Site:
     @collab.publish
     def exchange(self, header: str, body: Any, seconds: float) -> list[Any]:
         """One question, one answer: [header, body, None], or why there is none in the third place."""
+        if collab.caller != SERVER:  # FLARE lets every site of a job call every other
+            return ["", b"", f"questions come from the server, not from {collab.caller}"]
         if self._relay is None:
             return ["", b"", self._refusal or "the site is not ready"]
         asked = read(header, body)

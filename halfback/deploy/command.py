@@ -2,8 +2,6 @@
 
 import json
 import logging
-import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -14,8 +12,8 @@ from halfback.config import RunConfig
 from halfback.data.encode import metric_of
 from halfback.data.tasks import objective_of
 from halfback.deploy.environments import Environment, Federation, Progress, Simulator, poc
+from halfback.deploy.folder import ENDED, check_name, copy_run
 from halfback.deploy.job import deployable, write_job
-from halfback.deploy.serving import ENDED
 from halfback.errors import UserError
 from halfback.telemetry.records import Record, read_summary
 
@@ -51,8 +49,7 @@ def deploy(
         UserError: the run can't be deployed, stopped for a reason that it names, or does not finish.
     """
     config = deployable(config)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise UserError(f"--name {name}: up to 64 letters, digits, dots, dashes and underscores are allowed")
+    check_name(name, "--name")
     if out.exists() and any(out.iterdir()) and not (out / ENDED).exists():
         raise UserError(f"--out {out} exists and holds no fetched run; name a new folder")
     needed = config.deployment.min_cohort or config.clients
@@ -71,12 +68,12 @@ def deploy(
             stack.callback(federation.close)
             environment = federation
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        job = write_job(scratch, name, config, trial=kind != "prod")
+        job = write_job(scratch, name, config)
         for number in range(JOBS):
             left = environment.run(job, _follow(config, display), scratch / f"fetched-{number}")
             ended = {"how": "lost", "why": "its job ended"} if left is None else json.loads((left / ENDED).read_text())
             if left is not None and ended["how"] == "finished":
-                shutil.copytree(left, out, dirs_exist_ok=True)
+                copy_run(left, out)
                 return read_summary(out)
             if ended["how"] == "failed":
                 raise UserError(f"{name} stopped: {ended['why']}")

@@ -16,8 +16,10 @@ from nvflare.fuel.flare_api.api_spec import AuthenticationError, AuthorizationEr
 from nvflare.fuel.flare_api.flare_api import new_secure_session
 
 from halfback.deploy.flare import PROGRESS
+from halfback.deploy.folder import ENDED, EVENTS
 from halfback.deploy.job import CLASSES, allow
-from halfback.deploy.serving import ENDED, EVENTS, RUN, lines_from
+from halfback.deploy.serving import RUN, lines_from
+from halfback.deploy.site import TRIAL, write_site
 from halfback.errors import UserError
 from halfback.telemetry.records import RECORDS
 
@@ -77,6 +79,7 @@ class Simulator:
         (workspace / "local").mkdir(parents=True, exist_ok=True)
         policy = {"format_version": 2, "class_list_enforcement_mode": "enforce", "class_allow_list": CLASSES}
         (workspace / "local" / "resources.json").write_text(json.dumps(policy))
+        write_site(workspace / "local", TRIAL)  # which FLARE copies to every site
         command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), "-w", str(workspace)]
         command += ["-n", str(self._clients), "-t", str(self._clients)]
         told = _Told()
@@ -262,10 +265,14 @@ def poc(clients: int, workspace: Path) -> Iterator[tuple[Path, str]]:
             last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
             raise UserError(f"nvflare poc {words[0]} failed: {' '.join(last)}")
 
-    if not (workspace / _POC_KITS).is_dir():
+    is_new = not (workspace / _POC_KITS).is_dir()
+    if is_new:
         tell("prepare", "-n", str(clients))
-        for kit in [workspace / _POC_KITS / "server", *(workspace / _POC_KITS).glob("site-*")]:
+    for kit in [workspace / _POC_KITS / "server", *(workspace / _POC_KITS).glob("site-*")]:
+        if is_new:
             allow(kit)
+        write_site(kit / "local", TRIAL)
+    _listen_here(workspace / _POC_KITS / "server")
     tell("start")
     try:
         yield workspace / _POC_KITS / _POC_USER, _POC_USER
@@ -276,3 +283,13 @@ def poc(clients: int, workspace: Path) -> Iterator[tuple[Path, str]]:
             log.warning("%s; each site is told by itself", error)
             for script in (workspace / _POC_KITS).glob("s*/startup/stop_fl.sh"):
                 subprocess.run(["bash", str(script)], input="y", capture_output=True, text=True)
+
+
+def _listen_here(server: Path) -> None:
+    """Has a server of `poc` listen on loopback alone: FLARE binds every address, unless its own name is loopback's."""
+    path = server / "startup" / "fed_server.json"
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    for entry in tree["servers"]:
+        service = entry["service"]
+        service["target"] = f"localhost:{service['target'].rpartition(':')[2]}"
+    path.write_text(json.dumps(tree, indent=2), encoding="utf-8")

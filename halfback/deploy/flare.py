@@ -20,6 +20,7 @@ from halfback.errors import HalfbackError
 from halfback.wire.packing import MAX_BYTES
 
 PROGRESS = "halfback"  # topic of the questions that `halfback deploy` asks a running job
+SERVER = "server"  # who calls, in FLARE's words, where the job's server does
 _SMALL = 1 << 20  # bytes; a tensor costs a transaction of its own, two round trips more; from here on bytes are slower
 _GRACE = 5.0  # seconds more for a call than for its question, so that the site's own word comes first
 

@@ -1,49 +1,126 @@
-"""A run's configuration as it is on one site, by what the site's file says."""
+"""A run's configuration as it is on one site: what the site's file says, and of the recipe what that leaves open."""
 
+import re
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
 from typing import Any
 
 from halfback import config as configuration
 from halfback.config import RunConfig
+from halfback.data.prompts import check_template
+from halfback.data.tasks import TaskOptions, fields_of, objective_of
 from halfback.deploy.site import SiteConfig, SiteData
 from halfback.errors import UserError
 
+# What a recipe says of rows that are a site's own: how they are read as texts or images, never which they are.
+_HOW = ("objective", "template", "verbaliser", "max_length", "image_size", "beams", "max_new_tokens")
+_READ = ("text", "pair", "target")  # columns that are fed to the model
+_HOW_MANY = ("train_rows", "validation_rows", "holdout", "generated_rows")  # at the server, which none are taken from
+_NO_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)  # a packaged model, a ResNet, or OWNER/NAME on the hub
+
 
 def at_client(config: RunConfig, site: SiteConfig) -> RunConfig:
-    """The run's configuration as it is on a client's site; UserError where the site takes no part in such a run."""
-    if site.keep_labels and config.model.head is None and _labels_travel(config):
-        raise UserError(
-            f"this site keeps its labels (keep_labels), and {config.algorithm.name} with model.head=null sends them; "
-            "use model.head=0"
-        )
-    changes = _machine(site)
-    if site.data is not None:
-        changes |= _rows(site.data)
+    """The run's configuration as it is on a client's site.
+
+    Raises:
+        UserError: the site takes no part in such a run, or its file doesn't name what the run needs.
+    """
+    if site.keep_labels:
+        _check_labels_stay(config, site)
+    changes = _machine(config, site)
+    if site.data is None:
+        _check_named_data(config.task, site)
+    else:
         # Only training rows count here, and all of them: none is held back to validate on.
-        changes["task.validation"] = site.data.validation or changes.get("task.train", config.task.train)
-        changes |= {"task.train_rows": None, "task.validation_rows": None, "task.holdout": 0.0}
-        changes |= {"task.generated_rows": 0}
+        own = _rows(config.task, site.data, ("train",), _HOW)
+        validation = site.data.validation or ("train" if site.data.name == "hub" else site.data.train)
+        changes |= own | {"task.validation": validation}
     return configuration.from_tree(configuration.to_tree(config), changes)
 
 
 def at_server(config: RunConfig, site: SiteConfig) -> RunConfig:
-    """The run's configuration as it is on the server's site, which may have rows to validate on and no others."""
-    changes = _machine(site)
-    if site.data is not None:
-        changes |= _rows(site.data)
+    """The run's configuration as it is on the server's site, which may have rows to validate on and no others.
+
+    Raises:
+        UserError: the site's file doesn't name what the run needs.
+    """
+    changes = _machine(config, site)
+    if site.data is None:
+        _check_named_data(config.task, site)
+    else:
+        named = site.data.train is not None or site.data.name == "hub"
+        changes |= _rows(config.task, site.data, ("train",) if named else ("validation",), _HOW + _HOW_MANY)
         if site.data.train is None:
             changes |= {"task.train": site.data.validation, "task.train_rows": None}
     return configuration.from_tree(configuration.to_tree(config), changes)
 
 
-def _labels_travel(config: RunConfig) -> bool:
-    traits = configuration.algorithms()[config.algorithm.name].traits
-    return traits.device == "bottom" or traits.device == "auxiliary"
+def _check_labels_stay(config: RunConfig, site: SiteConfig) -> None:
+    """Of a site that keeps its labels: none is sent, and none is fed to the model, under whatever name."""
+    name, data = config.algorithm.name, site.data
+    is_whole = configuration.algorithms()[name].traits.device == "whole"  # nothing of a batch is sent
+    if config.model.head is None and not is_whole:
+        raise UserError(
+            f"this site keeps its labels (keep_labels), and {name} with model.head=null sends them; use model.head=0"
+        )
+    task = config.task if data is None else replace(config.task, name=data.name)
+    if data is None and fields_of(task.name):
+        raise UserError(
+            f"this site keeps its labels (keep_labels): its file's `data` must say which they are, for task.name="
+            f"{task.name}"
+        )
+    if objective_of(task) == "generation" and not is_whole:
+        raise UserError(
+            "this site keeps its labels (keep_labels): with task.objective=generation the model reads the targets, and "
+            f"{name} sends what it makes of them"
+        )
+    columns = {} if data is None else {key: (getattr(data, key) or "").strip() for key in (*_READ, "label")}
+    for column in _READ:
+        if columns.get(column) and columns[column] == columns["label"]:
+            raise UserError(
+                f"this site keeps its labels (keep_labels), and its file has their column as data.{column} too"
+            )
 
 
-def _machine(site: SiteConfig) -> dict[str, Any]:
+def _check_named_data(task: TaskOptions, site: SiteConfig) -> None:
+    if fields_of(task.name) and not site.trial:
+        raise UserError(
+            f"task.name={task.name}: a recipe may not name rows of this site; its file's `data` says where they are "
+            "(see docs/deploy.md)"
+        )
+
+
+def _machine(config: RunConfig, site: SiteConfig) -> dict[str, Any]:
     given = {"model.name": site.model, "device": site.device}
+    name = config.model.name
+    # A name on the hub may be that of a folder here, relative to wherever this process was started.
+    if site.model is None and not site.trial and (not _NO_PATH.fullmatch(name) or Path(name).exists()):
+        raise UserError(
+            f"model.name={name!r}: a recipe may not name a file or folder of this site; its file's `model` says where "
+            "the model is (see docs/deploy.md)"
+        )
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _rows(data: SiteData) -> dict[str, Any]:
-    return {f"task.{key}": value for key, value in data.model_dump().items() if value is not None}
+def _rows(task: TaskOptions, data: SiteData, parts: tuple[str, ...], recipes: tuple[str, ...]) -> dict[str, Any]:
+    """All options of the task: those in `recipes` as the recipe has them, else as the site's file, else the default.
+
+    `parts`: the rows that are needed. UserError where the site's file doesn't name what the recipe needs.
+    """
+    known, objective = fields_of(data.name), objective_of(replace(task, name=data.name))
+    needed = [part for part in parts if part in known]
+    if "text" in known:
+        needed += ["text"] + ([] if task.pair is None else ["pair"])
+        needed += {"classification": ["label"], "generation": ["target"]}.get(objective, [])
+    if missing := [field for field in needed if getattr(data, field) is None]:
+        raise UserError(
+            f"the run needs task.{missing[0]}, and the site's file names no data.{missing[0]}; what it doesn't name "
+            "isn't read (see docs/deploy.md)"
+        )
+    if "text" in known and task.template is not None:
+        check_template(task.template, has_pairs=data.pair is not None)
+    unused = {"classification": ["target"], "causal_lm": ["label", "target"], "generation": ["label"]}[objective]
+    own = {key: value for key, value in data.model_dump().items() if value is not None and key not in unused}
+    default = {field.name: field.default for field in fields(task) if field.default is not MISSING}
+    kept = {key: getattr(task, key) for key in recipes}
+    return {f"task.{key}": value for key, value in (default | kept | own).items()}

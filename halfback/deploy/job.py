@@ -19,19 +19,19 @@ CLASSES = (  # what a site must allow for our jobs, and nothing else
 )
 
 
-def write_job(folder: Path, name: str, config: RunConfig, *, trial: bool) -> Path:
-    """Writes the job below `folder`; `trial`: sites do without a file of their own. Returns its folder."""
+def write_job(folder: Path, name: str, config: RunConfig) -> Path:
+    """Writes the job below `folder`; returns its folder."""
     tree = configuration.to_tree(config)
     controller = {"server_obj_id": "_server", "sync_task_timeout": 120}
     server = {
         "workflows": [{"id": "controller", "path": CLASSES[0], "args": controller}],
         "components": [
-            {"id": "_server", "path": CLASSES[2], "args": {"name": name, "config": tree, "trial": trial}},
+            {"id": "_server", "path": CLASSES[2], "args": {"name": name, "config": tree}},
         ],
     }
     client = {
         "executors": [{"tasks": ["*"], "executor": {"path": CLASSES[1], "args": {"client_obj_id": "_client"}}}],
-        "components": [{"id": "_client", "path": CLASSES[3], "args": {"trial": trial}}],
+        "components": [{"id": "_client", "path": CLASSES[3], "args": {}}],
     }
     filters: dict[str, Any] = {"format_version": 2, "task_data_filters": [], "task_result_filters": []}
     meta = {"name": name, "resource_spec": {}, "min_clients": 1, "deploy_map": {"app": ["@ALL"]}}

@@ -7,17 +7,16 @@ from nvflare.collab import collab
 
 from halfback.deploy.flare import PROGRESS, FlareCarrier, be_quiet, folder_of
 from halfback.deploy.serving import serve
-from halfback.deploy.site import FILE, SiteConfig, read_site
+from halfback.deploy.site import FILE, read_site
 
 
 class Server:
     """On the server's site: runs the run, begun or continued, and leaves its folder in the job's."""
 
-    def __init__(self, name: str, config: dict[str, Any], trial: bool = False) -> None:
-        """`name`: of the run's folder on this site; `config`: the resolved recipe; `trial`: as for `Site`."""
+    def __init__(self, name: str, config: dict[str, Any]) -> None:
+        """`name`: of the run's folder on this site; `config`: the resolved recipe. A job may bring anything."""
         self.name = name
         self.config = config
-        self.trial = trial
 
     @collab.main
     def run(self) -> None:
@@ -30,7 +29,7 @@ class Server:
         serve(
             self.name,
             self.config,
-            site=lambda: SiteConfig() if self.trial else read_site(local / FILE),
+            site=lambda: read_site(local / FILE),
             folder=lambda site: folder_of(site, local),
             sites=list(sites),
             carrier=lambda seats: FlareCarrier({number: sites[name] for number, name in seats.items()}),

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 from halfback import config as configuration
 from halfback import run
 from halfback.build import Built
+from halfback.deploy.folder import ENDED, EVENTS, SEATS, copy_run, make_folder
 from halfback.deploy.here import at_server
 from halfback.deploy.site import SiteConfig
 from halfback.engines.deployment import Carrier, Deployment
@@ -26,7 +26,7 @@ from halfback.telemetry.records import RECORDS, Record, writing
 from halfback.wire.messages import Weights
 from halfback.wire.packing import pack
 
-SEATS, EVENTS, ENDED, RUN, _LOCK = "seats.json", "events.jsonl", "ended.json", "run", "lock"
+RUN, _LOCK = "run", "lock"
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +114,8 @@ class _Heeding:
 
 
 def serve(
-    name: str,
-    tree: dict[str, Any],
+    name: object,
+    tree: object,
     *,
     site: Callable[[], SiteConfig],
     folder: Callable[[SiteConfig], Path],
@@ -124,13 +124,17 @@ def serve(
     job: Path,
     listen: Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], None],
 ) -> None:
-    """Runs or continues the run `name`, and copies its folder to `job` with a word on how it ended."""
+    """Runs or continues the run `name`, and copies to `job` what it hands out, with a word on how it ended.
+
+    name, tree: as a job brought them, whatever that is.
+    """
     out: Path | None = None
     try:
         own = site()
+        if not isinstance(tree, dict):
+            raise UserError(f"the job's config is {type(tree).__name__}, a mapping of settings is allowed")
         config = at_server(configuration.from_tree(tree, {}), own)
-        out = folder(own) / "runs" / name
-        _make(out)
+        out = make_folder(folder(own) / "runs", name)
         with _alone(out):
             (out / ENDED).unlink(missing_ok=True)
             serving = Serving(out, sites, config.clients)
@@ -150,7 +154,7 @@ def serve(
     (job / RUN).mkdir(parents=True, exist_ok=True)
     try:
         if out is not None and out.is_dir():
-            shutil.copytree(out, job / RUN, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_LOCK))
+            copy_run(out, job / RUN)
     except OSError as error:  # on a full disk the word on how it ended may still find a place
         why = ": ".join(filter(None, [ended["why"], f"{out} can't be copied for the one who submitted it"]))
         log.error("%s: %s", why, error)
@@ -179,13 +183,6 @@ def _deployment(built: Built, tree: dict[str, Any], carrier: Carrier, token: str
         patience=config.deployment.patience,
         events=serving.event,
     )
-
-
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"folder {out} can't be made: {error.strerror}") from None
 
 
 @contextmanager

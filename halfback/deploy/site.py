@@ -11,17 +11,30 @@ FILE = "halfback.yaml"  # in the folder `local` of the site's startup kit
 
 
 TEMPLATE = """\
-# What this site says of itself; no server can change it. See docs/deploy.md.
+# What this site says of itself; no server, no job and no recipe can change it. See docs/deploy.md.
 # data:                  # a client trains on all rows of `train`, the server validates on those of `validation`
 #   name: csv
 #   train: /path/to/rows.csv
-#   text: sentence
+#   text: sentence       # columns: those that stand here (text, pair, label, target) are all that is ever read
 #   label: mood
-# model: /path/to/model  # where the recipe's model is on this machine
+# model: /path/to/model  # where the recipe's model is on this machine; without it no folder of this machine is loaded
 # device: auto           # auto, cpu or cuda
-# keep_labels: false     # true: take part only where no label leaves this machine
+# keep_labels: false     # true: take part only where no label is sent from this machine
+# trial: false           # true: a recipe may name files and folders of this machine; for trying things out
 # folder: /path/to/keep  # what is needed to go on after a restart; by default beside the startup kit
 """
+TRIAL = """\
+# A site for trying things out: a recipe names its rows and its model. `halfback deploy` wrote this with the site.
+trial: true
+"""
+
+
+def write_site(local: Path, text: str) -> Path:
+    """Writes a site's file into the folder `local` of its kit, unless it has one; the path of it."""
+    path = local / FILE
+    if not path.exists():
+        path.write_text(text, encoding="utf-8")
+    return path
 
 
 class _Section(BaseModel):
@@ -29,9 +42,12 @@ class _Section(BaseModel):
 
 
 class SiteData(_Section):
-    """Where the rows are, as in a recipe's `task`; what is not said here is the recipe's."""
+    """Where the rows are and which of their columns halfback may read, as in a recipe's `task`.
 
-    name: str | None = None
+    A recipe changes nothing of it: what is not said here isn't there. Each field is an option of the task.
+    """
+
+    name: str
     train: str | None = None
     validation: str | None = None
     text: str | None = None
@@ -44,13 +60,16 @@ class SiteConfig(_Section):
     """A site's file."""
 
     data: SiteData | None = None
-    """This site's rows. A client trains on all of them; a server validates on its `validation`. Null: the rows that
-    the recipe names, of which a client takes its share: for trials, where all have the same data."""
+    """This site's rows. A client trains on all of them; a server validates on its `validation`. Null: those of the
+    named data set that the recipe asks for (`digits`, `sst2` …), of which a client takes its share."""
     model: str | None = None
-    """Folder of the model on this machine, in place of the recipe's `model.name`; the weights must be the same."""
+    """Folder of the model on this machine, in place of the recipe's `model.name`; the weights must be the same. Null:
+    the recipe's, if that is no path: a packaged model, a ResNet, or a name on the hub."""
     device: str | None = Field(default=None, pattern="^(auto|cpu|cuda)$")
     keep_labels: bool = False
-    """Take part only in runs in which no label leaves this machine (U-shape, or no cut at all)."""
+    """Take part only in runs in which no label is sent (U-shape, or no cut at all), and feed none to the model."""
+    trial: bool = False
+    """Let a recipe name files and folders of this machine, where `data` and `model` say nothing."""
     folder: str | None = None
     """Where the site keeps what it needs to go on after a restart; by default beside its startup kit."""
 
@@ -70,9 +89,11 @@ def read_site(path: Path) -> SiteConfig:
     try:
         return SiteConfig.model_validate({} if tree is None else tree)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = min(error.errors(include_url=False), key=lambda one: one["type"] == "missing")
         key, section = ".".join(str(part) for part in first["loc"]), SiteData if len(first["loc"]) > 1 else SiteConfig
         if first["type"] == "extra_forbidden":
             known = offer(str(first["loc"][-1]), section.model_fields)
             raise UserError(f"site file {path}: key {key!r} is unknown; {known}") from None
+        if first["type"] == "missing":
+            raise UserError(f"site file {path}: {key} is missing") from None
         raise UserError(f"site file {path}: {key}={first['input']!r}: {first['msg']}") from None

@@ -23,7 +23,7 @@ from halfback.engines.device import Device, digest_of, held_by_devices, refused,
 from halfback.engines.frames import Frame, Prepare, Ready, frame, read_question
 from halfback.engines.simulation import Simulation
 from halfback.engines.stream import Gone, read_frame, write_frame
-from halfback.errors import HalfbackError, PeerError, UserError
+from halfback.errors import HalfbackError, PeerError, RowError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ class Worker:
             return refused("peer" if isinstance(error, PeerError) else "user", error)
         except Exception as error:
             log.exception("a question could not be answered")
-            return refused("failed", RuntimeError(f"{type(error).__name__}: {error}"))
+            # Its text may quote a row; the log stays on this site.
+            return refused("failed", RuntimeError(f"{type(error).__name__}; this site's log says more"))
 
     def _prepare(self, order: Prepare, weights: bytes) -> Frame:
         if self._order != order or self._machine is None:
@@ -72,7 +73,13 @@ class Worker:
             raise PeerError(f"server: Prepare.client: {order.client} came, 0 to {config.clients - 1} are allowed")
         site = Site(order.client, self._site.data is not None, order.label_names)
         clear_scratch(self._own(order))
-        machine = build(config, site=site, scratch=self._own(order)).simulation
+        try:
+            machine = build(config, site=site, scratch=self._own(order)).simulation
+        except UserError as error:
+            if not self._site.keep_labels and not isinstance(error, RowError):
+                raise
+            log.error("%s", error)
+            raise UserError("what is wrong may quote a row or a label of this site; its own log says it") from None
         if machine.algorithm.traits.device == "bottom":
             machine.release_top()
         return machine

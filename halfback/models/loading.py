@@ -211,7 +211,9 @@ def _load_pretrained(
         config.num_labels = num_labels
     try:
         # A head for another number of classes is replaced by a new one.
-        model = auto_class.from_pretrained(source, config=config, dtype=dtype, ignore_mismatched_sizes=True, **gguf)
+        model = auto_class.from_pretrained(
+            source, config=config, dtype=dtype, ignore_mismatched_sizes=True, trust_remote_code=False, **gguf
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
     if gguf:
@@ -234,7 +236,7 @@ def _load_tokenizer(
     name: str, source: str, family: Family, model: Any, gguf: dict[str, str]
 ) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **gguf)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
     except (OSError, ValueError) as error:
         raise UserError(f"the tokenizer of model {name!r} cannot be loaded: {_first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what Transformers makes of a folder without its files
@@ -251,14 +253,14 @@ def _find_config(name: str, source: str, gguf: dict[str, str]) -> Any:
     if not Path(source).is_dir() and source.startswith((".", "/", "~")):
         raise UserError(f"model folder {name!r} does not exist")
     try:
-        return AutoConfig.from_pretrained(source, local_files_only=True, **gguf)
+        return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False, **gguf)
     except (OSError, ValueError) as error:
         if Path(source).is_dir():
             raise UserError(f"model folder {name!r} cannot be read: {_first_line(error)}") from error
     if not _hub_reachable():
         raise UserError(f"model {name!r} is not here, and the Hugging Face hub cannot be reached; {_nearest(name)}")
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"model {name!r} is neither here nor on the Hugging Face hub; {_nearest(name)}") from error
 

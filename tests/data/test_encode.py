@@ -115,6 +115,9 @@ def test_the_tokenizer_stays_as_it_was(bert_tokenizer):
         ("{text} {pair}", None, r"names \{pair\}; allowed here: \{text\}"),
         ("{text} {lable}", None, r"names \{lable\}"),
         ("{text} {", None, "malformed"),
+        ("{text:>99999999999}", None, "formats a field; only its name is allowed"),
+        ("{text!r}", None, "formats a field"),
+        ("{text:{pair}} {pair}", PAIRS, "formats a field"),
         ("{text} It was ", None, "ends with a blank"),
     ],
 )

@@ -45,7 +45,7 @@ class Relays:
 
 
 def serve_here(
-    folder: Path, tree: dict[str, Any], relays: Relays, server: SiteConfig | None = None, name: str = "run"
+    folder: Path, tree: dict[str, Any], relays: Relays, server: SiteConfig | None = None, name: object = "run"
 ) -> dict[str, Any]:
     """Runs or continues a run; how it ended. Its folder is then `folder`/job/run."""
     serve(

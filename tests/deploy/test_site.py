@@ -34,8 +34,10 @@ def site(text: str, tmp_path: Path) -> SiteConfig:
     return read_site(path)
 
 
-def data(**columns: str) -> SiteConfig:
-    return SiteConfig.model_validate({"data": {"name": "csv", "text": "note", "label": "mood"} | columns})
+def data(model: Path | None = None, **columns: str) -> SiteConfig:
+    """A site with these rows; `model`: where it has the model, which a recipe can't say."""
+    own = {"name": "csv", "text": "note", "label": "mood"} | columns
+    return SiteConfig.model_validate({"data": own, "model": None if model is None else str(model)})
 
 
 GOOD = [(f"the film is great {'very ' * n}", "good") for n in range(12)]
@@ -47,8 +49,8 @@ def test_sites_with_rows_of_their_own_train_on_all_of_them_and_nothing_of_them_i
 ) -> None:
     """One client has one class alone, and none is told what the others' rows are."""
     recipe = small.texts("ho_sfl", tiny_bert, sentences, clients=2, sampled_clients=2, steps=6, model__head=0)
-    sites = {0: data(train=write("a", GOOD)), 1: data(train=write("b", BAD[:3] + GOOD[:6]))}
-    server = data(validation=write("held", BAD + GOOD))
+    sites = {0: data(tiny_bert, train=write("a", GOOD)), 1: data(tiny_bert, train=write("b", BAD[:3] + GOOD[:6]))}
+    server = data(tiny_bert, validation=write("held", BAD + GOOD))
     relays = Relays(tmp_path, [0, 1], sites)
     try:
         assert serve_here(tmp_path, configuration.to_tree(recipe), relays, server) == {"how": "finished", "why": ""}
@@ -72,9 +74,9 @@ def test_a_label_that_the_server_does_not_know_is_named(
     recipe = small.texts(
         "ho_sfl", tiny_bert, sentences, clients=1, sampled_clients=1, steps=2, deployment__patience=20.0
     )
-    relays = Relays(tmp_path, [0], {0: data(train=write("a", [*GOOD, ("odd", "so-so")]))})
+    relays = Relays(tmp_path, [0], {0: data(tiny_bert, train=write("a", [*GOOD, ("odd", "so-so")]))})
     try:
-        server = data(validation=write("held", BAD + GOOD))
+        server = data(tiny_bert, validation=write("held", BAD + GOOD))
         ended = serve_here(tmp_path, configuration.to_tree(recipe), relays, server)
     finally:
         relays.close()
@@ -89,6 +91,8 @@ def test_a_label_that_the_server_does_not_know_is_named(
         ("data: {train: 3}", "data.train=3: Input should be a valid string"),
         ("device: gpu", "device='gpu': String should match pattern"),
         ("keep_labels: maybe", "keep_labels='maybe': Input should be a valid boolean"),
+        ("data: {train: rows.csv}", "data.name is missing"),
+        ("trial: 1", "trial=1: Input should be a valid boolean"),
         ("{", "is no YAML"),
         ("[]", "Input should be a valid dictionary"),
     ],

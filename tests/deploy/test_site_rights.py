@@ -51,7 +51,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 def test_a_foreign_job_is_refused_by_the_site(federation: Federation, tmp_path: Path, what: str) -> None:
     path, arguments, brings_code, says = FOREIGN[what]
     marker = tmp_path / "it-ran"
-    job = write_job(tmp_path, path.rpartition(".")[2], small.images("ho_sfl", clients=1, sampled_clients=1), trial=True)
+    job = write_job(tmp_path, path.rpartition(".")[2], small.images("ho_sfl", clients=1, sampled_clients=1))
     client = job / "app" / "config" / "config_fed_client.json"
     tree = json.loads(client.read_text())
     found = json.loads(json.dumps(arguments).replace("PATH", str(marker)))
