@@ -19,12 +19,16 @@ from halfback.conformance import small
 
 pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
 
+from nvflare.fuel.flare_api.flare_api import new_secure_session
+
 from halfback.deploy.environments import poc
+from halfback.deploy.job import write_job
 from halfback.deploy.site import FILE
 from tests.deploy.local import assert_same
 
 pytestmark = pytest.mark.xdist_group("flare")  # one federation, on FLARE's own ports
 
+LOOPBACK = "0100007F"  # 127.0.0.1 in /proc/net/tcp
 PATIENCE = 500.0  # seconds for one run, however often it is begun again on a busy machine
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 ROUNDS = 40
@@ -94,18 +98,28 @@ def deploying(recipe: Path, federation: tuple[Path, str], out: Path) -> list[str
 def test_a_run_over_mutual_tls_has_the_bits_of_one_process(
     federation: tuple[Path, str], recipe: Path, expected: Path, place: Path
 ) -> None:
-    out = place / "calm"
-    done = subprocess.run(
-        deploying(recipe, federation, out), env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
+    """And while it goes, its server, sites, jobs and workers listen on loopback alone."""
+    out, listening, until = place / "calm", set(), time.monotonic() + PATIENCE
+    with (place / "calm.log").open("w+") as log:
+        run = subprocess.Popen(
+            deploying(recipe, federation, out), env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT, text=True
+        )
+        while run.poll() is None:
+            assert time.monotonic() < until
+            listening |= {(kind, address) for kind in KINDS for address in addresses(processes(place, kind))}
+            time.sleep(0.2)
+        log.seek(0)
+        said = log.read()
+    assert run.returncode == 0, said
+    assert {kind for kind, _ in listening} >= {"server", "client"}
+    assert {address for _, address in listening} <= {LOOPBACK}, listening
     assert_same(out, expected, rounds=ROUNDS)
     summaries: list[dict[str, Any]] = [json.loads((f / "summary.json").read_text()) for f in (out, expected)]
     mine, theirs = summaries
     for key in ("up_bytes", "down_bytes", "bytes_by_kind", "forward_passes", "metric", "client_peak_bytes"):
         assert mine[key] == theirs[key]
-    assert "client 0 (site-1) joined" in done.stdout
-    assert f"step {ROUNDS}/{ROUNDS}" in done.stdout
+    assert "client 0 (site-1) joined" in said
+    assert f"step {ROUNDS}/{ROUNDS}" in said
 
 
 def processes(place: Path, kind: str) -> list[int]:
@@ -120,6 +134,46 @@ def processes(place: Path, kind: str) -> list[int]:
             ):
                 found.append(int(entry.name))
     return sorted(found)
+
+
+def addresses(numbers: list[int]) -> set[str]:
+    """Where these processes listen, as the kernel writes it."""
+    sockets: set[str] = set()
+    for number in numbers:
+        with contextlib.suppress(OSError):
+            sockets |= {os.readlink(entry) for entry in Path(f"/proc/{number}/fd").iterdir()}
+    lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
+    return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets}
+
+
+def test_a_job_that_calls_itself_a_trial_gets_past_no_sites_file(
+    federation: tuple[Path, str], recipe: Path, place: Path
+) -> None:
+    """Both sites keep their labels, and the job asks for them."""
+    kit, user = federation
+    files = [kit.parent / site / "local" / FILE for site in ("site-1", "site-2")]
+    for file in files:
+        file.write_text("keep_labels: true\n")
+    job = write_job(place, "smuggled", configuration.load(recipe))
+    path = job / "app" / "config" / "config_fed_client.json"
+    tree = json.loads(path.read_text())
+    tree["components"][0]["args"] = {"trial": True}
+    path.write_text(json.dumps(tree))
+    for folder in (job / "app", job / "app" / "config"):
+        (folder / FILE).write_text("trial: true\n")
+    session = new_secure_session(user, str(kit), timeout=60)
+    try:
+        number = session.submit_job(str(job))
+        session.monitor_job(number, timeout=PATIENCE, poll_interval=1.0)
+        status = session.get_job_meta(number)["status"]
+    finally:
+        session.close()
+        for file in files:
+            file.write_text("")
+    assert "COMPLETED" not in status
+    run = kit.parent / "server" / "halfback" / "runs" / "smuggled"
+    assert not (run / "summary.json").exists()
+    assert all('"event": "joined"' not in file.read_text() for file in run.glob("events.jsonl"))
 
 
 @pytest.mark.slow
