@@ -9,6 +9,7 @@ from nvflare.apis.fl_constant import AdminCommandNames
 from halfback import config as configuration
 from halfback.build import check
 from halfback.config import RunConfig
+from halfback.deploy.order import sealed
 from halfback.errors import UserError
 
 CLASSES = (  # what a site must allow for our jobs, and nothing else
@@ -21,12 +22,11 @@ CLASSES = (  # what a site must allow for our jobs, and nothing else
 
 def write_job(folder: Path, name: str, config: RunConfig) -> Path:
     """Writes the job below `folder`; returns its folder."""
-    tree = configuration.to_tree(config)
     controller = {"server_obj_id": "_server", "sync_task_timeout": 120}
     server = {
         "workflows": [{"id": "controller", "path": CLASSES[0], "args": controller}],
         "components": [
-            {"id": "_server", "path": CLASSES[2], "args": {"name": name, "config": tree}},
+            {"id": "_server", "path": CLASSES[2], "args": {"order": sealed(name, configuration.to_tree(config))}},
         ],
     }
     client = {

@@ -13,10 +13,9 @@ from halfback.deploy.site import FILE, read_site
 class Server:
     """On the server's site: runs the run, begun or continued, and leaves its folder in the job's."""
 
-    def __init__(self, name: str, config: dict[str, Any]) -> None:
-        """`name`: of the run's folder on this site; `config`: the resolved recipe. A job may bring anything."""
-        self.name = name
-        self.config = config
+    def __init__(self, order: str) -> None:
+        """`order`: the run's name on this site and the resolved recipe, sealed; or whatever else a job has brought."""
+        self.order = order
 
     @collab.main
     def run(self) -> None:
@@ -27,8 +26,7 @@ class Server:
         sites = {client.name: client for client in collab.clients}
         job = Path(workspace.get_run_dir(collab.fl_ctx.get_job_id()))
         serve(
-            self.name,
-            self.config,
+            self.order,
             site=lambda: read_site(local / FILE),
             folder=lambda site: folder_of(site, local),
             sites=list(sites),

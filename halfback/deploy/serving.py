@@ -17,6 +17,7 @@ from halfback import run
 from halfback.build import Built
 from halfback.deploy.folder import ENDED, EVENTS, SEATS, copy_run, make_folder
 from halfback.deploy.here import at_server
+from halfback.deploy.order import opened
 from halfback.deploy.site import SiteConfig
 from halfback.engines.deployment import Carrier, Deployment
 from halfback.engines.device import digest_of, held_by_devices
@@ -114,8 +115,7 @@ class _Heeding:
 
 
 def serve(
-    name: object,
-    tree: object,
+    order: object,
     *,
     site: Callable[[], SiteConfig],
     folder: Callable[[SiteConfig], Path],
@@ -124,13 +124,11 @@ def serve(
     job: Path,
     listen: Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], None],
 ) -> None:
-    """Runs or continues the run `name`, and copies to `job` what it hands out, with a word on how it ended.
-
-    name, tree: as a job brought them, whatever that is.
-    """
+    """Runs or continues the run that a job's order names, and copies to `job` what it hands out and how it ended."""
     out: Path | None = None
     try:
         own = site()
+        name, tree = opened(order)
         if not isinstance(tree, dict):
             raise UserError(f"the job's config is {type(tree).__name__}, a mapping of settings is allowed")
         config = at_server(configuration.from_tree(tree, {}), own)

@@ -16,6 +16,7 @@ from halfback.conformance import small
 from halfback.data.tasks import TaskOptions
 from halfback.deploy.folder import copy_run
 from halfback.deploy.here import at_client, at_server
+from halfback.deploy.order import opened, sealed
 from halfback.deploy.site import TRIAL, SiteConfig, SiteData, read_site
 from halfback.deploy.worker import Worker
 from halfback.engines.frames import Prepare, Refused, frame, read_answer
@@ -159,6 +160,37 @@ def test_a_run_that_is_a_link_to_elsewhere_is_refused(tmp_path: Path) -> None:
     assert ended["how"] == "failed"
     assert "is a link to elsewhere" in ended["why"]
     assert [path.name for path in (tmp_path / "job" / "run").iterdir()] == ["ended.json"]
+
+
+def test_nothing_of_the_servers_environment_goes_home_with_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FLARE puts it in place of {$NAME} in any text of a job, and something else in place of a template's {text}."""
+    pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
+    from nvflare.fuel.utils.json_scanner import JsonScanner
+    from nvflare.fuel.utils.wfconf import resolve_var_refs
+
+    from halfback.deploy.job import write_job
+
+    monkeypatch.setenv("SECRET", "c2VjcmV0")
+    written = write_job(tmp_path, "ours", u_shape(template="{text}", text="{$SECRET}"))
+    tree = json.loads((written / "app" / "config" / "config_fed_server.json").read_text())
+    resolve_var_refs(JsonScanner(tree), {})
+    name, settings = opened(tree["components"][0]["args"]["order"])
+    assert (name, settings["task"]["template"], settings["task"]["text"]) == ("ours", "{text}", "{$SECRET}")
+    for order in (
+        "{$SECRET}",
+        sealed("ours", {}) + "{$SECRET}",
+        sealed("ours", {})[:70] + "{$SECRET}",
+        {"a": 1},
+        5,
+        ".",
+    ):
+        brought = {"order": order}
+        resolve_var_refs(JsonScanner(brought), {})
+        with pytest.raises(UserError, match="is not one that") as error:
+            opened(brought["order"])
+        assert "c2Vj" not in str(error.value)
 
 
 @pytest.mark.parametrize("tree", [None, [], "config", 5])
