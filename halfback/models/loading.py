@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import json
 import os
+import pickle
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -216,6 +217,8 @@ def _load_pretrained(
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(f"model {name!r} cannot be loaded: its weights are a pickle of more than tensors") from error
     if gguf:
         model = _without_quantisation(model, dtype)
     if family.kind == "image":
