@@ -190,12 +190,8 @@ def _opened(
     return progress
 
 
-def serve(config: RunConfig, out: Path, engine: "Callable[[Built], Engine]", watch: Watch) -> dict[str, Any]:
-    """Begins or continues a run in `out` whose clients are elsewhere; returns its summary.
-
-    Raises:
-        UserError: `out` holds another run, or too few clients came.
-    """
+def check_same(config: RunConfig, out: Path) -> None:
+    """UserError if `out` holds a run of another configuration; how long to wait for clients may be another."""
     if (out / CONFIG).exists():
         kept = configuration.load(out / CONFIG)
         ours, theirs = configuration.to_tree(config), configuration.to_tree(kept)
@@ -204,6 +200,14 @@ def serve(config: RunConfig, out: Path, engine: "Callable[[Built], Engine]", wat
                 f"{out} holds another run: {key} was {theirs[key]!r}, now it is {ours[key]!r}; "
                 "give this one another --name"
             )
+
+
+def serve(config: RunConfig, out: Path, engine: "Callable[[Built], Engine]", watch: Watch) -> dict[str, Any]:
+    """Begins or continues a run in `out` (see `check_same`) whose clients are elsewhere; returns its summary.
+
+    Raises:
+        UserError: too few clients came.
+    """
     _begin(config, out)  # also anew: how long to wait for clients may be another than before
     summary = _finish(out, watch, out / PRETRAINED, None, engine)
     write_report([out], out / REPORT)

@@ -132,7 +132,9 @@ def serve(
         if not isinstance(tree, dict):
             raise UserError(f"the job's config is {type(tree).__name__}, a mapping of settings is allowed")
         config = at_server(configuration.from_tree(tree, {}), own)
-        out = make_folder(folder(own) / "runs", name)
+        place = make_folder(folder(own) / "runs", name)
+        run.check_same(config, place)
+        out = place  # from here on it is this run's, and what it holds is for whoever submitted it
         with _alone(out):
             (out / ENDED).unlink(missing_ok=True)
             serving = Serving(out, sites, config.clients)

@@ -193,6 +193,19 @@ def test_nothing_of_the_servers_environment_goes_home_with_a_run(
         assert "c2Vj" not in str(error.value)
 
 
+def test_a_run_is_not_handed_to_whoever_gives_its_name_to_another(tmp_path: Path) -> None:
+    theirs = tmp_path / "server" / "runs" / "theirs"
+    theirs.mkdir(parents=True)
+    (theirs / "config.yaml").write_text(configuration.dump(small.images("ho_sfl", steps=1)))
+    (theirs / "records.jsonl").write_text("")
+    tree = configuration.to_tree(small.images("ho_sfl", steps=2))
+    ended = serve_here(tmp_path, tree, Relays(tmp_path, []), name="theirs")
+    assert ended["how"] == "failed"
+    assert "holds another run: steps was 1" in ended["why"]
+    assert [path.name for path in (tmp_path / "job" / "run").iterdir()] == ["ended.json"]
+    assert configuration.load(theirs / "config.yaml").steps == 1
+
+
 @pytest.mark.parametrize("tree", [None, [], "config", 5])
 def test_a_config_that_is_none_is_one_line(tmp_path: Path, tree: Any) -> None:
     ended = serve_here(tmp_path, tree, Relays(tmp_path, []))
@@ -371,6 +384,7 @@ def test_a_recipe_names_no_folder_of_a_site_as_a_model(
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "resnet20.safetensors").write_text("")
     paths = ["/srv/model", "./local", "../up", "~/model", "a/b/c", "a/..", "$HALFBACK_DATA/x", "http://host/x", "a\\b"]
+    paths.append("x" * 5000)
     for name in [*paths, "local", "owner/name", "resnet8", "resnet20.safetensors", ""]:
         config = small.images("ho_sfl", model__name=name)
         with pytest.raises(UserError, match="a recipe may not name a file or folder of this site"):
