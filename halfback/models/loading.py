@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file
 
 from halfback.errors import UserError
 from halfback.models.families import FAMILIES, Family, Kind, family_of_type
@@ -211,6 +212,8 @@ def _load_pretrained(
     if head in ("classifier", "image"):
         config.num_labels = num_labels
     try:
+        if find_adapter_config_file(source) is not None:  # it names another model, any folder of this machine, to load
+            raise ValueError("it is an adapter (adapter_config.json); merge it into its model and name that")
         # A head for another number of classes is replaced by a new one.
         model = auto_class.from_pretrained(
             source, config=config, dtype=dtype, ignore_mismatched_sizes=True, trust_remote_code=False, **gguf
