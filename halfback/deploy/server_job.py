@@ -6,6 +6,7 @@ from typing import Any
 from nvflare.collab import collab
 
 from halfback.deploy.flare import PROGRESS, FlareCarrier, be_quiet, folder_of
+from halfback.deploy.order import opened
 from halfback.deploy.serving import serve
 from halfback.deploy.site import FILE, read_site
 
@@ -26,7 +27,7 @@ class Server:
         sites = {client.name: client for client in collab.clients}
         job = Path(workspace.get_run_dir(collab.fl_ctx.get_job_id()))
         serve(
-            self.order,
+            *opened(self.order),
             site=lambda: read_site(local / FILE),
             folder=lambda site: folder_of(site, local),
             sites=list(sites),

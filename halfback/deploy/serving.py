@@ -17,7 +17,6 @@ from halfback import run
 from halfback.build import Built
 from halfback.deploy.folder import ENDED, EVENTS, SEATS, copy_run, make_folder
 from halfback.deploy.here import at_server
-from halfback.deploy.order import opened
 from halfback.deploy.site import SiteConfig
 from halfback.engines.deployment import Carrier, Deployment
 from halfback.engines.device import digest_of, held_by_devices
@@ -115,7 +114,8 @@ class _Heeding:
 
 
 def serve(
-    order: object,
+    name: object,
+    tree: object,
     *,
     site: Callable[[], SiteConfig],
     folder: Callable[[SiteConfig], Path],
@@ -124,13 +124,15 @@ def serve(
     job: Path,
     listen: Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], None],
 ) -> None:
-    """Runs or continues the run that a job's order names, and copies to `job` what it hands out and how it ended."""
+    """Runs or continues the run `name`, and copies to `job` what it hands out, with a word on how it ended.
+
+    name, tree: whatever a job has brought as the run's name and its settings.
+    """
     out: Path | None = None
     try:
         own = site()
-        name, tree = opened(order)
         if not isinstance(tree, dict):
-            raise UserError(f"the job's config is {type(tree).__name__}, a mapping of settings is allowed")
+            raise UserError("the job holds no settings of a run, or not as `halfback deploy` seals them")
         config = at_server(configuration.from_tree(tree, {}), own)
         place = make_folder(folder(own) / "runs", name)
         run.check_same(config, place)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from halfback import checkpoint
-from halfback.deploy.order import sealed
 from halfback.deploy.relay import Relay, WorkerLost
 from halfback.deploy.serving import ENDED, RUN, serve
 from halfback.deploy.site import SiteConfig
@@ -50,7 +49,8 @@ def serve_here(
 ) -> dict[str, Any]:
     """Runs or continues a run; how it ended. Its folder is then `folder`/job/run."""
     serve(
-        sealed(name, tree),
+        name,
+        tree,
         site=lambda: server or SiteConfig(),
         folder=lambda _: folder / "server",
         sites=[f"site-{number}" for number in relays.by_client],

@@ -107,7 +107,7 @@ def test_a_run_over_mutual_tls_has_the_bits_of_one_process(
         while run.poll() is None:
             assert time.monotonic() < until
             listening |= {(kind, address) for kind in KINDS for address in addresses(processes(place, kind))}
-            time.sleep(0.2)
+            time.sleep(0.5)
         log.seek(0)
         said = log.read()
     assert run.returncode == 0, said
