@@ -11,15 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from halfback.data.files import read_table
 from halfback.data.sources import quiet, read_hub, reason
-from halfback.data.tables import Cell, NoText, Table, joined, read_table
+from halfback.data.tables import Cell, NoText, Table, joined
 from halfback.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
 
 _TEXT_FILES = ("csv", "json")  # what the datasets library would guess types for
-_AS_WRITTEN = ("sep", "delimiter", "encoding")  # what a card may say of them
+_OF_CARDS = ("sep", "delimiter", "names", "column_names", "encoding", "features")  # what a card may say of them
 
 
 def read_splits(
@@ -106,7 +107,7 @@ def _files(builder: Any, name: str, options: Mapping[str, Any]) -> Mapping[str, 
     import datasets
 
     config, plain = builder.config, type(builder.config)(name=builder.config.name)
-    known = {field.name for field in dataclasses.fields(datasets.BuilderConfig)} | {*_AS_WRITTEN, "features"}
+    known = {field.name for field in dataclasses.fields(datasets.BuilderConfig)} | {*_OF_CARDS}
     for field in dataclasses.fields(config):
         if field.name not in known and getattr(config, field.name) != getattr(plain, field.name):
             raise UserError(
@@ -114,11 +115,13 @@ def _files(builder: Any, name: str, options: Mapping[str, Any]) -> Mapping[str, 
                 "supported; give its files to task.name=csv"
             )
     said = dict(options)
-    if builder.name == "csv" and config.sep != plain.sep:
-        said["delimiter"] = said["delimiter"] or config.sep
+    if builder.name == "csv":
+        said["header"] = config.names
+        if config.sep != plain.sep or config.names:
+            said["delimiter"] = said["delimiter"] or config.sep
     said["encoding"] = said["encoding"] or (config.encoding if config.encoding != plain.encoding else None)
     features = builder.info.features or {}
-    names = {column: kind.names for column, kind in features.items() if hasattr(kind, "names")}
+    names = {column.strip(): kind.names for column, kind in features.items() if hasattr(kind, "names")}
     return {
         str(part): partial(_joined_files, list(files), _where(str(part), name), builder.name, said, names)
         for part, files in config.data_files.items()

@@ -33,10 +33,8 @@ def _label(cell: Cell, where: str) -> str:
     if isinstance(cell, NoText):
         raise UserError(f"label in {where} is {cell.kind}, not a whole number or a text")
     if cell is None or is_missing(cell):
-        raise UserError(
-            f"label {cell!r} in {where} is missing; task.skip_bad_rows=true skips such rows, and a class that is "
-            "really called so needs another name"
-        )
+        rename = "" if cell is None or not cell.strip() else "; a class that is really called so needs another name"
+        raise UserError(f"label {cell!r} in {where} is missing; task.skip_bad_rows=true skips such rows{rename}")
     text = cell.strip()
     if _FRACTION.fullmatch(text):
         whole = f"; write {text.split('.')[0]}" if re.fullmatch(r"[+-]?\d+\.0*", text) else ""
@@ -74,5 +72,5 @@ def check_alike(labels: Sequence[str], place: Callable[[int], str], *, where: st
 
 def _looks(name: str) -> str:
     """What a reader sees; letters alone keep their case."""
-    plain = " ".join(unicodedata.normalize("NFKC", name).split())
+    plain = " ".join(unicodedata.normalize("NFC", name).split())
     return plain if len(plain) == 1 else plain.casefold()

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from halfback.data import images
+from halfback.data.files import read_table
 from halfback.data.hub import read_splits, typed
 from halfback.data.sources import Source, data_folder, nearest_first, read_hub, text_source
-from halfback.data.tables import Table, read_table
+from halfback.data.tables import Table
 from halfback.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from halfback.data.files import read_table
 from halfback.data.sources import Source, column_of, data_folder, is_blank, read_hub, text_source
-from halfback.data.tables import Table, read_table
+from halfback.data.tables import Table
 from halfback.errors import UserError
 
 if TYPE_CHECKING:

@@ -288,8 +288,8 @@ _TASKS: dict[str, _Kind] = {
         objective="generation",
     ),
     "csv": _Kind(
-        "your .csv, .csv.gz, .json or .jsonl file in task.train, columns task.text and task.label (task.target for "
-        "task.objective=generation)",
+        "your .csv, .json or .jsonl file (or .gz of one) in task.train, columns task.text and task.label (task.target "
+        "for task.objective=generation)",
         loaders.csv,
         _COLUMNS,
     ),
@@ -299,5 +299,9 @@ _TASKS: dict[str, _Kind] = {
         ("train", "validation"),
         is_images=True,
     ),
-    "hub": _Kind("a Hugging Face data set in task.train, columns as for csv", loaders.hub, _COLUMNS),
+    "hub": _Kind(
+        "a Hugging Face data set, or a folder laid out like one, in task.train, columns as for csv",
+        loaders.hub,
+        _COLUMNS,
+    ),
 }

@@ -38,6 +38,8 @@ class SiteData(_Section):
     pair: str | None = None
     label: str | None = None
     target: str | None = None
+    delimiter: str | None = None
+    encoding: str | None = None
 
 
 class SiteConfig(_Section):
