@@ -16,12 +16,18 @@ _DELIMITERS = (",", ";", "\t", "|")  # that are looked for in a header; any othe
 _HEAD = 1 << 20  # characters that the header is looked for in, without a copy of the whole file
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # what may be half of a pair, which is no character
+_SAID = re.compile(r"sep=([^\w\s\"]|\t)(?=[\r\n])")  # the first line of what Excel writes and reads
 _SKIPS = "task.skip_bad_rows=true skips such rows"
 _EXPECTED = "a file of rows is a list of objects, or an object in each line"
 
 
 def read_csv(text: str, where: str, delimiter: str | None, skip: bool, header: Sequence[str] | None) -> Table:
     """The rows of a CSV file's text, which is not blank; options and errors as `read_table` has them."""
+    if said := _SAID.match(text):
+        delimiter, text = (
+            delimiter or said[1],
+            text[said.end() :],
+        )  # a blank line stays, so that lines keep their numbers
     limit = csv.field_size_limit(2**31 - 1)
     try:
         return _csv_table(text, where, delimiter or _delimiter(text), skip, header)
@@ -64,6 +70,8 @@ def _csv_table(text: str, where: str, delimiter: str, skip: bool, header: Sequen
         raise UserError(f"{where} has no names of columns in its header")
     others = [other for other in _DELIMITERS if other != delimiter and any(other in name for name in named)]
     note = f" (split at {delimiter!r}; task.delimiter={others[0]!r} would split at another)" if others else ""
+    if len(named) == 1 and not others:
+        note = f" (no {delimiter!r} splits its header; task.delimiter sets another character)"
     kept: list[list[str]] = []
     lines: list[int] = []
     skipped = 0

@@ -13,6 +13,7 @@ from test_tasks import message
 from halfback.data.files import read_table
 from halfback.data.tables import NoText
 from halfback.data.tasks import TaskOptions, load_task
+from halfback.deploy.site import read_site
 from halfback.errors import UserError
 from halfback.telemetry.records import read_summary
 
@@ -66,6 +67,8 @@ def lines(*rows):
         PLAIN.replace(",", ";"),
         PLAIN.replace(",", "\t"),
         PLAIN.replace(",", "|"),
+        "sep=^\n" + PLAIN.replace(",", "^"),
+        "sep=,\r\n" + PLAIN.replace("\n", "\r\n"),
         '"text";"label"\n"a b";"x"\n"c d";"y"\n',
         " text , label \na b,x\nc d,y\n",
         ",text,label\n0,a b,x\n1,c d,y\n",
@@ -144,6 +147,8 @@ def test_stray_quotes_swallow_no_rows(tmp_path):
 def test_places_are_lines(tmp_path):
     found = table(tmp_path, '\ntext,label\n"a\nb",1\n\nc,2\n')
     assert [found.place(row) for row in range(2)] == ["line 3", "line 6"]
+    found = table(tmp_path, "sep=;\ntext;label\na;1\n")
+    assert found.place(0) == "line 3"
     found = table(tmp_path, lines("", {"text": 1}, "", {"text": 2}), "a.jsonl")
     assert [found.place(row) for row in range(2)] == ["line 2", "line 4"]
     found = table(tmp_path, json.dumps([{"text": 1}, {"text": 2}], indent=1), "a.json")
@@ -407,6 +412,9 @@ def test_a_column_that_is_not_there_shows_those_that_are(tmp_path):
     said = message(name="csv", train=str(path))
     assert "has no column 'label'; it has my label, 'a;b', text " in said
     assert "(split at ','; task.delimiter=';' would split at another)" in said
+    path.write_text("text^label\na^x\n")
+    said = message(name="csv", train=str(path))
+    assert "it has 'text^label' (no ',' splits its header; task.delimiter sets another character)" in said
 
 
 BAD = "text,label\na,x\nb\nc,d,x\n ,x\ne,\nf,nan\ng,y\n"
@@ -483,3 +491,10 @@ def test_a_file_replaced_with_the_same_time_is_read_again(tmp_path, name, task):
         os.utime(path, (1, 1))
         train, part = (str(path), str(path)) if task == "csv" else (str(folder), "train")
         assert load_task(TaskOptions(task, train=train, validation=part), seed=0).train.texts == [text, text]
+
+
+def test_a_site_says_how_its_own_files_are_read(tmp_path):
+    path = tmp_path / "halfback.yaml"
+    path.write_text("data: {name: csv, train: a.csv, delimiter: ';', encoding: cp1252}\n")
+    data = read_site(path).data
+    assert (data.delimiter, data.encoding) == (";", "cp1252")
