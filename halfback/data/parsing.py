@@ -85,8 +85,31 @@ def _csv_table(text: str, where: str, delimiter: str, skip: bool, header: Sequen
             fields = f"{len(row)} field{'s' * (len(row) != 1)}, but the header has {len(names)}{note}"
             quotes = f"; a text with {delimiter!r} in it needs quotes" if len(row) > len(names) else ""
             raise UserError(f"{where}, line {line}: {fields}{quotes}; {_SKIPS}")
+    _check_long_cells(kept, lines, where, delimiter, len(names))
     columns = {name: [row[place] for row in kept] for place, name in enumerate(names) if name}
     return Table(where, len(kept), columns, numbered("line", lines), note=note, skipped=skipped)
+
+
+def _check_long_cells(rows: Sequence[list[str]], lines: Sequence[int], where: str, delimiter: str, width: int) -> None:
+    """Refuses a cell of several lines that are rows themselves: two stray quotes make one that is CSV all the same."""
+    long = {number for number, row in enumerate(rows) if any("\n" in cell or "\r" in cell for cell in row)}
+    if not long:
+        return
+    known = [{row[place] for number, row in enumerate(rows) if number not in long} for place in range(width)]
+    for number in long:
+        row = rows[number][:width]
+        for place, cell in enumerate(row):
+            pieces = [piece.split(delimiter) for piece in ENDS.split(cell)]
+            inside = [row[:place] + pieces[0], *pieces[1:-1], pieces[-1] + row[place + 1 :]]
+            is_prose = any(part.startswith(" ") for piece in pieces for part in piece[1:])  # a blank behind its commas
+            # All of them with the header's number of fields, and in one column with values that other rows have too.
+            if len(pieces) > 1 and not is_prose and all(len(each) == width for each in inside):
+                columns = zip(known, zip(*inside, strict=True), strict=True)
+                if any(all(value in values for value in column) for values, column in columns):
+                    raise UserError(
+                        f"{where}, line {lines[number]}: a quoted cell of {len(pieces)} lines which look like rows "
+                        "themselves; a quote is missing or stray"
+                    )
 
 
 def _csv_rows(text: str, where: str, delimiter: str, after_blanks: bool) -> Iterator[tuple[int, list[str]]]:

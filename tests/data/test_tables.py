@@ -144,6 +144,27 @@ def test_stray_quotes_swallow_no_rows(tmp_path):
     assert "line 10: text behind a closing quote (the row begins in line 4)" in said
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", [3, 4, 9])
+@pytest.mark.parametrize("label_first", [False, True])
+def test_two_stray_quotes_that_make_one_cell_of_several_rows(tmp_path, end, last, label_first):
+    rows = [[f"{chr(34) * (row == 2)}film {row}{chr(34) * (row == last)}", "yn"[row % 2]] for row in range(12)]
+    header = ["text", "label"]
+    content = end.join(",".join(reversed(row) if label_first else row) for row in [header, *rows])
+    said = refused(tmp_path, content)
+    assert f"line 4: a quoted cell of {last - 1} lines which look like rows themselves" in said
+
+
+@pytest.mark.parametrize(
+    "cell", ["roses are red, violets blue\nsugar is sweet", "a\nb\nc", "a,b\nc,d\ne", "so,\n", "what?\nn, a", "a, n\nb"]
+)
+def test_cells_of_several_lines_with_commas(tmp_path, cell):
+    found = columns(tmp_path, f'text,label\nf,y\n"{cell}",y\ng,n\n')
+    assert found == {"text": ["f", cell, "g"], "label": ["y", "y", "n"]}
+    found = columns(tmp_path, f'label,text\ny,f\ny,"{cell}"\nn,g\n')
+    assert found == {"text": ["f", cell, "g"], "label": ["y", "y", "n"]}
+
+
 def test_places_are_lines(tmp_path):
     found = table(tmp_path, '\ntext,label\n"a\nb",1\n\nc,2\n')
     assert [found.place(row) for row in range(2)] == ["line 3", "line 6"]
