@@ -394,6 +394,7 @@ class _Progress:
         return {
             "algorithm": config.algorithm.name,
             "task": config.task.name,
+            "skipped_rows": self.built.skipped_rows,
             "model": config.model.name,
             "cut": config.model.cut,
             "head": config.model.head,

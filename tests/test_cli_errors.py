@@ -292,9 +292,9 @@ FILES: dict[str, tuple[str, list[str]]] = {
     "missing-label-column": ("text,class\ngood,1\nbad,0\n", ["no column 'label'", "class"]),
     "labels-that-are-fractions": (
         "text,label\ngood,0.5\nbad,1.5\n",
-        ["label '0.5' in row 1", "not a whole number or a text"],
+        ["label '0.5' in line 2", "not a whole number or a text"],
     ),
-    "label-missing": ("text,label\ngood,1\nbad,\n", ["label '' in row 2", "is missing"]),
+    "label-missing": ("text,label\ngood,1\nbad,\n", ["label '' in line 3", "is missing"]),
     "one-class": ("text,label\ngood,1\nfine,1\n", ["one class only", "at least two"]),
     "no-rows": ("text,label\n", ["no rows"]),
     "empty": ("", ["is empty"]),
@@ -313,7 +313,7 @@ def test_data_files(tmp_path: Path, what: str) -> None:
 def test_json_labels_of_another_kind(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"text": "good", "label": [1]}\n{"text": "bad", "label": [0]}\n')
-    assert "label [1] in row 1" in refused(tmp_path, "task={name: csv}", f"task.train={path}")
+    assert "label in line 1, column 'label'" in refused(tmp_path, "task={name: csv}", f"task.train={path}")
 
 
 def test_a_data_file_that_is_missing(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_an_encoder_and_an_empty_target_are_refused(
     assert "language modelling and generation need a decoder" in line
     blank = tmp_path / "blank.csv"
     blank.write_text(table.read_text() + "the film,\n")
-    assert "row 13, column 'answer'" in refusal(train(tmp_path / "run", tiny_llama, blank))
+    assert "line 14, column 'answer'" in refusal(train(tmp_path / "run", tiny_llama, blank))
 
 
 def test_bleu_and_chrf_by_hand() -> None:

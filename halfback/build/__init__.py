@@ -36,7 +36,7 @@ from halfback.zeroth.seeds import seed_for
 
 @dataclass(frozen=True)
 class Built:
-    """Everything that a run needs; `tokenizer` is None for images."""
+    """Everything that a run needs; `tokenizer` is None for images, `skipped_rows` were left out on request."""
 
     config: RunConfig
     model: CutModel
@@ -44,6 +44,7 @@ class Built:
     task: EncodedTask
     simulation: Simulation
     evaluate: Callable[[], Evaluation]
+    skipped_rows: int = 0
 
 
 def build(
@@ -118,7 +119,7 @@ def build(
         local=make_locals(config, algorithm, server, model, part, task, partial(simulate, sampled_clients=1), device),
     )
     evaluation = partial(_evaluate, config, simulation, model, task, device)
-    return Built(config, model, tokenizer, task, simulation, evaluation)
+    return Built(config, model, tokenizer, task, simulation, evaluation, raw.skipped_rows)
 
 
 def check(config: RunConfig) -> tuple[Algorithm, dict[str, tuple[Codec, ...]], Controller | None]:

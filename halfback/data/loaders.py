@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from halfback.data import images
-from halfback.data.sources import Source, data_folder, nearest_first, read_hub, read_table, text_source
+from halfback.data.files import read_table
+from halfback.data.hub import read_splits, typed
+from halfback.data.sources import Source, data_folder, nearest_first, read_hub, text_source
+from halfback.data.tables import Table
 from halfback.errors import UserError
 
 if TYPE_CHECKING:
-    import datasets
-
     from halfback.data.tasks import TaskOptions
 
 
@@ -24,7 +25,7 @@ def text_files(
     hub_columns: dict[str, str] | None = None,
     names: list[str],
     train_file: str = "train",
-    reshape: Callable[[datasets.Dataset], datasets.Dataset] | None = None,
+    reshape: Callable[[Table], Table] | None = None,
 ) -> Callable[[TaskOptions], tuple[Source, Source]]:
     """Loader of a named text task: the local folder's training file and validation.csv.gz, else the hub's splits.
 
@@ -33,20 +34,20 @@ def text_files(
 
     def load(options: TaskOptions) -> tuple[Source, Source]:
         local = data_folder(folder)
+        files = {"train": train_file, "validation": "validation"}
         if local is not None:
-            files = {"train": train_file, "validation": "validation"}
             tables = {part: read_table(str(local / f"{file}.csv.gz")) for part, file in files.items()}
         else:
             advice = f"give a folder with {folder}/{train_file}.csv.gz and validation.csv.gz in HALFBACK_DATA"
             if hub is None:
                 raise UserError(f"the data of task {options.name!r} are not here and not on the hub; {advice}")
-            tables = read_hub(hub, advice=f"; or {advice}").rename_columns(hub_columns or {})
+            splits = read_hub(hub, advice=f"; or {advice}").rename_columns(hub_columns or {})
+            tables = {part: typed(splits[part], f"{options.name} {part}") for part in files}
         if reshape is not None:
             tables = {part: reshape(table) for part, table in tables.items()}
         label = _label(options)
         train, validation = (
-            text_source(tables[part], f"{options.name} {part}", text=text, pair=pair, label=label, names=names)
-            for part in ("train", "validation")
+            text_source(tables[part], text=text, pair=pair, label=label, names=names) for part in files
         )
         return train, validation
 
@@ -57,7 +58,7 @@ def csv(options: TaskOptions) -> tuple[Source, Source | None]:
     """The user's own tables; no validation where `task.validation` names none."""
 
     def source(path: str) -> Source:
-        return _own_source(read_table(path), f"file {path!r}", options)
+        return _own_source(read_table(path, **_reading(options)), options)
 
     assert options.train is not None  # load_task has checked it
     return source(options.train), None if options.validation is None else source(options.validation)
@@ -66,13 +67,13 @@ def csv(options: TaskOptions) -> tuple[Source, Source | None]:
 def hub(options: TaskOptions) -> tuple[Source, Source | None]:
     """A data set of the hub; its split "validation" serves unless `task.validation` names another."""
     assert options.train is not None  # load_task has checked it
-    splits = read_hub(options.train)
+    splits = read_splits(options.train, **_reading(options))
 
     def source(part: str) -> Source:
         if part not in splits:
             have = nearest_first(part, splits)
             raise UserError(f"hub data set {options.train!r} has no split {part!r}; it has {have}")
-        return _own_source(splits[part], f"split {part!r} of {options.train!r}", options)
+        return _own_source(splits[part](), options)
 
     part = options.validation or ("validation" if "validation" in splits else None)
     return source("train"), None if part is None else source(part)
@@ -88,10 +89,18 @@ def image_folders(options: TaskOptions) -> tuple[Source, Source | None]:
     return train, None if validation is None else images.image_folder(validation, size=options.image_size)
 
 
-def _own_source(table: datasets.Dataset, where: str, options: TaskOptions) -> Source:
-    target = (options.target or "target") if options.objective == "generation" else None
+def _reading(options: TaskOptions) -> dict[str, Any]:
+    return {"delimiter": options.delimiter, "encoding": options.encoding, "skip": options.skip_bad_rows}
+
+
+def _own_source(table: Table, options: TaskOptions) -> Source:
     return text_source(
-        table, where, text=options.text or "text", pair=options.pair, label=_label(options), target=target
+        table,
+        text=options.text or "text",
+        pair=options.pair,
+        label=_label(options),
+        target=(options.target or "target") if options.objective == "generation" else None,
+        skip=options.skip_bad_rows,
     )
 
 

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import glob
-import gzip
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from halfback.data.labels import check_alike, in_order, is_missing, is_whole, read_labels
+from halfback.data.tables import Cell, NoText, Table, shown
 from halfback.errors import UserError
 
-if TYPE_CHECKING:
-    import datasets  # importing it takes seconds: the functions that need it import it
+log = logging.getLogger(__name__)
 
-CSV_SUFFIXES = (".csv", ".csv.gz")
-JSON_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-# What a spreadsheet or pandas writes for "no value"; a class that is really called so has to be renamed.
-MISSING = {"", "NA", "N/A", "NaN", "nan", "None", "null", "NULL"}
+
+def _row(number: int) -> str:
+    return f"row {number + 1}"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One split before rows are chosen; `where` names it in messages.
+    """One split before rows are chosen; `where` names it in messages, `place` a row (from 0) within it.
 
     `labels` are the originals as text, one a row (empty without classes), `targets` the texts to generate. `names`
     lists the classes in order where the data declare them, else they follow from the training labels. Images are
-    decoded only for the rows that are asked for: `images(rows)` gives (n, C, H, W) float32, normalised.
+    decoded only for the rows that are asked for: `images(rows)` gives (n, C, H, W) float32, normalised. `skipped` rows
+    were left out on request.
     """
 
     where: str
@@ -46,18 +43,29 @@ class Source:
     pairs: list[str] | None = None
     targets: list[str] | None = None
     images: Callable[[np.ndarray], Tensor] | None = None
+    place: Callable[[int], str] = _row
+    skipped: int = 0
 
 
 def nearest_first(name: str, allowed: Iterable[str]) -> str:
     """The allowed names for a message, the most alike first."""
-    ranked = sorted(allowed, key=lambda other: -difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio())
-    return ", ".join(ranked)
+    return ", ".join(ranked(name, allowed))
+
+
+def ranked(name: str, allowed: Iterable[str]) -> list[str]:
+    """The allowed names, the most alike first."""
+    return sorted(allowed, key=lambda other: -difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio())
 
 
 def class_names(source: Source) -> list[str]:
-    """The classes in order: as declared, else whole numbers by value, else by text. UserError if fewer than two."""
-    found = set(source.labels)
-    names = source.names or (sorted(found, key=int) if all(map(_is_whole, found)) else sorted(found))
+    """The classes in order: as declared, else whole numbers by value, else by text.
+
+    Raises:
+        UserError: there are fewer than two, or two that would be one if they were written alike.
+    """
+    if source.names is None:
+        check_alike(source.labels, source.place, where=source.where)
+    names = source.names or in_order(set(source.labels))
     if len(names) < 2:
         raise UserError(f"{source.where} has one class only ({names[0]!r}); classification needs at least two")
     return names
@@ -66,10 +74,10 @@ def class_names(source: Source) -> list[str]:
 def class_numbers(source: Source, names: Sequence[str]) -> np.ndarray:
     """Labels of `source` as int64 (N,) into `names`; UserError names the first label that training never saw."""
     number = {name: index for index, name in enumerate(names)}
-    for row, label in enumerate(source.labels, start=1):
+    for row, label in enumerate(source.labels):
         if label not in number:
             raise UserError(
-                f"label {label!r} in row {row} of {source.where} never occurs in training; "
+                f"label {label!r} in {source.place(row)} of {source.where} never occurs in training; "
                 f"known: {nearest_first(label, names)}"
             )
     return np.array([number[label] for label in source.labels], dtype=np.int64)
@@ -87,51 +95,17 @@ def data_folder(name: str) -> Path | None:
     return next((root / name for root in roots if (root / name).is_dir()), None)
 
 
-def read_table(path: str) -> datasets.Dataset:
-    """Rows of a .csv, .csv.gz, .json or .jsonl file; every CSV cell stays text. UserError if missing, bad or empty."""
-    import datasets
-
-    file = Path(path).expanduser()
-    if not file.is_file():
-        beside = [other.name for other in file.parent.iterdir()] if file.parent.is_dir() else []
-        alike = difflib.get_close_matches(file.name, beside, n=3)
-        hint = f"; the folder has {', '.join(alike)}" if alike else ""
-        raise UserError(f"file {path!r} does not exist or is not a file{hint}")
-    lower = file.name.lower()
-    if not lower.endswith(CSV_SUFFIXES + JSON_SUFFIXES):
-        raise UserError(f"file {path!r} has an unknown ending; allowed: {', '.join(CSV_SUFFIXES + JSON_SUFFIXES)}")
-    options: dict[str, Any] = {}
-    try:
-        if lower.endswith(CSV_SUFFIXES):
-            # All columns as text: pandas would guess a type for each chunk, read "007" as 7 and "None" as missing.
-            columns = _csv_header(file, path)
-            options["features"] = datasets.Features({column: datasets.Value("string") for column in columns})
-            options["keep_default_na"] = False
-        else:
-            with _opened(file) as stream:
-                if not stream.read(1):
-                    raise UserError(f"file {path!r} is empty")
-        kind = "csv" if lower.endswith(CSV_SUFFIXES) else "json"
-        with quiet():
-            table = datasets.load_dataset(kind, data_files=_literal(file), split="train", **options)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, csv.Error) as error:
-        raise UserError(f"file {path!r} cannot be read: {_reason(error)}") from error
-    if not len(table):
-        raise UserError(f"file {path!r} is empty: it has no rows")
-    return table
-
-
-def read_hub(name: str, *, advice: str = "", converted: str | None = None) -> datasets.DatasetDict:
-    """Splits of a hub data set "path", "path/config", "owner/path" or "owner/path/config".
+def read_hub(
+    name: str, *, advice: str = "", converted: str | None = None, load: Callable[..., Any] | None = None
+) -> Any:
+    """A datasets.DatasetDict of a hub data set "path", "path/config", "owner/path" or "owner/path/config".
 
     A name with one slash is tried as owner/path first, then as path/config. UserError if neither can be had.
     `converted` names the configuration of an "owner/path" whose own form is a script, which the datasets library no
-    longer runs: the hub's conversion to Parquet is read.
+    longer runs: the hub's conversion to Parquet is read. `load`: what is called in place of `datasets.load_dataset`.
     """
     import datasets
 
-    if Path(name).is_dir():
-        return _read_folder(name)
     path, _, config = name.rpartition("/")
     slashes = name.count("/")
     candidates: list[tuple[str, str | None]] = [(name, None)] if slashes < 2 else []
@@ -142,77 +116,83 @@ def read_hub(name: str, *, advice: str = "", converted: str | None = None) -> da
     for candidate in candidates:
         try:
             with quiet():
-                return datasets.load_dataset(*candidate, **form)
+                return (load or datasets.load_dataset)(*candidate, **form)
         except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
             causes.append(error)
         except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"hub data set {name!r} cannot be read: {_reason(error)}{advice}") from error
-    raise UserError(f"hub data set {name!r} cannot be had: {_reason(causes[0])}{advice}") from causes[0]
-
-
-def _read_folder(name: str) -> datasets.DatasetDict:
-    """A folder that `save_to_disk` wrote, or one that `load_dataset` understands (data files, a dataset card)."""
-    import datasets
-
-    try:
-        with quiet():
-            if any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json")):
-                found = datasets.load_from_disk(name)
-                return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict(train=found)
-            return datasets.load_dataset(name)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"data set folder {name!r} cannot be read: {_reason(error)}") from error
+            raise UserError(f"hub data set {name!r} cannot be read: {reason(error)}{advice}") from error
+    raise UserError(f"hub data set {name!r} cannot be had: {reason(causes[0])}{advice}") from causes[0]
 
 
 def text_source(
-    table: datasets.Dataset,
-    where: str,
+    table: Table,
     *,
     text: str,
     pair: str | None,
     label: str | None,
     target: str | None = None,
     names: Sequence[str] | None = None,
+    skip: bool = False,
 ) -> Source:
-    """The named columns of a table. `label` None leaves labels out; `names` gives whole-number labels their names."""
-    for column in (text, pair, label, target):
-        if column is not None and column not in table.column_names:
-            raise UserError(f"{where} has no column {column!r}; it has {nearest_first(column, table.column_names)}")
-    declared = list(names) if names else None
+    """The named columns of a table. `label` None leaves labels out; `names` gives whole-number labels their names.
+
+    `skip` leaves out rows that lack one of them, and says how many.
+
+    Raises:
+        UserError: a column is not there, a row lacks one of them, or something else than a text stands there.
+    """
+    wanted = [column for column in (text, pair, label, target) if column is not None]
+    table = replace(table, columns={column: column_of(table, column) for column in wanted})
+    if skip:
+        table = _whole_rows(table, [text] if target is None else [text, target], pair, label)
     labels: list[str] = []
+    declared = list(names) if names else None
     if label is not None:
-        values = list(table[label])
-        declared = declared or getattr(table.features[label], "names", None)
-        labels = read_labels(values, column=label, where=where)
+        declared = declared or table.names.get(label.strip())
+        labels = read_labels(table.columns[label], table.place, column=label, where=table.where)
         if declared:
-            labels = [_named(value, declared, row, label, where) for row, value in enumerate(labels, start=1)]
+            labels = [_named(value, declared, row, label, table) for row, value in enumerate(labels)]
     return Source(
-        where=where,
-        size=len(table),
+        where=table.where,
+        size=table.size,
         labels=labels,
         names=declared,
-        texts=_read_texts(table[text], text, where, may_be_blank=False),
-        pairs=None if pair is None else _read_texts(table[pair], pair, where, may_be_blank=True),
-        targets=None if target is None else _read_texts(table[target], target, where, may_be_blank=False),
+        texts=_read_texts(table, text, may_be_blank=False),
+        pairs=None if pair is None else _read_texts(table, pair, may_be_blank=True),
+        targets=None if target is None else _read_texts(table, target, may_be_blank=False),
+        place=table.place,
+        skipped=table.skipped,
     )
 
 
-def read_labels(values: Sequence[Any], *, column: str, where: str) -> list[str]:
-    """Labels as text; UserError at the first that is missing or a fraction (a class is a whole number or a text)."""
-    labels = []
-    for row, value in enumerate(values, start=1):
-        text = str(value).strip()
-        if value is None or text in MISSING:
-            problem = "is missing"
-        elif isinstance(value, float) or (isinstance(value, str) and _is_fraction(text)):
-            problem = "is not a whole number or a text"
-        elif not isinstance(value, bool | int | str | np.integer):
-            problem = f"is a {type(value).__name__}, not a whole number or a text"
-        else:
-            labels.append(text)
-            continue
-        raise UserError(f"label {value!r} in row {row}, column {column!r} of {where} {problem}")
-    return labels
+def column_of(table: Table, name: str) -> Sequence[Cell]:
+    """The cells of a column; blanks around its name don't count. UserError where there is none of the name."""
+    if name.strip() not in table.columns:
+        has = shown(ranked(name.strip(), table.columns))
+        raise UserError(f"{table.where} has no column {name!r}; it has {has}{table.note}")
+    return table.columns[name.strip()]
+
+
+def _whole_rows(table: Table, texts: Sequence[str], pair: str | None, label: str | None) -> Table:
+    bad = {row for column in texts for row, cell in enumerate(table.columns[column]) if is_blank(cell)}
+    if pair is not None:
+        bad |= {row for row, cell in enumerate(table.columns[pair]) if cell is None}
+    if label is not None:
+        bad |= {row for row, cell in enumerate(table.columns[label]) if is_missing(cell)}
+    skipped, rows = len(bad) + table.skipped, table.size + table.skipped
+    if len(bad) == table.size:
+        raise UserError(f"{table.where} has no whole row: task.skip_bad_rows skips all {rows}")
+    if skipped:
+        log.info("%s: %d of %d rows are not whole and are skipped (task.skip_bad_rows)", table.where, skipped, rows)
+    return replace(table.take([row for row in range(table.size) if row not in bad]), skipped=skipped)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what went wrong at the root (the datasets library wraps it)."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager
@@ -237,68 +217,31 @@ def quiet() -> Iterator[None]:
             datasets.utils.enable_progress_bars()
 
 
-def _read_texts(values: Sequence[Any], column: str, where: str, *, may_be_blank: bool) -> list[str]:
+def is_blank(cell: Cell) -> bool:
+    """Whether a cell has no text that one could read."""
+    return cell is None or (isinstance(cell, str) and not cell.strip())
+
+
+def _read_texts(table: Table, column: str, *, may_be_blank: bool) -> list[str]:
     texts = []
-    for row, value in enumerate(values, start=1):
-        if value is None or (not may_be_blank and not str(value).strip()):
-            raise UserError(f"row {row}, column {column!r} of {where} has no text")
-        texts.append(str(value))
+    for row, cell in enumerate(table.columns[column]):
+        if isinstance(cell, NoText):
+            problem = f"has {cell.kind} where a text belongs{table.note}"
+        elif cell is None or (not may_be_blank and is_blank(cell)):
+            problem = "has no text; task.skip_bad_rows=true skips such rows"
+        else:
+            texts.append(cell)
+            continue
+        raise UserError(f"{table.place(row)}, column {column!r} of {table.where} {problem}")
     return texts
 
 
-def _named(value: str, names: Sequence[str], row: int, column: str, where: str) -> str:
+def _named(value: str, names: Sequence[str], row: int, column: str, table: Table) -> str:
     if value in names:
         return value
-    if not _is_whole(value) or not 0 <= int(value) < len(names):
+    if not is_whole(value) or not 0 <= int(value) < len(names):
         raise UserError(
-            f"label {value!r} in row {row}, column {column!r} of {where} is not a number from 0 to {len(names) - 1}"
+            f"label {value!r} in {table.place(row)}, column {column!r} of {table.where} is not a number from 0 to "
+            f"{len(names) - 1}"
         )
     return names[int(value)]
-
-
-def _is_whole(text: str) -> bool:
-    return re.fullmatch(r"[+-]?\d+", text) is not None
-
-
-def _is_fraction(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return not _is_whole(text)
-
-
-def _opened(file: Path) -> Any:
-    if file.name.lower().endswith(".gz"):
-        return gzip.open(file, "rt", encoding="utf-8-sig", newline="")
-    return file.open(encoding="utf-8-sig", newline="")
-
-
-def _csv_header(file: Path, path: str) -> list[str]:
-    with _opened(file) as stream:
-        rows = csv.reader(stream)
-        header = next(rows, None)
-        first = next(rows, None)
-    if not header:
-        raise UserError(f"file {path!r} is empty")
-    if len(set(header)) < len(header):
-        raise UserError(f"file {path!r} names a column twice in its header: {', '.join(header)}")
-    if first is None:
-        raise UserError(f"file {path!r} is empty: it has no rows")
-    # pandas would take the extra field for an index and shift every column without a word.
-    if len(first) > len(header):
-        raise UserError(f"file {path!r} has {len(first)} fields in its first row but {len(header)} in its header")
-    return header
-
-
-def _literal(file: Path) -> str:
-    """The file's absolute path with the glob characters escaped, as the datasets library expects patterns."""
-    return glob.escape(str(file.resolve()))
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what went wrong at the root (the datasets library wraps it)."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -6,31 +6,27 @@ A row is a text and a pair. Ours: WiC's word stands before its first sentence, W
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from halfback.data import loaders
-from halfback.data.sources import quiet
+from halfback.data.sources import column_of
+from halfback.data.tables import Table
 from halfback.errors import RowError
-
-if TYPE_CHECKING:
-    import datasets
 
 _TRUTH = ["False", "True"]
 _PUNCTUATION = ".,;:!?'\"()"
 
 
-def _word_before_sentence(table: datasets.Dataset) -> datasets.Dataset:
-    texts = [f"{word}: {sentence}" for word, sentence in zip(table["word"], table["sentence1"], strict=True)]
-    with quiet():
-        return table.add_column("text", texts)
+def _word_before_sentence(table: Table) -> Table:
+    rows = zip(column_of(table, "word"), column_of(table, "sentence1"), strict=True)
+    return replace(table, columns=dict(table.columns) | {"text": [f"{word}: {sentence}" for word, sentence in rows]})
 
 
-def _pronoun_and_candidate(table: datasets.Dataset) -> datasets.Dataset:
-    targets = [json.loads(target) for target in table["target"]]
-    texts = [_marked(text, target) for text, target in zip(table["text"], targets, strict=True)]
-    with quiet():
-        table = table.remove_columns("text").add_column("text", texts)
-        return table.add_column("candidate", [target["span1_text"] for target in targets])
+def _pronoun_and_candidate(table: Table) -> Table:
+    targets = [json.loads(str(target)) for target in column_of(table, "target")]
+    texts = [_marked(str(text), target) for text, target in zip(column_of(table, "text"), targets, strict=True)]
+    made = {"text": texts, "candidate": [target["span1_text"] for target in targets]}
+    return replace(table, columns=dict(table.columns) | made)
 
 
 def _marked(text: str, target: dict[str, str | int]) -> str:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from halfback.data.sources import Source, data_folder, quiet, read_hub, read_table, text_source
+from halfback.data.files import read_table
+from halfback.data.sources import Source, column_of, data_folder, is_blank, read_hub, text_source
+from halfback.data.tables import Table
 from halfback.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,10 +84,9 @@ def _load(
     else:
         advice = f"; or give a folder with {name}/train.csv.gz and validation.csv.gz in HALFBACK_DATA"
         splits = read_hub(hub, converted=config, advice=advice)
-        tables = {part: _flat(splits[part], pairs) for part in parts}
+        tables = {part: _flat(splits[part], pairs, f"{name} {part}") for part in parts}
     train, validation = (
-        text_source(_with_target(tables[part]), f"{name} {part}", text="input", pair=None, label=None, target="target")
-        for part in parts
+        text_source(_with_target(tables[part]), text="input", pair=None, label=None, target="target") for part in parts
     )
     return train, validation
 
@@ -94,18 +95,16 @@ def _file(folder: Path, part: str) -> Path:
     return folder / f"{part}.csv.gz"
 
 
-def _with_target(table: datasets.Dataset) -> datasets.Dataset:
+def _with_target(table: Table) -> Table:
     """The rows that have a target: DART's test data have one that has none."""
-    with quiet():
-        return table.select([row for row, target in enumerate(table["target"]) if target.strip()])
+    return table.take([row for row, target in enumerate(column_of(table, "target")) if not is_blank(target)])
 
 
-def _flat(entries: datasets.Dataset, pairs: Callable[[Any], Pairs]) -> datasets.Dataset:
+def _flat(entries: datasets.Dataset, pairs: Callable[[Any], Pairs], where: str) -> Table:
     """One row for every text that an entry has."""
-    import datasets
-
     rows = [pair for entry in entries for pair in pairs(entry)]
-    return datasets.Dataset.from_dict({"input": [row[0] for row in rows], "target": [row[1] for row in rows]})
+    columns = {"input": [row[0] for row in rows], "target": [row[1] for row in rows]}
+    return Table(where, len(rows), columns, lambda row: f"row {row + 1}")
 
 
 def _e2e_pairs(entry: Any) -> Pairs:

@@ -29,10 +29,13 @@ class TaskOptions:
 
     `train` and `validation` are files (csv), folders (images), or a data set's name and a split's name (hub); `text`,
     `pair`, `label` and `target` (the text to generate) are columns of csv and hub ("text", "label" and "target" unless
-    given). `objective` None is the task's own. `train_rows` and `validation_rows` take that many rows at random.
-    `holdout` > 0 replaces the validation rows by that share of the training rows, which leave training: for tuning
-    without a look at the validation set. `template` and `max_length` (tokens) are for `encode`; `verbaliser` has one
-    word for each class. `generated_rows` different validation inputs are continued at the end of a run and scored, by
+    given). `delimiter` (one character, or "tab") and `encoding` are those of CSV and JSON files: unless given, the
+    header shows the one, and the other is UTF-8 or what a byte order mark says. `skip_bad_rows` leaves out rows without
+    label or text and rows of too few or too many fields, which are errors otherwise. `objective` None is the task's
+    own. `train_rows` and `validation_rows` take that many rows at random. `holdout` > 0 replaces the validation rows by
+    that share of the training rows, which leave training: for tuning without a look at the validation set. `template`
+    and `max_length` (tokens) are for `encode`; `verbaliser` has one word for each class. `generated_rows` different
+    validation inputs are continued at the end of a run and scored, by
     `beams` beams (1 is greedy) and with `max_new_tokens` tokens at most.
     """
 
@@ -43,6 +46,9 @@ class TaskOptions:
     pair: str | None = None
     label: str | None = None
     target: str | None = None
+    delimiter: str | None = None
+    encoding: str | None = None
+    skip_bad_rows: bool = False
     objective: Objective | None = None
     template: str | None = None
     verbaliser: tuple[str, ...] | None = None
@@ -75,7 +81,10 @@ class RawSplit:
 
 @dataclass(frozen=True)
 class RawTask:
-    """Both splits of a task; `in_channels` is C of images and None for texts, `label_names` empty without classes."""
+    """Both splits of a task; `in_channels` is C of images and None for texts, `label_names` empty without classes.
+
+    `skipped_rows` were left out on request, of training and validation data together.
+    """
 
     name: str
     objective: Objective
@@ -83,6 +92,7 @@ class RawTask:
     validation: RawSplit
     label_names: list[str]
     in_channels: int | None
+    skipped_rows: int = 0
 
 
 def load_task(options: TaskOptions, *, seed: int, classes: Sequence[str] = ()) -> RawTask:
@@ -96,8 +106,8 @@ def load_task(options: TaskOptions, *, seed: int, classes: Sequence[str] = ()) -
     kind = _kind(options)
     if not 0 <= options.holdout < 1:
         raise UserError(f"task.holdout={options.holdout} must be at least 0 and less than 1")
-    for field in ("train", "validation", "text", "pair", "label", "target"):
-        if getattr(options, field) is not None and field not in kind.fields:
+    for field in _COLUMNS:
+        if getattr(options, field) not in (None, False) and field not in kind.fields:
             raise UserError(f"task.{field}={getattr(options, field)!r} has no meaning for task {options.name!r}")
     if options.train is None and "train" in kind.fields:
         raise UserError(f"task {options.name!r} needs task.train: {kind.line}")
@@ -128,7 +138,8 @@ def load_task(options: TaskOptions, *, seed: int, classes: Sequence[str] = ()) -
         if options.generated_rows > inputs:
             raise UserError(f"task.generated_rows={options.generated_rows}: validation has {inputs} different inputs")
     channels = None if train_split.images is None else train_split.images.shape[1]
-    return RawTask(options.name, objective, train_split, validation_split, names, channels)
+    skipped = train_source.skipped + (0 if validation_source is None else validation_source.skipped)
+    return RawTask(options.name, objective, train_split, validation_split, names, channels, skipped)
 
 
 def objective_of(options: TaskOptions) -> Objective:
@@ -236,7 +247,7 @@ class _Kind:
     objective: Objective = "classification"
 
 
-_COLUMNS = ("train", "validation", "text", "pair", "label", "target")
+_COLUMNS = ("train", "validation", "text", "pair", "label", "target", "delimiter", "encoding", "skip_bad_rows")
 _SENTIMENT = ["negative", "positive"]
 _TASKS: dict[str, _Kind] = {
     "digits": _Kind("1,797 handwritten digits of scikit-learn as 16x16", lambda _: images.digits(), is_images=True),
@@ -282,8 +293,8 @@ _TASKS: dict[str, _Kind] = {
         objective="generation",
     ),
     "csv": _Kind(
-        "your .csv, .csv.gz, .json or .jsonl file in task.train, columns task.text and task.label (task.target for "
-        "task.objective=generation)",
+        "your .csv, .json or .jsonl file (or .gz of one) in task.train, columns task.text and task.label (task.target "
+        "for task.objective=generation)",
         loaders.csv,
         _COLUMNS,
     ),
@@ -293,5 +304,9 @@ _TASKS: dict[str, _Kind] = {
         ("train", "validation"),
         is_images=True,
     ),
-    "hub": _Kind("a Hugging Face data set in task.train, columns as for csv", loaders.hub, _COLUMNS),
+    "hub": _Kind(
+        "a Hugging Face data set, or a folder laid out like one, in task.train, columns as for csv",
+        loaders.hub,
+        _COLUMNS,
+    ),
 }

@@ -54,6 +54,9 @@ class SiteData(_Section):
     pair: str | None = None
     label: str | None = None
     target: str | None = None
+    delimiter: str | None = None
+    encoding: str | None = None
+    skip_bad_rows: bool | None = None
 
 
 class SiteConfig(_Section):

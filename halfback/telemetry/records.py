@@ -21,6 +21,7 @@ SUMMARY_KEYS = frozenset(
     {
         "algorithm",
         "task",
+        "skipped_rows",
         "model",
         "cut",
         "head",
@@ -178,6 +179,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
         summary = json.loads(_read_text(path))
     except ValueError:
         raise UserError(f"{path} must be JSON; delete it and run the recipe again") from None
+    if isinstance(summary, dict):
+        summary.setdefault("skipped_rows", 0)  # of a run from before rows could be skipped
     _check_summary(summary, str(path))
     return summary
 

@@ -60,7 +60,7 @@ def test_columns_and_cells_that_are_not_there(tmp_path):
     path = write_csv(tmp_path / "b.csv", [{"text": "a", "summary": "b"}])
     assert "no column 'target'; it has text" in message(name="csv", train=path, objective="generation")
     path = write_csv(tmp_path / "c.csv", [*ROWS, {"text": "a", "target": " "}])
-    assert "row 31, column 'target'" in message(name="csv", train=path, objective="generation")
+    assert "line 32, column 'target'" in message(name="csv", train=path, objective="generation")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_a_label_that_the_server_does_not_know_is_named(
     finally:
         relays.close()
     assert ended["how"] == "failed"
-    assert "client 0: label 'so-so' in row 13" in ended["why"]
+    assert "client 0: label 'so-so' in line 14" in ended["why"]
 
 
 @pytest.mark.parametrize(

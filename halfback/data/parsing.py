@@ -1,0 +1,239 @@
+"""CSV and JSON texts to tables, without a guess at any type; errors name the line that an editor shows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from halfback.data.tables import ENDS, Cell, NoText, Table, line_of, numbered, shown
+from halfback.errors import UserError
+
+_DELIMITERS = (",", ";", "\t", "|")  # that are looked for in a header; any other has to be named
+_HEAD = 1 << 20  # characters that the header is looked for in, without a copy of the whole file
+_BLANKS = re.compile(r"[ \t\r\n]*")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # what may be half of a pair, which is no character
+_SAID = re.compile(r"sep=([^\w\s\"]|\t)(?=[\r\n])")  # the first line of what Excel writes and reads
+_SKIPS = "task.skip_bad_rows=true skips such rows"
+_EXPECTED = "a file of rows is a list of objects, or an object in each line"
+
+
+def read_csv(text: str, where: str, delimiter: str | None, skip: bool, header: Sequence[str] | None) -> Table:
+    """The rows of a CSV file's text, which is not blank; options and errors as `read_table` has them."""
+    if said := _SAID.match(text):
+        delimiter, text = (
+            delimiter or said[1],
+            text[said.end() :],
+        )  # a blank line stays, so that lines keep their numbers
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        return _csv_table(text, where, delimiter or _delimiter(text), skip, header)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _delimiter(text: str) -> str:
+    """The comma where the header has one, else what splits it into most."""
+    fields = {each: len(_header(text, each)) for each in _DELIMITERS}
+    return "," if fields[","] > 1 else max(_DELIMITERS, key=fields.__getitem__)
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    head = io.StringIO(text[:_HEAD], newline="")
+    try:
+        return next((row for row in csv.reader(head, delimiter=delimiter, strict=True) if _is_row(row)), [])
+    except csv.Error:  # a delimiter that isn't the file's may stand between quotes that are none then
+        return []
+
+
+def _is_row(fields: list[str]) -> bool:
+    """A line of blanks alone is none."""
+    return len(fields) > 1 or any(cell.strip() for cell in fields)
+
+
+def _csv_table(text: str, where: str, delimiter: str, skip: bool, header: Sequence[str] | None) -> Table:
+    found = _header(text, delimiter)
+    after_blanks = len(found) > 1 and all(name.startswith(" ") for name in found[1:])
+    rows = _csv_rows(text, where, delimiter, after_blanks)
+    if header is None:
+        _, header = next(rows, (1, []))
+    names = [name.strip() for name in header]
+    while names and not names[-1]:  # of a delimiter at the end of each line
+        names.pop()
+    named = [name for name in names if name]
+    if len(set(named)) < len(named):
+        raise UserError(f"{where} names a column twice in its header: {', '.join(map(repr, names))}")
+    if not named:
+        raise UserError(f"{where} has no names of columns in its header")
+    others = [other for other in _DELIMITERS if other != delimiter and any(other in name for name in named)]
+    note = f" (split at {delimiter!r}; task.delimiter={others[0]!r} would split at another)" if others else ""
+    if len(named) == 1 and not others:
+        note = f" (no {delimiter!r} splits its header; task.delimiter sets another character)"
+    kept: list[list[str]] = []
+    lines: list[int] = []
+    skipped = 0
+    for line, row in rows:
+        if len(row) == len(names) or (len(row) > len(names) and not any(cell.strip() for cell in row[len(names) :])):
+            kept.append(row)
+            lines.append(line)
+        elif skip:
+            skipped += 1
+        else:
+            fields = f"{len(row)} field{'s' * (len(row) != 1)}, but the header has {len(names)}{note}"
+            quotes = f"; a text with {delimiter!r} in it needs quotes" if len(row) > len(names) else ""
+            raise UserError(f"{where}, line {line}: {fields}{quotes}; {_SKIPS}")
+    _check_long_cells(kept, lines, where, delimiter, len(names))
+    columns = {name: [row[place] for row in kept] for place, name in enumerate(names) if name}
+    return Table(where, len(kept), columns, numbered("line", lines), note=note, skipped=skipped)
+
+
+def _check_long_cells(rows: Sequence[list[str]], lines: Sequence[int], where: str, delimiter: str, width: int) -> None:
+    """Refuses a cell of several lines that are rows themselves: two stray quotes make one that is CSV all the same."""
+    long = {number for number, row in enumerate(rows) if any("\n" in cell or "\r" in cell for cell in row)}
+    if not long:
+        return
+    known = [{row[place] for number, row in enumerate(rows) if number not in long} for place in range(width)]
+    for number in long:
+        row = rows[number][:width]
+        for place, cell in enumerate(row):
+            pieces = [piece.split(delimiter) for piece in ENDS.split(cell)]
+            inside = [row[:place] + pieces[0], *pieces[1:-1], pieces[-1] + row[place + 1 :]]
+            is_prose = any(part.startswith(" ") for piece in pieces for part in piece[1:])  # a blank behind its commas
+            # All of them with the header's number of fields, and in one column with values that other rows have too.
+            if len(pieces) > 1 and not is_prose and all(len(each) == width for each in inside):
+                columns = zip(known, zip(*inside, strict=True), strict=True)
+                if any(all(value in values for value in column) for values, column in columns):
+                    raise UserError(
+                        f"{where}, line {lines[number]}: a quoted cell of {len(pieces)} lines which look like rows "
+                        "themselves; a quote is missing or stray"
+                    )
+
+
+def _csv_rows(text: str, where: str, delimiter: str, after_blanks: bool) -> Iterator[tuple[int, list[str]]]:
+    """Each row with the line that it begins in, the header first; UserError for quotes that are no CSV."""
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=after_blanks)
+    before = 0
+    try:
+        for row in reader:
+            if _is_row(row):
+                yield before + 1, row
+            before = reader.line_num
+    except csv.Error as error:
+        start, line = before + 1, reader.line_num
+        if "end of data" in str(error):
+            raise UserError(f"{where}, line {start}: a quote opens here that nothing closes") from None
+        begun = f" (the row begins in line {start})" if start < line else ""
+        raise UserError(
+            f"{where}, line {line}: text behind a closing quote{begun}; a quote in a quoted cell is written twice"
+        ) from None
+
+
+def read_json(text: str, where: str) -> Table:
+    """The rows of a JSON file's text, which is not blank: the objects of a list, or one after another."""
+    rows: list[dict[str, Any]] = []
+    starts: list[int] = []
+    for start, row in _objects(text, where):
+        if not isinstance(row, dict):
+            raise UserError(f"{where}, line {line_of(text, start)}: {_kind(row)} in place of an object; {_EXPECTED}")
+        rows.append(row)
+        starts.append(start)
+    if len(rows) == 1 and rows[0] and all(isinstance(value, list | dict) for value in rows[0].values()):
+        raise UserError(f"{where} is one object of lists or objects ({shown(rows[0])}); {_EXPECTED}")
+    strict = _HALF.search(text) is not None
+    columns: dict[str, list[Cell]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if name.strip() in columns:
+            raise UserError(f"{where} names a column twice: {name.strip()!r}")
+        columns[name.strip()] = [_cell(row.get(name), strict) for row in rows]
+    lines = _lines(text, starts)
+    unit = "line" if len(set(lines)) == len(lines) else "row"
+    place = numbered(unit, lines if unit == "line" else range(1, len(rows) + 1))
+    nested = len(rows) == 1 and any(isinstance(value, list | dict) for value in rows[0].values())
+    return Table(where, len(rows), columns, place, note=f"; {_EXPECTED}" if nested else "")
+
+
+def _lines(text: str, starts: Sequence[int]) -> list[int]:
+    """The lines of ascending positions."""
+    found, line, before = [], 1, 0
+    for start in starts:
+        line += sum(1 for _ in ENDS.finditer(text, before, start))
+        found.append(line)
+        before = start
+    return found
+
+
+def _objects(text: str, where: str) -> Iterator[tuple[int, Any]]:
+    """The values of a list, or one value after another, with the position at which each begins."""
+    decoder = json.JSONDecoder(
+        object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=_constant, strict=True
+    )
+    at = _behind_blanks(text, 0)
+    is_list = text[at] == "["
+    at, start = (_behind_blanks(text, at + 1) if is_list else at), at
+    try:
+        if is_list and text[at : at + 1] == "]":
+            at += 1
+        else:
+            while at < len(text) or is_list:
+                start = at
+                value, at = decoder.raw_decode(text, at)
+                yield start, value
+                at = _behind_blanks(text, at)
+                if is_list:
+                    if text[at : at + 1] not in (",", "]"):
+                        raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+                    at += 1
+                    if text[at - 1] == "]":
+                        break
+                    at = _behind_blanks(text, at)
+        at = _behind_blanks(text, at)
+        if at < len(text):
+            raise json.JSONDecodeError("Extra data", text, at)
+    except json.JSONDecodeError as error:
+        line, first = line_of(text, error.pos), line_of(text, start)
+        begun = f" (the row begins in line {first})" if first < line else ""
+        raise UserError(f"{where} cannot be read: line {line} is no JSON: {error.msg}{begun}") from None
+    except _Twice as error:
+        raise UserError(f"{where}, line {line_of(text, start)}: an object names {error.args[0]!r} twice") from None
+    except RecursionError:
+        raise UserError(f"{where} cannot be read: line {line_of(text, start)} is nested too deep") from None
+
+
+def _behind_blanks(text: str, at: int) -> int:
+    match = _BLANKS.match(text, at)
+    return match.end() if match else at
+
+
+class _Twice(Exception):
+    """A key that an object has twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _constant(name: str) -> str | None:
+    return None if name == "NaN" else name
+
+
+def _cell(value: Any, strict: bool) -> Cell:
+    if isinstance(value, list | dict):
+        return NoText(_kind(value))
+    if strict and isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return NoText("half of a surrogate pair")
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", dict: "an object", type(None): "null", bool: "a truth value"}.get(type(value), "a value")
