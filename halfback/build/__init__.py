@@ -25,6 +25,7 @@ from halfback.controllers import read_options
 from halfback.controllers.protocol import Controller
 from halfback.data.encode import EncodedTask, encode, verbaliser_ids
 from halfback.data.tasks import load_task
+from halfback.engines.bounds import bounds_of
 from halfback.engines.ends import CACHES, ends_of
 from halfback.engines.simulation import Simulation
 from halfback.errors import UserError
@@ -83,6 +84,12 @@ def build(
     place_above(config, algorithm, server, others, task, device)
     head = device_head(model, task, device)
     alone = algorithm.traits.agreement == "alone"
+    bounds = bounds_of(
+        algorithm,
+        server,
+        rows=config.batch_size * (config.sampled_clients if alone else 1),
+        steps=config.steps * (config.sampled_clients if algorithm.traits.one_by_one else 1),  # each client's is one
+    )
     simulate = partial(
         Simulation,
         algorithm,
@@ -98,11 +105,12 @@ def build(
             codecs,
             link_forms(server, head, server.hidden_shape),
             others={client: link_forms(server, head, above.hidden_shape) for client, above in server.above.items()},
-            batch_size=config.batch_size,
+            bounds=bounds,
             longest=task.train.longest(),
             device=device,
             scratch=scratch,
         ),
+        bounds=bounds,
         controller=controller,
         bottoms={client: other.bottom for client, other in others.items()},
     )
