@@ -16,7 +16,7 @@ from halfback.algorithms.protocol import Algorithm
 from halfback.build.motion import make_optimizer, make_schedule
 from halfback.build.parties import device_head, device_part, link_forms, make_locals, make_server, place_above
 from halfback.build.sources import Site, client_sources, pooled_source, site_sources
-from halfback.build.whole import check_sizes, load_whole, pretrain_whole
+from halfback.build.whole import check_sizes, load_whole, preparation, pretrain_whole, processor_of
 from halfback.codecs import Codec, parse
 from halfback.codecs.temporal import Temporal
 from halfback.config import RunConfig
@@ -37,11 +37,12 @@ from halfback.zeroth.seeds import seed_for
 
 @dataclass(frozen=True)
 class Built:
-    """Everything that a run needs; `tokenizer` is None for images."""
+    """Everything that a run needs; `tokenizer` is None for images, `processor` for all but images in colour."""
 
     config: RunConfig
     model: CutModel
     tokenizer: Any
+    processor: Any
     task: EncodedTask
     simulation: Simulation
     evaluate: Callable[[], Evaluation]
@@ -58,12 +59,14 @@ def build(
     """
     algorithm, codecs, controller = check(config)
     device = _device(config.device)
-    raw = load_task(config.task, seed=seed_for(config.seed, "task"), classes=() if site is None else site.classes)
+    how = preparation(config.model, config.task)
+    classes = () if site is None else site.classes
+    raw = load_task(config.task, seed=seed_for(config.seed, "task"), classes=classes, how=how)
     whole, tokenizer = load_whole(config.model, config.task, raw, seed_for(config.seed, "model"))
     task = encode(raw, tokenizer, max_length=config.task.max_length, template=config.task.template)
     check_sizes(whole, raw, task, config)
     if config.model.pretrain is not None and site is None:
-        pretrain_whole(whole.to(device), raw, config, device, pretrained)
+        pretrain_whole(whole.to(device), raw, config, device, pretrained, how)
     words = config.task.verbaliser
     ids = verbaliser_ids(words, tokenizer) if words is not None and tokenizer is not None else None
     cuts = [config.model.cut_of(client) for client in range(config.clients)]
@@ -126,7 +129,7 @@ def build(
         local=make_locals(config, algorithm, server, model, part, task, partial(simulate, sampled_clients=1), device),
     )
     evaluation = partial(_evaluate, config, simulation, model, task, device)
-    return Built(config, model, tokenizer, task, simulation, evaluation)
+    return Built(config, model, tokenizer, processor_of(how, raw), task, simulation, evaluation)
 
 
 def check(config: RunConfig) -> tuple[Algorithm, dict[str, tuple[Codec, ...]], Controller | None]:

@@ -22,6 +22,7 @@ from halfback.errors import UserError
 
 if TYPE_CHECKING:
     import datasets  # importing it takes seconds: the functions that need it import it
+    from PIL import Image
 
 CSV_SUFFIXES = (".csv", ".csv.gz")
 JSON_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -30,12 +31,24 @@ MISSING = {"", "NA", "N/A", "NaN", "nan", "None", "null", "NULL"}
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """How a model wants its images of three channels.
+
+    process: from an RGB picture to its values (3, H, W) float32: the model's own preprocessor, None where it has none.
+    size: of both sides, None where the model takes any.
+    """
+
+    process: Callable[[Image.Image], np.ndarray] | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """One split before rows are chosen; `where` names it in messages.
 
     `labels` are the originals as text, one a row (empty without classes), `targets` the texts to generate. `names`
     lists the classes in order where the data declare them, else they follow from the training labels. Images are
-    decoded only for the rows that are asked for: `images(rows)` gives (n, C, H, W) float32, normalised.
+    decoded only for the rows that are asked for: `images(rows, how)` gives (n, C, H, W) float32, normalised.
     """
 
     where: str
@@ -45,7 +58,7 @@ class Source:
     texts: list[str] | None = None
     pairs: list[str] | None = None
     targets: list[str] | None = None
-    images: Callable[[np.ndarray], Tensor] | None = None
+    images: Callable[[np.ndarray, Preparation], Tensor] | None = None
 
 
 def nearest_first(name: str, allowed: Iterable[str]) -> str:
