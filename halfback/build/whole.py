@@ -56,7 +56,8 @@ def processor_of(how: Preparation, raw: RawTask) -> Any:
     """What says how this run's colour images were made, with a method `save_pretrained`; None for all else."""
     if isinstance(how.process, Processor):
         return how.process.own
-    return plain_processor(raw.train.images.shape[1:], RGB_MEAN, RGB_STD) if raw.in_channels == 3 else None
+    images = raw.train.images
+    return None if images is None or len(images[0]) != 3 else plain_processor(images.shape[1:], RGB_MEAN, RGB_STD)
 
 
 def check_sizes(whole: Any, raw: RawTask, task: EncodedTask, config: RunConfig) -> None:
