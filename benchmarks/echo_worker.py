@@ -6,18 +6,20 @@ import sys
 
 from transport import _ANSWER, SMALL
 
-from halfback.engines.frames import frame
+from halfback.engines.frames import Longest, Ready, frame
 from halfback.engines.stream import Gone, read_frame, write_frame
+from halfback.wire.packing import MAX_BYTES
 
 
 def main(descriptor: int, size: int) -> None:
     """Answers until the site is gone."""
     large, small = frame(_ANSWER, bytes(size)), frame(_ANSWER, bytes(SMALL))
+    ready = frame(Ready(fits=True, takes=MAX_BYTES))
     with socket.socket(fileno=descriptor) as line:
         while True:
             try:
-                came = len(read_frame(line).body)
-                write_frame(line, large if came == SMALL else small)
+                came = len(read_frame(line, Longest(MAX_BYTES)).body)
+                write_frame(line, ready if not came else large if came == SMALL else small)
             except Gone:
                 return
 

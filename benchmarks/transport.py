@@ -30,9 +30,9 @@ from halfback.deploy.flare import FlareCarrier, as_body, be_quiet
 from halfback.deploy.job import CLASSES, allow
 from halfback.deploy.relay import Relay
 from halfback.deploy.site import SiteConfig
-from halfback.engines.frames import Frame, Said, Say, frame
+from halfback.engines.frames import Frame, Longest, Said, Say, frame
 from halfback.wire.messages import CutGradient
-from halfback.wire.packing import pack, unpack
+from halfback.wire.packing import MAX_BYTES, pack, unpack
 
 SERVER, PORT, SMALL = "localhost", 8102, 100  # bytes of a message of slopes
 _TOKEN = "0" * 16
@@ -87,10 +87,13 @@ class Measuring:
         pool = ThreadPoolExecutor(len(proxies))
         relays = [echo_relay(self.size, self.out) for _ in proxies]
         gradient = CutGradient(torch.zeros(self.size // 4))
+        carrier.ask(dict.fromkeys(range(len(proxies)), question(0)), _LIMIT, Longest(0))  # what the workers take
+        for one in relays:
+            one.exchange(question(0), _LIMIT)
 
         def ours(sizes: tuple[int, int]) -> None:
             for size in sizes:
-                found = carrier.ask(dict.fromkeys(range(len(proxies)), question(size)), _LIMIT)
+                found = carrier.ask(dict.fromkeys(range(len(proxies)), question(size)), _LIMIT, Longest(MAX_BYTES))
                 assert all(isinstance(answer, Frame) for answer in found.values()), found
 
         def bare() -> None:

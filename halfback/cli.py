@@ -270,6 +270,8 @@ def export(
         adapters.export(built.model, unfinished, built.task.label_names)
         if built.tokenizer is not None:
             built.tokenizer.save_pretrained(unfinished)
+        if built.processor is not None:
+            built.processor.save_pretrained(unfinished)
         unfinished.rename(out)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -16,7 +16,7 @@ from halfback.algorithms.protocol import Algorithm
 from halfback.build.motion import make_optimizer, make_schedule
 from halfback.build.parties import device_head, device_part, link_forms, make_locals, make_server, place_above
 from halfback.build.sources import Site, client_sources, pooled_source, site_sources
-from halfback.build.whole import check_sizes, load_whole, pretrain_whole
+from halfback.build.whole import check_sizes, load_whole, preparation, pretrain_whole, processor_of
 from halfback.codecs import Codec, parse
 from halfback.codecs.temporal import Temporal
 from halfback.config import RunConfig
@@ -25,6 +25,7 @@ from halfback.controllers import read_options
 from halfback.controllers.protocol import Controller
 from halfback.data.encode import EncodedTask, encode, verbaliser_ids
 from halfback.data.tasks import load_task
+from halfback.engines.bounds import bounds_of
 from halfback.engines.ends import CACHES, ends_of
 from halfback.engines.simulation import Simulation
 from halfback.errors import UserError
@@ -36,11 +37,15 @@ from halfback.zeroth.seeds import seed_for
 
 @dataclass(frozen=True)
 class Built:
-    """Everything that a run needs; `tokenizer` is None for images, `skipped_rows` were left out on request."""
+    """Everything that a run needs.
+
+    tokenizer: None for images. processor: None for all but images in colour. skipped_rows: left out on request.
+    """
 
     config: RunConfig
     model: CutModel
     tokenizer: Any
+    processor: Any
     task: EncodedTask
     simulation: Simulation
     evaluate: Callable[[], Evaluation]
@@ -58,12 +63,14 @@ def build(
     """
     algorithm, codecs, controller = check(config)
     device = _device(config.device)
-    raw = load_task(config.task, seed=seed_for(config.seed, "task"), classes=() if site is None else site.classes)
+    how = preparation(config.model, config.task)
+    classes = () if site is None else site.classes
+    raw = load_task(config.task, seed=seed_for(config.seed, "task"), classes=classes, how=how)
     whole, tokenizer = load_whole(config.model, config.task, raw, seed_for(config.seed, "model"))
     task = encode(raw, tokenizer, max_length=config.task.max_length, template=config.task.template)
     check_sizes(whole, raw, task, config)
     if config.model.pretrain is not None and site is None:
-        pretrain_whole(whole.to(device), raw, config, device, pretrained)
+        pretrain_whole(whole.to(device), raw, config, device, pretrained, how)
     words = config.task.verbaliser
     ids = verbaliser_ids(words, tokenizer) if words is not None and tokenizer is not None else None
     cuts = [config.model.cut_of(client) for client in range(config.clients)]
@@ -84,6 +91,12 @@ def build(
     place_above(config, algorithm, server, others, task, device)
     head = device_head(model, task, device)
     alone = algorithm.traits.agreement == "alone"
+    bounds = bounds_of(
+        algorithm,
+        server,
+        rows=config.batch_size * (config.sampled_clients if alone else 1),
+        steps=config.steps * (config.sampled_clients if algorithm.traits.one_by_one else 1),  # each client's is one
+    )
     simulate = partial(
         Simulation,
         algorithm,
@@ -99,11 +112,12 @@ def build(
             codecs,
             link_forms(server, head, server.hidden_shape),
             others={client: link_forms(server, head, above.hidden_shape) for client, above in server.above.items()},
-            batch_size=config.batch_size,
+            bounds=bounds,
             longest=task.train.longest(),
             device=device,
             scratch=scratch,
         ),
+        bounds=bounds,
         controller=controller,
         bottoms={client: other.bottom for client, other in others.items()},
     )
@@ -119,7 +133,9 @@ def build(
         local=make_locals(config, algorithm, server, model, part, task, partial(simulate, sampled_clients=1), device),
     )
     evaluation = partial(_evaluate, config, simulation, model, task, device)
-    return Built(config, model, tokenizer, task, simulation, evaluation, raw.skipped_rows)
+    return Built(
+        config, model, tokenizer, processor_of(how, raw), task, simulation, evaluation, skipped_rows=raw.skipped_rows
+    )
 
 
 def check(config: RunConfig) -> tuple[Algorithm, dict[str, tuple[Codec, ...]], Controller | None]:

@@ -13,11 +13,13 @@ from torch import nn
 from halfback.config import ModelConfig, RunConfig
 from halfback.data.batches import ClientData
 from halfback.data.encode import EncodedTask, encode
-from halfback.data.sources import data_folder
-from halfback.data.tasks import RawTask, TaskOptions, load_task
+from halfback.data.images import RGB_MEAN, RGB_STD
+from halfback.data.sources import Preparation, data_folder
+from halfback.data.tasks import RawTask, TaskOptions, has_colour_images, load_task
 from halfback.errors import UserError
 from halfback.models.loading import Head, load_model
 from halfback.models.pretraining import pretrain
+from halfback.models.processor import Processor, own_processor, own_size, plain_processor
 from halfback.zeroth.seeds import seed_for
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,22 @@ def load_whole(config: ModelConfig, options: TaskOptions, raw: RawTask, seed: in
         dtype=getattr(torch, config.dtype),
         in_channels=raw.in_channels or 3,
     )
+
+
+def preparation(config: ModelConfig, options: TaskOptions) -> Preparation:
+    """How the model wants the task's images; UserError for a preprocessor that can't be used, or not for this size."""
+    if not has_colour_images(options):
+        return Preparation()
+    name = _in_data_folder(config.name)
+    return Preparation(own_processor(name, options.image_size), own_size(name))
+
+
+def processor_of(how: Preparation, raw: RawTask) -> Any:
+    """What says how this run's colour images were made, with a method `save_pretrained`; None for all else."""
+    if isinstance(how.process, Processor):
+        return how.process.own
+    images = raw.train.images
+    return None if images is None or len(images[0]) != 3 else plain_processor(images.shape[1:], RGB_MEAN, RGB_STD)
 
 
 def check_sizes(whole: Any, raw: RawTask, task: EncodedTask, config: RunConfig) -> None:
@@ -87,7 +105,12 @@ def _in_data_folder(name: str) -> str:
 
 
 def pretrain_whole(
-    model: nn.Module, target: RawTask, config: RunConfig, device: torch.device, kept: Path | None
+    model: nn.Module,
+    target: RawTask,
+    config: RunConfig,
+    device: torch.device,
+    kept: Path | None,
+    how: Preparation,
 ) -> None:
     """Trains the model in place as `model.pretrain` says, or loads what was kept of that; UserError where it can't."""
     settings = config.model.pretrain
@@ -98,7 +121,7 @@ def pretrain_whole(
         except (OSError, SafetensorError) as error:
             raise UserError(f"{kept} can't be read: {error}") from None
         return
-    raw = load_task(TaskOptions(settings.task), seed=seed_for(config.seed, "task"))
+    raw = load_task(TaskOptions(settings.task), seed=seed_for(config.seed, "task"), how=how)
     if raw.train.images is None or raw.in_channels != target.in_channels:
         raise UserError(
             f"model.pretrain.task={settings.task!r}: images with {target.in_channels} channels are allowed, like those "

@@ -22,6 +22,10 @@ class Chain:
         # All sizes are a row's times the rows, so one row tells.
         self.row_bytes = sum(part.nbytes for part in self.encode(torch.zeros(1, width, dtype=dtype)))
 
+    def most(self, rows: int) -> tuple[int, int]:
+        """Bytes and number of the tensors that `encode` makes of so many rows."""
+        return rows * self.row_bytes, self.parts
+
     def encode(self, matrix: Tensor) -> Parts:
         """The payload of the last stage, then the extras of each stage."""
         extras: Parts = ()

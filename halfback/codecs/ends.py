@@ -29,6 +29,10 @@ class Plain:
             raise PeerError("codec: payload: a value came that is not finite")
         return matrix
 
+    def most(self, rows: int, samples: int) -> tuple[int, int]:
+        """The chain's."""
+        return self._chain.most(rows)
+
     def tensors(self) -> list[Tensor]:
         """None."""
         return []

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import final
 
 from halfback.algorithms.holdings import Round
-from halfback.engines.deployment import Deployment
-from halfback.engines.device import Device, digest_of, held_by_devices, take_weights
-from halfback.engines.frames import Frame, Prepare, Ready, frame, read_question
+from halfback.engines.deployment import Came, Deployment
+from halfback.engines.device import Device, digest_of, held_by_devices, take_weights, takes
+from halfback.engines.frames import Frame, Longest, Prepare, Ready, frame, read_question
 from halfback.engines.simulation import Simulation
 from halfback.engines.stream import Gone, read_frame, write_frame
+from halfback.errors import PeerError
 from halfback.wire.messages import Weights
 from halfback.wire.packing import pack
 
@@ -35,14 +36,21 @@ class Sockets:
     def is_there(self, client: int) -> bool:
         return client < self._clients
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
+    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
         for number, question in questions.items():
             if number not in self._lines:
                 self._lines[number], far = socket.socketpair()
                 self._lines[number].settimeout(PATIENCE)
                 threading.Thread(target=self._serve, args=(number, far), daemon=True).start()
             write_frame(self._lines[number], question)
-        return {number: read_frame(self._lines[number]) for number in questions}
+        return {number: self._answer(number, longest) for number in questions}
+
+    def _answer(self, number: int, longest: Longest) -> Came:
+        try:
+            return read_frame(self._lines[number], longest)
+        except PeerError as error:
+            self._lines.pop(number).close()  # what follows on this line is no frame
+            return error
 
     def _serve(self, number: int, line: socket.socket) -> None:
         with line:
@@ -51,20 +59,21 @@ class Sockets:
             device: Device | None = None
             try:
                 while True:
-                    header, body = read_frame(line)
+                    header, body = read_frame(line, Longest(takes(machine, number, begun=device is not None)))
                     question = read_question(header)
                     if isinstance(question, Prepare):
                         if body:
                             take_weights(machine, body)
                         fits = digest_of(held_by_devices(machine)) == question.weights
                         device = Device(machine, number, self._folder / str(number)) if fits else None
-                        write_frame(line, frame(Ready(fits=fits)))
+                        ready = Ready(fits=fits, takes=takes(machine, number, begun=fits))
+                        write_frame(line, frame(ready))
                         continue
                     assert device is not None
                     with _ONE_AT_A_TIME:
                         answer = device.answer(question, body)
                     write_frame(line, answer)
-            except Gone:
+            except (Gone, PeerError):
                 return
 
     def close(self) -> None:

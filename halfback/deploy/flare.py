@@ -15,9 +15,9 @@ from nvflare.collab import CollabCallError
 from torch import Tensor
 
 from halfback.deploy.site import SiteConfig
-from halfback.engines.frames import MAX_HEADER, Frame
-from halfback.errors import HalfbackError
-from halfback.wire.packing import MAX_BYTES
+from halfback.engines.deployment import Came
+from halfback.engines.frames import Frame, Longest
+from halfback.errors import PeerError, one_line
 
 PROGRESS = "halfback"  # topic of the questions that `halfback deploy` asks a running job
 SERVER = "server"  # who calls, in FLARE's words, where the job's server does
@@ -42,23 +42,23 @@ class FlareCarrier:
         except CollabCallError:
             return False
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
-        calls = {self._threads.submit(self._one, n, question, seconds): n for n, question in questions.items()}
+    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
+        calls = {self._threads.submit(self._one, n, question, seconds, longest): n for n, question in questions.items()}
         return {calls[call]: call.result() for call in as_completed(calls)}
 
-    def _one(self, number: int, question: Frame, seconds: float) -> Frame | str:
+    def _one(self, number: int, question: Frame, seconds: float, longest: Longest) -> Came:
         proxy = self._seats[number](timeout=seconds + _GRACE)
         try:
             answer = proxy.exchange(question.header, as_body(question.body), seconds)
         except CollabCallError as error:
             return str(error)
         if not isinstance(answer, list | tuple) or len(answer) != 3:
-            return f"{type(answer).__name__} came, a header, a body and a reason are due"
+            return PeerError(f"{type(answer).__name__} came, a header, a body and a reason are due")
         header, body, why = answer
         try:
-            return str(why)[:2000] if why is not None else read(header, body)
-        except HalfbackError as error:
-            return str(error)
+            return one_line(str(why)[:2000]) if why is not None else read(header, body, longest)
+        except PeerError as error:
+            return error
 
 
 def folder_of(site: SiteConfig, local: Path) -> Path:
@@ -70,19 +70,19 @@ def as_body(data: bytes) -> Tensor | bytes:
     return data if len(data) < _SMALL else torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def read(header: Any, body: Any) -> Frame:
+def read(header: Any, body: Any, longest: Longest) -> Frame:
     """A frame, of what any peer may have sent.
 
     Raises:
-        HalfbackError: it is none, or larger than allowed.
+        PeerError: it is none, or longer than allowed.
     """
-    if not isinstance(header, str) or len(header) > MAX_HEADER:
-        raise HalfbackError(f"header: text of at most {MAX_HEADER} characters is allowed")
-    if isinstance(body, bytes) and len(body) < _SMALL:
-        return Frame(header, body)
-    if not isinstance(body, Tensor) or body.dtype != torch.uint8 or body.ndim != 1 or len(body) > MAX_BYTES:
-        raise HalfbackError(f"body: at most {MAX_BYTES} bytes are allowed, from {_SMALL} on as a tensor")
-    return Frame(header, body.numpy().tobytes())
+    is_bytes = isinstance(body, bytes) and len(body) < _SMALL
+    is_tensor = isinstance(body, Tensor) and body.dtype == torch.uint8 and body.ndim == 1
+    if not isinstance(header, str) or not (is_bytes or is_tensor):
+        came = f"{type(header).__name__} and {type(body).__name__}"
+        raise PeerError(f"frame: {came} came, text and bytes are allowed, from {_SMALL} bytes on as a tensor")
+    longest.check(len(header), len(body))
+    return Frame(header, body if isinstance(body, bytes) else body.numpy().tobytes())
 
 
 def be_quiet() -> None:

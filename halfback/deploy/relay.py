@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import final
 
 from halfback.deploy.site import SiteConfig
-from halfback.engines.frames import Frame
+from halfback.engines.frames import Frame, Longest, Ready, read_answer
 from halfback.engines.stream import Gone, read_frame, write_frame
+from halfback.wire.packing import MAX_BYTES
 
 log = logging.getLogger(__name__)
+
+_READY = '{"kind":"ready"'  # how a header begins that says what the worker takes
 
 
 class WorkerLost(Exception):
@@ -31,6 +34,7 @@ class Relay:
         self._worker = worker
         self._arguments = {"site": site.model_dump(), "folder": str(folder)}
         self._one_at_a_time = threading.Lock()
+        self.longest = Longest(0)  # question that the worker takes, as it says itself when it is ready
         self._late = False  # an answer to an earlier question is still to come
         self._closed = False
         self._start()
@@ -48,15 +52,17 @@ class Relay:
             self._process = subprocess.Popen(
                 command, pass_fds=[far.fileno()], env=os.environ | {"PYTHONUNBUFFERED": "1"}
             )
-        self._late = False
+        self._late, self.longest = False, Longest(0)
         log.info("worker %d started", self._process.pid)
 
     def exchange(self, asked: Frame, seconds: float) -> Frame:
         """The worker's answer.
 
         Raises:
+            PeerError: the question is longer than the worker takes.
             WorkerLost: it died, or needs longer than so many seconds; if it is silent for two questions, it is killed.
         """
+        self.longest.check(len(asked.header), len(asked.body))
         until = time.monotonic() + seconds
         if not self._one_at_a_time.acquire(timeout=seconds):
             raise WorkerLost(f"the worker is busy with an earlier question for over {seconds:g} s")
@@ -80,10 +86,12 @@ class Relay:
     def _read(self, until: float) -> Frame:
         self._line.settimeout(max(until - time.monotonic(), 0.001))
         try:
-            answer = read_frame(self._line)
+            answer = read_frame(self._line, Longest(MAX_BYTES))  # the site's own process
         finally:
             self._line.settimeout(None)
         self._late = False
+        if answer.header.startswith(_READY) and isinstance(said := read_answer(answer.header), Ready):
+            self.longest = Longest(said.takes)
         return answer
 
     def _restarted(self) -> str:

@@ -18,9 +18,9 @@ from halfback.build import Built
 from halfback.deploy.folder import ENDED, EVENTS, SEATS, copy_run, make_folder
 from halfback.deploy.here import at_server
 from halfback.deploy.site import SiteConfig
-from halfback.engines.deployment import Carrier, Deployment
+from halfback.engines.deployment import Came, Carrier, Deployment
 from halfback.engines.device import digest_of, held_by_devices
-from halfback.engines.frames import Frame, Prepare
+from halfback.engines.frames import Frame, Longest, Prepare
 from halfback.errors import HalfbackError, UserError
 from halfback.telemetry.records import RECORDS, Record, writing
 from halfback.wire.messages import Weights
@@ -109,8 +109,8 @@ class _Heeding:
     def is_there(self, client: int) -> bool:
         return self.carrier.is_there(client)
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
-        return self.carrier.ask(questions, seconds)
+    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
+        return self.carrier.ask(questions, seconds, longest)
 
 
 def serve(

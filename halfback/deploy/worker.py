@@ -19,8 +19,8 @@ from halfback.build import build, clear_scratch
 from halfback.build.sources import Site
 from halfback.deploy.here import at_client
 from halfback.deploy.site import SiteConfig
-from halfback.engines.device import Device, digest_of, held_by_devices, refused, take_weights
-from halfback.engines.frames import Frame, Prepare, Ready, frame, read_question
+from halfback.engines.device import Device, digest_of, held_by_devices, refused, take_weights, takes
+from halfback.engines.frames import Frame, Longest, Prepare, Ready, frame, read_question
 from halfback.engines.simulation import Simulation
 from halfback.engines.stream import Gone, read_frame, write_frame
 from halfback.errors import HalfbackError, PeerError, RowError, UserError
@@ -36,6 +36,8 @@ class Worker:
         self._folder = folder
         self._order: Prepare | None = None
         self._machine: Simulation | None = None
+        self.takes = 0
+        """Bytes of the longest body that is read: none before the model is here, whose weights it may be."""
         self._device: Device | None = None
 
     def answer(self, asked: Frame) -> Frame:
@@ -62,10 +64,15 @@ class Worker:
             take_weights(self._machine, weights)
         if self._device is None:
             if digest_of(held_by_devices(self._machine)) != order.weights:
-                return frame(Ready(fits=False))
+                return self._ready(order, fits=False)
             most = configuration.from_tree(order.config, {}).steps_per_round
             self._device = Device(self._machine, order.client, self._own(order) / "states", most_steps=most)
-        return frame(Ready(fits=True))
+        return self._ready(order, fits=True)
+
+    def _ready(self, order: Prepare, *, fits: bool) -> Frame:
+        assert self._machine is not None
+        self.takes = takes(self._machine, order.client, begun=fits)
+        return frame(Ready(fits=fits, takes=self.takes))
 
     def _built(self, order: Prepare) -> Simulation:
         config = at_client(configuration.from_tree(order.config, {}), self._site)
@@ -97,7 +104,7 @@ def serve(line: socket.socket, worker: Worker) -> None:
     """Answers until the other side is gone."""
     while True:
         try:
-            asked = read_frame(line)
+            asked = read_frame(line, Longest(worker.takes))  # longer ones the relay holds back
             write_frame(line, worker.answer(asked))
         except Gone:
             return

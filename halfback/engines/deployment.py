@@ -18,10 +18,12 @@ from typing import Any, Protocol, final
 from torch import Tensor
 
 from halfback.algorithms.holdings import Round
+from halfback.engines.bounds import Tab
 from halfback.engines.frames import (
     Ancestor,
     Done,
     Frame,
+    Longest,
     Open,
     Prepare,
     Question,
@@ -32,6 +34,7 @@ from halfback.engines.frames import (
     Saved,
     Say,
     frame,
+    longest_answer,
     read_answer,
 )
 from halfback.engines.simulation import Simulation, take_losses
@@ -47,6 +50,10 @@ _PAUSE = 0.05  # seconds between two looks for clients that are back
 _RETRY = 2.0  # seconds until a client that could not be prepared is asked again
 
 
+Came = Frame | str | PeerError
+"""The answer that came, why none did, or what was wrong with it."""
+
+
 class Carrier(Protocol):
     """Takes questions to sites and brings their answers; it may be used by several threads."""
 
@@ -58,8 +65,11 @@ class Carrier(Protocol):
         """Whether its site answers at all, found out in a few seconds."""
         ...
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
-        """All at once; of each client the answer, or why there is none after at most so many seconds."""
+    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
+        """All at once; of each client the answer, or why there is none after at most so many seconds.
+
+        What is longer than allowed is a PeerError, and is not read.
+        """
         ...
 
 
@@ -141,20 +151,24 @@ class Deployment:
         greetings = {n: self._simulation.link.of(n)[1].hello(thresholds) for n in together}
         questions = {n: frame(self._open(n, round, measure)) for n in together}
         reports: dict[int, Done] = {}
+        tabs = {n: Tab(n, self._simulation.bounds, cursor=self._cursors.get(n, 0), steps=round.steps) for n in together}
         exchange = 0
         while questions:
             self._changed.update(questions)
             messages: dict[int, Message] = {}
-            for number, (answer, body) in self._asked(questions, round, left).items():
+            for number, (answer, body) in self._asked(questions, round, left, tabs).items():
                 try:
                     match answer:
                         case Done(lineage=self._lineage, round=round.number):
+                            tabs[number].check(answer)
                             reports[number] = answer
                         case Said(lineage=self._lineage, round=round.number, exchange=at) if at == exchange:
                             messages[number] = self._simulation.link.hear(number, body, self._simulation.server_meter)
+                            tabs[number].hear(messages[number])
                         case _:
                             raise PeerError(f"client {number}: {answer.kind} came, exchange {exchange} is due")
                 except PeerError as error:  # the server's state is as it was
+                    messages.pop(number, None)
                     self._expel(number, error, round, left)
                 del body
             answers: Mapping[int, Message]
@@ -209,14 +223,20 @@ class Deployment:
             measure=measure,
         )
 
-    def _asked(self, questions: Mapping[int, Frame], round: Round, left: set[int]) -> dict[int, tuple[Any, bytes]]:
+    def _asked(
+        self, questions: Mapping[int, Frame], round: Round, left: set[int], tabs: Mapping[int, Tab]
+    ) -> dict[int, tuple[Any, bytes]]:
         """The answers by client, in the order of their numbers; who gave none is dropped."""
-        found = self._carrier.ask(questions, self._deadline)
+        longest = max(self._simulation.link.of(number)[1].most_bytes for number in questions)
+        began = time.monotonic()
+        found = self._carrier.ask(questions, self._deadline, longest_answer(round.steps, longest))
+        for number in questions:
+            tabs[number].seconds += time.monotonic() - began
         answers: dict[int, tuple[Any, bytes]] = {}
         for number in sorted(questions):
             came = found[number]
             try:
-                answer = came if isinstance(came, str) else read_answer(came.header)
+                answer = _read(came)
             except PeerError as error:
                 self._expel(number, PeerError(f"client {number}: {error}"), round, left)
                 continue
@@ -225,7 +245,7 @@ class Deployment:
             if isinstance(answer, str | Refused):
                 self._drop(number, answer if isinstance(answer, str) else answer.error, round, left)
             else:
-                assert not isinstance(came, str)
+                assert isinstance(came, Frame)
                 answers[number] = (answer, came.body)
         return answers
 
@@ -346,7 +366,8 @@ class Deployment:
         return answer if isinstance(answer, str) else getattr(answer, "error", f"{answer.kind} came, ready is due")
 
     def _ask_one(self, number: int, question: Question, body: bytes) -> Any:
-        return _read(self._carrier.ask({number: frame(question, body)}, self._patience)[number])
+        asked = self._carrier.ask({number: frame(question, body)}, self._patience, longest_answer(0, 0))
+        return _read_or_why(asked[number])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the server needs to go on; the clients have then written down their own.
@@ -356,8 +377,8 @@ class Deployment:
         """
         saving = {n: frame(Save(lineage=self._lineage, rounds=self._rounds)) for n in self._changed & self._ready}
         if saving:
-            for number, came in self._carrier.ask(saving, self._deadline).items():
-                answer = _read(came)
+            for number, came in self._carrier.ask(saving, self._deadline, longest_answer(0, 0)).items():
+                answer = _read_or_why(came)
                 if isinstance(answer, Refused) and answer.why in _ERRORS and self._needs_all:
                     raise _ERRORS[answer.why](f"client {number}: {answer.error}")
                 if not isinstance(answer, Saved):
@@ -394,10 +415,16 @@ class Deployment:
         self._events({"event": "went back", "round": self._rounds})
 
 
-def _read(came: Frame | str) -> Any:
-    """The answer that came, or why there is none."""
+def _read(came: Came) -> Any:
+    """The answer that came, or why there is none; PeerError for what is none."""
+    if isinstance(came, PeerError):
+        raise came
+    return came if isinstance(came, str) else read_answer(came.header)
+
+
+def _read_or_why(came: Came) -> Any:
     try:
-        return came if isinstance(came, str) else read_answer(came.header)
+        return _read(came)
     except PeerError as error:
         return str(error)
 

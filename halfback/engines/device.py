@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from halfback import checkpoint
 from halfback.algorithms.checks import check_tensors
 from halfback.algorithms.holdings import Round
+from halfback.engines.bounds import model_bound
 from halfback.engines.frames import Done, Frame, Open, Question, Refused, Said, Save, Saved, Say, frame
 from halfback.engines.simulation import Simulation
 from halfback.engines.state import load_moments, load_optimizer_tensors, moments, optimizer_tensors, under
 from halfback.errors import Diverged, HalfbackError, PeerError
 from halfback.telemetry.meters import MemoryMeter
 from halfback.wire.messages import Weights
-from halfback.wire.packing import unpack
+from halfback.wire.packing import most_bytes, unpack
 from halfback.zeroth.directions import forget_tables
 
 _Talk = Generator[bytes, bytes, None]
@@ -44,7 +45,7 @@ class Device:
         self._label = ("", 1)  # of what is in memory: lineage and rounds; a new process looks for a state on disk first
         self._talk: _Talk | None = None
         self._turn: tuple[str, int, int] = ("", 0, 0)  # lineage, round and exchange of the last answer
-        self._told = (0, 0.0, 0.0)  # forward passes and seconds that earlier rounds have reported
+        self._told = (0, 0.0, 0.0)  # forward passes and seconds before this round
 
     def answer(self, question: Question, body: bytes) -> Frame:
         """Answers one question; one that comes twice, late or out of turn changes nothing."""
@@ -81,7 +82,8 @@ class Device:
         way |= {"": 0, order.lineage: order.round}
         if self._label[1] > way.get(self._label[0], -1):
             self._go_back(way)
-        client = self._client
+        client, meters = self._client, self._machine.meters
+        self._told = (meters.forward_passes, meters.client.seconds, meters.wire.seconds)
         client.cursor, client.seat, client.losses = order.cursor, order.seat, []
         self._label = (order.lineage, order.round + 1)
         self._talk = self._conversation(Round(order.round, order.steps, order.first), order.measure)
@@ -131,7 +133,6 @@ class Device:
 
     def _done(self) -> Done:
         meters, client, told = self._machine.meters, self._client, self._told
-        self._told = (meters.forward_passes, meters.client.seconds, meters.wire.seconds)
         return Done(
             lineage=self._turn[0],
             round=self._turn[1],
@@ -185,6 +186,15 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
+def takes(machine: Simulation, client: int, *, begun: bool) -> int:
+    """Bytes of the longest body that a client reads: of the weights to begin with, and when it has `begun`, of a round.
+
+    Both follow from the recipe, as this site has it.
+    """
+    of_rounds = machine.link.of(client)[0].most_bytes if begun else 0
+    return max(of_rounds, most_bytes(model_bound(held_by_devices(machine))))
+
+
 @torch.no_grad()
 def take_weights(machine: Simulation, body: bytes) -> None:
     """Puts the server's weights to begin with in the place of this site's own.
@@ -192,7 +202,8 @@ def take_weights(machine: Simulation, body: bytes) -> None:
     Raises:
         PeerError: the body is no message with these tensors.
     """
-    held, message = held_by_devices(machine), unpack(body)
+    held = held_by_devices(machine)
+    message = unpack(body, model_bound(held))
     if not isinstance(message, Weights):
         raise PeerError(f"server: {type(message).__name__} came, Weights is allowed")
     check_tensors("server: Weights.tensors", message.tensors, held)

@@ -9,6 +9,7 @@ import torch
 from halfback.codecs import Codec, make_receiver, make_sender
 from halfback.codecs.protocol import Receiver, Sender
 from halfback.codecs.temporal import Temporal
+from halfback.engines.bounds import Bounds
 from halfback.engines.link import End, HiddenForm, Side
 from halfback.errors import UserError
 
@@ -20,7 +21,7 @@ def ends_of(
     forms: Mapping[str, HiddenForm],
     *,
     others: Mapping[int, Mapping[str, HiddenForm]],
-    batch_size: int,
+    bounds: Bounds,
     longest: int,
     device: torch.device,
     scratch: Path | None,
@@ -28,14 +29,14 @@ def ends_of(
     """Makes the client's and the server's end of a client's link.
 
     codecs: the chain of each link. forms: what each link carries; others: the same by client, where that differs.
-    longest: tokens of the longest row, for texts.
+    bounds: what their messages may hold. longest: tokens of the longest row, for texts.
     scratch: where what is remembered on disk gets a temporary folder; None for the system's place.
     Raises UserError for a chain that can't work on its link.
     """
     kinds = [dict(kind) for kind in dict.fromkeys(tuple(each.items()) for each in (forms, *others.values()))]
     for link, chain in codecs.items():
         for kind in kinds:
-            _check(link, chain, kind, batch_size, longest)
+            _check(link, chain, kind, bounds.rows, longest)
     on_disk = any(isinstance(codec, Temporal) and codec.where == "disk" for chain in codecs.values() for codec in chain)
     folder = TemporaryDirectory(prefix=CACHES, dir=scratch) if on_disk else None
 
@@ -49,7 +50,8 @@ def ends_of(
             else:
                 own = Path(folder.name) / f"{client}-{link}" if folder is not None else None
                 receivers[link] = make_receiver(chain, width=form.width, dtype=form.dtype, where=where, folder=own)
-        return End(side, device, forms=carried, senders=senders, receivers=receivers)
+        most = bounds.receiving("down" if side == "client" else "up", carried, receivers)
+        return End(side, device, forms=carried, senders=senders, receivers=receivers, most=most)
 
     def both(client: int, carried: Mapping[str, HiddenForm]) -> tuple[End, End]:
         return end("client", client, carried), end("server", client, carried)

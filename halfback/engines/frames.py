@@ -14,11 +14,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from halfback.errors import PeerError, one_line
 
-MAX_HEADER = 1 << 22  # bytes; the largest holds a configuration
+MAX_HEADER = 1 << 22  # characters; the largest holds a configuration
+MOST_MEMORY = 1 << 44  # bytes, 16 TiB: more than any machine that trains has
+_LARGEST = 3.4028235e38  # of float32, in which a device takes its losses: their sum over any cohort is finite
 
 _Token = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
-_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+_Bytes = Annotated[int, Field(ge=0, le=MOST_MEMORY)]
+_Loss = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
 
 
 class _Header(BaseModel):
@@ -76,10 +80,14 @@ class Save(_Header):
 
 
 class Ready(_Header):
-    """Answer to `Prepare`; `fits` is false where the weights to begin with are needed."""
+    """Answer to `Prepare`; `fits` is false where the weights to begin with are needed.
+
+    `takes`: bytes of the longest body that the client reads from now on, for what stands before it on its own site.
+    """
 
     kind: Literal["ready"] = "ready"
     fits: bool
+    takes: _Count
 
 
 class Said(_Header):
@@ -92,7 +100,7 @@ class Said(_Header):
 
 
 class Done(_Header):
-    """Answer: the client has said all of this round; what that cost it."""
+    """Answer: the client has said all of this round; what the round cost it, and its peaks so far."""
 
     kind: Literal["done"] = "done"
     lineage: _Token
@@ -101,9 +109,9 @@ class Done(_Header):
     forward_passes: _Count
     client_seconds: _Seconds
     wire_seconds: _Seconds
-    peak_bytes: _Count
-    inference_peak_bytes: _Count
-    losses: Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(max_length=100_000)]
+    peak_bytes: _Bytes
+    inference_peak_bytes: _Bytes
+    losses: Annotated[tuple[_Loss, ...], Field(max_length=100_000)]
 
 
 class Saved(_Header):
@@ -124,6 +132,30 @@ Question = Prepare | Open | Say | Save
 Answer = Ready | Said | Done | Saved | Refused
 _QUESTION: TypeAdapter[Question] = TypeAdapter(Annotated[Question, Field(discriminator="kind")])
 _ANSWER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="kind")])
+
+
+class Longest(NamedTuple):
+    """The longest frame that may come: bytes of its body, characters of its header."""
+
+    body: int
+    header: int = MAX_HEADER
+
+    def check(self, header: int, body: int) -> None:
+        """Refuses a frame of which so many bytes are announced, or have come, before anyone copies them.
+
+        Raises:
+            PeerError: says what came and what is allowed.
+        """
+        if header > 4 * self.header or body > self.body:  # a character takes up to four bytes
+            raise PeerError(
+                f"frame: a header of {header} bytes and a body of {body} came, at most {4 * self.header} and "
+                f"{self.body} are allowed"
+            )
+
+
+def longest_answer(steps: int, body: int) -> Longest:
+    """In a round of so many steps: a refusal, or a report with a loss for each."""
+    return Longest(body, (1 << 14) + 32 * steps)
 
 
 class Frame(NamedTuple):

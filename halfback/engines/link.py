@@ -18,8 +18,8 @@ from halfback.engines.state import under
 from halfback.errors import Diverged, PeerError
 from halfback.telemetry.meters import MemoryMeter, Stopwatch
 from halfback.wire.ledger import Direction, Ledger
-from halfback.wire.messages import CODED, FIELDS, Caches, Encoded, HandOver, Message
-from halfback.wire.packing import Packed, pack, split, unpack
+from halfback.wire.messages import CODED, FIELDS, Caches, Encoded, HandOver, Message, Role
+from halfback.wire.packing import Most, Packed, most_bytes, pack, split, unpack
 
 Side = Literal["client", "server"]
 _SENDS: dict[Side, Direction] = {"client": "up", "server": "down"}
@@ -61,14 +61,17 @@ class End:
         forms: Mapping[str, HiddenForm],
         senders: Mapping[str, Sender],
         receivers: Mapping[str, Receiver],
+        most: Mapping[Role, Most],
     ) -> None:
         """`senders`, `receivers`: the codecs of this side by the link's name; a field without one is sent as it is.
 
-        `forms`: what these links carry.
+        `forms`: what these links carry; `most`: what the fields of a message to this side may hold.
         """
         self._side = side
         self._device = device
         self._forms = dict(forms)
+        self._most = dict(most)
+        self.most_bytes = most_bytes(most)
         self._batch: _Batch | None = None
         self.senders = dict(senders)
         self.receivers = dict(receivers)
@@ -146,7 +149,13 @@ class End:
         Raises:
             PeerError: the bytes are no message, or a field is not what this link's codecs make.
         """
-        return self.decode(unpack(data))
+        return self.decode(self.unpack(data))
+
+    def unpack(self, data: bytes) -> Message:
+        """The message in these bytes as its sender packed it; raises as `receive` does."""
+        if len(data) > self.most_bytes:
+            raise PeerError(f"message: {len(data)} bytes came, at most {self.most_bytes} are allowed")
+        return unpack(data, self._most)
 
     def decode(self, message: Message) -> Message:
         """An unpacked message as it was before this link's codecs; raises as `receive` does."""
@@ -333,9 +342,10 @@ class Link:
     def hear(self, client: int, data: bytes, memory: MemoryMeter | None = None) -> Message:
         """The server's half of `carry`: what a client sent over a network."""
         with self._stopwatch.running(), _blamed(client, "up"), charged(memory):
-            message = unpack(data)
+            far = self.of(client)[1]
+            message = far.unpack(data)
             self._ledger.add("up", type(message).__name__, split(message, data))
-            return self.of(client)[1].decode(message)
+            return far.decode(message)
 
     def say(self, client: int, message: Message, memory: MemoryMeter | None = None) -> bytes:
         """The server's half of `carry`: what a client is sent over a network."""

@@ -24,6 +24,7 @@ from halfback.algorithms.protocol import Algorithm, ChoosesClients, Conversation
 from halfback.algorithms.server import Server
 from halfback.codecs.protocol import Seen
 from halfback.controllers.protocol import Controller, LinkUse, Observation
+from halfback.engines.bounds import Bounds
 from halfback.engines.link import End, Link, Side, charged, tensors_of
 from halfback.engines.sampling import dependent_rounding
 from halfback.engines.state import (
@@ -78,13 +79,14 @@ class Simulation:
         head: Head | None,
         local: Callable[[int], Local] | None,
         ends: Callable[[int], tuple[End, End]],
+        bounds: Bounds,
         controller: Controller | None,
         bottoms: Mapping[int, Bottom],
     ) -> None:
         """`device_part` is what θ belongs to; `sources` are the clients' data, one each; `seed` fixes who is sampled in
         which round; `local` gives a client's own model; `ends` makes the two ends of a client's link, the client's
-        first; `controller` sets the thresholds of links that reuse values; `bottoms` are those of the clients whose cut
-        is not the deepest.
+        first; `bounds` is what clients elsewhere may say; `controller` sets the thresholds of links that reuse values;
+        `bottoms` are those of the clients whose cut is not the deepest.
         """
         self.algorithm = algorithm
         self.server = server
@@ -103,6 +105,7 @@ class Simulation:
         self.ledger = Ledger()
         self.meters = Meters()
         self.link = Link(self.ledger, self.meters.wire, ends)
+        self.bounds = bounds
         self.controller = controller
         self.clients: dict[int, Client] = {}
         self.server_meter: MemoryMeter | None = None

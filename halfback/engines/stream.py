@@ -3,9 +3,8 @@
 import socket
 import struct
 
-from halfback.engines.frames import MAX_HEADER, Frame
+from halfback.engines.frames import Frame, Longest
 from halfback.errors import PeerError
-from halfback.wire.packing import MAX_BYTES
 
 _LENGTHS = struct.Struct("<II")
 _PIECE = 1 << 20  # bytes read at once, so that a length alone allocates nothing
@@ -25,17 +24,16 @@ def write_frame(stream: socket.socket, frame: Frame) -> None:
         raise Gone(str(error)) from None
 
 
-def read_frame(stream: socket.socket) -> Frame:
-    """The next frame.
+def read_frame(stream: socket.socket, longest: Longest) -> Frame:
+    """The next frame, no longer than this.
 
     Raises:
-        PeerError: a length is over what is allowed.
+        PeerError: a length is over what is allowed; nothing of the frame has been read.
         Gone: the stream ends before the frame does, or was cut.
         TimeoutError: nothing came in the stream's own time.
     """
     header, body = _LENGTHS.unpack(_exactly(stream, _LENGTHS.size))
-    if header > 4 * MAX_HEADER or body > MAX_BYTES:
-        raise PeerError(f"frame: {header} and {body} bytes came, at most {4 * MAX_HEADER} and {MAX_BYTES} are allowed")
+    longest.check(header, body)
     try:
         text = bytes(_exactly(stream, header)).decode()
     except UnicodeDecodeError:

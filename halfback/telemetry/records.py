@@ -6,6 +6,7 @@ Both are standard JSON: a number that is not finite is written as null.
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -54,7 +55,9 @@ _NESTED_KEYS = {
     "generation": frozenset({"bleu", "chrf", "rows", "decoding"}),  # null where nothing was generated
 }
 _COUNTS = ("round", "step", "up_bytes", "down_bytes", "forward_passes")
+_SECONDS = ("client_seconds", "server_seconds", "wire_seconds", "wall_seconds")
 _MAY_BE_NULL = ("train_loss", "validation_loss", "metric")
+_MOST_COUNT = 1 << 63  # below it; what other readers of JSON hold too
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,23 @@ class Record:
     thresholds: dict[str, float]  # of the links that reuse values, until the next round
 
     def to_json(self) -> str:
-        """One line of standard JSON, without its end of line."""
-        return json.dumps(_finite(asdict(self)), allow_nan=False)
+        """One line of standard JSON, without its end of line.
+
+        Raises:
+            UserError: a value is one that `from_json` refuses: what can't be read again is not written.
+        """
+        written = asdict(self)
+        for name in _MAY_BE_NULL:
+            written[name] = _finite(written[name])
+        _check_values(written)
+        return json.dumps(written, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> "Record":
         """The record that `to_json` wrote; a null `train_loss` is NaN.
 
         Raises:
-            UserError: not JSON, a field is missing or unknown, or a value is not a number.
+            UserError: not JSON, a field is missing or unknown, or a value is not a number that a run can come to.
         """
         try:
             found = json.loads(line)
@@ -94,24 +105,37 @@ class Record:
         if not isinstance(found, dict) or found.keys() != names:
             keys = sorted(found) if isinstance(found, dict) else type(found).__name__
             raise UserError(f"a record has the fields {sorted(names)}, not {keys}")
-        for name, value in found.items():
-            if name == "thresholds":
-                _check_thresholds(value)
-                continue
-            allowed = int if name in _COUNTS else int | float
-            if value is None and name in _MAY_BE_NULL:
-                continue
-            if isinstance(value, bool) or not isinstance(value, allowed):
-                raise UserError(f"a record's {name} must be a number, not {value!r}")
+        _check_values(found)
         if found["train_loss"] is None:
             found["train_loss"] = math.nan
         return cls(**found)
 
 
-def _check_thresholds(found: Any) -> None:
-    numbers = isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values())
-    if not numbers:
-        raise UserError(f"a record's thresholds must be numbers by link, not {found!r}")
+def _check_values(found: dict[str, Any]) -> None:
+    """What a record may hold, whether it is about to be written or was just read."""
+    for name, value in found.items():
+        if name == "thresholds":
+            if not isinstance(value, dict) or not all(_is_number(threshold) for threshold in value.values()):
+                raise UserError(f"a record's thresholds must be numbers by link, not {_short(value)}")
+        elif name in _COUNTS:
+            if type(value) is not int or not 0 <= value < _MOST_COUNT:
+                raise UserError(f"a record's {name} must be a number from 0 to 2^63 - 1, not {_short(value)}")
+        elif not (_is_number(value) or (value is None and name in _MAY_BE_NULL)):
+            raise UserError(f"a record's {name} must be a finite number, not {_short(value)}")
+        elif name in _SECONDS and value < 0:
+            raise UserError(f"a record's {name} must be at least 0, not {_short(value)}")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is finite: standard JSON has no other, but its readers take 1e999 for infinity."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _short(value: Any) -> str:
+    try:
+        return repr(value)[:60]
+    except ValueError:  # Python writes out no whole number of thousands of digits
+        return "what came"
 
 
 def read_records(folder: Path) -> list[Record]:

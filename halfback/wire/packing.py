@@ -5,14 +5,15 @@ Every length, dtype, shape and count is checked against what is left of the buff
 
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from halfback.errors import PeerError
-from halfback.wire.messages import FIELDS, KINDS, Encoded, Message
+from halfback.wire.messages import FIELDS, KINDS, Encoded, Message, Role
 
 MAGIC = b"HB"
 VERSION = 1
@@ -35,6 +36,29 @@ _DTYPES = (
     torch.bool,
 )
 _CODE_OF = {dtype: code for code, dtype in enumerate(_DTYPES)}
+
+
+class Most(NamedTuple):
+    """The most that a field may hold: bytes of values in so many tensors.
+
+    With a `shape`, its one tensor has no more dimensions than this and is in none of them longer.
+    """
+
+    bytes: int
+    tensors: int = 1
+    shape: tuple[int, ...] | None = None
+
+
+def most_bytes(most: Mapping[Role, Most]) -> int:
+    """Of the longest message whose fields hold no more than this, by role; a role that is not there holds nothing."""
+    return max(
+        _HEADER.size + sum(_most_of_field(most.get(role, Most(0, 0))) for role, _types in fields.values())
+        for fields in FIELDS.values()
+    )
+
+
+def _most_of_field(most: Most) -> int:
+    return max(9, 5 + most.tensors * (2 + 4 * MAX_DIMENSIONS) + most.bytes)  # an integer, or tensors
 
 
 @dataclass(frozen=True)
@@ -94,11 +118,14 @@ def _pack_tensor(parts: list[bytes | memoryview], tensor: Tensor) -> None:
     parts.append(flat.view(torch.uint8).numpy().data)
 
 
-def unpack(data: bytes) -> Message:
+def unpack(data: bytes, most: Mapping[Role, Most] | None = None) -> Message:
     """Reads a message back; tensors are fresh and on the CPU.
 
+    `most`: what fields may hold, by role, as for `most_bytes`; without it, whatever these bytes do.
+
     Raises:
-        PeerError: the bytes are no message of this version; names the field, what came and what is allowed.
+        PeerError: the bytes are no message of this version, or hold more; names the field, what came and what is
+            allowed.
     """
     if len(data) > MAX_BYTES:
         raise PeerError(f"message: {len(data)} bytes came, at most {MAX_BYTES} are allowed")
@@ -109,14 +136,21 @@ def unpack(data: bytes) -> Message:
     if kind_code >= len(KINDS):
         raise PeerError(f"header: message kind {kind_code} came, 0 to {len(KINDS) - 1} are allowed")
     kind = KINDS[kind_code]
-    values = {name: reader.field(f"{kind.__name__}.{name}") for name in FIELDS[kind]}
+    values = {}
+    for name, (role, _types) in FIELDS[kind].items():
+        allowed = Most(MAX_BYTES, MAX_TENSORS) if most is None else most.get(role, Most(0, 0))
+        values[name] = reader.field(f"{kind.__name__}.{name}", allowed)
     if reader.left:
         raise PeerError(f"{kind.__name__}: {reader.left} bytes follow the last field, none are allowed")
     for name, (_role, types) in FIELDS[kind].items():
         if not isinstance(values[name], types):
-            allowed = " or ".join(allowed.__name__ for allowed in types)
-            raise PeerError(f"{kind.__name__}.{name}: {type(values[name]).__name__} came, {allowed} is allowed")
+            wanted = " or ".join(allowed.__name__ for allowed in types)
+            raise PeerError(f"{kind.__name__}.{name}: {type(values[name]).__name__} came, {wanted} is allowed")
     return kind(**values)
+
+
+def _within(shape: tuple[int, ...], most: tuple[int, ...]) -> bool:
+    return len(shape) <= len(most) and all(length <= longest for length, longest in zip(shape, most, strict=False))
 
 
 class _Reader:
@@ -137,25 +171,30 @@ class _Reader:
         self._at += layout.size
         return values
 
-    def field(self, name: str) -> Any:
+    def field(self, name: str, most: Most) -> Any:
         (code,) = self.read(struct.Struct("<B"), name)
         if code == _NONE:
             return None
         if code == _INTEGER:
             return self.read(struct.Struct("<q"), name)[0]
         if code == _TENSOR:
-            return self.tensor(name)
+            return self.tensor(name, most)
         if code in (_TENSORS, _ENCODED):
             (count,) = self.read(struct.Struct("<I"), name)
             if count > MAX_TENSORS:
                 raise PeerError(f"{name}: {count} tensors announced, at most {MAX_TENSORS} are allowed")
             if count * 2 > self.left:  # a tensor takes at least two bytes
                 raise PeerError(f"{name}: {count} tensors announced, but only {self.left} bytes are left")
-            tensors = tuple(self.tensor(f"{name}[{i}]") for i in range(count))
-            return Encoded(tensors) if code == _ENCODED else tensors
+            if count > most.tensors:
+                raise PeerError(f"{name}: {count} tensors announced, at most {most.tensors} are allowed")
+            tensors: list[Tensor] = []
+            for place in range(count):
+                tensors.append(self.tensor(f"{name}[{place}]", most))
+                most = Most(most.bytes - tensors[-1].nbytes)
+            return Encoded(tuple(tensors)) if code == _ENCODED else tuple(tensors)
         raise PeerError(f"{name}: field type {code} came, 0 to {_ENCODED} are allowed")
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, most: Most) -> Tensor:
         code, dimensions = self.read(struct.Struct("<BB"), name)
         if code >= len(_DTYPES):
             raise PeerError(f"{name}: dtype {code} came, 0 to {len(_DTYPES) - 1} are allowed")
@@ -166,6 +205,10 @@ class _Reader:
         size = math.prod(shape) * dtype.itemsize
         if size > self.left:
             raise PeerError(f"{name}: shape {shape} of {dtype} needs {size} bytes, but only {self.left} are left")
+        if size > most.bytes:
+            raise PeerError(f"{name}: shape {shape} of {dtype} has {size} bytes, at most {most.bytes} are allowed")
+        if most.shape is not None and not _within(shape, most.shape):
+            raise PeerError(f"{name}: shape {shape} came, up to {most.shape} is allowed")
         if not size and math.prod(max(length, 1) for length in shape) > MAX_BYTES:  # its strides could overflow
             raise PeerError(f"{name}: empty shape {shape} came, other lengths up to {MAX_BYTES} in all are allowed")
         raw = bytearray(self._data[self._at : self._at + size])

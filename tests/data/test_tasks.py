@@ -321,7 +321,7 @@ def test_folders_that_are_refused(tmp_path):
     (tmp_path / "bare" / "cat").mkdir(parents=True)
     assert "no images" in message(name="images", train=str(tmp_path / "bare"))
     (tmp_path / "train" / "cat" / "test_0.png").write_bytes(b"not an image")
-    assert "an image that cannot be read" in message(name="images", train=train, validation=train)
+    assert "cat/test_0.png' can't be read: it is no image" in message(name="images", train=train, validation=train)
     assert "task.image_size=0" in message(name="images", train=train, image_size=0)
 
 

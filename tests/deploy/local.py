@@ -13,7 +13,9 @@ from halfback import checkpoint
 from halfback.deploy.relay import Relay, WorkerLost
 from halfback.deploy.serving import ENDED, RUN, serve
 from halfback.deploy.site import SiteConfig
-from halfback.engines.frames import Frame
+from halfback.engines.deployment import Came
+from halfback.engines.frames import Frame, Longest
+from halfback.errors import PeerError
 
 
 class Relays:
@@ -28,7 +30,7 @@ class Relays:
     def is_there(self, client: int) -> bool:
         return client in self.by_client
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
+    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
         with ThreadPoolExecutor(max(len(questions), 1)) as threads:
             calls = {n: threads.submit(self._one, n, question, seconds) for n, question in questions.items()}
             return {n: call.result() for n, call in calls.items()}
@@ -36,7 +38,7 @@ class Relays:
     def _one(self, number: int, question: Frame, seconds: float) -> Frame | str:
         try:
             return self.by_client[number].exchange(question, seconds)
-        except WorkerLost as error:
+        except (WorkerLost, PeerError) as error:
             return str(error)
 
     def close(self) -> None:

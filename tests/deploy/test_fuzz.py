@@ -26,6 +26,7 @@ from halfback.engines.frames import (
     Ancestor,
     Answer,
     Done,
+    Longest,
     Open,
     Prepare,
     Question,
@@ -62,7 +63,7 @@ FRAMES: list[Question | Answer] = [
     ),
     Say(lineage=TOKEN, round=4, exchange=2),
     Save(lineage=TOKEN, rounds=5),
-    Ready(fits=True),
+    Ready(fits=True, takes=1 << 20),
     Said(lineage=TOKEN, round=4, exchange=2),
     Done(
         lineage=TOKEN,
@@ -166,7 +167,7 @@ def _fuzz_streams(inputs: int) -> Counter[str]:
                 far.sendall(mutated(honest[:spoilt], dice, [honest]) + honest[spoilt:])
             while True:
                 try:
-                    read_frame(near)
+                    read_frame(near, Longest(1 << 20))
                 except Gone:
                     came["gone"] += 1
                     break

@@ -14,9 +14,9 @@ from halfback import checkpoint
 from halfback.algorithms.holdings import Round
 from halfback.conformance import small
 from halfback.conformance.remote import Sockets
-from halfback.engines.deployment import Deployment
+from halfback.engines.deployment import Came, Deployment
 from halfback.engines.device import Device, digest_of, held_by_devices
-from halfback.engines.frames import Frame, Open, Prepare, Save, Say, frame, read_answer
+from halfback.engines.frames import Frame, Longest, Open, Prepare, Save, Say, frame, read_answer
 from halfback.engines.simulation import Simulation
 from halfback.errors import CohortLost, PeerError, UserError
 from halfback.wire.messages import Slopes, Weights
@@ -51,13 +51,14 @@ class Faulty:
     def is_there(self, client: int) -> bool:
         return client not in self.absent
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float) -> Mapping[int, Frame | str]:
+    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
         there = {number: question for number, question in questions.items() if number not in self.absent}
         self.asked += [(number, question.header) for number, question in there.items()]
-        answers: dict[int, Frame | str] = dict.fromkeys(questions, "no answer came")
-        for number, answer in self.inner.ask(there, seconds).items():
-            assert isinstance(answer, Frame)
-            answers[number] = self.change(number, questions[number], answer)
+        answers: dict[int, Came] = dict.fromkeys(questions, "no answer came")
+        for number, answer in self.inner.ask(there, seconds, longest).items():
+            answers[number] = (
+                answer if isinstance(answer, PeerError) else self.change(number, questions[number], answer)
+            )
         return answers
 
 
@@ -176,7 +177,7 @@ def test_who_was_away_catches_up_bit_for_bit_and_pays_for_the_rows(
     make_world: Callable[..., World], tmp_path: Path
 ) -> None:
     """500 steps: at most 500 · (8P + 16) bytes."""
-    world = make_world(absent={1}, min_cohort=1)
+    world = make_world(absent={1}, min_cohort=1, steps=600)
     world.run(11, steps=50)
     before = _history_bytes(world.server)
     world.carrier.absent.clear()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfback.codecs import parse
 from halfback.codecs.temporal import TemporalSender
+from halfback.engines.bounds import Bounds
 from halfback.engines.ends import ends_of
 from halfback.engines.link import End, HiddenForm, Link
 from halfback.errors import Diverged, PeerError
@@ -24,7 +25,7 @@ from halfback.wire.messages import (
     MiddleActivations,
     Nothing,
 )
-from halfback.wire.packing import pack, unpack
+from halfback.wire.packing import Most, pack, unpack
 
 LONGEST, WIDTH = 6, 8
 TEXTS = HiddenForm((LONGEST, WIDTH), True, torch.float32)
@@ -37,7 +38,8 @@ CLIENT = 3
 def link(codecs: dict[str, list[Any]], form: HiddenForm = TEXTS) -> Link:
     forms = dict.fromkeys(("activations_up", "gradient_down", "activations_down", "gradient_up"), form)
     parsed = {name: parse(chosen, f"codecs.{name}") for name, chosen in codecs.items()}
-    make = ends_of(parsed, forms, others={}, batch_size=4, longest=LONGEST, device=torch.device("cpu"), scratch=None)
+    bounds = Bounds(rows=4, directions=1, slopes={"up": 1, "down": 1}, weights={"up": Most(64), "down": Most(64)})
+    make = ends_of(parsed, forms, others={}, bounds=bounds, longest=LONGEST, device=torch.device("cpu"), scratch=None)
     return Link(Ledger(), Stopwatch(), make)
 
 
@@ -339,7 +341,7 @@ MESSAGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "mask-long": (
         lambda m: replace(m, mask=torch.ones(3, 7, dtype=torch.bool)),
-        r"Activations.mask: torch.bool \(3, 7\) came",
+        r"Activations.mask: shape \(3, 7\) came, up to \(4, 6\) is allowed",
     ),
     "mask-flat": (lambda m: replace(m, mask=m.mask[0]), r"Activations.mask: torch.bool \(4,\) came"),
     "mask-dtype": (lambda m: replace(m, mask=m.mask.to(torch.uint8)), "Activations.mask: torch.uint8"),
@@ -373,7 +375,7 @@ def test_a_hostile_upload(what: str) -> None:
 
 def test_encoded_values_where_none_are_due() -> None:
     carrier = link({"gradient_down": ["int8"]})
-    with pytest.raises(PeerError, match=r"Activations.hidden: encoded values came, a tensor is allowed on this link"):
+    with pytest.raises(PeerError, match=r"Activations.hidden: \d tensors announced, at most 1 are allowed"):
         heard(carrier.of(CLIENT)[1], honest(carrier))
 
 

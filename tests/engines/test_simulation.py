@@ -11,12 +11,13 @@ from halfback.engines.link import End, Link, tensors_of
 from halfback.engines.simulation import Simulation
 from halfback.telemetry.meters import Stopwatch
 from halfback.wire.ledger import Ledger
-from halfback.wire.messages import Activations, Join, Message, Nothing, Weights
+from halfback.wire.messages import ROLES, Activations, Join, Message, Nothing, Weights
+from halfback.wire.packing import Most
 from halfback.zeroth.directions import forget_tables
 
 
 def end(side: Any) -> End:
-    return End(side, torch.device("cpu"), forms={}, senders={}, receivers={})
+    return End(side, torch.device("cpu"), forms={}, senders={}, receivers={}, most=dict.fromkeys(ROLES, Most(64)))
 
 
 def simulation(algorithm: str, **changes: Any) -> Simulation:

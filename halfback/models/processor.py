@@ -1,0 +1,108 @@
+"""How a model wants its images: its own preprocessor, which is used, and written where the model is."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from PIL import Image
+
+from halfback.errors import UserError
+from halfback.models import loading
+from halfback.models.quiet import quiet
+from halfback.models.resnet import is_resnet_name
+
+FILE = "preprocessor_config.json"
+
+
+class Processor:
+    """A model's own preprocessor, by Pillow and NumPy whatever else is installed, so that its bits are one."""
+
+    def __init__(self, name: str, own: Any, size: int | None) -> None:
+        """`size`: of both sides, in the place of the preprocessor's own; UserError where it can't have that."""
+        self._name = name
+        self.own = own
+        self.shape = self._shape((48, 64))
+        if size is not None and self.shape != (3, size, size):
+            own.size, own.do_center_crop = {"height": size, "width": size}, False
+            with contextlib.suppress(UserError):
+                self.shape = self._shape((48, 64))
+            if self.shape != (3, size, size):
+                raise UserError(
+                    f"task.image_size={size}: the preprocessor of model {name!r} makes no such images; leave it out"
+                )
+        if self._shape((64, 48)) != self.shape:
+            raise UserError(
+                f"the preprocessor of model {name!r} leaves images as wide or as high as they are; set task.image_size"
+            )
+
+    def __call__(self, picture: Image.Image) -> np.ndarray:
+        """The values (3, H, W) float32 of an RGB picture."""
+        try:
+            values = self.own(images=picture, return_tensors="np", input_data_format="channels_last")["pixel_values"][0]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise UserError(f"{FILE} of model {self._name!r} can't be used: {_first_line(error)}") from error
+        return np.asarray(values, dtype=np.float32)
+
+    def _shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        return self(Image.new("RGB", size)).shape
+
+
+def own_processor(name: str, size: int | None) -> Processor | None:
+    """The preprocessor in a model's folder or on the hub, None where it has none.
+
+    name: of the model, as for `load_model`. size: as in `Processor`.
+    Raises UserError for one that can't be used.
+    """
+    folder = Path(name)
+    if folder.is_dir() and not (folder / FILE).is_file():
+        return None
+    own = _from_pretrained(name, transformers.AutoImageProcessor, backend="pil")
+    return None if own is None else Processor(name, own, size)
+
+
+def own_size(name: str) -> int | None:
+    """Of both sides of the images that a model takes; None where it takes any, or says nothing."""
+    if loading._resnet_source(name) is not None:
+        return None
+    try:
+        config = _from_pretrained(name, transformers.AutoConfig)
+    except UserError:  # of another kind than this: whoever loads the model says what is wrong with it
+        return None
+    size = getattr(config, "image_size", None)
+    return size if isinstance(size, int) else None
+
+
+def _from_pretrained(name: str, kind: Any, **options: Any) -> Any:
+    """What a folder or the hub has of this kind; None where it is not there, which whoever loads the model will say."""
+    here = Path(name).is_dir()
+    if not here and (Path(name).suffix or is_resnet_name(name) or name in loading.packaged_models()):
+        return None
+    with quiet():
+        try:
+            return kind.from_pretrained(name, local_files_only=True, **options)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+            if here:
+                raise UserError(f"{FILE} of model {name!r} can't be used: {_first_line(error)}") from error
+        if name.startswith((".", "/", "~")) or not loading._hub_reachable():
+            return None
+        try:
+            return kind.from_pretrained(name, **options)
+        except (OSError, ValueError):
+            return None
+
+
+def plain_processor(shape: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> Any:
+    """What says how images of this shape (3, H, W) were made for a model that had no preprocessor of its own."""
+    return transformers.ViTImageProcessorPil(
+        size={"height": shape[1], "width": shape[2]},
+        image_mean=list(mean),
+        image_std=list(std),
+        resample=int(Image.Resampling.BILINEAR),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
