@@ -39,6 +39,7 @@ def load_whole(config: ModelConfig, options: TaskOptions, raw: RawTask, seed: in
         seed=seed,
         dtype=getattr(torch, config.dtype),
         in_channels=raw.in_channels or 3,
+        label_names=raw.label_names,
     )
 
 
