@@ -286,7 +286,14 @@ def _load_tokenizer(
     tokenizer.padding_side = "left" if family.kind == "decoder" else "right"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
+    size = model.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= size:
+        # The embedding has no row for it. It is masked, so any token that has one will do.
+        special = (tokenizer.eos_token_id, *sorted(tokenizer.all_special_ids), 0)
+        known = next(token for token in special if token is not None and token < size)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(known)
+    if family.kind == "decoder":  # RoBERTa counts positions from behind its own
+        model.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
 
 
