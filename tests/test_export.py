@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 import transformers
 from command import digits, halfback, refusal
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from halfback import config as configuration
 from halfback import exporting, generation
 from halfback.build import build
+from halfback.build.sources import Site
 from halfback.errors import UserError
 from halfback.models.adapters import trainable
 from halfback.telemetry.records import read_records
@@ -197,6 +199,24 @@ def test_a_model_that_writes(name: str, table: Path, tmp_path: Path) -> None:
     said = generation.respond(built.model.whole, built.tokenizer, texts, built.config.task, 4)
     assert [own.decode(row, skip_special_tokens=True).strip() for row in written] == said
     assert plain.generation_config.eos_token_id == own.convert_tokens_to_ids("</s>")
+
+
+def test_every_machine_puts_a_head_in_the_federations_order(table: Path, tmp_path: Path) -> None:
+    """A site that has rows of one class alone takes the order of the classes from the server."""
+    model(tmp_path, "gpt2", "AutoModelForSequenceClassification", id2label={0: "good", 1: "bad"}, label2id=None)
+    TOKENIZERS["pads"](tmp_path)
+    rows = table.read_text().splitlines()
+    (tmp_path / "good.csv").write_text("\n".join([rows[0], *(row for row in rows if ",good," in row)]))
+
+    def head(rows: Path, site: Site | None) -> torch.Tensor:
+        recipe = digits(tmp_path / "run", *settings(tmp_path, rows))[1:-2]
+        whole: Any = build(configuration.resolve(None, recipe), site=site).model.whole
+        return whole.score.weight
+
+    server = head(table, None)
+    trained = load_file(tmp_path / "model.safetensors")["score.weight"]
+    assert torch.equal(server, trained[[1, 0]])
+    assert torch.equal(head(tmp_path / "good.csv", Site(0, True, ("bad", "good"))), server)
 
 
 def test_settings_of_decoding_that_contradict_each_other_are_kept(table: Path, tmp_path: Path) -> None:
