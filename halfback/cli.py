@@ -5,7 +5,6 @@ import inspect
 import logging
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -257,25 +256,9 @@ def export(
 
     Transformers loads it too, but for our ResNets.
     """
-    from safetensors import SafetensorError
+    from halfback import exporting
 
-    from halfback import run
-    from halfback.models import adapters
-
-    if out.exists():
-        raise UserError(f"--out {out} exists already; name a new folder")
-    built = run.reload(folder)
-    unfinished = out.with_name(f"{out.name}.unfinished")
-    try:
-        adapters.export(built.model, unfinished, built.task.label_names)
-        if built.tokenizer is not None:
-            built.tokenizer.save_pretrained(unfinished)
-        if built.processor is not None:
-            built.processor.save_pretrained(unfinished)
-        unfinished.rename(out)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise UserError(f"--out {out} can't be written: {getattr(error, 'strerror', None) or error}") from None
+    exporting.export(folder, out)
     print(out)
 
 

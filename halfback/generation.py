@@ -9,7 +9,7 @@ from halfback.data.encode import Prompt
 from halfback.data.prompts import check_template, encode_prompts, fill, generation_template
 from halfback.data.tasks import TaskOptions
 from halfback.errors import UserError
-from halfback.models.decoding import continue_prompts
+from halfback.models.decoding import check_known, continue_prompts
 
 
 def score(
@@ -61,6 +61,7 @@ def respond(whole: nn.Module, tokenizer: Any, texts: Sequence[str], options: Tas
         check_template(template, has_pairs=False)
         texts = fill(template, texts, None)
     prompts = encode_prompts(texts, tokenizer, options.max_length)
+    check_known(whole, tokenizer, max(map(max, prompts)), "the text")
     positions = getattr(whole.config, "max_position_embeddings", None)
     longest = max(len(prompt) for prompt in prompts)
     if positions is not None and longest + options.max_new_tokens > positions:

@@ -16,7 +16,14 @@ from halfback.algorithms.protocol import Algorithm
 from halfback.build.motion import make_optimizer, make_schedule
 from halfback.build.parties import device_head, device_part, link_forms, make_locals, make_server, place_above
 from halfback.build.sources import Site, client_sources, pooled_source, site_sources
-from halfback.build.whole import check_sizes, load_whole, preparation, pretrain_whole, processor_of
+from halfback.build.whole import (
+    check_sizes,
+    check_tokens,
+    load_whole,
+    preparation,
+    pretrain_whole,
+    processor_of,
+)
 from halfback.codecs import Codec, parse
 from halfback.codecs.temporal import Temporal
 from halfback.config import RunConfig
@@ -69,6 +76,7 @@ def build(
     whole, tokenizer = load_whole(config.model, config.task, raw, seed_for(config.seed, "model"))
     task = encode(raw, tokenizer, max_length=config.task.max_length, template=config.task.template)
     check_sizes(whole, raw, task, config)
+    check_tokens(whole, tokenizer, task, config.model.name)
     if config.model.pretrain is not None and site is None:
         pretrain_whole(whole.to(device), raw, config, device, pretrained, how)
     words = config.task.verbaliser

@@ -17,6 +17,7 @@ from halfback.data.images import RGB_MEAN, RGB_STD
 from halfback.data.sources import Preparation, data_folder
 from halfback.data.tasks import RawTask, TaskOptions, has_colour_images, load_task
 from halfback.errors import UserError
+from halfback.models.decoding import check_known
 from halfback.models.loading import Head, load_model
 from halfback.models.pretraining import pretrain
 from halfback.models.processor import Processor, own_processor, own_size, plain_processor
@@ -41,6 +42,7 @@ def load_whole(config: ModelConfig, options: TaskOptions, raw: RawTask, seed: in
         seed=seed,
         dtype=getattr(torch, config.dtype),
         in_channels=raw.in_channels or 3,
+        label_names=raw.label_names,
     )
 
 
@@ -91,6 +93,20 @@ def check_sizes(whole: Any, raw: RawTask, task: EncodedTask, config: RunConfig) 
         size = tuple(raw.train.images.shape[-2:])
         if size != wanted:
             raise UserError(f"task.image_size: images are {size[0]}×{size[1]}; {name} takes {wanted[0]}×{wanted[1]}")
+
+
+def check_tokens(whole: Any, tokenizer: Any, task: EncodedTask, name: str) -> None:
+    """Refuses tokens, and kinds of them, that a model has no embedding for. Padding is none of the rows' own."""
+    if tokenizer is None:
+        return
+    found = [split.largest() for split in (task.train, task.validation)]
+    token = max(max(token for token, _ in found), *(max(prompt.tokens) for prompt in task.prompts), -1)
+    check_known(whole, tokenizer, token, f"model.name={name}")
+    types, kinds = max(kind for _, kind in found) + 1, getattr(whole.config, "type_vocab_size", None)
+    if kinds is not None and types > kinds:
+        raise UserError(
+            f"model.name={name}: the tokenizer tells {types} texts of a pair apart, the model {kinds}: they don't fit"
+        )
 
 
 def _in_data_folder(name: str) -> str:

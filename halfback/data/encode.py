@@ -101,6 +101,21 @@ class Split:
         """Tokens of the longest row; 0 for images."""
         return max((len(row) for row in self._tokens or []), default=0)
 
+    def last_tokens(self) -> set[int]:
+        """The tokens that rows end with; empty for images."""
+        return {row[-1] for row in self._tokens or []}
+
+    def largest(self) -> tuple[int, int]:
+        """The largest token and the largest token type; -1 where there are none."""
+        tokens, types = (
+            max((max(row) for row in rows or []), default=-1) for rows in (self._tokens, self._token_types)
+        )
+        return tokens, types
+
+    def some_tokens(self, rows: int) -> list[list[int]]:
+        """The tokens of the first rows, this many at most; empty for images."""
+        return (self._tokens or [])[:rows]
+
     def _padded(self, lists: list[list[int]], rows: Tensor, value: int) -> Tensor:
         tensors = [torch.tensor(lists[row]) for row in rows.tolist()]
         return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=self._side)
@@ -209,7 +224,8 @@ def _encode_split(
         token_types=encoded.get("token_type_ids") if pairs is not None else None,
         pad_id=_pad_id(tokenizer),
         padding_side=tokenizer.padding_side,
-        unscored=[0] * len(tokens) if causal else None,
+        # Before its first token a row has nothing, or padding, and neither tells of it.
+        unscored=[1] * len(tokens) if causal else None,
     )
 
 

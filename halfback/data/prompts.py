@@ -52,7 +52,7 @@ def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, m
 
     What the tokenizer puts before every text (OPT's and Llama's first token) stays; what it puts behind is left out.
     """
-    first = _first_tokens(tokenizer)
+    first = first_tokens(tokenizer)
     return [first + _last(row, max_length - len(first)) for row in _bare(prompts, tokenizer)]
 
 
@@ -68,7 +68,7 @@ def encode_rows(
     """
     if tokenizer.eos_token_id is None:
         raise UserError("task.objective=generation: this model's tokenizer has no end-of-text token")
-    first = _first_tokens(tokenizer)
+    first = first_tokens(tokenizer)
     if max_length < len(first) + 2:
         raise UserError(f"task.max_length={max_length} must be at least {len(first) + 2} tokens for this tokenizer")
     rows, lengths = [], []
@@ -94,7 +94,7 @@ def _bare(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list
     return rows
 
 
-def _first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What stands before every text; tokens behind it would end the prompt before its continuation."""
     whole: list[int] = tokenizer(_WORD)["input_ids"]
     return whole[: whole.index(_bare([_WORD], tokenizer)[0][0])]

@@ -128,10 +128,11 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def export(model: CutModel, folder: Path, label_names: Sequence[str] = ()) -> None:
+def export(model: CutModel, folder: Path, label_names: Sequence[str] = (), *, pad: int | None = None) -> None:
     """Write the model, adapters merged into its weights, so that plain Transformers loads `folder`.
 
-    A classifier is told its `label_names`.
+    A classifier is told its `label_names`, and that a row has one class, whatever it was made for. `pad`: the token
+    that pads rows, which the classifier of a decoder looks for; None leaves it as it is.
 
     A ResNet is written as `model.safetensors` with the original names and a `config.json` that `load_model` reads.
     The live model is not changed.
@@ -148,21 +149,27 @@ def export(model: CutModel, folder: Path, label_names: Sequence[str] = ()) -> No
         if isinstance(module, BaseTunerLayer):
             module.merge()
             whole.set_submodule(name, module.get_base_layer())
+    last = cast(Top, model.head or model.top)
+    config: Any = whole.config
+    classes: dict[str, Any] = {}
+    if len(label_names) == config.num_labels and last.verbaliser is None:
+        classes = {"id2label": dict(enumerate(label_names)), "label2id": {n: row for row, n in enumerate(label_names)}}
     if isinstance(whole, ResNet):
         names = file_names(whole)
         save_file(
             {names[name]: tensor.contiguous() for name, tensor in whole.state_dict().items()},
             folder / "model.safetensors",
         )
-        (folder / "config.json").write_text(json.dumps(asdict(whole.config), indent=2) + "\n")
-    else:
-        saved: Any = whole
-        last = cast(Top, model.head or model.top)
-        if len(label_names) == saved.config.num_labels and last.verbaliser is None:
-            saved.config.id2label = dict(enumerate(label_names))
-            saved.config.label2id = {name: number for number, name in enumerate(label_names)}
-        with quiet():
-            saved.save_pretrained(folder)
+        (folder / "config.json").write_text(json.dumps(asdict(whole.config) | classes, indent=2) + "\n")
+        return
+    if classes:
+        classes["problem_type"] = "single_label_classification"
+    if pad is not None:
+        classes["pad_token_id"] = pad
+    for key, value in classes.items():
+        setattr(config, key, value)
+    with quiet():
+        cast(Any, whole).save_pretrained(folder)
 
 
 def _adapted(part: _Part, side: str, trained: BottomTrained, lora: Lora) -> list[str]:

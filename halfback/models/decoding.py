@@ -8,7 +8,22 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
+from halfback.errors import UserError
 from halfback.models.quiet import quiet
+
+
+def check_known(whole: Any, tokenizer: Any, token: int, where: str) -> None:
+    """Refuses a token that the model's embedding has no row for; `token` is the largest of some texts.
+
+    Raises:
+        UserError: names it, and `where` it was said which model to take.
+    """
+    size = whole.get_input_embeddings().num_embeddings
+    if token >= size:
+        word = tokenizer.convert_ids_to_tokens(token)
+        raise UserError(
+            f"{where}: the tokenizer reads {word!r} as token {token}, the model has 0 to {size - 1}: they don't fit"
+        )
 
 
 def continue_prompts(

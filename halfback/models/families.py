@@ -35,6 +35,9 @@ class Family:
     ia3          paths, in a block, of what (IA)³ scales: keys and values by their output, the feed-forward's inner
                  activation as the input of its second layer. Empty where a block has no such modules.
     position_ids whether the backbone takes `position_ids`, which text padded on the left needs.
+    other        first names, behind the base model's own, of what checkpoints made for other tasks hold beside what
+                 this one's model has: their heads, and poolers that only those use. They may be left unused.
+    fresh        modules beside the head that a checkpoint without a head may lack; a new task trains them from new.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Family:
     lora: tuple[str, ...]
     ia3: Mapping[str, Scaled]
     position_ids: bool = False
+    other: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -63,6 +68,7 @@ FAMILIES: tuple[Family, ...] = (
         lora=("q_proj", "v_proj"),
         ia3={"self_attn.k_proj": "output", "self_attn.v_proj": "output", "fc2": "input"},
         # OPT counts positions from the attention mask itself.
+        other=("lm_head", "score", "qa_outputs", "v_head"),
     ),
     Family(
         name="GPT-2",
@@ -78,6 +84,7 @@ FAMILIES: tuple[Family, ...] = (
         # not: a score is a sum of products of a query's entry and a key's.
         ia3={"attn.c_attn": "output", "mlp.c_proj": "input"},
         position_ids=True,
+        other=("lm_head", "score", "classifier", "qa_outputs", "multiple_choice_head", "v_head"),
     ),
     Family(
         name="Llama",
@@ -91,6 +98,7 @@ FAMILIES: tuple[Family, ...] = (
         lora=("q_proj", "v_proj"),
         ia3={"self_attn.k_proj": "output", "self_attn.v_proj": "output", "mlp.down_proj": "input"},
         position_ids=True,
+        other=("lm_head", "score", "qa_outputs", "v_head"),
     ),
     Family(
         name="BERT",
@@ -103,6 +111,8 @@ FAMILIES: tuple[Family, ...] = (
         head=("classifier",),
         lora=("query", "value"),
         ia3={"attention.self.key": "output", "attention.self.value": "output", "output.dense": "input"},
+        other=("cls", "classifier", "qa_outputs"),
+        fresh=("bert.pooler",),
     ),
     Family(
         name="RoBERTa",
@@ -115,6 +125,7 @@ FAMILIES: tuple[Family, ...] = (
         head=("classifier",),
         lora=("query", "value"),
         ia3={"attention.self.key": "output", "attention.self.value": "output", "output.dense": "input"},
+        other=("lm_head", "classifier", "qa_outputs", "pooler"),
     ),
     Family(
         name="ViT",
@@ -127,6 +138,7 @@ FAMILIES: tuple[Family, ...] = (
         head=("classifier",),
         lora=("q_proj", "v_proj"),
         ia3={"attention.k_proj": "output", "attention.v_proj": "output", "mlp.fc2": "input"},
+        other=("classifier", "decoder", "pooler", "embeddings.mask_token"),
     ),
     Family(
         name="ResNet",

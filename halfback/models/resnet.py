@@ -9,12 +9,14 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halfback.errors import UserError
+from halfback.models.fitting import FoundHead
 
 CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 IMAGENET_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -89,8 +91,8 @@ def file_names(model: ResNet) -> dict[str, str]:
     return names
 
 
-def load_weights(model: ResNet, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load tensors with the original names; a head for another number of classes is left as it is.
+def load_weights(model: ResNet, tensors: Mapping[str, Tensor], source: str) -> FoundHead:
+    """Load tensors with the original names; a head that is not there, or for another number of classes, stays as it is.
 
     Raises UserError, naming `source` and the tensor, if one is missing, unknown, or of another shape.
     """
@@ -100,16 +102,22 @@ def load_weights(model: ResNet, tensors: Mapping[str, Tensor], source: str) -> N
     unknown = sorted(set(tensors) - set(expected))
     if unknown:
         raise UserError(f"{source}: tensor {unknown[0]!r} is not one of {model.config.name}'s")
+    fitting: dict[str, Tensor] = {}
     for file, ours in expected.items():
         if file not in tensors:
-            if not file.endswith("num_batches_tracked"):
+            if not file.endswith("num_batches_tracked") and not ours.startswith("head."):
                 raise UserError(f"{source}: tensor {file!r} of {model.config.name} is missing")
         elif tensors[file].shape == state[ours].shape:
-            state[ours] = tensors[file]
+            fitting[ours] = tensors[file]
         elif not ours.startswith("head."):
             shape, wanted = tuple(tensors[file].shape), tuple(state[ours].shape)
             raise UserError(f"{source}: tensor {file!r} has shape {shape}; {model.config.name} here needs {wanted}")
-    model.load_state_dict(state)
+    head = [ours for ours in state if ours.startswith("head.")]
+    whole = all(ours in fitting for ours in head)
+    model.load_state_dict(state | {ours: tensor for ours, tensor in fitting.items() if whole or ours not in head})
+    name, layer = next(model.head.named_children())
+    weight = tensors.get(f"{name}.weight")
+    return FoundHead(cast(nn.Linear, layer), len(weight) if weight is not None else None, "whole" if whole else "new")
 
 
 class _Stem(nn.Module):

@@ -70,7 +70,9 @@ def test_causal_labels_are_the_tokens_without_padding(decoder_tokenizer, side):
     mask = batch.inputs["attention_mask"]
     assert batch.labels.shape == mask.shape
     assert batch.labels.dtype == torch.int64
-    assert torch.equal(batch.labels[mask], batch.inputs["input_ids"][mask])
+    first = mask & (mask.long().cumsum(-1) == 1)  # what it would be predicted from is padding, or nothing
+    assert torch.equal(batch.labels[mask & ~first], batch.inputs["input_ids"][mask & ~first])
+    assert (batch.labels[first] == -100).all()
     assert (batch.labels[~mask] == -100).all()
     assert (~mask).any()
     assert encoded.metric == "perplexity"
