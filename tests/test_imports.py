@@ -60,7 +60,8 @@ ARROWS: dict[str, set[str]] = {
     "generation": {"data", "models"},
     "run": {"algorithms.holdings", "build", "checkpoint", "config", "generation", "models", "report", "telemetry"},
     "cells": {"config", "run", "telemetry.records"},
-    "compare": {"build", "cells", "config", "data.tasks", "models.objectives", "report", "telemetry.records"},
+    "tuning": {"build", "cells", "config"},
+    "compare": {"build", "cells", "config", "data.tasks", "models.objectives", "report", "telemetry.records", "tuning"},
     "live": {"cells", "report.tables", "telemetry.records"},
     "conformance": {
         "algorithms",
