@@ -91,12 +91,15 @@ def best(ranks: Ranks) -> list[str]:
 
 
 def edge(ranks: Ranks) -> Edge | None:
-    """The edge of the values tried that the best is at; None where one inside is as good, or values have no order."""
+    """The edge of the values tried that the best is at; None where one inside is as good, or values have no order.
+
+    `diverged` where no value finished, in order or not.
+    """
+    if all(rank is None for rank in ranks.values()):
+        return "diverged"
     places = _places(ranks)
     if places is None:
         return None
-    if all(rank is None for rank in ranks.values()):
-        return "diverged"
     low, high = min(places.values()), max(places.values())
     found = [places[value] for value in best(ranks)]
     if any(low < place < high for place in found):
@@ -120,7 +123,7 @@ def wider(ranks: Ranks) -> str | None:
     return text if math.isfinite(value) and value > 0 and value != last else None
 
 
-def _places(values: Mapping[str, Any] | Sequence[str]) -> dict[str, float] | None:
+def _places(values: Mapping[str, object]) -> dict[str, float] | None:
     """Each value as a number; None where one is none, as names and lists are."""
     try:
         places = {value: float(value) for value in values}

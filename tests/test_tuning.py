@@ -40,6 +40,7 @@ def ranks(**scores: float | None) -> dict[str, tuple[float, float] | None]:
         (ranks(v0=1.0, v5=2.0), "upper", None),  # no ratio to 0
         (ranks(v0=2.0, v5=1.0, v6=1.0), "lower", None),
         (ranks(v1=1.0, vsgd=2.0), None, None),
+        (ranks(vadamw=None, vsgd=None), "diverged", None),
         (ranks(vnan=1.0, v2=2.0), None, None),
         (ranks(v1e308=2.0, v1=1.0), "upper", None),
         ({"[2, 5]": (1.0, 0.0), "2": (0.0, 0.0)}, None, None),
