@@ -1,4 +1,4 @@
-"""How much of the gap between a frozen bottom and first order HO-SFL's choices recover, and what each costs a device.
+"""What HO-SFL's choices gain on a frozen bottom, and how far first order is from them, and what each costs a device.
 
     python benchmarks/deep_cut.py sst2-minilm --out runs/deep --figure deep.svg model.cut=5 steps=200 batch_size=8
 
@@ -19,6 +19,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from halfback.cells import is_over
+from halfback.report.differences import difference, recovered, said_difference, said_recovered
 from halfback.telemetry.records import read_records, read_summary
 
 FROZEN, FIRST = "frozen bottom", "first order"
@@ -73,8 +74,9 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda cell: finish(arguments, rates, *cell), work))
     found = {label: [folder_of(arguments.out, label, seed) for seed in range(arguments.seeds)] for label in labels}
-    columns = ["setting", "lr", "final (seeds)", "gap recovered", "validation loss", "gap recovered", "client passes"]
-    columns += ["MB", "client peak", "client s"]
+    against = [f"− {FROZEN}", f"− {FIRST}", "gap recovered"]
+    columns = ["setting", "lr", "final (seeds)", *against, "validation loss", *against]
+    columns += ["client passes", "MB", "client peak", "client s"]
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     summaries = {label: [read_run(folder) for folder in folders] for label, folders in found.items()}
     for label, runs in summaries.items():
@@ -136,23 +138,23 @@ def row(label: str, rate: str, runs: list[dict[str, Any]], every: Mapping[str, l
         seconds /= costs(every[FROZEN])[3]
     said, losses = ", ".join(f"{final:.1f}" for final in finals), [loss_of(run) for run in runs]
     return (
-        f"| `{label}` | {rate} | {spread(finals, 2)} ({said}) | {gap(runs, every, final_of)} | "
-        f"{spread(losses, 4)} | {gap(runs, every, loss_of)} | {passes:,.0f} | {megabytes:.1f} | "
+        f"| `{label}` | {rate} | {spread(finals, 2)} ({said}) | {fences(label, every, final_of, 2)} | "
+        f"{spread(losses, 4)} | {fences(label, every, loss_of, 4)} | {passes:,.0f} | {megabytes:.1f} | "
         f"{peak:.3f} | {seconds:.1f} |"
     )
 
 
-def gap(
-    runs: list[dict[str, Any]],
+def fences(
+    label: str,
     every: Mapping[str, list[dict[str, Any]]],
     measure: Callable[[Mapping[str, Any]], float],
+    digits: int,
 ) -> str:
-    """The part of the gap between the mean frozen bottom and the mean first order that each seed gains on its own."""
-    if FROZEN not in every or FIRST not in every:
-        return "–"
-    low, high = (statistics.mean(measure(run) for run in every[name]) for name in (FROZEN, FIRST))
-    pairs = zip(runs, every[FROZEN], strict=True)
-    return spread([(measure(mine) - measure(frozen)) / (high - low) for mine, frozen in pairs], 2)
+    """Three cells: differences to the frozen bottom and to first order, and the part of the gap."""
+    mine, low, high = ({run["seed"]: measure(run) for run in every.get(name, [])} for name in (label, FROZEN, FIRST))
+    found = [None if label == name else difference(mine, fence) for name, fence in ((FROZEN, low), (FIRST, high))]
+    part = None if label in (FROZEN, FIRST) else recovered(mine, low, high)
+    return " | ".join([*(said_difference(one, f".{digits}f") for one in found), said_recovered(part)])
 
 
 def costs(runs: list[dict[str, Any]]) -> tuple[float, float, float, float]:

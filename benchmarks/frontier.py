@@ -2,8 +2,9 @@
 
     python benchmarks/frontier.py sst2-minilm --out runs/frontier --figure frontier.svg steps=300 task.train_rows=240
 
-Prints a table over the run without codecs and draws mean metric against mean bytes. Every run is a run folder under
---out, and a finished one is not run again. `--seeds` for the settings of `--repeated`, one seed for the others.
+Prints a table over the run without codecs, which sends padding, and over `int8` alone, which doesn't, so that what is
+left of it is what reuse does; draws mean metric against mean bytes. Every run is a run folder under --out, and a
+finished one is not run again. `--seeds` for the settings of `--repeated`, one seed for the others.
 """
 
 import argparse
@@ -69,9 +70,9 @@ def main() -> None:
             folder = arguments.out / f"{name.replace(' ', '_')}-{seed}"
             found.setdefault(name, []).append(finished(arguments, changes, folder))
         print(f"{name}: {[run['metric']['final'] for run in found[name]]}", flush=True)
-    print("| codec, controller | final | up ÷ none | down ÷ none | total ÷ none |\n| --- | --- | --- | --- | --- |")
+    print("| codec, controller | final | up ÷ none | down ÷ none | total ÷ none | total ÷ int8 |\n|" + " --- |" * 6)
     for name, runs in found.items():
-        print(row(name, runs, found["none"]))
+        print(row(name, runs, found["none"], found["int8"]))
     if arguments.figure is not None:
         draw(found, arguments.figure)
 
@@ -86,15 +87,16 @@ def finished(arguments: argparse.Namespace, changes: list[str], folder: Path) ->
     return read_summary(folder)
 
 
-def row(name: str, runs: list[dict[str, Any]], none: list[dict[str, Any]]) -> str:
-    """One line of the table; bytes are over the runs without codecs, seed by seed."""
+def row(name: str, runs: list[dict[str, Any]], none: list[dict[str, Any]], int8: list[dict[str, Any]]) -> str:
+    """One line of the table; bytes are over the runs without codecs, and by `int8` alone, seed by seed."""
     finals = [run["metric"]["final"] for run in runs]
     said = " ".join(f"{final:.2f}" for final in finals)
     if len(finals) > 1:
         said = f"{statistics.mean(finals):.2f} ± {statistics.stdev(finals):.2f} ({said})"
+    both_ways = ("up_bytes", "down_bytes")
     shares = []
-    for keys in (("up_bytes",), ("down_bytes",), ("up_bytes", "down_bytes")):
-        pairs = zip(runs, none, strict=False)
+    for keys, baseline in ((both_ways[:1], none), (both_ways[1:], none), (both_ways, none), (both_ways, int8)):
+        pairs = zip(runs, baseline, strict=False)
         shares.append(statistics.mean(sum(a[key] for key in keys) / sum(b[key] for key in keys) for a, b in pairs))
     return f"| {name} | {said} | {' | '.join(f'{share:.3f}' for share in shares)} |"
 

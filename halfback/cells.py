@@ -32,8 +32,10 @@ Watch = Callable[[Cell, State, int, Record | None], None]
 """Called when a cell's state changes and after each of its rounds: the step, and the newest record if there is one."""
 
 
-def run_cells(cells: Sequence[Cell], watch: Watch) -> dict[str, list[dict[str, Any]]]:
+def run_cells(cells: Sequence[Cell], watch: Watch, earlier: Sequence[Cell] = ()) -> dict[str, list[dict[str, Any]]]:
     """Runs what is not over yet; label → what came of its cells, in order, as `report.comparison` takes it.
+
+    `earlier`: cells that are over, whose pretrained weights serve these too.
 
     Raises:
         UserError: a folder holds anything else (then nothing was run), or a configuration can't be run.
@@ -46,7 +48,7 @@ def run_cells(cells: Sequence[Cell], watch: Watch) -> dict[str, list[dict[str, A
     for cell in cells:
         kept = is_over(cell.folder)
         if not kept:
-            _run(cell, _pretrained(cell, cells), watch)
+            _run(cell, _pretrained(cell, [*earlier, *cells]), watch)
         outcome = _outcome(cell)
         if outcome["status"] == "diverged":
             watch(cell, "diverged", outcome["after_step"], None)

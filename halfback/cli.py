@@ -192,7 +192,7 @@ def compare(
     """Run several algorithms on the same work with several seeds; write compare.json, compare.md and compare.html."""
     from halfback import compare as comparing
     from halfback.live import LiveTable
-    from halfback.report.comparison import TITLES, results_table
+    from halfback.report.comparison import TITLES, results_table, tuning_notes
 
     recipe, given = _recipe_and_settings(settings)
     request = comparing.Request(
@@ -213,7 +213,8 @@ def compare(
         header, body = results_table(part, comparison)
         console.print(TITLES[part["equal"]], style="bold")
         _print_table(["", *(row[0] for row in body)], zip(header[1:], *(row[1:] for row in body), strict=True))
-    console.print(f"{comparison['target']['said']}\nreport: {out / 'compare.html'}", soft_wrap=True, highlight=False)
+    said = [*(tuning_notes(comparison) if comparison["tuning"] else []), comparison["target"]["said"]]
+    console.print("\n".join([*said, f"report: {out / 'compare.html'}"]), soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()

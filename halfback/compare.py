@@ -22,6 +22,7 @@ from halfback.report.comparison import TARGET_SHARE, initial_of, markdown, metri
 from halfback.report.comparison_page import write_comparison
 from halfback.report.tables import number
 from halfback.telemetry.records import replace_text, writing
+from halfback.tuning import Grid, choose
 
 CELLS, PASSES, TUNE, RESULT = "cells", "cells-passes", "tune", "compare"
 TUNING_SEED = 0
@@ -51,13 +52,6 @@ class Request:
     equal: str = "steps"
 
 
-@dataclass(frozen=True)
-class _Grid:
-    name: str
-    keys: tuple[str, ...]
-    values: tuple[str, ...]
-
-
 def compare(request: Request, watch: Watch) -> dict[str, Any]:
     """Runs what is not there yet and writes compare.json, .md and .html into `out`; returns what compare.json holds.
 
@@ -84,7 +78,7 @@ def compare(request: Request, watch: Watch) -> dict[str, Any]:
     _check_out(request.out)
     rises = better(objective_of(next(iter(first.values())).config.task), 1.0, 0.0)
     tuning = None if grid is None else _tune(work, grid, rises, watch)
-    rates = {label: _set(grid.keys, tuning["chosen"][label]) if grid and tuning else [] for label in work.methods}
+    rates = {label: grid.changes(tuning["chosen"][label]) if grid and tuning else [] for label in work.methods}
     # Seed by seed, so that a comparison that is stopped early still has something to compare.
     seeds = range(request.seeds)
     found = run_cells([work.cell(label, CELLS, seed, rates[label]) for seed in seeds for label in first], watch)
@@ -144,10 +138,6 @@ def _refuse_made(setting: str) -> None:
             raise UserError(f"{setting}: compare sets {made} itself; use {option}")
 
 
-def _set(keys: Sequence[str], value: str) -> list[str]:
-    return [f"{key}={value}" for key in keys]
-
-
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is no folder; name a new one")
@@ -156,7 +146,7 @@ def _check_out(out: Path) -> None:
             raise UserError(f"--out {out} holds {name}, which is no part of a comparison; name a new folder")
 
 
-def _grid(request: Request, methods: Mapping[str, tuple[str, list[str]]]) -> _Grid | None:
+def _grid(request: Request, methods: Mapping[str, tuple[str, list[str]]]) -> Grid | None:
     if request.tune is None:
         if request.tune_steps is not None:
             raise UserError(f"--tune-steps {request.tune_steps}: there is nothing to tune without --tune")
@@ -170,51 +160,32 @@ def _grid(request: Request, methods: Mapping[str, tuple[str, list[str]]]) -> _Gr
             f"--tune {request.tune}: a setting and two or more different values are allowed, as lr=1e-4,1e-3"
         )
     _refuse_made(request.tune)
-    grid = _Grid(name, _RATES if name == "lr" else (name,), tuple(values))
+    grid = Grid(name, _RATES if name == "lr" else (name,), tuple(values))
     for label, (_, settings) in methods.items():
         if both := {setting.partition("=")[0].strip() for setting in settings} & {*grid.keys}:
             raise UserError(f"--algorithms: {label} sets {both.pop()}, which --tune {request.tune} is to choose")
     return grid
 
 
-def _tune(work: _Work, grid: _Grid, rises: bool, watch: Watch) -> dict[str, Any]:
-    """Runs every algorithm with every value on held-back training rows; what compare.json says of that.
+def _tune(work: _Work, grid: Grid, rises: bool, watch: Watch) -> dict[str, Any]:
+    """Runs every algorithm with every value on held-back training rows; what compare.json says of that."""
+    configs = {label: work.cell(label, CELLS, TUNING_SEED).config for label in work.methods}
+    options = {label: tuning_options(config.task) for label, config in configs.items()}
+    steps = {label: work.request.tune_steps or config.steps for label, config in configs.items()}
 
-    Ties, also of values that all diverge, go to the one given first.
-    """
-    cells: dict[tuple[str, str], Cell] = {}
-    shares = {}
-    for label in work.methods:
-        config = work.cell(label, CELLS, TUNING_SEED).config
-        options = tuning_options(config.task)
-        shares[label] = options.holdout
-        held = [f"task.{key}={json.dumps(getattr(options, key))}" for key in _HELD_BACK]
-        steps = f"steps={work.request.tune_steps or config.steps}"
-        for value in grid.values:
-            changes = [*held, steps, *_set(grid.keys, value)]
-            cells[label, value] = work.cell(label, TUNE, TUNING_SEED, changes, name=value)
-    found = run_cells(list(cells.values()), watch)
-    scores: dict[str, dict[str, float | None]] = {}
-    chosen = {}
-    for label in work.methods:
-        outcomes = zip(grid.values, found[label], strict=True)
-        scores[label] = {
-            value: cell["summary"]["metric"]["final"] if cell["status"] == "finished" else None
-            for value, cell in outcomes
-        }
-        finite = {value: score for value, score in scores[label].items() if score is not None}
-        choose = max if rises else min
-        chosen[label] = choose(finite, key=finite.__getitem__) if finite else grid.values[0]
+    def cell(label: str, value: str) -> Cell:
+        held = [f"task.{key}={json.dumps(getattr(options[label], key))}" for key in _HELD_BACK]
+        changes = [*held, f"steps={steps[label]}", *grid.changes(value)]
+        return work.cell(label, TUNE, TUNING_SEED, changes, name=value)
+
     return {
         "name": grid.name,
         "keys": grid.keys,
         "values": grid.values,
         "seed": TUNING_SEED,
-        "steps": {label: cells[label, grid.values[0]].config.steps for label in work.methods},
-        "held_back": shares,
-        "scores": scores,
-        "chosen": chosen,
-        "cells": found,
+        "steps": steps,
+        "held_back": {label: of_task.holdout for label, of_task in options.items()},
+        **choose(grid, [*work.methods], cell, rises=rises, watch=watch),
     }
 
 

@@ -78,18 +78,27 @@ def test_every_number_is_that_of_the_runs(out: Path) -> None:
         assert [cell["summary"] for cell in row["cells"]] == runs
 
 
-def test_the_gap_is_taken_seed_by_seed(out: Path) -> None:
-    """At equal forward passes, where the fences of this small work are apart."""
+def test_differences_are_paired_by_seed(out: Path) -> None:
+    """Also in Markdown; two seeds establish no gap, however wide."""
     places = ("cells", "cells-passes", "cells-passes")
     runs = {label: summaries(out, label, place) for label, place in zip(THREE, places, strict=True)}
-    finals = {label: [run["metric"]["final"] for run in found] for label, found in runs.items()}
-    expected = {
-        str(seed): (ours - low) / (high - low)
-        for seed, (ours, high, low) in enumerate(zip(*(finals[label] for label in THREE), strict=True))
-        if high != low
-    }
-    assert expected
-    assert compared(out)["parts"][1]["methods"]["ho_sfl"]["gap_recovered"]["by_seed"] == pytest.approx(expected)
+    ours, high, low = ([run["metric"]["final"] for run in runs[label]] for label in THREE)
+    rows = compared(out)["parts"][1]["methods"]
+    for key, fence in (("minus_frozen", low), ("minus_first_order", high)):
+        first, second = (mine - theirs for mine, theirs in zip(ours, fence, strict=True))
+        found = rows["ho_sfl"][key]
+        assert found["by_seed"] == pytest.approx({"0": first, "1": second})
+        assert found["mean"] == pytest.approx((first + second) / 2)
+        assert found["se"] == pytest.approx(abs(first - second) / 2)  # of two: |difference| / √2 / √2
+        form = ".3f" if rows["ho_sfl"]["final"]["mean"] < 10 else ".2f"
+        assert f" {found['mean']:+{form}} ± {found['se']:{form}} " in (out / "compare.md").read_text()
+    assert rows["split_lora"]["minus_frozen"] == rows["ho_sfl"]["gap_recovered"]["gap"]
+    assert rows["ho_sfl"]["gap_recovered"]["established"] is False
+    assert rows["ho_sfl"]["gap_recovered"]["ratio"] is None
+    assert rows["split_lora"]["gap_recovered"] is rows["frozen_bottom"]["gap_recovered"] is None
+    line = next(line for line in (out / "compare.md").read_text().splitlines() if line.startswith("| ho_sfl |"))
+    assert " | no gap | " in line
+    assert "No gap: fewer than 3 such seeds" in (out / "compare.html").read_text()
 
 
 def test_steps_and_bytes_to_the_target_are_in_the_records(out: Path) -> None:

@@ -61,7 +61,8 @@ ARROWS: dict[str, set[str]] = {
     "run": {"algorithms.holdings", "build", "checkpoint", "config", "generation", "models", "report", "telemetry"},
     "exporting": {"build", "data", "models", "run"},
     "cells": {"config", "run", "telemetry.records"},
-    "compare": {"build", "cells", "config", "data.tasks", "models.objectives", "report", "telemetry.records"},
+    "tuning": {"build", "cells", "config"},
+    "compare": {"build", "cells", "config", "data.tasks", "models.objectives", "report", "telemetry.records", "tuning"},
     "live": {"cells", "report.tables", "telemetry.records"},
     "conformance": {
         "algorithms",

@@ -1,13 +1,22 @@
-"""Several seeds of several algorithms as tables: means, spreads, costs of a target, gaps; from plain values alone.
+"""Several seeds of several algorithms as tables: means, spreads, costs of a target, fences; from plain values alone.
 
 A *method* is an algorithm as it was entered, with a *cell* for each seed. A cell has the run's records in `curve`
 and a `status`: `finished` (with the run's `summary`) or `diverged` (with `after_step`).
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from halfback.report.differences import (
+    CONFIDENCE,
+    FEWEST,
+    RESAMPLES,
+    difference,
+    recovered,
+    said_difference,
+    said_recovered,
+)
 from halfback.report.tables import NOTHING, count, metric_name, number, seconds, short_size
 
 FLOOR, CEILING = "frozen_bottom", "split_lora"  # the fences of the gap: no training on the device, first order
@@ -45,18 +54,20 @@ def initial_of(methods: Mapping[str, Sequence[Cell]]) -> float | None:
 
 def summarise(methods: Mapping[str, Sequence[Cell]], *, target: float | None, rises: bool) -> dict[str, Row]:
     """A row for each method, by its label; what no seed measured is None."""
-    fences = [_finals(methods.get(name, ())) for name in (FLOOR, CEILING)]
-    return {label: _row(cells, fences, target, rises) for label, cells in methods.items()}
+    low, high = (_finals(methods.get(name, ())) for name in (FLOOR, CEILING))
+    rows = {}
+    for label, cells in methods.items():
+        finals = _finals(cells)
+        rows[label] = _row(cells, target, rises) | {
+            "minus_frozen": None if label == FLOOR else difference(finals, low),
+            "minus_first_order": None if label == CEILING else difference(finals, high),
+            "gap_recovered": None if label in (FLOOR, CEILING) else recovered(finals, low, high),
+        }
+    return rows
 
 
-def _row(cells: Sequence[Cell], fences: Sequence[Mapping[int, float]], target: float | None, rises: bool) -> Row:
+def _row(cells: Sequence[Cell], target: float | None, rises: bool) -> Row:
     done = [cell["summary"] for cell in cells if cell["status"] == "finished"]
-    finals, (low, high) = _finals(cells), fences
-    gaps = {
-        seed: (final - low[seed]) / (high[seed] - low[seed])
-        for seed, final in finals.items()
-        if seed in low and seed in high and low[seed] != high[seed]
-    }
     reached = [_first_at(cell["curve"], target, rises) for cell in cells if cell["status"] == "finished"]
     ratios = [
         run["client_peak_bytes"] / run["client_inference_peak_bytes"]
@@ -68,9 +79,8 @@ def _row(cells: Sequence[Cell], fences: Sequence[Mapping[int, float]], target: f
         "finished": len(done),
         "diverged_after_steps": [cell["after_step"] for cell in cells if cell["status"] == "diverged"],
         "steps": done[0]["steps"] if done else None,
-        "final": _spread(finals),
+        "final": _spread(_finals(cells)),
         "best": _spread({run["seed"]: run["metric"]["best"] for run in done if run["metric"]["best"] is not None}),
-        "gap_recovered": _spread(gaps),
         "to_target": _to_target(reached, len(cells)),
         "client_peak_ratio": _mean(ratios),
         "bytes_by_kind": _by_kind(done),
@@ -132,19 +142,19 @@ def _by_kind(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str,
 def results_table(part: Mapping[str, Any], comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows, one a method, of one part of a comparison."""
     metric, target = comparison["metric"]["name"], comparison["target"]["value"]
-    chosen = comparison["tuning"]["chosen"] if comparison["tuning"] else {}
-    gaps = any(method["gap_recovered"] for method in part["methods"].values())
+    tuning = comparison["tuning"]
+    fences = [column for column in _FENCES if any(method[column[0]] for method in part["methods"].values())]
     header = ["algorithm", "steps"]
-    header += [comparison["tuning"]["name"]] if chosen else []
-    header += [f"{metric}, final", f"{metric}, best", *(["gap recovered"] if gaps else []), "up", "down"]
+    header += [tuning["name"]] if tuning else []
+    header += [f"{metric}, final", f"{metric}, best", *(name for _, name, _ in fences), "up", "down"]
     header += [f"{what} to {number(target)}" for what in ("steps", "bytes")] if target is not None else []
     header += ["client peak", "÷ inference", "forward passes", "client s", "server s", "wall s"]
     body = []
     for label, row in part["methods"].items():
         cells = [label, count(row["steps"])]
-        cells += [chosen[label]] if chosen else []
+        cells += [_chosen(tuning, label)] if tuning else []
         cells += [_final(row), _said(row["best"])]
-        cells += [_said(row["gap_recovered"])] if gaps else []
+        cells += [said(row) for _, _, said in fences]
         cells += [_size(row["up_bytes"]), _size(row["down_bytes"])]
         if target is not None:
             there = row["to_target"]
@@ -178,13 +188,36 @@ def bytes_table(part: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def tuning_table(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of what each method reached on held-back rows with each value."""
+    """Header and rows of what each method reached on held-back rows with each value that any was tried with."""
     tuning = comparison["tuning"]
+    values = list(dict.fromkeys([*tuning["values"], *(value for more in tuning["widened"].values() for value in more)]))
+    if len(values) > len(tuning["values"]):
+        values.sort(key=float)
     body = []
     for label, scores in tuning["scores"].items():
-        said = ["diverged" if score is None else number(score) for score in scores.values()]
-        body.append([label, *said, tuning["chosen"][label]])
-    return ["algorithm", *(f"{tuning['name']}={value}" for value in tuning["values"]), "chosen"], body
+        tried = [NOTHING if value not in scores else _score(scores[value]) for value in values]
+        body.append([label, *tried, _chosen(tuning, label)])
+    return ["algorithm", *(f"{tuning['name']}={value}" for value in values), "chosen"], body
+
+
+def _score(score: float | None) -> str:
+    return "diverged" if score is None else number(score)
+
+
+def _chosen(tuning: Mapping[str, Any], label: str) -> str:
+    marks = {None: "", "lower": " (lowest tried)", "upper": " (highest tried)", "diverged": " (all diverged)"}
+    return tuning["chosen"][label] + marks[tuning["edge"][label]]
+
+
+def tuning_notes(comparison: Mapping[str, Any]) -> list[str]:
+    """Which grids were widened, and whose best is at an edge nevertheless; nothing where neither is."""
+    tuning, said = comparison["tuning"], []
+    if more := {label: ", ".join(values) for label, values in tuning["widened"].items() if values}:
+        of_whom = "; ".join(f"{label} {values}" for label, values in more.items())
+        said.append(f"The best {tuning['name']} was at an edge, so the grid was widened: {of_whom}.")
+    if left := [f"{label} {_chosen(tuning, label)}" for label, edge in tuning["edge"].items() if edge]:
+        said.append(f"Not bracketed, so a value beyond may be better still: {'; '.join(left)}.")
+    return said
 
 
 def notes(comparison: Mapping[str, Any]) -> list[str]:
@@ -201,16 +234,36 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
         share = " or ".join(dict.fromkeys(f"{share:.2%}" for share in tuning["held_back"].values()))
         said.append(
             f"{tuning['name']} was chosen for each algorithm among {', '.join(tuning['values'])}: the best "
-            f"{metric['name']} after {steps} steps, seed {tuning['seed']}, on {share} of the training rows, held back."
+            f"{metric['name']} after {steps} steps, seed {tuning['seed']}, on {share} of the training rows, held back. "
+            "Of equal ones the one with the lower loss."
         )
-    if any(method["gap_recovered"] for part in comparison["parts"] for method in part["methods"].values()):
-        said.append(f"Gap recovered: (final − {FLOOR}) ÷ ({CEILING} − {FLOOR}), seed by seed.")
+        said += tuning_notes(comparison)
+    said += _about_fences(comparison)
     said += [note for part in comparison["parts"] for note in part["notes"]]
     versions = ", ".join(f"{name} {version}" for name, version in comparison["versions"].items())
     return [
         *said,
         f"Client peak: bytes of one client's live tensors, and over the same client's inference. {versions}.",
     ]
+
+
+def _about_fences(comparison: Mapping[str, Any]) -> list[str]:
+    rows = [row for part in comparison["parts"] for row in part["methods"].values()]
+    said = []
+    if any(row[key] for row in rows for key in ("minus_frozen", "minus_first_order")):
+        said.append(
+            f"− {FLOOR}, − {CEILING}: mean difference of the final {comparison['metric']['name']}, paired by seed, "
+            "± its standard error."
+        )
+    if any(row["gap_recovered"] for row in rows):
+        sure = f"{100 * CONFIDENCE:g} %"
+        said.append(
+            f"Gap recovered: mean of (final − {FLOOR}) ÷ mean of ({CEILING} − {FLOOR}), over the seeds that all three "
+            f"finished, and the {sure} interval over {RESAMPLES:,} resamples of these seeds (up to five: of all. "
+            "With three it runs from the least to the largest seed's own ratio). No gap: fewer than "
+            f"{FEWEST} such seeds, or the {sure} interval of {CEILING} − {FLOOR} by Student's t has 0 in it."
+        )
+    return said
 
 
 def title_of(comparison: Mapping[str, Any]) -> str:
@@ -251,8 +304,24 @@ def _final(row: Row) -> str:
 def _said(spread: Mapping[str, Any] | None) -> str:
     if spread is None:
         return NOTHING
-    form = ".2f" if abs(spread["mean"]) >= 10 else ".3f"
+    form = _form(spread)
     return f"{spread['mean']:{form}}" + ("" if spread["sd"] is None else f" ± {spread['sd']:{form}}")
+
+
+def _form(spread: Mapping[str, Any] | None) -> str:
+    return ".3f" if spread is None or abs(spread["mean"]) < 10 else ".2f"
+
+
+def _against(key: str) -> Callable[[Row], str]:
+    """How a row's difference is said: with the digits of its metric."""
+    return lambda row: said_difference(row[key], _form(row["final"]))
+
+
+_FENCES: tuple[tuple[str, str, Callable[[Row], str]], ...] = (  # key of a row, its column, how it is said
+    ("minus_frozen", f"− {FLOOR}", _against("minus_frozen")),
+    ("minus_first_order", f"− {CEILING}", _against("minus_first_order")),
+    ("gap_recovered", "gap recovered", lambda row: said_recovered(row["gap_recovered"])),
+)
 
 
 def _size(value: float | None) -> str:
