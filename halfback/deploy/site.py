@@ -19,7 +19,7 @@ TEMPLATE = """\
 #   label: mood
 # model: /path/to/model  # where the recipe's model is on this machine
 # device: auto           # auto, cpu or cuda
-# keep_labels: false     # true: take part only where no label leaves this machine
+# keep_labels: false     # true: take part only where labels are not sent
 # folder: /path/to/keep  # what is needed to go on after a restart; by default beside the startup kit
 """
 
@@ -50,7 +50,7 @@ class SiteConfig(_Section):
     """Folder of the model on this machine, in place of the recipe's `model.name`; the weights must be the same."""
     device: str | None = Field(default=None, pattern="^(auto|cpu|cuda)$")
     keep_labels: bool = False
-    """Take part only in runs in which no label leaves this machine (U-shape, or no cut at all)."""
+    """Take part only in runs that send no labels (U-shape, or no cut at all). Gradients tell them all the same."""
     folder: str | None = None
     """Where the site keeps what it needs to go on after a restart; by default beside its startup kit."""
 
