@@ -56,7 +56,7 @@ class ModelConfig(_Section):
     """How many of the model's blocks run on the device; a list gives client i the entry i modulo its length."""
     head: int | None = None
     """U-shape: how many of the last blocks run on the device too, with the final norm and the head layer, so that
-    labels never leave it. Null: all after the cut is the server's, and labels travel."""
+    labels are not sent (the gradients that are tell them: docs/privacy.md). Null: all after the cut is the server's."""
     auxiliary: Literal["linear"] | int = "linear"
     """What gives a device a loss of its own, for methods that need one (CSE-FSL, FSL-SAGE, HERON-SFL): a linear layer
     on pooled activations, or a copy of that many of the top's first blocks with its norm and head layer."""

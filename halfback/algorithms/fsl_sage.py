@@ -1,20 +1,23 @@
 """FSL-SAGE: federated split learning with estimated cut gradients (ICML 2025, arXiv 2505.23182).
 
-A device backpropagates λ̂ = ∂ℓ(a(z), y)/∂z, the estimate that an auxiliary head a makes of the cut gradient, which never
-comes down. The server keeps the head honest by aligning it with true cut gradients.
+A device backpropagates λ̂ = ∂ℓ(a_m(z), y)/∂z, the estimate that its auxiliary head a_m makes of the cut gradient, which
+never comes down. The server keeps each client's head honest by aligning it with true cut gradients.
 
-1. server → client: the averaged bottom θ and the head a
-2. client, for each of the round's batches: a step of θ_m on ∂⟨λ̂, f_b(x; θ_m)⟩/∂θ_m; a stays as it is
-3. client, every h-th batch → server: z_m = f_b(x; θ_m), labels; server: a step of its top, client after client, and
-   λ_m = ∂ℓ/∂z_m, which it keeps
-4. client → server: θ_m, a; server: their means over m
-5. server, every l-th round: steps of a on the mean over m of ‖λ̂_m − λ_m‖² / ‖λ_m‖²
+1. server, in the first of m's rounds from each l-th on: for the set S_m, λ = ∂ℓ/∂z through the top as it is now; then
+   epochs over S_m of steps of a_m on ‖λ̂ − λ‖² / ‖λ‖² of each batch
+2. server → client: the averaged bottom θ, and the client's own head a_m
+3. client, for each of the round's batches: a step of θ_m on ∂⟨λ̂, f_b(x; θ_m)⟩/∂θ_m; a_m stays as it is
+4. client, every h-th batch → server: z_m = f_b(x; θ_m), labels; server: a step of its top, client after client; S_m
+   takes the rows of z_m in, and keeps the newest of all from round to round
+5. client → server: θ_m, a_m; server: the mean of θ_m over m
 
-Ours: one head for all clients; the alignment divides by ‖λ_m‖² and takes `alignment_steps` steps of Adam on the uploads
-of its own round alone, so the server stores no activations beyond it.
+Heads, sets, epochs and the size of set and batches are as in the authors' code, where every client is in every round.
+Ours: a client that comes for the first time begins with the mean of the last round's heads, and one that was away at an
+alignment is aligned when it is back; the mismatch is divided by ‖λ‖²; Adam starts anew with each alignment; batches are
+rows that came one behind the other and are of one length, the same in each epoch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,13 +31,15 @@ from halfback.algorithms.exchange import unexpected, upload
 from halfback.algorithms.holdings import Round
 from halfback.algorithms.local import descend_local
 from halfback.algorithms.options import check_count
+from halfback.algorithms.passes import loss_of
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.server import Server
 from halfback.algorithms.top import step_top_by_client
-from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
+from halfback.algorithms.weights import average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, Join, Message, Nothing, Weights
 
 HEAD = "head."  # how the names of the head's parameters begin in θ
+BATCH = 100  # rows of one step of an alignment
 
 
 @dataclass(frozen=True)
@@ -43,19 +48,21 @@ class FslSage:
 
     Attributes:
         every: h, batches from one upload of activations to the next.
-        align_every: l, rounds from one alignment of the head to the next.
-        alignment_steps, alignment_lr: of an alignment.
+        align_every: l, rounds from one alignment of the heads to the next.
+        alignment_epochs, alignment_lr: of an alignment.
+        alignment_rows: how many rows the set of a client keeps; the server has one for each, and checkpoints hold them.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="weights", device="auxiliary", backpropagates=True)
 
     every: int = 1
     align_every: int = 1
-    alignment_steps: int = 5
+    alignment_epochs: int = 5
     alignment_lr: float = 1e-3
+    alignment_rows: int = 1000
 
     def __post_init__(self) -> None:
-        for option in ("every", "align_every", "alignment_steps"):
+        for option in ("every", "align_every", "alignment_epochs", "alignment_rows"):
             check_count(option, getattr(self, option))
 
     def client_round(self, client: Client, round: Round) -> Conversation:
@@ -71,36 +78,73 @@ class FslSage:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
             case Join():
-                return agreed_weights(server, messages)
+                return {m: self._weights_for(server, m) for m in messages}
             case Activations():
-                gradients = step_top_by_client(server, messages)
-                server.kept = {m: (message, gradients[m]) for m, message in messages.items()}
+                step_top_by_client(server, messages)
+                for m, message in messages.items():
+                    self._keep(_held(server, m), message)
                 return {m: Nothing() for m in messages}
             case Weights():
-                answers = average_weights(server, messages)
-                if server.round.number % self.align_every == 0:
-                    self._align(server)
-                server.kept = {}
-                return answers
+                return average_weights(server, messages)
             case _:
                 raise unexpected(messages)
 
-    def _align(self, server: Server) -> None:
-        auxiliary, agreed = server.auxiliary, server.replica.parameters
-        assert auxiliary is not None, "an algorithm whose devices hold an auxiliary head has it on the server too"
-        own = {name.removeprefix(HEAD): p for name, p in agreed.items() if name.startswith(HEAD)}
+    def _weights_for(self, server: Server, m: int) -> Weights:
+        held, due = _held(server, m), server.round.number // self.align_every
+        if held["aligned"] < due and _uploads(held):
+            self._align(server, m, held)
+        held["aligned"] = torch.tensor(due)
+        return Weights(tuple(held.get(name, p) for name, p in server.replica.parameters.items()))
+
+    def _align(self, server: Server, m: int, held: dict[str, Tensor]) -> None:
+        assert server.auxiliary is not None, "where devices hold an auxiliary head the server has it too"
+        own = {n.removeprefix(HEAD): t.clone().requires_grad_() for n, t in held.items() if n.startswith(HEAD)}
+        refreshed = []
+        for hidden, mask, labels in _batches(held):
+            loss = loss_of(server, m, hidden.requires_grad_(), mask, labels)
+            (true,) = torch.autograd.grad(loss, hidden)
+            refreshed.append((hidden, mask, labels, true))
         optimizer = torch.optim.Adam(own.values(), lr=self.alignment_lr)
-
-        def mismatch(message: Activations, true: Tensor) -> Tensor:
-            assert message.labels is not None, "the top refuses activations without labels"
-            hidden = message.hidden.detach().requires_grad_()
-            loss = server.loss(functional_call(auxiliary, own, (hidden, message.mask)), message.labels.long())
-            (estimate,) = torch.autograd.grad(loss, hidden, create_graph=True)
-            return (estimate - true).square().sum() / true.square().sum().clamp(min=torch.finfo(true.dtype).tiny)
-
-        for _ in range(self.alignment_steps if server.kept else 0):
-            optimizer.zero_grad()
+        for hidden, mask, labels, true in refreshed * self.alignment_epochs:
             with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels can't be differentiated twice
-                torch.stack([mismatch(*kept) for kept in server.kept.values()]).mean().backward()
+                loss = server.loss(functional_call(server.auxiliary, own, (hidden, mask)), labels.long())
+                (estimate,) = torch.autograd.grad(loss, hidden, create_graph=True)
+                size = true.square().sum().clamp(min=torch.finfo(true.dtype).tiny)
+                ((estimate - true).square().sum() / size).backward(inputs=list(own.values()))
             optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
+        held |= {HEAD + name: tensor.detach() for name, tensor in own.items()}
+
+    def _keep(self, held: dict[str, Tensor], message: Activations) -> None:
+        first, rows = int(held["rows"]), {"z": message.hidden, "mask": message.mask, "labels": message.labels}
+        held |= {f"{field}.{first}": tensor for field, tensor in rows.items() if tensor is not None}
+        held["rows"] = torch.tensor(first + len(message.hidden))
+        oldest = int(held["rows"]) - self.alignment_rows
+        for start in [start for start in _uploads(held) if start < oldest]:
+            for field in rows:
+                tensor = held.pop(f"{field}.{start}", None)
+                if tensor is not None and len(tensor) > oldest - start:
+                    held[f"{field}.{oldest}"] = tensor[oldest - start :].clone()  # a view would keep all of it
+
+
+def _held(server: Server, m: int) -> dict[str, Tensor]:
+    """What lasts of client m: its head, when that was `aligned`, and its set: uploads by the number of a first row."""
+    heads = {name: p.detach().clone() for name, p in server.replica.parameters.items() if name.startswith(HEAD)}
+    return server.lasting.setdefault(m, heads | {"aligned": torch.tensor(0), "rows": torch.tensor(0)})
+
+
+def _uploads(held: Mapping[str, Tensor]) -> list[int]:
+    """The numbers of the uploads in a client's set, the oldest first."""
+    return sorted(int(name.removeprefix("z.")) for name in held if name.startswith("z."))
+
+
+def _batches(held: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    """A client's set in batches of rows of one length: activations, mask and labels."""
+    alike: dict[torch.Size, list[int]] = {}
+    for number in _uploads(held):
+        alike.setdefault(held[f"z.{number}"].shape[1:], []).append(number)
+    for numbers in alike.values():
+        hidden, labels = (torch.cat([held[f"{field}.{n}"] for n in numbers]) for field in ("z", "labels"))
+        mask = torch.cat([held[f"mask.{n}"] for n in numbers]) if f"mask.{numbers[0]}" in held else None
+        for part in (slice(at, at + BATCH) for at in range(0, len(hidden), BATCH)):
+            yield hidden[part], None if mask is None else mask[part], labels[part]

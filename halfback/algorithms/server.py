@@ -38,6 +38,8 @@ class Server:
         losses: training losses since the engine last took them.
         auxiliary: the devices' auxiliary head, to be called with those of the agreed parameters that are its own.
         kept: what an algorithm keeps between two exchanges of one step, by client.
+        lasting: what it keeps of each client from round to round, as named tensors: they are in every checkpoint, count
+            as the server's, and are replaced, never changed in place.
         head: in the U-shape, the trainable tensors of the devices' head, moved by `optimizer` too; else None.
         boundaries: of the clients by number, for methods whose devices have one each.
         passes: in the U-shape, by client, what came at the first cut and went at the second, with the graph between.
@@ -66,6 +68,7 @@ class Server:
     top_replica: Replica | None = None
     losses: list[float] = field(default_factory=list)
     kept: dict[int, Any] = field(default_factory=dict)
+    lasting: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     head: dict[str, nn.Parameter] | None = None
     boundaries: Sequence[Boundary] = ()
     passes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)

@@ -18,7 +18,7 @@ class Row:
 
     `learns`: settings with which the loss falls within 30 rounds where the others' do not do.
     `reuses`: links with temporal reuse, and what their chain makes of rows of that width.
-    `server_moves`: how the names begin of what the server moves itself, beside the mean of the clients' weights.
+    `server_moves`: how the names begin of what the server moves itself, for each client, beside the clients' mean.
     `texts`: whether it is checked on texts too; not where another row has the same code run on them.
     `brief`: a variant of options, checked on images alone and only for what they can spoil.
     """

@@ -98,8 +98,8 @@ def test_clients_start_a_round_from_the_mean_of_the_last_one(row: Row) -> None:
     last = list(zip(list(simulation.server.replica.parameters)[-said:], one[-said:], other[-said:], strict=True))
     assert any(not torch.equal(a, b) for _, a, b in last)  # with other data, they moved apart
     for place, (name, a, b) in enumerate(last, -said):
-        assert torch.equal(received[0][place], received[1][place])
         if row.server_moves is None or not name.startswith(row.server_moves):
+            assert torch.equal(received[0][place], received[1][place])
             mean = (a.double() + b.double()) / 2
             # One rounding of the sum and one of the quotient, each of half a unit in the last place.
             torch.testing.assert_close(received[0][place].double(), mean, rtol=2**-23, atol=1e-12)

@@ -320,7 +320,8 @@ class Simulation:
         remembered = [tensor for _, far in self.link.ends.values() for tensor in far.tensors()]
         tops = {server.top, *(above.top for above in server.above.values())}
         weights = [tensor for top in tops for tensor in (*top.parameters(), *top.buffers())]
-        return [*weights, *head, *optimizer, *replayed, *server.history, *remembered]
+        lasting = [tensor for held in server.lasting.values() for tensor in held.values()]
+        return [*weights, *head, *optimizer, *replayed, *server.history, *remembered, *lasting]
 
     def agreed_bottom(self) -> Bottom:
         """The bottom with the parameters that the federation has agreed on, or their running mean if it keeps one."""
@@ -341,6 +342,8 @@ class Simulation:
             tensors |= optimizer_tensors("top_optimizer", server.optimizer)
         if server.history:
             tensors["history"] = torch.stack(server.history)
+        for number, held in server.lasting.items():
+            tensors |= {f"lasting.{number}.{name}": tensor for name, tensor in held.items()}
         for number, client in self.clients.items():
             if client.optimizer is not None:
                 tensors |= optimizer_tensors(f"client.{number}", client.optimizer)
@@ -396,7 +399,10 @@ class Simulation:
     def load_server_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """What `load_state` does but for the clients' own."""
         server = self.server
-        server.passes, server.kept, server.losses = {}, {}, []
+        server.passes, server.kept, server.lasting, server.losses = {}, {}, {}, []
+        for name, tensor in under("lasting.", tensors).items():
+            number, of_client = name.split(".", 1)
+            server.lasting.setdefault(int(number), {})[of_client] = tensor.to(self.device)
         for name, parameter in server.replica.parameters.items():
             parameter.copy_(tensors[f"bottom.{name}"])
         for name, parameter in trained_above(server).items():
