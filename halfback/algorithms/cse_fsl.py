@@ -57,7 +57,7 @@ class CseFsl:
             case Join():
                 return agreed_weights(server, messages)
             case Activations():
-                step_top_by_client(server, messages)
+                step_top_by_client(server, messages, every=self.every)
                 return {m: Nothing() for m in messages}
             case Weights():
                 return average_weights(server, messages)

@@ -73,7 +73,7 @@ class FslSage:
             case Join():
                 return agreed_weights(server, messages)
             case Activations():
-                gradients = step_top_by_client(server, messages)
+                gradients = step_top_by_client(server, messages, every=self.every)
                 server.kept = {m: (message, gradients[m]) for m, message in messages.items()}
                 return {m: Nothing() for m in messages}
             case Weights():

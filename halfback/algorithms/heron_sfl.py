@@ -67,7 +67,7 @@ class HeronSfl:
                 estimator=self.estimator,
                 clip_samples=self.clip_samples,
             )
-            client.replica.replay(client.replica.position, slopes.unsqueeze(0))
+            client.replica.replay(client.replica.position, slopes.unsqueeze(0), [step])
         yield weights_of(client)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
@@ -76,7 +76,7 @@ class HeronSfl:
             case Join():
                 return agreed_weights(server, messages)
             case Activations():
-                step_top_by_client(server, messages)
+                step_top_by_client(server, messages, every=self.every)
                 return {m: Nothing() for m in messages}
             case Weights():
                 return average_weights(server, messages)

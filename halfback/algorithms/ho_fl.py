@@ -142,6 +142,7 @@ class HoFl:
         theta = {name: agreed[name].detach().clone() for name in boundary.below}
         if theta:
             rows = measured.view(server.round.steps, self.directions)
-            boundary.replica(theta, server.round.first).replay(0, rows)
+            first = server.round.first
+            boundary.replica(theta, first).replay(0, rows, range(first, first + len(rows)))
         theta |= dict(zip(above, said.tensors, strict=True))
         return Weights(tuple(theta[name] for name in agreed))

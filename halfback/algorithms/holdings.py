@@ -65,7 +65,7 @@ class Boundary:
     Attributes:
         below: names of the parameters below it, in the order of θ.
         replica: (these parameters, first step of a round) → what moves them from there: directions of the client's own,
-            and moments that start anew.
+            moments that start anew, and a pace of its own.
     """
 
     below: tuple[str, ...]

@@ -55,7 +55,7 @@ class MuSplitfed:
         """The device's side: 1 + 2P forward passes a step."""
         replica = client.replica
         take_weights(client, (yield Join(client.position)))
-        for batch in client.batches(round):
+        for step, batch in enumerate(client.batches(round), round.first):
             yield upload(batch, forward(client, batch))
             radius = self.radius or default_radius(replica.parameters, client.hidden_dtype)
             slopes = []
@@ -63,7 +63,7 @@ class MuSplitfed:
                 yield probe(client, batch, seed, radius)
                 change = loss_value((yield probe(client, batch, seed, -radius)))
                 slopes.append(change / (2 * radius))
-            replica.replay(replica.position, torch.tensor([slopes], dtype=torch.float32))
+            replica.replay(replica.position, torch.tensor([slopes], dtype=torch.float32), [step])
         yield weights_of(client)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
@@ -90,7 +90,7 @@ class MuSplitfed:
             slopes, loss = top_slopes(server, self.directions, radius)
             if place == 0:
                 server.losses.append(loss)
-            replica.replay(replica.position, slopes.unsqueeze(0))
+            replica.replay(replica.position, slopes.unsqueeze(0), [server.steps])
         server.steps += 1
 
     def _compared(self, server: Server, client: int, message: Activations) -> Message:

@@ -57,11 +57,13 @@ def step_top(server: Server, asked_by: Iterable[int]) -> None:
     server.steps += 1
 
 
-def step_top_by_client(server: Server, messages: Mapping[int, Activations]) -> dict[int, Tensor]:
+def step_top_by_client(server: Server, messages: Mapping[int, Activations], *, every: int = 1) -> dict[int, Tensor]:
     """One optimiser step of the top on each client's batch, client after client; returns λ = ∂ℓ/∂z by client.
 
-    Together they are one step of the run. Raises as `backpropagate_top` does.
+    Together they are one step of the run: the next one whose number is a multiple of `every`, where devices upload at
+    these alone. Raises as `backpropagate_top` does.
     """
+    server.steps = -(-server.steps // every) * every
     gradients: dict[int, Tensor] = {}
     for client, message in messages.items():
         gradients |= backpropagate_top(server, {client: message})

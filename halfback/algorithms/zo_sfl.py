@@ -69,17 +69,17 @@ class ZoSfl:
                 step, mean = len(server.history), mean_slopes(server, messages, self.directions)
                 if early := messages.keys() - server.kept.keys():
                     raise PeerError(f"client {min(early)}: Slopes: they came before the batch that they belong to")
-                self._step_top(server, step)
+                self._step_top(server)
                 server.history.append(mean)
                 return {m: Slopes(step, mean) for m in messages}
             case _:
                 raise unexpected(messages)
 
-    def _step_top(self, server: Server, step: int) -> None:
+    def _step_top(self, server: Server) -> None:
         replica = replica_of_top(server)
         radius = self.radius or default_radius(replica.parameters, server.hidden_dtype)
         slopes, loss = top_slopes(server, self.directions, radius)
         server.losses.append(loss)
-        replica.replay(step, slopes.unsqueeze(0))
+        replica.replay(replica.position, slopes.unsqueeze(0), [server.steps])
         server.kept = {}
         server.steps += 1

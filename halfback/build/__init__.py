@@ -92,7 +92,7 @@ def build(
         device=device,
         bottom_optimizer=partial(make_optimizer, config.bottom),
         bottom_clip=config.bottom.clip,
-        schedule=make_schedule(config.bottom, config.steps),
+        schedule=make_schedule(config, config.bottom),
         head=head,
         ends=ends_of(
             codecs,

@@ -176,6 +176,13 @@ ROWS: dict[str, Row] = {
         brief=True,
     ),
     "hosl": Row("hosl", formulas.hosl, {"algorithm.directions": 2, **_REPLAYED}),
+    "hosl-scheduled": Row(
+        "hosl",
+        formulas.hosl,
+        {"algorithm.directions": 2, "bottom.optimizer": "momentum", **_SCHEDULED},
+        learns={"bottom.lr": 1e-3},
+        brief=True,
+    ),
     "sfl_v1": Row(
         "sfl_v1", formulas.split_lora, {"bottom.optimizer": "momentum"}, learns={"bottom.lr": 1e-3}, texts=False
     ),

@@ -53,7 +53,7 @@ def test_clients_with_replicas_of_their_own_agree(row: Row, world: World) -> Non
         if client.replica.exact:
             client.take_state(client.position, rows, list(private.server.replica.exact_state().values()))
         else:
-            client.replay(client.position, rows)
+            client.replay(client.position, rows, private.server.steps_of(client.position, len(rows)))
     small.assert_equal_states(shared, private, but=("clients",))
     agreed = private.agreed_bottom()
     state = dict(agreed.named_parameters())

@@ -116,13 +116,13 @@ class Deployment:
             Diverged: a client's numbers, or the server's, are not finite.
         """
         simulation = self._simulation
-        simulation.server.round = round
         cohort = self._gathered(round.number)
         simulation.server.seats = {number: seat for seat, number in enumerate(cohort)}
         thresholds, left = simulation.thresholds(), set(cohort)
         losses: list[float] = []
         with simulation.measuring_server(measure_memory):
             for together in [[n] for n in cohort] if simulation.algorithm.traits.one_by_one else [cohort]:
+                simulation.server.begin(round)
                 for number, report in self._converse(together, round, thresholds, measure_memory, left).items():
                     self._enter(number, report)
                     losses += report.losses
