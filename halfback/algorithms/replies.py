@@ -86,11 +86,12 @@ def catch_up(client: Client, reply: Any, directions: int, kind: type[History] | 
         Diverged: a slope is not finite.
     """
     if client.replica.exact:
-        return _take_state(client, received(reply, HistoryAndState), directions)
-    if isinstance(reply, HistoryOfTurns) and client.replica.own_pace:
-        return _replay(client, "HistoryOfTurns", reply.first, reply.slopes, directions, _turns(reply))
-    said = received(reply, kind)
-    _replay(client, kind.__name__, said.first, said.slopes, directions)
+        _take_state(client, received(reply, HistoryAndState), directions)
+    elif isinstance(reply, HistoryOfTurns) and client.replica.own_pace:
+        _replay(client, "HistoryOfTurns", reply.first, reply.slopes, directions, _turns(reply))
+    else:
+        said = received(reply, kind)
+        _replay(client, kind.__name__, said.first, said.slopes, directions)
 
 
 def take_share(client: Client, reply: Any, directions: int) -> None:
