@@ -122,7 +122,7 @@ def test_an_override_leaves_the_other_keys_of_its_section(recipe: str) -> None:
 
 def test_another_algorithm_takes_its_own_settings(recipe: str) -> None:
     resolved = config.resolve(recipe, ["algorithm.name=split_lora"])
-    assert resolved.algorithm.options() == {"checkpointing": True}  # and none of ho_sfl's
+    assert resolved.algorithm.options() == {"checkpointing": True, "aggregation": "uniform"}  # none of ho_sfl's
     assert (resolved.bottom.normalize, resolved.bottom.optimizer, resolved.steps) == (False, "adamw", 7)
     assert resolved.bottom.lr == 0.001
 

@@ -97,7 +97,7 @@ def _history(server: Server, position: int) -> History | HistoryOfTurns:
 
 
 def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int) -> Tensor:
-    """v̄ = the mean over the cohort, or what the setting `robust` takes in its place: (P,) float32.
+    """v̄ = the mean over the cohort, by shares, or what the setting `robust` takes in its place: (P,) float32.
 
     Where θ has groups, (groups · P,): for each that of the clients that measured it, zeros where none did **(ours)**.
     Where clients have directions of their own, each one's slopes stand at its seat. Exact gradients come behind.
@@ -118,9 +118,11 @@ def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int)
         if not measured:
             means.append(torch.zeros_like(next(iter(messages.values())).values[:own]).repeat(sharing.seats))
         elif sharing.seats == 1:
-            means.append(server.robust.agreed(torch.stack(list(measured.values()))))
+            means.append(server.robust.agreed(torch.stack(list(measured.values())), server.shares(measured)))
         else:
-            means.append(sharing.spread({server.seats[client]: slopes for client, slopes in measured.items()}))
+            of_seats = {server.seats[client]: slopes for client, slopes in measured.items()}
+            means.append(sharing.spread(of_seats, server.shares(measured)))
     if exact:
-        means.append(server.robust.agreed(torch.stack([m.values[own:] for m in messages.values()])))
+        given = torch.stack([m.values[own:] for m in messages.values()])
+        means.append(server.robust.agreed(given, server.shares(messages)))
     return torch.cat(means)

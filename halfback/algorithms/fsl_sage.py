@@ -30,6 +30,7 @@ from halfback.algorithms.local import descend_local
 from halfback.algorithms.options import check_count
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.algorithms.top import step_top_by_client
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, Join, Message, Nothing, Weights
@@ -45,6 +46,7 @@ class FslSage:
         every: h, batches from one upload of activations to the next.
         align_every: l, rounds from one alignment of the head to the next.
         alignment_steps, alignment_lr: of an alignment.
+        aggregation: of weights: `uniform` (the paper's), or by `rows`.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="weights", device="auxiliary", backpropagates=True)
@@ -53,6 +55,7 @@ class FslSage:
     align_every: int = 1
     alignment_steps: int = 5
     alignment_lr: float = 1e-3
+    aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         for option in ("every", "align_every", "alignment_steps"):

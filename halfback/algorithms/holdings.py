@@ -23,9 +23,10 @@ class Batch(Protocol):
 
 
 class BatchSource(Protocol):
-    """A client's data: batch `number` is a pure function of the number."""
+    """A client's data: batch `number` is a pure function of the number; the length is the number of training rows."""
 
     def batch(self, number: int) -> Batch: ...
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)

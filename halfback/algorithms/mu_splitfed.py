@@ -26,6 +26,7 @@ from halfback.algorithms.probing import keep_batches, probe, probe_loss, replica
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import loss_value
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, Join, Losses, Message, Nothing, Weights
 from halfback.zeroth.slopes import default_radius
@@ -39,6 +40,7 @@ class MuSplitfed:
         directions: P, seeded directions a step, for each part.
         radius: μ, the probe radius; None takes the measured default of each part.
         server_steps: τ, steps of the top for each step of the clients.
+        aggregation: of weights and of the top's losses: `uniform` (the paper's), or by `rows`.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="weights", top="replayed")
@@ -46,6 +48,7 @@ class MuSplitfed:
     directions: int = 1
     radius: float | None = None
     server_steps: int = 2
+    aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         check_probes(self.directions, self.radius)

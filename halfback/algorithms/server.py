@@ -1,7 +1,7 @@
 """The server as an algorithm sees it."""
 
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ class Server:
         groups: the groups of θ that a client measures, by client, as in `Client.groups`; all for one that is not there.
         sharing: as the clients'; `seats`: the clients' places in the cohort of the round.
         robust: how the slopes of a cohort become those of `history`.
+        rows: by client, the training rows by which it counts in means; empty where all count alike.
         optimizer: first-order optimiser of the top; `clip` bounds its gradient norm, and `schedule` gives the factor of
             its learning rate by step. `make_optimizer` makes another like it, for methods with a top for each client.
         top_replica: the top's parameters, when they too are moved along seeded directions.
@@ -63,6 +64,7 @@ class Server:
     sharing: Sharing = Sharing()
     seats: dict[int, int] = field(default_factory=dict)
     robust: Robust = Robust()
+    rows: dict[int, int] = field(default_factory=dict)
     optimizer: torch.optim.Optimizer | None = None
     clip: float | None = None
     schedule: Schedule = constant
@@ -78,6 +80,13 @@ class Server:
     def of(self, client: int) -> Above:
         """What takes this client's activations."""
         return self.above.get(client) or Above(self.top, self.hidden_shape)
+
+    def shares(self, clients: Collection[int]) -> list[float] | None:
+        """What each of these clients counts in their mean, all together 1; None where they count alike."""
+        counts = [self.rows[client] for client in clients] if self.rows else []
+        if len(set(counts)) < 2:
+            return None
+        return [count / sum(counts) for count in counts]
 
     def begin(self, round: Round) -> None:
         """A round begins, or where clients take turns, the turn of one of them: the engine says so, and which."""

@@ -23,6 +23,7 @@ from halfback.algorithms.probing import keep_batches, probe_loss, probe_slopes, 
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.errors import PeerError
 from halfback.wire.messages import Activations, Join, Losses, Message, Slopes
 from halfback.zeroth.slopes import default_radius
@@ -35,12 +36,14 @@ class ZoSfl:
     Attributes:
         directions: P, seeded directions a step, for each part.
         radius: μ, the probe radius; None takes the measured default of each part.
+        aggregation: of both parts' slopes: `uniform`, or by `rows`.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="slopes", top="replayed", mixed_cuts=True)
 
     directions: int = 1
     radius: float | None = None
+    aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         check_probes(self.directions, self.radius)

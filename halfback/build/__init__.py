@@ -112,6 +112,8 @@ def build(
         sources = pooled_source(config, task.train, device)
     else:
         sources = client_sources(config, task.train, device)
+    if getattr(algorithm, "aggregation", "uniform") == "rows":
+        server.rows = {number: len(source) for number, source in enumerate(sources)}
     simulation = simulate(
         sources,
         sampled_clients=1 if alone else config.sampled_clients,

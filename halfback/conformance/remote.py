@@ -58,7 +58,7 @@ class Sockets:
                             take_weights(machine, body)
                         fits = digest_of(held_by_devices(machine)) == question.weights
                         device = Device(machine, number, self._folder / str(number)) if fits else None
-                        write_frame(line, frame(Ready(fits=fits)))
+                        write_frame(line, frame(Ready(fits=fits, rows=len(machine.sources[number]))))
                         continue
                     assert device is not None
                     with _ONE_AT_A_TIME:

@@ -57,14 +57,15 @@ class Worker:
         if self._order != order or self._machine is None:
             self._order, self._machine, self._device = None, None, None  # two models at once may be one too many
             self._machine, self._order = self._built(order), order
+        rows = len(self._machine.sources[order.client])
         if weights:
             take_weights(self._machine, weights)
         if self._device is None:
             if digest_of(held_by_devices(self._machine)) != order.weights:
-                return frame(Ready(fits=False))
+                return frame(Ready(fits=False, rows=rows))
             most = configuration.from_tree(order.config, {}).steps_per_round
             self._device = Device(self._machine, order.client, self._own(order) / "states", most_steps=most)
-        return frame(Ready(fits=True))
+        return frame(Ready(fits=True, rows=rows))
 
     def _built(self, order: Prepare) -> Simulation:
         config = at_client(configuration.from_tree(order.config, {}), self._site)

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from halfback.errors import PeerError, one_line
 
 MAX_HEADER = 1 << 22  # bytes; the largest holds a configuration
+MAX_ROWS = 10**9  # training rows that a client can say it has
 
 _Token = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
@@ -76,10 +77,11 @@ class Save(_Header):
 
 
 class Ready(_Header):
-    """Answer to `Prepare`; `fits` is false where the weights to begin with are needed."""
+    """Answer to `Prepare`; `fits` is false where the weights to begin with are needed. `rows`: it trains on so many."""
 
     kind: Literal["ready"] = "ready"
     fits: bool
+    rows: Annotated[int, Field(ge=1, le=MAX_ROWS)]
 
 
 class Said(_Header):

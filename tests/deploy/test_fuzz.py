@@ -62,7 +62,7 @@ FRAMES: list[Question | Answer] = [
     ),
     Say(lineage=TOKEN, round=4, exchange=2),
     Save(lineage=TOKEN, rounds=5),
-    Ready(fits=True),
+    Ready(fits=True, rows=3),
     Said(lineage=TOKEN, round=4, exchange=2),
     Done(
         lineage=TOKEN,
