@@ -130,7 +130,7 @@ def test_another_algorithm_takes_its_own_settings(recipe: str) -> None:
 def test_an_override_comes_after_the_settings_of_another_algorithm(recipe: str) -> None:
     resolved = config.resolve(recipe, ["steps=3", "algorithm.name=split_lora", "algorithm.checkpointing=false"])
     assert resolved.steps == 3
-    assert resolved.algorithm.options() == {"checkpointing": False}
+    assert resolved.algorithm.options() == {"checkpointing": False, "aggregation": "uniform"}
 
 
 def test_the_algorithm_of_the_recipe_keeps_its_options(recipe: str) -> None:
