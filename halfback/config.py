@@ -435,6 +435,11 @@ def _check_algorithm(config: RunConfig) -> None:
         raise UserError(f"sampled_clients={config.sampled_clients}: at most clients={config.clients} are allowed")
     if config.robust.name != "none":
         _check_robust(config.robust, config.algorithm.name, config.sampled_clients)
+        if config.algorithm.options().get("aggregation", getattr(chosen, "aggregation", "uniform")) == "rows":
+            raise UserError(
+                f"algorithm.aggregation=rows: robust.name={config.robust.name} counts clients alike; use "
+                "algorithm.aggregation=uniform, or robust.name=none"
+            )
 
 
 def _check_replayed(config: RunConfig, traits: Traits) -> None:

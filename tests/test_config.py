@@ -122,7 +122,7 @@ def test_an_override_leaves_the_other_keys_of_its_section(recipe: str) -> None:
 
 def test_another_algorithm_takes_its_own_settings(recipe: str) -> None:
     resolved = config.resolve(recipe, ["algorithm.name=split_lora"])
-    assert resolved.algorithm.options() == {"checkpointing": True}  # and none of ho_sfl's
+    assert resolved.algorithm.options() == {"checkpointing": True, "aggregation": "uniform"}  # none of ho_sfl's
     assert (resolved.bottom.normalize, resolved.bottom.optimizer, resolved.steps) == (False, "adamw", 7)
     assert resolved.bottom.lr == 0.001
 
@@ -130,7 +130,7 @@ def test_another_algorithm_takes_its_own_settings(recipe: str) -> None:
 def test_an_override_comes_after_the_settings_of_another_algorithm(recipe: str) -> None:
     resolved = config.resolve(recipe, ["steps=3", "algorithm.name=split_lora", "algorithm.checkpointing=false"])
     assert resolved.steps == 3
-    assert resolved.algorithm.options() == {"checkpointing": False}
+    assert resolved.algorithm.options() == {"checkpointing": False, "aggregation": "uniform"}
 
 
 def test_the_algorithm_of_the_recipe_keeps_its_options(recipe: str) -> None:

@@ -21,7 +21,7 @@ class Client:
         replica: the trainable parameters θ. In a simulation, clients whose θ are equal by construction share one.
         data: batches by number; `cursor` is the next number.
         hidden_dtype: the dtype of activations.
-        position: agreed steps this client has replayed.
+        position: agreed rows of slopes that this client has replayed.
         groups: the groups of θ that this client measures, by their place in `replica.groups`; None for all.
         sharing: who measures which directions; `seat`: this client's place in the cohort of the round.
         optimizer: for clients that backpropagate.
@@ -81,7 +81,7 @@ class Client:
         self.replica.take_state(first, slopes, exact)
         self.position = max(self.position, first + len(slopes))
 
-    def replay(self, first: int, slopes: Tensor) -> None:
-        """Takes agreed steps `first`, … with rows `slopes` (steps, `replica.width`)."""
-        self.replica.replay(first, slopes)
+    def replay(self, first: int, slopes: Tensor, steps: Sequence[int] | None = None) -> None:
+        """Takes agreed rows `first`, … of `slopes` (steps, `replica.width`); `steps` as in `Replica.replay`."""
+        self.replica.replay(first, slopes, steps)
         self.position = max(self.position, first + len(slopes))

@@ -22,6 +22,7 @@ from halfback.algorithms.local import descend_local
 from halfback.algorithms.options import check_count
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.algorithms.top import step_top_by_client
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, Join, Message, Nothing, Weights
@@ -33,11 +34,13 @@ class CseFsl:
 
     Attributes:
         every: h, batches from one upload of activations to the next.
+        aggregation: of weights: `uniform` (the paper's), or by `rows`.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="weights", device="auxiliary", backpropagates=True)
 
     every: int = 1
+    aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         check_count("every", self.every)
@@ -57,7 +60,7 @@ class CseFsl:
             case Join():
                 return agreed_weights(server, messages)
             case Activations():
-                step_top_by_client(server, messages)
+                step_top_by_client(server, messages, every=self.every)
                 return {m: Nothing() for m in messages}
             case Weights():
                 return average_weights(server, messages)

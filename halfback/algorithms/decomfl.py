@@ -27,6 +27,7 @@ from halfback.algorithms.options import check_probes
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.wire.messages import Join, Message, Slopes
 from halfback.zeroth.slopes import Estimator
 
@@ -40,6 +41,7 @@ class Decomfl:
         radius: μ, the probe radius; None takes the measured default for the parameters' number and dtype.
         estimator: `forward` (the paper's), `central` or `forward_ad`.
         clip_samples: bound on the size of each sample's slope; None for no bound.
+        aggregation: of slopes: `uniform` (the paper's), or by `rows`.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="slopes", device="whole", top="none")
@@ -48,6 +50,7 @@ class Decomfl:
     radius: float | None = None
     estimator: Estimator = "forward"
     clip_samples: float | None = None
+    aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         check_probes(self.directions, self.radius, self.clip_samples)

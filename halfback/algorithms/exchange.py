@@ -11,7 +11,15 @@ from halfback.algorithms.client import Client
 from halfback.algorithms.holdings import Batch
 from halfback.algorithms.server import Server
 from halfback.errors import PeerError
-from halfback.wire.messages import Activations, History, HistoryAndState, Join, Slopes, SlopesAndActivations
+from halfback.wire.messages import (
+    Activations,
+    History,
+    HistoryAndState,
+    HistoryOfTurns,
+    Join,
+    Slopes,
+    SlopesAndActivations,
+)
 
 
 @torch.no_grad()
@@ -52,10 +60,13 @@ def unexpected(messages: Mapping[int, Any]) -> PeerError:
     return PeerError(f"client {client}: {type(message).__name__}: this algorithm expects no such message")
 
 
-def missed_slopes(server: Server, messages: Mapping[int, Join]) -> Mapping[int, History | HistoryAndState]:
+def missed_slopes(
+    server: Server, messages: Mapping[int, Join]
+) -> Mapping[int, History | HistoryOfTurns | HistoryAndState]:
     """The answer to a client that joins: the agreed slopes of the steps that it has not replayed.
 
-    Where blocks have exact gradients, these are not kept: the state that they led to comes instead.
+    Where clients took turns, so that rows are not numbered as steps, the steps come too. Where blocks have exact
+    gradients, these are not kept: the state that they led to comes instead.
 
     Raises:
         PeerError: a client says that it replayed steps which were never taken.
@@ -66,7 +77,7 @@ def missed_slopes(server: Server, messages: Mapping[int, Join]) -> Mapping[int, 
                 f"client {client}: Join.position: {join.position} came, 0 to {len(server.history)} are allowed"
             )
     if not server.replica.exact:
-        return {client: History(join.position, server.missed(join.position)) for client, join in messages.items()}
+        return {client: _history(server, join.position) for client, join in messages.items()}
     server.settle()
     state = tuple(tensor.detach() for tensor in server.replica.exact_state().values())
     return {
@@ -77,8 +88,16 @@ def missed_slopes(server: Server, messages: Mapping[int, Join]) -> Mapping[int, 
     }
 
 
+def _history(server: Server, position: int) -> History | HistoryOfTurns:
+    rows = server.missed(position)
+    steps = server.steps_of(position, len(rows))
+    if steps == list(range(position, position + len(rows))):
+        return History(position, rows)
+    return HistoryOfTurns(position, rows, torch.tensor(steps, dtype=torch.int32))
+
+
 def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int) -> Tensor:
-    """v̄ = the mean over the cohort, or what the setting `robust` takes in its place: (P,) float32.
+    """v̄ = the mean over the cohort, by shares, or what the setting `robust` takes in its place: (P,) float32.
 
     Where θ has groups, (groups · P,): for each that of the clients that measured it, zeros where none did **(ours)**.
     Where clients have directions of their own, each one's slopes stand at its seat. Exact gradients come behind.
@@ -99,9 +118,11 @@ def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int)
         if not measured:
             means.append(torch.zeros_like(next(iter(messages.values())).values[:own]).repeat(sharing.seats))
         elif sharing.seats == 1:
-            means.append(server.robust.agreed(torch.stack(list(measured.values()))))
+            means.append(server.robust.agreed(torch.stack(list(measured.values())), server.shares(measured)))
         else:
-            means.append(sharing.spread({server.seats[client]: slopes for client, slopes in measured.items()}))
+            of_seats = {server.seats[client]: slopes for client, slopes in measured.items()}
+            means.append(sharing.spread(of_seats, server.shares(measured)))
     if exact:
-        means.append(server.robust.agreed(torch.stack([m.values[own:] for m in messages.values()])))
+        given = torch.stack([m.values[own:] for m in messages.values()])
+        means.append(server.robust.agreed(given, server.shares(messages)))
     return torch.cat(means)

@@ -2,10 +2,9 @@
 
 1. server → client: the averaged θ (with LoRA, the adapters and the task head)
 2. client m, for each of the round's batches: a step of the optimiser on ∂ℓ/∂θ_m
-3. client → server: θ_m; server: θ = mean over m
+3. client → server: θ_m; server: θ = Σ_m (n_m/n) θ_m over the round's clients, with n_m the rows of client m
 
-Ours: the clients count alike, since each takes as many steps as the others; the moments of a client's optimiser stay
-with it.
+Ours: each takes as many steps as the others; the moments of a client's optimiser stay with it.
 """
 
 from collections.abc import Mapping
@@ -18,15 +17,18 @@ from halfback.algorithms.holdings import Round
 from halfback.algorithms.local import descend_local
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Join, Message, Weights
 
 
 @dataclass(frozen=True)
 class Fedavg:
-    """No options; a round's `steps_per_round` are its local steps."""
+    """Options of FedAvg: `aggregation`, by `rows` (the paper's) or `uniform`. `steps_per_round` are local steps."""
 
     traits: ClassVar[Traits] = Traits(agreement="weights", device="whole", backpropagates=True, top="none")
+
+    aggregation: Aggregation = "rows"
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward and backward passes through the whole model."""

@@ -15,15 +15,18 @@ from halfback.algorithms.holdings import Round
 from halfback.algorithms.passes import middle_activations
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.wire.messages import Activations, HeadGradient, Message, Nothing
 
 
 @dataclass(frozen=True)
 class FrozenBottom:
-    """No options."""
+    """Options: `aggregation`, of the top's gradients: `uniform`, or by `rows`."""
 
     traits: ClassVar[Traits] = Traits(agreement="frozen", u_shape=True, mixed_cuts=True)
+
+    aggregation: Aggregation = "uniform"
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: one forward pass a step."""

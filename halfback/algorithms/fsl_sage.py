@@ -34,6 +34,7 @@ from halfback.algorithms.options import check_count
 from halfback.algorithms.passes import loss_of
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.algorithms.top import step_top_by_client
 from halfback.algorithms.weights import average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, Join, Message, Nothing, Weights
@@ -51,6 +52,7 @@ class FslSage:
         align_every: l, rounds from one alignment of the heads to the next.
         alignment_epochs, alignment_lr: of an alignment.
         alignment_rows: how many rows the set of a client keeps; the server has one for each, and checkpoints hold them.
+        aggregation: of weights: `uniform` (the paper's), or by `rows`.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="weights", device="auxiliary", backpropagates=True)
@@ -60,6 +62,7 @@ class FslSage:
     alignment_epochs: int = 5
     alignment_lr: float = 1e-3
     alignment_rows: int = 1000
+    aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         for option in ("every", "align_every", "alignment_epochs", "alignment_rows"):
@@ -80,7 +83,7 @@ class FslSage:
             case Join():
                 return {m: self._weights_for(server, m) for m in messages}
             case Activations():
-                step_top_by_client(server, messages)
+                step_top_by_client(server, messages, every=self.every)
                 for m, message in messages.items():
                     self._keep(_held(server, m), message)
                 return {m: Nothing() for m in messages}

@@ -23,6 +23,7 @@ from halfback.algorithms.local import local_slopes
 from halfback.algorithms.options import check_count, check_probes
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.algorithms.top import step_top_by_client
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, Join, Message, Nothing, Weights
@@ -39,6 +40,7 @@ class HeronSfl:
         estimator: `forward` (the paper's), `central` or `forward_ad`.
         every: k, batches from one upload of activations to the next.
         clip_samples: bound on the size of each sample's slope; None for no bound.
+        aggregation: of weights: `uniform` (the paper's), or by `rows`.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="weights", device="auxiliary")
@@ -48,6 +50,7 @@ class HeronSfl:
     estimator: Estimator = "forward"
     every: int = 1
     clip_samples: float | None = None
+    aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         check_probes(self.directions, self.radius, self.clip_samples)
@@ -67,7 +70,7 @@ class HeronSfl:
                 estimator=self.estimator,
                 clip_samples=self.clip_samples,
             )
-            client.replica.replay(client.replica.position, slopes.unsqueeze(0))
+            client.replica.replay(client.replica.position, slopes.unsqueeze(0), [step])
         yield weights_of(client)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
@@ -76,7 +79,7 @@ class HeronSfl:
             case Join():
                 return agreed_weights(server, messages)
             case Activations():
-                step_top_by_client(server, messages)
+                step_top_by_client(server, messages, every=self.every)
                 return {m: Nothing() for m in messages}
             case Weights():
                 return average_weights(server, messages)

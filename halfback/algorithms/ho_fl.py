@@ -13,7 +13,7 @@ backpropagation on the device, so that its memory holds no activations of the lo
 Clients are sampled with p_i = (1−β)/N + β·1{d_i among the K smallest}/K, where d_i counts what client i moves by zeroth
 order: a cohort's noise grows with it.
 
-Ours: the clients count alike; those that tie for the last of the K places share it, so with equal boundaries all
+Ours: clients that tie for the last of the K places share it, so with equal boundaries all
 are sampled alike; `bottom.*` gives the optimisers of both parts, and the learning rates their place in the schedule.
 """
 
@@ -33,6 +33,7 @@ from halfback.algorithms.local import descend_local, hybrid_step, own_model
 from halfback.algorithms.options import check_probes
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights
 from halfback.errors import PeerError, UserError
 from halfback.wire.messages import Join, Message, Nothing, Slopes, Weights
@@ -48,11 +49,11 @@ class HoFl:
         radius: μ, the probe radius; None takes the measured default for the parameters' number and dtype.
         estimator: `forward` (the paper's), `central` or `forward_ad`.
         clip_samples: bound on the size of each sample's slope **(ours)**; None for no bound.
-        boundaries: entry i is the number of blocks below client i's boundary, over again from the first behind the
-            last. With 0 all is backpropagated, the embeddings too; with all blocks, what follows them. None for
-            the recipe's cut.
+        boundaries: entry i is the number of blocks below client i's boundary, in turn. With 0 all is backpropagated,
+            the embeddings too; with all blocks, what follows them. None for the recipe's cut.
         memory_mb: what client i has, in megabytes, likewise: its boundary is the lowest whose measured peak fits.
         beta: β of the sampling, 0 (all alike) to 1; the paper's is 0.75.
+        aggregation: of weights: `uniform` **(ours)**, or by `rows`.
     """
 
     traits: ClassVar[Traits] = Traits(
@@ -66,6 +67,7 @@ class HoFl:
     boundaries: tuple[int, ...] | None = None
     memory_mb: tuple[float, ...] | None = None
     beta: float = 0.75
+    aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         check_probes(self.directions, self.radius, self.clip_samples)
@@ -142,6 +144,7 @@ class HoFl:
         theta = {name: agreed[name].detach().clone() for name in boundary.below}
         if theta:
             rows = measured.view(server.round.steps, self.directions)
-            boundary.replica(theta, server.round.first).replay(0, rows)
+            first = server.round.first
+            boundary.replica(theta, first).replay(0, rows, range(first, first + len(rows)))
         theta |= dict(zip(above, said.tensors, strict=True))
         return Weights(tuple(theta[name] for name in agreed))

@@ -32,6 +32,7 @@ from halfback.algorithms.passes import middle_activations
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.models.exact import entries, exact_gradient
 from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Slopes
@@ -53,6 +54,7 @@ class HoSfl:
         exact_blocks: the last blocks of the device whose gradient it takes exactly, fewer than it has **(ours)**; with
             any, `directions` may be 0, and what is below them stays as it is.
         directions_rise: steps over which the directions that a device measures rise to P **(ours)**; 0 for none.
+        aggregation: of slopes and of the top's gradients: `uniform` (the paper's), or by `rows`.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="slopes", u_shape=True, mixed_cuts=True)
@@ -64,6 +66,7 @@ class HoSfl:
     directions_per: Per = "cohort"
     exact_blocks: int = 0
     directions_rise: int = 0
+    aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         fewest, otherwise = (0, "") if self.exact_blocks else (1, ", or 0 with algorithm.exact_blocks")

@@ -34,6 +34,7 @@ from halfback.algorithms.options import check_probes
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, cut_gradient, gradient_and_slopes, take_agreed
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.errors import PeerError
 from halfback.wire.messages import (
@@ -57,6 +58,7 @@ class HoSflPipelined:
         radius: μ, the probe radius; None takes the measured default for the parameters' number and dtype.
         estimator: `forward` (the paper's), `central` or `forward_ad`.
         clip_samples: bound on the size of each sample's slope; None for no bound.
+        aggregation: of slopes and of the top's gradients: `uniform` (the paper's), or by `rows`.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="slopes", mixed_cuts=True, pipelined=True)
@@ -65,6 +67,7 @@ class HoSflPipelined:
     radius: float | None = None
     estimator: Estimator = "forward"
     clip_samples: float | None = None
+    aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         check_probes(self.directions, self.radius, self.clip_samples)

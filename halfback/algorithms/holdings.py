@@ -23,9 +23,10 @@ class Batch(Protocol):
 
 
 class BatchSource(Protocol):
-    """A client's data: batch `number` is a pure function of the number."""
+    """A client's data: batch `number` is a pure function of the number; the length is the number of training rows."""
 
     def batch(self, number: int) -> Batch: ...
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Boundary:
     Attributes:
         below: names of the parameters below it, in the order of θ.
         replica: (these parameters, first step of a round) → what moves them from there: directions of the client's own,
-            and moments that start anew.
+            moments that start anew, and a pace of its own.
     """
 
     below: tuple[str, ...]

@@ -51,11 +51,11 @@ class Hosl:
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: 1 + 2Q forward passes a step."""
         catch_up(client, (yield Join(client.position)), self.directions)
-        for batch in client.batches(round):
+        for step, batch in enumerate(client.batches(round), round.first):
             yield upload(batch, forward(client, batch))
             radius = self.radius or default_radius(client.replica.parameters, client.hidden_dtype)
             slopes = yield from probe_slopes(client, batch, self.directions, radius)
-            client.replay(client.position, slopes.unsqueeze(0))
+            client.replay(client.position, slopes.unsqueeze(0), [step])
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""

@@ -95,7 +95,7 @@ def hybrid_step(
 
     Args:
         below: the parameters below the boundary; moved by their slopes.
-        step: of the run, from which the schedule takes the learning rate above.
+        step: of the run, from which the schedules take the learning rates.
     Returns:
         The slopes of ⟨λ, z⟩, with λ the gradient at the boundary: (P,) float32.
     """
@@ -123,7 +123,7 @@ def hybrid_step(
         law=below.law,
         clip=clip_samples,
     ).to(torch.float32)
-    below.replay(below.position, slopes.unsqueeze(0))
+    below.replay(below.position, slopes.unsqueeze(0), [step])
     return slopes
 
 

@@ -26,6 +26,7 @@ from halfback.algorithms.probing import keep_batches, probe, probe_loss, replica
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import loss_value
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, Join, Losses, Message, Nothing, Weights
 from halfback.zeroth.slopes import default_radius
@@ -39,6 +40,7 @@ class MuSplitfed:
         directions: P, seeded directions a step, for each part.
         radius: μ, the probe radius; None takes the measured default of each part.
         server_steps: τ, steps of the top for each step of the clients.
+        aggregation: of weights and of the top's losses: `uniform` (the paper's), or by `rows`.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="weights", top="replayed")
@@ -46,6 +48,7 @@ class MuSplitfed:
     directions: int = 1
     radius: float | None = None
     server_steps: int = 2
+    aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         check_probes(self.directions, self.radius)
@@ -55,7 +58,7 @@ class MuSplitfed:
         """The device's side: 1 + 2P forward passes a step."""
         replica = client.replica
         take_weights(client, (yield Join(client.position)))
-        for batch in client.batches(round):
+        for step, batch in enumerate(client.batches(round), round.first):
             yield upload(batch, forward(client, batch))
             radius = self.radius or default_radius(replica.parameters, client.hidden_dtype)
             slopes = []
@@ -63,7 +66,7 @@ class MuSplitfed:
                 yield probe(client, batch, seed, radius)
                 change = loss_value((yield probe(client, batch, seed, -radius)))
                 slopes.append(change / (2 * radius))
-            replica.replay(replica.position, torch.tensor([slopes], dtype=torch.float32))
+            replica.replay(replica.position, torch.tensor([slopes], dtype=torch.float32), [step])
         yield weights_of(client)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
@@ -90,7 +93,7 @@ class MuSplitfed:
             slopes, loss = top_slopes(server, self.directions, radius)
             if place == 0:
                 server.losses.append(loss)
-            replica.replay(replica.position, slopes.unsqueeze(0))
+            replica.replay(replica.position, slopes.unsqueeze(0), [server.steps])
         server.steps += 1
 
     def _compared(self, server: Server, client: int, message: Activations) -> Message:

@@ -66,16 +66,17 @@ def _through_top(server: Server, client: int, hidden: Tensor, mask: Tensor | Non
     return server.of(client).top(hidden, mask)
 
 
-def backpropagate_middle(server: Server, client: int, message: HeadGradient) -> Tensor:
-    """The activations that came, with their gradient; the head's gradients are added to its tensors'."""
+def backpropagate_middle(server: Server, client: int, message: HeadGradient, weight: float) -> Tensor:
+    """The activations that came, with `weight` times their gradient; so much of the head's is added to its tensors'."""
     if client not in server.passes:
         raise PeerError(f"client {client}: HeadGradient: it came before the batch that it belongs to")
     hidden, out = server.passes[client]
     check_head_gradient(server, client, message, out)
     del server.passes[client]
-    out.backward(message.gradient, inputs=leaves(server, client, hidden))
-    for parameter, gradient in zip((server.head or {}).values(), message.head, strict=True):
-        parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
+    gradient, *of_head = (g if weight == 1 else g * weight for g in (message.gradient, *message.head))
+    out.backward(gradient, inputs=leaves(server, client, hidden))
+    for parameter, own in zip((server.head or {}).values(), of_head, strict=True):
+        parameter.grad = own.clone() if parameter.grad is None else parameter.grad + own
     return hidden
 
 

@@ -14,6 +14,7 @@ from halfback.algorithms.holdings import Batch
 from halfback.algorithms.passes import loss_of
 from halfback.algorithms.replies import loss_value
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import mean
 from halfback.errors import PeerError
 from halfback.wire.messages import Activations, Message, Nothing
 from halfback.zeroth.perturb import perturbed
@@ -85,13 +86,13 @@ def probe_loss(server: Server, client: int, hidden: Activations) -> Tensor:
 def top_slopes(server: Server, directions: int, radius: float) -> tuple[Tensor, float]:
     """Central differences of the cohort's mean loss along the directions of the top's next step, and that loss.
 
-    Returns ((P,) float32, the mean loss of the kept batches); raises as `probe_loss` does.
+    Returns ((P,) float32, the mean loss of the kept batches, by shares); raises as `probe_loss` does.
     """
     replica = replica_of_top(server)
 
     def mean_loss() -> Tensor:
         losses = [probe_loss(server, client, kept.batch) for client, kept in server.kept.items()]
-        return torch.stack(losses).mean().reshape(1)
+        return mean(torch.stack(losses), server.shares(server.kept)).reshape(1)
 
     base = mean_loss()
     slopes = estimate_slopes(

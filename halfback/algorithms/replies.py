@@ -1,5 +1,6 @@
 """What a device takes from the server, checked: bytes from a peer are a claim, also when the peer is the server."""
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -8,7 +9,16 @@ from torch import Tensor
 from halfback.algorithms.checks import all_finite, check_tensors
 from halfback.algorithms.client import Client
 from halfback.errors import Diverged, PeerError
-from halfback.wire.messages import CutGradient, History, HistoryAndState, Losses, Share, Slopes, SlopesAndGradient
+from halfback.wire.messages import (
+    CutGradient,
+    History,
+    HistoryAndState,
+    HistoryOfTurns,
+    Losses,
+    Share,
+    Slopes,
+    SlopesAndGradient,
+)
 
 Kind = TypeVar("Kind")
 
@@ -77,9 +87,11 @@ def catch_up(client: Client, reply: Any, directions: int, kind: type[History] | 
     """
     if client.replica.exact:
         _take_state(client, received(reply, HistoryAndState), directions)
-        return
-    said = received(reply, kind)
-    _replay(client, kind.__name__, said.first, said.slopes, directions)
+    elif isinstance(reply, HistoryOfTurns) and client.replica.own_pace:
+        _replay(client, "HistoryOfTurns", reply.first, reply.slopes, directions, _turns(reply))
+    else:
+        said = received(reply, kind)
+        _replay(client, kind.__name__, said.first, said.slopes, directions)
 
 
 def take_share(client: Client, reply: Any, directions: int) -> None:
@@ -110,9 +122,19 @@ def _take_state(client: Client, said: HistoryAndState, directions: int) -> None:
     client.take_state(said.first, rows, said.tensors)
 
 
-def _replay(client: Client, kind: str, first: int, rows: Tensor, directions: int) -> None:
+def _replay(
+    client: Client, kind: str, first: int, rows: Tensor, directions: int, steps: Sequence[int] | None = None
+) -> None:
     _check_rows(client, kind, first, rows, client.replica.width(client.sharing.of_cohort(directions)))
-    client.replay(first, rows)
+    client.replay(first, rows, range(first, first + len(rows)) if steps is None else steps)
+
+
+def _turns(said: HistoryOfTurns) -> Sequence[int]:
+    steps, count = said.steps, len(said.slopes)
+    if steps.shape != (count,) or steps.dtype != torch.int32 or bool((steps < 0).any()):
+        came = f"{steps.dtype} {tuple(steps.shape)}"
+        raise PeerError(f"server: HistoryOfTurns.steps: {came} came, torch.int32 ({count},) from 0 on are allowed")
+    return steps.tolist()
 
 
 def _check_rows(client: Client, kind: str, first: int, rows: Tensor, width: int) -> None:

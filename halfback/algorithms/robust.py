@@ -7,11 +7,13 @@ Ours: `clip`, a mean of slopes whose size is bounded by the cohort's own median 
 paper has a share of them; in a cohort of 2 · `trim` clients or fewer, `trimmed_mean` is the median.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
+from halfback.algorithms.shares import mean
 from halfback.errors import UserError
 
 
@@ -41,15 +43,16 @@ class Robust:
         """The fewest clients among which one liar can't have its way."""
         return {"none": 1, "clip": 3, "median": 3, "trimmed_mean": 2 * self.trim + 1}[self.name]
 
-    def agreed(self, rows: Tensor) -> Tensor:
+    def agreed(self, rows: Tensor, shares: Sequence[float] | None = None) -> Tensor:
         """One slope for each direction, (P,) float32, from those of the clients that measured it, (clients, P).
 
+        `shares`: of each client in the mean, None where they count alike; nothing else than a mean is taken by shares.
         Summed in float64: slopes whose sum overflows have a finite mean.
         """
         rows, middle = rows.double(), (len(rows) - 1) // 2
         match self.name:
             case "none":
-                slopes = rows.mean(dim=0)
+                slopes = mean(rows, shares)
             case "clip":
                 limit = self.bound * _trimmed_mean(rows.abs(), middle)
                 slopes = rows.clamp(-limit, limit).mean(dim=0)

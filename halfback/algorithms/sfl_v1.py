@@ -3,7 +3,7 @@
 1. server → client: the averaged bottom; the server makes a copy ψ_m of its top for each client of the cohort
 2. for each of the round's steps: client: z_m = f_b(x_m; θ_m) → server: λ_m, a step of ψ_m alone → client: a step of θ_m
    on ∂⟨λ_m, z_m⟩/∂θ_m
-3. client → server: θ_m; server: θ = mean over m, ψ = mean over m
+3. client → server: θ_m; server: θ = Σ_m (n_m/n) θ_m, ψ = Σ_m (n_m/n) ψ_m, with n_m the rows of client m
 
 Ours, because the paper steps by plain SGD: the moments of a copy's optimiser live as long as the copy, one round.
 """
@@ -21,6 +21,7 @@ from halfback.algorithms.exchange import unexpected
 from halfback.algorithms.holdings import Round
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation, mean
 from halfback.algorithms.top import step_top_by_client
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.models.adapters import trainable
@@ -30,9 +31,11 @@ from halfback.wire.messages import Activations, CutGradient, Join, Message, Weig
 
 @dataclass(frozen=True)
 class SflV1:
-    """No options."""
+    """Options of SFL-V1: `aggregation`, of bottoms and tops by `rows` (the paper's n_k / n) or `uniform`."""
 
     traits: ClassVar[Traits] = Traits(agreement="weights", backpropagates=True)
+
+    aggregation: Aggregation = "rows"
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward and backward passes."""
@@ -79,8 +82,9 @@ def _copy(server: Server, shared: Mapping[str, nn.Parameter]) -> Copy:
 @torch.no_grad()
 def _average_copies(server: Server) -> None:
     copies: list[Copy] = list(server.kept.values())
+    shares = server.shares(server.kept)
     for name, parameter in trainable(server.top).items():
         values: list[Tensor] = [own[name] for own, _ in copies]
         if values:
-            parameter.copy_(torch.stack(values).mean(dim=0))
+            parameter.copy_(mean(torch.stack(values), shares))
     server.kept = {}

@@ -6,7 +6,7 @@ mean of the cohort.
 1. server → client: the averaged bottom
 2. for each of the round's steps: every client: z_m = f_b(x_m; θ_m) → server: client after client, λ_m and a step of its
    one top → client: a step of θ_m on ∂⟨λ_m, z_m⟩/∂θ_m
-3. client → server: θ_m; server: θ = mean over m
+3. client → server: θ_m; server: θ = Σ_m (n_m/n) θ_m, with n_m the rows of client m
 
 Ours, because the paper draws it: the order of the clients within a step is that of their numbers.
 """
@@ -21,6 +21,7 @@ from halfback.algorithms.exchange import unexpected
 from halfback.algorithms.holdings import Round
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.algorithms.top import step_top_by_client
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, CutGradient, Join, Message, Weights
@@ -28,9 +29,11 @@ from halfback.wire.messages import Activations, CutGradient, Join, Message, Weig
 
 @dataclass(frozen=True)
 class SflV2:
-    """No options."""
+    """Options of SFL-V2: `aggregation`, of bottoms by `rows` (the paper's n_k / n) or `uniform`."""
 
     traits: ClassVar[Traits] = Traits(agreement="weights", backpropagates=True)
+
+    aggregation: Aggregation = "rows"
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward and backward passes."""

@@ -23,6 +23,7 @@ from halfback.algorithms.holdings import Round
 from halfback.algorithms.passes import middle_activations
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Weights
@@ -34,11 +35,13 @@ class SplitLora:
 
     Attributes:
         checkpointing: the client stores only what enters each block and computes the rest again in its backward pass.
+        aggregation: of bottoms and the top's gradients: `uniform` **(ours)**, or by `rows`.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="weights", backpropagates=True, u_shape=True)
 
     checkpointing: bool = False
+    aggregation: Aggregation = "uniform"
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward and backward passes."""

@@ -27,6 +27,7 @@ from halfback.algorithms.options import check_count
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import take_agreed, take_share
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.errors import PeerError
 from halfback.wire.messages import Join, Message, Share, Slopes
 from halfback.zeroth.slopes import Estimator
@@ -47,12 +48,13 @@ def layers_in_turn(names: Sequence[str], sampled_clients: int) -> list[list[str]
 
 @dataclass(frozen=True)
 class Spry:
-    """Options of Spry: `directions`, P, seeded directions a step."""
+    """Options of Spry: `directions`, P, seeded directions a step; `aggregation`, `uniform` **(ours)** or by `rows`."""
 
     traits: ClassVar[Traits] = Traits(agreement="slopes", device="whole", top="none", groups=layers_in_turn)
     estimator: ClassVar[Estimator] = "forward_ad"
 
     directions: int = 1
+    aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         check_count("directions", self.directions)

@@ -16,23 +16,26 @@ from halfback.wire.messages import Activations, HeadGradient
 def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadGradient]) -> dict[int, Tensor]:
     """One backward of the top a client: leaves the mean gradient in the top and returns λ = ∂ℓ/∂z by client.
 
-    In the U-shape the backward pass goes through the middle, from the gradients that the clients took of their loss;
-    those of the head's tensors are averaged like the middle's own.
+    The mean is by the clients' shares; a client's λ is that of its own loss. In the U-shape the backward pass goes
+    through the middle, from the gradients that the clients took of their loss; those of the head's tensors are averaged
+    like the middle's own.
     """
     optimizer = optimizer_of(server)
     optimizer.zero_grad(set_to_none=True)
-    gradients, losses = {}, []
-    for client, message in messages.items():
+    gradients, losses, count = {}, [], len(messages)
+    weights = [share * count for share in server.shares(messages) or []] or [1.0] * count
+    for weight, (client, message) in zip(weights, messages.items(), strict=True):
         if isinstance(message, HeadGradient):
-            hidden = backpropagate_middle(server, client, message)
+            hidden = backpropagate_middle(server, client, message, weight)
             losses.append(message.loss.item())
         else:
             check_activations(server, client, message)
             hidden = message.hidden.detach().requires_grad_()
             loss = loss_of(server, client, hidden, message.mask, _labels(client, message))
-            loss.backward(inputs=leaves(server, client, hidden))
+            loss.backward(None if weight == 1 else loss.new_tensor(weight), inputs=leaves(server, client, hidden))
             losses.append(loss.item())
-        gradients[client] = cast(Tensor, hidden.grad)
+        gradient = cast(Tensor, hidden.grad)
+        gradients[client] = gradient if weight == 1 else gradient / weight
         if not all_finite(gradients[client]):
             raise Diverged(
                 f"step {server.steps}: the cut gradient of client {client} is not finite; "
@@ -40,7 +43,7 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadG
             )
     for parameter in parameters_of(optimizer):
         if parameter.grad is not None:
-            parameter.grad /= len(messages)
+            parameter.grad /= count
     server.losses += losses
     return gradients
 
@@ -57,11 +60,13 @@ def step_top(server: Server, asked_by: Iterable[int]) -> None:
     server.steps += 1
 
 
-def step_top_by_client(server: Server, messages: Mapping[int, Activations]) -> dict[int, Tensor]:
+def step_top_by_client(server: Server, messages: Mapping[int, Activations], *, every: int = 1) -> dict[int, Tensor]:
     """One optimiser step of the top on each client's batch, client after client; returns λ = ∂ℓ/∂z by client.
 
-    Together they are one step of the run. Raises as `backpropagate_top` does.
+    Together they are one step of the run: the next one whose number is a multiple of `every`, where devices upload at
+    these alone. Raises as `backpropagate_top` does.
     """
+    server.steps = -(-server.steps // every) * every
     gradients: dict[int, Tensor] = {}
     for client, message in messages.items():
         gradients |= backpropagate_top(server, {client: message})

@@ -9,6 +9,7 @@ from halfback.algorithms.checks import check_weights
 from halfback.algorithms.client import Client
 from halfback.algorithms.replies import received
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import mean
 from halfback.wire.messages import HandOver, Message, Nothing, Weights
 
 
@@ -39,9 +40,7 @@ def agreed_weights(server: Server, messages: Mapping[int, Any]) -> dict[int, Mes
 
 @torch.no_grad()
 def average_weights(server: Server, messages: Mapping[int, Weights]) -> dict[int, Message]:
-    """The agreed θ becomes the mean of the clients'.
-
-    Each counts alike, since each has taken as many steps as the others **(ours)**.
+    """The agreed θ becomes the mean of the clients', each by its share (`Server.shares`).
 
     Raises:
         PeerError: a client's tensors are not θ's.
@@ -50,6 +49,7 @@ def average_weights(server: Server, messages: Mapping[int, Weights]) -> dict[int
     agreed = server.replica.parameters
     for client, message in messages.items():
         check_weights(f"client {client}", message, agreed, server.steps)
+    shares = server.shares(messages)
     for place, parameter in enumerate(agreed.values()):
-        parameter.copy_(torch.stack([message.tensors[place] for message in messages.values()]).mean(dim=0))
+        parameter.copy_(mean(torch.stack([message.tensors[place] for message in messages.values()]), shares))
     return {client: Nothing() for client in messages}

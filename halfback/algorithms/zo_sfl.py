@@ -23,6 +23,7 @@ from halfback.algorithms.probing import keep_batches, probe_loss, probe_slopes, 
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed
 from halfback.algorithms.server import Server
+from halfback.algorithms.shares import Aggregation
 from halfback.errors import PeerError
 from halfback.wire.messages import Activations, Join, Losses, Message, Slopes
 from halfback.zeroth.slopes import default_radius
@@ -35,12 +36,14 @@ class ZoSfl:
     Attributes:
         directions: P, seeded directions a step, for each part.
         radius: μ, the probe radius; None takes the measured default of each part.
+        aggregation: of both parts' slopes: `uniform`, or by `rows`.
     """
 
     traits: ClassVar[Traits] = Traits(agreement="slopes", top="replayed", mixed_cuts=True)
 
     directions: int = 1
     radius: float | None = None
+    aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         check_probes(self.directions, self.radius)
@@ -69,17 +72,17 @@ class ZoSfl:
                 step, mean = len(server.history), mean_slopes(server, messages, self.directions)
                 if early := messages.keys() - server.kept.keys():
                     raise PeerError(f"client {min(early)}: Slopes: they came before the batch that they belong to")
-                self._step_top(server, step)
+                self._step_top(server)
                 server.history.append(mean)
                 return {m: Slopes(step, mean) for m in messages}
             case _:
                 raise unexpected(messages)
 
-    def _step_top(self, server: Server, step: int) -> None:
+    def _step_top(self, server: Server) -> None:
         replica = replica_of_top(server)
         radius = self.radius or default_radius(replica.parameters, server.hidden_dtype)
         slopes, loss = top_slopes(server, self.directions, radius)
         server.losses.append(loss)
-        replica.replay(step, slopes.unsqueeze(0))
+        replica.replay(replica.position, slopes.unsqueeze(0), [server.steps])
         server.kept = {}
         server.steps += 1

@@ -114,7 +114,7 @@ def build(
         device=device,
         bottom_optimizer=partial(make_optimizer, config.bottom),
         bottom_clip=config.bottom.clip,
-        schedule=make_schedule(config.bottom, config.steps),
+        schedule=make_schedule(config, config.bottom),
         head=head,
         ends=ends_of(
             codecs,
@@ -135,6 +135,8 @@ def build(
         sources = pooled_source(config, task.train, device)
     else:
         sources = client_sources(config, task.train, device)
+    if getattr(algorithm, "aggregation", "uniform") == "rows":
+        server.rows = {number: len(source) for number, source in enumerate(sources)}
     simulation = simulate(
         sources,
         sampled_clients=1 if alone else config.sampled_clients,

@@ -63,8 +63,8 @@ def settle(
                 parameters,
                 rule=rule,
                 groups=None,
-                seed_of=lambda step, p: seed_for(agreed.seed_of(first + step, p), "client", client),
-                schedule=lambda step: agreed.schedule(first + step),
+                seed_of=lambda row, p: seed_for(agreed.seed_of(first + row, p), "client", client),
+                own_pace=True,
             )
 
         return replace(cuts[at], boundary=Boundary(below[at], fresh))

@@ -18,24 +18,25 @@ def make_replica(
     part: BottomConfig | TopConfig | None,
     parameters: Mapping[str, Tensor],
     side: str,
-    steps: int,
     *,
     groups: Sequence[Sequence[str]] | None = None,
     exact: Sequence[str] = (),
     make_aim: MakeAim | None = None,
     average: float | None = None,
+    own_pace: bool = False,
 ) -> Replica:
     """`part` is None for parameters that no replay moves: they need no moments."""
     return Replica(
         parameters,
         rule=UpdateRule() if part is None else update_rule(config, part),
-        seed_of=lambda step, p: seed_for(config.seed, "direction", side, step, p),
+        seed_of=lambda row, p: seed_for(config.seed, "direction", side, row, p),
         law=config.bottom.law,
-        schedule=make_schedule(config.bottom if part is None else part, steps),
+        schedule=make_schedule(config, config.bottom if part is None else part),
         groups=groups,
         exact=exact,
         make_aim=make_aim,
         average=average,
+        own_pace=own_pace,
     )
 
 
@@ -59,9 +60,9 @@ def make_optimizer(part: BottomConfig | TopConfig, parameters: Sequence[Tensor])
     return torch.optim.SGD(parameters, lr=part.lr, momentum=momentum, weight_decay=part.weight_decay)
 
 
-def make_schedule(part: BottomConfig | TopConfig, steps: int) -> Schedule:
-    """The learning rate's factor by step, over so many steps."""
-    return schedule(part.schedule, warmup=part.warmup, total=steps)
+def make_schedule(config: RunConfig, part: BottomConfig | TopConfig) -> Schedule:
+    """The learning rate's factor by the run's step."""
+    return schedule(part.schedule, warmup=part.warmup, total=config.steps)
 
 
 def check_lr(

@@ -65,7 +65,6 @@ def make_server(
         for side, moved in (("bottom", theta), ("top", top)):
             if replays[side]:
                 check_radius(moved, getattr(algorithm, "radius", None) or default_radius(moved, hidden_dtype))
-    steps = config.steps * (config.sampled_clients if traits.one_by_one else 1)  # of what one server sees
     groups = _between_cuts(theta, levels)
     if traits.groups is not None:
         groups = traits.groups(list(theta), config.sampled_clients)
@@ -87,11 +86,11 @@ def make_server(
             config.bottom if replays["bottom"] else None,
             theta,
             "bottom",
-            steps,
             groups=groups,
             exact=exact,
             make_aim=_aim(config, algorithm, model, theta, exact, sharing) if replays["bottom"] else None,
             average=average if replays["bottom"] else None,
+            own_pace=traits.one_by_one,
         ),
         hidden_shape=hidden_shape,
         has_texts=has_texts,
@@ -100,10 +99,10 @@ def make_server(
         robust=config.robust,
         head=head,
         auxiliary=part.head if traits.device == "auxiliary" and isinstance(part, Device) else None,
-        schedule=make_schedule(config.top, steps),
+        schedule=make_schedule(config, config.top),
     )
     if traits.top == "replayed":
-        server.top_replica = make_replica(config, config.top, top, "top", steps)
+        server.top_replica = make_replica(config, config.top, top, "top", own_pace=True)
     elif traits.top == "backpropagated":
         server.make_optimizer = partial(make_optimizer, config.top)
         server.optimizer, server.clip = server.make_optimizer(list(top.values())), config.top.clip

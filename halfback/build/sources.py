@@ -22,6 +22,9 @@ class OnDevice:
     def batch(self, number: int) -> Any:
         return self.data.batch(number).to(self.device)
 
+    def __len__(self) -> int:
+        return len(self.data)
+
 
 @dataclass(frozen=True)
 class Site:

@@ -25,6 +25,7 @@ class Work:
     first: int  # step of the run with which the round begins
     batches: list[tuple[Shape, Shape | None]]  # shapes of activations and mask
     missed: int
+    turns: bool  # whether the missed rows are numbered otherwise than the run's steps, since clients took turns
     ever: bool  # whether any step was agreed before this round; with none, nobody has said how many slopes a step has
     directions: int
     sent: int  # slopes of one step that this client sends
@@ -92,6 +93,7 @@ def greeting(links: int) -> tuple[int, int]:
 
 def _history(work: Work) -> int:
     slopes = HEADER + INTEGER + tensor(work.missed, work.kept if work.ever else 0)
+    slopes += tensor(work.missed) if work.turns else 0
     return slopes + (tensors(work.state if work.missed else []) if work.state else 0)
 
 

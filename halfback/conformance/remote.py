@@ -66,7 +66,8 @@ class Sockets:
                             take_weights(machine, body)
                         fits = digest_of(held_by_devices(machine)) == question.weights
                         device = Device(machine, number, self._folder / str(number)) if fits else None
-                        ready = Ready(fits=fits, takes=takes(machine, number, begun=fits))
+                        rows = len(machine.sources[number])
+                        ready = Ready(fits=fits, takes=takes(machine, number, begun=fits), rows=rows)
                         write_frame(line, frame(ready))
                         continue
                     assert device is not None

@@ -57,6 +57,12 @@ def _int8(width: int) -> Columns:
 
 
 _REPLAYED: Settings = {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}
+_BY_ROWS: Settings = {
+    "algorithm.aggregation": "rows",
+    "partition.name": "dirichlet",
+    "partition.alpha": 0.3,
+    "sampled_clients": 3,
+}
 _SCHEDULED: Settings = {
     "steps": 40,
     "bottom.schedule": "cosine",
@@ -175,7 +181,33 @@ ROWS: dict[str, Row] = {
         learns={"bottom.lr": 1e-3},
         brief=True,
     ),
+    "ho_sfl-rows": Row(
+        "ho_sfl",
+        formulas.ho_sfl,
+        {"algorithm.directions": 2, "model.cut": 2, "algorithm.exact_blocks": 1, **_REPLAYED, **_BY_ROWS},
+        brief=True,
+    ),
+    "split_lora-rows": Row(
+        "split_lora",
+        u_shaped(formulas.split_lora),
+        {"model.head": 0, "bottom.optimizer": "adamw", **_BY_ROWS},
+        brief=True,
+    ),
+    "heron_sfl-rows": Row(
+        "heron_sfl",
+        formulas.own_loss(2),
+        {"algorithm.every": 2, **_REPLAYED, **_BY_ROWS, **_SCHEDULED},
+        learns={"bottom.schedule": "constant"},
+        brief=True,
+    ),
     "hosl": Row("hosl", formulas.hosl, {"algorithm.directions": 2, **_REPLAYED}),
+    "hosl-scheduled": Row(
+        "hosl",
+        formulas.hosl,
+        {"algorithm.directions": 2, "bottom.optimizer": "momentum", **_SCHEDULED},
+        learns={"bottom.lr": 1e-3},
+        brief=True,
+    ),
     "sfl_v1": Row(
         "sfl_v1", formulas.split_lora, {"bottom.optimizer": "momentum"}, learns={"bottom.lr": 1e-3}, texts=False
     ),

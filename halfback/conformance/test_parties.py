@@ -53,7 +53,7 @@ def test_clients_with_replicas_of_their_own_agree(row: Row, world: World) -> Non
         if client.replica.exact:
             client.take_state(client.position, rows, list(private.server.replica.exact_state().values()))
         else:
-            client.replay(client.position, rows)
+            client.replay(client.position, rows, private.server.steps_of(client.position, len(rows)))
     small.assert_equal_states(shared, private, but=("clients",))
     agreed = private.agreed_bottom()
     state = dict(agreed.named_parameters())
@@ -92,15 +92,18 @@ def test_clients_start_a_round_from_the_mean_of_the_last_one(row: Row) -> None:
     simulation = small.built(small.images(row.name, **row.changes())).simulation
     sent = _sent(simulation, Weights)
     small.run(simulation, 2, steps=2)
-    assert [direction for direction, _ in sent] == ["down", "down", "up", "up"] * 2
-    _, _, one, other, *received = (tensors for _, tensors in sent)
-    said = min(len(one), len(other))  # a device may send the last of θ alone, and slopes for the rest
-    last = list(zip(list(simulation.server.replica.parameters)[-said:], one[-said:], other[-said:], strict=True))
-    assert any(not torch.equal(a, b) for _, a, b in last)  # with other data, they moved apart
-    for place, (name, a, b) in enumerate(last, -said):
+    count = simulation.sampled_clients
+    assert [direction for direction, _ in sent] == (["down"] * count + ["up"] * count) * 2
+    ups, received = [tensors for _, tensors in sent[count : 2 * count]], [tensors for _, tensors in sent[2 * count :]]
+    said = min(map(len, ups))  # a device may send the last of θ alone, and slopes for the rest
+    last = list(zip(list(simulation.server.replica.parameters)[-said:], *(one[-said:] for one in ups), strict=True))
+    assert any(not torch.equal(a, b) for _, a, b, *_ in last)  # with other data, they moved apart
+    shares = simulation.server.shares(simulation.cohort(0)) or [1 / count] * count
+    assert len(set(shares)) == (count if simulation.server.rows and row.settings.get("partition.name") else 1)
+    for place, (name, *own) in enumerate(last, -said):
         if row.server_moves is None or not name.startswith(row.server_moves):
             assert torch.equal(received[0][place], received[1][place])
-            mean = (a.double() + b.double()) / 2
+            mean = sum(share * tensor.double() for share, tensor in zip(shares, own, strict=True))
             # One rounding of the sum and one of the quotient, each of half a unit in the last place.
             torch.testing.assert_close(received[0][place].double(), mean, rtol=2**-23, atol=1e-12)
 

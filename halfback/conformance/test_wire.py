@@ -114,10 +114,12 @@ def _work(simulation: Simulation, number: int, round_number: int, taken: int) ->
         if client.head is not None:  # after the second of three blocks of a ResNet-8, or after the third
             sizes = (32, 8, 8) if len(client.head.module.state_dict()) > 2 else (64, 4, 4)
             second.append(hidden if mask is not None else (hidden[0], *sizes))
+    rows, cohort = range(client.position, len(server.history) + taken), simulation.sampled_clients
     return Work(
         first=2 * round_number,
         batches=batches,
-        missed=len(server.history) + taken - client.position,
+        missed=len(rows),
+        turns=simulation.algorithm.traits.one_by_one and any(r // (2 * cohort) * 2 + r % 2 != r for r in rows),
         ever=bool(server.history) or taken > 0,
         directions=directions,
         sent=server.sharing.of_client(directions) + exact,

@@ -70,8 +70,8 @@ class SiteConfig(_Section):
     the recipe's, if that is no path: a packaged model, a ResNet, or a name on the hub."""
     device: str | None = Field(default=None, pattern="^(auto|cpu|cuda)$")
     keep_labels: bool = False
-    """Take part only in runs in which no label is sent (U-shape, or no cut at all), and feed none to the model. Gradients
-    tell them all the same: see docs/privacy.md."""
+    """Take part only in runs in which no label is sent (U-shape, or no cut at all), and feed none to the model.
+    Gradients tell them all the same: see docs/privacy.md."""
     trial: bool = False
     """Let a recipe name files and folders of this machine, where `data` and `model` say nothing."""
     folder: str | None = None

@@ -72,7 +72,7 @@ class Worker:
     def _ready(self, order: Prepare, *, fits: bool) -> Frame:
         assert self._machine is not None
         self.takes = takes(self._machine, order.client, begun=fits)
-        return frame(Ready(fits=fits, takes=self.takes))
+        return frame(Ready(fits=fits, takes=self.takes, rows=len(self._machine.sources[order.client])))
 
     def _built(self, order: Prepare) -> Simulation:
         config = at_client(configuration.from_tree(order.config, {}), self._site)

@@ -111,6 +111,7 @@ class Deployment:
         self._begun = False  # with this server
         self._cursors: dict[int, int] = {}
         self._ready: set[int] = set()
+        self._told_rows: dict[int, int] = {}
         self._changed: set[int] = set()  # took part since the last checkpoint
         self._expelled: dict[int, HalfbackError] = {}
         self._failures: dict[int, str] = {}
@@ -126,13 +127,13 @@ class Deployment:
             Diverged: a client's numbers, or the server's, are not finite.
         """
         simulation = self._simulation
-        simulation.server.round = round
         cohort = self._gathered(round.number)
         simulation.server.seats = {number: seat for seat, number in enumerate(cohort)}
         thresholds, left = simulation.thresholds(), set(cohort)
         losses: list[float] = []
         with simulation.measuring_server(measure_memory):
             for together in [[n] for n in cohort] if simulation.algorithm.traits.one_by_one else [cohort]:
+                simulation.server.begin(round)
                 for number, report in self._converse(together, round, thresholds, measure_memory, left).items():
                     self._enter(number, report)
                     losses += report.losses
@@ -362,8 +363,18 @@ class Deployment:
             self._events({"event": "was sent weights", "round": self._rounds, "client": number, "bytes": len(weights)})
             answer = self._ask_one(number, question, weights)
         if isinstance(answer, Ready):
-            return None if answer.fits else "its model differs from the server's, also after it got the weights"
+            return self._admitted(number, answer)
         return answer if isinstance(answer, str) else getattr(answer, "error", f"{answer.kind} came, ready is due")
+
+    def _admitted(self, number: int, answer: Ready) -> str | None:
+        """Why a client that has its part of the run can't take part; None if it can."""
+        if not answer.fits:
+            return "its model differs from the server's, also after it got the weights"
+        if (before := self._told_rows.setdefault(number, answer.rows)) != answer.rows:
+            return f"it said that it has {before} training rows, and says {answer.rows} now"
+        if self._simulation.server.rows:  # by which clients count
+            self._simulation.server.rows[number] = answer.rows
+        return None
 
     def _ask_one(self, number: int, question: Question, body: bytes) -> Any:
         asked = self._carrier.ask({number: frame(question, body)}, self._patience, longest_answer(0, 0))

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from halfback.errors import PeerError, one_line
 
 MAX_HEADER = 1 << 22  # characters; the largest holds a configuration
+MAX_ROWS = 10**9  # training rows that a client can say it has
 MOST_MEMORY = 1 << 44  # bytes, 16 TiB: more than any machine that trains has
 _LARGEST = 3.4028235e38  # of float32, in which a device takes its losses: their sum over any cohort is finite
 
@@ -83,11 +84,13 @@ class Ready(_Header):
     """Answer to `Prepare`; `fits` is false where the weights to begin with are needed.
 
     `takes`: bytes of the longest body that the client reads from now on, for what stands before it on its own site.
+    `rows`: it trains on so many.
     """
 
     kind: Literal["ready"] = "ready"
     fits: bool
     takes: _Count
+    rows: Annotated[int, Field(ge=1, le=MAX_ROWS)]
 
 
 class Said(_Header):

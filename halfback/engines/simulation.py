@@ -157,7 +157,6 @@ class Simulation:
 
         The loss is NaN where a round took none.
         """
-        self.server.round = round
         cohort = [self.client(number) for number in self.cohort(round.number)]
         thresholds = self.thresholds()
         self.server.seats = {client.id: seat for seat, client in enumerate(cohort)}
@@ -172,6 +171,7 @@ class Simulation:
             for number in memory:
                 self.measure_inference(self.client(number), round)
             for together in [[client] for client in cohort] if self.algorithm.traits.one_by_one else [cohort]:
+                self.server.begin(round)
                 self._converse(together, round, memory)
         for meter in memory.values():
             self.meters.client_peak_bytes = max(self.meters.client_peak_bytes, meter.peak_bytes)
@@ -368,6 +368,7 @@ class Simulation:
                 for number, client in self.clients.items()
             },
             "steps": server.steps,
+            "turns": server.turns,
             "position": server.replica.position,
             "top_position": server.top_replica.position if server.top_replica else 0,
             "ledger": self.ledger.state_dict(),
@@ -409,6 +410,7 @@ class Simulation:
             parameter.copy_(tensors[f"top.{name}"])
         load_moments("bottom_moment", server.replica, tensors)
         server.steps = values["steps"]
+        server.turns = [(row, step) for row, step in values["turns"]]
         server.replica.position = values["position"]
         if server.top_replica is not None:
             load_moments("top_moment", server.top_replica, tensors)
@@ -441,7 +443,8 @@ def _copied(agreed: Replica, number: int) -> Replica:
     """Parameters of a client's own, which start as the agreed ones; and directions of its own."""
     return agreed.alike(
         {name: nn.Parameter(parameter.detach().clone()) for name, parameter in agreed.parameters.items()},
-        seed_of=lambda step, p: seed_for(agreed.seed_of(step, p), "client", number),
+        seed_of=lambda row, p: seed_for(agreed.seed_of(row, p), "client", number),
+        own_pace=True,
     )
 
 

@@ -6,6 +6,7 @@ these blocks, as activation checkpointing does, and goes back block by block and
 block and one sample is in its memory at a time.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,27 +14,40 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from halfback.models.cut import Bottom
+from halfback.models.families import OF_ALL, OF_ROWS
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A block and what it was called with: activations (B, …) first, then what goes with them."""
+    """A block and what it was called with: activations (B, …) first, then what `families.OF_ROWS` and `OF_ALL` name."""
 
     block: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
     def rows(self, rows: slice) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Some rows of the arguments; what is the same for all rows stays whole."""
-        count = len(self.args[0])
+        """Some rows of the arguments; what is the same for all rows stays whole.
 
-        def chosen(value: Any) -> Any:
-            return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
+        An argument's name says which it is, never its size: tokens, features or rows may be equally many.
 
-        return tree_map(chosen, self.args), tree_map(chosen, dict(self.kwargs))
+        Raises:
+            ValueError: a tensor's name is in no table.
+        """
+        _, *names = inspect.signature(self.block.forward).parameters
+
+        def chosen(name: str, value: Any) -> Any:
+            if name in OF_ALL or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+                return value
+            if name not in OF_ROWS:
+                raise ValueError(f"{type(self.block).__name__}: whether {name!r} has a row for each row is not known")
+            return tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and len(leaf) > 1 else leaf, value)
+
+        hidden, *others = self.args
+        args = (hidden[rows], *(chosen(name, value) for name, value in zip(names, others, strict=False)))
+        return args, {name: chosen(name, value) for name, value in self.kwargs.items()}
 
 
 @contextmanager

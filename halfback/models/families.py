@@ -155,6 +155,12 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+# What the families' blocks are called with beside the activations, by the names of their arguments. Those of the batch
+# have a row for each of its rows, or a single one for all; the others say something of the places in a row.
+OF_ROWS = ("attention_mask", "position_ids", "position_embeddings")
+OF_ALL = ("cache_position",)
+
+
 def family_of_type(model_type: str) -> Family:
     """The row for a `config.model_type`.
 

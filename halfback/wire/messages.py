@@ -182,6 +182,18 @@ class HistoryAndState:
 
 
 @dataclass(frozen=True)
+class HistoryOfTurns:
+    """Down, where clients take turns: as `History`, whose rows are then not numbered as the run's steps.
+
+    `steps` (rows,) int32: of the run, that of each row.
+    """
+
+    first: int = _role("steps")
+    slopes: Tensor = _role("slopes")
+    steps: Tensor = _role("steps")
+
+
+@dataclass(frozen=True)
 class Encoded:
     """In the place of a tensor field: what the codecs of the field's link made of it."""
 
@@ -206,6 +218,7 @@ KINDS: tuple[type["Message"], ...] = (
     SlopesAndActivations,
     SlopesAndGradient,
     HistoryAndState,
+    HistoryOfTurns,
 )
 Message = (
     Nothing
@@ -224,6 +237,7 @@ Message = (
     | SlopesAndActivations
     | SlopesAndGradient
     | HistoryAndState
+    | HistoryOfTurns
 )
 
 

@@ -81,9 +81,14 @@ class UpdateRule:
 class Replica:
     """Parameters that every party moves alike, with the optimiser's moments and the number of steps taken.
 
+    A row's number counts what was taken here: it gives the directions, and the moments their age. The run's step gives
+    the learning rate. They are one and the same where everyone replays one row for each step of the run.
+
     Attributes:
         parameters: name → parameter; moved in place.
-        position: steps replayed so far; the next agreed row is number `position`.
+        position: rows replayed so far; the next agreed row is number `position`.
+        own_pace: a row's number is not the step of the run that it belongs to, as where a client has rows of its own or
+            a step has several: who replays must say the steps.
         groups: names of the parameters that share slopes; a row of the history has P slopes for each group in turn.
             A group may be one of which this replica has no parameter: a device with fewer blocks than others.
         exact: names of the parameters whose gradient is agreed on as it is, and not along directions; a row ends with
@@ -104,8 +109,9 @@ class Replica:
         exact: Sequence[str] = (),
         make_aim: MakeAim | None = None,
         average: float | None = None,
+        own_pace: bool = False,
     ) -> None:
-        """`seed_of(step, p)` is the seed of direction p of a step, `schedule(step)` the factor of its learning rate.
+        """`seed_of(row, p)` is the seed of direction p of a row, `schedule(step)` the learning rate's factor by step.
 
         By default all parameters that are not `exact` share their slopes. `make_aim` takes those with slopes.
         """
@@ -114,6 +120,7 @@ class Replica:
         self.law = law
         self.seed_of = seed_of
         self.schedule = schedule
+        self.own_pace = own_pace
         self.exact = list(exact)
         along = [name for name in self.parameters if name not in self.exact]
         self.groups = [along] if groups is None else [list(names) for names in groups]
@@ -135,7 +142,7 @@ class Replica:
 
     def alike(self, parameters: Mapping[str, Tensor], **changes: Any) -> "Replica":
         """Another one at its start, of these parameters, with the same settings but for `changes`."""
-        names = ("rule", "seed_of", "law", "schedule", "groups", "exact", "make_aim", "average")
+        names = ("rule", "seed_of", "law", "schedule", "groups", "exact", "make_aim", "average", "own_pace")
         return Replica(parameters, **({name: getattr(self, name) for name in names} | changes))
 
     def seeds(self, directions: int, *, step: int | None = None) -> list[int]:
@@ -147,13 +154,15 @@ class Replica:
         return directions * len(self.groups) + sum(self.parameters[name].numel() for name in self.exact)
 
     @torch.no_grad()
-    def replay(self, first: int, slopes: Tensor) -> None:
-        """Takes the steps `first`, `first` + 1, … with the agreed `slopes` (steps, groups · P + exact gradients).
+    def replay(self, first: int, slopes: Tensor, steps: Sequence[int] | None = None) -> None:
+        """Takes the rows `first`, `first` + 1, … of the agreed `slopes` (steps, groups · P + exact gradients).
 
-        Rows that were already taken are ignored, so a repeated message is harmless.
+        `steps`: of the run, that of each row; their numbers, if none are given. Rows that were already taken are
+        ignored, so a repeated message is harmless.
 
         Raises:
             PeerError: the rows begin after `position`: steps in between are missing; or they are no rows.
+            ValueError: no steps are given, and a row's number is not its step (`own_pace`).
         """
         count, given = len(self.groups), self.width(0)
         measured = slopes.shape[1] - given if slopes.ndim == 2 else 0
@@ -163,14 +172,24 @@ class Replica:
             raise PeerError(
                 f"history: {tuple(slopes.shape)} from step {first} came, (steps, {wanted}) from step 0 is allowed"
             )
-        new = self._untaken(first, slopes)
+        new, at = self._untaken(first, slopes), self._steps_of_untaken(first, len(slopes), steps)
         if not len(new):
             return
         if measured:
-            self._replay_measured(new[:, :measured])
+            self._replay_measured(new[:, :measured], at)
         if given:
-            self._replay_given(new[:, measured:])
+            self._replay_given(new[:, measured:], at)
         self.position += len(new)
+
+    def _steps_of_untaken(self, first: int, count: int, steps: Sequence[int] | None) -> Sequence[int]:
+        """The run's steps of the rows that `_untaken` leaves."""
+        if steps is None:
+            if self.own_pace:
+                raise ValueError("these rows are not numbered as the run's steps, so these must be given")
+            steps = range(first, first + count)
+        if len(steps) != count:
+            raise ValueError(f"{len(steps)} steps are given for {count} rows")
+        return steps[self.position - first :]
 
     def _untaken(self, first: int, rows: Tensor) -> Tensor:
         """Those of the rows from step `first` on that are still to be taken; raises as `replay` does."""
@@ -194,21 +213,21 @@ class Replica:
         Raises:
             PeerError: steps in between are missing.
         """
-        new = self._untaken(first, slopes)
+        new, at = self._untaken(first, slopes), self._steps_of_untaken(first, len(slopes), None)
         if not len(new):
             return
         if slopes.shape[1]:
-            self._replay_measured(new)
+            self._replay_measured(new, at)
         for mine, theirs in zip(self.exact_state().values(), exact, strict=True):
             mine.copy_(theirs)
         self.position += len(new)
 
-    def _replay_measured(self, rows: Tensor) -> None:
+    def _replay_measured(self, rows: Tensor, steps: Sequence[int]) -> None:
         """The groups' steps, from their slopes (steps, groups · P)."""
         directions = rows.shape[1] // len(self.groups)
         if self.aim is not None:
-            for step, row in enumerate(rows.tolist(), self.position):
-                self._replay_aimed(self.aim, step, row)
+            for place, row in enumerate(rows.tolist()):
+                self._replay_aimed(self.aim, self.position + place, row, steps[place])
             return
         seeds = [self.seed_of(self.position + i, p) for i in range(len(rows)) for p in range(directions)]
         for names, of_group in zip(self.groups, rows.split(directions, dim=1), strict=True):
@@ -217,12 +236,12 @@ class Replica:
             coefficients = [self.rule.coefficients(row, dimension) for row in of_group.tolist()]
             for pack in _packs(own):
                 device = own[pack.segments[0].name].device
-                self._replay_pack(pack, self._estimates(pack, coefficients, seeds, device))
+                self._replay_pack(pack, self._estimates(pack, coefficients, seeds, device), steps)
 
-    def _replay_aimed(self, aim: Aim, step: int, slopes: list[float]) -> None:
-        """One step of the parameters with slopes, along directions that depend on the steps before."""
+    def _replay_aimed(self, aim: Aim, number: int, slopes: list[float], step: int) -> None:
+        """One row's move of the parameters with slopes, along directions that depend on the rows before."""
         own = {name: self.parameters[name] for names in self.groups for name in names}
-        seeds = self.seeds(len(slopes), step=step)
+        seeds = self.seeds(len(slopes), step=number)
         dimension = sum(parameter.numel() for parameter in own.values())
         coefficients = self.rule.coefficients(slopes, dimension, aim.length(seeds, slopes))
         for pack in _packs(own):
@@ -231,10 +250,10 @@ class Replica:
             for segment in pack.segments:
                 estimate = gradient[segment.place : segment.place + segment.stop - segment.start]
                 aim.learn_part(segment.name, slice(segment.start, segment.stop), estimate, coefficients)
-            self._replay_pack(pack, iter([gradient]), first=step)
+            self._replay_pack(pack, iter([gradient]), [step], first=number)
         aim.learn(seeds, slopes, coefficients)
 
-    def _replay_given(self, rows: Tensor) -> None:
+    def _replay_given(self, rows: Tensor, steps: Sequence[int]) -> None:
         """The steps of the parameters whose gradients are known, (steps, values)."""
         own = {name: self.parameters[name] for name in self.exact}
         scales = [self.rule.exact_scale(row) for row in rows]
@@ -242,9 +261,9 @@ class Replica:
         gradients = dict(zip(own, rows.split(sizes, dim=1), strict=True))
         for pack in _packs(own):
             device = own[pack.segments[0].name].device
-            steps = ({name: rows[i] for name, rows in gradients.items()} for i in range(len(rows)))
-            placed = (_gather(step, pack, device) for step in steps)
-            self._replay_pack(pack, (values * scale for values, scale in zip(placed, scales, strict=True)))
+            of_rows = ({name: rows[i] for name, rows in gradients.items()} for i in range(len(rows)))
+            placed = (_gather(row, pack, device) for row in of_rows)
+            self._replay_pack(pack, (values * scale for values, scale in zip(placed, scales, strict=True)), steps)
 
     def averaged(self) -> Mapping[str, Tensor]:
         """θ for whoever uses it: its running mean, or θ as it is where there is none."""
@@ -270,18 +289,20 @@ class Replica:
                         tensor.copy_(before[name])
             self.position = position
 
-    def _replay_pack(self, pack: Pack, gradients: Iterator[Tensor], *, first: int | None = None) -> None:
-        """Takes a pack's steps, from `first` or the next one on, on `gradients`, (width,) float32 each: used up."""
+    def _replay_pack(
+        self, pack: Pack, gradients: Iterator[Tensor], steps: Sequence[int], *, first: int | None = None
+    ) -> None:
+        """Takes a pack's rows, from `first` or the next one on, on `gradients`, (width,) float32 each: used up."""
         dtype = self.parameters[pack.segments[0].name].dtype
         device = self.parameters[pack.segments[0].name].device
         values = _gather(self.parameters, pack, device)
         kept = [*self.rule.moments(), *(["average"] if self.average is not None else [])]
         moments = [_gather(self.moments[moment], pack, device) for moment in kept]
         count = self.position if first is None else first
-        for gradient in gradients:
-            count += 1
-            self._step(values, gradient, moments, count)
-            del gradient  # before the next step's directions are made (`enumerate` would keep it)
+        for step in steps:
+            gradient, count = next(gradients), count + 1
+            self._step(values, gradient, moments, count, self.rule.lr * self.schedule(step))
+            del gradient  # before the next step's directions are made (`zip` or `enumerate` would keep it)
             if dtype != torch.float32:  # as a client that takes one step at a time does
                 values.copy_(values.to(dtype))
             if self.average is not None:
@@ -318,13 +339,13 @@ class Replica:
                 chosen = slice(begin, begin + at_once)
                 yield from pack.directions(own[chosen], law=self.law, device=device, scales=row[chosen], aim=self.aim)
 
-    def _step(self, values: Tensor, gradient: Tensor, moments: list[Tensor], count: int) -> None:
-        """One optimiser step on a pack, in float32 and in place; `gradient` is used up.
+    def _step(self, values: Tensor, gradient: Tensor, moments: list[Tensor], count: int, lr: float) -> None:
+        """One optimiser step on a pack, in float32 and in place; `gradient` is used up. `count`: rows with this one.
 
         Products and sums are apart: a fused multiply-add rounds once instead of twice, and which of the two is used
         differs between devices and vector tails. So does dividing by a number, which CUDA turns into a product.
         """
-        rule, lr = self.rule, self.rule.lr * self.schedule(count - 1)
+        rule = self.rule
         if rule.weight_decay:
             values.mul_(1 - lr * rule.weight_decay)
         if rule.optimizer in ("sgd", "sign"):

@@ -5,6 +5,7 @@ each sample of each client, may have P of its own **(ours)**: the same forward p
 measurements, each of a gradient with more noise in it, and only scalars more are sent.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,14 +41,15 @@ class Sharing:
         first = seat % self.seats * own
         return slice(first, first + own)
 
-    def spread(self, measured: dict[int, Tensor]) -> Tensor:
+    def spread(self, measured: dict[int, Tensor], shares: Sequence[float] | None = None) -> Tensor:
         """What a cohort agrees on, (seats · own,) float32, from (own,) by seat: zeros along what nobody measured.
 
         Each value is weighed so that the mean of slope times direction over all directions of the step is the mean over
-        the clients that measured.
+        the clients that measured, by their `shares`; None where they count alike.
         """
         own = len(next(iter(measured.values())))
         agreed = torch.zeros(self.seats, own, dtype=torch.float64, device=next(iter(measured.values())).device)
-        for seat, slopes in measured.items():
-            agreed[seat] = slopes.double() * (self.seats / len(measured))
+        for place, (seat, slopes) in enumerate(measured.items()):
+            weight = self.seats / len(measured) if shares is None else self.seats * shares[place]
+            agreed[seat] = slopes.double() * weight
         return agreed.flatten().float()

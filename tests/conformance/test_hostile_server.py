@@ -12,7 +12,7 @@ from halfback.conformance import small
 from halfback.conformance.table import ROWS
 from halfback.engines.simulation import Simulation
 from halfback.errors import Diverged, PeerError
-from halfback.wire.messages import CutGradient, History, Losses, Message, Nothing, Slopes, Weights
+from halfback.wire.messages import CutGradient, History, HistoryOfTurns, Losses, Message, Nothing, Slopes, Weights
 
 Spoil = Callable[[Any], Message]
 # (row, kind of the answer, how it is spoiled, error, what it says)
@@ -32,6 +32,34 @@ ANSWERS: dict[str, tuple[str, type[Message], Spoil, type[Exception], str]] = {
         r"History: slopes torch.float32 \(2, 7\) came, torch.float32 with 3 a step",
     ),
     "history-flat": ("ho_sfl", History, lambda m: History(0, torch.zeros(3)), PeerError, r"slopes .* \(3,\) came"),
+    "turns-where-none-are": (
+        "ho_sfl",
+        History,
+        lambda m: HistoryOfTurns(0, m.slopes, torch.zeros(0, dtype=torch.int32)),
+        PeerError,
+        "HistoryOfTurns came, History is allowed",
+    ),
+    "turns-number": (
+        "hosl",
+        History,
+        lambda m: HistoryOfTurns(0, m.slopes, torch.zeros(1, dtype=torch.int32)),
+        PeerError,
+        r"HistoryOfTurns.steps: torch.int32 \(1,\) came, torch.int32 \(0,\) from 0 on",
+    ),
+    "turns-dtype": (
+        "hosl",
+        History,
+        lambda m: HistoryOfTurns(0, m.slopes, torch.zeros(0)),
+        PeerError,
+        r"HistoryOfTurns.steps: torch.float32 \(0,\) came",
+    ),
+    "turns-before-the-run": (
+        "hosl",
+        History,
+        lambda m: HistoryOfTurns(0, torch.zeros(1, 2), torch.tensor([-1], dtype=torch.int32)),
+        PeerError,
+        r"HistoryOfTurns.steps: torch.int32 \(1,\) came, torch.int32 \(1,\) from 0 on",
+    ),
     "history-later": (
         "ho_sfl",
         History,

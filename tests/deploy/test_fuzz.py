@@ -63,7 +63,7 @@ FRAMES: list[Question | Answer] = [
     ),
     Say(lineage=TOKEN, round=4, exchange=2),
     Save(lineage=TOKEN, rounds=5),
-    Ready(fits=True, takes=1 << 20),
+    Ready(fits=True, takes=1 << 20, rows=3),
     Said(lineage=TOKEN, round=4, exchange=2),
     Done(
         lineage=TOKEN,

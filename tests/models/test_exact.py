@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import CONFIGS, classifier, resnet, vit
+from tiny_models import CONFIGS, ENCODERS, classifier, resnet, vit
 from torch import Tensor, nn
 
 from halfback.models.adapters import Lora, set_trainable, trainable
 from halfback.models.cut import CutModel, cut
-from halfback.models.exact import entries, exact_gradient
+from halfback.models.exact import Entry, entries, exact_gradient
 from halfback.telemetry.meters import MemoryMeter
 
 Inputs = Callable[[str], dict[str, Tensor]]
@@ -41,8 +41,11 @@ def _of_last(model: CutModel, count: int) -> dict[str, nn.Parameter]:
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", [*CONFIGS, "vit", "resnet8"])
 def test_the_gradient_is_that_of_the_whole_part(name: str, count: int, inputs_of: Inputs) -> None:
-    model = _model(name)
     inputs = {key: value.double() if value.is_floating_point() else value for key, value in inputs_of(name).items()}
+    _assert_exact(_model(name), inputs, count)
+
+
+def _assert_exact(model: CutModel, inputs: dict[str, Tensor], count: int) -> None:
     with torch.no_grad(), entries(model.bottom, count) as noted:
         hidden = model.bottom(inputs)
     assert len(noted) == count
@@ -55,6 +58,55 @@ def test_the_gradient_is_that_of_the_whole_part(name: str, count: int, inputs_of
     torch.testing.assert_close(found.double(), flat, rtol=1e-5, atol=1e-6 * flat.abs().max().item())
     assert flat.abs().max() > 0
     assert all(parameter.grad is None for parameter in parameters.values())
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(5, 5), (1, 5), (8, 8), (2, 1)])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rows_are_told_from_tokens_also_where_they_are_equally_many(name: str, rows: int, tokens: int) -> None:
+    """As many tokens, or features of an attention head (8), as rows; and one row, or one token."""
+    model = _model(name)
+    inputs: dict[str, Tensor] = {}
+    if name == "vit":  # 4 patches and the class token
+        inputs["pixel_values"] = torch.randn(rows, 3, 8, 8, generator=torch.Generator().manual_seed(2)).double()
+    else:
+        inputs["input_ids"] = torch.randint(3, 99, (rows, tokens), generator=torch.Generator().manual_seed(2))
+        inputs["attention_mask"] = torch.ones(rows, tokens, dtype=torch.bool)
+        for row in range(rows - 1):  # the last is full
+            padding = row % tokens
+            where = slice(tokens - padding, tokens) if name in ENCODERS else slice(0, padding)
+            inputs["attention_mask"][row, where] = False
+    _assert_exact(model, inputs, 2)
+
+
+class _Placed(nn.Module):
+    """A block that is told of the places in a row, as some versions of Transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1,), 2.0))
+
+    def forward(self, hidden: Tensor, cache_position: Tensor) -> Tensor:
+        return hidden * self.weight * (1 + cache_position)[:, None]
+
+
+def test_what_is_the_same_for_all_rows_stays_whole_whatever_its_length() -> None:
+    hidden, places, block = torch.randn(4, 4, 3), torch.arange(4), _Placed()
+    for args, kwargs in (((hidden, places), {}), ((hidden,), {"cache_position": places})):
+        cotangent = torch.randn(4, 4, 3)
+        found = exact_gradient([Entry(block, args, kwargs)], cotangent, {"weight": block.weight})
+        (wanted,) = torch.autograd.grad((block(hidden, places) * cotangent).sum(), block.weight)
+        torch.testing.assert_close(found, wanted)
+
+
+def test_a_tensor_that_nobody_has_named_is_an_error() -> None:
+    class Unknown(nn.Module):
+        def forward(self, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
+            return hidden if bias is None else hidden + bias
+
+    hidden = torch.ones(2, 3)
+    assert torch.equal(Entry(Unknown(), (hidden, None), {}).rows(slice(0, 1))[0][0], hidden[:1])
+    with pytest.raises(ValueError, match="Unknown: whether 'bias' has a row for each row is not known"):
+        Entry(Unknown(), (hidden,), {"bias": torch.ones(2)}).rows(slice(0, 1))
 
 
 def test_without_blocks_nothing_is_kept_and_nothing_is_found(inputs_of: Inputs) -> None:

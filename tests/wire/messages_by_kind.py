@@ -11,6 +11,7 @@ from halfback.wire.messages import (
     HeadGradient,
     History,
     HistoryAndState,
+    HistoryOfTurns,
     Join,
     Losses,
     Message,
@@ -36,6 +37,7 @@ MESSAGES: dict[str, Message] = {
     "hand-over": HandOver((_values(2, 3), _values(4))),
     "history-and-state": HistoryAndState(7, _values(5, 2), (_values(2, 3), _values(4))),
     "history-and-state-of-nothing": HistoryAndState(7, _values(0, 2), ()),
+    "history-of-turns": HistoryOfTurns(7, _values(3, 2), torch.tensor([2, 3, 2], dtype=torch.int32)),
     "share": Share(7, _values(5, 2), 3),
     "activations-text": Activations(
         _values(2, 3, 4),

@@ -398,6 +398,32 @@ def test_a_schedule_is_a_rate_of_its_own_in_each_step(optimizer: str) -> None:
     assert_same(scheduled, by_hand)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
+def test_rows_at_their_own_pace_take_the_rates_of_the_steps_that_are_told(optimizer: str) -> None:
+    """Their numbers still give directions and the moments' age; what was taken already is skipped with its step."""
+    rate, steps = {4: 1.0, 5: 0.5, 9: 0.25}, [4, 5, 4, 5, 9]
+    rule = UpdateRule(optimizer=optimizer, lr=0.1, weight_decay=0.1)  # type: ignore[arg-type]
+    told = Replica(parameters(), rule=rule, seed_of=seed_of, schedule=rate.__getitem__, own_pace=True)
+    told.replay(0, slopes(5)[:2], steps[:2])
+    told.replay(0, slopes(5), steps)
+    by_hand = replica(rule, parameters())
+    for row, (slope, step) in enumerate(zip(slopes(5), steps, strict=True)):
+        by_hand.rule = dataclasses.replace(rule, lr=0.1 * rate[step])
+        by_hand.replay(row, slope.unsqueeze(0))
+    assert_same(told, by_hand)
+
+
+def test_rows_at_their_own_pace_are_not_taken_without_their_steps() -> None:
+    before = parameters()
+    untold = Replica(parameters(), rule=UpdateRule(), seed_of=seed_of, own_pace=True)
+    for taker in (untold, untold.alike(parameters())):
+        with pytest.raises(ValueError, match="steps"):
+            taker.replay(0, slopes(1))
+        with pytest.raises(ValueError, match="1 steps are given for 2 rows"):
+            taker.replay(0, slopes(2), [0])
+        assert all(torch.equal(before[name], tensor) for name, tensor in taker.parameters.items())
+
+
 def exact_rows(steps: int = 5) -> Tensor:
     """Three slopes for the rest of θ, then the gradient of `bias` and `weight`."""
     return torch.randn(steps, 3 + 7 + 33 * 129, generator=torch.Generator().manual_seed(4))

@@ -1,0 +1,147 @@
+"""Means by rows: what each client counts, in every mean that a cohort comes to."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from halfback import config
+from halfback.algorithms import algorithms
+from halfback.algorithms.robust import Robust
+from halfback.algorithms.shares import mean
+from halfback.conformance import small
+from halfback.conformance.remote import Sockets, deployed
+from halfback.engines.deployment import Deployment
+from halfback.engines.frames import MAX_ROWS, Frame, Ready, frame, read_answer
+from halfback.errors import PeerError, UserError
+from halfback.zeroth.sharing import Sharing
+
+AVERAGING = [name for name, kind in algorithms().items() if hasattr(kind, "aggregation")]
+UNEVEN: dict[str, Any] = {"partition__name": "dirichlet", "partition__alpha": 0.3, "sampled_clients": 3}
+
+
+def test_every_method_that_averages_has_the_choice() -> None:
+    """Those without it take turns, or are one machine. By rows is the default where the paper has it."""
+    without = {name for name, kind in algorithms().items() if name not in AVERAGING}
+    assert without == {
+        name for name, kind in algorithms().items() if kind.traits.one_by_one or kind.traits.agreement == "alone"
+    }
+    by_rows = {name for name in AVERAGING if algorithms()[name]().aggregation == "rows"}  # type: ignore[attr-defined]
+    assert by_rows == {"fedavg", "sfl_v1", "sfl_v2"}
+
+
+def test_means() -> None:
+    rows = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(mean(rows, None), rows.mean(dim=0))
+    found = mean(rows.half(), [0.5, 0.25, 0.25])
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(mean(rows, [0.5, 0.25, 0.25]), rows[0] / 2 + (rows[1] + rows[2]) / 4)
+    assert torch.equal(Robust().agreed(rows[:, 0], [0.5, 0.25, 0.25]), mean(rows[:, 0], [0.5, 0.25, 0.25]))
+    assert mean(torch.full((2, 3), 3e38), [0.75, 0.25]).isfinite().all()  # nothing overflows
+
+
+def test_directions_of_a_clients_own_count_by_its_share() -> None:
+    """The mean of slope times direction over all seats is the weighted sum over those who measured."""
+    spread = Sharing(seats=3).spread({0: torch.ones(2), 2: torch.ones(2)}, [0.9, 0.1]).view(3, 2)
+    torch.testing.assert_close(spread.mean(dim=0), torch.ones(2))
+    torch.testing.assert_close(spread[:, 0] / 3, torch.tensor([0.9, 0.0, 0.1]))
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_equal_rows_have_the_bits_of_equal_clients(name: str) -> None:
+    alike, by_rows = (
+        small.built(small.images(name, sampled_clients=3, algorithm__aggregation=how)).simulation
+        for how in ("uniform", "rows")
+    )
+    assert {len(source) for source in by_rows.sources} == {30}
+    assert small.run(alike, 2, steps=2) == small.run(by_rows, 2, steps=2)
+    small.assert_equal_states(alike, by_rows)
+
+
+@pytest.mark.parametrize("name", [name for name in AVERAGING if name != "spry"])  # there a layer is one client's
+def test_unequal_rows_count(name: str) -> None:
+    alike, by_rows = (
+        small.built(small.images(name, **UNEVEN, algorithm__aggregation=how)).simulation for how in ("uniform", "rows")
+    )
+    states = []
+    for simulation in (alike, by_rows):
+        small.run(simulation, 2, steps=2)
+        simulation.agreed_bottom()
+        states.append([*simulation.server.replica.parameters.values(), *simulation.server.top.parameters()])
+    assert any(not torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
+@pytest.mark.parametrize("name", ["ho_sfl", "zo_sfl", "decomfl", "spry"])
+def test_a_robust_mean_counts_clients_alike(name: str) -> None:
+    chosen = ["sampled_clients=3", f"algorithm.name={name}", "robust.name=median", "algorithm.aggregation=rows"]
+    with pytest.raises(UserError) as caught:
+        config.resolve("quickstart", ["beside=[]", *chosen])
+    assert str(caught.value) == (
+        "algorithm.aggregation=rows: robust.name=median counts clients alike; use algorithm.aggregation=uniform, or "
+        "robust.name=none"
+    )
+
+
+def test_another_word_is_refused() -> None:
+    with pytest.raises(UserError, match=r"algorithm.aggregation='row': .*'uniform' or 'rows'"):
+        small.built(small.images("fedavg", algorithm__aggregation="row"))
+
+
+class Claiming(Sockets):
+    """Sockets to clients, one of which says that it has other rows than it has."""
+
+    claims: dict[int, int]
+
+    def ask(self, questions: Any, seconds: float) -> Any:
+        answers = dict(super().ask(questions, seconds))
+        for number, rows in self.claims.items():
+            if number in answers and isinstance(answer := read_answer(answers[number].header), Ready):
+                header = answer.model_dump_json().replace(f'"rows":{answer.rows}', f'"rows":{rows}')
+                answers[number] = Frame(header, answers[number].body)
+        return answers
+
+
+def _served(tmp_path: Path, claims: dict[int, int], events: list[Any]) -> tuple[Deployment, Claiming, Any]:
+    def machine() -> Any:
+        return small.built(small.images("fedavg", **UNEVEN | {"clients": 3})).simulation
+
+    server = machine()
+    carrier = Claiming(machine, 3, tmp_path)
+    carrier.claims = claims
+    deployment = deployed(server, carrier)
+    deployment._events = events.append
+    deployment._patience = 6.0
+    return deployment, carrier, server
+
+
+def test_a_site_says_its_rows_and_counts_by_them(tmp_path: Path) -> None:
+    """The server has other data than a site with rows of its own, so what the site says holds."""
+    deployment, carrier, server = _served(tmp_path, {1: 10**6}, [])
+    counts = {number: len(source) for number, source in enumerate(server.sources)}
+    deployment.run_round(small.Round(0, 1, 0), measure_memory=False)
+    carrier.close()
+    assert server.server.rows == counts | {1: 10**6}
+    assert server.server.shares([0, 1, 2])[1] == 10**6 / (10**6 + counts[0] + counts[2])
+
+
+@pytest.mark.parametrize("rows", [0, -1, MAX_ROWS + 1])
+def test_impossible_numbers_of_rows_are_refused(tmp_path: Path, rows: int) -> None:
+    with pytest.raises(PeerError, match="rows"):
+        read_answer(frame(Ready(fits=True, takes=0, rows=1)).header.replace('"rows":1', f'"rows":{rows}'))
+    deployment, carrier, _ = _served(tmp_path, {1: rows}, [])
+    with pytest.raises(UserError, match=r"client 1: header.ready.rows"):
+        deployment.run_round(small.Round(0, 1, 0), measure_memory=False)
+    carrier.close()
+
+
+def test_a_site_can_not_say_another_number_later(tmp_path: Path) -> None:
+    deployment, carrier, server = _served(tmp_path, {}, [])
+    deployment.run_round(small.Round(0, 1, 0), measure_memory=False)
+    before = dict(server.server.rows)
+    deployment._ready.discard(1)
+    carrier.claims = {1: before[1] + 1}
+    with pytest.raises(UserError, match=f"it said that it has {before[1]} training rows, and says {before[1] + 1} now"):
+        deployment.run_round(small.Round(1, 1, 1), measure_memory=False)
+    carrier.close()
+    assert server.server.rows == before
