@@ -339,11 +339,11 @@ def test_what_is_wrong_with_a_row_stays_on_a_site_that_keeps_its_labels(
 ) -> None:
     """A server may leave classes out to be told where they are."""
     open_site = SiteConfig.model_validate(keeping(rows, tiny_bert).model_dump() | {"keep_labels": False})
-    assert "label 'great' in row 1" in refusal(open_site, u_shape(), tmp_path, ("dull", "x"))
+    assert "label 'great' in " in refusal(open_site, u_shape(), tmp_path, ("dull", "x"))
     caplog.clear()
     said = refusal(keeping(rows, tiny_bert), u_shape(), tmp_path, ("dull", "x"))
     assert said == "what is wrong may quote a row or a label of this site; its own log says it"
-    assert "label 'great' in row 1" in caplog.text
+    assert "label 'great' in " in caplog.text
 
 
 def test_no_text_of_a_site_is_quoted_to_the_server(tmp_path: Path, rows: Path, tiny_bert: Path) -> None:
