@@ -247,7 +247,19 @@ def _choose(part: _Part, matched: list[str], trained: BottomTrained, lora: Lora,
     if trained == "lora" and isinstance(part, Top):
         for name in part.family.head:
             if hasattr(part.body, name):
+                _head_in_float32(getattr(part.body, name))
                 getattr(part.body, name).requires_grad_(True)
+
+
+def _head_in_float32(head: nn.Module) -> None:
+    """A head of float16 becomes one of float32, like the adapters beside it: AdamW's squared gradients would vanish."""
+    if any(parameter.dtype == torch.float16 for parameter in head.parameters()):
+        head.float()
+        head.register_forward_pre_hook(_float32)
+
+
+def _float32(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.float() for tensor in inputs)
 
 
 def _untie(model: CutModel, *, everything: bool, adapted: list[nn.Module]) -> None:
