@@ -206,9 +206,9 @@ class _Reader:
         if size > self.left:
             raise PeerError(f"{name}: shape {shape} of {dtype} needs {size} bytes, but only {self.left} are left")
         if size > most.bytes:
-            raise PeerError(f"{name}: shape {shape} of {dtype} has {size} bytes, at most {most.bytes} are allowed")
+            raise PeerError(f"{name}: {dtype} {shape} came, at most {most.bytes} bytes are allowed")
         if most.shape is not None and not _within(shape, most.shape):
-            raise PeerError(f"{name}: shape {shape} came, up to {most.shape} is allowed")
+            raise PeerError(f"{name}: {dtype} {shape} came, up to {most.shape} is allowed")
         if not size and math.prod(max(length, 1) for length in shape) > MAX_BYTES:  # its strides could overflow
             raise PeerError(f"{name}: empty shape {shape} came, other lengths up to {MAX_BYTES} in all are allowed")
         raw = bytearray(self._data[self._at : self._at + size])

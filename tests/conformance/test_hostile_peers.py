@@ -180,10 +180,10 @@ def test_kinds_that_are_mixed(name: str) -> None:
     def another(client: int, direction: Any, message: Message, memory: Any = None) -> Message:
         nonlocal count
         count += 1
-        return carry(client, direction, Slopes(0, torch.zeros(1)) if count == HOSTILE + 1 else message, memory)
+        return carry(client, direction, Losses(torch.zeros(1)) if count == HOSTILE + 1 else message, memory)
 
     simulation.link.carry = another  # type: ignore[method-assign]
-    with pytest.raises(PeerError, match=f"exchange: Slopes of client {HOSTILE}, Join of client {HONEST}.*one kind is"):
+    with pytest.raises(PeerError, match=f"exchange: Losses of client {HOSTILE}, Join of client {HONEST}.*one kind is"):
         small.run(simulation, 1)
 
 

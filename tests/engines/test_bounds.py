@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 from hostile import confined
-from test_deployment import LINEAGE, World, among, assert_same, machine, make_world, opening
+from test_deployment import LINEAGE, World, among, assert_same, config, machine, make_world, opening
 
+from halfback.config import to_tree
 from halfback.conformance import small
 from halfback.deploy.flare import read
 from halfback.deploy.relay import Relay
 from halfback.deploy.site import SiteConfig
 from halfback.deploy.worker import Worker, serve
-from halfback.engines.device import Device
-from halfback.engines.frames import MOST_MEMORY, Done, Frame, Longest, Said, Say, frame, read_answer
+from halfback.engines.device import Device, digest_of, held_by_devices
+from halfback.engines.frames import MOST_MEMORY, Done, Frame, Longest, Prepare, Ready, Said, Say, frame, read_answer
 from halfback.engines.simulation import take_losses
 from halfback.engines.stream import read_frame
 from halfback.errors import CohortLost, PeerError
@@ -57,6 +58,21 @@ def test_a_worker_reads_no_body_before_its_model_is_here(tmp_path: Path) -> None
             serve(far, Worker(SiteConfig(), tmp_path))
 
 
+def test_a_worker_takes_the_weights_to_begin_with_and_what_a_round_brings(tmp_path: Path) -> None:
+    server = machine()
+    held = {name: tensor + 1 for name, tensor in held_by_devices(server).items()}
+    body, digits = pack(Weights(tuple(held.values()))).data, tuple(str(digit) for digit in range(10))
+    tree = to_tree(config())
+    order = Prepare(run="0" * 16, client=0, config=tree, label_names=digits, weights=digest_of(held))
+    worker = Worker(SiteConfig(), tmp_path)
+    first = read_answer(worker.answer(frame(order)).header)
+    assert first == Ready(fits=False, takes=worker.takes)
+    assert len(body) <= worker.takes < len(body) + 64 * len(held)
+    second = read_answer(worker.answer(frame(order, body)).header)
+    assert second == Ready(fits=True, takes=worker.takes)
+    assert worker.takes >= server.link.of(0)[0].most_bytes
+
+
 def test_a_relay_hands_no_longer_question_on_than_its_worker_takes(tmp_path: Path) -> None:
     relay = Relay(SiteConfig(), tmp_path, worker="this")  # it never says that it is ready
     try:
@@ -90,18 +106,18 @@ UP: dict[str, Callable[[Any], Message]] = {
 
 @pytest.mark.parametrize("what", UP)
 def test_a_server_reads_no_more_than_the_recipe_has(what: str) -> None:
-    simulation = machine()
+    simulation = machine(steps=6)
     batch = simulation.sources[0].batch(0)
     with torch.no_grad():
         hidden = simulation.bottom(batch.inputs)
     honest = Activations(hidden, None, batch.labels.int(), batch.sample_ids.int())
     simulation.link.hear(0, pack(honest).data)
-    with pytest.raises(PeerError, match=r"^client 0: .* (came|has \d+ bytes|announced), (at most|up to) .* allowed"):
+    with pytest.raises(PeerError, match=r"^client 0: .* (came|announced), (at most|up to) .* allowed"):
         simulation.link.hear(0, pack(UP[what](honest)).data)
 
 
 def test_a_device_reads_no_more_than_the_recipe_has() -> None:
-    simulation = machine()  # of 6 steps with 3 directions
+    simulation = machine(steps=6)  # with 3 directions
     simulation.link.receive(0, pack(History(0, torch.zeros(6, 3))).data)
     for message in (History(0, torch.zeros(7, 3)), Weights((torch.zeros(1),)), Slopes(0, torch.zeros(99))):
         with pytest.raises(PeerError, match=r"server: .* allowed"):
