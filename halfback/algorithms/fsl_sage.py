@@ -14,7 +14,7 @@ never comes down. The server keeps each client's head honest by aligning it with
 Heads, sets, epochs and the size of set and batches are as in the authors' code, where every client is in every round.
 Ours: a client that comes for the first time begins with the mean of the last round's heads, and one that was away at an
 alignment is aligned when it is back; the mismatch is divided by ‖λ‖²; Adam starts anew with each alignment; batches are
-rows that came one behind the other and are of one length, the same in each epoch.
+of rows of one length in the order in which they came, the same in each epoch.
 """
 
 from collections.abc import Iterator, Mapping

@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from halfback.algorithms.fsl_sage import _batches
 from halfback.build import Built
 from halfback.conformance import small
 from halfback.engines.simulation import Simulation
@@ -145,6 +147,24 @@ def test_a_set_keeps_a_clients_newest_rows_and_no_more() -> None:
         assert sum(tensor.untyped_storage().nbytes() for name, tensor in held.items() if name[:2] == "z.") <= (
             len(kept) * kept[0].numel() * 4
         ), "a view keeps what was dropped"
+
+
+def test_rows_of_unequal_length_go_with_their_masks_and_labels(tiny_bert: Path, sentences: Path) -> None:
+    """An alignment takes each row of a set once, however long it is."""
+    simulation = small.built(small.texts("fsl_sage", tiny_bert, sentences, clients=2, batch_size=3)).simulation
+    sent: dict[int, list[Activations]] = {0: [], 1: []}
+    for m, message in _uploaded(simulation, 6):
+        sent[m].append(message)
+    for m, messages in sent.items():
+        wanted = [row for message in messages for row in _rows(message.hidden, message.mask, message.labels)]
+        batches = list(_batches(simulation.server.lasting[m]))
+        assert len({hidden.shape[1] for hidden, _, _ in batches}) > 1
+        assert len(batches) < len(messages), "uploads of one length are one batch"
+        assert sorted(row for batch in batches for row in _rows(*batch)) == sorted(wanted)
+
+
+def _rows(*tensors: Tensor | None) -> list[bytes]:
+    return [b"".join(tensor[row].numpy().tobytes() for tensor in tensors) for row in range(len(tensors[0]))]  # type: ignore[index, union-attr, arg-type]
 
 
 def _uploaded(simulation: Simulation, rounds: int) -> Iterator[tuple[int, Activations]]:
