@@ -31,7 +31,7 @@ def recipe(tmp_path: Path) -> str:
 
 
 HO_SFL = {"directions": 5, "radius": None, "estimator": "forward", "clip_samples": None}
-HO_SFL |= {"directions_per": "cohort", "exact_blocks": 0, "directions_rise": 0}
+HO_SFL |= {"directions_per": "cohort", "exact_blocks": 0, "directions_rise": 0, "aggregation": "uniform"}
 
 
 @pytest.mark.parametrize("name", config.recipes())
@@ -142,7 +142,7 @@ def test_the_algorithm_of_the_recipe_keeps_its_options(recipe: str) -> None:
 
 def test_an_algorithm_without_settings_of_its_own(recipe: str) -> None:
     resolved = config.resolve(recipe, ["algorithm.name=frozen_bottom"])
-    assert resolved.algorithm.options() == {}
+    assert resolved.algorithm.options() == {"aggregation": "uniform"}
     assert resolved.bottom.normalize
 
 
@@ -152,7 +152,7 @@ def test_settings_of_another_algorithm_survive_a_run_folder(tmp_path: Path, reci
     path.write_text(config.dump(config.resolve(recipe)))
     tree = config.to_tree(config.load(path))
     other = config.from_tree(tree, {"algorithm.name": "zo_sfl"})
-    assert other.algorithm.options() == {"directions": 9, "radius": None}
+    assert other.algorithm.options() == {"directions": 9, "radius": None, "aggregation": "uniform"}
     assert config.load(path) == config.resolve(recipe)  # and the tree was not changed on the way
 
 
