@@ -16,6 +16,7 @@ PACKAGE = ROOT / "halfback"
 # Who may import what of the package, beside `halfback.errors` (everyone) and the importer's own room.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
+    "yaml_reading": set(),
     "zeroth": set(),
     "wire": set(),
     "models": set(),
@@ -43,7 +44,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "checkpoint": set(),
     "schedules": set(),
-    "config": {"algorithms", "data.tasks", "models.adapters", "schedules", "zeroth.aims"},
+    "config": {"algorithms", "data.tasks", "models.adapters", "schedules", "yaml_reading", "zeroth.aims"},
     "build": {
         "algorithms",
         "codecs",
@@ -75,7 +76,18 @@ ARROWS: dict[str, set[str]] = {
         "wire",
         "zeroth",
     },
-    "deploy": {"build", "config", "data", "engines", "live", "report", "run", "telemetry.records", "wire"},
+    "deploy": {
+        "build",
+        "config",
+        "data",
+        "engines",
+        "live",
+        "report",
+        "run",
+        "telemetry.records",
+        "wire",
+        "yaml_reading",
+    },
     "cli": {
         "algorithms",
         "build",
