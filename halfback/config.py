@@ -193,7 +193,7 @@ class RunConfig(_Section):
     """Steps that a sampled cohort takes before the next one is sampled."""
     batch_size: int = Field(default=16, ge=1, le=_MANY)
     """Rows of one client's batch."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     eval_every: int = Field(default=50, ge=1, le=_MANY)
     """Rounds between two evaluations."""
     eval_batch_size: int = Field(default=128, ge=1, le=_MANY)

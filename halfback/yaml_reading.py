@@ -26,7 +26,7 @@ from yaml.scanner import Scanner
 from halfback.errors import UserError
 
 MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1 << 20, 20_000, 50
-_MOST = 1 << 128  # of a whole number: a seed may be long
+_MOST = 1 << 63  # of a whole number
 _NULL = re.compile(r"~|null|Null|NULL|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -226,10 +226,10 @@ def _scalar(node: ScalarNode) -> Any:
                 )
             return Word(text, number)
         case "float" if _FLOAT.fullmatch(text) or _INT.fullmatch(text):
-            number = float(text.replace(".inf", "inf").replace(".nan", "nan")) if len(text) < 400 else math.inf
-            if math.isinf(number) and "inf" not in text.lower():
+            real = float(text.replace(".inf", "inf").replace(".nan", "nan")) if len(text) < 400 else math.inf
+            if math.isinf(real) and "inf" not in text.lower():
                 raise _Refused(node.start_mark, f"the number {text[:40]} is out of range")
-            return Word(text, number)
+            return Word(text, real)
         case "str" | "merge":
             return text
     raise _Refused(node.start_mark, f"the tag {node.tag!r} is not allowed" + (f" for {text[:40]!r}" if text else ""))

@@ -47,7 +47,7 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "deep": (["lora.targets=" + "[" * 10_000], ["lora.targets, line 1: nested deeper than 50 levels"]),
     "number-without-end": (["steps=1" + 400 * "0"], ["steps, line 1: the number 100000000000… has 401 digits"]),
     "number-beyond-floats": (["bottom.lr=1e400"], ["bottom.lr, line 1: the number 1e400 is out of range"]),
-    "number-of-128-bits": (["bottom.lr=1" + 38 * "0"], ["bottom.lr=1", "10000"]),
+    "number-beyond-63-bits": (["seed=9223372036854775808"], ["seed, line 1: the number 922337203685…", "19 digits"]),
     "more-clients-than-lists-hold": (["clients=1000000000000"], ["clients=1000000000000", "1000000"]),
     "no-character": (['task.name="a\\0b"'], ["task.name, line 1: 'a\\x00b' has a character that no text may have"]),
     "no-utf-8": (["task.name=a\udcff"], ["task.name='a\\udcff' is not UTF-8"]),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from halfback.algorithms import algorithms
 from halfback.algorithms.protocol import Algorithm
+from halfback.build.fingerprint import fingerprint
 from halfback.build.motion import make_optimizer, make_schedule
 from halfback.build.parties import device_head, device_part, link_forms, make_locals, make_server, place_above
 from halfback.build.sources import Site, client_sources, pooled_source, site_sources
@@ -36,7 +37,7 @@ from halfback.zeroth.seeds import seed_for
 
 @dataclass(frozen=True)
 class Built:
-    """Everything that a run needs; `tokenizer` is None for images."""
+    """Everything that a run needs; `tokenizer` is None for images, `fingerprint` says what the run is about."""
 
     config: RunConfig
     model: CutModel
@@ -44,6 +45,7 @@ class Built:
     task: EncodedTask
     simulation: Simulation
     evaluate: Callable[[], Evaluation]
+    fingerprint: Mapping[str, str]
 
 
 def build(
@@ -63,6 +65,13 @@ def build(
     check_sizes(whole, raw, task, config)
     if config.model.pretrain is not None and site is None:
         pretrain_whole(whole.to(device), raw, config, device, pretrained)
+    if site is not None and site.own_rows:
+        sources = site_sources(config, task.train, site, device)
+    elif algorithm.traits.agreement == "alone":
+        sources = pooled_source(config, task.train, device)
+    else:
+        sources = client_sources(config, task.train, device)
+    about = fingerprint(whole, task, sources)
     words = config.task.verbaliser
     ids = verbaliser_ids(words, tokenizer) if words is not None and tokenizer is not None else None
     cuts = [config.model.cut_of(client) for client in range(config.clients)]
@@ -106,19 +115,13 @@ def build(
         controller=controller,
         bottoms={client: other.bottom for client, other in others.items()},
     )
-    if site is not None and site.own_rows:
-        sources = site_sources(config, task.train, site, device)
-    elif alone:
-        sources = pooled_source(config, task.train, device)
-    else:
-        sources = client_sources(config, task.train, device)
     simulation = simulate(
         sources,
         sampled_clients=1 if alone else config.sampled_clients,
         local=make_locals(config, algorithm, server, model, part, task, partial(simulate, sampled_clients=1), device),
     )
     evaluation = partial(_evaluate, config, simulation, model, task, device)
-    return Built(config, model, tokenizer, task, simulation, evaluation)
+    return Built(config, model, tokenizer, task, simulation, evaluation, about)
 
 
 def check(config: RunConfig) -> tuple[Algorithm, dict[str, tuple[Codec, ...]], Controller | None]:

@@ -1,14 +1,12 @@
 """The server's side of a deployed run: its folder, who sits where, how it goes, and how it ended."""
 
-import fcntl
 import json
 import logging
 import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,12 @@ from halfback.engines.deployment import Carrier, Deployment
 from halfback.engines.device import digest_of, held_by_devices
 from halfback.engines.frames import Frame, Prepare
 from halfback.errors import HalfbackError, UserError
+from halfback.locks import alone
 from halfback.telemetry.records import RECORDS, Record, writing
 from halfback.wire.messages import Weights
 from halfback.wire.packing import pack
 
-SEATS, EVENTS, ENDED, RUN, _LOCK = "seats.json", "events.jsonl", "ended.json", "run", "lock"
+SEATS, EVENTS, ENDED, RUN = "seats.json", "events.jsonl", "ended.json", "run"
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ def serve(
         config = at_server(configuration.from_tree(tree, {}), own)
         out = folder(own) / "runs" / name
         _make(out)
-        with _alone(out):
+        with alone(out):
             (out / ENDED).unlink(missing_ok=True)
             serving = Serving(out, sites, config.clients)
             listen(serving.answer)
@@ -150,7 +149,7 @@ def serve(
     (job / RUN).mkdir(parents=True, exist_ok=True)
     try:
         if out is not None and out.is_dir():
-            shutil.copytree(out, job / RUN, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_LOCK))
+            shutil.copytree(out, job / RUN, dirs_exist_ok=True)
     except OSError as error:  # on a full disk the word on how it ended may still find a place
         why = ": ".join(filter(None, [ended["why"], f"{out} can't be copied for the one who submitted it"]))
         log.error("%s: %s", why, error)
@@ -186,17 +185,6 @@ def _make(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"folder {out} can't be made: {error.strerror}") from None
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Nobody else runs this run; the lock goes with the process, however it ends."""
-    with (out / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{out} is running already, in another job") from None
-        yield
 
 
 def _run_token(out: Path) -> str:
