@@ -74,6 +74,8 @@ def _complete(folder: Path) -> list[Path]:
 
 def _sum_of(path: Path) -> str:
     """A checksum of a file's bytes: for damage and mix-ups, not against forgery."""
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise UserError(f"{path} is not a file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxh3_128).hexdigest()
 

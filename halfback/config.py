@@ -291,6 +291,8 @@ def _value_at(tree: Tree, path: str) -> Any:
 
 def load(path: Path) -> RunConfig:
     """The configuration that a run folder holds."""
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise UserError(f"{path} is not a file")
     return from_tree(_read_yaml(path), {})
 
 

@@ -95,6 +95,7 @@ ARROWS: dict[str, set[str]] = {
         "config",
         "data",
         "engines",
+        "json_reading",
         "live",
         "locks",
         "report",

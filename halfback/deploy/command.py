@@ -1,6 +1,5 @@
 """`halfback deploy`: submits a run, follows it, begins it again where a job ends before it, and fetches its folder."""
 
-import json
 import logging
 import re
 import shutil
@@ -10,13 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from halfback import json_reading
 from halfback.config import RunConfig
 from halfback.data.encode import metric_of
 from halfback.data.tasks import objective_of
 from halfback.deploy.environments import Environment, Federation, Progress, Simulator, poc
 from halfback.deploy.job import deployable, write_job
 from halfback.deploy.serving import ENDED
-from halfback.errors import UserError
+from halfback.errors import UserError, one_line, shown
 from halfback.telemetry.records import Record, read_summary
 
 Kind = Literal["simulator", "poc", "prod"]
@@ -74,7 +74,7 @@ def deploy(
         job = write_job(scratch, name, config, trial=kind != "prod")
         for number in range(JOBS):
             left = environment.run(job, _follow(config, display), scratch / f"fetched-{number}")
-            ended = {"how": "lost", "why": "its job ended"} if left is None else json.loads((left / ENDED).read_text())
+            ended = {"how": "lost", "why": "its job ended"} if left is None else _ended(left / ENDED)
             if left is not None and ended["how"] == "finished":
                 shutil.copytree(left, out, dirs_exist_ok=True)
                 return read_summary(out)
@@ -82,6 +82,14 @@ def deploy(
                 raise UserError(f"{name} stopped: {ended['why']}")
             log.info("%s goes on from its last checkpoint: %s", name, ended["why"])
     raise UserError(f"{name} did not finish in {JOBS} jobs; see the logs of the server's site")
+
+
+def _ended(path: Path) -> dict[str, str]:
+    """How a run ended, in the server's words."""
+    said = json_reading.read(path)
+    if not isinstance(said, dict) or not isinstance(said.get("how"), str) or not isinstance(said.get("why"), str):
+        raise UserError(f"{path} must say how and why the run ended, not {shown(said)}")
+    return {"how": said["how"], "why": one_line(said["why"])}
 
 
 def _follow(config: RunConfig, display: Display) -> Progress:

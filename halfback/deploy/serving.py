@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from halfback import config as configuration
-from halfback import run
+from halfback import json_reading, run
 from halfback.build import Built
 from halfback.deploy.here import at_server
 from halfback.deploy.site import SiteConfig
 from halfback.engines.deployment import Carrier, Deployment
 from halfback.engines.device import digest_of, held_by_devices
 from halfback.engines.frames import Frame, Prepare
-from halfback.errors import HalfbackError, UserError
+from halfback.errors import HalfbackError, UserError, shown
 from halfback.locks import alone
 from halfback.telemetry.records import RECORDS, Record, writing
 from halfback.wire.messages import Weights
@@ -201,7 +201,10 @@ def _seats(out: Path, sites: Sequence[str], clients: int) -> tuple[dict[int, str
     Whoever had a seat keeps it, the others take the free ones in the order of their names.
     """
     path = out / SEATS
-    taken: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    taken: dict[str, int] = json_reading.read(path) if path.exists() else {}
+    numbers = list(taken.values()) if isinstance(taken, dict) else [None]
+    if not {*map(type, numbers)} <= {int} or not {*numbers} <= {*range(clients)} or len({*numbers}) < len(numbers):
+        raise UserError(f"{path} must give each site a client of its own, 0 to {clients - 1}, not {shown(taken)}")
     free = [number for number in range(clients) if number not in taken.values()]
     new = sorted(set(sites) - taken.keys())
     for name in new[len(free) :]:

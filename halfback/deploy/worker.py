@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Worker:
         self._folder = folder
         self._order: Prepare | None = None
         self._machine: Simulation | None = None
+        self._about: Mapping[str, str] = {}
         self._device: Device | None = None
 
     def answer(self, asked: Frame) -> Frame:
@@ -63,7 +65,8 @@ class Worker:
             if digest_of(held_by_devices(self._machine)) != order.weights:
                 return frame(Ready(fits=False))
             most = configuration.from_tree(order.config, {}).steps_per_round
-            self._device = Device(self._machine, order.client, self._own(order) / "states", most_steps=most)
+            states = self._own(order) / "states"
+            self._device = Device(self._machine, order.client, states, most_steps=most, about=self._about)
         return frame(Ready(fits=True))
 
     def _built(self, order: Prepare) -> Simulation:
@@ -72,7 +75,8 @@ class Worker:
             raise PeerError(f"server: Prepare.client: {order.client} came, 0 to {config.clients - 1} are allowed")
         site = Site(order.client, self._site.data is not None, order.label_names)
         clear_scratch(self._own(order))
-        machine = build(config, site=site, scratch=self._own(order)).simulation
+        built = build(config, site=site, scratch=self._own(order))
+        machine, self._about = built.simulation, built.fingerprint
         if machine.algorithm.traits.device == "bottom":
             machine.release_top()
         return machine

@@ -126,6 +126,13 @@ def check_history(history: Tensor | None, positions: Iterable[int], groups: int)
         raise UserError(f"values.json: position {most} contradicts the history, which has {len(history)} steps")
 
 
+def check_thresholds(thresholds: Mapping[str, Any]) -> None:
+    """Refuses a controller's thresholds that no similarity could reach."""
+    for value in thresholds.values():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
+            raise UserError(f"controller: a threshold is {shown(value)}, -1 to 1 are allowed")
+
+
 @contextmanager
 def going_on() -> Iterator[None]:
     """While a state is put back: what a codec or a controller, also of another package, can't read is one line."""

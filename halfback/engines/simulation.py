@@ -24,7 +24,14 @@ from halfback.algorithms.protocol import Algorithm, ChoosesClients, Conversation
 from halfback.algorithms.server import Server
 from halfback.codecs.protocol import Seen
 from halfback.controllers.protocol import Controller, LinkUse, Observation
-from halfback.engines.kept import check_history, check_optimizer, check_tensors, check_values, going_on
+from halfback.engines.kept import (
+    check_history,
+    check_optimizer,
+    check_tensors,
+    check_thresholds,
+    check_values,
+    going_on,
+)
 from halfback.engines.link import End, Link, Side, charged, tensors_of
 from halfback.engines.sampling import dependent_rounding
 from halfback.engines.state import (
@@ -435,6 +442,7 @@ class Simulation:
         server.settled = len(server.history)
         if self.controller is not None:
             self.controller.load_state_dict(under("controller.", tensors), values["controller"])
+            check_thresholds(self.controller.thresholds())
         self.link.ends.clear()
         for number, states in values["links"].items():
             for side, end, of_end in zip(("near", "far"), self.link.of(int(number)), states, strict=True):

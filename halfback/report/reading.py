@@ -71,7 +71,7 @@ def _read_run(label: str, folder: Path) -> Run:
 def _read_records(path: Path) -> list[dict[str, Any]]:
     """Each line's object; a last line without its end of line may be torn by a killed writer and is then left out."""
     lines = text_of(path).split("\n")
-    records = []
+    records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
