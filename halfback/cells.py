@@ -2,16 +2,16 @@
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from halfback import checkpoint, json_reading, run, standing
 from halfback import config as configuration
-from halfback import run
 from halfback.config import RunConfig
-from halfback.errors import Diverged, UserError
-from halfback.telemetry.records import RECORDS, SUMMARY, Record, read_records, read_summary, replace_text
+from halfback.errors import Diverged, UserError, shown
+from halfback.telemetry.records import RECORDS, SUMMARY, Record, read_records, replace_text
 
 DIVERGED = "diverged.json"
 
@@ -48,7 +48,7 @@ def run_cells(cells: Sequence[Cell], watch: Watch, earlier: Sequence[Cell] = ())
     for cell in cells:
         kept = is_over(cell.folder)
         if not kept:
-            _run(cell, _pretrained(cell, [*earlier, *cells]), watch)
+            _run(cell, _pretrained(cell, [*earlier, *cells]), _like(cell, [*earlier, *cells]), watch)
         outcome = _outcome(cell)
         if outcome["status"] == "diverged":
             watch(cell, "diverged", outcome["after_step"], None)
@@ -77,20 +77,27 @@ def is_over(folder: Path) -> bool:
     return (folder / SUMMARY).exists() or (folder / DIVERGED).exists()
 
 
-def finish(config: RunConfig, folder: Path, *, watch: run.Watch | None = None, pretrained: Path | None = None) -> None:
+def finish(
+    config: RunConfig,
+    folder: Path,
+    *,
+    watch: run.Watch | None = None,
+    pretrained: Path | None = None,
+    like: Mapping[str, str] | None = None,
+) -> None:
     """Runs a configuration into `folder`, or resumes it there; one that diverges leaves a note of that.
 
-    `pretrained`: as `run.train` takes it.
+    `pretrained`, `like`: as `run.train` takes them.
 
     Raises:
         UserError: the configuration can't be run.
     """
     try:
         if (folder / run.CONFIG).exists():
-            run.resume(folder, watch=watch)
+            run.resume(folder, watch=watch, like=like)
         else:
             _half_begun(folder).unlink(missing_ok=True)
-            run.train(config, folder, watch=watch, pretrained=pretrained)
+            run.train(config, folder, watch=watch, pretrained=pretrained, like=like)
     except Diverged as error:
         if not folder.exists():  # a run that diverges before its first step leaves nothing
             folder.mkdir(parents=True)
@@ -118,13 +125,13 @@ def _starts_from(cell: Cell) -> tuple[object, ...]:
     return config.seed, config.task, config.device, config.model.model_copy(update={"cut": 0, "head": None})
 
 
-def _run(cell: Cell, pretrained: Path | None, watch: Watch) -> None:
+def _run(cell: Cell, pretrained: Path | None, like: dict[str, str] | None, watch: Watch) -> None:
     def told(_: object, step: int, record: Record) -> None:
         watch(cell, "running", step, record)
 
     watch(cell, "running", 0, None)
     try:
-        finish(cell.config, cell.folder, watch=told, pretrained=pretrained)
+        finish(cell.config, cell.folder, watch=told, pretrained=pretrained, like=like)
     except UserError as error:
         raise UserError(f"{cell.label}, seed {cell.config.seed}: {error}") from None
 
@@ -138,5 +145,26 @@ def _outcome(cell: Cell) -> dict[str, Any]:
         "curve": [json.loads(record.to_json()) for record in read_records(cell.folder)] if begun else [],
     }
     if (cell.folder / SUMMARY).exists():
-        return outcome | {"status": "finished", "summary": read_summary(cell.folder)}
-    return outcome | {"status": "diverged", **json.loads((cell.folder / DIVERGED).read_text())}
+        if not outcome["curve"]:
+            raise UserError(f"{cell.folder / RECORDS} has no records, but the run is over; delete the folder")
+        return outcome | {"status": "finished", "summary": standing.finished(cell.config, cell.folder)}
+    return outcome | {"status": "diverged", **_diverged(cell.folder / DIVERGED)}
+
+
+def _diverged(path: Path) -> dict[str, Any]:
+    said = json_reading.read(path)
+    if not isinstance(said, dict) or said.keys() != {"after_step", "error"} or not isinstance(said["error"], str):
+        raise UserError(f"{path} must hold after_step and error, not {shown(said)}")
+    if type(said["after_step"]) is not int or said["after_step"] < 0:
+        raise UserError(f"{path}: after_step must be a count, not {shown(said['after_step'])}")
+    return said
+
+
+def _like(cell: Cell, cells: Sequence[Cell]) -> dict[str, str] | None:
+    """The fingerprint of a cell that has the same work and has begun: a file may have changed since."""
+    for other in cells:
+        if other.folder != cell.folder and run.same_work(cell.config, other.config):
+            values = checkpoint.values_of(other.folder / run.CHECKPOINT)
+            if values and isinstance(values.get("fingerprint"), dict):
+                return dict(values["fingerprint"])
+    return None

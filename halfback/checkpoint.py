@@ -1,19 +1,25 @@
 """Checkpoints: a folder that appears whole or not at all."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from xxhash import xxh3_128
 
+from halfback import json_reading
 from halfback.errors import HalfbackError, UserError
 
-_TENSORS, _VALUES, _PREFIX = "tensors.safetensors", "values.json", "round-"
+_TENSORS, _VALUES, _SUM, _PREFIX = "tensors.safetensors", "values.json", "tensors", "round-"
+_WHOLE, _OURS = re.compile(rf"{_PREFIX}\d{{8,}}"), re.compile(rf"({_PREFIX}|unfinished-)\d{{8,}}")
 
 
 class CheckpointError(HalfbackError):
@@ -37,7 +43,8 @@ def save(
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished / _TENSORS)
-        (unfinished / _VALUES).write_text(json.dumps(values))
+        told = {_SUM: _sum_of(unfinished / _TENSORS)} | dict(values)
+        (unfinished / _VALUES).write_text(json.dumps(told))
         for path in (unfinished / _TENSORS, unfinished / _VALUES, unfinished):
             _to_disk(path)
         shutil.rmtree(target, ignore_errors=True)
@@ -50,8 +57,8 @@ def save(
             f"checkpoint of round {round_number} in {folder}: {reason}; the last one is kept"
         ) from None
     kept = [path for path in _complete(folder) if path <= target][-keep:]
-    for path in folder.iterdir():
-        if path not in kept:
+    for path in folder.iterdir():  # of other names, such as a backup's, nothing is ours to remove
+        if _OURS.fullmatch(path.name) and path not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -61,7 +68,29 @@ def rounds(folder: Path) -> list[int]:
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{_PREFIX}*")) if folder.is_dir() else []
+    named = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in named if _WHOLE.fullmatch(path.name))
+
+
+def _sum_of(path: Path) -> str:
+    """A checksum of a file's bytes: for damage and mix-ups, not against forgery."""
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise UserError(f"{path} is not a file")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxh3_128).hexdigest()
+
+
+def values_of(folder: Path) -> dict[str, Any] | None:
+    """The plain values of the newest complete checkpoint; None where none is, UserError for a damaged one."""
+    found = _complete(folder)
+    return _values(found[-1]) if found else None
+
+
+def _values(path: Path) -> dict[str, Any]:
+    values = json_reading.read(path / _VALUES)
+    if not isinstance(values, dict):
+        raise UserError(f"{path / _VALUES} must hold an object, not {type(values).__name__}")
+    return values
 
 
 def _round_of(path: Path) -> int:
@@ -78,11 +107,20 @@ def load(folder: Path, round_number: int | None = None) -> tuple[int, dict[str, 
     if not found:
         return None
     newest = found[-1]
+    if newest.is_symlink() or not newest.is_dir():
+        raise UserError(f"checkpoint {newest} can't be read: it is a {'link' if newest.is_symlink() else 'file'}")
     try:
+        values = _values(newest)
+        if _SUM not in values:
+            raise UserError("it was written by an earlier version of halfback, which left out what is checked here")
+        if values.pop(_SUM) != _sum_of(newest / _TENSORS):
+            raise UserError(f"{_TENSORS} is damaged, or not the one that was saved with {_VALUES}")
         tensors = load_file(newest / _TENSORS)
-        values = json.loads((newest / _VALUES).read_text())
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, UserError) as error:
         raise UserError(f"checkpoint {newest} can't be read: {error}") from None
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"checkpoint {newest} can't be read: {name} is not finite")
     return _round_of(newest), tensors, values
 
 

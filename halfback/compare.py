@@ -6,6 +6,7 @@ The seed fixes data, partition, order and first weights, so cells of one seed di
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from halfback.cells import Cell, Watch, run_cells
 from halfback.config import RunConfig
 from halfback.data.tasks import objective_of, tuning_options
 from halfback.errors import UserError
+from halfback.locks import alone
 from halfback.models.objectives import better
 from halfback.report.comparison import TARGET_SHARE, initial_of, markdown, metric_of, summarise, target_of
 from halfback.report.comparison_page import write_comparison
@@ -76,6 +78,18 @@ def compare(request: Request, watch: Watch) -> dict[str, Any]:
     if request.target is not None and not math.isfinite(request.target):
         raise UserError(f"--target {request.target}: a finite number is allowed")
     _check_out(request.out)
+    with writing(request.out):
+        request.out.mkdir(parents=True, exist_ok=True)
+    with alone(request.out):
+        try:
+            return _compared(work, grid, first, watch)
+        finally:
+            with suppress(OSError):
+                request.out.rmdir()  # where nothing could be run
+
+
+def _compared(work: "_Work", grid: Grid | None, first: Mapping[str, Cell], watch: Watch) -> dict[str, Any]:
+    request = work.request
     rises = better(objective_of(next(iter(first.values())).config.task), 1.0, 0.0)
     tuning = None if grid is None else _tune(work, grid, rises, watch)
     rates = {label: grid.changes(tuning["chosen"][label]) if grid and tuning else [] for label in work.methods}
@@ -256,8 +270,6 @@ def _write(
         "versions": {name: " and ".join(sorted(found)) for name, found in versions.items()},
     }
     out = request.out / RESULT
-    with writing(request.out):
-        request.out.mkdir(parents=True, exist_ok=True)
     replace_text(out.with_suffix(".json"), json.dumps(comparison, indent=1, allow_nan=False) + "\n")
     replace_text(out.with_suffix(".md"), markdown(comparison))
     write_comparison(comparison, out.with_suffix(".html"))

@@ -1,4 +1,4 @@
-"""The configuration: typed, strict, and the only place that knows YAML."""
+"""The configuration: typed and strict."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,20 +6,23 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
+from halfback import yaml_reading
 from halfback.algorithms import algorithms
 from halfback.algorithms.protocol import Traits
 from halfback.algorithms.robust import Robust
 from halfback.data.tasks import TaskOptions
-from halfback.errors import UserError, offer
+from halfback.errors import UserError, offer, shown
 from halfback.models.adapters import BottomTrained, Lora
 from halfback.schedules import Shape
 from halfback.zeroth.aims import AimName
 
 Tree = dict[str, Any]
+
+_MANY = 1_000_000_000  # of whatever is counted
+_CLIENTS = 1_000_000  # each has a place in lists
 
 
 class _Section(BaseModel):
@@ -42,8 +45,8 @@ class PretrainConfig(_Section):
     """The server's own training of the whole model before it is cut and handed out."""
 
     task: str
-    steps: int = Field(ge=1)
-    batch_size: int = Field(default=64, ge=1)
+    steps: int = Field(ge=1, le=_MANY)
+    batch_size: int = Field(default=64, ge=1, le=_MANY)
     lr: float = Field(default=1e-3, gt=0, le=1e4)
 
 
@@ -182,21 +185,21 @@ class RunConfig(_Section):
     controller: ControllerConfig = ControllerConfig()
     robust: Robust = Robust()
     deployment: DeploymentConfig = DeploymentConfig()
-    clients: int = Field(default=10, ge=1)
-    sampled_clients: int = Field(default=3, ge=1)
-    steps: int = Field(default=300, ge=1)
+    clients: int = Field(default=10, ge=1, le=_CLIENTS)
+    sampled_clients: int = Field(default=3, ge=1, le=_CLIENTS)
+    steps: int = Field(default=300, ge=1, le=_MANY)
     """Optimiser steps: one batch of each sampled client."""
-    steps_per_round: int = Field(default=1, ge=1)
+    steps_per_round: int = Field(default=1, ge=1, le=_MANY)
     """Steps that a sampled cohort takes before the next one is sampled."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=_MANY)
     """Rows of one client's batch."""
-    seed: int = Field(default=0, ge=0)
-    eval_every: int = Field(default=50, ge=1)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    eval_every: int = Field(default=50, ge=1, le=_MANY)
     """Rounds between two evaluations."""
-    eval_batch_size: int = Field(default=128, ge=1)
-    checkpoint_every: int = Field(default=50, ge=1)
+    eval_batch_size: int = Field(default=128, ge=1, le=_MANY)
+    checkpoint_every: int = Field(default=50, ge=1, le=_MANY)
     """Rounds between two checkpoints."""
-    memory_every: int = Field(default=100, ge=1)
+    memory_every: int = Field(default=100, ge=1, le=_MANY)
     """Rounds between two in which memory is measured; measuring slows a round down."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensorboard: bool = False
@@ -256,7 +259,9 @@ def from_tree(tree: Tree, changes: Mapping[str, Any]) -> RunConfig:
 def _per_algorithm(tree: Tree) -> dict[str, Tree]:
     by_name = tree.get("per_algorithm") or {}
     if not isinstance(by_name, dict) or not all(isinstance(settings, dict) for settings in by_name.values()):
-        raise UserError(f"per_algorithm={by_name!r}: settings by algorithm are allowed, as `name: {{key.path: value}}`")
+        raise UserError(
+            f"per_algorithm={shown(by_name)}: settings by algorithm are allowed, as `name: {{key.path: value}}`"
+        )
     return by_name
 
 
@@ -286,6 +291,8 @@ def _value_at(tree: Tree, path: str) -> Any:
 
 def load(path: Path) -> RunConfig:
     """The configuration that a run folder holds."""
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise UserError(f"{path} is not a file")
     return from_tree(_read_yaml(path), {})
 
 
@@ -296,7 +303,7 @@ def to_tree(config: RunConfig) -> Tree:
 
 def dump(config: RunConfig) -> str:
     """The configuration as YAML."""
-    return yaml.safe_dump(to_tree(config), sort_keys=False)
+    return yaml_reading.dump(to_tree(config))
 
 
 def _read_recipe(recipe: str) -> Tree:
@@ -304,43 +311,53 @@ def _read_recipe(recipe: str) -> Tree:
         return _read_yaml(Path(recipe))
     known = recipes()
     if recipe not in known:
-        raise UserError(f"recipe {recipe!r} is unknown; {offer(recipe, known)} (or the path of a YAML file)")
+        raise UserError(f"recipe {shown(recipe)} is unknown; {offer(recipe, known)} (or the path of a YAML file)")
     return _parse_yaml((files("halfback") / "recipes" / f"{recipe}.yaml").read_text(), recipe)
 
 
 def _read_yaml(path: Path) -> Tree:
-    try:
-        return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {str(path)!r} can't be read: {getattr(error, 'strerror', error)}") from None
+    return _section_of(yaml_reading.read(path, f"recipe {str(path)!r}"), str(path))
 
 
 def _parse_yaml(text: str, name: str) -> Tree:
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise UserError(f"recipe {name!r} is no YAML: line {mark.line + 1 if mark else '?'}") from None
-    if not isinstance(tree, dict):
+    return _section_of(yaml_reading.parse(text, f"recipe {name!r}"), name)
+
+
+def _section_of(found: Any, name: str) -> Tree:
+    if not isinstance(found, dict):
         raise UserError(f"recipe {name!r} must be a mapping of settings")
-    return tree
+    return {key: _settled(value, key) for key, value in found.items()}
 
 
 def parse_override(text: str) -> tuple[str, Any]:
     """The key path and the value of `key.path=value`; UserError if it is not of this form."""
     path, equals, value = text.partition("=")
+    path = path.strip()
     if not equals or not path:
-        raise UserError(f"{text!r} is not of the form key=value")
+        raise UserError(f"{shown(text)} is not of the form key=value")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}={shown(value)} is not UTF-8") from None
+    try:
+        parsed = yaml_reading.parse(value, path)
+    except yaml_reading.NoYaml:
+        return path, value
+    if isinstance(parsed, str) and value.lstrip()[:1] not in ("'", '"'):
         parsed = value
-    if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            parsed = float(parsed)
-        except ValueError:
-            parsed = parsed if value.lstrip()[:1] in ("'", '"') else value
-    return path.strip(), parsed
+    return path, _settled(parsed, path)
+
+
+def _settled(value: Any, path: str) -> Any:
+    """A setting's value with each plain word as the setting at this path takes it."""
+    if path == "per_algorithm" and isinstance(value, dict):
+        return {name: _settled(settings, f"{path}.{name}") for name, settings in value.items()}
+    if path.startswith("per_algorithm.") and isinstance(value, dict):
+        return {inner: _settled(setting, inner) for inner, setting in value.items()}
+    kind: Any = RunConfig
+    for key in path.split("."):
+        kind = yaml_reading.keys_of(kind).get(key)
+    return yaml_reading.settled(value, kind)
 
 
 def _copied(value: Any) -> Any:
@@ -378,10 +395,10 @@ def _check_keys(tree: Any, kind: Any, path: str) -> None:
     if keys is None or tree is None:
         return
     if not isinstance(tree, dict):
-        raise UserError(f"{path.rstrip('.')}={tree!r} is a single value; it has the keys {', '.join(keys)}")
+        raise UserError(f"{path.rstrip('.')}={shown(tree)} is a single value; it has the keys {', '.join(keys)}")
     for key, value in tree.items():
         if key not in keys:
-            raise UserError(f"key {path + str(key)!r} is unknown; {offer(str(key), keys)}")
+            raise UserError(f"key {shown(path + str(key))} is unknown; {offer(str(key), keys)}")
         _check_keys(value, keys[key], f"{path}{key}.")
 
 
@@ -394,7 +411,7 @@ def _check_algorithm(config: RunConfig) -> None:
     known = algorithms()
     for name in (config.algorithm.name, *config.beside, *config.per_algorithm):
         if name not in known:
-            raise UserError(f"algorithm {name!r} is unknown; {offer(name, known)}")
+            raise UserError(f"algorithm {shown(name)} is unknown; {offer(name, known)}")
     for name, settings in config.per_algorithm.items():
         for path in settings:
             _check_path(path, f"per_algorithm.{name}", known[name])
@@ -484,7 +501,7 @@ def _check_path(path: str, where: str, algorithm: Any) -> None:
     keys: dict[str, Any] | None = _keys_of(RunConfig)
     for key in path.split("."):
         if keys is not None and key not in keys:
-            raise UserError(f"{where}: key {path!r} is unknown; {offer(key, keys)}")
+            raise UserError(f"{where}: key {shown(path)} is unknown; {offer(key, keys)}")
         kind = None if keys is None else keys[key]
         own = {field.name: None for field in dataclasses.fields(algorithm)} | {"name": None}
         keys = own if kind is AlgorithmConfig else _keys_of(kind)
@@ -498,7 +515,7 @@ def _one_line(error: ValidationError) -> str:
     message = first["msg"][0].lower() + first["msg"][1:]
     hint = ""
     if first["type"] == "tuple_type":
-        hint = f"; write a list, as in {path}=[{first['input']}]"
+        hint = f"; write a list, as in {path}=[{str(first['input'])[:200]}]"
     elif first["type"] == "string_type":
-        hint = "; put text that YAML reads as something else (yes, no, 007) in quotes"
-    return f"{path}={first['input']!r}: {message}{hint}"
+        hint = "; put text that YAML reads as something else (null) in quotes"
+    return f"{path}={shown(first['input'])}: {message}{hint}"

@@ -38,8 +38,14 @@ def one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
+def shown(value: object) -> str:
+    """A value as it stands in a message: its beginning, if it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def offer(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest known ones, or all of them."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name[:200], names, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(names)}"

@@ -4,8 +4,9 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,20 +14,24 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from halfback import checkpoint, generation
+from halfback import checkpoint, generation, standing
 from halfback import config as configuration
 from halfback.algorithms.holdings import Round
 from halfback.build import Built, build, build_algorithm, clear_scratch
+from halfback.build.fingerprint import check_same
+from halfback.build.places import placed
 from halfback.config import RunConfig
 from halfback.errors import CohortLost, Diverged, UserError
+from halfback.locks import alone, unchanging
 from halfback.models.adapters import trainable
 from halfback.models.objectives import better
 from halfback.report.page import write_report
+from halfback.standing import CHECKPOINT as CHECKPOINT
+from halfback.standing import CONFIG as CONFIG
 from halfback.telemetry.records import (
     SUMMARY,
     Record,
     read_records,
-    read_summary,
     truncate_records,
     write_summary,
     writing,
@@ -34,7 +39,7 @@ from halfback.telemetry.records import (
 from halfback.telemetry.sinks import JsonLines, Sink, TensorBoard
 
 _STEPS_BACK = 20  # to one checkpoint in a row, until a run with lost clients gives up
-CONFIG, CHECKPOINT, PRETRAINED, REPORT = "config.yaml", "checkpoint", "pretrained.safetensors", "report.html"
+PRETRAINED, REPORT = "pretrained.safetensors", "report.html"
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +54,12 @@ def train(
     overwrite: bool = False,
     watch: Watch | None = None,
     pretrained: Path | None = None,
+    like: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Runs a configuration into the folder `out`; returns the summaries of the run and of those `beside` it.
 
-    `pretrained` is a file of weights that another run of the same pretraining made; it is copied.
+    `pretrained` is a file of weights that another run of the same pretraining made; it is copied. `like` is the
+    fingerprint of a run that this one is to be compared with.
 
     Raises:
         UserError: the configuration can't be run, or `out` holds a run already and `overwrite` is not set; `out` is
@@ -67,35 +74,47 @@ def train(
         build_algorithm(_beside(config, name))
     out = out.resolve()  # it is renamed below, also where it is the current folder
     replaced = out.with_name(f"{out.name}.replaced")
-    if (out / CONFIG).exists():
-        shutil.rmtree(replaced, ignore_errors=True)
+    with ExitStack() as locks:
+        if (out / CONFIG).exists():
+            locks.enter_context(alone(out))  # also where it is put back
+            shutil.rmtree(replaced, ignore_errors=True)
+            try:
+                out.rename(replaced)
+            except OSError as error:
+                raise UserError(f"--out {out} can't be replaced: {error.strerror}") from None
+        ours = False
         try:
-            out.rename(replaced)
-        except OSError as error:
-            raise UserError(f"--out {out} can't be replaced: {error.strerror}") from None
-    try:
-        _begin(config, out)
-        if pretrained is not None:
-            _copy(pretrained, out / PRETRAINED)
-        progress = _opened(config, out, watch, out / PRETRAINED, None)
-    except Exception:
-        shutil.rmtree(out, ignore_errors=True)
-        if replaced.exists():
-            replaced.rename(out)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
-    return _to_the_end(config, out, watch, progress)
+            _make(out)
+            locks.enter_context(alone(out))
+            if (out / CONFIG).exists():
+                raise UserError(f"--out {out} holds a run already, begun by another process")
+            ours = True
+            _begin(config, out)
+            if pretrained is not None:
+                _copy(pretrained, out / PRETRAINED)
+            progress = _opened(config, out, watch, out / PRETRAINED, None, start=Path.cwd(), like=like)
+        except Exception:
+            if ours:
+                shutil.rmtree(out, ignore_errors=True)
+            if replaced.exists() and not out.exists():
+                replaced.rename(out)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+        return _to_the_end(config, out, watch, progress)
 
 
-def resume(out: Path, *, watch: Watch | None = None) -> list[dict[str, Any]]:
+def resume(out: Path, *, watch: Watch | None = None, like: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """Continues what `train` began in `out` from the last checkpoint, bit for bit; returns the same summaries.
+
+    `like`: as for `train`.
 
     Raises:
         UserError: `out` holds no run, or its checkpoint belongs to another configuration.
     """
     if not (out / CONFIG).exists():
         raise UserError(f"{out} holds no run: there is no {CONFIG}")
-    return _to_the_end(configuration.load(out / CONFIG), out, watch, None)
+    with alone(out):
+        return _to_the_end(configuration.load(out / CONFIG), out, watch, None, like)
 
 
 def reload(out: Path) -> Built:
@@ -106,25 +125,37 @@ def reload(out: Path) -> Built:
     """
     if not (out / CONFIG).exists():
         raise UserError(f"{out} holds no run: there is no {CONFIG}")
-    config = configuration.load(out / CONFIG)
-    found = _checkpoint(config, out)
-    if found is None:
-        raise UserError(f"{out} has no checkpoint yet; continue it with `halfback resume {out}`")
-    built = build(config, pretrained=out / PRETRAINED)
-    built.simulation.load_state(found[1], found[2])
+    with unchanging(out):
+        config = configuration.load(out / CONFIG)
+        found = standing.load(config, out)
+        if found is None:
+            raise UserError(f"{out} has no checkpoint yet; continue it with `halfback resume {out}`")
+        built = _built(config, out, out / PRETRAINED, found, None)
+        built.simulation.load_state(found[1], found[2])
     built.simulation.agreed_bottom()
     return built
 
 
-def _to_the_end(config: RunConfig, out: Path, watch: Watch | None, begun: "_Progress | None") -> list[dict[str, Any]]:
-    summaries = [_finish(out, watch, out / PRETRAINED, begun)]
+def _to_the_end(
+    config: RunConfig,
+    out: Path,
+    watch: Watch | None,
+    begun: "_Progress | None",
+    like: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    summaries = [_finish(out, watch, out / PRETRAINED, begun, start=Path.cwd(), like=like)]
     write_report([out], out / REPORT)
+    kept = checkpoint.values_of(out / CHECKPOINT) if config.beside else None
+    start = Path((kept or {}).get("start") or Path.cwd())
     for name in config.beside:
         folder = out / "beside" / name
-        if not (folder / CONFIG).exists():
-            _begin(_beside(config, name), folder)
+        _make(folder)
         try:
-            summaries.append(_finish(folder, watch, out / PRETRAINED, None))
+            with alone(folder):
+                if not (folder / CONFIG).exists():
+                    _begin(_beside(config, name), folder)
+                as_here = kept["fingerprint"] if kept and same_work(config, _beside(config, name)) else None
+                summaries.append(_finish(folder, watch, out / PRETRAINED, None, start=start, like=as_here))
         except Diverged as error:
             raise Diverged(
                 f"{name}, beside the finished {config.algorithm.name}: {error} (see {out / REPORT})"
@@ -133,14 +164,29 @@ def _to_the_end(config: RunConfig, out: Path, watch: Watch | None, begun: "_Prog
     return summaries
 
 
+def same_work(one: RunConfig, other: RunConfig) -> bool:
+    """Whether two configurations have the same rows, shared out alike, and begin from the same weights."""
+    parts = [
+        (c.seed, c.task, c.clients, c.partition, c.model.model_copy(update={"cut": 0, "head": None, "auxiliary": 0}))
+        for c in (one, other)
+    ]
+    return parts[0] == parts[1]
+
+
 def _beside(config: RunConfig, name: str) -> RunConfig:
     """The same work with another algorithm."""
     return configuration.from_tree(configuration.to_tree(config), {"algorithm.name": name, "beside": []})
 
 
-def _begin(config: RunConfig, out: Path) -> None:
+def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} can't be written: {error.strerror}") from None
+
+
+def _begin(config: RunConfig, out: Path) -> None:
+    try:
         unfinished = out / f"{CONFIG}.unfinished"
         unfinished.write_text(configuration.dump(config))
         unfinished.rename(out / CONFIG)
@@ -158,21 +204,6 @@ def _copy(source: Path, target: Path) -> None:
 _Found = tuple[int, dict[str, Tensor], dict[str, Any]]
 
 
-def _checkpoint(config: RunConfig, out: Path) -> _Found | None:
-    found = checkpoint.load(out / CHECKPOINT)
-    if found is not None:
-        ours, theirs = configuration.to_tree(config), found[2].get("config") or {}
-        # How long a server waits for clients changes nothing of what is trained.
-        changed = [key for key in ours if key != "deployment" and ours[key] != theirs.get(key)]
-        if changed:
-            key = changed[0]
-            raise UserError(
-                f"checkpoint {out / CHECKPOINT} belongs to another configuration: {key} was {theirs.get(key)!r}, "
-                f"{CONFIG} says {ours[key]!r}"
-            )
-    return found
-
-
 def _opened(
     config: RunConfig,
     out: Path,
@@ -180,9 +211,15 @@ def _opened(
     pretrained: Path,
     found: _Found | None,
     engine: "Callable[[Built], Engine] | None" = None,
+    *,
+    start: Path | None = None,
+    like: Mapping[str, str] | None = None,
 ) -> "_Progress":
-    built = build(config, pretrained=pretrained, scratch=out)
-    progress = _Progress(built, out, watch, built.simulation if engine is None else engine(built))
+    built = _built(config, out, pretrained, found, start, scratch=out)
+    if like is not None:
+        check_same(like, built.fingerprint, "what this run is compared with")
+    start = start if found is None else _start_of(found)
+    progress = _Progress(built, out, watch, built.simulation if engine is None else engine(built), start)
     if found is None:
         progress.begin()
     else:
@@ -190,7 +227,28 @@ def _opened(
     return progress
 
 
-def check_same(config: RunConfig, out: Path) -> None:
+def _built(
+    config: RunConfig,
+    out: Path,
+    pretrained: Path,
+    found: _Found | None,
+    start: Path | None,
+    scratch: Path | None = None,
+) -> Built:
+    """Everything that the run needs, from the files that it began with; UserError where they have changed."""
+    start = start if found is None else _start_of(found)
+    here = config if start is None else placed(config, start)
+    built = replace(build(here, pretrained=pretrained, scratch=scratch), config=config)
+    if found is not None:
+        check_same(found[2]["fingerprint"], built.fingerprint, out)
+    return built
+
+
+def _start_of(found: _Found) -> Path | None:
+    return None if found[2].get("start") is None else Path(found[2]["start"])
+
+
+def check_config(config: RunConfig, out: Path) -> None:
     """UserError if `out` holds a run of another configuration; how long to wait for clients may be another."""
     if (out / CONFIG).exists():
         kept = configuration.load(out / CONFIG)
@@ -203,11 +261,12 @@ def check_same(config: RunConfig, out: Path) -> None:
 
 
 def serve(config: RunConfig, out: Path, engine: "Callable[[Built], Engine]", watch: Watch) -> dict[str, Any]:
-    """Begins or continues a run in `out` (see `check_same`) whose clients are elsewhere; returns its summary.
+    """Begins or continues a run in `out` (see `check_config`) whose clients are elsewhere; returns its summary.
 
     Raises:
         UserError: too few clients came.
     """
+    _make(out)
     _begin(config, out)  # also anew: how long to wait for clients may be another than before
     summary = _finish(out, watch, out / PRETRAINED, None, engine)
     write_report([out], out / REPORT)
@@ -220,17 +279,23 @@ def _finish(
     pretrained: Path,
     progress: "_Progress | None",
     engine: "Callable[[Built], Engine] | None" = None,
+    *,
+    start: Path | None = None,
+    like: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
+    """`start`: where one that begins here is begun, None where nobody needs to know; `like`: as `train` takes it."""
     if progress is None:
         clear_scratch(out)
         config = configuration.load(out / CONFIG)
-        found = _checkpoint(config, out)
+        found = standing.load(config, out)
         if found is not None and (out / SUMMARY).exists():
+            if found[2]["step"] < config.steps:
+                raise UserError(f"{out / SUMMARY} is there, but the checkpoint is that of step {found[2]['step']}")
             log.info("%s: complete", out)
-            return read_summary(out)
+            return standing.finished(config, out)
         if found is not None:
             log.info("%s: continuing from step %d of %d", out, found[2]["step"], config.steps)
-        progress = _opened(config, out, watch, pretrained, found, engine)
+        progress = _opened(config, out, watch, pretrained, found, engine, start=start, like=like)
     with closing(progress):
         try:
             progress.to_the_end()
@@ -255,8 +320,9 @@ class Engine(Protocol):
 class _Progress:
     """Where a run stands, and the three things done with that: evaluate, save, finish."""
 
-    def __init__(self, built: Built, out: Path, watch: Watch | None, engine: Engine) -> None:
+    def __init__(self, built: Built, out: Path, watch: Watch | None, engine: Engine, start: Path | None) -> None:
         self.built = built
+        self.start = start
         self.engine = engine
         self.config = built.config
         self.out = out
@@ -350,6 +416,8 @@ class _Progress:
             "step": self.step,
             "losses": self.losses,
             "wall_seconds": self.seconds_before + time.perf_counter() - self.started,
+            "fingerprint": dict(self.built.fingerprint),
+            "start": None if self.start is None else str(self.start),
         }
         checkpoint.save(self.out / CHECKPOINT, self.round, tensors, values)
         self.steps_back = 0
@@ -366,7 +434,7 @@ class _Progress:
         if self.steps_back > _STEPS_BACK:
             raise UserError(f"went back to the checkpoint of round {self.round} {_STEPS_BACK} times, still: {error}")
         log.info("%s; going back to the last checkpoint", error)
-        found = checkpoint.load(self.out / CHECKPOINT)
+        found = standing.load(self.config, self.out)
         if found is None:
             raise UserError(f"{self.out / CHECKPOINT} is gone, and with it what the run would go on from") from None
         self.close_sinks()  # the records after the checkpoint are taken away under them

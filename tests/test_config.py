@@ -1,12 +1,14 @@
 """From a recipe to a configuration and back."""
 
+import time
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from halfback import config
+from halfback import config, yaml_reading
 from halfback.algorithms import algorithms
 from halfback.build import build_algorithm
 from halfback.errors import UserError
@@ -16,7 +18,7 @@ RECIPE = """
 algorithm: {name: ho_sfl, directions: 5, radius: 1e-3}
 task: {name: digits, train_rows: 100}
 model: {name: resnet8, cut: 1, pretrain: {task: mnist, steps: 3, lr: 1e-2}}
-bottom: {train: full, optimizer: sgd, lr: 1e-3, normalize: true}
+bottom: {train: full, optimizer: sgd, lr: 1e-3, normalize: true, momentum: .9}
 per_algorithm:
   split_lora: {bottom.normalize: false, bottom.optimizer: adamw, algorithm.checkpointing: true, steps: 7}
   zo_sfl: {algorithm.directions: 9}
@@ -79,6 +81,60 @@ def test_numbers(recipe: str, text: str, value: float) -> None:
     resolved = config.resolve(recipe, [f"top.lr={text}", f"algorithm.radius={text}"])
     assert resolved.top.lr == value
     assert build_algorithm(resolved).radius == value  # type: ignore[attr-defined]
+
+
+def test_a_shipped_recipe_reads_as_it_did_under_yaml_1_1() -> None:
+    for name in config.recipes():
+        text = (files("halfback") / "recipes" / f"{name}.yaml").read_text()
+        assert config.resolve(name) == config.from_tree(yaml.safe_load(text), {}), name
+
+
+@pytest.mark.parametrize(
+    "word", ["on", "no", "y", "true", "1", "-0.50", "007", "1e3", "1_0", "2024-01-01", "12:30", ".5"]
+)
+def test_a_plain_word_is_text_where_text_is_due(tmp_path: Path, recipe: str, word: str) -> None:
+    """Columns have such names, and classes; also where they come from a run's own file again."""
+    here = ["task.text={}", "task={{name: csv, text: {}}}", "per_algorithm.zo_sfl={{task.text: {}}}"]
+    said = [setting.format(word) for setting in here]
+    assert config.resolve(recipe, said[:1]).task.text == word
+    assert config.resolve(recipe, said[1:2]).task.text == word
+    assert config.resolve(recipe, [*said[2:], "algorithm.name=split_lora"]).task.text is None
+    words = config.resolve(recipe, [f"task.verbaliser=[{word}, 'x']", f"lora.targets=[{word}]"])
+    assert (words.task.verbaliser, words.lora.targets) == ((word, "x"), (word,))
+    path = tmp_path / "own.yaml"
+    path.write_text(Path(recipe).read_text().replace("digits,", f"csv, text: {word}, pair: '{word}',"))
+    assert (config.resolve(str(path)).task.text, config.resolve(str(path)).task.pair) == (word, word)
+    path.write_text(config.dump(words))
+    assert config.load(path) == words
+    assert config.from_tree(yaml.safe_load(path.read_text()), {}) == words  # other readers of YAML see the same
+
+
+def test_a_setting_of_another_algorithm_is_text_where_text_is_due(recipe: str) -> None:
+    chosen = config.resolve(recipe, ["per_algorithm={zo_sfl: {task.text: 1, steps: 2}}", "algorithm.name=ho_sfl"])
+    other = config.from_tree(config.to_tree(chosen), {"algorithm.name": "zo_sfl"})
+    assert (other.task.text, other.steps) == ("1", 2)
+
+
+@pytest.mark.parametrize(
+    "bad", ["{f: [*{b}, *{b}, *{b}, *{b}, *{b}, *{b}, *{b}, *{b}]}", "{<<: [*{b}, *{b}, *{b}, *{b}]}"]
+)
+def test_aliases_that_multiply_end_at_a_bound(bad: str) -> None:
+    chain = ["a0: &a0 {k: 1}", *(f"a{i}: &a{i} {bad.replace('{b}', f'a{i - 1}')}" for i in range(1, 40))]
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=r"^it, line \d+: more than 20,000 values, with what aliases stand for$"):
+        yaml_reading.parse("\n".join(chain), "it")
+    assert time.monotonic() - begun < 5
+
+
+def test_aliases_that_nest_end_at_a_bound() -> None:
+    deep = [f"a0: &a0 {'[' * 30}{']' * 30}", *(f"a{i}: &a{i} {'[' * 30}*a{i - 1}{']' * 30}" for i in range(1, 100))]
+    with pytest.raises(UserError, match=r"^it, line 2: nested deeper than 50 levels$"):
+        yaml_reading.parse("\n".join(deep), "it")
+
+
+def test_merged_keys_are_those_of_yaml() -> None:
+    text = "a: &a {x: 1, y: 2}\nb: &b {y: 3, z: 4}\nc: {<<: [*a, *b], z: 5}\n"
+    assert yaml_reading.settled(yaml_reading.parse(text, "it"), None) == yaml.safe_load(text)
 
 
 def test_numbers_in_a_file(recipe: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from halfback.algorithms import algorithms
 from halfback.algorithms.protocol import Algorithm
+from halfback.build.fingerprint import fingerprint
 from halfback.build.motion import make_optimizer, make_schedule
 from halfback.build.parties import device_head, device_part, link_forms, make_locals, make_server, place_above
 from halfback.build.sources import Site, client_sources, pooled_source, site_sources
@@ -46,7 +47,8 @@ from halfback.zeroth.seeds import seed_for
 class Built:
     """Everything that a run needs.
 
-    tokenizer: None for images. processor: None for all but images in colour. skipped_rows: left out on request.
+    tokenizer: None for images. processor: None for all but images in colour. fingerprint: what the run is about.
+    skipped_rows: left out on request.
     """
 
     config: RunConfig
@@ -56,6 +58,7 @@ class Built:
     task: EncodedTask
     simulation: Simulation
     evaluate: Callable[[], Evaluation]
+    fingerprint: Mapping[str, str]
     skipped_rows: int = 0
 
 
@@ -79,6 +82,13 @@ def build(
     check_tokens(whole, tokenizer, task, config.model.name)
     if config.model.pretrain is not None and site is None:
         pretrain_whole(whole.to(device), raw, config, device, pretrained, how)
+    if site is not None and site.own_rows:
+        sources = site_sources(config, task.train, site, device)
+    elif algorithm.traits.agreement == "alone":
+        sources = pooled_source(config, task.train, device)
+    else:
+        sources = client_sources(config, task.train, device)
+    about = fingerprint(whole, task, sources)
     words = config.task.verbaliser
     ids = verbaliser_ids(words, tokenizer) if words is not None and tokenizer is not None else None
     cuts = [config.model.cut_of(client) for client in range(config.clients)]
@@ -129,12 +139,6 @@ def build(
         controller=controller,
         bottoms={client: other.bottom for client, other in others.items()},
     )
-    if site is not None and site.own_rows:
-        sources = site_sources(config, task.train, site, device)
-    elif alone:
-        sources = pooled_source(config, task.train, device)
-    else:
-        sources = client_sources(config, task.train, device)
     if getattr(algorithm, "aggregation", "uniform") == "rows":
         server.rows = {number: len(source) for number, source in enumerate(sources)}
     simulation = simulate(
@@ -143,9 +147,8 @@ def build(
         local=make_locals(config, algorithm, server, model, part, task, partial(simulate, sampled_clients=1), device),
     )
     evaluation = partial(_evaluate, config, simulation, model, task, device)
-    return Built(
-        config, model, tokenizer, processor_of(how, raw), task, simulation, evaluation, skipped_rows=raw.skipped_rows
-    )
+    how_made, skipped = processor_of(how, raw), raw.skipped_rows
+    return Built(config, model, tokenizer, how_made, task, simulation, evaluation, about, skipped)
 
 
 def check(config: RunConfig) -> tuple[Algorithm, dict[str, tuple[Codec, ...]], Controller | None]:

@@ -33,6 +33,11 @@ class ClientData:
         """The number of rows."""
         return len(self._rows)
 
+    @property
+    def rows(self) -> np.ndarray:
+        """The client's row numbers in the split."""
+        return self._rows
+
     def batch(self, number: int) -> Batch:
         """Batch `number`, counted from 0 over all epochs."""
         if number < 0:

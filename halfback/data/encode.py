@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -115,6 +117,17 @@ class Split:
     def some_tokens(self, rows: int) -> list[list[int]]:
         """The tokens of the first rows, this many at most; empty for images."""
         return (self._tokens or [])[:rows]
+
+    def contents(self) -> dict[str, Tensor]:
+        """All that batches are made of, for a fingerprint: token lists as one row of ids each, and their lengths."""
+        found = {"labels": self.labels} if self._images is None else {"labels": self.labels, "images": self._images}
+        for name, lists in {"tokens": self._tokens, "token_types": self._token_types}.items():
+            if lists is not None:
+                ids = np.fromiter(chain.from_iterable(lists), dtype=np.int64)
+                found |= {name: torch.from_numpy(ids), f"{name}.lengths": torch.tensor([len(row) for row in lists])}
+        if self._unscored is not None:
+            found["unscored"] = torch.tensor(self._unscored)
+        return found | {"padding": torch.tensor([self._pad_id, self._side == "left"])}
 
     def _padded(self, lists: list[list[int]], rows: Tensor, value: int) -> Tensor:
         tensors = [torch.tensor(lists[row]) for row in rows.tolist()]

@@ -1,6 +1,5 @@
 """`halfback deploy`: submits a run, follows it, begins it again where a job ends before it, and fetches its folder."""
 
-import json
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -8,13 +7,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from halfback import json_reading
 from halfback.config import RunConfig
 from halfback.data.encode import metric_of
 from halfback.data.tasks import objective_of
 from halfback.deploy.environments import Environment, Federation, Progress, Simulator, poc
 from halfback.deploy.folder import ENDED, check_name, copy_run
 from halfback.deploy.job import deployable, write_job
-from halfback.errors import UserError
+from halfback.errors import UserError, one_line, shown
 from halfback.telemetry.records import Record, read_summary
 
 Kind = Literal["simulator", "poc", "prod"]
@@ -71,7 +71,7 @@ def deploy(
         job = write_job(scratch, name, config)
         for number in range(JOBS):
             left = environment.run(job, _follow(config, display), scratch / f"fetched-{number}")
-            ended = {"how": "lost", "why": "its job ended"} if left is None else json.loads((left / ENDED).read_text())
+            ended = {"how": "lost", "why": "its job ended"} if left is None else _ended(left / ENDED)
             if left is not None and ended["how"] == "finished":
                 copy_run(left, out)
                 return read_summary(out)
@@ -79,6 +79,14 @@ def deploy(
                 raise UserError(f"{name} stopped: {ended['why']}")
             log.info("%s goes on from its last checkpoint: %s", name, ended["why"])
     raise UserError(f"{name} did not finish in {JOBS} jobs; see the logs of the server's site")
+
+
+def _ended(path: Path) -> dict[str, str]:
+    """How a run ended, in the server's words."""
+    said = json_reading.read(path)
+    if not isinstance(said, dict) or not isinstance(said.get("how"), str) or not isinstance(said.get("why"), str):
+        raise UserError(f"{path} must say how and why the run ended, not {shown(said)}")
+    return {"how": said["how"], "why": one_line(said["why"])}
 
 
 def _follow(config: RunConfig, display: Display) -> Progress:

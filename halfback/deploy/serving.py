@@ -1,19 +1,17 @@
 """The server's side of a deployed run: its folder, who sits where, how it goes, and how it ended."""
 
-import fcntl
 import json
 import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from halfback import config as configuration
-from halfback import run
+from halfback import json_reading, run
 from halfback.build import Built
 from halfback.deploy.folder import ENDED, EVENTS, SEATS, copy_run, make_folder
 from halfback.deploy.here import at_server
@@ -21,12 +19,13 @@ from halfback.deploy.site import SiteConfig
 from halfback.engines.deployment import Came, Carrier, Deployment
 from halfback.engines.device import digest_of, held_by_devices
 from halfback.engines.frames import Frame, Longest, Prepare
-from halfback.errors import HalfbackError, UserError
+from halfback.errors import HalfbackError, UserError, shown
+from halfback.locks import alone
 from halfback.telemetry.records import RECORDS, Record, writing
 from halfback.wire.messages import Weights
 from halfback.wire.packing import pack
 
-RUN, _LOCK = "run", "lock"
+RUN = "run"
 
 log = logging.getLogger(__name__)
 
@@ -135,9 +134,9 @@ def serve(
             raise UserError("the job holds no settings of a run, or not as `halfback deploy` seals them")
         config = at_server(configuration.from_tree(tree, {}), own)
         place = make_folder(folder(own) / "runs", name)
-        run.check_same(config, place)
+        run.check_config(config, place)
         out = place  # from here on it is this run's, and what it holds is for whoever submitted it
-        with _alone(out):
+        with alone(out):
             (out / ENDED).unlink(missing_ok=True)
             serving = Serving(out, sites, config.clients)
             listen(serving.answer)
@@ -187,17 +186,6 @@ def _deployment(built: Built, tree: dict[str, Any], carrier: Carrier, token: str
     )
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Nobody else runs this run; the lock goes with the process, however it ends."""
-    with (out / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{out} is running already, in another job") from None
-        yield
-
-
 def _run_token(out: Path) -> str:
     """What tells this run from others on the sites' disks."""
     path = out / "token"
@@ -212,7 +200,10 @@ def _seats(out: Path, sites: Sequence[str], clients: int) -> tuple[dict[int, str
     Whoever had a seat keeps it, the others take the free ones in the order of their names.
     """
     path = out / SEATS
-    taken: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    taken: dict[str, int] = json_reading.read(path) if path.exists() else {}
+    numbers = list(taken.values()) if isinstance(taken, dict) else [None]
+    if not {*map(type, numbers)} <= {int} or not {*numbers} <= {*range(clients)} or len({*numbers}) < len(numbers):
+        raise UserError(f"{path} must give each site a client of its own, 0 to {clients - 1}, not {shown(taken)}")
     free = [number for number in range(clients) if number not in taken.values()]
     new = sorted(set(sites) - taken.keys())
     for name in new[len(free) :]:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from halfback.errors import UserError, offer
+from halfback import yaml_reading
+from halfback.errors import UserError, offer, shown
 
 FILE = "halfback.yaml"  # in the folder `local` of the site's startup kit
 
@@ -84,12 +84,9 @@ def read_site(path: Path) -> SiteConfig:
     Raises:
         UserError: it is missing, or not what a site says; names the key and what is allowed.
     """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"site file {path} can't be read: {error.strerror}; see docs/deploy.md") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"site file {path} is no YAML") from None
+    if not path.exists():
+        raise UserError(f"site file {path} can't be read: No such file or directory; see docs/deploy.md")
+    tree = yaml_reading.settled(yaml_reading.read(path, f"site file {path}"), SiteConfig)
     try:
         return SiteConfig.model_validate({} if tree is None else tree)
     except ValidationError as error:
@@ -100,4 +97,4 @@ def read_site(path: Path) -> SiteConfig:
             raise UserError(f"site file {path}: key {key!r} is unknown; {known}") from None
         if first["type"] == "missing":
             raise UserError(f"site file {path}: {key} is missing") from None
-        raise UserError(f"site file {path}: {key}={first['input']!r}: {first['msg']}") from None
+        raise UserError(f"site file {path}: {key}={shown(first['input'])}: {first['msg']}") from None

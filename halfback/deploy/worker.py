@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Worker:
         self._machine: Simulation | None = None
         self.takes = 0
         """Bytes of the longest body that is read: none before the model is here, whose weights it may be."""
+        self._about: Mapping[str, str] = {}
         self._device: Device | None = None
 
     def answer(self, asked: Frame) -> Frame:
@@ -66,7 +68,8 @@ class Worker:
             if digest_of(held_by_devices(self._machine)) != order.weights:
                 return self._ready(order, fits=False)
             most = configuration.from_tree(order.config, {}).steps_per_round
-            self._device = Device(self._machine, order.client, self._own(order) / "states", most_steps=most)
+            states = self._own(order) / "states"
+            self._device = Device(self._machine, order.client, states, most_steps=most, about=self._about)
         return self._ready(order, fits=True)
 
     def _ready(self, order: Prepare, *, fits: bool) -> Frame:
@@ -81,12 +84,13 @@ class Worker:
         site = Site(order.client, self._site.data is not None, order.label_names)
         clear_scratch(self._own(order))
         try:
-            machine = build(config, site=site, scratch=self._own(order)).simulation
+            built = build(config, site=site, scratch=self._own(order))
         except UserError as error:
             if not self._site.keep_labels and not isinstance(error, RowError):
                 raise
             log.error("%s", error)
             raise UserError("what is wrong may quote a row or a label of this site; its own log says it") from None
+        machine, self._about = built.simulation, built.fingerprint
         if machine.algorithm.traits.device == "bottom":
             machine.release_top()
         return machine

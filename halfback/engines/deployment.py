@@ -37,6 +37,7 @@ from halfback.engines.frames import (
     longest_answer,
     read_answer,
 )
+from halfback.engines.kept import going_on
 from halfback.engines.simulation import Simulation, take_losses
 from halfback.errors import CohortLost, Diverged, HalfbackError, PeerError, UserError
 from halfback.wire.messages import Message
@@ -415,7 +416,8 @@ class Deployment:
         """
         if "deployment" not in values:
             raise UserError("this run was begun in one process: continue it with `halfback resume`")
-        self._simulation.load_server_state(tensors, values)
+        with going_on():
+            self._simulation.load_server_state(tensors, values)
         kept = values["deployment"]
         self._rounds = kept["rounds"]
         self._cursors = {int(number): cursor for number, cursor in kept["cursors"].items()}

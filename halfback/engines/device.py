@@ -18,9 +18,10 @@ from halfback.algorithms.checks import check_tensors
 from halfback.algorithms.holdings import Round
 from halfback.engines.bounds import model_bound
 from halfback.engines.frames import Done, Frame, Open, Question, Refused, Said, Save, Saved, Say, frame
+from halfback.engines.kept import going_on
 from halfback.engines.simulation import Simulation
 from halfback.engines.state import load_moments, load_optimizer_tensors, moments, optimizer_tensors, under
-from halfback.errors import Diverged, HalfbackError, PeerError
+from halfback.errors import Diverged, HalfbackError, PeerError, UserError
 from halfback.telemetry.meters import MemoryMeter
 from halfback.wire.messages import Weights
 from halfback.wire.packing import most_bytes, unpack
@@ -33,12 +34,24 @@ _Talk = Generator[bytes, bytes, None]
 class Device:
     """Client `number` of the parties that `machine` holds; the others of them stay unused."""
 
-    def __init__(self, machine: Simulation, number: int, folder: Path, *, most_steps: int | None = None) -> None:
-        """`folder`: where this run's states are kept, the last two; `most_steps`: of a round, None for any number."""
+    def __init__(
+        self,
+        machine: Simulation,
+        number: int,
+        folder: Path,
+        *,
+        most_steps: int | None = None,
+        about: Mapping[str, str] | None = None,
+    ) -> None:
+        """`folder`: where this run's states are kept, the last two; `most_steps`: of a round, None for any number.
+
+        `about`: the fingerprint of the client's rows and model; a state that was left with another is refused.
+        """
         self._machine = machine
         self._number = number
         self._folder = folder
         self._most_steps = most_steps
+        self._about = dict(about or {})
         self._client = machine.client(number)
         self._begin = self._state()  # to begin anew with
         self._begin = ({name: tensor.clone() for name, tensor in self._begin[0].items()}, self._begin[1])
@@ -68,7 +81,7 @@ class Device:
                 return _stale(f"exchange {question.exchange} of round {question.round}, the client is at {self._turn}")
             case Save() if question.lineage == self._label[0]:
                 tensors, values = self._state()
-                values |= {"lineage": question.lineage, "rounds": question.rounds}
+                values |= {"lineage": question.lineage, "rounds": question.rounds, "about": self._about}
                 checkpoint.save(self._folder, question.rounds, tensors, values, keep=2)
                 self._label = (question.lineage, question.rounds)
                 return frame(Saved())
@@ -94,10 +107,24 @@ class Device:
         """To the newest state that lies on the server's way, else to the beginning."""
         for number in reversed(checkpoint.rounds(self._folder)):
             found = checkpoint.load(self._folder, number)
-            if found is not None and found[2]["rounds"] <= way.get(found[2]["lineage"], -1):
-                self._load(*found[1:])
-                return
+            if found is not None:
+                self._check_about(found[2].get("about"))
+                with going_on():
+                    if found[2]["rounds"] <= way.get(found[2]["lineage"], -1):
+                        self._load(*found[1:])
+                        return
         self._load(*self._begin)
+
+    def _check_about(self, kept: Any) -> None:
+        """Refuses a state of other rows or another model."""
+        if kept != self._about:
+            changed = [
+                name for name in self._about if not isinstance(kept, dict) or kept.get(name) != self._about[name]
+            ]
+            raise UserError(
+                f"{', '.join(changed) or 'what this client works on'} has changed on this site since it left its state "
+                f"in {self._folder}; put back what it began with, or begin a run of another name"
+            )
 
     def _next(self, body: bytes | None) -> Frame:
         lineage, number, exchange = self._turn

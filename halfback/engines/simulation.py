@@ -25,6 +25,14 @@ from halfback.algorithms.server import Server
 from halfback.codecs.protocol import Seen
 from halfback.controllers.protocol import Controller, LinkUse, Observation
 from halfback.engines.bounds import Bounds
+from halfback.engines.kept import (
+    check_history,
+    check_optimizer,
+    check_tensors,
+    check_thresholds,
+    check_values,
+    going_on,
+)
 from halfback.engines.link import End, Link, Side, charged, tensors_of
 from halfback.engines.sampling import dependent_rounding
 from halfback.engines.state import (
@@ -386,19 +394,43 @@ class Simulation:
         """
         if "deployment" in values:
             raise UserError("this run's clients are on other machines: continue it with `halfback deploy`")
-        self.load_server_state(tensors, values)
-        for number, (position, cursor, replayed) in values["clients"].items():
-            client = self.client(int(number))
-            client.position, client.cursor = position, cursor
-            if client.optimizer is not None:
-                load_optimizer_tensors(f"client.{number}", client.optimizer, tensors)
-            if self._has_own_parameters:
-                load_moments(f"client_moment.{number}", client.replica, tensors)
-                client.replica.position = replayed
+        with going_on():
+            self.load_server_state(tensors, values)
+            for number, (position, cursor, replayed) in values["clients"].items():
+                client = self.client(int(number))
+                client.position, client.cursor = position, cursor
+                if client.optimizer is not None:
+                    load_optimizer_tensors(f"client.{number}", client.optimizer, tensors)
+                if self._has_own_parameters:
+                    load_moments(f"client_moment.{number}", client.replica, tensors)
+                    client.replica.position = replayed
+
+    def _check_kept(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Refuses what `load_state` can't go on from, before anything is changed."""
+        server = self.server
+        check_values(values, len(self.sources))
+        clients = {number: self.client(int(number)) for number in values["clients"]}
+        fixed = {f"bottom.{name}": p for name, p in server.replica.parameters.items()}
+        fixed |= moments("bottom_moment", server.replica) | {f"top.{n}": p for n, p in trained_above(server).items()}
+        fixed |= {} if server.top_replica is None else moments("top_moment", server.top_replica)
+        free = {"controller.": self.controller is not None, "history": self.algorithm.traits.agreement == "slopes"}
+        optimizers = {"top_optimizer": server.optimizer}
+        for number, client in clients.items():
+            optimizers[f"client.{number}"] = client.optimizer
+            fixed |= moments(f"client_moment.{number}", client.replica) if self._has_own_parameters else {}
+        for prefix, optimizer in optimizers.items():
+            if optimizer is not None:
+                check_optimizer(prefix, optimizer, tensors)
+                free[f"{prefix}."] = True
+        free |= {f"link.{number}.{side}.": True for number in values["links"] for side in ("near", "far")}
+        check_tensors(tensors, fixed, [beginning for beginning, is_there in free.items() if is_there])
+        taken = [values["position"], *(position for position, _, _ in values["clients"].values())]
+        check_history(tensors.get("history"), taken, len(server.replica.groups))
 
     @torch.no_grad()
     def load_server_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """What `load_state` does but for the clients' own."""
+        self._check_kept(tensors, values)
         server = self.server
         server.passes, server.kept, server.lasting, server.losses = {}, {}, {}, []
         for name, tensor in under("lasting.", tensors).items():
@@ -421,6 +453,7 @@ class Simulation:
         server.settled = len(server.history)
         if self.controller is not None:
             self.controller.load_state_dict(under("controller.", tensors), values["controller"])
+            check_thresholds(self.controller.thresholds())
         self.link.ends.clear()
         for number, states in values["links"].items():
             for side, end, of_end in zip(("near", "far"), self.link.of(int(number)), states, strict=True):

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from halfback.errors import UserError
+from halfback.errors import UserError, shown
+from halfback.json_reading import check_bytes, check_numbers, parse, text_of
 
 RECORDS = "records.jsonl"
 SUMMARY = "summary.json"
@@ -54,6 +55,10 @@ _NESTED_KEYS = {
     "trainable_parameters": frozenset({"bottom", "top"}),
     "generation": frozenset({"bleu", "chrf", "rows", "decoding"}),  # null where nothing was generated
 }
+_NUMBERS = (
+    *("steps", "seed", "up_bytes", "down_bytes", "client_peak_bytes", "client_inference_peak_bytes"),
+    *("server_peak_bytes", "client_seconds", "server_seconds", "wire_seconds", "wall_seconds", "forward_passes"),
+)
 _COUNTS = ("round", "step", "up_bytes", "down_bytes", "forward_passes")
 _SECONDS = ("client_seconds", "server_seconds", "wire_seconds", "wall_seconds")
 _MAY_BE_NULL = ("train_loss", "validation_loss", "metric")
@@ -98,7 +103,7 @@ class Record:
             UserError: not JSON, a field is missing or unknown, or a value is not a number that a run can come to.
         """
         try:
-            found = json.loads(line)
+            found = parse(line)
         except ValueError:
             raise UserError(f"a record must be one line of JSON, not {line[:60]!r}") from None
         names = {field.name for field in fields(cls)}
@@ -145,7 +150,7 @@ def read_records(folder: Path) -> list[Record]:
         UserError: `records.jsonl` is missing, unreadable, or wrong before its last line.
     """
     path = Path(folder) / RECORDS
-    lines = _read_text(path).split("\n")
+    lines = text_of(path).split("\n")
     records = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -177,7 +182,7 @@ def mend_records(folder: Path) -> None:
         UserError: `records.jsonl` is unreadable or wrong before its last line.
     """
     path = Path(folder) / RECORDS
-    if path.exists() and not _read_text(path).endswith("\n"):
+    if path.exists() and not text_of(path).endswith("\n"):
         _write_records(path, read_records(folder))
 
 
@@ -200,13 +205,17 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     path = Path(folder) / SUMMARY
     try:
-        summary = json.loads(_read_text(path))
+        summary = parse(text_of(path))
     except ValueError:
         raise UserError(f"{path} must be JSON; delete it and run the recipe again") from None
     if isinstance(summary, dict):
         summary.setdefault("skipped_rows", 0)  # of a run from before rows could be skipped
     _check_summary(summary, str(path))
-    return summary
+    check_numbers(summary, _NUMBERS, f"{path}: ", least=0)
+    check_numbers(summary, ("train_loss",), f"{path}: ")
+    check_numbers(summary["metric"], ("initial", "final", "best"), f"{path}: metric.")
+    check_numbers(summary["generation"] or {}, ("bleu", "chrf"), f"{path}: generation.")
+    return dict(summary)
 
 
 def _check_summary(summary: Any, where: str) -> None:
@@ -217,8 +226,13 @@ def _check_summary(summary: Any, where: str) -> None:
         if key == "generation" and summary[key] is None:
             continue
         if not isinstance(summary[key], dict):
-            raise UserError(f"{where}: {key} must be an object, not {summary[key]!r}")
+            raise UserError(f"{where}: {key} must be an object, not {shown(summary[key])}")
         _check_keys(summary[key], allowed, f"{where}: {key}")
+    if not isinstance(summary["versions"], dict):
+        raise UserError(f"{where}: versions must be an object, not {shown(summary['versions'])}")
+    check_numbers(summary["trainable_parameters"], ("bottom", "top"), f"{where}: trainable_parameters.", least=0)
+    check_numbers(summary["generation"] or {}, ("rows",), f"{where}: generation.", least=0)
+    check_bytes(summary["bytes_by_kind"], f"{where}: bytes_by_kind")
 
 
 def _check_keys(found: dict[str, Any], allowed: frozenset[str], where: str) -> None:
@@ -237,17 +251,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there; name the folder of a run") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not text; it must be UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _write_records(path: Path, records: Iterable[Record]) -> None:

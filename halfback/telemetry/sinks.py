@@ -1,5 +1,6 @@
 """Where records go as they come: a file of JSON lines, TensorBoard."""
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,7 @@ class JsonLines:
         with writing(self._path):
             self._file.write(record.to_json() + "\n")
             self._file.flush()
+            os.fsync(self._file.fileno())  # a checkpoint, which follows, is held against it
 
     def close(self) -> None:
         with writing(self._path):

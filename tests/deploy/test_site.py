@@ -88,7 +88,12 @@ def test_a_label_that_the_server_does_not_know_is_named(
     ("text", "said"),
     [
         ("datta: {}", "key 'datta' is unknown; did you mean data?"),
-        ("data: {train: 3}", "data.train=3: Input should be a valid string"),
+        ("data: {train: [3]}", "data.train=[3]: Input should be a valid string"),
+        ("keep_labels: yes", "keep_labels='yes': Input should be a valid boolean"),
+        ("a: &a [*a]", ", line 1: *a refers to what it stands in"),
+        ("model: a\nmodel: b", ", line 2: key 'model' is there twice"),
+        ("model: !!python/name:os.system", "is not allowed"),
+        ("data: " + "[" * 10_000, "nested deeper than 50 levels"),
         ("device: gpu", "device='gpu': String should match pattern"),
         ("keep_labels: maybe", "keep_labels='maybe': Input should be a valid boolean"),
         ("data: {train: rows.csv}", "data.name is missing"),

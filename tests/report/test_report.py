@@ -170,6 +170,14 @@ def test_a_run_with_nothing_measured_yet_is_still_a_page(tmp_path: Path) -> None
             "line 1: step must be a finite number, not 'ten'",
         ),
         ("records.jsonl", json.dumps(records(1)[0] | {"metric": float("inf")}), "metric must be a finite number"),
+        ("records.jsonl", '{"step": 1' + 400 * "0" + "}\n", "line 1: a record must be JSON"),
+        ("records.jsonl", '{"step": 1e999}\n', "line 1: a record must be JSON"),
+        ("records.jsonl", 100_000 * "[" + "\n", "line 1: a record must be JSON"),
+        ("records.jsonl", json.dumps(records(1)[0] | {"step": -1}), "step must be from 0 to 1e"),
+        ("records.jsonl", json.dumps(records(1)[0] | {"wall_seconds": 1e308}), "wall_seconds must be from 0 to 1e"),
+        ("records.jsonl", "".join(json.dumps(r) + "\n" for r in records(3)[::-1]), "line 2: step 10 comes behind 20"),
+        ("summary.json", '{"steps": 1' + 400 * "0" + "}", "must be JSON"),
+        ("summary.json", 100_000 * '{"a":', "must be JSON"),
         ("summary.json", "{", "must be JSON"),
         ("summary.json", "[]", "must hold an object, not list"),
         ("summary.json", "{}", "metric must be an object, not None"),
@@ -247,4 +255,4 @@ def test_the_report_loads_nothing_of_training(run: Path, tmp_path: Path) -> None
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "torch" not in loaded
-    assert set(re.findall(r"halfback\.(\w+)", loaded)) == {"errors", "report"}
+    assert set(re.findall(r"halfback\.(\w+)", loaded)) == {"errors", "json_reading", "report"}
