@@ -39,13 +39,14 @@ class Bounds:
     """What a recipe allows, whoever the client is.
 
     Attributes:
-        rows: of a batch.
+        rows: of a batch; steps: of the run, as a server counts them.
         directions: P of a step, 0 for a method that has none.
         slopes: values of all slopes in one message, by direction; exact gradients are among them.
         weights: what one message may hold of the model, by direction.
     """
 
     rows: int
+    steps: int
     directions: int
     slopes: Mapping[Direction, int]
     weights: Mapping[Direction, Most]
@@ -62,6 +63,7 @@ class Bounds:
             "sample_ids": _shaped((self.rows,), 4),
             "slopes": Most(4 * self.slopes[direction]),
             "losses": Most(4),
+            "steps": Most(4 * self.steps),  # a number for each, where a message has them as a tensor
             "caches": Most(8 * len(forms)),
             "thresholds": Most(4 * len(forms)),
             "weights": self.weights[direction],
@@ -147,6 +149,7 @@ def bounds_of(algorithm: Algorithm, server: Server, *, rows: int, steps: int) ->
     own = [theta] if algorithm.traits.agreement in ("weights", "relay") else []
     return Bounds(
         rows=rows,
+        steps=steps,
         directions=directions,
         slopes={"up": steps * each + once, "down": steps * agreed + once},
         weights={"up": _all(*own, head), "down": _all(*own, head, exact)},

@@ -66,10 +66,12 @@ def test_a_worker_takes_the_weights_to_begin_with_and_what_a_round_brings(tmp_pa
     order = Prepare(run="0" * 16, client=0, config=tree, label_names=digits, weights=digest_of(held))
     worker = Worker(SiteConfig(), tmp_path)
     first = read_answer(worker.answer(frame(order)).header)
-    assert first == Ready(fits=False, takes=worker.takes)
+    assert isinstance(first, Ready)
+    assert (first.fits, first.takes) == (False, worker.takes)
     assert len(body) <= worker.takes < len(body) + 64 * len(held)
     second = read_answer(worker.answer(frame(order, body)).header)
-    assert second == Ready(fits=True, takes=worker.takes)
+    assert isinstance(second, Ready)
+    assert (second.fits, second.takes) == (True, worker.takes)
     assert worker.takes >= server.link.of(0)[0].most_bytes
 
 

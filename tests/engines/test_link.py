@@ -38,7 +38,9 @@ CLIENT = 3
 def link(codecs: dict[str, list[Any]], form: HiddenForm = TEXTS) -> Link:
     forms = dict.fromkeys(("activations_up", "gradient_down", "activations_down", "gradient_up"), form)
     parsed = {name: parse(chosen, f"codecs.{name}") for name, chosen in codecs.items()}
-    bounds = Bounds(rows=4, directions=1, slopes={"up": 1, "down": 1}, weights={"up": Most(64), "down": Most(64)})
+    bounds = Bounds(
+        rows=4, steps=1, directions=1, slopes={"up": 1, "down": 1}, weights={"up": Most(64), "down": Most(64)}
+    )
     make = ends_of(parsed, forms, others={}, bounds=bounds, longest=LONGEST, device=torch.device("cpu"), scratch=None)
     return Link(Ledger(), Stopwatch(), make)
 
