@@ -72,7 +72,7 @@ def train(
         raise UserError(f"--out {out} exists and is no run folder; name a new folder")
     for name in config.beside:
         build_algorithm(_beside(config, name))
-    out = out.resolve()  # it is renamed below, also where it is the current folder
+    out, start = out.resolve(), Path.cwd()  # it is renamed below, also where it is the current folder
     replaced = out.with_name(f"{out.name}.replaced")
     with ExitStack() as locks:
         if (out / CONFIG).exists():
@@ -92,7 +92,7 @@ def train(
             _begin(config, out)
             if pretrained is not None:
                 _copy(pretrained, out / PRETRAINED)
-            progress = _opened(config, out, watch, out / PRETRAINED, None, start=Path.cwd(), like=like)
+            progress = _opened(config, out, watch, out / PRETRAINED, None, start=start, like=like)
         except Exception:
             if ours:
                 shutil.rmtree(out, ignore_errors=True)
@@ -100,7 +100,7 @@ def train(
                 replaced.rename(out)
             raise
         shutil.rmtree(replaced, ignore_errors=True)
-        return _to_the_end(config, out, watch, progress)
+        return _to_the_end(config, out, watch, progress, start)
 
 
 def resume(out: Path, *, watch: Watch | None = None, like: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ def resume(out: Path, *, watch: Watch | None = None, like: Mapping[str, str] | N
     if not (out / CONFIG).exists():
         raise UserError(f"{out} holds no run: there is no {CONFIG}")
     with alone(out):
-        return _to_the_end(configuration.load(out / CONFIG), out, watch, None, like)
+        return _to_the_end(configuration.load(out / CONFIG), out, watch, None, Path.cwd(), like)
 
 
 def reload(out: Path) -> Built:
@@ -141,12 +141,13 @@ def _to_the_end(
     out: Path,
     watch: Watch | None,
     begun: "_Progress | None",
+    start: Path,
     like: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    summaries = [_finish(out, watch, out / PRETRAINED, begun, start=Path.cwd(), like=like)]
+    summaries = [_finish(out, watch, out / PRETRAINED, begun, start=start, like=like)]
     write_report([out], out / REPORT)
     kept = checkpoint.values_of(out / CHECKPOINT) if config.beside else None
-    start = Path((kept or {}).get("start") or Path.cwd())
+    start = Path((kept or {}).get("start") or start)
     for name in config.beside:
         folder = out / "beside" / name
         _make(folder)

@@ -1,6 +1,7 @@
 """Where the files are that a recipe names: relative to where the run was begun, from wherever it is continued."""
 
 import dataclasses
+from contextlib import suppress
 from pathlib import Path
 
 from halfback.config import RunConfig
@@ -16,8 +17,9 @@ def placed(config: RunConfig, start: Path) -> RunConfig:
     Raises:
         UserError: a table or a folder of images is in neither.
     """
-    if start == Path.cwd():
-        return config
+    with suppress(OSError):  # of a current folder that is gone
+        if start == Path.cwd():
+            return config
     task = config.task
     local = task.name in ("csv", "images")
     named = {"train": task.train, "validation": task.validation if local else None}
