@@ -14,7 +14,7 @@ from halfback.wire.packing import MAX_BYTES
 def main(descriptor: int, size: int) -> None:
     """Answers until the site is gone."""
     large, small = frame(_ANSWER, bytes(size)), frame(_ANSWER, bytes(SMALL))
-    ready = frame(Ready(fits=True, takes=MAX_BYTES))
+    ready = frame(Ready(fits=True, takes=MAX_BYTES, rows=1))
     with socket.socket(fileno=descriptor) as line:
         while True:
             try:

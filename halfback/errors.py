@@ -40,7 +40,10 @@ def one_line(text: str) -> str:
 
 def shown(value: object) -> str:
     """A value as it stands in a message: its beginning, if it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no longer ones
+        return "a whole number of thousands of digits"
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 

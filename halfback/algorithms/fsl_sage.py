@@ -1,8 +1,7 @@
 """FSL-SAGE: federated split learning with estimated cut gradients (ICML 2025, arXiv 2505.23182).
 
 A device backpropagates λ̂ = ∂ℓ(a_m(z), y)/∂z, the estimate that its auxiliary head a_m makes of the cut gradient, which
-never comes down. The server keeps each client's head honest by aligning it with true cut gradients.
-
+never comes down. The server keeps each client's head honest by aligning it with true cut gradients:
 1. server, in the first of m's rounds from each l-th on: for the set S_m, λ = ∂ℓ/∂z through the top as it is now; then
    epochs over S_m of steps of a_m on ‖λ̂ − λ‖² / ‖λ‖² of each batch
 2. server → client: the averaged bottom θ, and the client's own head a_m
@@ -10,11 +9,9 @@ never comes down. The server keeps each client's head honest by aligning it with
 4. client, every h-th batch → server: z_m = f_b(x; θ_m), labels; server: a step of its top, client after client; S_m
    takes the rows of z_m in, and keeps the newest of all from round to round
 5. client → server: θ_m, a_m; server: the mean of θ_m over m
-
 Heads, sets, epochs and the size of set and batches are as in the authors' code, where every client is in every round.
-Ours: a client that comes for the first time begins with the mean of the last round's heads, and one that was away at an
-alignment is aligned when it is back; the mismatch is divided by ‖λ‖²; Adam starts anew with each alignment; batches are
-of rows of one length in the order in which they came, the same in each epoch.
+Ours: a newcomer begins with the mean of the last round's heads, and who was away at an alignment is aligned when back;
+the mismatch is divided by ‖λ‖²; Adam starts anew each time; a batch has rows of one length, as they came.
 """
 
 from collections.abc import Iterator, Mapping

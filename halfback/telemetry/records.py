@@ -6,7 +6,6 @@ Both are standard JSON: a number that is not finite is written as null.
 import json
 import math
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from halfback.errors import UserError, shown
-from halfback.json_reading import check_bytes, check_numbers, parse, text_of
+from halfback.json_reading import MOST, check_bytes, check_numbers, parse, text_of
 
 RECORDS = "records.jsonl"
 SUMMARY = "summary.json"
@@ -121,26 +120,19 @@ def _check_values(found: dict[str, Any]) -> None:
     for name, value in found.items():
         if name == "thresholds":
             if not isinstance(value, dict) or not all(_is_number(threshold) for threshold in value.values()):
-                raise UserError(f"a record's thresholds must be numbers by link, not {_short(value)}")
+                raise UserError(f"a record's thresholds must be numbers by link, not {shown(value)}")
         elif name in _COUNTS:
             if type(value) is not int or not 0 <= value < _MOST_COUNT:
-                raise UserError(f"a record's {name} must be a number from 0 to 2^63 - 1, not {_short(value)}")
+                raise UserError(f"a record's {name} must be a number from 0 to 2^63 - 1, not {shown(value)}")
         elif not (_is_number(value) or (value is None and name in _MAY_BE_NULL)):
-            raise UserError(f"a record's {name} must be a finite number, not {_short(value)}")
+            raise UserError(f"a record's {name} must be a finite number, not {shown(value)}")
         elif name in _SECONDS and value < 0:
-            raise UserError(f"a record's {name} must be at least 0, not {_short(value)}")
+            raise UserError(f"a record's {name} must be at least 0, not {shown(value)}")
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is finite: standard JSON has no other, but its readers take 1e999 for infinity."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _short(value: Any) -> str:
-    try:
-        return repr(value)[:60]
-    except ValueError:  # Python writes out no whole number of thousands of digits
-        return "what came"
+    """Whether a page can reckon with it: standard JSON has no infinity, but its readers take 1e999 for one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -228,14 +228,14 @@ def test_what_cannot_be_read_is_not_written(field: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"a record's {field} must be") as error:
         replace(RECORD, **{field: value}).to_json()
     assert str(error.value).isprintable()
-    assert len(str(error.value)) < 200
+    assert len(str(error.value)) < 300
     if not isinstance(value, int) or value < 10**4000:  # Python writes out no longer ones
         line = json.dumps(json.loads(RECORD.to_json()) | {field: value})
-        with pytest.raises(UserError, match=f"a record's {field} must be"):
+        with pytest.raises(UserError, match=rf"a record('s {field})? must be"):  # some are no JSON that is read
             Record.from_json(line)
 
 
 def test_a_number_that_a_reader_takes_for_infinity_is_refused() -> None:
     line = RECORD.to_json().replace('"server_seconds": 0.25', '"server_seconds": 1e999')
-    with pytest.raises(UserError, match="a record's server_seconds must be a finite number, not inf"):
+    with pytest.raises(UserError, match="a record must be one line of JSON"):
         Record.from_json(line)
