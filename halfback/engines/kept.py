@@ -47,6 +47,7 @@ class EngineValues(BaseModel):
     controller: dict[str, Any]
     clients: dict[int, tuple[Count, Count, Count]]
     steps: Count
+    turns: list[tuple[Count, Count]]
     position: Count
     top_position: Count
     ledger: _Bytes
@@ -114,6 +115,16 @@ def check_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapp
     for number, names in found.items():
         for entry in sorted(entries - names):
             raise UserError(f"tensor {prefix}.{number}.{entry} is missing")
+
+
+def check_lasting(lasting: Mapping[str, Tensor], clients: int, parameters: Mapping[str, Tensor]) -> None:
+    """Refuses what a method keeps of a client that isn't there, and parameters of another form among it."""
+    for name, tensor in lasting.items():
+        number, _, of_client = name.partition(".")
+        if not number.isdecimal() or int(number) >= clients or not of_client:
+            raise UserError(f"tensor lasting.{name} is there, and nothing has this name")
+        if of_client in parameters:
+            fits(f"lasting.{name}", tensor, parameters[of_client])
 
 
 def check_history(history: Tensor | None, positions: Iterable[int], groups: int) -> None:

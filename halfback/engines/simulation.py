@@ -27,6 +27,7 @@ from halfback.controllers.protocol import Controller, LinkUse, Observation
 from halfback.engines.bounds import Bounds
 from halfback.engines.kept import (
     check_history,
+    check_lasting,
     check_optimizer,
     check_tensors,
     check_thresholds,
@@ -423,6 +424,8 @@ class Simulation:
                 check_optimizer(prefix, optimizer, tensors)
                 free[f"{prefix}."] = True
         free |= {f"link.{number}.{side}.": True for number in values["links"] for side in ("near", "far")}
+        free["lasting."] = server.auxiliary is not None
+        check_lasting(under("lasting.", tensors), len(self.sources), server.replica.parameters)
         check_tensors(tensors, fixed, [beginning for beginning, is_there in free.items() if is_there])
         taken = [values["position"], *(position for position, _, _ in values["clients"].values())]
         check_history(tensors.get("history"), taken, len(server.replica.groups))
