@@ -1,7 +1,7 @@
 """Small inputs made after public reports about tools of this kind, where the folder of them is beside this one.
 
-Each has its command in `cmd`, in words what is right in `expect`, and its files; `EXPECTED` says the same in a form that
-can be checked. Commands run in this process, in a copy of the case's folder.
+Each has its command in `cmd`, in words what is right in `expect`, and its files; `EXPECTED` says the same in a form
+that can be checked. Commands run in this process, in a copy of the case's folder.
 """
 
 import json
@@ -41,8 +41,9 @@ class Refused:
 class Reads:
     """All commands succeed.
 
-    initial: the metric before training, of each training command in turn. final: it after training. classes: in order, of the last run. rows: to
-    train on. said: words among what was printed. exported: keys of the exported configuration.
+    initial: the metric before training, of each training command in turn. final: that of the last one after it.
+    classes: in order, of the last run. rows: to train on. said: words among what was printed. exported: keys of the
+    exported configuration.
     """
 
     initial: tuple[float, ...] = ()
