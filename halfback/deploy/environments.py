@@ -24,6 +24,7 @@ from halfback.errors import UserError
 from halfback.telemetry.records import RECORDS
 
 POLL = 2.0  # seconds between two looks at a job
+_STARTS = 300  # seconds that a federation of processes has to start: FLARE's own 30 are few for a busy machine
 _LOGIN = 20.0  # seconds for one try to log in
 _AWAY = 30.0  # seconds that a site, or a job, has to come back by itself
 _ENDED = "FINISHED"  # how FLARE's word for a job that ended begins
@@ -273,8 +274,8 @@ def poc(clients: int, workspace: Path) -> Iterator[tuple[Path, str]]:
             allow(kit)
         write_site(kit / "local", TRIAL)
     _listen_here(workspace / _POC_KITS / "server")
-    tell("start")
     try:
+        tell("start", "--timeout", str(_STARTS))
         yield workspace / _POC_KITS / _POC_USER, _POC_USER
     finally:
         try:

@@ -25,7 +25,7 @@ from halfback.models.cut import cut
 from halfback.models.loading import load_model
 from halfback.models.objectives import loss, terms
 from halfback.telemetry.meters import MemoryMeter
-from halfback.wire.messages import Activations, HeadGradient, Message, MiddleActivations, Slopes
+from halfback.wire.messages import Activations, HeadGradient, Message, MiddleActivations, Nothing
 from halfback.wire.packing import unpack
 
 World = Callable[..., RunConfig]
@@ -212,10 +212,10 @@ SAYS_MIDDLE: dict[str, tuple[Spoil, type[Exception], str]] = {
     ),
     "hidden-half": (lambda m: replace(m, hidden=m.hidden.half()), PeerError, "torch.float16"),
     "hidden-nan": (lambda m: replace(m, hidden=m.hidden * torch.nan), Diverged, "MiddleActivations is not finite"),
-    "head-many": (lambda m: replace(m, head=m.head * 2), PeerError, "MiddleActivations.head: 4 came, 2 are allowed"),
+    "head-many": (lambda m: replace(m, head=m.head * 2), PeerError, "head: 4 tensors announced, at most 2 are allowed"),
     "head-flat": (lambda m: replace(m, head=tuple(t.flatten() for t in m.head)), PeerError, "body.head.linear.weight"),
     "head-inf": (lambda m: replace(m, head=tuple(t / 0 for t in m.head)), Diverged, "MiddleActivations is not finite"),
-    "another-kind": (lambda m: Slopes(0, torch.zeros(1)), PeerError, "Slopes came, MiddleActivations is allowed"),
+    "another-kind": (lambda m: Nothing(), PeerError, "Nothing came, MiddleActivations is allowed"),
 }
 
 

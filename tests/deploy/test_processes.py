@@ -64,13 +64,13 @@ def test_a_worker_that_is_killed_comes_back_with_the_same_bits(tmp_path: Path, e
     killed: list[int] = []
     ask = relays.ask
 
-    def killing(questions: Any, seconds: float) -> Any:
+    def killing(questions: Any, *bounds: Any) -> Any:
         asked = json.loads(next(iter(questions.values())).header)
         for client, at in ((0, 2), (1, 10)):
             if asked["kind"] == "say" and asked["round"] == at and client not in killed:
                 killed.append(client)
                 os.kill(relays.by_client[client].pid, signal.SIGKILL)
-        return ask(questions, seconds)
+        return ask(questions, *bounds)
 
     relays.ask = killing  # type: ignore[method-assign]
     try:
