@@ -5,7 +5,9 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +26,17 @@ from halfback.locks import alone
 from halfback.telemetry.records import RECORDS, Record, writing
 from halfback.wire.messages import Weights
 from halfback.wire.packing import pack
+from halfback.yaml_reading import check_plain
 
 RUN = "run"
+_LEAVES, _LOOKS = 60.0, 0.2  # seconds that an earlier process has to leave a run's folder, and between two looks
 
 log = logging.getLogger(__name__)
 
 
 def lines_from(path: Path, first: object) -> list[str]:
-    """The whole lines of a file from number `first` on; none where there is no file."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    """The whole lines of a file from number `first` on; none where there is no file, UserError where it is no text."""
+    lines = json_reading.text_of(path).split("\n")[:-1] if path.exists() else []
     return lines[first if isinstance(first, int) and first >= 0 else 0 :]
 
 
@@ -132,11 +136,12 @@ def serve(
         own = site()
         if not isinstance(tree, dict):
             raise UserError("the job holds no settings of a run, or not as `halfback deploy` seals them")
+        check_plain(tree, "the job's settings")
         config = at_server(configuration.from_tree(tree, {}), own)
         place = make_folder(folder(own) / "runs", name)
         run.check_config(config, place)
         out = place  # from here on it is this run's, and what it holds is for whoever submitted it
-        with alone(out):
+        with _alone_soon(out):
             (out / ENDED).unlink(missing_ok=True)
             serving = Serving(out, sites, config.clients)
             listen(serving.answer)
@@ -161,6 +166,22 @@ def serve(
         log.error("%s: %s", why, error)
         ended = {"how": "failed", "why": why}
     (job / RUN / ENDED).write_text(json.dumps(ended))
+
+
+@contextmanager
+def _alone_soon(out: Path) -> Iterator[None]:
+    """`alone`, once the process of the job before this one, which FLARE may still be ending, has left the folder."""
+    until = time.monotonic() + _LEAVES
+    with ExitStack() as lock:
+        while True:
+            try:
+                lock.enter_context(alone(out))
+                break
+            except UserError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_LOOKS)
+        yield
 
 
 def _deployment(built: Built, tree: dict[str, Any], carrier: Carrier, token: str, serving: Serving) -> Deployment:

@@ -405,6 +405,7 @@ class Deployment:
             "ancestry": [ancestor.model_dump() for ancestor in self._ancestry],
             "rounds": self._rounds,
             "cursors": {str(number): cursor for number, cursor in self._cursors.items()},
+            "rows": {str(number): rows for number, rows in dict(self._told_rows).items()},
         }
         return tensors, values
 
@@ -421,6 +422,7 @@ class Deployment:
         kept = values["deployment"]
         self._rounds = kept["rounds"]
         self._cursors = {int(number): cursor for number, cursor in kept["cursors"].items()}
+        self._told_rows |= {int(number): rows for number, rows in kept.get("rows", {}).items()}
         self._ancestry = [Ancestor(**ancestor) for ancestor in kept["ancestry"]]
         self._ancestry.append(Ancestor(lineage=kept["lineage"], rounds=self._rounds))
         self._lineage = secrets.token_hex(8)
