@@ -93,8 +93,8 @@ class Claiming(Sockets):
 
     claims: dict[int, int]
 
-    def ask(self, questions: Any, seconds: float) -> Any:
-        answers = dict(super().ask(questions, seconds))
+    def ask(self, questions: Any, seconds: float, longest: Any) -> Any:
+        answers = dict(super().ask(questions, seconds, longest))
         for number, rows in self.claims.items():
             if number in answers and isinstance(answer := read_answer(answers[number].header), Ready):
                 header = answer.model_dump_json().replace(f'"rows":{answer.rows}', f'"rows":{rows}')
