@@ -21,7 +21,7 @@ from halfback.deploy.site import SiteConfig
 from halfback.engines.deployment import Came, Carrier, Deployment
 from halfback.engines.device import digest_of, held_by_devices
 from halfback.engines.frames import Frame, Longest, Prepare
-from halfback.errors import HalfbackError, UserError, shown
+from halfback.errors import HalfbackError, RowError, UserError, shown
 from halfback.locks import alone
 from halfback.telemetry.records import RECORDS, Record, writing
 from halfback.wire.messages import Weights
@@ -29,6 +29,7 @@ from halfback.wire.packing import pack
 from halfback.yaml_reading import check_plain
 
 RUN = "run"
+_PRIVATE = "what is wrong may quote a row of the server's site; its own log says it"
 _LEAVES, _LOOKS = 60.0, 0.2  # seconds that an earlier process has to leave a run's folder, and between two looks
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ def serve(
     name, tree: whatever a job has brought as the run's name and its settings.
     """
     out: Path | None = None
+    own = SiteConfig()
     try:
         own = site()
         if not isinstance(tree, dict):
@@ -156,7 +158,8 @@ def serve(
         ended = {"how": "stopped", "why": str(error)}
     except HalfbackError as error:
         log.error("%s", error)
-        ended = {"how": "failed", "why": str(error)}
+        is_private = isinstance(error, RowError) and own.data is not None
+        ended = {"how": "failed", "why": _PRIVATE if is_private else str(error)}
     (job / RUN).mkdir(parents=True, exist_ok=True)
     try:
         if out is not None and out.is_dir():

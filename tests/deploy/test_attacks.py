@@ -424,6 +424,26 @@ def test_no_text_of_a_site_is_quoted_to_the_server(tmp_path: Path, rows: Path, t
     assert "secret" not in said
 
 
+@pytest.mark.parametrize(
+    "held",
+    ["ann is ill,sad\nbob is well,glad\n", "ann is ill,ann is ill\nx,y\n"],
+    ids=["no header", "no header and a name twice"],
+)
+def test_the_first_row_of_a_file_without_a_header_is_not_quoted_to_anyone(
+    tmp_path: Path, tiny_bert: Path, held: str
+) -> None:
+    (tmp_path / "rows.csv").write_text(held)
+    own = keeping(tmp_path / "rows.csv", tiny_bert, validation=str(tmp_path / "rows.csv"))
+    own = own.model_copy(update={"keep_labels": False})
+    said = [
+        refusal(own, u_shape(), tmp_path),
+        serve_here(tmp_path, configuration.to_tree(u_shape()), Relays(tmp_path, []), own)["why"],
+    ]
+    for why in said:
+        assert "its own log says it" in why
+        assert "ann" not in why
+
+
 @pytest.mark.parametrize("at", [at_client, at_server])
 def test_a_recipe_names_no_rows_of_a_site(at: Callable[[RunConfig, SiteConfig], RunConfig], rows: Path) -> None:
     for task in ({}, {"name": "images", "train": "/srv"}, {"name": "hub", "train": "owner/name"}):
