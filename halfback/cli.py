@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from halfback.errors import HalfbackError, UserError, offer
+from halfback.errors import HalfbackError, UserError, offer, one_line
 
 # Read when torch is first imported: threads that wait should sleep, or two runs on a shared machine starve each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -35,7 +35,7 @@ class _Lines(logging.Handler):
     """What the package tells while it works, above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        console.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+        console.print(one_line(record.getMessage()), markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -377,13 +377,13 @@ def _close(summaries: list[dict[str, Any]], folder: Path) -> None:
 
     header, body = rows(summaries)
     _print_table(header, body)
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, markup=False)
 
 
 def _print_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> None:
-    table = Table(*header, box=None, pad_edge=False)
+    table = Table(*map(one_line, header), box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify, column.overflow = "right", "fold"
     for row in body:
-        table.add_row(*row)
-    console.print(table)
+        table.add_row(*map(one_line, row))
+    console.print(table, markup=False)

@@ -5,7 +5,13 @@ from collections.abc import Iterable
 
 
 class HalfbackError(Exception):
-    """Base of every error whose message is one line for the user (the command line exits with 2)."""
+    """Base of every error whose message is one line for the user (the command line exits with 2).
+
+    It is one whatever it quotes: a name or a key that came with a job may hold ends of lines and a terminal's commands.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class UserError(HalfbackError):

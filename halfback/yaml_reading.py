@@ -79,6 +79,30 @@ def parse(text: str, name: str) -> Any:
         raise NoYaml(f"{name} is no YAML: line {line}") from None
 
 
+def check_plain(value: Any, name: str, depth: int = 1) -> int:
+    """How many values there are in what came by another way than YAML, a job's JSON say.
+
+    Raises:
+        UserError: it is more, or something else, than a YAML file may hold; begins with `name`.
+    """
+    if depth > MAX_DEPTH:
+        raise UserError(f"{name}: nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, int) and abs(value) >= _MOST:
+        raise UserError(f"{name}: a number is out of range")
+    if isinstance(value, str) and _has_no_text(value):
+        raise UserError(f"{name}: {value[:40]!r} has a character that no text may have")
+    found, inside = 1, []
+    if isinstance(value, dict):
+        inside = [*value.keys(), *value.values()]
+    elif isinstance(value, list | tuple):
+        inside = list(value)
+    for inner in inside:
+        found += check_plain(inner, name, depth + 1)
+        if found > MAX_VALUES:
+            raise UserError(f"{name}: more than {MAX_VALUES:,} values")
+    return found
+
+
 def settled(value: Any, kind: Any) -> Any:
     """The value with every `Word` as a setting of this type takes it: the text as it stands where the type is text.
 
@@ -238,6 +262,10 @@ def _scalar(node: ScalarNode) -> Any:
 def _text(node: ScalarNode) -> str:
     """A scalar's text; refused where no file name or file could hold it."""
     text = str(node.value)
-    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+    if _has_no_text(text):
         raise _Refused(node.start_mark, f"{text[:40]!r} has a character that no text may have")
     return text
+
+
+def _has_no_text(text: str) -> bool:
+    return "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -50,7 +50,7 @@ class Temporal:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.cap_mb is not None and not 0 < self.cap_mb < math.inf:
+        if self.cap_mb is not None and not 0 < self.cap_mb * 1e6 < math.inf:
             raise UserError(f"codec temporal: cap_mb={self.cap_mb:g}: a positive number is allowed, or null")
         if self.projection is not None and self.projection < 1:
             raise UserError(f"codec temporal: projection={self.projection}: 1 or more are allowed, or null for none")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from halfback.data.tables import ENDS, Cell, NoText, Table, line_of, numbered, shown
-from halfback.errors import UserError
+from halfback.errors import RowError, UserError
 
 _DELIMITERS = (",", ";", "\t", "|")  # that are looked for in a header; any other has to be named
 _HEAD = 1 << 20  # characters that the header is looked for in, without a copy of the whole file
@@ -65,7 +65,7 @@ def _csv_table(text: str, where: str, delimiter: str, skip: bool, header: Sequen
         names.pop()
     named = [name for name in names if name]
     if len(set(named)) < len(named):
-        raise UserError(f"{where} names a column twice in its header: {', '.join(map(repr, names))}")
+        raise RowError(f"{where} names a column twice in its header: {', '.join(map(repr, names))}")
     if not named:
         raise UserError(f"{where} has no names of columns in its header")
     others = [other for other in _DELIMITERS if other != delimiter and any(other in name for name in named)]
@@ -142,12 +142,12 @@ def read_json(text: str, where: str) -> Table:
         rows.append(row)
         starts.append(start)
     if len(rows) == 1 and rows[0] and all(isinstance(value, list | dict) for value in rows[0].values()):
-        raise UserError(f"{where} is one object of lists or objects ({shown(rows[0])}); {_EXPECTED}")
+        raise RowError(f"{where} is one object of lists or objects ({shown(rows[0])}); {_EXPECTED}")
     strict = _HALF.search(text) is not None
     columns: dict[str, list[Cell]] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         if name.strip() in columns:
-            raise UserError(f"{where} names a column twice: {name.strip()!r}")
+            raise RowError(f"{where} names a column twice: {name.strip()!r}")
         columns[name.strip()] = [_cell(row.get(name), strict) for row in rows]
     lines = _lines(text, starts)
     unit = "line" if len(set(lines)) == len(lines) else "row"
@@ -198,7 +198,7 @@ def _objects(text: str, where: str) -> Iterator[tuple[int, Any]]:
         begun = f" (the row begins in line {first})" if first < line else ""
         raise UserError(f"{where} cannot be read: line {line} is no JSON: {error.msg}{begun}") from None
     except _Twice as error:
-        raise UserError(f"{where}, line {line_of(text, start)}: an object names {error.args[0]!r} twice") from None
+        raise RowError(f"{where}, line {line_of(text, start)}: an object names {error.args[0]!r} twice") from None
     except RecursionError:
         raise UserError(f"{where} cannot be read: line {line_of(text, start)} is nested too deep") from None
 

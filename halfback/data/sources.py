@@ -16,7 +16,7 @@ from torch import Tensor
 
 from halfback.data.labels import check_alike, in_order, is_missing, is_whole, read_labels
 from halfback.data.tables import Cell, NoText, Table, shown
-from halfback.errors import UserError
+from halfback.errors import RowError, UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -184,7 +184,8 @@ def column_of(table: Table, name: str) -> Sequence[Cell]:
     """The cells of a column; blanks around its name don't count. UserError where there is none of the name."""
     if name.strip() not in table.columns:
         has = shown(ranked(name.strip(), table.columns))
-        raise UserError(f"{table.where} has no column {name!r}; it has {has}{table.note}")
+        # What it has may be a row, where a file has no header.
+        raise RowError(f"{table.where} has no column {name!r}; it has {has}{table.note}")
     return table.columns[name.strip()]
 
 

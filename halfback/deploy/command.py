@@ -15,6 +15,8 @@ from halfback.deploy.environments import Environment, Federation, Progress, Simu
 from halfback.deploy.folder import ENDED, check_name, copy_run
 from halfback.deploy.job import deployable, write_job
 from halfback.errors import UserError, one_line, shown
+from halfback.report.page import write_report
+from halfback.run import REPORT
 from halfback.telemetry.records import Record, read_summary
 
 Kind = Literal["simulator", "poc", "prod"]
@@ -74,6 +76,7 @@ def deploy(
             ended = {"how": "lost", "why": "its job ended"} if left is None else _ended(left / ENDED)
             if left is not None and ended["how"] == "finished":
                 copy_run(left, out)
+                write_report([out], out / REPORT)  # ours: a page that a server made is code for a browser
                 return read_summary(out)
             if ended["how"] == "failed":
                 raise UserError(f"{name} stopped: {ended['why']}")
@@ -86,7 +89,7 @@ def _ended(path: Path) -> dict[str, str]:
     said = json_reading.read(path)
     if not isinstance(said, dict) or not isinstance(said.get("how"), str) or not isinstance(said.get("why"), str):
         raise UserError(f"{path} must say how and why the run ended, not {shown(said)}")
-    return {"how": said["how"], "why": one_line(said["why"])}
+    return {"how": said["how"], "why": one_line(said["why"][:4000])}
 
 
 def _follow(config: RunConfig, display: Display) -> Progress:
@@ -109,4 +112,4 @@ def _said(event: Mapping[str, Any]) -> str:
     """One line about something that happened."""
     who = f"client {event['client']} ({event.get('site')}) " if "client" in event else "the run "
     about = f": {event['why']}" if "why" in event else f", {event['bytes']} bytes" if "bytes" in event else ""
-    return f"round {event.get('round', 0)}: {who}{event.get('event')}{about}"
+    return one_line(f"round {event.get('round', 0)}: {who}{event.get('event')}{about}"[:1000])  # it may be anyone's

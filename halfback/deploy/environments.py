@@ -14,13 +14,15 @@ from typing import Any, Protocol, final
 
 from nvflare.fuel.flare_api.api_spec import AuthenticationError, AuthorizationError, JobNotRunning
 from nvflare.fuel.flare_api.flare_api import new_secure_session
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from halfback import json_reading
 from halfback.deploy.flare import PROGRESS
 from halfback.deploy.folder import ENDED, EVENTS
 from halfback.deploy.job import CLASSES, allow
 from halfback.deploy.serving import RUN, lines_from
 from halfback.deploy.site import TRIAL, write_site
-from halfback.errors import UserError
+from halfback.errors import UserError, shown
 from halfback.telemetry.records import RECORDS
 
 POLL = 2.0  # seconds between two looks at a job
@@ -34,7 +36,35 @@ _POC_KITS = Path("example_project", "prod_00")
 log = logging.getLogger(__name__)
 
 Progress = Callable[[Mapping[str, Any]], None]
-"""Takes what `Serving.answer` said."""
+"""Takes what `heard` lets through."""
+
+
+class _Answer(BaseModel):
+    """What `Serving.answer` says, as far as it is read here."""
+
+    model_config = ConfigDict(strict=True)
+
+    record: str = ""
+    records: list[str] = []
+    events: list[dict[str, Any]] = []
+    away: list[str] = []
+    known: list[str] = []
+    sites: list[str] | None = None
+    free: int = 0
+
+
+def heard(told: Any) -> dict[str, Any]:
+    """What a server tells of a run, which may be anything.
+
+    Raises:
+        UserError: it is nothing that one of ours would tell.
+    """
+    try:
+        return _Answer.model_validate(told).model_dump(exclude_unset=True, exclude_none=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"the server tells of the run: {path}={shown(first['input'])}: {first['msg']}") from None
 
 
 class Environment(Protocol):
@@ -60,9 +90,12 @@ class _Told:
         self._records += len(told.get("records", []))
 
     def news(self, folder: Path) -> dict[str, Any]:
-        """What a run's folder has beside what was shown."""
+        """What a run's folder, which may come from a server, has beside what was shown."""
         events, records = lines_from(folder / EVENTS, self._events), lines_from(folder / RECORDS, self._records)
-        told = {"events": [json.loads(line) for line in events], "records": records}
+        try:
+            told = heard({"events": [json_reading.parse(line) for line in events], "records": records})
+        except ValueError as error:
+            raise UserError(f"{folder / EVENTS} must have one line of JSON for each event: {error}") from None
         self.add(told)
         return told
 
@@ -185,7 +218,7 @@ class Federation:
             return {}
         except Exception:  # it is starting, or too busy to answer: the next look tells
             return {}
-        return found if isinstance(found, dict) else {}
+        return heard(found) if isinstance(found, dict) else {}
 
     def _wait_for_sites(self) -> None:
         """Until all sites are connected that the run has seats for; those that it needs suffice after a while."""

@@ -51,7 +51,7 @@ class FlareCarrier:
         try:
             answer = proxy.exchange(question.header, as_body(question.body), seconds)
         except CollabCallError as error:
-            return str(error)
+            return one_line(str(error)[:2000])  # it may quote the site's own words
         if not isinstance(answer, list | tuple) or len(answer) != 3:
             return PeerError(f"{type(answer).__name__} came, a header, a body and a reason are due")
         header, body, why = answer

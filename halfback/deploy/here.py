@@ -21,12 +21,19 @@ _NO_PATH = re.compile(
 )  # a packaged model, a ResNet, or OWNER/NAME on the hub
 
 
+def check_apart(config: RunConfig) -> None:
+    """UserError for an algorithm that has nothing which could be elsewhere: no server would hear of what it trains."""
+    if configuration.algorithms()[config.algorithm.name].traits.agreement == "alone":
+        raise UserError(f"algorithm.name={config.algorithm.name} runs on one machine: use `halfback train`")
+
+
 def at_client(config: RunConfig, site: SiteConfig) -> RunConfig:
     """The run's configuration as it is on a client's site.
 
     Raises:
         UserError: the site takes no part in such a run, or its file doesn't name what the run needs.
     """
+    check_apart(config)
     if site.keep_labels:
         _check_labels_stay(config, site)
     changes = _machine(config, site)
@@ -46,6 +53,7 @@ def at_server(config: RunConfig, site: SiteConfig) -> RunConfig:
     Raises:
         UserError: the site's file doesn't name what the run needs.
     """
+    check_apart(config)
     changes = _machine(config, site)
     if site.data is None:
         _check_named_data(config.task, site)

@@ -9,6 +9,7 @@ from nvflare.apis.fl_constant import AdminCommandNames
 from halfback import config as configuration
 from halfback.build import check
 from halfback.config import RunConfig
+from halfback.deploy.here import check_apart
 from halfback.deploy.order import sealed
 from halfback.errors import UserError
 
@@ -50,8 +51,7 @@ def deployable(config: RunConfig) -> RunConfig:
         UserError: it has nothing that could be elsewhere, or options that nobody could run with.
     """
     check(config)
-    if configuration.algorithms()[config.algorithm.name].traits.agreement == "alone":
-        raise UserError(f"algorithm.name={config.algorithm.name} runs on one machine: use `halfback train`")
+    check_apart(config)
     return config.model_copy(update={"beside": ()})
 
 

@@ -5,7 +5,9 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +21,23 @@ from halfback.deploy.site import SiteConfig
 from halfback.engines.deployment import Came, Carrier, Deployment
 from halfback.engines.device import digest_of, held_by_devices
 from halfback.engines.frames import Frame, Longest, Prepare
-from halfback.errors import HalfbackError, UserError, shown
+from halfback.errors import HalfbackError, RowError, UserError, shown
 from halfback.locks import alone
 from halfback.telemetry.records import RECORDS, Record, writing
 from halfback.wire.messages import Weights
 from halfback.wire.packing import pack
+from halfback.yaml_reading import check_plain
 
 RUN = "run"
+_PRIVATE = "what is wrong may quote a row of the server's site; its own log says it"
+_LEAVES, _LOOKS = 60.0, 0.2  # seconds that an earlier process has to leave a run's folder, and between two looks
 
 log = logging.getLogger(__name__)
 
 
 def lines_from(path: Path, first: object) -> list[str]:
-    """The whole lines of a file from number `first` on; none where there is no file."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    """The whole lines of a file from number `first` on; none where there is no file, UserError where it is no text."""
+    lines = json_reading.text_of(path).split("\n")[:-1] if path.exists() else []
     return lines[first if isinstance(first, int) and first >= 0 else 0 :]
 
 
@@ -128,15 +133,17 @@ def serve(
     name, tree: whatever a job has brought as the run's name and its settings.
     """
     out: Path | None = None
+    own = SiteConfig()
     try:
         own = site()
         if not isinstance(tree, dict):
             raise UserError("the job holds no settings of a run, or not as `halfback deploy` seals them")
+        check_plain(tree, "the job's settings")
         config = at_server(configuration.from_tree(tree, {}), own)
         place = make_folder(folder(own) / "runs", name)
         run.check_config(config, place)
         out = place  # from here on it is this run's, and what it holds is for whoever submitted it
-        with alone(out):
+        with _alone_soon(out):
             (out / ENDED).unlink(missing_ok=True)
             serving = Serving(out, sites, config.clients)
             listen(serving.answer)
@@ -151,7 +158,8 @@ def serve(
         ended = {"how": "stopped", "why": str(error)}
     except HalfbackError as error:
         log.error("%s", error)
-        ended = {"how": "failed", "why": str(error)}
+        is_private = isinstance(error, RowError) and own.data is not None
+        ended = {"how": "failed", "why": _PRIVATE if is_private else str(error)}
     (job / RUN).mkdir(parents=True, exist_ok=True)
     try:
         if out is not None and out.is_dir():
@@ -161,6 +169,22 @@ def serve(
         log.error("%s: %s", why, error)
         ended = {"how": "failed", "why": why}
     (job / RUN / ENDED).write_text(json.dumps(ended))
+
+
+@contextmanager
+def _alone_soon(out: Path) -> Iterator[None]:
+    """`alone`, once the process of the job before this one, which FLARE may still be ending, has left the folder."""
+    until = time.monotonic() + _LEAVES
+    with ExitStack() as lock:
+        while True:
+            try:
+                lock.enter_context(alone(out))
+                break
+            except UserError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_LOOKS)
+        yield
 
 
 def _deployment(built: Built, tree: dict[str, Any], carrier: Carrier, token: str, serving: Serving) -> Deployment:

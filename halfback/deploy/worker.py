@@ -25,6 +25,7 @@ from halfback.engines.frames import Frame, Longest, Prepare, Ready, frame, read_
 from halfback.engines.simulation import Simulation
 from halfback.engines.stream import Gone, read_frame, write_frame
 from halfback.errors import HalfbackError, PeerError, RowError, UserError
+from halfback.yaml_reading import check_plain
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Worker:
         return frame(Ready(fits=fits, takes=self.takes, rows=len(self._machine.sources[order.client])))
 
     def _built(self, order: Prepare) -> Simulation:
+        check_plain(order.config, "Prepare.config")
         config = at_client(configuration.from_tree(order.config, {}), self._site)
         if order.client >= config.clients:
             raise PeerError(f"server: Prepare.client: {order.client} came, 0 to {config.clients - 1} are allowed")

@@ -117,7 +117,7 @@ class Deployment:
         self._expelled: dict[int, HalfbackError] = {}
         self._failures: dict[int, str] = {}
         self._coming: set[int] = set()
-        self._came: SimpleQueue[tuple[int, str | None]] = SimpleQueue()  # prepared, or why not
+        self._came: SimpleQueue[tuple[int, str | UserError | None]] = SimpleQueue()  # prepared, or why not
 
     def run_round(self, round: Round, *, measure_memory: bool) -> float:
         """One round with those of its cohort that are there; returns the mean training loss, NaN where none was taken.
@@ -337,6 +337,9 @@ class Deployment:
                 event = "returned" if number in self._failures else "joined"
                 self._events({"event": event, "round": self._rounds, "client": number})
                 self._failures.pop(number, None)
+            elif isinstance(why, UserError):  # asking again would change nothing
+                self._events({"event": "expelled", "round": self._rounds, "client": number, "why": str(why)})
+                self._expelled[number] = why
             else:
                 self._failures[number] = why
         for number in self._carrier.reachable() - self._ready - self._coming - self._expelled.keys():
@@ -353,8 +356,8 @@ class Deployment:
             log.exception("client %d could not be prepared", number)
             self._came.put((number, f"{type(error).__name__}: {error}"))
 
-    def _prepared(self, number: int) -> str | None:
-        """Has a client build its part of the run; why that failed, or None."""
+    def _prepared(self, number: int) -> str | UserError | None:
+        """Has a client build its part of the run; why that failed, for good where it is an error, or None."""
         if not self._carrier.is_there(number):
             return "its site does not answer"
         question = self._prepare(number)
@@ -367,12 +370,12 @@ class Deployment:
             return self._admitted(number, answer)
         return answer if isinstance(answer, str) else getattr(answer, "error", f"{answer.kind} came, ready is due")
 
-    def _admitted(self, number: int, answer: Ready) -> str | None:
-        """Why a client that has its part of the run can't take part; None if it can."""
+    def _admitted(self, number: int, answer: Ready) -> str | UserError | None:
+        """Why a client that has its part of the run can't take part, for good where it is an error; None if it can."""
         if not answer.fits:
             return "its model differs from the server's, also after it got the weights"
         if (before := self._told_rows.setdefault(number, answer.rows)) != answer.rows:
-            return f"it said that it has {before} training rows, and says {answer.rows} now"
+            return UserError(f"client {number}: it said that it has {before} training rows, and says {answer.rows} now")
         if self._simulation.server.rows:  # by which clients count
             self._simulation.server.rows[number] = answer.rows
         return None
@@ -405,6 +408,7 @@ class Deployment:
             "ancestry": [ancestor.model_dump() for ancestor in self._ancestry],
             "rounds": self._rounds,
             "cursors": {str(number): cursor for number, cursor in self._cursors.items()},
+            "rows": {str(number): rows for number, rows in dict(self._told_rows).items()},
         }
         return tensors, values
 
@@ -421,6 +425,7 @@ class Deployment:
         kept = values["deployment"]
         self._rounds = kept["rounds"]
         self._cursors = {int(number): cursor for number, cursor in kept["cursors"].items()}
+        self._told_rows |= {int(number): rows for number, rows in kept.get("rows", {}).items()}
         self._ancestry = [Ancestor(**ancestor) for ancestor in kept["ancestry"]]
         self._ancestry.append(Ancestor(lineage=kept["lineage"], rounds=self._rounds))
         self._lineage = secrets.token_hex(8)

@@ -36,6 +36,7 @@ class _Away(BaseModel):
     ancestry: list[Ancestor]
     rounds: Count
     cursors: dict[int, Count]
+    rows: dict[int, Count] = Field(default_factory=dict)
 
 
 class EngineValues(BaseModel):

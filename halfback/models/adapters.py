@@ -30,6 +30,7 @@ BottomTrained = Literal["lora", "lora_b", "vera", "ia3", "prompt", "bias", "norm
 _LINEAR = (nn.Linear, Conv1D)  # all that PEFT's VeRA takes
 _ADAPTABLE = (*_LINEAR, nn.Conv2d, nn.Embedding)
 _MARKS = ("lora_", "ia3_", "vera_lambda_")  # in the names of PEFT's parameters, and in no others
+_LARGEST_RANK = 4096
 _Part = Bottom | Middle | Top
 
 
@@ -73,8 +74,8 @@ def set_trainable(
     """
     if any(isinstance(module, BaseTunerLayer) for module in model.whole.modules()):
         raise ValueError("set_trainable was called before on this model")
-    if lora.rank < 1:
-        raise UserError(f"LoRA rank is {lora.rank}; 1 or more is allowed")
+    if not 1 <= lora.rank <= _LARGEST_RANK:
+        raise UserError(f"LoRA rank is {lora.rank}; 1 to {_LARGEST_RANK} is allowed")
     parts: list[tuple[_Part, str, BottomTrained]] = [(model.bottom, "bottom", bottom), (model.top, "top", top)]
     if model.head is not None:
         parts.append((model.head, "head", top))

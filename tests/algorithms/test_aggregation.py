@@ -145,3 +145,15 @@ def test_a_site_can_not_say_another_number_later(tmp_path: Path) -> None:
         deployment.run_round(small.Round(1, 1, 1), measure_memory=False)
     carrier.close()
     assert server.server.rows == before
+
+
+def test_nor_to_a_server_that_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    deployment, carrier, server = _served(tmp_path / "first", {}, [])
+    deployment.run_round(small.Round(0, 1, 0), measure_memory=False)
+    before, kept = server.server.rows[1], deployment.state()
+    carrier.close()
+    deployment, carrier, _ = _served(tmp_path / "then", {1: before + 1}, [])
+    deployment.load_state(*kept)
+    with pytest.raises(UserError, match=f"one is expelled: client 1: it said that it has {before} training rows, and"):
+        deployment.run_round(small.Round(1, 1, 1), measure_memory=False)
+    carrier.close()

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from halfback.deploy.site import TRIAL, SiteConfig, SiteData, read_site
 from halfback.deploy.worker import Worker
 from halfback.engines.frames import Prepare, Refused, frame, read_answer
 from halfback.errors import UserError
+from halfback.locks import alone
 from tests.deploy.local import Relays, serve_here
 
 ROWS = "note,mood,name\n" + "".join(f"the film is {word},{word},ann\n" for word in ("great", "dull") * 8)
@@ -210,6 +213,59 @@ def test_a_config_that_is_none_is_one_line(tmp_path: Path, tree: Any) -> None:
     assert (ended["how"], "the job holds no settings of a run" in ended["why"]) == ("failed", True)
 
 
+def nested(levels: int) -> Any:
+    found: Any = 1
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "said"),
+    [
+        ("model", {"name": "resnet8", "cut": nested(600)}, "nested deeper than 50 levels"),
+        ("model", {"name": "resnet8", "cut": [1] * 100_000}, "more than 20,000 values"),
+        ("codecs", {"activations_up": [{"name": nested(300)}]}, "nested deeper than 50 levels"),
+        ("codecs", {"activations_up": [{"name": "temporal", "cap_mb": 1e308}]}, "cap_mb=1e+308: a positive number"),
+        ("controller", {"name": "ddpg", "seed": nested(300)}, "nested deeper than 50 levels"),
+        ("controller", {"name": "ddpg", "a\n\x1b[2J": 1}, "key 'controller.a  [2J' is unknown"),
+        ("per_algorithm", {"ho_sfl": {"codecs": {"\ud800": 1}}}, "has a character that no text may have"),
+        ("algorithm", {"name": "ho_sfl", "a\n\x1b[2J": 1}, "key 'algorithm.a  [2J' is unknown"),
+        ("algorithm", {"name": "ho_sfl", "radius": 10**400}, "a number is out of range"),
+        ("algorithm", {"name": "mezo"}, "algorithm.name=mezo runs on one machine"),
+        ("algorithm", {"name": "centralised"}, "algorithm.name=centralised runs on one machine"),
+    ],
+)
+def test_settings_that_no_run_could_have_are_one_line(tmp_path: Path, section: str, settings: Any, said: str) -> None:
+    """A job is JSON that anyone may have written, not a recipe that the command line has read."""
+    tree = configuration.to_tree(small.images("ho_sfl", deployment__patience=0.05)) | {section: settings}
+    ended = serve_here(tmp_path, opened(sealed("run", tree))[1], Relays(tmp_path, []))
+    assert ended["how"] == "failed"
+    assert said in ended["why"]
+    assert ended["why"].isprintable()
+    assert len(ended["why"]) < 2000
+
+
+def test_a_job_takes_up_a_run_once_the_process_of_the_last_one_has_left_its_folder(tmp_path: Path) -> None:
+    """FLARE may call a job over while its process is still at work."""
+    out = tmp_path / "server" / "runs" / "run"
+    out.mkdir(parents=True)
+    held = threading.Event()
+
+    def earlier() -> None:
+        with alone(out):
+            held.set()
+            time.sleep(1.0)
+
+    thread = threading.Thread(target=earlier)
+    thread.start()
+    held.wait()
+    tree = configuration.to_tree(small.images("ho_sfl", deployment__patience=0.05))
+    ended = serve_here(tmp_path, tree, Relays(tmp_path, []))
+    thread.join()
+    assert "not connected" in ended["why"]
+
+
 def test_all_that_a_run_is_made_of_is_handed_out_and_nothing_that_lies_beside_it(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     config = small.images("ho_sfl", steps=2, tensorboard=True, model__pretrain={"task": "mnist", "steps": 1})
@@ -325,6 +381,11 @@ def refusal(site: SiteConfig, config: RunConfig, place: Path, classes: tuple[str
     return answer.error if isinstance(answer, Refused) else ""
 
 
+@pytest.mark.parametrize("algorithm", ["mezo", "centralised"])
+def test_a_site_trains_nothing_that_no_server_hears_of(tmp_path: Path, algorithm: str) -> None:
+    assert "runs on one machine" in refusal(SiteConfig(), small.images(algorithm), tmp_path)
+
+
 def test_a_worker_reads_no_column_that_the_server_chose(tmp_path: Path, rows: Path, tiny_bert: Path) -> None:
     own = keeping(rows, tiny_bert)
     assert refusal(own, u_shape(), tmp_path) == ""
@@ -361,6 +422,26 @@ def test_no_text_of_a_site_is_quoted_to_the_server(tmp_path: Path, rows: Path, t
     said = refusal(own, u_shape(), tmp_path)
     assert "its own log says it" in said
     assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    "held",
+    ["ann is ill,sad\nbob is well,glad\n", "ann is ill,ann is ill\nx,y\n"],
+    ids=["no header", "no header and a name twice"],
+)
+def test_the_first_row_of_a_file_without_a_header_is_not_quoted_to_anyone(
+    tmp_path: Path, tiny_bert: Path, held: str
+) -> None:
+    (tmp_path / "rows.csv").write_text(held)
+    own = keeping(tmp_path / "rows.csv", tiny_bert, validation=str(tmp_path / "rows.csv"))
+    own = own.model_copy(update={"keep_labels": False})
+    said = [
+        refusal(own, u_shape(), tmp_path),
+        serve_here(tmp_path, configuration.to_tree(u_shape()), Relays(tmp_path, []), own)["why"],
+    ]
+    for why in said:
+        assert "its own log says it" in why
+        assert "ann" not in why
 
 
 @pytest.mark.parametrize("at", [at_client, at_server])

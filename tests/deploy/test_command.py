@@ -1,10 +1,15 @@
 """What `halfback deploy` refuses before anything starts, and what `halfback site` does to a startup kit."""
 
+import logging
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tests.command import halfback, refusal
+from halfback.conformance import small
+from halfback.errors import UserError
+from tests.command import digits, halfback, refusal
 
 pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
 
@@ -58,3 +63,78 @@ def test_a_kit_that_is_not_this_admins_is_refused_before_anyone_logs_in(
     (tmp_path / "kit" / "startup" / file).write_text('{"admin": {"username": "admin@clinic.org"}}')
     words = ["quickstart", "--env", "prod", "--kit", str(tmp_path / "kit"), "--user", user]
     assert said in refusal(halfback("deploy", *words, "--out", tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"events": 5}, "events=5: Input should be a valid list"),
+        ({"events": ["x"]}, "events.0='x': Input should be a valid dictionary"),
+        ({"events": {"a": 1}}, "events={'a': 1}"),
+        ({"records": "{}"}, "records='{}'"),
+        ({"record": ["\x1b[2J\n"]}, "record=['\\x1b[2J\\n']"),
+        ({"known": [["a"]]}, "known.0=['a']"),
+        ({"sites": 3, "free": "all"}, "sites=3"),
+    ],
+)
+def test_what_a_server_tells_of_a_run_is_a_claim(told: Any, said: str) -> None:
+    from halfback.deploy.environments import Federation
+
+    federation = Federation.__new__(Federation)
+    federation._session, federation._patience = SimpleNamespace(do_app_command=lambda *_: told), 0.0
+    with pytest.raises(UserError) as error:
+        federation._told("job", {})
+    assert str(error.value).startswith("the server tells of the run: ")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("held", [b"[\n", b"\xff\n", b"[" * 100_000 + b"\n", b"5\n"])
+def test_events_that_a_server_left_are_a_claim_too(held: bytes, tmp_path: Path) -> None:
+    from halfback.deploy.environments import _Told
+
+    (tmp_path / "events.jsonl").write_bytes(held)
+    with pytest.raises(UserError, match="events"):
+        _Told().news(tmp_path)
+
+
+def test_no_event_moves_the_cursor_of_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    from halfback.deploy.command import _follow
+
+    follow = _follow(small.images("ho_sfl"), SimpleNamespace(show=lambda *_: None))
+    with caplog.at_level(logging.INFO):
+        follow({"events": [{"event": "\x1b[2J", "client": "a\n", "site": "\u202e", "why": "x" * 10**6}]})
+    assert caplog.records[0].getMessage().isprintable()
+    assert len(caplog.records[0].getMessage()) <= 1000
+
+
+def test_the_page_of_a_fetched_run_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the server's says: a browser would run it."""
+    from halfback import run
+    from halfback.deploy import command
+
+    run.train(small.images("ho_sfl", steps=1), tmp_path / "left")
+    (tmp_path / "left" / "report.html").write_text("<script>fetch('http://elsewhere')</script>")
+    (tmp_path / "left" / "ended.json").write_text('{"how": "finished", "why": ""}')
+    monkeypatch.setattr(command, "Simulator", lambda *_: SimpleNamespace(run=lambda *_: tmp_path / "left"))
+    command.deploy(
+        small.images("ho_sfl", steps=1),
+        "ours",
+        tmp_path / "out",
+        kind="simulator",
+        kit=None,
+        user=None,
+        workspace=None,
+        display=SimpleNamespace(show=lambda *_: None),
+    )
+    assert "script" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_a_summary_says_is_no_markup(tmp_path: Path) -> None:
+    from halfback import cli
+
+    out = tmp_path / "[" / "x]"
+    assert halfback(*digits(out, "steps=1")).status == 0
+    with cli.console.capture() as capture:
+        cli._print_table(["", "[/b]\x1b[2J"], [["x", "[red]\n"]])
+    assert "[/b] [2J" in capture.get()
+    assert "[red]" in capture.get()

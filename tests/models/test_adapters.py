@@ -181,8 +181,9 @@ def test_wrong_choices() -> None:
         UserError, match="bottom trains 'some'; allowed are lora, lora_b, vera, ia3, prompt, bias, norm, full, none"
     ):
         _train(cut(classifier("llama"), 1), bottom="some")
-    with pytest.raises(UserError, match="LoRA rank is 0"):
-        _train(cut(classifier("llama"), 1), lora=Lora(rank=0))
+    for rank in (0, 4097, 1 << 62):
+        with pytest.raises(UserError, match=f"LoRA rank is {rank}; 1 to 4096"):
+            _train(cut(classifier("llama"), 1), lora=Lora(rank=rank))
     with pytest.raises(ValueError, match="called before"):
         _train(_train(cut(classifier("llama"), 1)))
 
