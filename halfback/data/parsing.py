@@ -168,6 +168,8 @@ def read_json(text: str, where: str) -> Table:
         starts.append(start)
     if len(rows) == 1 and rows[0] and all(isinstance(value, list | dict) for value in rows[0].values()):
         raise UserError(f"{where} is one object of lists or objects ({shown(rows[0])}); {_EXPECTED}")
+    if rows and not any(rows):
+        raise UserError(f"{where} has empty objects alone; {_EXPECTED}")
     strict = _HALF.search(text) is not None
     columns: dict[str, list[Cell]] = {}
     for name in dict.fromkeys(name for row in rows for name in row):

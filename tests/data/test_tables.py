@@ -390,6 +390,7 @@ def test_a_key_that_is_not_in_each_row(tmp_path):
         ('[{"a": 1}]\n[', "line 2 is no JSON: Extra data"),
         ('{"a": 1}\n{"b": 1, "b": 2}', "line 2: an object names 'b' twice"),
         ('{"a": 1, " a": 2}', "names a column twice: 'a'"),
+        ("{}\n{}", "has empty objects alone"),
         ('{"a": ' + "[" * 99_999, "line 1 is nested too deep"),
     ],
 )
@@ -504,6 +505,25 @@ def test_a_column_that_is_not_there_shows_those_that_are(tmp_path):
     path.write_text("text^label\na^x\n")
     said = message(name="csv", train=str(path))
     assert "it has 'text^label' (no ',' splits its header; task.delimiter sets another character)" in said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"text": "label"},
+        {"text": " label "},
+        {"pair": "label"},
+        {"label": "text"},
+        {"objective": "generation", "target": "text"},
+        {"objective": "generation", "pair": "target"},
+    ],
+    ids=str,
+)
+def test_what_is_asked_for_is_not_fed_to_the_model(tmp_path, options):
+    """Such a run was right in every row."""
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,target\na,x,u\nb,y,v\n")
+    assert "is also what the model reads" in message(name="csv", train=str(path), **options)
 
 
 BAD = "text,label\na,x\nb\nc,d,x\n ,x\ne,\nf,nan\ng,y\n"
