@@ -90,6 +90,8 @@ def _csv_table(text: str, where: str, delimiter: str, skip: bool, header: Sequen
             fields = f"{len(row)} field{'s' * (len(row) != 1)}, but the header has {len(names)}{note}"
             quotes = f"; a text with {delimiter!r} in it needs quotes" if len(row) > len(names) else ""
             raise UserError(f"{where}, line {line}: {fields}{quotes}; {_SKIPS}")
+    if skipped and not kept:
+        raise UserError(f"{where} has no whole row: task.skip_bad_rows skips all {skipped}{note}")
     _check_long_cells(kept, lines, where, delimiter, len(names))
     columns = {name: [row[place] for row in kept] for place, name in enumerate(names) if name}
     return Table(where, len(kept), columns, numbered("line", lines), note=note, skipped=skipped)

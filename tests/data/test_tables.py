@@ -574,6 +574,9 @@ def test_what_skipping_does_not_mend(tmp_path):
     (tmp_path / "none.csv").write_text("text,label\n,\n")
     said = message(name="csv", train=str(tmp_path / "none.csv"), skip_bad_rows=True)
     assert "no whole row: task.skip_bad_rows skips all 1" in said
+    (tmp_path / "short.csv").write_text("text,label;x\na;b\nc;d\n")
+    said = message(name="csv", train=str(tmp_path / "short.csv"), skip_bad_rows=True)
+    assert "no whole row: task.skip_bad_rows skips all 2 (split at ','; task.delimiter=';' would split" in said
     (tmp_path / "quotes.csv").write_text('text,label\n"a,x\nb,y\n')
     assert "a quote opens here" in message(name="csv", train=str(tmp_path / "quotes.csv"), skip_bad_rows=True)
     (tmp_path / "list.jsonl").write_text(lines({"text": ["a"], "label": 1}, {"text": "b", "label": 2}))
