@@ -13,7 +13,8 @@ from PIL import Image
 
 from halfback import config as configuration
 from halfback.build import Built, build
-from halfback.models.processor import own_processor
+from halfback.errors import UserError
+from halfback.models.processor import own_processor, own_size
 
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 VIT: dict[str, Any] = {"image_processor_type": "ViTImageProcessor", **HALF}
@@ -105,8 +106,35 @@ def test_a_preprocessor_that_cannot_be_used(vit: Path, photographs: Path, tmp_pa
     assert "preprocessor_config.json of model" in said("[]")
     assert "preprocessor_config.json of model" in said({"image_processor_type": "Nonsense"})
     assert "preprocessor_config.json of model" in said(VIT | {"size": 8, "image_mean": [0.5] * 2})
+    for value in ("NaN", "1e999"):
+        assert "values that are not finite" in said(
+            json.dumps(VIT | {"size": 8, "rescale_factor": None}).replace("null", value)
+        )
+    assert "values that are not finite" in said(VIT | {"size": 8, "image_std": [0.0] * 3})
+    assert "size is {'height': 1000000, 'width': 1000000}, up to 4096" in said(VIT | {"size": 1_000_000})
+    assert "crop_size is " in said({"image_processor_type": "CLIPImageProcessor", "size": 8, "crop_size": 10**9})
+    assert "task.image_size=1000000: up to 4096" in said(VIT | {"size": 8}, "task.image_size=1000000")
+    assert "of an image, not (3, H, W)" in said({"image_processor_type": "VideoMAEImageProcessor"})
     assert "leaves images as wide or as high as they are" in said(VIT | {"do_resize": False})
     assert "takes 8×8" in said(VIT | {"size": 8}, "task.image_size=16")
+
+
+def test_no_code_of_a_models_folder_runs_whatever_the_user_types(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers asks at a terminal, and yes is soon said."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    ran = tmp_path / "ran"
+    (vit / "mine.py").write_text(f"open({str(ran)!r}, 'w')\nclass Mine: pass\n")
+    for kind, file in (("AutoImageProcessor", "preprocessor_config.json"), ("AutoConfig", "config.json")):
+        tree = {"image_processor_type": "Mine", "model_type": "mine", "auto_map": {kind: "mine.Mine"}}
+        (vit / file).write_text(json.dumps(tree))
+        if kind == "AutoConfig":
+            own_size(str(vit))
+        else:
+            with pytest.raises(UserError, match="can't be used"):
+                own_processor(str(vit), 8)
+        assert not ran.exists()
 
 
 def test_a_recipes_size_stands_in_the_place_of_the_preprocessors(vit: Path) -> None:

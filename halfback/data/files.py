@@ -25,6 +25,14 @@ _BOMS = {  # in this order, since one begins with another
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_PACKED = {  # what begins with these bytes holds no text as it is
+    b"PK\x03\x04": "is a zip archive or a spreadsheet",
+    b"\x1f\x8b": "is compressed twice",
+    b"BZh91AY&SY": "is compressed with bzip2",
+    b"\xfd7zXZ": "is compressed with xz",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd",
+    b"PAR1\x15": "is a Parquet file (for task.name=hub)",
+}
 
 
 def read_table(
@@ -39,9 +47,10 @@ def read_table(
     """The rows of a .csv, .json or .jsonl file, or of one compressed with gzip.
 
     A cell of a CSV file is its text. In JSON a text stays as it is, a number as it is spelt, true and false are "True"
-    and "False", null and NaN are missing. `delimiter` None finds out from the header, `encoding` None means UTF-8, or
-    what the file's byte order mark says. `skip` leaves out rows with too few or too many fields. `kind`: "csv" or
-    "json", whatever the file's name ends in. `header`: the columns of a CSV file that doesn't name them itself.
+    and "False", null and NaN are missing. `delimiter` None finds out from the header. A file is in what its byte order
+    mark says, one without in `encoding`, which is UTF-8 where it is None. `skip` leaves out rows with too few or too
+    many fields. `kind`: "csv" or "json", whatever the file's name ends in. `header`: the columns of a CSV file that
+    doesn't name them itself.
 
     Raises:
         UserError: the file is missing, unreadable or without rows, or an option is no delimiter or encoding; names the
@@ -58,7 +67,10 @@ def read_table(
     if kind is None and not lower.endswith(CSV_SUFFIXES + JSON_SUFFIXES):
         raise UserError(f"{where} has an unknown ending; allowed: {', '.join(CSV_SUFFIXES + JSON_SUFFIXES)}")
     delimiter = _checked(delimiter)
-    text = _decoded(_bytes(file, where), where, encoding)
+    found = _bytes(file, where)
+    if packed := next((what for mark, what in _PACKED.items() if found.startswith(mark)), None):
+        raise UserError(f"{where} {packed}; unpack it or save it as CSV or JSON")
+    text = _decoded(found, where, encoding)
     if not text.strip():
         raise UserError(f"{where} is empty")
     is_csv = lower.endswith(CSV_SUFFIXES) if kind is None else kind == "csv"
@@ -88,21 +100,30 @@ def _bytes(file: Path, where: str) -> bytes:
 
 def _decoded(found: bytes, where: str, encoding: str | None) -> str:
     marked = next((name for mark, name in _BOMS.items() if found.startswith(mark)), None)
-    name = encoding or marked or "utf-8"
+    name = encoding or "utf-8"
     try:
-        "a".encode(name)
+        "a".encode(name).decode(name, "replace")
     except (LookupError, ValueError):
         allowed = "utf-8, utf-16, cp1252 and latin-1 are among those allowed"
         raise UserError(f"task.encoding={encoding!r} is no encoding; {allowed}") from None
+    name = marked or name
     try:
         text = found.decode(name).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        line = line_of(found[: error.start].decode(name, "replace"), error.start)
-        problem = f"byte 0x{found[error.start]:02x} in line {line} is not {name!r}"
+        before = found[: error.start].decode(name, "replace")
+        problem = f"byte 0x{found[error.start]:02x} in line {line_of(before, error.start)} is not {name!r}"
+        if not (before.isascii() or b"\0" in found or "\ufffd" in before):
+            raise UserError(
+                f"{where} cannot be read: {problem}, though what stands before it is; save it anew"
+            ) from None
+    except UnicodeError:
+        problem = f"it is not {name!r}"
     else:
         if "\0" not in text:
             return text
         problem = f"line {line_of(text, text.index(chr(0)))} has a zero byte, which no text in {name!r} has"
+        if 100 * found.count(0) < len(found):  # not every other
+            raise UserError(f"{where} cannot be read: {problem}; take it out")
     raise UserError(f"{where} cannot be read: {problem}; name its encoding, such as task.encoding={_likely(found)!r}")
 
 

@@ -50,7 +50,7 @@ def read_splits(
                 return _typed_splits(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, name)
             # The whole path, since a folder may have the name of one of the library's own readers.
             builder = datasets.load_dataset_builder(str(folder.resolve()))
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # files from anywhere: the library raises whatever it stumbles over
         raise UserError(f"data set folder {name!r} cannot be read: {reason(error)}") from error
     if builder.name in _TEXT_FILES:
         return _files(builder, name, options)
@@ -59,6 +59,9 @@ def read_splits(
 
 def typed(dataset: datasets.Dataset, where: str) -> Table:
     """A data set that has types as a table of texts."""
+    columns = [column.strip() for column in dataset.column_names]
+    if twice := next((column for column in columns if columns.count(column) > 1), None):
+        raise UserError(f"{where} names a column twice: {twice!r}")
     names = {column.strip(): kind.names for column, kind in dataset.features.items() if hasattr(kind, "names")}
     return Table(where, len(dataset), _Columns(dataset), lambda row: f"row {row + 1}", names)
 
@@ -154,6 +157,8 @@ def _streamed(builder: Any, part: str, name: str) -> Table:
             if not pieces:
                 raise UserError(f"{where} is empty: it has no rows")
             found = datasets.concatenate_datasets(pieces)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # as above
         raise UserError(f"{where} cannot be read: {reason(error)}") from error
     return typed(found, where)

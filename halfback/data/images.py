@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from halfback.data.labels import check_alike
 from halfback.data.pictures import read_picture
 from halfback.data.sources import Preparation, Source, data_folder, read_hub
 from halfback.errors import UserError
@@ -29,6 +30,8 @@ INK_MEAN = 0.25
 INK_STD = 0.35
 INK_SIZE = 16
 SIZE = 32  # of colour images, where neither the recipe nor the model says one
+_LITTER = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # of systems
+_OTHER_IMAGES = {".avif", ".heic", ".heif", ".jxl"}  # errors where Pillow can't read them, not left out
 DIGIT_NAMES = [str(digit) for digit in range(10)]
 
 
@@ -69,11 +72,11 @@ def image_folder(path: str, *, size: int | None) -> Source:
     """A folder with one subfolder of images for each class, as (3, size, size); the model's own size where it is None.
 
     The class is the first folder below `path`, however deep an image lies in it; a folder without images is one too.
-    What is hidden is left out (names that begin with a dot, `__MACOSX`), and so are files beside the classes and those
-    whose ending is not an image's.
+    What is hidden is left out (names that begin with a dot, `__MACOSX` and its kin), and so are files beside the
+    classes and those whose ending is not an image's.
 
     Raises:
-        UserError: there is no such folder, or no image in its subfolders.
+        UserError: there is no such folder, no image in its subfolders, or two of these are one class to people.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -87,10 +90,14 @@ def image_folder(path: str, *, size: int | None) -> Source:
         raise UserError(f"folder {path!r} can't be read: {error.strerror}: {error.filename!r}") from error
     if not files:
         raise UserError(f"folder {path!r} holds no images in its subfolders")
+    if foreign := next((name for name in names if os.fsencode(name) != name.encode(errors="replace")), None):
+        raise UserError(f"folder {path!r} has a class whose name is no text: {foreign!r}")
+    check_alike(names, lambda number: f"class {number + 1}", where=f"folder {path!r}")
 
     def read_row(row: int) -> Image.Image:
-        with files[row].open("rb") as stream:
-            return read_picture(lambda: Image.open(stream), str(files[row]))
+        if not files[row].is_file():  # a link to nothing, or a pipe, which would never end
+            raise UserError(f"image {str(files[row])!r} can't be read: it is not there, or no file")
+        return read_picture(lambda: Image.open(io.BytesIO(files[row].read_bytes())), str(files[row]))
 
     return Source(
         where=f"folder {path!r}",
@@ -104,7 +111,7 @@ def image_folder(path: str, *, size: int | None) -> Source:
 def _images_below(folder: Path) -> Iterator[Path]:
     """The image files of a class, also behind links to folders; each folder once, however links go round."""
     Image.init()
-    endings = {ending for ending, form in Image.registered_extensions().items() if form in Image.OPEN}
+    endings = {ending for ending, form in Image.registered_extensions().items() if form in Image.OPEN} | _OTHER_IMAGES
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
         if (real := os.path.realpath(place)) in seen:
@@ -119,7 +126,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 def _is_hidden(name: str) -> bool:
     """What a system or a program leaves beside images: .ipynb_checkpoints, ._1.png and __MACOSX of macOS."""
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in _LITTER
 
 
 def _raise(error: OSError) -> None:
@@ -189,7 +196,10 @@ def _decode(rows: np.ndarray, read_row: Callable[[int], Image.Image], *, how: Pr
     if how.process is not None:
         return torch.from_numpy(np.stack([how.process(read_row(int(row))) for row in rows]))
     size = size or how.size or SIZE
-    pixels = np.empty((len(rows), size, size, 3), dtype=np.uint8)
+    try:
+        pixels = np.empty((len(rows), size, size, 3), dtype=np.uint8)
+    except (MemoryError, ValueError) as error:
+        raise UserError(f"{len(rows)} images of {size}×{size} do not fit into memory; set task.image_size") from error
     for place, row in enumerate(rows):
         picture = read_row(int(row))
         if picture.size != (size, size):

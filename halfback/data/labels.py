@@ -10,7 +10,7 @@ from halfback.data.tables import Cell, NoText
 from halfback.errors import UserError
 
 # What a spreadsheet or pandas writes for "no value"; a class that is really called so has to be renamed.
-MISSING = {"", "NA", "N/A", "NaN", "nan", "None", "null", "NULL"}
+MISSING = {"", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "None", "null", "NULL"}
 # Only what has a point: 1e5 and 1_2 are codes, though Python would read numbers in them, and infinity is a word.
 _FRACTION = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -71,6 +71,8 @@ def check_alike(labels: Sequence[str], place: Callable[[int], str], *, where: st
 
 
 def _looks(name: str) -> str:
-    """What a reader sees; letters alone keep their case."""
-    plain = " ".join(unicodedata.normalize("NFC", name).split())
+    """What a reader sees, without quotes around it and characters of no width; letters alone keep their case."""
+    seen = "".join(character for character in name if unicodedata.category(character) != "Cf")
+    plain = " ".join(unicodedata.normalize("NFC", seen).split())
+    plain = plain[1:-1] if len(plain) > 2 and plain[0] == plain[-1] in "'\"" else plain
     return plain if len(plain) == 1 else plain.casefold()

@@ -94,14 +94,13 @@ def _reading(options: TaskOptions) -> dict[str, Any]:
 
 
 def _own_source(table: Table, options: TaskOptions) -> Source:
-    return text_source(
-        table,
-        text=options.text or "text",
-        pair=options.pair,
-        label=_label(options),
-        target=(options.target or "target") if options.objective == "generation" else None,
-        skip=options.skip_bad_rows,
-    )
+    text, label = options.text or "text", _label(options)
+    target = (options.target or "target") if options.objective == "generation" else None
+    fed = {column.strip() for column in (text, options.pair) if column is not None}
+    for option, column in (("label", label), ("target", target)):
+        if column is not None and column.strip() in fed:
+            raise UserError(f"task.{option}={column!r} is also what the model reads (task.text, task.pair)")
+    return text_source(table, text=text, pair=options.pair, label=label, target=target, skip=options.skip_bad_rows)
 
 
 def _label(options: TaskOptions) -> str | None:

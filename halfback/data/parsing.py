@@ -7,8 +7,10 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
+from halfback.data.labels import is_whole
 from halfback.data.tables import ENDS, Cell, NoText, Table, line_of, numbered, shown
 from halfback.errors import RowError, UserError
 
@@ -16,7 +18,8 @@ _DELIMITERS = (",", ";", "\t", "|")  # that are looked for in a header; any othe
 _HEAD = 1 << 20  # characters that the header is looked for in, without a copy of the whole file
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # what may be half of a pair, which is no character
-_SAID = re.compile(r"sep=([^\w\s\"]|\t)(?=[\r\n])")  # the first line of what Excel writes and reads
+_SAID = re.compile(r"(?i)\"?sep=([^\w\s\"]|\t)\1*\"?[ \t]*(?=[\r\n])")  # the first line of what Excel writes and reads
+_RULE = re.compile(r"\s*(:?-+:?\s*)?")  # of a cell in the line below the header of a Markdown table
 _SKIPS = "task.skip_bad_rows=true skips such rows"
 _EXPECTED = "a file of rows is a list of objects, or an object in each line"
 
@@ -76,6 +79,8 @@ def _csv_table(text: str, where: str, delimiter: str, skip: bool, header: Sequen
     lines: list[int] = []
     skipped = 0
     for line, row in rows:
+        if delimiter == "|" and not kept and all(map(_RULE.fullmatch, row)):
+            continue
         if len(row) == len(names) or (len(row) > len(names) and not any(cell.strip() for cell in row[len(names) :])):
             kept.append(row)
             lines.append(line)
@@ -85,6 +90,8 @@ def _csv_table(text: str, where: str, delimiter: str, skip: bool, header: Sequen
             fields = f"{len(row)} field{'s' * (len(row) != 1)}, but the header has {len(names)}{note}"
             quotes = f"; a text with {delimiter!r} in it needs quotes" if len(row) > len(names) else ""
             raise UserError(f"{where}, line {line}: {fields}{quotes}; {_SKIPS}")
+    if skipped and not kept:
+        raise UserError(f"{where} has no whole row: task.skip_bad_rows skips all {skipped}{note}")
     _check_long_cells(kept, lines, where, delimiter, len(names))
     columns = {name: [row[place] for row in kept] for place, name in enumerate(names) if name}
     return Table(where, len(kept), columns, numbered("line", lines), note=note, skipped=skipped)
@@ -95,21 +102,41 @@ def _check_long_cells(rows: Sequence[list[str]], lines: Sequence[int], where: st
     long = {number for number, row in enumerate(rows) if any("\n" in cell or "\r" in cell for cell in row)}
     if not long:
         return
-    known = [{row[place] for number, row in enumerate(rows) if number not in long} for place in range(width)]
-    for number in long:
+    others = [row for number, row in enumerate(rows) if number not in long]
+    known = [{row[place] for row in others} for place in range(width)]
+    numeric = [bool(values) and all(map(is_whole, values)) for values in known]
+    for number in long if width > 1 else ():
         row = rows[number][:width]
         for place, cell in enumerate(row):
             pieces = [piece.split(delimiter) for piece in ENDS.split(cell)]
             inside = [row[:place] + pieces[0], *pieces[1:-1], pieces[-1] + row[place + 1 :]]
             is_prose = any(part.startswith(" ") for piece in pieces for part in piece[1:])  # a blank behind its commas
-            # All of them with the header's number of fields, and in one column with values that other rows have too.
-            if len(pieces) > 1 and not is_prose and all(len(each) == width for each in inside):
-                columns = zip(known, zip(*inside, strict=True), strict=True)
-                if any(all(value in values for value in column) for values, column in columns):
-                    raise UserError(
-                        f"{where}, line {lines[number]}: a quoted cell of {len(pieces)} lines which look like rows "
-                        "themselves; a quote is missing or stray"
-                    )
+            is_table = not (pieces[0][0] and pieces[-1][-1])  # that begins or ends with the end of a line
+            # All of them with the header's number of fields,
+            if len(pieces) == 1 or is_prose or is_table or any(len(each) != width for each in inside):
+                continue
+            columns = list(zip(*inside, strict=True))
+            # with numbers where the others have nothing else,
+            if any(must and not all(map(is_whole, column)) for must, column in zip(numeric, columns, strict=True)):
+                continue
+            # and in one column with values that other rows have, or that this one has, or with an index's numbers.
+            around = [rows[other][:width] for other in (number - 1, number + 1) if 0 <= other < len(rows)]
+            if any(
+                all(value in known[column] or value == row[column] for value in values)
+                or (numeric[column] and _ascends(values, [each[column] for each in around], first=number == 0))
+                for column, values in enumerate(columns)
+            ):
+                raise UserError(
+                    f"{where}, line {lines[number]}: a quoted cell of {len(pieces)} lines which look like rows "
+                    "themselves; a quote is missing or stray (a file of JSON lines can have such a text)"
+                )
+
+
+def _ascends(values: Sequence[str], around: list[str], *, first: bool) -> bool:
+    """Whether these are an index's next numbers, between those of the rows around them."""
+    before, after = ([], around) if first else (around[:1], around[1:])
+    numbers = [*before, *values, *after]
+    return all(map(is_whole, numbers)) and all(int(one) < int(next_) for one, next_ in pairwise(numbers))
 
 
 def _csv_rows(text: str, where: str, delimiter: str, after_blanks: bool) -> Iterator[tuple[int, list[str]]]:
@@ -143,6 +170,8 @@ def read_json(text: str, where: str) -> Table:
         starts.append(start)
     if len(rows) == 1 and rows[0] and all(isinstance(value, list | dict) for value in rows[0].values()):
         raise RowError(f"{where} is one object of lists or objects ({shown(rows[0])}); {_EXPECTED}")
+    if rows and not any(rows):
+        raise UserError(f"{where} has empty objects alone; {_EXPECTED}")
     strict = _HALF.search(text) is not None
     columns: dict[str, list[Cell]] = {}
     for name in dict.fromkeys(name for row in rows for name in row):

@@ -26,6 +26,11 @@ _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 _OTHERS = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _WHOLE_16 = ("PNG", "PPM", "JPEG2000")  # formats whose whole numbers have sixteen bits, where Pillow says `I`
+_KEYS: dict[object, Callable[[Any], Any]] = {  # from a PNG's transparent colour as it is stored to Pillow's values
+    "L;2": lambda key: 85 * key,
+    "L;4": lambda key: 17 * key,
+    "RGB;16B": lambda key: tuple(value >> 8 for value in key),
+}
 _INVERTED, _BITS, _SMALLEST, _LARGEST = 262, 258, (340, 280), (341, 281)  # tags of a TIFF
 
 
@@ -49,8 +54,12 @@ def read_picture(opened: Callable[[], Image.Image], name: str) -> Image.Image:
 
 
 def _as_rgb(picture: Image.Image, name: str) -> Image.Image:
+    parts = getattr(picture, "tile", None) if picture.format == "PNG" else None
+    stored = parts[0].args if parts else None
     picture.load()
     form, tags = picture.format, dict(getattr(picture, "tag_v2", {}))
+    if stored in _KEYS and "transparency" in picture.info:  # Pillow scales the values, but not this one
+        picture.info["transparency"] = _KEYS[stored](picture.info["transparency"])
     key = picture.info.get("transparency")
     picture = ImageOps.exif_transpose(picture)
     if picture.mode in (*_DEEP, "I", "F"):

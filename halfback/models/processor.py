@@ -15,6 +15,7 @@ from halfback.models.quiet import quiet
 from halfback.models.resnet import is_resnet_name
 
 FILE = "preprocessor_config.json"
+_MOST = 4096  # of a side: what is larger fills the memory before anyone could say so
 
 
 class Processor:
@@ -24,7 +25,15 @@ class Processor:
         """`size`: of both sides, in the place of the preprocessor's own; UserError where it can't have that."""
         self._name = name
         self.own = own
+        if size is not None and size > _MOST:
+            raise UserError(f"task.image_size={size}: up to {_MOST} is allowed with the preprocessor of model {name!r}")
+        for kind in ("size", "crop_size", "pad_size"):
+            sides = dict(getattr(own, kind, None) or {})
+            if any(isinstance(side, int | float) and side > _MOST for side in sides.values()):
+                raise UserError(f"{FILE} of model {name!r} can't be used: {kind} is {sides}, up to {_MOST} is allowed")
         self.shape = self._shape((48, 64))
+        if len(self.shape) != 3 or self.shape[0] != 3:
+            raise UserError(f"{FILE} of model {name!r} can't be used: it makes {self.shape} of an image, not (3, H, W)")
         if size is not None and self.shape != (3, size, size):
             own.size, own.do_center_crop = {"height": size, "width": size}, False
             with contextlib.suppress(UserError):
@@ -41,10 +50,15 @@ class Processor:
     def __call__(self, picture: Image.Image) -> np.ndarray:
         """The values (3, H, W) float32 of an RGB picture."""
         try:
-            values = self.own(images=picture, return_tensors="np", input_data_format="channels_last")["pixel_values"][0]
+            with np.errstate(all="ignore"):  # what comes of it is looked at below
+                made = self.own(images=picture, return_tensors="np", input_data_format="channels_last")
+            values = made["pixel_values"][0]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise UserError(f"{FILE} of model {self._name!r} can't be used: {_first_line(error)}") from error
-        return np.asarray(values, dtype=np.float32)
+        values = np.asarray(values, dtype=np.float32)
+        if not np.isfinite(values).all():
+            raise UserError(f"{FILE} of model {self._name!r} can't be used: it makes values that are not finite")
+        return values
 
     def _shape(self, size: tuple[int, int]) -> tuple[int, ...]:
         return self(Image.new("RGB", size)).shape
@@ -80,6 +94,7 @@ def _from_pretrained(name: str, kind: Any, **options: Any) -> Any:
     here = Path(name).is_dir()
     if not here and (Path(name).suffix or is_resnet_name(name) or name in loading.packaged_models()):
         return None
+    options["trust_remote_code"] = False  # else the user is asked whether the folder's code shall run
     with quiet():
         try:
             return kind.from_pretrained(name, local_files_only=True, **options)

@@ -197,3 +197,18 @@ def test_folders_that_are_refused(folder):
     assert "cannot be read: " in message(name="hub", train=filled(folder / "a", **{"train.parquet": "no parquet"}))
     assert "data files" in message(name="hub", train=filled(folder / "b", **{"x__y": ""}))
     assert "is empty" in message(name="hub", train=filled(folder / "c", **{"train.csv": ""}))
+    assert "cannot be read: " in message(name="hub", train=filled(folder / "d", **{"train.zip": "PK"}))
+    card = filled(folder / "e", **{"train.csv": CSV, "README.md": "---\na: [\n---\n"})
+    assert "cannot be read: " in message(name="hub", train=card)
+    twice = pyarrow.table({"text": ["a", "b"], " text": ["c", "d"], "label": [0, 1]})
+    (folder / "f").mkdir()
+    pyarrow.parquet.write_table(twice, folder / "f" / "train.parquet")
+    assert "names a column twice: 'text'" in message(name="hub", train=str(folder / "f"))
+
+
+@pytest.mark.parametrize(("file", "content"), [("dataset_info.json", "[]"), ("state.json", "{}"), ("state.json", "[")])
+def test_what_save_to_disk_wrote_and_somebody_changed(folder, file, content):
+    datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}).save_to_disk(folder)
+    assert len(hub(folder).train.texts) == 2
+    (folder / file).write_text(content)
+    assert "cannot be read: " in message(name="hub", train=str(folder))

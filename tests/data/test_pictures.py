@@ -183,20 +183,37 @@ def test_of_several_pictures_the_first_is_taken(form: str) -> None:
     assert pixels(read(first, form, save_all=True, append_images=[second]))[0] == WHITE
 
 
+@pytest.mark.parametrize(
+    ("bits", "kind", "data", "key", "wanted"),
+    [
+        (1, 0, b"\x40", b"\0\1", [0, 255]),
+        (2, 0, b"\x10", b"\0\1", [0, 255]),
+        (4, 0, b"\x05", b"\0\5", [0, 255]),
+        (16, 2, bytes(6) + b"\x4e\x20" * 3, b"\x4e\x20" * 3, [0, 255]),
+        (16, 2, bytes(6) + b"\x20\x20" * 3, b"\x4e\x20" * 3, [0, 32]),
+    ],
+)
+def test_a_transparent_colour_of_fewer_or_more_bits(
+    bits: int, kind: int, data: bytes, key: bytes, wanted: list[int]
+) -> None:
+    """Pillow gives the colour as it is stored, and the pixels in eight bits."""
+    stream = io.BytesIO(_png(2, 1, bits, kind, b"\0" + data, _chunk(b"tRNS", key)))
+    assert [pixel[0] for pixel in pixels(read_picture(lambda: Image.open(stream), "a.png"))] == wanted
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _png(width: int, height: int, bits: int, kind: int, rows: bytes, more: bytes = b"") -> bytes:
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + more + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+
+
 def _broken_png() -> bytes:
     stream = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(stream, "PNG")
     return stream.getvalue()
-
-
-def _bomb() -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize(
@@ -206,7 +223,7 @@ def _bomb() -> bytes:
         (b"", "it is no image of a kind that is known"),
         (b"<svg></svg>", "it is no image of a kind that is known"),
         (_broken_png()[:200], "trunc|broken|Truncated"),
-        (_bomb(), "exceeds limit"),
+        (_png(60_000, 60_000, 8, 2, bytes(100)), "exceeds limit"),
     ],
     ids=["text", "empty", "svg", "truncated", "bomb"],
 )
@@ -219,6 +236,43 @@ def test_a_file_that_is_none_is_named(data: bytes, said: str, tmp_path: Path) ->
     assert str(error.value).isprintable()
 
 
+@pytest.mark.parametrize("what", ["link", "ring", "pipe", "photograph"])
+def test_what_is_no_file_or_of_no_known_kind_is_named_at_once(what: str, tmp_path: Path) -> None:
+    """A pipe hung, the photographs of a telephone were left out without a word."""
+    _paint(tmp_path, "one/0.png", "two/0.png")
+    path = tmp_path / "two" / ("1.HEIC" if what == "photograph" else "1.png")
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "photograph":
+        path.write_bytes(b"\0\0\0\x18ftypheic")
+    else:
+        path.symlink_to(path if what == "ring" else tmp_path / "nowhere.png")
+    source = image_folder(str(tmp_path), size=4)
+    with pytest.raises(UserError, match=rf"image '.*two/{path.name}' can't be read: it is (not there|no image)"):
+        source.images(np.arange(source.size), Preparation())  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("names", [("Cat", "cat"), ("\u00e9t\u00e9", "e\u0301te\u0301"), ("1", "01"), ("a", "a ")])
+def test_folders_that_would_be_two_classes(names: tuple[str, str], tmp_path: Path) -> None:
+    _paint(tmp_path, *(f"{name}/0.png" for name in names))
+    with pytest.raises(UserError, match="would be two classes; write them alike"):
+        image_folder(str(tmp_path), size=4)
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    _paint(tmp_path, "one/0.png")
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+    with pytest.raises(UserError, match="a class whose name is no text: "):
+        image_folder(str(tmp_path), size=4)
+
+
+def test_images_that_no_memory_holds(tmp_path: Path) -> None:
+    _paint(tmp_path, "one/0.png", "two/0.png")
+    source = image_folder(str(tmp_path), size=10**7)
+    with pytest.raises(UserError, match=r"do not fit into memory; set task\.image_size"):
+        source.images(np.arange(source.size), Preparation())  # type: ignore[misc]
+
+
 def _paint(folder: Path, *files: str) -> None:
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -228,6 +282,7 @@ def _paint(folder: Path, *files: str) -> None:
 LEFT_BEHIND = (
     *("stray.png", "metadata.csv", "one/._0.png", "__MACOSX/one/._0.png", "__MACOSX/0.png", "two/__MACOSX/1.png"),
     *("one/.ipynb_checkpoints/0-checkpoint.png", ".thumbnails/0.png", "two/Thumbs.db", "one/notes.txt"),
+    *("@eaDir/0.png", "one/@eaDir/0.png", "#recycle/0.png", "$RECYCLE.BIN/0.png", "lost+found/0.png"),
 )
 LAID_OUT: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "deeper": (("one/a/0.png", "one/b/c/0.png", "two/a/0.png"), ["one", "one", "two"]),

@@ -1,8 +1,10 @@
 """Rows as they are written: what CSV and JSON files hold, what is refused, and with which line."""
 
+import bz2
 import csv
 import gzip
 import json
+import lzma
 import os
 from dataclasses import replace
 
@@ -69,6 +71,9 @@ def lines(*rows):
         PLAIN.replace(",", "|"),
         "sep=^\n" + PLAIN.replace(",", "^"),
         "sep=,\r\n" + PLAIN.replace("\n", "\r\n"),
+        '"SEP=;" \n' + PLAIN.replace(",", ";"),
+        "sep=;;\n" + PLAIN.replace(",", ";"),
+        "|text|label|\n|---|:-:|\n|a b|x|\n|c d|y|\n",
         '"text";"label"\n"a b";"x"\n"c d";"y"\n',
         " text , label \na b,x\nc d,y\n",
         ",text,label\n0,a b,x\n1,c d,y\n",
@@ -165,6 +170,34 @@ def test_cells_of_several_lines_with_commas(tmp_path, cell):
     assert found == {"text": ["f", cell, "g"], "label": ["y", "y", "n"]}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        'text,label\n"a,x\nb,y\nc",x\nd,y\n',  # x is known from the row that swallows the others alone
+        'id,text,label\n1,"good,pos\n2,bad,neg\n3,ok",pos\n4,so,neg\n',
+        'id,text\n0,z\n1,"a\n2,b\n3,c"\n4,d\n',  # nothing recurs, but an index goes on inside
+        'id,text\n1,"a\n2,b"\n4,d\n',
+        'id,text\n0,a\n1,"b\n2,c"\n',
+    ],
+)
+def test_two_stray_quotes_in_a_few_rows(tmp_path, content):
+    assert "which look like rows themselves" in refused(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("content", "cell"),
+    [
+        ('text,label\n"{}",y\nf,y\ng,n\n', "f,y\ng,n\n"),  # a table in a cell ends its last line
+        ('text,label\n"{}",y\nf,y\ng,n\n', "my data:\ntext,y\nf,n\nwhat now"),
+        ('id,text,label\n1,"{}",y\n2,f,n\n3,g,y\n', "good,y\nbad,so,n\nf,g"),  # "bad" is no number of an index
+        ('id,text\n4,f\n5,"{}"\n6,g\n', "you need\n1,eggs\n2,milk"),
+        ('text\nf\n"{}"\ng\n', "f\ng"),
+    ],
+)
+def test_tables_inside_of_cells(tmp_path, content, cell):
+    assert cell in columns(tmp_path, content.format(cell))["text"]
+
+
 def test_places_are_lines(tmp_path):
     found = table(tmp_path, '\ntext,label\n"a\nb",1\n\nc,2\n')
     assert [found.place(row) for row in range(2)] == ["line 3", "line 6"]
@@ -241,7 +274,37 @@ def test_bytes_that_are_no_text(tmp_path):
     assert "line 2 has a zero byte" in refused(tmp_path, b"text\na\0b\n")
 
 
-@pytest.mark.parametrize("encoding", ["klingon", "hex", "rot13", "a\0b"])
+def test_a_byte_order_mark_is_right(tmp_path):
+    """For a file with another encoding than the rest has: it was read as letters."""
+    content = "label,text\nx,na\u00efve\n"
+    for encoding in ("utf-8-sig", "utf-16"):
+        for said in ("cp1252", "utf-16-be", "latin-1"):
+            assert columns(tmp_path, content.encode(encoding), encoding=said)["text"] == ["na\u00efve"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("text\n\u00e9\n".encode() + b"\xe9\n", "line 3 is not 'utf-8', though what stands before it is; save it anew"),
+        (b"text\n" + b"a\n" * 200 + b"a\0\n", "line 202 has a zero byte, which no text in 'utf-8' has; take it out"),
+        (gzip.compress(gzip.compress(b"text\na\n")), "is compressed twice"),
+        (bz2.compress(b"text\na\n"), "is compressed with bzip2"),
+        (lzma.compress(b"text\na\n"), "is compressed with xz"),
+        (b"PK\3\4\x14\0", "is a zip archive or a spreadsheet"),
+    ],
+    ids=["mixed", "zero", "gzip", "bzip2", "xz", "zip"],
+)
+def test_no_other_encoding_is_advised_where_none_helps(tmp_path, content, said):
+    message = refused(tmp_path, content)
+    assert said in message
+    assert "task.encoding" not in message
+
+
+def test_an_encoding_that_does_not_say_where_it_fails(tmp_path):
+    assert "it is not 'punycode'" in refused(tmp_path, PLAIN, encoding="punycode")
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "hex", "rot13", "idna", "a\0b"])
 def test_what_is_no_encoding(tmp_path, encoding):
     assert f"task.encoding={encoding!r} is no encoding" in refused(tmp_path, PLAIN, encoding=encoding)
 
@@ -327,6 +390,7 @@ def test_a_key_that_is_not_in_each_row(tmp_path):
         ('[{"a": 1}]\n[', "line 2 is no JSON: Extra data"),
         ('{"a": 1}\n{"b": 1, "b": 2}', "line 2: an object names 'b' twice"),
         ('{"a": 1, " a": 2}', "names a column twice: 'a'"),
+        ("{}\n{}", "has empty objects alone"),
         ('{"a": ' + "[" * 99_999, "line 1 is nested too deep"),
     ],
 )
@@ -404,6 +468,11 @@ def test_labels_of_json_by_their_spelling(tmp_path, cells, names):
         (["yes", "Yes"], "write them alike"),
         (["very good", "very  good"], "write them alike"),
         (["\u00e9t\u00e9", "e\u0301te\u0301"], "write them alike"),
+        (["good", "go\u200bod"], "write them alike"),
+        (["\ufeffa", "a"], "write them alike"),
+        (["'good'", "good"], "write them alike"),
+        (["<NA>", "a"], "label '<NA>' in line 2, column 'label'"),
+        (["#N/A", "a"], "label '#N/A' in line 2"),
         (["1", "1.0"], "label '1.0' in line 3, column 'label'"),
         (["0.0", "1.0"], "is not a whole number or a text; write 0"),
         (["1.5", "x"], "label '1.5' in line 2"),
@@ -436,6 +505,25 @@ def test_a_column_that_is_not_there_shows_those_that_are(tmp_path):
     path.write_text("text^label\na^x\n")
     said = message(name="csv", train=str(path))
     assert "it has 'text^label' (no ',' splits its header; task.delimiter sets another character)" in said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"text": "label"},
+        {"text": " label "},
+        {"pair": "label"},
+        {"label": "text"},
+        {"objective": "generation", "target": "text"},
+        {"objective": "generation", "pair": "target"},
+    ],
+    ids=str,
+)
+def test_what_is_asked_for_is_not_fed_to_the_model(tmp_path, options):
+    """Such a run was right in every row."""
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,target\na,x,u\nb,y,v\n")
+    assert "is also what the model reads" in message(name="csv", train=str(path), **options)
 
 
 BAD = "text,label\na,x\nb\nc,d,x\n ,x\ne,\nf,nan\ng,y\n"
@@ -486,6 +574,9 @@ def test_what_skipping_does_not_mend(tmp_path):
     (tmp_path / "none.csv").write_text("text,label\n,\n")
     said = message(name="csv", train=str(tmp_path / "none.csv"), skip_bad_rows=True)
     assert "no whole row: task.skip_bad_rows skips all 1" in said
+    (tmp_path / "short.csv").write_text("text,label;x\na;b\nc;d\n")
+    said = message(name="csv", train=str(tmp_path / "short.csv"), skip_bad_rows=True)
+    assert "no whole row: task.skip_bad_rows skips all 2 (split at ','; task.delimiter=';' would split" in said
     (tmp_path / "quotes.csv").write_text('text,label\n"a,x\nb,y\n')
     assert "a quote opens here" in message(name="csv", train=str(tmp_path / "quotes.csv"), skip_bad_rows=True)
     (tmp_path / "list.jsonl").write_text(lines({"text": ["a"], "label": 1}, {"text": "b", "label": 2}))
