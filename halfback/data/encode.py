@@ -231,6 +231,8 @@ def _encode_split(
     for text, row in zip(texts, tokens, strict=True):
         if not row:
             raise RowError(f"the text {text[:40]!r} has no tokens for this tokenizer")
+    if causal and max(map(len, tokens)) < 2:
+        raise UserError("task.objective=causal_lm: no text has a second token, so there is nothing to predict")
     return Split(
         raw.labels,
         tokens=tokens,

@@ -74,6 +74,22 @@ def check_fit(name: str, model: Any, family: Family, loaded: Loaded, *, new_head
             )
 
 
+def check_padding(name: str, config: Any, family: Family) -> None:
+    """Takes a padding token that the embedding has no row for out of the configuration: padding is masked.
+
+    Raises:
+        UserError: it is RoBERTa's, which counts positions from behind its own.
+    """
+    if config.pad_token_id is not None and config.pad_token_id < config.vocab_size:
+        return
+    if family.name == "RoBERTa":
+        raise UserError(
+            f"model {name!r}: pad_token_id in config.json is {config.pad_token_id}; 0 to {config.vocab_size - 1} are "
+            "allowed, as positions are counted from behind it"
+        )
+    config.pad_token_id = None
+
+
 def check_finite(name: str, model: nn.Module) -> None:
     """Raises:
     UserError: a weight is not a number, or infinite in the model's dtype; its tensor is named.
