@@ -26,7 +26,7 @@ from transformers.utils import find_adapter_config_file
 from halfback.errors import UserError
 from halfback.models.classes import own_names, settle_head
 from halfback.models.families import FAMILIES, Family, Kind, family_of_type
-from halfback.models.fitting import Loaded, check_finite, check_fit, check_padding, found_head, redraw
+from halfback.models.fitting import Loaded, check_files, check_finite, check_fit, check_padding, found_head, redraw
 from halfback.models.quiet import quiet
 from halfback.models.resnet import (
     CIFAR_DEPTHS,
@@ -275,6 +275,7 @@ def _load_pretrained(
         raise UserError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
     loaded = Loaded.of(info)
     check_fit(name, model, family, loaded, new_head=new_head)
+    check_files(name, Path(source), model.base_model_prefix)
     if new_head:
         found = found_head(model, family, loaded)
         settle_head(name, found, own, label_names, lambda layer: redraw(model, layer, seed))

@@ -158,6 +158,33 @@ def test_the_same_weights_by_other_names_and_in_other_files(name: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_what_a_file_has_twice_or_in_whole_numbers(name: str, tmp_path: Path) -> None:
+    """Loading would take the last one, or round; twice the same is no fault."""
+    model = original(name)
+    weights, base = saved(model, tmp_path), f"{model.base_model_prefix}."
+    key = next(key for key in weights if key.startswith(base) and ".1." in key)
+    bare = key.removeprefix(base)
+
+    def given(changes: Weights) -> nn.Module:
+        save_file(weights | changes, tmp_path / "model.safetensors", {"format": "pt"})
+        return loaded(tmp_path, name)
+
+    found = given({bare: weights[key].clone()}).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(UserError, match=f"tensors .*{bare}' and .*{bare}' are one, and differ"):
+        given({bare: weights[key] + 1})
+    with pytest.raises(UserError, match=f"{key}' holds whole numbers; weights are floating point"):
+        given({key: weights[key].to(torch.int8)})
+    (tmp_path / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    other = next(tmp_path / file for file in index.values() if file != index[key])
+    save_file(load_file(other) | {key: weights[key] + 1}, other, {"format": "pt"})
+    with pytest.raises(UserError, match=f"tensors '{key}' and '{key}' are one, and differ"):
+        loaded(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_head_may_be_new(name: str, tmp_path: Path) -> None:
     """Missing, or for another number of classes: drawn from the seed alone, and all else is the file's."""
     model = original(name)
