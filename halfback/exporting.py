@@ -37,6 +37,7 @@ def export(folder: Path, out: Path) -> None:
         raise UserError(f"--out {out} exists already; name a new folder")
     built = run.reload(folder)
     unfinished = out.with_name(f"{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of an export that was killed: nothing of it may stay in this one
     try:
         write(built, unfinished)
         unfinished.rename(out)
@@ -74,7 +75,7 @@ def _as_in_the_run(built: Built) -> Any:
     pad = _padding(built, tokenizer)
     if pad != tokenizer.pad_token_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
-    if writes and _behind(built):
+    if (writes or task.verbaliser is not None) and _behind(built):
         _without_end(tokenizer)
     elif built.task.objective == "causal_lm" and (behind := _behind(built)):
         log.info("the tokenizer ends each text with %s; take it off a text that is to be continued", behind)
@@ -144,7 +145,7 @@ def _compare(built: Built, folder: Path) -> None:
     again = AutoTokenizer.from_pretrained(folder)
     rows = built.task.validation.some_tokens(_ROWS)
     texts = [text for row in rows if (text := built.tokenizer.decode(row, skip_special_tokens=True)).strip()]
-    if built.task.objective == "generation":
+    if built.task.objective == "generation" or built.config.task.verbaliser is not None:
         wanted = encode_prompts(texts, built.tokenizer, length)
     else:
         wanted = [built.tokenizer(text)["input_ids"] for text in texts]

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command import Said, digits, halfback, process, refusal
+from safetensors.torch import load_file, save_file
 
 from halfback.data.sources import data_folder
 
@@ -272,7 +274,22 @@ def test_a_pretrained_file_that_is_damaged(tmp_path: Path) -> None:
     out, pretrain = tmp_path / "run", "model.pretrain={task: mnist, steps: 1}"
     assert halfback(*digits(out, pretrain)).status == 0
     (out / "summary.json").unlink()
-    (out / "pretrained.safetensors").write_bytes(b"")
+    kept = out / "pretrained.safetensors"
+    tensors = load_file(kept)
+    bad = {
+        "stem.conv1.weight": tensors["stem.conv1.weight"][:-1].clone(),
+        "stem.bn1.bias": tensors["stem.bn1.bias"].half(),
+        "stranger": torch.ones(1),
+    }
+    for name, tensor in bad.items():
+        save_file(tensors | {name: tensor}, kept)
+        line = refusal(halfback("resume", out))
+        assert f"pretrained.safetensors is not of this model: tensor {name!r} is" in line
+    save_file({name: tensor for name, tensor in tensors.items() if name != "stem.bn1.bias"}, kept)
+    assert "tensor 'stem.bn1.bias' is missing" in refusal(halfback("resume", out))
+    save_file(tensors | {"stem.bn1.bias": tensors["stem.bn1.bias"] * torch.nan}, kept)
+    assert "tensor 'stem.bn1.bias' has values that are not finite" in refusal(halfback("resume", out))
+    kept.write_bytes(b"")
     assert "pretrained.safetensors can't be read" in refusal(halfback("resume", out))
 
 

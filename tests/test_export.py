@@ -100,7 +100,7 @@ def exported(folder: Path, table: Path, *more: str) -> tuple[Any, Any, Any, list
         for parameter in trainable(part).values():
             parameter.data += 0.1 * torch.randn_like(parameter)
     exporting.write(built, folder / "model")
-    kind = "CausalLM" if built.task.objective != "classification" else "SequenceClassification"
+    kind = "CausalLM" if hasattr(built.model.whole, "lm_head") else "SequenceClassification"
     plain = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(folder / "model").eval()
     own = transformers.AutoTokenizer.from_pretrained(folder / "model")
     return built, plain, own, [line.split(",")[0] for line in table.read_text().splitlines()[1:]]
@@ -157,13 +157,40 @@ def test_from_the_command_line_and_on_from_there(table: Path, tmp_path: Path) ->
     model(tmp_path, "llama", "AutoModelForSequenceClassification", num_labels=2)
     TOKENIZERS["appends its end"](tmp_path)
     assert halfback(*digits(tmp_path / "run", *settings(tmp_path, table))).status == 0
+    (tmp_path / "model.unfinished").mkdir()  # of an export that was killed
+    (tmp_path / "model.unfinished" / "model-00001-of-00002.safetensors").write_bytes(b"other")
     said = halfback("export", tmp_path / "run", "--out", tmp_path / "model")
     assert (said.status, said.err, said.out.splitlines()[-1]) == (0, "", str(tmp_path / "model"))
+    assert not list(tmp_path.glob("model*/model-*"))
     said = halfback(*digits(tmp_path / "again", *settings(tmp_path / "model", table)))
     assert said.status == 0, said.err
     assert "the head" not in said.out
     first, last = read_records(tmp_path / "again")[0], read_records(tmp_path / "run")[-1]
     assert first.validation_loss == pytest.approx(last.validation_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("reads", ["pads", "appends its end"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+@torch.no_grad()
+def test_a_model_that_answers_by_its_next_word(name: str, reads: str, table: Path, tmp_path: Path) -> None:
+    """The word behind the template, not behind an end of text; alone and in padded rows, long texts too."""
+    model(tmp_path, name, "AutoModelForCausalLM")
+    TOKENIZERS[reads](tmp_path)
+    more = ("task.verbaliser=[w7,w8]", "task.template={text} w5")
+    built, plain, own, texts = exported(tmp_path, table, *more)
+    batch = built.task.validation.batch(range(len(texts)))
+    words = own.convert_tokens_to_ids(["w5", "w7", "w8"])
+    assert batch.inputs["input_ids"][:, -1].tolist() == [words[0]] * len(texts)
+    wanted = built.model.logits(batch.inputs)
+    texts = [f"{text} w5" for text in texts]
+    rows = [own(text, truncation=True, return_tensors="pt") for text in texts]
+    alone = torch.cat([plain(**row).logits[:, -1, words[1:]] for row in rows])
+    padded = own(texts, truncation=True, padding=True, return_tensors="pt")
+    last = padded["attention_mask"].sum(1) - 1
+    together = plain(**padded).logits[torch.arange(len(texts)), last][:, words[1:]]
+    torch.testing.assert_close(alone, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together, wanted, rtol=1e-4, atol=1e-5)
+    assert wanted.std(dim=0).min() > 1e-3
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -77,7 +77,9 @@ def build(
     classes = () if site is None else site.classes
     raw = load_task(config.task, seed=seed_for(config.seed, "task"), classes=classes, how=how)
     whole, tokenizer = load_whole(config.model, config.task, raw, seed_for(config.seed, "model"))
-    task = encode(raw, tokenizer, max_length=config.task.max_length, template=config.task.template)
+    options = config.task
+    continued = options.verbaliser is not None
+    task = encode(raw, tokenizer, max_length=options.max_length, template=options.template, continued=continued)
     check_sizes(whole, raw, task, config)
     check_tokens(whole, tokenizer, task, config.model.name)
     if config.model.pretrain is not None and site is None:

@@ -18,6 +18,7 @@ from halfback.data.sources import Preparation, data_folder
 from halfback.data.tasks import RawTask, TaskOptions, has_colour_images, load_task
 from halfback.errors import UserError
 from halfback.models.decoding import check_known
+from halfback.models.fitting import check_finite
 from halfback.models.loading import Head, load_model
 from halfback.models.pretraining import pretrain
 from halfback.models.processor import Processor, own_processor, own_size, plain_processor
@@ -133,9 +134,18 @@ def pretrain_whole(
     assert settings is not None
     if kept is not None and kept.exists():
         try:
-            model.load_state_dict(load_file(kept))
+            tensors = load_file(kept)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{kept} can't be read: {error}") from None
+        own = {name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
+        found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        for name in own | found:
+            if own.get(name) != found.get(name):
+                raise UserError(
+                    f"{kept} is not of this model: tensor {name!r} is missing, unknown, or of another shape"
+                )
+        model.load_state_dict(tensors)
+        check_finite(str(kept), model)
         return
     raw = load_task(TaskOptions(settings.task), seed=seed_for(config.seed, "task"), how=how)
     if raw.train.images is None or raw.in_channels != target.in_channels:

@@ -163,13 +163,19 @@ def metric_of(objective: Objective) -> str:
 
 
 def encode(
-    task: RawTask, tokenizer: PreTrainedTokenizerBase | None, *, max_length: int, template: str | None
+    task: RawTask,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    max_length: int,
+    template: str | None,
+    continued: bool = False,
 ) -> EncodedTask:
     """Tokenise every text once; images pass as they are (`tokenizer` may be None for them).
 
     `template`, such as "{text} It was", is filled with the row's text and pair before tokenising. Rows longer than
     `max_length` tokens lose their end (where the tokenizer truncates as usual), but with a template their beginning, so
-    that the prompt's last words stay; generation has rules of its own, see `encode_rows`. UserError for a template
+    that the prompt's last words stay; generation has rules of its own, see `encode_rows`. `continued`: what counts is
+    the word after the template, so nothing that the tokenizer puts behind a text is. UserError for a template
     without {text}, or without {pair} where rows are pairs, and for a `max_length` that leaves no room beside the
     special tokens.
     """
@@ -193,7 +199,7 @@ def encode(
         tokenizer.truncation_side = "left"
     causal = task.objective == "causal_lm"
     train, validation = (
-        _encode_split(raw, tokenizer, max_length, template, causal) for raw in (task.train, task.validation)
+        _encode_split(raw, tokenizer, max_length, template, causal, continued) for raw in (task.train, task.validation)
     )
     return EncodedTask(train, validation, task.objective, task.label_names, metric)
 
@@ -219,7 +225,12 @@ def verbaliser_ids(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _encode_split(
-    raw: RawSplit, tokenizer: PreTrainedTokenizerBase, max_length: int, template: str | None, causal: bool
+    raw: RawSplit,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    template: str | None,
+    causal: bool,
+    continued: bool,
 ) -> Split:
     texts, pairs = raw.texts, raw.pairs
     assert texts is not None
@@ -228,9 +239,13 @@ def _encode_split(
         pairs = None
     encoded = tokenizer(texts, pairs, truncation=True, max_length=max_length)
     tokens: list[list[int]] = encoded["input_ids"]
+    if continued:
+        tokens = encode_prompts(texts, tokenizer, max_length)
     for text, row in zip(texts, tokens, strict=True):
         if not row:
             raise RowError(f"the text {text[:40]!r} has no tokens for this tokenizer")
+    if causal and max(map(len, tokens)) < 2:
+        raise UserError("task.objective=causal_lm: no text has a second token, so there is nothing to predict")
     return Split(
         raw.labels,
         tokens=tokens,

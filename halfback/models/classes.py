@@ -2,6 +2,7 @@
 
 import logging
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def match_rows(own: Sequence[str], ours: Sequence[str]) -> tuple[list[int] | Non
     there is to say of that, None for nothing.
 
     The same names in any order and in any letter case match. Whole numbers from 0 are the numbers of the rows. Where
-    the checkpoint has no names (LABEL_0, LABEL_1, …), its rows are our classes in their order.
+    the checkpoint has no names (LABEL_0, LABEL_1, …), its rows are our classes in the order of these numbers.
     """
     theirs, mine = [_plain(label) for label in own], [_plain(label) for label in ours]
     order = list(range(len(ours)))
@@ -57,10 +58,10 @@ def match_rows(own: Sequence[str], ours: Sequence[str]) -> tuple[list[int] | Non
     elif sorted(theirs) == sorted(mine) and len(set(mine)) == len(mine):
         rows = [theirs.index(label) for label in mine]
     elif sorted(ours) == sorted(map(str, order)):
-        rows = [int(label) for label in ours]
+        rows = [_numbered(own)[int(label)] for label in ours]
         return rows, None if _unnamed(own) else f"its classes are {_some(own)}: the data's numbers are taken as theirs"
     elif _unnamed(own):
-        return order, f"it has no names for its classes ({_some(own)}): taken as {_some(ours)}, in this order"
+        return _numbered(own), f"it has no names for its classes ({_some(own)}): taken as {_some(ours)}, in this order"
     else:
         return None, f"its classes are {_some(own)}, the data's are {_some(ours)}"
     return rows, None if rows == order else f"its classes are {_some(own)}: their rows are put in the data's order"
@@ -100,8 +101,13 @@ def _unnamed(labels: Sequence[str]) -> bool:
     return all(re.fullmatch(r"LABEL_\d+", label) for label in labels)
 
 
+def _numbered(own: Sequence[str]) -> list[int]:
+    """The rows by the numbers in their names where they have no others (LABEL_1 before LABEL_0), else as they are."""
+    return sorted(range(len(own)), key=lambda row: int(own[row].removeprefix("LABEL_")) if _unnamed(own) else row)
+
+
 def _plain(label: str) -> str:
-    return " ".join(label.split()).casefold()
+    return " ".join(unicodedata.normalize("NFC", label).split()).casefold()
 
 
 def _some(labels: Sequence[str]) -> str:

@@ -1,12 +1,15 @@
 """Whether a file's weights are the model's: all of it but the head of a task must come from the file, and all of the
 file but the heads of other tasks must find its place."""
 
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from halfback.errors import UserError
@@ -72,6 +75,46 @@ def check_fit(name: str, model: Any, family: Family, loaded: Loaded, *, new_head
                 f"{where} tensor {key!r} of the file has no place in the model; correct config.json (number of layers, "
                 "model_type), or take the tensor out of the file"
             )
+
+
+def check_padding(name: str, config: Any, family: Family) -> None:
+    """Takes a padding token that the embedding has no row for out of the configuration: padding is masked.
+
+    Raises:
+        UserError: it is RoBERTa's, which counts positions from behind its own.
+    """
+    if config.pad_token_id is not None and config.pad_token_id < config.vocab_size:
+        return
+    if family.name == "RoBERTa":
+        raise UserError(
+            f"model {name!r}: pad_token_id in config.json is {config.pad_token_id}; 0 to {config.vocab_size - 1} are "
+            "allowed, as positions are counted from behind it"
+        )
+    config.pad_token_id = None
+
+
+def check_files(name: str, folder: Path, base: str) -> None:
+    """Looks through a folder's .safetensors files for what loading lets pass in silence.
+
+    base: the name before those of the base model's tensors, which a file may leave out.
+
+    Raises:
+        UserError: a tensor is there twice, and not the same, or holds whole numbers, as a quantised model's do.
+    """
+    files, index = ["model.safetensors"], folder / "model.safetensors.index.json"
+    if not (folder / files[0]).is_file():
+        files = sorted({*json.loads(index.read_text())["weight_map"].values()}) if index.is_file() else []
+    found: dict[str, tuple[str, str]] = {}
+    for file in files:
+        with safe_open(folder / file, "pt") as tensors:
+            for key in filter(lambda key: not _BUFFERS.search(key), tensors.keys()):
+                if tensors.get_slice(key).get_dtype().startswith(("I", "U", "BOOL")):
+                    raise UserError(f"model {name!r}: tensor {key!r} holds whole numbers; weights are floating point")
+                other = found.setdefault(key.removeprefix(f"{base}."), (file, key))
+                if other != (file, key):
+                    with safe_open(folder / other[0], "pt") as first:
+                        if not torch.equal(first.get_tensor(other[1]), tensors.get_tensor(key)):
+                            raise UserError(f"model {name!r}: tensors {other[1]!r} and {key!r} are one, and differ")
 
 
 def check_finite(name: str, model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from transformers.utils import find_adapter_config_file
 from halfback.errors import UserError
 from halfback.models.classes import own_names, settle_head
 from halfback.models.families import FAMILIES, Family, Kind, family_of_type
-from halfback.models.fitting import Loaded, check_finite, check_fit, found_head, redraw
+from halfback.models.fitting import Loaded, check_files, check_finite, check_fit, check_padding, found_head, redraw
 from halfback.models.quiet import quiet
 from halfback.models.resnet import (
     CIFAR_DEPTHS,
@@ -54,6 +54,7 @@ _AUTO_CLASSES: dict[Head, str] = {
 # What Transformers, and torch's reader of .bin files, let through where a file is not what it seems.
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError, EOFError),
+    *(AssertionError, ArithmeticError),
     *(UnpicklingError, SafetensorError, StrictDataclassError),
 )
 
@@ -191,6 +192,8 @@ def _resnet_source(name: str) -> tuple[str, Path | None] | None:
             config = json.loads((path / "config.json").read_text())
         except ValueError as error:
             raise UserError(f"model folder {name!r}: config.json is not JSON ({error})") from error
+        if not isinstance(config, dict):
+            raise UserError(f"model folder {name!r}: config.json must hold names and values, not {config!r:.40}")
         is_resnet = config.get("model_type") == "halfback_resnet"
         return (str(config.get("name")), path / "model.safetensors") if is_resnet else None
     return (name, None) if is_resnet_name(name) else None
@@ -242,6 +245,12 @@ def _load_pretrained(
     _check_head(name, family, head)
     if family.kind == "image" and config.num_channels != in_channels:
         raise UserError(f"model {name!r} takes images of {config.num_channels} channels, not {in_channels}")
+    if not gguf and getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"model {name!r} is quantised (quantization_config in config.json); name one with plain weights"
+        )
+    if family.kind != "image":
+        check_padding(name, config, family)
     auto_class = getattr(transformers, _AUTO_CLASSES[head])
     new_head = head in ("classifier", "image")
     own = own_names(name, _written(source)) if new_head and not gguf else []
@@ -266,6 +275,7 @@ def _load_pretrained(
         raise UserError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
     loaded = Loaded.of(info)
     check_fit(name, model, family, loaded, new_head=new_head)
+    check_files(name, Path(source), model.base_model_prefix)
     if new_head:
         found = found_head(model, family, loaded)
         settle_head(name, found, own, label_names, lambda layer: redraw(model, layer, seed))
@@ -351,4 +361,6 @@ def _nearest(name: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"there is no {first}" if isinstance(error, KeyError) else first

@@ -107,6 +107,10 @@ def load_weights(model: ResNet, tensors: Mapping[str, Tensor], source: str) -> F
         if file not in tensors:
             if not file.endswith("num_batches_tracked") and not ours.startswith("head."):
                 raise UserError(f"{source}: tensor {file!r} of {model.config.name} is missing")
+        elif state[ours].is_floating_point() and not tensors[file].is_floating_point():
+            raise UserError(
+                f"{source}: tensor {file!r} is of {tensors[file].dtype}; weights are floating point numbers"
+            )
         elif tensors[file].shape == state[ours].shape:
             fitting[ours] = tensors[file]
         elif not ours.startswith("head."):
@@ -117,7 +121,8 @@ def load_weights(model: ResNet, tensors: Mapping[str, Tensor], source: str) -> F
     model.load_state_dict(state | {ours: tensor for ours, tensor in fitting.items() if whole or ours not in head})
     name, layer = next(model.head.named_children())
     weight = tensors.get(f"{name}.weight")
-    return FoundHead(cast(nn.Linear, layer), len(weight) if weight is not None else None, "whole" if whole else "new")
+    rows = len(weight) if weight is not None and weight.dim() else None
+    return FoundHead(cast(nn.Linear, layer), rows, "whole" if whole else "new")
 
 
 class _Stem(nn.Module):

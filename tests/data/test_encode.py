@@ -129,6 +129,12 @@ def test_templates_that_are_refused(decoder_tokenizer, template, pairs, said):
     assert "\n" not in str(caught.value)
 
 
+def test_texts_that_leave_nothing_to_predict(decoder_tokenizer):
+    """Their loss would be 0: a perplexity of 1."""
+    with pytest.raises(UserError, match="no text has a second token, so there is nothing to predict"):
+        encode(task(objective="causal_lm"), decoder_tokenizer, max_length=1, template=None)
+
+
 def test_other_refusals(decoder_tokenizer):
     with pytest.raises(UserError, match="max_length=0"):
         encode(task(), decoder_tokenizer, max_length=0, template=None)

@@ -42,6 +42,9 @@ NAMES = ("bad", "fair", "good")
         (["LABEL_0", "LABEL_1"], ["bad", "good"], [0, 1], "no names for its classes .* taken as bad, good"),
         (["LABEL_0", "LABEL_1"], ["1", "2"], [0, 1], "no names for its classes"),
         (["LABEL_1", "LABEL_0"], ["LABEL_0", "LABEL_1"], [1, 0], "rows are put in the data's order"),
+        (["LABEL_1", "LABEL_0"], ["0", "1"], [1, 0], None),
+        (["LABEL_2", "LABEL_0", "LABEL_1"], ["a", "b", "c"], [1, 2, 0], "no names for its classes"),
+        (["caf\u00e9", "bar"], ["bar", "cafe\u0301"], [1, 0], "rows are put in the data's order"),
     ],
 )
 def test_rows_by_name(own: list[str], ours: list[str], rows: list[int] | None, said: str | None) -> None:

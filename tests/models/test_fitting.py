@@ -158,6 +158,33 @@ def test_the_same_weights_by_other_names_and_in_other_files(name: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_what_a_file_has_twice_or_in_whole_numbers(name: str, tmp_path: Path) -> None:
+    """Loading would take the last one, or round; twice the same is no fault."""
+    model = original(name)
+    weights, base = saved(model, tmp_path), f"{model.base_model_prefix}."
+    key = next(key for key in weights if key.startswith(base) and ".1." in key)
+    bare = key.removeprefix(base)
+
+    def given(changes: Weights) -> nn.Module:
+        save_file(weights | changes, tmp_path / "model.safetensors", {"format": "pt"})
+        return loaded(tmp_path, name)
+
+    found = given({bare: weights[key].clone()}).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(UserError, match=f"tensors .*{bare}' and .*{bare}' are one, and differ"):
+        given({bare: weights[key] + 1})
+    with pytest.raises(UserError, match=f"{key}' holds whole numbers; weights are floating point"):
+        given({key: weights[key].to(torch.int8)})
+    (tmp_path / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    other = next(tmp_path / file for file in index.values() if file != index[key])
+    save_file(load_file(other) | {key: weights[key] + 1}, other, {"format": "pt"})
+    with pytest.raises(UserError, match=f"tensors '{key}' and '{key}' are one, and differ"):
+        loaded(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_head_may_be_new(name: str, tmp_path: Path) -> None:
     """Missing, or for another number of classes: drawn from the seed alone, and all else is the file's."""
     model = original(name)
@@ -240,13 +267,39 @@ def test_a_bin_file_that_holds_no_weights(content: bytes, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_a_configuration_of_wrong_types(tmp_path: Path) -> None:
+def test_configurations_of_no_model(tmp_path: Path) -> None:
+    """Wrong types and impossible values, quantised weights, and what is no configuration at all: one line each."""
     saved(original("bert"), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": "32"}))
-    with pytest.raises(UserError, match="cannot be read: ") as caught:
-        loaded(tmp_path, "bert")
-    assert "\n" not in str(caught.value)
+    changes: list[tuple[dict[str, object], str]] = [
+        ({"hidden_size": "32"}, "cannot be read: Validation error for field 'hidden_size': TypeError: .*'32'"),
+        ({"num_attention_heads": 0}, "cannot be loaded: "),
+        ({"hidden_act": "swoosh"}, "cannot be loaded: there is no 'swoosh'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, r"is quantised \(quantization_config in config.json\)"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is quantised"),
+    ]
+    contents = [(json.dumps(config | change), message) for change, message in changes]
+    contents += [(text, "config.json must hold names and values, not ") for text in ("[]", "null", '"bert"', "5")]
+    for content, message in contents:
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=message) as caught:
+            loaded(tmp_path, "bert")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "vit"])
+@pytest.mark.parametrize("pad", [99, 10**6, None])
+def test_a_padding_token_beyond_the_embedding(name: str, pad: int | None, tmp_path: Path) -> None:
+    """Padding is masked, so it takes no weights; but RoBERTa counts the positions from its own."""
+    saved(original(name), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pad_token_id": pad}))
+    if name == "roberta":
+        with pytest.raises(UserError, match=f"pad_token_id in config.json is {pad}; 0 to 98 are allowed"):
+            loaded(tmp_path, name)
+    else:
+        found = loaded(tmp_path, name).state_dict()
+        assert all(torch.equal(found[key], tensor) for key, tensor in original(name).state_dict().items())
 
 
 def test_a_resnets_file(tmp_path: Path) -> None:
@@ -266,7 +319,10 @@ def test_a_resnets_file(tmp_path: Path) -> None:
         load_model(str(path), head="image", num_labels=3, seed=1)
     with pytest.raises(UserError, match=r"'stem\.bn1\.running_var' has values that are not finite"):
         state(**{"bn1.running_var": tensors["bn1.running_var"] * torch.inf})
+    with pytest.raises(UserError, match=r"'conv1\.weight' is of torch\.int8; weights are floating point numbers"):
+        state(**{"conv1.weight": tensors["conv1.weight"].to(torch.int8)})
     start = load_model("resnet8", head="image", num_labels=3, seed=1)[0].state_dict()
+    assert torch.equal(state(**{"linear.weight": torch.ones(())})["head.linear.weight"], start["head.linear.weight"])
     for gone in (("linear.bias",), ("linear.weight",), ("linear.bias", "linear.weight")):
         save_file({key: tensor for key, tensor in tensors.items() if key not in gone}, path)
         found = load_model(str(path), head="image", num_labels=3, seed=1)[0].state_dict()
