@@ -38,6 +38,11 @@ def one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
+def first_line(error: BaseException) -> str:
+    """How a library's error begins, for a message of ours; its kind where it says nothing."""
+    return one_line(str(error).strip().split("\n", 1)[0][:300]) or type(error).__name__
+
+
 def shown(value: object) -> str:
     """A value as it stands in a message: its beginning, if it is long."""
     try:

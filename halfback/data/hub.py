@@ -60,7 +60,7 @@ def read_splits(
 def typed(dataset: datasets.Dataset, where: str) -> Table:
     """A data set that has types as a table of texts."""
     names = {column.strip(): kind.names for column, kind in dataset.features.items() if hasattr(kind, "names")}
-    return Table(where, len(dataset), _Columns(dataset), lambda row: f"row {row + 1}", names)
+    return Table(where, len(dataset), _Columns(dataset), names=names)
 
 
 @final

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from halfback.data.tables import ENDS, Cell, NoText, Table, line_of, numbered, shown
+from halfback.data.tables import ENDS, Cell, NoText, Table, line_of, listed, numbered
 from halfback.errors import UserError
 
 _DELIMITERS = (",", ";", "\t", "|")  # that are looked for in a header; any other has to be named
@@ -142,7 +142,7 @@ def read_json(text: str, where: str) -> Table:
         rows.append(row)
         starts.append(start)
     if len(rows) == 1 and rows[0] and all(isinstance(value, list | dict) for value in rows[0].values()):
-        raise UserError(f"{where} is one object of lists or objects ({shown(rows[0])}); {_EXPECTED}")
+        raise UserError(f"{where} is one object of lists or objects ({listed(rows[0])}); {_EXPECTED}")
     strict = _HALF.search(text) is not None
     columns: dict[str, list[Cell]] = {}
     for name in dict.fromkeys(name for row in rows for name in row):

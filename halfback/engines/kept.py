@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from halfback.engines.frames import Ancestor
-from halfback.errors import HalfbackError, UserError, shown
+from halfback.errors import HalfbackError, UserError, first_line, shown
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -152,5 +152,5 @@ def going_on() -> Iterator[None]:
     except HalfbackError as error:
         raise UserError(f"the checkpoint can't be gone on from: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        why = str(error).strip().split("\n", 1)[0]
-        raise UserError(f"the checkpoint can't be gone on from: {type(error).__name__}: {shown(why)}") from None
+        why = f"{type(error).__name__}: {shown(first_line(error))}"
+        raise UserError(f"the checkpoint can't be gone on from: {why}") from None

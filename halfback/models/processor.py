@@ -9,7 +9,7 @@ import numpy as np
 import transformers
 from PIL import Image
 
-from halfback.errors import UserError
+from halfback.errors import UserError, first_line
 from halfback.models import loading
 from halfback.models.quiet import quiet
 from halfback.models.resnet import is_resnet_name
@@ -43,7 +43,7 @@ class Processor:
         try:
             values = self.own(images=picture, return_tensors="np", input_data_format="channels_last")["pixel_values"][0]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise UserError(f"{FILE} of model {self._name!r} can't be used: {_first_line(error)}") from error
+            raise UserError(f"{FILE} of model {self._name!r} can't be used: {first_line(error)}") from error
         return np.asarray(values, dtype=np.float32)
 
     def _shape(self, size: tuple[int, int]) -> tuple[int, ...]:
@@ -65,7 +65,7 @@ def own_processor(name: str, size: int | None) -> Processor | None:
 
 def own_size(name: str) -> int | None:
     """Of both sides of the images that a model takes; None where it takes any, or says nothing."""
-    if loading._resnet_source(name) is not None:
+    if loading.resnet_source(name) is not None:
         return None
     try:
         config = _from_pretrained(name, transformers.AutoConfig)
@@ -85,8 +85,8 @@ def _from_pretrained(name: str, kind: Any, **options: Any) -> Any:
             return kind.from_pretrained(name, local_files_only=True, **options)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
             if here:
-                raise UserError(f"{FILE} of model {name!r} can't be used: {_first_line(error)}") from error
-        if name.startswith((".", "/", "~")) or not loading._hub_reachable():
+                raise UserError(f"{FILE} of model {name!r} can't be used: {first_line(error)}") from error
+        if name.startswith((".", "/", "~")) or not loading.hub_reachable():
             return None
         try:
             return kind.from_pretrained(name, **options)
@@ -102,7 +102,3 @@ def plain_processor(shape: Sequence[int], mean: Sequence[float], std: Sequence[f
         image_std=list(std),
         resample=int(Image.Resampling.BILINEAR),
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
