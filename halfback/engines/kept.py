@@ -110,7 +110,7 @@ def check_state(
             _check_optimizer(prefix, optimizer, tensors)
             free[f"{prefix}."] = True
     free |= {f"link.{number}.{side}.": True for number in values["links"] for side in ("near", "far")}
-    free["lasting."] = server.auxiliary is not None
+    free["lasting."] = traits.lasting
     _check_lasting(under("lasting.", tensors), clients, server.replica.parameters)
     _check_tensors(tensors, fixed, [beginning for beginning, is_there in free.items() if is_there])
     taken = [values["position"], *(position for position, _, _ in values["clients"].values())]
