@@ -44,6 +44,13 @@ def one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
+def first_line(error: BaseException) -> str:
+    """How a library's error begins, for a message of ours; its kind where it says nothing."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return one_line(f"there is no {first}" if isinstance(error, KeyError) else first)[:300]
+
+
 def shown(value: object) -> str:
     """A value as it stands in a message: its beginning, if it is long."""
     try:

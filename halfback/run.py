@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from halfback import checkpoint, generation, standing
+from halfback import checkpoint, standing
 from halfback import config as configuration
 from halfback.algorithms.holdings import Round
 from halfback.build import Built, build, build_algorithm, clear_scratch
@@ -23,15 +22,13 @@ from halfback.build.places import placed
 from halfback.config import RunConfig
 from halfback.errors import CohortLost, Diverged, UserError
 from halfback.locks import alone, unchanging
-from halfback.models.adapters import trainable
-from halfback.models.objectives import better
 from halfback.report.page import write_report
 from halfback.standing import CHECKPOINT as CHECKPOINT
 from halfback.standing import CONFIG as CONFIG
+from halfback.summary import summary_of
 from halfback.telemetry.records import (
     SUMMARY,
     Record,
-    read_records,
     truncate_records,
     write_summary,
     writing,
@@ -303,7 +300,7 @@ def _finish(
         except Diverged as error:
             error.after_step = progress.step
             raise
-    summary = progress.summary()
+    summary = summary_of(progress.built, out)
     write_summary(out, summary)
     return summary
 
@@ -449,47 +446,3 @@ class _Progress:
     def close(self) -> None:
         self.close_sinks()
         clear_scratch(self.out)
-
-    def summary(self) -> dict[str, Any]:
-        config, simulation, model = self.config, self.built.simulation, self.built.model
-        records = read_records(self.out)
-        metrics = [record.metric for record in records if record.metric is not None]
-        best = metrics[0]
-        for metric in metrics:
-            best = metric if better(self.built.task.objective, metric, best) else best
-        last, meters = records[-1], simulation.meters
-        frozen = simulation.algorithm.traits.agreement == "frozen"
-        simulation.agreed_bottom()  # which `model.whole` shares
-        return {
-            "algorithm": config.algorithm.name,
-            "task": config.task.name,
-            "skipped_rows": self.built.skipped_rows,
-            "model": config.model.name,
-            "cut": config.model.cut,
-            "head": config.model.head,
-            "clients": config.clients,
-            "sampled_clients": config.sampled_clients,
-            "steps": config.steps,
-            "seed": config.seed,
-            "metric": {"name": self.built.task.metric, "initial": metrics[0], "final": metrics[-1], "best": best},
-            "train_loss": last.train_loss,
-            "up_bytes": last.up_bytes,
-            "down_bytes": last.down_bytes,
-            "bytes_by_kind": simulation.ledger.bytes_by_kind,
-            "client_peak_bytes": meters.client_peak_bytes,
-            "client_inference_peak_bytes": meters.client_inference_peak_bytes,
-            "server_peak_bytes": meters.server_peak_bytes,
-            "client_seconds": last.client_seconds,
-            "server_seconds": last.server_seconds,
-            "wire_seconds": last.wire_seconds,
-            "wall_seconds": last.wall_seconds,
-            "forward_passes": last.forward_passes,
-            "generation": generation.score(
-                model.whole, self.built.tokenizer, self.built.task.prompts, config.task, config.eval_batch_size
-            ),
-            "trainable_parameters": {
-                "bottom": 0 if frozen else sum(p.numel() for p in trainable(model.bottom).values()),
-                "top": sum(p.numel() for part in (model.top, model.head) if part for p in trainable(part).values()),
-            },
-            "versions": {name: version(name) for name in ("halfback", "torch", "transformers", "peft")},
-        }

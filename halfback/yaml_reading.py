@@ -38,7 +38,7 @@ _PLAIN = {  # tag → the plain words that have it, and the characters that they
     "tag:yaml.org,2002:float": (_FLOAT, list("-+.0123456789")),
     "tag:yaml.org,2002:merge": (re.compile("<<"), ["<"]),
 }
-_STR, _MERGE, _MAP, _SEQ = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge", "map", "seq"))
+_MERGE, _MAP, _SEQ = (f"tag:yaml.org,2002:{kind}" for kind in ("merge", "map", "seq"))
 
 
 @final

@@ -14,6 +14,7 @@ import pytest
 import torch
 from command import digits, halfback, refusal
 from safetensors.torch import load_file, save_file
+from test_run import loaded
 
 from halfback import checkpoint, config, run
 
@@ -62,12 +63,6 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Mutation:
         checkpoint.save(out / "checkpoint", number, held, told)
 
     return mutate
-
-
-def loaded(out: Path) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]]:
-    found = checkpoint.load(out / "checkpoint")
-    assert found is not None
-    return found
 
 
 def written(name: str, data: bytes | str) -> Mutation:

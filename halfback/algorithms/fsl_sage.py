@@ -52,7 +52,7 @@ class FslSage:
         aggregation: of weights: `uniform` (the paper's), or by `rows`.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="weights", device="auxiliary", backpropagates=True)
+    traits: ClassVar[Traits] = Traits(agreement="weights", device="auxiliary", backpropagates=True, lasting=True)
 
     every: int = 1
     align_every: int = 1

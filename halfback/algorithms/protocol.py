@@ -38,6 +38,7 @@ class Traits:
         one_by_one: the clients of a cohort take their turns one after another, not step by step together.
         pipelined: in one turn a device measures at θ and then takes a step that was agreed on. Clients that share one θ
             must each find it as it was before.
+        lasting: the server keeps something of each client from round to round, in `Server.lasting`.
         boundaries: a device has a `Boundary` of its own in the whole model, from the options `boundaries` (blocks below
             it, in turn for the clients) or `memory_mb` (what a device has). `Local.device` is cut there.
         groups: how θ is shared out, where a device measures only a part of it: (names of the parameters, clients of a
@@ -52,6 +53,7 @@ class Traits:
     mixed_cuts: bool = False
     one_by_one: bool = False
     pipelined: bool = False
+    lasting: bool = False
     boundaries: bool = False
     groups: Callable[[Sequence[str], int], list[list[str]]] | None = None
 

@@ -63,7 +63,7 @@ def typed(dataset: datasets.Dataset, where: str) -> Table:
     if twice := next((column for column in columns if columns.count(column) > 1), None):
         raise UserError(f"{where} names a column twice: {twice!r}")
     names = {column.strip(): kind.names for column, kind in dataset.features.items() if hasattr(kind, "names")}
-    return Table(where, len(dataset), _Columns(dataset), lambda row: f"row {row + 1}", names)
+    return Table(where, len(dataset), _Columns(dataset), names=names)
 
 
 @final

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from halfback.data.labels import is_whole
-from halfback.data.tables import ENDS, Cell, NoText, Table, line_of, numbered, shown
+from halfback.data.tables import ENDS, Cell, NoText, Table, line_of, listed, numbered
 from halfback.errors import RowError, UserError
 
 _DELIMITERS = (",", ";", "\t", "|")  # that are looked for in a header; any other has to be named
@@ -169,7 +169,7 @@ def read_json(text: str, where: str) -> Table:
         rows.append(row)
         starts.append(start)
     if len(rows) == 1 and rows[0] and all(isinstance(value, list | dict) for value in rows[0].values()):
-        raise RowError(f"{where} is one object of lists or objects ({shown(rows[0])}); {_EXPECTED}")
+        raise RowError(f"{where} is one object of lists or objects ({listed(rows[0])}); {_EXPECTED}")
     if rows and not any(rows):
         raise UserError(f"{where} has empty objects alone; {_EXPECTED}")
     strict = _HALF.search(text) is not None

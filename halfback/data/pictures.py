@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from halfback.errors import UserError, one_line
+from halfback.errors import UserError, first_line
 
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -49,8 +49,7 @@ def read_picture(opened: Callable[[], Image.Image], name: str) -> Image.Image:
     except UnidentifiedImageError:
         raise UserError(f"image {name!r} can't be read: it is no image of a kind that is known") from None
     except Exception as error:  # bytes from anywhere: Pillow's readers raise whatever they stumble over
-        said = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise UserError(f"image {name!r} can't be read: {one_line(said)}") from error
+        raise UserError(f"image {name!r} can't be read: {first_line(error)}") from error
 
 
 def _as_rgb(picture: Image.Image, name: str) -> Image.Image:

@@ -15,17 +15,13 @@ import numpy as np
 from torch import Tensor
 
 from halfback.data.labels import check_alike, in_order, is_missing, is_whole, read_labels
-from halfback.data.tables import Cell, NoText, Table, shown
-from halfback.errors import RowError, UserError
+from halfback.data.tables import Cell, NoText, Table, listed, row_of
+from halfback.errors import RowError, UserError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
 
 log = logging.getLogger(__name__)
-
-
-def _row(number: int) -> str:
-    return f"row {number + 1}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Source:
     pairs: list[str] | None = None
     targets: list[str] | None = None
     images: Callable[[np.ndarray, Preparation], Tensor] | None = None
-    place: Callable[[int], str] = _row
+    place: Callable[[int], str] = row_of
     skipped: int = 0
 
 
@@ -183,7 +179,7 @@ def text_source(
 def column_of(table: Table, name: str) -> Sequence[Cell]:
     """The cells of a column; blanks around its name don't count. UserError where there is none of the name."""
     if name.strip() not in table.columns:
-        has = shown(ranked(name.strip(), table.columns))
+        has = listed(ranked(name.strip(), table.columns))
         # What it has may be a row, where a file has no header.
         raise RowError(f"{table.where} has no column {name!r}; it has {has}{table.note}")
     return table.columns[name.strip()]
@@ -207,8 +203,7 @@ def reason(error: BaseException) -> str:
     """The first line of what went wrong at the root (the datasets library wraps it)."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return first_line(error)
 
 
 @contextmanager

@@ -22,6 +22,11 @@ Cell = str | NoText | None
 """The text as it is written, None where it is missing."""
 
 
+def row_of(number: int) -> str:
+    """The place of a row of what has no lines."""
+    return f"row {number + 1}"
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows under named columns; `where` names the table in messages, `place` a row (from 0) within it.
@@ -33,7 +38,7 @@ class Table:
     where: str
     size: int
     columns: Mapping[str, Sequence[Cell]]
-    place: Callable[[int], str]
+    place: Callable[[int], str] = row_of
     names: Mapping[str, list[str]] = field(default_factory=dict)
     note: str = ""
     skipped: int = 0
@@ -61,7 +66,7 @@ def joined(tables: Sequence[Table], files: Sequence[str], where: str) -> Table:
     return replace(first, where=where, size=len(starts), columns=columns, place=place, skipped=skipped)
 
 
-def shown(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     """Names of columns for a message, in quotes where they might be read wrongly without."""
     return ", ".join(name if re.fullmatch(r"\w(?:[\w .-]*\w)?", name) else repr(name) for name in names)
 

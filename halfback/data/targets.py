@@ -104,7 +104,7 @@ def _flat(entries: datasets.Dataset, pairs: Callable[[Any], Pairs], where: str) 
     """One row for every text that an entry has."""
     rows = [pair for entry in entries for pair in pairs(entry)]
     columns = {"input": [row[0] for row in rows], "target": [row[1] for row in rows]}
-    return Table(where, len(rows), columns, lambda row: f"row {row + 1}")
+    return Table(where, len(rows), columns)
 
 
 def _e2e_pairs(entry: Any) -> Pairs:

@@ -1,6 +1,6 @@
 """What a checkpoint holds, checked before any of it is used: it may be another's, damaged, or made up."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -8,8 +8,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from halfback.algorithms.client import Client
+from halfback.algorithms.protocol import Traits
+from halfback.algorithms.server import Server
 from halfback.engines.frames import Ancestor
-from halfback.errors import HalfbackError, UserError, shown
+from halfback.engines.state import moments, trained_above, under
+from halfback.errors import HalfbackError, UserError, first_line, shown
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -58,7 +62,7 @@ class EngineValues(BaseModel):
     deployment: _Away | None = None
 
 
-def check_values(values: Mapping[str, Any], clients: int) -> None:
+def _check_values(values: Mapping[str, Any], clients: int) -> None:
     """Refuses values that the engine can't go on from; UserError names the first that is wrong."""
     checked(EngineValues, values)
     for number in (*values["links"], *values["clients"]):
@@ -77,7 +81,44 @@ def checked(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:
         raise UserError(f"values.json: {key}{came}: {first['msg']}") from None
 
 
-def check_tensors(tensors: Mapping[str, Tensor], fixed: Mapping[str, Tensor], free: Iterable[str]) -> None:
+def check_state(
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Any],
+    *,
+    server: Server,
+    client: Callable[[int], Client],
+    clients: int,
+    traits: Traits,
+    steered: bool,
+) -> None:
+    """Refuses a state that these parties can't go on from, before anything is changed; UserError names what is wrong.
+
+    `client` makes one of the run's so many `clients`; `steered`: whether there is a controller.
+    """
+    _check_values(values, clients)
+    fixed = {f"bottom.{name}": p for name, p in server.replica.parameters.items()}
+    fixed |= moments("bottom_moment", server.replica) | {f"top.{n}": p for n, p in trained_above(server).items()}
+    fixed |= {} if server.top_replica is None else moments("top_moment", server.top_replica)
+    free = {"controller.": steered, "history": traits.agreement == "slopes"}
+    optimizers = {"top_optimizer": server.optimizer}
+    for number in values["clients"]:
+        party = client(int(number))
+        optimizers[f"client.{number}"] = party.optimizer
+        if party.replica is not server.replica:
+            fixed |= moments(f"client_moment.{number}", party.replica)
+    for prefix, optimizer in optimizers.items():
+        if optimizer is not None:
+            _check_optimizer(prefix, optimizer, tensors)
+            free[f"{prefix}."] = True
+    free |= {f"link.{number}.{side}.": True for number in values["links"] for side in ("near", "far")}
+    free["lasting."] = traits.lasting
+    _check_lasting(under("lasting.", tensors), clients, server.replica.parameters)
+    _check_tensors(tensors, fixed, [beginning for beginning, is_there in free.items() if is_there])
+    taken = [values["position"], *(position for position, _, _ in values["clients"].values())]
+    _check_history(tensors.get("history"), taken, len(server.replica.groups))
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], fixed: Mapping[str, Tensor], free: Iterable[str]) -> None:
     """Refuses tensors that lack one of `fixed`, have one of another shape or dtype, or one that nobody asked for.
 
     free: how the names of those begin whose number and shapes are not known beforehand.
@@ -85,14 +126,14 @@ def check_tensors(tensors: Mapping[str, Tensor], fixed: Mapping[str, Tensor], fr
     for name, like in fixed.items():
         if name not in tensors:
             raise UserError(f"tensor {name} is missing")
-        fits(name, tensors[name], like)
+        _fits(name, tensors[name], like)
     beginnings = tuple(free)
     for name in tensors:
         if name not in fixed and not name.startswith(beginnings):
             raise UserError(f"tensor {name} is there, and nothing has this name")
 
 
-def fits(name: str, found: Tensor, like: Tensor) -> None:
+def _fits(name: str, found: Tensor, like: Tensor) -> None:
     """Refuses a tensor of another shape or dtype."""
     if found.shape != like.shape or found.dtype != like.dtype:
         raise UserError(
@@ -100,7 +141,7 @@ def fits(name: str, found: Tensor, like: Tensor) -> None:
         )
 
 
-def check_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def _check_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Refuses moments that are not those of a parameter; one that has taken no step has none."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries = next((names for kind, names in _ENTRIES.items() if isinstance(optimizer, kind)), set[str]())
@@ -111,24 +152,24 @@ def check_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapp
             if not number.isdecimal() or int(number) >= len(parameters) or entry not in entries:
                 raise UserError(f"tensor {name} is there, and nothing has this name")
             like = torch.zeros(()) if entry == "step" else parameters[int(number)]
-            fits(name, tensor, like)
+            _fits(name, tensor, like)
             found.setdefault(number, set()).add(entry)
     for number, names in found.items():
         for entry in sorted(entries - names):
             raise UserError(f"tensor {prefix}.{number}.{entry} is missing")
 
 
-def check_lasting(lasting: Mapping[str, Tensor], clients: int, parameters: Mapping[str, Tensor]) -> None:
+def _check_lasting(lasting: Mapping[str, Tensor], clients: int, parameters: Mapping[str, Tensor]) -> None:
     """Refuses what a method keeps of a client that isn't there, and parameters of another form among it."""
     for name, tensor in lasting.items():
         number, _, of_client = name.partition(".")
         if not number.isdecimal() or int(number) >= clients or not of_client:
             raise UserError(f"tensor lasting.{name} is there, and nothing has this name")
         if of_client in parameters:
-            fits(f"lasting.{name}", tensor, parameters[of_client])
+            _fits(f"lasting.{name}", tensor, parameters[of_client])
 
 
-def check_history(history: Tensor | None, positions: Iterable[int], groups: int) -> None:
+def _check_history(history: Tensor | None, positions: Iterable[int], groups: int) -> None:
     """Refuses a history that is none, and a replica that has gone beyond it."""
     if history is None:
         return
@@ -153,5 +194,5 @@ def going_on() -> Iterator[None]:
     except HalfbackError as error:
         raise UserError(f"the checkpoint can't be gone on from: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        why = str(error).strip().split("\n", 1)[0]
-        raise UserError(f"the checkpoint can't be gone on from: {type(error).__name__}: {shown(why)}") from None
+        why = f"{type(error).__name__}: {shown(first_line(error))}"
+        raise UserError(f"the checkpoint can't be gone on from: {why}") from None

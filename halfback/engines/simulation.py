@@ -25,15 +25,7 @@ from halfback.algorithms.server import Server
 from halfback.codecs.protocol import Seen
 from halfback.controllers.protocol import Controller, LinkUse, Observation
 from halfback.engines.bounds import Bounds
-from halfback.engines.kept import (
-    check_history,
-    check_lasting,
-    check_optimizer,
-    check_tensors,
-    check_thresholds,
-    check_values,
-    going_on,
-)
+from halfback.engines.kept import check_state, check_thresholds, going_on
 from halfback.engines.link import End, Link, Side, charged, tensors_of
 from halfback.engines.sampling import dependent_rounding
 from halfback.engines.state import (
@@ -406,35 +398,19 @@ class Simulation:
                     load_moments(f"client_moment.{number}", client.replica, tensors)
                     client.replica.position = replayed
 
-    def _check_kept(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Refuses what `load_state` can't go on from, before anything is changed."""
-        server = self.server
-        check_values(values, len(self.sources))
-        clients = {number: self.client(int(number)) for number in values["clients"]}
-        fixed = {f"bottom.{name}": p for name, p in server.replica.parameters.items()}
-        fixed |= moments("bottom_moment", server.replica) | {f"top.{n}": p for n, p in trained_above(server).items()}
-        fixed |= {} if server.top_replica is None else moments("top_moment", server.top_replica)
-        free = {"controller.": self.controller is not None, "history": self.algorithm.traits.agreement == "slopes"}
-        optimizers = {"top_optimizer": server.optimizer}
-        for number, client in clients.items():
-            optimizers[f"client.{number}"] = client.optimizer
-            fixed |= moments(f"client_moment.{number}", client.replica) if self._has_own_parameters else {}
-        for prefix, optimizer in optimizers.items():
-            if optimizer is not None:
-                check_optimizer(prefix, optimizer, tensors)
-                free[f"{prefix}."] = True
-        free |= {f"link.{number}.{side}.": True for number in values["links"] for side in ("near", "far")}
-        free["lasting."] = server.auxiliary is not None
-        check_lasting(under("lasting.", tensors), len(self.sources), server.replica.parameters)
-        check_tensors(tensors, fixed, [beginning for beginning, is_there in free.items() if is_there])
-        taken = [values["position"], *(position for position, _, _ in values["clients"].values())]
-        check_history(tensors.get("history"), taken, len(server.replica.groups))
-
     @torch.no_grad()
     def load_server_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """What `load_state` does but for the clients' own."""
-        self._check_kept(tensors, values)
         server = self.server
+        check_state(
+            tensors,
+            values,
+            server=server,
+            client=self.client,
+            clients=len(self.sources),
+            traits=self.algorithm.traits,
+            steered=self.controller is not None,
+        )
         server.passes, server.kept, server.lasting, server.losses = {}, {}, {}, []
         for name, tensor in under("lasting.", tensors).items():
             number, of_client = name.split(".", 1)

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
-from halfback.errors import UserError
+from halfback.errors import UserError, first_line
 from halfback.models.classes import own_names, settle_head
 from halfback.models.families import FAMILIES, Family, Kind, family_of_type
 from halfback.models.fitting import Loaded, check_files, check_finite, check_fit, check_padding, found_head, redraw
@@ -145,7 +145,7 @@ def load_model(
     if head not in _HEADS["decoder"] + _HEADS["image"]:
         raise UserError(f"head is {head!r}; allowed are {', '.join(_AUTO_CLASSES)}")
     with _seeded(seed), quiet():
-        resnet = _resnet_source(name)
+        resnet = resnet_source(name)
         if resnet is not None:
             _check_head(name, _family("ResNet"), head)
             model: nn.Module = _load_resnet(*resnet, num_labels, in_channels, label_names).to(dtype)
@@ -177,7 +177,7 @@ def _check_head(name: str, family: Family, head: Head) -> None:
         )
 
 
-def _resnet_source(name: str) -> tuple[str, Path | None] | None:
+def resnet_source(name: str) -> tuple[str, Path | None] | None:
     """(ResNet's name, file of its weights) if `name` is a ResNet, a file of one, or a folder that `export` wrote."""
     path = Path(name)
     if path.suffix == ".safetensors":
@@ -207,7 +207,7 @@ def _load_resnet(
         try:
             tensors = load_file(weights)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"model file {str(weights)!r} cannot be read: {_first_line(error)}") from error
+            raise UserError(f"model file {str(weights)!r} cannot be read: {first_line(error)}") from error
         config = weights.with_name("config.json")
         written = json.loads(config.read_text()) if config.is_file() and weights.name == "model.safetensors" else {}
         start = copy.deepcopy(model.head.state_dict())
@@ -238,8 +238,8 @@ def _load_pretrained(
             if missing:
                 raise UserError(f"model {name!r} is in the GGUF format: pip install {' '.join(missing)}")
             gguf = {"gguf_file": package.gguf}
-    if (Path(source) / "adapter_config.json").is_file():
-        raise UserError(f"model {name!r} holds an adapter of PEFT: merge it into its model and save that")
+    if is_folder := Path(source).is_dir():  # which may hold nothing else
+        _refuse_adapter(name, source)
     config = _find_config(name, source, gguf)
     family = family_of_type(config.model_type)
     _check_head(name, family, head)
@@ -257,8 +257,8 @@ def _load_pretrained(
     if new_head:
         config.num_labels = num_labels
     try:
-        if find_adapter_config_file(source) is not None:  # it names another model, any folder of this machine, to load
-            raise ValueError("it is an adapter (adapter_config.json); merge it into its model and name that")
+        if not is_folder:
+            _refuse_adapter(name, source)
         # A head for another number of classes is replaced by a new one; all else that doesn't fit is refused below.
         model, info = auto_class.from_pretrained(
             source,
@@ -272,7 +272,7 @@ def _load_pretrained(
     except UnpicklingError as error:
         raise UserError(f"model {name!r} cannot be loaded: its weights are a pickle of more than tensors") from error
     except _UNREADABLE as error:
-        raise UserError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
     loaded = Loaded.of(info)
     check_fit(name, model, family, loaded, new_head=new_head)
     check_files(name, Path(source), model.base_model_prefix)
@@ -295,13 +295,19 @@ def _without_quantisation(model: Any, dtype: torch.dtype) -> nn.Module:
     return plain.eval()
 
 
+def _refuse_adapter(name: str, source: str) -> None:
+    """Its file names another model, any folder of this machine, that Transformers would load."""
+    if find_adapter_config_file(source) is not None:
+        raise UserError(f"model {name!r} is an adapter of PEFT: merge it into its model and save that")
+
+
 def _load_tokenizer(
     name: str, source: str, family: Family, model: Any, gguf: dict[str, str]
 ) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
     except _UNREADABLE as error:
-        raise UserError(f"the tokenizer of model {name!r} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"the tokenizer of model {name!r} cannot be loaded: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what Transformers makes of a folder without its files
         raise UserError(f"the tokenizer of model {name!r} knows no words; its files are missing beside the weights")
     tokenizer.padding_side = "left" if family.kind == "decoder" else "right"
@@ -326,8 +332,8 @@ def _find_config(name: str, source: str, gguf: dict[str, str]) -> Any:
         return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False, **gguf)
     except _UNREADABLE as error:
         if Path(source).is_dir():
-            raise UserError(f"model folder {name!r} cannot be read: {_first_line(error)}") from error
-    if not _hub_reachable():
+            raise UserError(f"model folder {name!r} cannot be read: {first_line(error)}") from error
+    if not hub_reachable():
         raise UserError(f"model {name!r} is not here, and the Hugging Face hub cannot be reached; {_nearest(name)}")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -340,7 +346,7 @@ def _written(source: str) -> dict[str, Any]:
     return PreTrainedConfig.get_config_dict(source, local_files_only=True)[0]
 
 
-def _hub_reachable() -> bool:
+def hub_reachable() -> bool:
     """Asked first because the hub's client tries for half a minute before it says that there is no network."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
@@ -358,9 +364,3 @@ def _nearest(name: str) -> str:
     known = [*_PACKAGES, *(f"resnet{depth}" for depth in (*CIFAR_DEPTHS, *IMAGENET_STAGES))]
     matches = difflib.get_close_matches(name.rsplit("/", 1)[-1].lower(), known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(matches)}?" if matches else f"packaged models are {', '.join(_PACKAGES)}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
-    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return f"there is no {first}" if isinstance(error, KeyError) else first

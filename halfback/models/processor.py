@@ -9,7 +9,7 @@ import numpy as np
 import transformers
 from PIL import Image
 
-from halfback.errors import UserError
+from halfback.errors import UserError, first_line
 from halfback.models import loading
 from halfback.models.quiet import quiet
 from halfback.models.resnet import is_resnet_name
@@ -54,7 +54,7 @@ class Processor:
                 made = self.own(images=picture, return_tensors="np", input_data_format="channels_last")
             values = made["pixel_values"][0]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise UserError(f"{FILE} of model {self._name!r} can't be used: {_first_line(error)}") from error
+            raise UserError(f"{FILE} of model {self._name!r} can't be used: {first_line(error)}") from error
         values = np.asarray(values, dtype=np.float32)
         if not np.isfinite(values).all():
             raise UserError(f"{FILE} of model {self._name!r} can't be used: it makes values that are not finite")
@@ -79,7 +79,7 @@ def own_processor(name: str, size: int | None) -> Processor | None:
 
 def own_size(name: str) -> int | None:
     """Of both sides of the images that a model takes; None where it takes any, or says nothing."""
-    if loading._resnet_source(name) is not None:
+    if loading.resnet_source(name) is not None:
         return None
     try:
         config = _from_pretrained(name, transformers.AutoConfig)
@@ -100,8 +100,8 @@ def _from_pretrained(name: str, kind: Any, **options: Any) -> Any:
             return kind.from_pretrained(name, local_files_only=True, **options)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
             if here:
-                raise UserError(f"{FILE} of model {name!r} can't be used: {_first_line(error)}") from error
-        if name.startswith((".", "/", "~")) or not loading._hub_reachable():
+                raise UserError(f"{FILE} of model {name!r} can't be used: {first_line(error)}") from error
+        if name.startswith((".", "/", "~")) or not loading.hub_reachable():
             return None
         try:
             return kind.from_pretrained(name, **options)
@@ -117,7 +117,3 @@ def plain_processor(shape: Sequence[int], mean: Sequence[float], std: Sequence[f
         image_std=list(std),
         resample=int(Image.Resampling.BILINEAR),
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:300] or type(error).__name__

@@ -234,3 +234,12 @@ def test_an_upload_before_any_greeting_is_no_crash() -> None:
 def test_options_that_mean_nothing(option: str) -> None:
     with pytest.raises(UserError, match=f"algorithm.{option}=0: 1 or more are allowed"):
         small.built(small.images("fsl_sage", **{f"algorithm__{option}": 0}))
+
+
+def test_a_checkpoint_has_what_lasts_only_where_the_method_says_so() -> None:
+    """`cse_fsl` has an auxiliary head too, and keeps nothing of a client."""
+    simulation = small.built(small.images("cse_fsl")).simulation
+    tensors, values = simulation.state()
+    simulation.load_state(tensors, values)
+    with pytest.raises(UserError, match=r"tensor lasting\.0\.rows is there, and nothing has this name"):
+        simulation.load_state(tensors | {"lasting.0.rows": torch.tensor(0)}, values)

@@ -1,4 +1,4 @@
-"""The U-shape: no label leaves a device, the gradients are the uncut model's, and neither side believes the other."""
+"""The U-shape: no label is sent, the gradients are the uncut model's, and neither side believes the other."""
 
 from collections.abc import Callable
 from dataclasses import replace

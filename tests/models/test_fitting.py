@@ -253,7 +253,7 @@ def test_a_checkpoint_of_masked_language_modelling(name: str, tmp_path: Path) ->
 def test_a_folder_with_an_adapter(tmp_path: Path) -> None:
     saved(original("bert"), tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="holds an adapter of PEFT: merge it"):
+    with pytest.raises(UserError, match="is an adapter of PEFT: merge it"):
         loaded(tmp_path, "bert")
 
 

@@ -129,7 +129,7 @@ def test_imagenet_form_has_torchvisions_names() -> None:
 
 
 def test_wrong_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str) -> None:
-    monkeypatch.setattr(loading, "_hub_reachable", lambda: False)
+    monkeypatch.setattr(loading, "hub_reachable", lambda: False)
     for name, message in {
         "all-minilm": "'all-minilm' is not here, .* did you mean all-minilm-l6-v2",
         "facebook/nothing": "'facebook/nothing' is not here, .* packaged models are all-minilm-l6-v2",
