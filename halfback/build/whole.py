@@ -133,9 +133,12 @@ def pretrain_whole(
     assert settings is not None
     if kept is not None and kept.exists():
         try:
+            if not kept.is_file():  # a pipe would never end
+                raise OSError("it is not a file")
             model.load_state_dict(load_file(kept))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{kept} can't be read: {error}") from None
+        except (OSError, RuntimeError, SafetensorError) as error:
+            why = " ".join(str(error).split())
+            raise UserError(f"{kept} can't be read: {why[:200]}") from None
         return
     raw = load_task(TaskOptions(settings.task), seed=seed_for(config.seed, "task"), how=how)
     if raw.train.images is None or raw.in_channels != target.in_channels:
@@ -160,6 +163,7 @@ def pretrain_whole(
     if kept is not None:
         unfinished = kept.with_suffix(".unfinished")
         try:
+            unfinished.unlink(missing_ok=True)  # not written through, where it is a link
             save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, unfinished)
             with unfinished.open("rb") as file:
                 os.fsync(file.fileno())

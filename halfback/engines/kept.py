@@ -11,8 +11,10 @@ from torch import Tensor
 from halfback.engines.frames import Ancestor
 from halfback.errors import HalfbackError, UserError, shown
 
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Strict: these go on as they are, so a text that reads as a number, true or 1.0 is none.
+Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
+Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+_Client = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,17})$")]
 Sent = dict[str, dict[str, Count]]
 _ENTRIES = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.SGD: {"momentum_buffer"}}
 
@@ -35,7 +37,7 @@ class _Away(BaseModel):
     lineage: str
     ancestry: list[Ancestor]
     rounds: Count
-    cursors: dict[int, Count]
+    cursors: dict[_Client, Count]
 
 
 class EngineValues(BaseModel):
@@ -43,9 +45,9 @@ class EngineValues(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    links: dict[int, Annotated[list[dict[str, Any]], Field(min_length=2, max_length=2)]]
+    links: dict[_Client, Annotated[list[dict[str, Any]], Field(min_length=2, max_length=2)]]
     controller: dict[str, Any]
-    clients: dict[int, tuple[Count, Count, Count]]
+    clients: dict[_Client, tuple[Count, Count, Count]]
     steps: Count
     turns: list[tuple[Count, Count]]
     position: Count
@@ -135,6 +137,12 @@ def check_history(history: Tensor | None, positions: Iterable[int], groups: int)
         raise UserError(f"tensor history is {history.dtype} {tuple(history.shape)}, torch.float32 (steps, P) is due")
     if (most := max(positions, default=0)) > len(history):
         raise UserError(f"values.json: position {most} contradicts the history, which has {len(history)} steps")
+
+
+def check_names(prefix: str, tensors: Iterable[str], taken: Iterable[str]) -> None:
+    """Refuses a tensor that would be passed over: `taken` are those that its owner has now that they are put back."""
+    if unknown := sorted({*tensors} - {*taken}):
+        raise UserError(f"tensor {prefix}{unknown[0]} is there, and nothing has this name")
 
 
 def check_thresholds(thresholds: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ from halfback.engines.bounds import Bounds
 from halfback.engines.kept import (
     check_history,
     check_lasting,
+    check_names,
     check_optimizer,
     check_tensors,
     check_thresholds,
@@ -397,6 +398,8 @@ class Simulation:
             raise UserError("this run's clients are on other machines: continue it with `halfback deploy`")
         with going_on():
             self.load_server_state(tensors, values)
+            if lost := sorted({*values["links"]} ^ {*values["clients"]}):
+                raise UserError(f"values.json: client {lost[0]} has a place in one of links and clients, not in both")
             for number, (position, cursor, replayed) in values["clients"].items():
                 client = self.client(int(number))
                 client.position, client.cursor = position, cursor
@@ -414,7 +417,9 @@ class Simulation:
         fixed = {f"bottom.{name}": p for name, p in server.replica.parameters.items()}
         fixed |= moments("bottom_moment", server.replica) | {f"top.{n}": p for n, p in trained_above(server).items()}
         fixed |= {} if server.top_replica is None else moments("top_moment", server.top_replica)
-        free = {"controller.": self.controller is not None, "history": self.algorithm.traits.agreement == "slopes"}
+        free = {"controller.": self.controller is not None}
+        if "history" in tensors and self.algorithm.traits.agreement == "slopes":
+            fixed["history"] = tensors["history"]  # whose form `check_history` knows
         optimizers = {"top_optimizer": server.optimizer}
         for number, client in clients.items():
             optimizers[f"client.{number}"] = client.optimizer
@@ -457,10 +462,12 @@ class Simulation:
         if self.controller is not None:
             self.controller.load_state_dict(under("controller.", tensors), values["controller"])
             check_thresholds(self.controller.thresholds())
+            check_names("controller.", under("controller.", tensors), self.controller.state_dict()[0])
         self.link.ends.clear()
         for number, states in values["links"].items():
             for side, end, of_end in zip(("near", "far"), self.link.of(int(number)), states, strict=True):
-                end.load_state(under(f"link.{number}.{side}.", tensors), of_end)
+                end.load_state(remembered := under(f"link.{number}.{side}.", tensors), of_end)
+                check_names(f"link.{number}.{side}.", remembered, end.state()[0])
         self.ledger.load_state_dict(values["ledger"])
         meters = self.meters
         meters.client.seconds, meters.server.seconds, meters.wire.seconds = values["seconds"]
