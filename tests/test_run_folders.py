@@ -476,3 +476,51 @@ def test_a_cell(compared: tuple[Path, list[object]], tmp_path: Path, what: str) 
 def test_a_summary_before_the_last_step(stopped: Path, compared: tuple[Path, list[object]], copied: Path) -> None:
     shutil.copy(compared[0] / "cells" / "split_lora-0" / S, copied / S)
     assert "summary.json is there, but the checkpoint is that of step 4" in refusal(halfback("resume", copied))
+
+
+@pytest.fixture(scope="module")
+def learning(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("torchrl")
+    out, steps = tmp_path_factory.mktemp("learning") / "run", ["steps=12", "eval_every=6", "checkpoint_every=1"]
+    rules = ["controller={name: ddpg, warm_up: 3, probe_every: 2}", "codecs.activations_up=[temporal]"]
+    work = digits(out, *steps, *rules, "task.train_rows=32", "sampled_clients=4")
+
+    def watch(_: object, step: int, __: object) -> None:
+        if step == 11:
+            raise StopIteration
+
+    with pytest.raises(StopIteration):
+        run.train(config.resolve(None, work[1:-2]), out, watch=watch)
+    return out
+
+
+LEARNER = "controller.learner."
+LEARNERS: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], object], str]] = {
+    "network-missing": (lambda t, v: t.pop(first(t, f"{LEARNER}networks.actor")), "is missing"),
+    "network-misshaped": (
+        lambda t, v: t.update({first(t, f"{LEARNER}networks.actor"): torch.ones(1)}),
+        "is torch.float",
+    ),
+    "moment-missing": (lambda t, v: t.pop(first(t, f"{LEARNER}actor_optimizer.0.exp_avg")), "exp_avg is missing"),
+    "moment-misshaped": (
+        lambda t, v: t.update({f"{LEARNER}actor_optimizer.0.exp_avg": torch.ones(1)}),
+        "tensor exp_avg",
+    ),
+    "action-of-another-dtype": (lambda t, v: t.update({"controller.action": torch.ones(1).half()}), "tensor action is"),
+    "state-misshaped": (lambda t, v: t.update({"controller.state": torch.ones(1)}), "tensor state is"),
+    "reference-text": (lambda t, v: v["controller"].update(reference="a"), "is not what a learner counts"),
+    "decisions-true": (lambda t, v: v["controller"].update(decisions=True), "is not what a learner counts"),
+    "waiting-text": (lambda t, v: v["controller"].update(waiting=[["a", 0.5]]), "is not what a learner counts"),
+}
+
+
+@pytest.mark.parametrize("what", LEARNERS)
+def test_what_a_learner_goes_on_from(learning: Path, tmp_path: Path, what: str) -> None:
+    change, said = LEARNERS[what]
+    copy = Path(shutil.copytree(learning, tmp_path / "run"))
+    number, held, told = loaded(copy)
+    change(held, told)
+    checkpoint.save(copy / "checkpoint", number, held, told)
+    for arguments in (["resume", copy], ["export", copy, "--out", tmp_path / "model"]):
+        line = refusal(halfback(*arguments))
+        assert said in line, line
