@@ -119,7 +119,8 @@ def load(folder: Path, round_number: int | None = None) -> tuple[int, dict[str, 
     except (OSError, ValueError, SafetensorError, UserError) as error:
         raise UserError(f"checkpoint {newest} can't be read: {error}") from None
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        # Of numbers of one byte torch can't tell it.
+        if not torch.isfinite(tensor.float() if tensor.dtype.itemsize == 1 else tensor).all():
             raise UserError(f"checkpoint {newest} can't be read: {name} is not finite")
     return _round_of(newest), tensors, values
 

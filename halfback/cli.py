@@ -1,6 +1,7 @@
 """The command line of `halfback`: train, resume, compare, report, generate, export, and what there is to name."""
 
 import dataclasses
+import errno
 import inspect
 import logging
 import os
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from halfback.errors import HalfbackError, UserError, offer, one_line
+from halfback.errors import HalfbackError, UserError, offer, one_line, shown
 
 # Read when torch is first imported: threads that wait should sleep, or two runs on a shared machine starve each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -29,6 +30,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 console = Console()
+# Never a bug of ours, wherever a file or folder is first looked at.
+_OF_THE_DISK = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENOSPC, errno.EIO}
 
 
 class _Lines(logging.Handler):
@@ -46,6 +49,11 @@ def main() -> None:
         app()
     except HalfbackError as error:
         print(f"halfback: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK or error.filename is None:
+            raise
+        print(f"halfback: {shown(str(error.filename))}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, SystemExit) and end.code != 130:  # Typer's own status for an interrupt

@@ -27,8 +27,10 @@ from halfback.standing import CHECKPOINT as CHECKPOINT
 from halfback.standing import CONFIG as CONFIG
 from halfback.summary import summary_of
 from halfback.telemetry.records import (
+    RECORDS,
     SUMMARY,
     Record,
+    read_records,
     truncate_records,
     write_summary,
     writing,
@@ -186,6 +188,7 @@ def _make(out: Path) -> None:
 def _begin(config: RunConfig, out: Path) -> None:
     try:
         unfinished = out / f"{CONFIG}.unfinished"
+        unfinished.unlink(missing_ok=True)  # not written through, where it is a link
         unfinished.write_text(configuration.dump(config))
         unfinished.rename(out / CONFIG)
     except OSError as error:
@@ -238,6 +241,8 @@ def _built(
     here = config if start is None else placed(config, start)
     built = replace(build(here, pretrained=pretrained, scratch=scratch), config=config)
     if found is not None:
+        if lost := sorted(built.fingerprint.keys() ^ found[2]["fingerprint"].keys()):
+            raise UserError(f"checkpoint {out / CHECKPOINT} can't be read: values.json: fingerprint: {lost[0]} is due")
         check_same(found[2]["fingerprint"], built.fingerprint, out)
     return built
 
@@ -291,7 +296,9 @@ def _finish(
                 raise UserError(f"{out / SUMMARY} is there, but the checkpoint is that of step {found[2]['step']}")
             log.info("%s: complete", out)
             return standing.finished(config, out)
-        if found is not None:
+        if found is None:
+            _check_nothing_lost(out)
+        else:
             log.info("%s: continuing from step %d of %d", out, found[2]["step"], config.steps)
         progress = _opened(config, out, watch, pretrained, found, engine, start=start, like=like)
     with closing(progress):
@@ -303,6 +310,14 @@ def _finish(
     summary = summary_of(progress.built, out)
     write_summary(out, summary)
     return summary
+
+
+def _check_nothing_lost(out: Path) -> None:
+    """Refuses to begin anew where there was a checkpoint: each but the first record comes behind one."""
+    done = [record.round for record in read_records(out) if record.round] if (out / RECORDS).exists() else []
+    if done or (out / SUMMARY).exists():
+        at = f"records up to round {done[-1]}" if done else SUMMARY
+        raise UserError(f"{out} has {at}, but no checkpoint to go on from; put it back, or `halfback train` it anew")
 
 
 class Engine(Protocol):

@@ -38,6 +38,7 @@ _PLAIN = {  # tag → the plain words that have it, and the characters that they
     "tag:yaml.org,2002:float": (_FLOAT, list("-+.0123456789")),
     "tag:yaml.org,2002:merge": (re.compile("<<"), ["<"]),
 }
+_KEYS = ("str", "null", "bool", "int", "float")  # a plain word that is a key is text, whatever it reads as
 _MERGE, _MAP, _SEQ = (f"tag:yaml.org,2002:{kind}" for kind in ("merge", "map", "seq"))
 
 
@@ -71,6 +72,8 @@ def parse(text: str, name: str) -> Any:
     """What a text holds, as `read`; NoYaml where it breaks YAML's own rules."""
     try:
         return _value(_Loader(text).get_single_node())
+    except ValueError:  # of PyYAML, for an escape beyond Unicode
+        raise NoYaml(f"{name} is no YAML: an escape such as \\U00110000 names no character") from None
     except _Refused as error:
         raise UserError(f"{name}, line {error.line}: {error}") from None
     except yaml.YAMLError as error:
@@ -109,7 +112,8 @@ def settled(value: Any, kind: Any) -> Any:
     `kind`: a type, a section (pydantic model or dataclass) or None where nothing is known, and then a number is one.
     """
     if isinstance(value, Word):
-        return value.text if _takes_text(kind) else value.value
+        is_text = _takes_text(kind) or (isinstance(value.value, bool) and _takes_numbers(kind))  # true is no 1
+        return value.text if is_text else value.value
     if isinstance(value, dict):
         kinds = keys_of(kind)
         return {key: settled(inner, kinds.get(key)) for key, inner in value.items()}
@@ -141,6 +145,10 @@ def _members(kind: Any) -> tuple[Any, ...]:
 
 def _takes_text(kind: Any) -> bool:
     return {*_members(kind)} - {type(None)} == {str}
+
+
+def _takes_numbers(kind: Any) -> bool:
+    return {*_members(kind)} - {type(None)} in ({int}, {float})
 
 
 def _entry_of(kind: Any) -> Any:
@@ -229,6 +237,8 @@ def _mapping(node: MappingNode) -> dict[str, Any]:
                     raise _Refused(section.start_mark, "<< takes a section, or a list of them")
                 merged |= _mapping(section)
             continue
+        if not key.tag.startswith("tag:yaml.org,2002:") or key.tag.partition("2002:")[2] not in _KEYS:
+            raise _Refused(key.start_mark, f"the tag {key.tag!r} is not allowed")
         name = _text(key)
         if name in found:
             raise _Refused(key.start_mark, f"key {name!r} is there twice")
@@ -250,7 +260,11 @@ def _scalar(node: ScalarNode) -> Any:
                 )
             return Word(text, number)
         case "float" if _FLOAT.fullmatch(text) or _INT.fullmatch(text):
-            real = float(text.replace(".inf", "inf").replace(".nan", "nan")) if len(text) < 400 else math.inf
+            if text[:2] in ("0o", "0x"):
+                real = float(int(text, 0)) if len(text) <= 50 else math.inf
+            else:
+                plain = text.lower().replace(".inf", "inf").replace(".nan", "nan")
+                real = float(plain) if len(text) < 400 else math.inf
             if math.isinf(real) and "inf" not in text.lower():
                 raise _Refused(node.start_mark, f"the number {text[:40]} is out of range")
             return Word(text, real)

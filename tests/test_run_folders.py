@@ -90,6 +90,12 @@ def first(held: dict[str, Any], beginning: str) -> str:
     return next(name for name in held if name.startswith(beginning))
 
 
+def entries(found: dict[str, Any]) -> list[Any]:
+    """What the near end of client 0's link remembers."""
+    remembered: list[Any] = found["links"]["0"][0]["activations_up"]["cache"]["entries"]
+    return remembered
+
+
 def swapped(out: Path) -> None:
     """Another round's tensors under these values."""
     path = out / "checkpoint" / ROUND / TENSORS
@@ -106,6 +112,7 @@ def named(name: str) -> Mutation:
 
 
 C, R, Y, S = f"checkpoint/{ROUND}", "records.jsonl", "config.yaml", "summary.json"
+W = "pretrained.safetensors"
 T, V = f"{C}/{TENSORS}", f"{C}/{VALUES}"
 OTHER = config.dump(config.resolve(None, digits(Path("x"))[1:-2]))
 CHECKPOINTS: dict[str, tuple[Mutation, str]] = {
@@ -125,6 +132,16 @@ CHECKPOINTS: dict[str, tuple[Mutation, str]] = {
     "no-config": (values(lambda v: v.pop("config")), "config: Field required"),
     "no-links": (values(lambda v: v.pop("links")), "links: Field required"),
     "foreign-key": (values(lambda v: v.update(other=1)), "'other' is there, and nothing has this name"),
+    "step-digits": (values(lambda v: v.update(step="4")), "step='4': Input should be a valid integer"),
+    "steps-true": (values(lambda v: v.update(steps=True)), "steps=True: Input should be a valid integer"),
+    "cursor-a-fraction": (values(lambda v: v["clients"].update({"0": [3, 1.0, 4]})), "clients.0.1=1.0: Input should"),
+    "cursor-digits": (values(lambda v: v["clients"].update({"0": [3, "1", 4]})), "clients.0.1='1': Input should be"),
+    "seconds-digits": (values(lambda v: v.update(wall_seconds="1")), "wall_seconds='1': Input should be a valid"),
+    "client-lost": (values(lambda v: v["clients"].pop("0")), "client 0 has a place in one of links and clients"),
+    "clients-lost": (values(lambda v: v.update(clients={})), "client 0 has a place in one of links and clients"),
+    "client-of-an-odd-number": (values(lambda v: v["clients"].update({"00": [3, 1, 4]})), "clients.00"),
+    "fingerprint-empty": (values(lambda v: v.update(fingerprint={})), "fingerprint: model.name is due"),
+    "fingerprint-lacks-one": (values(lambda v: v["fingerprint"].pop("task.train")), "fingerprint: task.train is due"),
     "step-text": (values(lambda v: v.update(step="four")), "step='four': Input should be a valid integer"),
     "step-negative": (values(lambda v: v.update(step=-4)), "step=-4: Input should be greater than or equal to 0"),
     "step-of-another-round": (values(lambda v: v.update(step=3)), "of round 4 contradicts itself: it says step 3"),
@@ -147,6 +164,13 @@ CHECKPOINTS: dict[str, tuple[Mutation, str]] = {
     "peaks-none": (values(lambda v: v.update(peaks=None)), "peaks=None"),
     "link-lost": (values(lambda v: v["links"].update({"0": [{}, {}]})), "can't be gone on from: KeyError"),
     "link-one-end": (values(lambda v: v["links"].update({"0": [{}]})), "links.0"),
+    "link-forgets": (values(lambda v: entries(v).clear()), "the samples that are remembered are not those that have"),
+    "link-of-no-size": (values(lambda v: entries(v)[0].__setitem__(1, float("nan"))), "must be whole numbers"),
+    "controller-best-text": (values(lambda v: v["controller"].update(best_loss="a")), "best_loss='a': a finite number"),
+    "controller-best-nan": (
+        values(lambda v: v["controller"].update(best_loss=float("nan"))),
+        "best_loss=nan: a finite",
+    ),
     "controller-lost": (values(lambda v: v.update(controller={})), "can't be gone on from: KeyError"),
     "controller-text": (values(lambda v: v["controller"].update(threshold="a")), "controller: a threshold is 'a'"),
     "away": (values(lambda v: v.update(deployment={})), "deployment.lineage: Field required"),
@@ -170,6 +194,19 @@ CHECKPOINTS: dict[str, tuple[Mutation, str]] = {
         tensors(lambda t: t.update({"top_optimizer.99.step": torch.ones(())})),
         "tensor top_optimizer.99.step is there, and nothing has this name",
     ),
+    "history-surplus": (tensors(lambda t: t.update(history2=torch.ones(2))), "tensor history2 is there, and nothing"),
+    "memory-surplus": (
+        tensors(lambda t: t.update({"link.0.near.new": torch.ones(2)})),
+        "link.0.near.new is there, and",
+    ),
+    "controller-surplus": (
+        tensors(lambda t: t.update({"controller.new": torch.ones(2)})),
+        "tensor controller.new is th",
+    ),
+    "tensor-of-one-byte": (
+        tensors(lambda t: t.update({first(t, "top."): t[first(t, "top.")].to(torch.float8_e4m3fn)})),
+        "is torch.float8_e4m3fn",
+    ),
     "tensor-misshaped": (tensors(lambda t: t.update({first(t, "bottom."): torch.ones(1)})), "torch.float32 (1,), tor"),
     "tensor-of-another-dtype": (
         tensors(lambda t: t.update({first(t, "top."): t[first(t, "top.")].double()})),
@@ -186,7 +223,7 @@ CHECKPOINTS: dict[str, tuple[Mutation, str]] = {
     "moment-infinite": (tensors(lambda t: t[first(t, "bottom_moment.")].view(-1)[0].fill_(torch.inf)), "not finite"),
     "history-flat": (tensors(lambda t: t.update(history=torch.ones(4))), "tensor history is torch.float32 (4,)"),
     "history-short": (tensors(lambda t: t.update(history=t["history"][:1])), "position 4 contradicts the history"),
-    "memory-lost": (tensors(lambda t: t.pop(first(t, "link."))), "can't be gone on from: KeyError"),
+    "memory-lost": (tensors(lambda t: t.pop(first(t, "link."))), "the samples that are remembered are not those that"),
     "checkpoint-is-a-link": (linked, f"{ROUND} can't be read: it is a link"),
     "checkpoint-is-a-file": (
         lambda out: (shutil.rmtree(out / C), (out / C).write_text("")),
@@ -259,6 +296,101 @@ def test_what_lies_beside_a_checkpoint_is_neither_loaded_nor_removed(copied: Pat
     assert contents(beside) == held
     assert {path.name for path in (copied / "checkpoint").iterdir()} == {"round-00000006", name}
     assert halfback("export", copied, "--out", copied.parent / "model").status == 0
+
+
+@pytest.mark.parametrize("name", ["records.jsonl.part", "summary.json.part", "report.html"])
+def test_nothing_is_written_through_a_link_or_into_a_pipe(copied: Path, name: str) -> None:
+    """What lies in a folder that came from elsewhere may lead to any file of whoever continues the run."""
+    mine = copied.parent / "mine"
+    mine.write_text("precious")
+    (copied / name).unlink(missing_ok=True)
+    (copied / name).symlink_to(mine)
+    assert halfback("report", copied).status == 0
+    assert halfback("resume", copied).status == 0
+    assert mine.read_text() == "precious"
+    assert not (copied / name).is_symlink()
+
+
+def test_a_pipe_in_the_place_of_what_is_written(copied: Path) -> None:
+    os.mkfifo(copied / "summary.json.part")
+    assert halfback("resume", copied).status == 0
+    (copied / "report.html").unlink()
+    os.mkfifo(copied / "report.html")
+    for command in ("report", "resume"):
+        assert "report.html cannot be written: it is not a file" in refusal(halfback(command, copied))
+
+
+@pytest.mark.parametrize("there", ["nothing", "a file", "a link to itself"])
+def test_a_run_whose_checkpoint_is_lost_is_not_begun_anew(copied: Path, there: str) -> None:
+    place = copied / "checkpoint"
+    shutil.rmtree(place)
+    if there == "a file":
+        place.write_text("")
+    elif there != "nothing":
+        place.symlink_to(place)
+    before = contents(copied)
+    assert "records up to round 4, but no checkpoint to go on from" in refusal(halfback("resume", copied))
+    assert contents(copied) == before
+
+
+def test_a_start_or_a_folder_whose_name_no_disk_takes(copied: Path) -> None:
+    values(lambda v: v.update(start="/" + 300 * "a"))(copied)
+    for arguments in (["resume", copied], ["export", copied, "--out", copied.parent / "m"], ["resume", 300 * "a"]):
+        assert "aaa" in (line := refusal(halfback(*arguments)))
+        assert "File name too long" in line
+
+
+@pytest.mark.parametrize("what", [".", "checkpoint", V])
+def test_a_folder_that_may_not_be_read(copied: Path, what: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    for folder in (copied.parent, *copied.parent.parents):
+        if str(folder).startswith(str(Path(os.environ.get("TMPDIR", "/tmp")).resolve()) + "/"):
+            folder.chmod(0o755)
+    (copied / what).chmod(0)
+    os.seteuid(65534)
+    try:
+        for arguments in (["resume", copied], ["export", copied, "--out", "/nowhere/model"]):
+            assert "ermission denied" in refusal(halfback(*arguments))
+    finally:
+        os.seteuid(0)
+
+
+def pretrained(change: Callable[[dict[str, torch.Tensor]], object]) -> Mutation:
+    def mutate(out: Path) -> None:
+        held = load_file(out / "pretrained.safetensors")
+        change(held)
+        save_file(held, out / "pretrained.safetensors")
+
+    return mutate
+
+
+PRETRAINED: dict[str, tuple[Mutation, str]] = {
+    "misshaped": (pretrained(lambda t: t.update({next(iter(t)): torch.ones(2, 2)})), "size mismatch"),
+    "missing": (pretrained(lambda t: t.pop(first(t, "stem.conv"))), "Missing key"),
+    "surplus": (pretrained(lambda t: t.update(other=torch.ones(2))), "Unexpected key"),
+    "not-finite": (pretrained(lambda t: t[first(t, "stem.conv")].fill_(torch.nan)), "model.name has changed"),
+    "pipe": (pipe("pretrained.safetensors"), "it is not a file"),
+    "folder": (lambda out: ((out / W).unlink(), (out / W).mkdir()), "it is not a file"),
+}
+
+
+@pytest.fixture(scope="module")
+def from_pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pretrained") / "run"
+    assert halfback(*digits(out, "steps=1", "model.pretrain={task: digits, steps: 1}")).status == 0
+    (out / S).unlink()
+    return out
+
+
+@pytest.mark.parametrize("what", PRETRAINED)
+def test_pretrained_weights(from_pretrained: Path, tmp_path: Path, what: str) -> None:
+    mutate, said = PRETRAINED[what]
+    copy = Path(shutil.copytree(from_pretrained, tmp_path / "run"))
+    mutate(copy)
+    for arguments in (["resume", copy], ["export", copy, "--out", tmp_path / "model"]):
+        line = refusal(halfback(*arguments))
+        assert said in line, line
 
 
 def test_what_a_killed_save_left_is_removed(copied: Path) -> None:
@@ -339,3 +471,51 @@ def test_a_cell(compared: tuple[Path, list[object]], tmp_path: Path, what: str) 
 def test_a_summary_before_the_last_step(stopped: Path, compared: tuple[Path, list[object]], copied: Path) -> None:
     shutil.copy(compared[0] / "cells" / "split_lora-0" / S, copied / S)
     assert "summary.json is there, but the checkpoint is that of step 4" in refusal(halfback("resume", copied))
+
+
+@pytest.fixture(scope="module")
+def learning(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("torchrl")
+    out, steps = tmp_path_factory.mktemp("learning") / "run", ["steps=12", "eval_every=6", "checkpoint_every=1"]
+    rules = ["controller={name: ddpg, warm_up: 3, probe_every: 2}", "codecs.activations_up=[temporal]"]
+    work = digits(out, *steps, *rules, "task.train_rows=32", "sampled_clients=4")
+
+    def watch(_: object, step: int, __: object) -> None:
+        if step == 11:
+            raise StopIteration
+
+    with pytest.raises(StopIteration):
+        run.train(config.resolve(None, work[1:-2]), out, watch=watch)
+    return out
+
+
+LEARNER = "controller.learner."
+LEARNERS: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], object], str]] = {
+    "network-missing": (lambda t, v: t.pop(first(t, f"{LEARNER}networks.actor")), "is missing"),
+    "network-misshaped": (
+        lambda t, v: t.update({first(t, f"{LEARNER}networks.actor"): torch.ones(1)}),
+        "is torch.float",
+    ),
+    "moment-missing": (lambda t, v: t.pop(first(t, f"{LEARNER}actor_optimizer.0.exp_avg")), "exp_avg is missing"),
+    "moment-misshaped": (
+        lambda t, v: t.update({f"{LEARNER}actor_optimizer.0.exp_avg": torch.ones(1)}),
+        "tensor exp_avg",
+    ),
+    "action-of-another-dtype": (lambda t, v: t.update({"controller.action": torch.ones(1).half()}), "tensor action is"),
+    "state-misshaped": (lambda t, v: t.update({"controller.state": torch.ones(1)}), "tensor state is"),
+    "reference-text": (lambda t, v: v["controller"].update(reference="a"), "is not what a learner counts"),
+    "decisions-true": (lambda t, v: v["controller"].update(decisions=True), "is not what a learner counts"),
+    "waiting-text": (lambda t, v: v["controller"].update(waiting=[["a", 0.5]]), "is not what a learner counts"),
+}
+
+
+@pytest.mark.parametrize("what", LEARNERS)
+def test_what_a_learner_goes_on_from(learning: Path, tmp_path: Path, what: str) -> None:
+    change, said = LEARNERS[what]
+    copy = Path(shutil.copytree(learning, tmp_path / "run"))
+    number, held, told = loaded(copy)
+    change(held, told)
+    checkpoint.save(copy / "checkpoint", number, held, told)
+    for arguments in (["resume", copy], ["export", copy, "--out", tmp_path / "model"]):
+        line = refusal(halfback(*arguments))
+        assert said in line, line

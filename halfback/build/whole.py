@@ -16,7 +16,7 @@ from halfback.data.encode import EncodedTask, encode
 from halfback.data.images import RGB_MEAN, RGB_STD
 from halfback.data.sources import Preparation, data_folder
 from halfback.data.tasks import RawTask, TaskOptions, has_colour_images, load_task
-from halfback.errors import UserError
+from halfback.errors import UserError, first_line
 from halfback.models.decoding import check_known
 from halfback.models.fitting import check_finite
 from halfback.models.loading import Head, load_model
@@ -134,9 +134,11 @@ def pretrain_whole(
     assert settings is not None
     if kept is not None and kept.exists():
         try:
+            if not kept.is_file():  # a pipe would never end
+                raise OSError("it is not a file")
             tensors = load_file(kept)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{kept} can't be read: {error}") from None
+            raise UserError(f"{kept} can't be read: {first_line(error)}") from None
         own = {name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
         for name in own | found:
@@ -170,6 +172,7 @@ def pretrain_whole(
     if kept is not None:
         unfinished = kept.with_suffix(".unfinished")
         try:
+            unfinished.unlink(missing_ok=True)  # not written through, where it is a link
             save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, unfinished)
             with unfinished.open("rb") as file:
                 os.fsync(file.fileno())

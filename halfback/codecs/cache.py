@@ -103,6 +103,10 @@ class Cache:
         for name, tensor in tensors.items():
             sample, place = name.split(".")
             parts.setdefault(int(sample), {})[int(place)] = tensor
+        if not all(type(number) is int and number >= 0 for entry in values["entries"] for number in entry):
+            raise UserError("codec temporal: what is remembered of a sample must be whole numbers")
+        if sorted(parts) != sorted(entry[0] for entry in values["entries"]):
+            raise UserError("codec temporal: the samples that are remembered are not those that have tensors")
         for sample, size, check in values["entries"]:
             held = parts[sample]
             self.put(sample, tuple(held[n] for n in range(len(held))), size=size, check=check)

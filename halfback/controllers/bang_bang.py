@@ -22,7 +22,7 @@ from torch import Tensor
 
 from halfback.controllers.checks import check_bounds, check_from_zero
 from halfback.controllers.protocol import Observation
-from halfback.errors import UserError
+from halfback.errors import UserError, shown
 
 
 @dataclass(frozen=True)
@@ -93,4 +93,7 @@ class BangBang:
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave."""
-        self._threshold, self._best_loss = values["threshold"], values["best_loss"]
+        best = values["best_loss"]
+        if best is not None and not (type(best) in (int, float) and math.isfinite(best)):
+            raise UserError(f"controller bang_bang: best_loss={shown(best)}: a finite number is allowed, or null")
+        self._threshold, self._best_loss = values["threshold"], best

@@ -178,13 +178,27 @@ class Ddpg:
     def load_state_dict(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Goes on, to the bit, from what `state_dict` gave."""
         learner = {name.removeprefix("learner."): t for name, t in tensors.items() if name.startswith("learner.")}
+        count, reference = values["decisions"], values["reference"]
+        told = [number for pair in values["waiting"] for number in pair]
+        if type(count) is not int or count < 0 or not all(map(_is_loss, [reference, *told])):
+            raise ValueError("decisions, reference or waiting is not what a learner counts")
         self._learner.load_state_dict(learner, values["learner"])
+        actions, states = torch.zeros(len(self.links)), torch.zeros(1 + 4 * len(self.links))
+        for name, tensor in tensors.items():
+            if not name.startswith("learner."):
+                due = actions if name.endswith("action") else states
+                if tensor.shape != due.shape or tensor.dtype != due.dtype:
+                    raise ValueError(f"tensor {name} is {tensor.dtype} {tuple(tensor.shape)}")
         self._state, self._action = tensors.get("state"), tensors["action"]
         self._decisions, self._reference = values["decisions"], values["reference"]
         self._waiting = []
         for place, (loss, sent) in enumerate(values["waiting"]):
             state, action, following = (tensors[f"waiting.{place}.{name}"] for name in ("state", "action", "following"))
             self._waiting.append(_Round(state, action, following, math.nan if loss is None else loss, sent))
+
+
+def _is_loss(value: object) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

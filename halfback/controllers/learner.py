@@ -102,13 +102,18 @@ class Learner:
         return tensors | {"generator": self._random.get_state()}, {"writer": self._seen.writer.state_dict()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Goes on, to the bit, from what `state_dict` gave."""
+        """Goes on, to the bit, from what `state_dict` gave; ValueError where a tensor is missing or of another form."""
+        check_like(_under("networks.", tensors), self._loss.state_dict())  # torchrl passes over what is missing
         self._loss.load_state_dict(_under("networks.", tensors))
         for part, optimizer in self._optimizers.items():
             state: dict[int, dict[str, Tensor]] = {}
             for name, tensor in _under(f"{part}_optimizer.", tensors).items():
                 number, entry = name.split(".", 1)
                 state.setdefault(int(number), {})[entry] = tensor.clone()
+            moved = dict(enumerate(optimizer.param_groups[0]["params"]))
+            for place, entries in state.items():
+                parameter = moved[place]
+                check_like(entries, {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter})
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self._seen.empty()
         if seen := _under("seen.", tensors):
@@ -116,6 +121,15 @@ class Learner:
             self._seen.extend(TensorDict(seen, batch_size=[rows]).unflatten_keys("."))
         self._seen.writer.load_state_dict(values["writer"])  # where the next transition goes once the buffer is full
         self._random.set_state(tensors["generator"])
+
+
+def check_like(found: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> None:
+    """Refuses tensors with other names, shapes or dtypes than are due; ValueError names the first."""
+    for name in sorted({*found, *due}):
+        if name not in found or name not in due:
+            raise ValueError(f"tensor {name} is {'missing' if name in due else 'there, and nothing has this name'}")
+        if found[name].shape != due[name].shape or found[name].dtype != due[name].dtype:
+            raise ValueError(f"tensor {name} is {found[name].dtype} {tuple(found[name].shape)}")
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,8 +15,10 @@ from halfback.engines.frames import Ancestor
 from halfback.engines.state import moments, trained_above, under
 from halfback.errors import HalfbackError, UserError, first_line, shown
 
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Strict: these go on as they are, so a text that reads as a number, true or 1.0 is none.
+Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
+Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+_Client = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,17})$")]
 Sent = dict[str, dict[str, Count]]
 _ENTRIES = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.SGD: {"momentum_buffer"}}
 
@@ -39,8 +41,8 @@ class _Away(BaseModel):
     lineage: str
     ancestry: list[Ancestor]
     rounds: Count
-    cursors: dict[int, Count]
-    rows: dict[int, Count] = Field(default_factory=dict)
+    cursors: dict[_Client, Count]
+    rows: dict[_Client, Count] = Field(default_factory=dict)
 
 
 class EngineValues(BaseModel):
@@ -48,9 +50,9 @@ class EngineValues(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    links: dict[int, Annotated[list[dict[str, Any]], Field(min_length=2, max_length=2)]]
+    links: dict[_Client, Annotated[list[dict[str, Any]], Field(min_length=2, max_length=2)]]
     controller: dict[str, Any]
-    clients: dict[int, tuple[Count, Count, Count]]
+    clients: dict[_Client, tuple[Count, Count, Count]]
     steps: Count
     turns: list[tuple[Count, Count]]
     position: Count
@@ -99,7 +101,9 @@ def check_state(
     fixed = {f"bottom.{name}": p for name, p in server.replica.parameters.items()}
     fixed |= moments("bottom_moment", server.replica) | {f"top.{n}": p for n, p in trained_above(server).items()}
     fixed |= {} if server.top_replica is None else moments("top_moment", server.top_replica)
-    free = {"controller.": steered, "history": traits.agreement == "slopes"}
+    free = {"controller.": steered}
+    if "history" in tensors and traits.agreement == "slopes":
+        fixed["history"] = tensors["history"]  # whose form `_check_history` knows
     optimizers = {"top_optimizer": server.optimizer}
     for number in values["clients"]:
         party = client(int(number))
@@ -177,6 +181,12 @@ def _check_history(history: Tensor | None, positions: Iterable[int], groups: int
         raise UserError(f"tensor history is {history.dtype} {tuple(history.shape)}, torch.float32 (steps, P) is due")
     if (most := max(positions, default=0)) > len(history):
         raise UserError(f"values.json: position {most} contradicts the history, which has {len(history)} steps")
+
+
+def check_names(prefix: str, tensors: Iterable[str], taken: Iterable[str]) -> None:
+    """Refuses a tensor that would be passed over: `taken` are those that its owner has now that they are put back."""
+    if unknown := sorted({*tensors} - {*taken}):
+        raise UserError(f"tensor {prefix}{unknown[0]} is there, and nothing has this name")
 
 
 def check_thresholds(thresholds: Mapping[str, Any]) -> None:

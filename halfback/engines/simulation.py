@@ -25,7 +25,7 @@ from halfback.algorithms.server import Server
 from halfback.codecs.protocol import Seen
 from halfback.controllers.protocol import Controller, LinkUse, Observation
 from halfback.engines.bounds import Bounds
-from halfback.engines.kept import check_state, check_thresholds, going_on
+from halfback.engines.kept import check_names, check_state, check_thresholds, going_on
 from halfback.engines.link import End, Link, Side, charged, tensors_of
 from halfback.engines.sampling import dependent_rounding
 from halfback.engines.state import (
@@ -389,6 +389,8 @@ class Simulation:
             raise UserError("this run's clients are on other machines: continue it with `halfback deploy`")
         with going_on():
             self.load_server_state(tensors, values)
+            if lost := sorted({*values["links"]} ^ {*values["clients"]}):
+                raise UserError(f"values.json: client {lost[0]} has a place in one of links and clients, not in both")
             for number, (position, cursor, replayed) in values["clients"].items():
                 client = self.client(int(number))
                 client.position, client.cursor = position, cursor
@@ -433,10 +435,12 @@ class Simulation:
         if self.controller is not None:
             self.controller.load_state_dict(under("controller.", tensors), values["controller"])
             check_thresholds(self.controller.thresholds())
+            check_names("controller.", under("controller.", tensors), self.controller.state_dict()[0])
         self.link.ends.clear()
         for number, states in values["links"].items():
             for side, end, of_end in zip(("near", "far"), self.link.of(int(number)), states, strict=True):
-                end.load_state(under(f"link.{number}.{side}.", tensors), of_end)
+                end.load_state(remembered := under(f"link.{number}.{side}.", tensors), of_end)
+                check_names(f"link.{number}.{side}.", remembered, end.state()[0])
         self.ledger.load_state_dict(values["ledger"])
         meters = self.meters
         meters.client.seconds, meters.server.seconds, meters.wire.seconds = values["seconds"]

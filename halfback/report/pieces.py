@@ -69,7 +69,11 @@ def write_page(title: str, parts: Sequence[str], out: Path) -> Path:
     out = Path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("\n".join(lines), encoding="utf-8")
+        if out.exists() and not out.is_file():  # a pipe would never end
+            raise UserError(f"{out} cannot be written: it is not a file")
+        if out.is_symlink():  # in a folder that came from elsewhere: what it leads to is not ours to overwrite
+            out.unlink()
+        out.write_text("\n".join(lines), encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from None
     return out

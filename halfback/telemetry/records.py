@@ -253,7 +253,9 @@ def replace_text(path: Path, text: str) -> None:
     """Write beside the file, then swap: a reader sees the old text or the new, also after a crash."""
     beside = path.with_name(path.name + ".part")
     with writing(path):
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
+        # What has the name is removed, not opened: in a folder that came from elsewhere it may be a pipe or a link.
+        beside.unlink(missing_ok=True)
+        with beside.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
