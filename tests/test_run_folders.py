@@ -450,6 +450,12 @@ def test_a_summary(compared: tuple[Path, list[object]], tmp_path: Path, what: st
         assert said in line, line
 
 
+def test_a_report_of_a_summary_without_a_task(compared: tuple[Path, list[object]], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(compared[0] / "cells" / "split_lora-0", tmp_path / "run"))
+    summary(lambda s: s.pop("task"))(copy)
+    assert halfback("report", copy).status == 0
+
+
 CELLS: dict[str, tuple[Mutation, str]] = {
     "summary-of-another": (summary(lambda s: s.update(seed=7)), "is that of another run: seed is 7, not 0"),
     "summary-lacks-a-key": (summary(lambda s: s.pop("steps")), "lacks steps"),
