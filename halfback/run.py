@@ -27,7 +27,6 @@ from halfback.standing import CHECKPOINT as CHECKPOINT
 from halfback.standing import CONFIG as CONFIG
 from halfback.summary import summary_of
 from halfback.telemetry.records import (
-    RECORDS,
     SUMMARY,
     Record,
     read_records,
@@ -297,7 +296,7 @@ def _finish(
             log.info("%s: complete", out)
             return standing.finished(config, out)
         if found is None:
-            _check_nothing_lost(out)
+            _check_place(out / CHECKPOINT)
         else:
             log.info("%s: continuing from step %d of %d", out, found[2]["step"], config.steps)
         progress = _opened(config, out, watch, pretrained, found, engine, start=start, like=like)
@@ -312,12 +311,10 @@ def _finish(
     return summary
 
 
-def _check_nothing_lost(out: Path) -> None:
-    """Refuses to begin anew where there was a checkpoint: each but the first record comes behind one."""
-    done = [record.round for record in read_records(out) if record.round] if (out / RECORDS).exists() else []
-    if done or (out / SUMMARY).exists():
-        at = f"records up to round {done[-1]}" if done else SUMMARY
-        raise UserError(f"{out} has {at}, but no checkpoint to go on from; put it back, or `halfback train` it anew")
+def _check_place(folder: Path) -> None:
+    """Refuses what no checkpoint can be written into, before the records of what was there are taken away."""
+    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+        raise UserError(f"checkpoint {folder} can't be read: it is no folder")
 
 
 class Engine(Protocol):

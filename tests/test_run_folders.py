@@ -320,16 +320,16 @@ def test_a_pipe_in_the_place_of_what_is_written(copied: Path) -> None:
         assert "report.html cannot be written: it is not a file" in refusal(halfback(command, copied))
 
 
-@pytest.mark.parametrize("there", ["nothing", "a file", "a link to itself"])
-def test_a_run_whose_checkpoint_is_lost_is_not_begun_anew(copied: Path, there: str) -> None:
+@pytest.mark.parametrize("there", ["a file", "a link to itself"])
+def test_a_run_whose_checkpoint_is_no_folder_keeps_its_records(copied: Path, there: str) -> None:
     place = copied / "checkpoint"
     shutil.rmtree(place)
     if there == "a file":
         place.write_text("")
-    elif there != "nothing":
+    else:
         place.symlink_to(place)
     before = contents(copied)
-    assert "records up to round 4, but no checkpoint to go on from" in refusal(halfback("resume", copied))
+    assert "it is no folder" in refusal(halfback("resume", copied))
     assert contents(copied) == before
 
 
@@ -443,6 +443,12 @@ def test_a_summary(compared: tuple[Path, list[object]], tmp_path: Path, what: st
     for arguments in (["report", cell], ["resume", cell], [*work, "--out", copy]):
         line = refusal(halfback(*arguments))
         assert said in line, line
+
+
+def test_a_report_of_a_summary_without_a_task(compared: tuple[Path, list[object]], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(compared[0] / "cells" / "split_lora-0", tmp_path / "run"))
+    summary(lambda s: s.pop("task"))(copy)
+    assert halfback("report", copy).status == 0
 
 
 CELLS: dict[str, tuple[Mutation, str]] = {

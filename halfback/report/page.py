@@ -35,7 +35,9 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
 
 
 def _title(runs: Sequence[Run]) -> str:
-    named = {(str(run.summary["algorithm"]), str(run.summary["task"])) for run in runs if "algorithm" in run.summary}
+    named = {
+        (str(s["algorithm"]), str(s["task"])) for run in runs if {"algorithm", "task"} <= (s := run.summary).keys()
+    }
     if len(runs) == 1:
         return "{} on {}".format(*named.pop()) if named else f"{runs[0].label}, unfinished"
     tasks = {task for _, task in named}
