@@ -29,7 +29,6 @@ from halfback.summary import summary_of
 from halfback.telemetry.records import (
     SUMMARY,
     Record,
-    read_records,
     truncate_records,
     write_summary,
     writing,

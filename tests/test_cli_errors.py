@@ -181,7 +181,7 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["bottom.train=ia3"],
         ["bottom trains 'ia3'", "nothing to adapt; allowed are lora, lora_b, bias, norm, full, none"],
     ),
-    "lora-rank": (["bottom.train=lora", "lora.rank=0"], ["rank is 0", "1 or more"]),
+    "lora-rank": (["bottom.train=lora", "lora.rank=0"], ["rank is 0", "1 to 4096"]),
     "rows-of-training": (["task.train_rows=5000"], ["task.train_rows=5000", "1 to"]),
     "image-task-as-language-model": (["task.objective=causal_lm"], ["task.objective='causal_lm'", "images"]),
     "text-model-for-images": (["model.name=all-minilm-l6-v2"], ["all-minilm-l6-v2"]),

@@ -366,10 +366,10 @@ def pretrained(change: Callable[[dict[str, torch.Tensor]], object]) -> Mutation:
 
 
 PRETRAINED: dict[str, tuple[Mutation, str]] = {
-    "misshaped": (pretrained(lambda t: t.update({next(iter(t)): torch.ones(2, 2)})), "size mismatch"),
-    "missing": (pretrained(lambda t: t.pop(first(t, "stem.conv"))), "Missing key"),
-    "surplus": (pretrained(lambda t: t.update(other=torch.ones(2))), "Unexpected key"),
-    "not-finite": (pretrained(lambda t: t[first(t, "stem.conv")].fill_(torch.nan)), "model.name has changed"),
+    "misshaped": (pretrained(lambda t: t.update({next(iter(t)): torch.ones(2, 2)})), "or of another shape"),
+    "missing": (pretrained(lambda t: t.pop(first(t, "stem.conv"))), "is missing"),
+    "surplus": (pretrained(lambda t: t.update(other=torch.ones(2))), "tensor 'other'"),
+    "not-finite": (pretrained(lambda t: t[first(t, "stem.conv")].fill_(torch.nan)), "not finite"),
     "pipe": (pipe("pretrained.safetensors"), "it is not a file"),
     "folder": (lambda out: ((out / W).unlink(), (out / W).mkdir()), "it is not a file"),
 }

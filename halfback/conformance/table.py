@@ -63,6 +63,7 @@ _BY_ROWS: Settings = {
     "partition.alpha": 0.3,
     "sampled_clients": 3,
 }
+_TWO_ALIKE: dict[str, Any] = {"sampled_clients": 2, "partition.name": "iid"}  # where few rows are shared out
 _SCHEDULED: Settings = {
     "steps": 40,
     "bottom.schedule": "cosine",
@@ -185,19 +186,21 @@ ROWS: dict[str, Row] = {
         "ho_sfl",
         formulas.ho_sfl,
         {"algorithm.directions": 2, "model.cut": 2, "algorithm.exact_blocks": 1, **_REPLAYED, **_BY_ROWS},
+        learns=_TWO_ALIKE,
         brief=True,
     ),
     "split_lora-rows": Row(
         "split_lora",
         u_shaped(formulas.split_lora),
         {"model.head": 0, "bottom.optimizer": "adamw", **_BY_ROWS},
+        learns=_TWO_ALIKE,
         brief=True,
     ),
     "heron_sfl-rows": Row(
         "heron_sfl",
         formulas.own_loss(2),
         {"algorithm.every": 2, **_REPLAYED, **_BY_ROWS, **_SCHEDULED},
-        learns={"bottom.schedule": "constant"},
+        learns={"bottom.schedule": "constant", **_TWO_ALIKE},
         brief=True,
     ),
     "hosl": Row("hosl", formulas.hosl, {"algorithm.directions": 2, **_REPLAYED}),
