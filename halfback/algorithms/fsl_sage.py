@@ -47,8 +47,7 @@ class FslSage:
     Attributes:
         every: h, batches from one upload of activations to the next.
         align_every: l, rounds from one alignment of the heads to the next.
-        alignment_epochs, alignment_lr: of an alignment.
-        alignment_rows: how many rows the set of a client keeps; the server has one for each, and checkpoints hold them.
+        alignment_epochs, alignment_lr: of an alignment; alignment_rows: kept of each client, also in checkpoints.
         aggregation: of weights: `uniform` (the paper's), or by `rows`.
     """
 
@@ -101,8 +100,7 @@ class FslSage:
         own = {n.removeprefix(HEAD): t.clone().requires_grad_() for n, t in held.items() if n.startswith(HEAD)}
         refreshed = []
         for hidden, mask, labels in _batches(held):
-            loss = loss_of(server, m, hidden.requires_grad_(), mask, labels)
-            (true,) = torch.autograd.grad(loss, hidden)
+            (true,) = torch.autograd.grad(loss_of(server, m, hidden.requires_grad_(), mask, labels), hidden)
             refreshed.append((hidden, mask, labels, true))
         optimizer = torch.optim.Adam(own.values(), lr=self.alignment_lr)
         for hidden, mask, labels, true in refreshed * self.alignment_epochs:
@@ -129,8 +127,10 @@ class FslSage:
 
 def _held(server: Server, m: int) -> dict[str, Tensor]:
     """What lasts of client m: its head, when that was `aligned`, and its set: uploads by the number of a first row."""
-    heads = {name: p.detach().clone() for name, p in server.replica.parameters.items() if name.startswith(HEAD)}
-    return server.lasting.setdefault(m, heads | {"aligned": torch.tensor(0), "rows": torch.tensor(0)})
+    if m not in server.lasting:
+        heads = {name: p.detach().clone() for name, p in server.replica.parameters.items() if name.startswith(HEAD)}
+        server.lasting[m] = heads | {"aligned": torch.tensor(0), "rows": torch.tensor(0)}
+    return server.lasting[m]
 
 
 def _uploads(held: Mapping[str, Tensor]) -> list[int]:
