@@ -9,7 +9,7 @@ from halfback.run import CHECKPOINT, CONFIG, PRETRAINED, REPORT
 from halfback.telemetry.records import RECORDS, SUMMARY
 
 SEATS, EVENTS, ENDED = "seats.json", "events.jsonl", "ended.json"
-# Patterns of what a run leaves for whoever submitted it; its folder also has a lock, a token and what codecs remember.
+# Patterns of what a run leaves for whoever submitted it; its folder also has a token and what codecs remember.
 HANDED_OUT = (
     CONFIG,
     RECORDS,

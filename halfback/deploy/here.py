@@ -16,9 +16,8 @@ from halfback.errors import UserError
 _HOW = ("objective", "template", "verbaliser", "max_length", "image_size", "beams", "max_new_tokens")
 _READ = ("text", "pair", "target")  # columns that are fed to the model
 _HOW_MANY = ("train_rows", "validation_rows", "holdout", "generated_rows")  # at the server, which none are taken from
-_NO_PATH = re.compile(
-    r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII
-)  # a packaged model, a ResNet, or OWNER/NAME on the hub
+# A packaged model, a ResNet, or OWNER/NAME on the hub.
+_NO_PATH = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 
 
 def check_apart(config: RunConfig) -> None:
