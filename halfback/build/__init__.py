@@ -101,7 +101,6 @@ def build(
         top=config.top.train,
         lora=config.lora,
         seed=seed_for(config.seed, "adapters"),
-        prompt_tokens=config.bottom.prompt_tokens,
     )
     levels = {at: recut(model, at, head=config.model.head) for at in sorted({*cuts} - {model.at})}
     others = {client: levels[at] for client, at in enumerate(cuts) if at in levels}
