@@ -25,7 +25,7 @@ from halfback.telemetry.records import read_records, read_summary
 FROZEN, FIRST = "frozen bottom", "first order"
 FEW = {"bottom.train": "lora_b"}
 SAMPLE = {"algorithm.directions_per": "sample", "algorithm.directions": 8}
-KINDS = ("lora_b", "bias", "ia3", "norm", "vera", "prompt")
+KINDS = ("lora_b", "bias", "ia3", "norm")
 COLOURS = {"forward passes alone": "C0", "backward pass of one block": "C2", "backpropagation": "C3"}
 SETTINGS: dict[str, dict[str, Any]] = {
     FROZEN: {"algorithm.name": "frozen_bottom"},

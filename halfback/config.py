@@ -94,8 +94,6 @@ class BottomConfig(_Section):
 
     train: BottomTrained = "lora"
     """What of it; see `models.adapters.set_trainable`."""
-    prompt_tokens: int = Field(default=8, ge=1, le=4096)
-    """Vectors before each text, with `train: prompt`."""
     optimizer: Literal["sgd", "momentum", "adamw", "sign"] = "adamw"
     """`sign`: of the estimate, for algorithms that replay slopes."""
     lr: float = Field(default=1e-3, gt=0, le=1e4)
@@ -433,10 +431,6 @@ def _check_algorithm(config: RunConfig) -> None:
             f"use model.head=null, or one of {able}"
         )
     mixed = len({config.model.cut_of(client) for client in range(config.clients)}) > 1
-    if mixed and config.bottom.train == "prompt":
-        raise UserError(
-            f"model.cut={config.model.cut}: with bottom.train=prompt, which ends at the cut, one number is allowed"
-        )
     if mixed and not chosen.traits.mixed_cuts:
         able = ", ".join(name for name, kind in known.items() if kind.traits.mixed_cuts)
         raise UserError(

@@ -118,12 +118,10 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["bottom.average=0.5", "split_lora doesn't replay slopes", "ho_sfl"],
     ),
     "average-one": (["bottom.average=1"], ["bottom.average=1", "less than 1"]),
-    "prompt-cuts": (["bottom.train=prompt", "model.cut=[2, 3]"], ["model.cut=[2, 3]", "one number is allowed"]),
     "aim-of-nothing": (
         ["bottom.aim=guided", "algorithm.directions=0", "algorithm.exact_blocks=1", "model.cut=2"],
         ["bottom.aim=guided", "nothing to aim"],
     ),
-    "prompt-of-images": (["bottom.train=prompt"], ["bottom.train=prompt", "these are images"]),
     "exact-blocks-negative": (["algorithm.exact_blocks=-1"], ["algorithm.exact_blocks=-1", "0 or more"]),
     "exact-blocks-all": (
         ["algorithm.exact_blocks=2", "model.cut=2"],

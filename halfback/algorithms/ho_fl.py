@@ -17,7 +17,6 @@ Ours: clients that tie for the last of the K places share it, so with equal boun
 are sampled alike; `bottom.*` gives the optimisers of both parts, and the learning rates their place in the schedule.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -51,7 +50,6 @@ class HoFl:
         clip_samples: bound on the size of each sample's slope **(ours)**; None for no bound.
         boundaries: entry i is the number of blocks below client i's boundary, in turn. With 0 all is backpropagated,
             the embeddings too; with all blocks, what follows them. None for the recipe's cut.
-        memory_mb: what client i has, in megabytes, likewise: its boundary is the lowest whose measured peak fits.
         beta: β of the sampling, 0 (all alike) to 1; the paper's is 0.75.
         aggregation: of weights: `uniform` **(ours)**, or by `rows`.
     """
@@ -65,7 +63,6 @@ class HoFl:
     estimator: Estimator = "forward"
     clip_samples: float | None = None
     boundaries: tuple[int, ...] | None = None
-    memory_mb: tuple[float, ...] | None = None
     beta: float = 0.75
     aggregation: Aggregation = "uniform"
 
@@ -73,13 +70,8 @@ class HoFl:
         check_probes(self.directions, self.radius, self.clip_samples)
         if not 0 <= self.beta <= 1:
             raise UserError(f"algorithm.beta={self.beta:g}: 0 to 1 is allowed")
-        if self.boundaries is not None and self.memory_mb is not None:
-            raise UserError("algorithm.memory_mb chooses the boundaries: set it or algorithm.boundaries, not both")
-        if self.boundaries == () or self.memory_mb == ():
-            raise UserError("algorithm.boundaries, algorithm.memory_mb: one entry or more is allowed, or null")
-        for size in self.memory_mb or ():
-            if not (size > 0 and math.isfinite(size)):
-                raise UserError(f"algorithm.memory_mb={size:g}: positive numbers are allowed")
+        if self.boundaries == ():
+            raise UserError("algorithm.boundaries=[]: one entry or more is allowed, or null")
 
     def inclusion(self, server: Server, sampled: int) -> list[float]:
         """K · p_i of each client."""

@@ -39,8 +39,8 @@ class Traits:
         pipelined: in one turn a device measures at θ and then takes a step that was agreed on. Clients that share one θ
             must each find it as it was before.
         lasting: the server keeps something of each client from round to round, in `Server.lasting`.
-        boundaries: a device has a `Boundary` of its own in the whole model, from the options `boundaries` (blocks below
-            it, in turn for the clients) or `memory_mb` (what a device has). `Local.device` is cut there.
+        boundaries: a device has a `Boundary` of its own in the whole model, from the option `boundaries` (blocks below
+            it, in turn for the clients). `Local.device` is cut there.
         groups: how θ is shared out, where a device measures only a part of it: (names of the parameters, clients of a
             cohort) → names of each group. The replicas then have these groups; None for one of all.
     """

@@ -37,7 +37,7 @@ def layers_in_turn(names: Sequence[str], sampled_clients: int) -> list[list[str]
     """The names in as many groups as there are clients in a cohort, or layers if these are fewer."""
     layers: dict[str, list[str]] = {}
     for name in names:
-        module, *adapter = re.split(r"\.(?:lora|ia3|vera)_", name)
+        module, *adapter = re.split(r"\.(?:lora|ia3)_", name)
         module = module if adapter else name.rpartition(".")[0]
         layers.setdefault(module, []).append(name)
     groups: list[list[str]] = [[] for _ in range(min(sampled_clients, len(layers)))]

@@ -101,7 +101,6 @@ def build(
         top=config.top.train,
         lora=config.lora,
         seed=seed_for(config.seed, "adapters"),
-        prompt_tokens=config.bottom.prompt_tokens,
     )
     levels = {at: recut(model, at, head=config.model.head) for at in sorted({*cuts} - {model.at})}
     others = {client: levels[at] for client, at in enumerate(cuts) if at in levels}
@@ -117,17 +116,21 @@ def build(
         rows=config.batch_size * (config.sampled_clients if alone else 1),
         steps=config.steps * (config.sampled_clients if algorithm.traits.one_by_one else 1),  # each client's is one
     )
-    simulate = partial(
-        Simulation,
+    if getattr(algorithm, "aggregation", "uniform") == "rows":
+        server.rows = {number: len(source) for number, source in enumerate(sources)}
+    simulation = Simulation(
         algorithm,
         server,
         part,
+        sources,
+        sampled_clients=1 if alone else config.sampled_clients,
         seed=config.seed,
         device=device,
         bottom_optimizer=partial(make_optimizer, config.bottom),
         bottom_clip=config.bottom.clip,
         schedule=make_schedule(config, config.bottom),
         head=head,
+        local=make_locals(config, algorithm, server, model, part, task),
         ends=ends_of(
             codecs,
             link_forms(server, head, server.hidden_shape),
@@ -140,13 +143,6 @@ def build(
         bounds=bounds,
         controller=controller,
         bottoms={client: other.bottom for client, other in others.items()},
-    )
-    if getattr(algorithm, "aggregation", "uniform") == "rows":
-        server.rows = {number: len(source) for number, source in enumerate(sources)}
-    simulation = simulate(
-        sources,
-        sampled_clients=1 if alone else config.sampled_clients,
-        local=make_locals(config, algorithm, server, model, part, task, partial(simulate, sampled_clients=1), device),
     )
     evaluation = partial(_evaluate, config, simulation, model, task, device)
     how_made, skipped = processor_of(how, raw), raw.skipped_rows

@@ -12,12 +12,9 @@ from halfback.algorithms.protocol import Algorithm
 from halfback.algorithms.server import Server
 from halfback.build.boundaries import settle
 from halfback.build.motion import check_lr, make_optimizer, make_replica, make_schedule, update_rule
-from halfback.build.sources import OnDevice
 from halfback.config import RunConfig
-from halfback.data.batches import ClientData
 from halfback.data.encode import EncodedTask, Split
 from halfback.engines.link import HiddenForm
-from halfback.engines.simulation import Simulation
 from halfback.errors import UserError
 from halfback.models.adapters import trainable
 from halfback.models.auxiliary import auxiliary
@@ -242,8 +239,6 @@ def make_locals(
     model: CutModel,
     part: Bottom | Device,
     task: EncodedTask,
-    simulate: Callable[..., Simulation],
-    device: torch.device,
 ) -> Callable[[int], Local] | None:
     """The clients' own models, where they have any."""
     if not isinstance(part, Device):
@@ -251,18 +246,8 @@ def make_locals(
     local = Local(part, partial(loss, task.objective), partial(terms, task.objective))
     if not algorithm.traits.boundaries:
         return lambda _: local
-    longest = task.train.shortest_first()[-config.batch_size :].numpy()
-    source = OnDevice(ClientData(task.train, longest, batch_size=config.batch_size, seed=0), device)
-    return settle(
-        algorithm,
-        server,
-        model,
-        local,
-        clients=config.clients,
-        rule=update_rule(config, config.bottom),
-        trial=lambda local: simulate([source], local=local),
-        steps=min(config.steps_per_round, 2),  # the second finds the moments that the first has made
-    )
+    rule = update_rule(config, config.bottom)
+    return settle(algorithm, server, model, local, clients=config.clients, rule=rule)
 
 
 @torch.no_grad()

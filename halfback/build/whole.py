@@ -79,15 +79,6 @@ def check_sizes(whole: Any, raw: RawTask, task: EncodedTask, config: RunConfig) 
         raise UserError(
             f"task.max_new_tokens={tokens}: a prompt has {longest} tokens; {name} takes up to {positions} in all"
         )
-    if config.bottom.train == "prompt" and raw.train.images is not None:
-        raise UserError(
-            "bottom.train=prompt: it stands before a text, and these are images; any other value is allowed"
-        )
-    if config.bottom.train == "prompt" and task.objective != "classification":
-        raise UserError(
-            f"bottom.train=prompt: it is for classification; with task.objective={task.objective} the whole model "
-            "writes texts too, and the prompt is not in it"
-        )
     wanted = getattr(model, "image_size", None)
     if wanted is not None and raw.train.images is not None:
         wanted = tuple(wanted) if isinstance(wanted, list | tuple) else (wanted, wanted)

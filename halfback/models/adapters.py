@@ -10,33 +10,29 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
-from peft import IA3Config, IA3Model, LoraConfig, LoraModel, VeraConfig, VeraModel
-from peft.tuners._buffer_dict import BufferDict
+from peft import IA3Config, LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.tuners.vera import VeraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from halfback.errors import UserError
 from halfback.models.cut import Bottom, CutModel, Middle, Top
-from halfback.models.prompt import SoftPrompt
 from halfback.models.quiet import quiet
 from halfback.models.resnet import ResNet, file_names
 
 Trained = Literal["lora", "full", "none"]
 # The device's part has more choices: zeroth order gets better with fewer dimensions.
-BottomTrained = Literal["lora", "lora_b", "vera", "ia3", "prompt", "bias", "norm", "full", "none"]
-_LINEAR = (nn.Linear, Conv1D)  # all that PEFT's VeRA takes
-_ADAPTABLE = (*_LINEAR, nn.Conv2d, nn.Embedding)
-_MARKS = ("lora_", "ia3_", "vera_lambda_")  # in the names of PEFT's parameters, and in no others
+BottomTrained = Literal["lora", "lora_b", "ia3", "bias", "norm", "full", "none"]
+_ADAPTABLE = (nn.Linear, Conv1D, nn.Conv2d, nn.Embedding)
+_MARKS = ("lora_", "ia3_")  # in the names of PEFT's parameters, and in no others
 _LARGEST_RANK = 4096
 _Part = Bottom | Middle | Top
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters, VeRA's too (which have no alpha).
+    """Low-rank adapters.
 
     targets: module names (or dotted ends of them); empty means the family's default.
     """
@@ -46,20 +42,13 @@ class Lora:
     targets: tuple[str, ...] = ()
 
 
-def set_trainable(
-    model: CutModel, *, bottom: BottomTrained, top: Trained, lora: Lora, seed: int, prompt_tokens: int = 8
-) -> None:
+def set_trainable(model: CutModel, *, bottom: BottomTrained, top: Trained, lora: Lora, seed: int) -> None:
     """Choose what each part trains. Called once on a freshly cut model; `whole` has the same adapters as the parts.
 
-    What the bottom may train beside `full` and `none`; with each but `prompt` the model computes at first the bits of
-    before:
+    What the bottom may train beside `full` and `none`; with each the model computes at first the bits of before:
         lora     W + (alpha / rank) B·A on the targets; A (rank, in) is drawn, B (out, rank) starts at zero.
         lora_b   the same with A fixed, as in LoRA-FA (arXiv 2308.03303).
-        vera     W + diag(b)·B·diag(d)·A (VeRA, arXiv 2310.11454): b (out,) starts at zero, d (rank,) at 0.1; A and B
-                 are drawn and fixed, the same ones for all layers of a shape.
         ia3      factors on keys, values and the feed-forward's inner activation ((IA)³, arXiv 2205.05638), from 1.
-        prompt   `prompt_tokens` vectors before each text, which end at the cut (`models.prompt`), from the embeddings
-                 of drawn tokens.
         bias     every bias in the blocks (BitFit, arXiv 2106.10199), those of norms too; a key's moves nothing where
                  positions don't turn the keys, as the softmax drops what it adds.
         norm     weights and biases of the normalisations in the blocks; running statistics stay as they are.
@@ -86,8 +75,6 @@ def set_trainable(
             raise UserError(f"{side} trains {trained!r}; allowed are {', '.join(allowed)}")
         matched[side] = _adapted(part, side, trained, lora)
     adapted = [part.get_submodule(name) for part, side, _ in parts for name in matched[side]]
-    if bottom == "prompt" and model.family.kind != "image":
-        model.bottom.prompt = _prompt(model.bottom, prompt_tokens, seed)
     _untie(model, everything="full" in (bottom, top), adapted=adapted)
     for part, side, trained in parts:
         _choose(part, matched[side], trained, lora, seed)
@@ -116,12 +103,9 @@ def without_adapters(body: nn.Module) -> nn.Module:
 
 def draw_start(shape: Sequence[int], seed: int, name: str) -> Tensor:
     """Start of a new weight, float32 on the CPU: uniform as `nn.Linear`'s own, a function of (`seed`, `name`) alone."""
-    generator = torch.Generator().manual_seed(_digest(seed, name))
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     return nn.init.kaiming_uniform_(torch.empty(*shape), a=math.sqrt(5), generator=generator)
-
-
-def _digest(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little", signed=True)
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -137,13 +121,7 @@ def export(model: CutModel, folder: Path, label_names: Sequence[str] = (), *, pa
 
     A ResNet is written as `model.safetensors` with the original names and a `config.json` that `load_model` reads.
     The live model is not changed.
-    Raises UserError for a soft prompt, which no plain model can hold.
     """
-    if model.bottom.prompt is not None:
-        raise UserError(
-            "bottom.train=prompt: the prompt ends at the cut, and no plain model can hold such a thing; the run's "
-            "checkpoint has it"
-        )
     folder.mkdir(parents=True, exist_ok=True)
     whole = copy.deepcopy(model.whole)
     for name, module in list(whole.named_modules()):
@@ -177,21 +155,11 @@ def _adapted(part: _Part, side: str, trained: BottomTrained, lora: Lora) -> list
     """Names of the modules of a part that get an adapter."""
     match trained:
         case "lora" | "lora_b":
-            return _match(part, side, lora.targets, _ADAPTABLE)
-        case "vera":
-            return _match(part, side, lora.targets, _LINEAR)
+            return _match(part, side, lora.targets)
         case "ia3":
             return [f"{name}.{path}" for name, _ in _blocks(part) for path in part.family.ia3]
         case _:
             return []
-
-
-@torch.no_grad()
-def _prompt(bottom: Bottom, tokens: int, seed: int) -> SoftPrompt:
-    table: Any = cast(Any, bottom.body.get_submodule(bottom.family.backbone)).get_input_embeddings()
-    generator = torch.Generator().manual_seed(_digest(seed, "prompt"))
-    drawn = torch.randint(table.num_embeddings, (tokens,), generator=generator)
-    return SoftPrompt(table(drawn.to(table.weight.device)).float())
 
 
 def _own_vectors(part: _Part, trained: BottomTrained) -> list[nn.Parameter]:
@@ -215,23 +183,20 @@ def _fitting(part: Bottom) -> list[BottomTrained]:
     return [
         trained
         for trained in get_args(BottomTrained)
-        if trained in ("full", "none", *(["prompt"] if part.family.kind != "image" else []))
-        or _adapted(part, "bottom", trained, Lora())
-        or _own_vectors(part, trained)
+        if trained in ("full", "none") or _adapted(part, "bottom", trained, Lora()) or _own_vectors(part, trained)
     ]
 
 
-def _match(part: _Part, side: str, targets: tuple[str, ...], kinds: tuple[type[nn.Module], ...]) -> list[str]:
-    """Names of the modules of a part, of these kinds, that LoRA or VeRA adapts.
+def _match(part: _Part, side: str, targets: tuple[str, ...]) -> list[str]:
+    """Names of the modules of a part that LoRA adapts.
 
-    Default targets may match none, the user's own must, save where nothing could: a head may have no blocks, a part no
-    module of these kinds.
+    Default targets may match none, the user's own must, save in a head, which may have no blocks.
     """
-    names = [name for name, module in part.named_modules() if isinstance(module, kinds)]
+    names = [name for name, module in part.named_modules() if isinstance(module, _ADAPTABLE)]
     wanted = targets or part.family.lora
     matched = {target: [name for name in names if f".{name}".endswith(f".{target}")] for target in wanted}
     for target in targets:
-        if names and not matched[target] and side not in ("head", "auxiliary"):
+        if not matched[target] and side not in ("head", "auxiliary"):
             known = ", ".join(sorted({name.split(".")[-1] for name in names})[:12])
             raise UserError(f"LoRA target {target!r} matches nothing in the {side}; modules there are {known}")
     return [name for name in names if any(name in found for found in matched.values())]
@@ -241,8 +206,6 @@ def _choose(part: _Part, matched: list[str], trained: BottomTrained, lora: Lora,
     part.requires_grad_(trained == "full")
     if matched:
         _inject(part, matched, trained, lora, seed)
-    if isinstance(part, Bottom) and part.prompt is not None:
-        part.prompt.requires_grad_(True)
     for parameter in _own_vectors(part, trained):
         parameter.requires_grad_(True)
     if trained == "lora" and isinstance(part, Top):
@@ -289,55 +252,21 @@ def _inject(part: _Part, names: list[str], trained: BottomTrained, lora: Lora, s
             parameter.requires_grad_(trained != "lora_b" or not drawn)
             if drawn:
                 parameter.data.copy_(draw_start(parameter.shape, seed, name))
-            if ".vera_lambda_d." in name:
-                parameter.data.fill_(0.1)  # the paper's, and PEFT's; here without what the weights' dtype rounded away
-    if trained == "vera":
-        _draw_vera(part, lora.rank, seed)
 
 
 def _put(part: _Part, names: list[str], trained: BottomTrained, lora: Lora) -> None:
-    """PEFT's layers in the place of these modules.
-
-    Its models put them there when they are made. Its function for the purpose refuses VeRA, whose layers share their
-    matrices through such a model; here they share them without one.
-    """
+    """PEFT's layers in the place of these modules."""
     conv1d = any(isinstance(part.get_submodule(name), Conv1D) for name in names)
-    match trained:
-        case "ia3":
-            scaled = tuple(f".{path}" for path, what in part.family.ia3.items() if what == "input")
-            second = [name for name in names if name.endswith(scaled)]
-            IA3Model(
-                part, IA3Config(target_modules=names, feedforward_modules=second, fan_in_fan_out=conv1d), "default"
-            )
-        case "vera":
-            VeraModel(part, VeraConfig(r=lora.rank, target_modules=names, fan_in_fan_out=conv1d), "default")
-        case _:
-            config = LoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=names, fan_in_fan_out=conv1d
-            )
-            LoraModel(part, config, "default")
-
-
-def _draw_vera(part: _Part, rank: int, seed: int) -> None:
-    """VeRA's matrices: one A for all layers of as many inputs, one B for all of as many outputs.
-
-    PEFT cuts both out of one pair as large as the part's largest layers, so a block's would depend on the cut. (Ours.)
-    """
-    shared: dict[tuple[str, int, int], BufferDict] = {}
-
-    def matrix(name: str, rows: int, columns: int, device: torch.device) -> BufferDict:
-        if (name, rows, columns) not in shared:
-            # Standard deviation √(2 / columns), which the start of d is made for: √6 times that of a linear layer.
-            drawn = draw_start((rows, columns), seed, name).mul_(math.sqrt(6)).to(device)
-            # In the state, so that a site whose generator gives other bits is found out, and sent these.
-            shared[name, rows, columns] = BufferDict({"default": drawn}, persistent=True)
-        return shared[name, rows, columns]
-
-    for module in part.modules():
-        if isinstance(module, VeraLayer):
-            device = module.vera_lambda_d["default"].device
-            module.vera_A = matrix("vera_A", rank, module.in_features, device)
-            module.vera_B = matrix("vera_B", module.out_features, rank, device)
+    config: PeftConfig
+    if trained == "ia3":
+        scaled = tuple(f".{path}" for path, what in part.family.ia3.items() if what == "input")
+        second = [name for name in names if name.endswith(scaled)]
+        config = IA3Config(target_modules=names, feedforward_modules=second, fan_in_fan_out=conv1d)
+    else:
+        config = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=names, fan_in_fan_out=conv1d
+        )
+    inject_adapter_in_model(config, part)
 
 
 def _show(whole: nn.Module, part: _Part) -> None:

@@ -17,7 +17,6 @@ from transformers import PreTrainedConfig
 
 from halfback.errors import UserError
 from halfback.models.families import Family, StandIn, family_of
-from halfback.models.prompt import SoftPrompt
 
 
 class _Pass(nn.Module):
@@ -42,16 +41,12 @@ class _Zero(nn.Module):
 
 
 class Bottom(nn.Module):
-    """The device's first part: embeddings and the first blocks. `body` has the whole model's parameter names.
+    """The device's first part: embeddings and the first blocks. `body` has the whole model's parameter names."""
 
-    `prompt` is what a device puts before a text, which is not the whole model's; None for nothing.
-    """
-
-    def __init__(self, body: nn.Module, family: Family, prompt: SoftPrompt | None = None) -> None:
+    def __init__(self, body: nn.Module, family: Family) -> None:
         super().__init__()
         self.body = body
         self.family = family
-        self.prompt = prompt
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -72,12 +67,8 @@ class Bottom(nn.Module):
             arguments = {"input_ids": inputs["input_ids"], **_text_arguments(self.family, inputs["attention_mask"])}
             if self.family.kind == "encoder" and "token_type_ids" in inputs:
                 arguments["token_type_ids"] = inputs["token_type_ids"]
-        backbone = self.body.get_submodule(self.family.backbone)
-        if self.prompt is not None:
-            arguments = self.prompt.arguments(self.family, backbone, arguments)
-        output = backbone(**arguments)
-        hidden = output if isinstance(output, Tensor) else output.last_hidden_state
-        return hidden if self.prompt is None else self.prompt.without(hidden, inputs["attention_mask"])
+        output = self.body.get_submodule(self.family.backbone)(**arguments)
+        return output if isinstance(output, Tensor) else output.last_hidden_state
 
 
 class Middle(nn.Module):
@@ -195,10 +186,8 @@ def recut(model: CutModel, at: int, *, head: int | None = None) -> CutModel:
 
     Modules are shared with the parts of `model`, so these ones see what `install` puts in theirs, and the adapters.
     head: as `model` was cut with.
-    Raises UserError for `at` out of range, or a soft prompt: it ends at the cut, so another cut is another model.
+    Raises UserError for `at` out of range.
     """
-    if model.bottom.prompt is not None:
-        raise UserError("bottom.train=prompt: the prompt ends at the cut, so all devices need the same one")
     _check_cut(model.whole, at, model.blocks)
     family = model.family
     bottom = Bottom(_bottom_body(model.whole, family, at), family).eval()

@@ -31,7 +31,7 @@ class Family:
     before       modules of the backbone that run before the first block, with their stand-in in the top.
     after        modules of the backbone that run after the last block; the bottom passes through them unchanged.
     head         modules of the task model that a new task trains (a language model's `lm_head` is not one).
-    lora         names of the modules that LoRA and VeRA adapt unless the user names others.
+    lora         names of the modules that LoRA adapts unless the user names others.
     ia3          paths, in a block, of what (IA)³ scales: keys and values by their output, the feed-forward's inner
                  activation as the input of its second layer. Empty where a block has no such modules.
     position_ids whether the backbone takes `position_ids`, which text padded on the left needs.

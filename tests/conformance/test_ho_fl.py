@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from halfback import checkpoint
-from halfback.build import Built
-from halfback.build.boundaries import lowest_that_fit
 from halfback.config import RunConfig
 from halfback.conformance import small
 from halfback.conformance.formulas import JOIN, NOTHING, slopes, weights
@@ -284,17 +282,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "below-the-model": ({"algorithm__boundaries": [-1]}, r"algorithm.boundaries=\[-1\]: .* 0 to 3 are allowed"),
     "no-list": ({"algorithm__boundaries": 2}, "algorithm.boundaries=2: .*tuple"),
-    "none-at-all": ({"algorithm__boundaries": []}, "algorithm.boundaries.* one entry or more is allowed, or null"),
-    "memory-of-nobody": ({"algorithm__memory_mb": []}, "algorithm.memory_mb: one entry or more is allowed, or null"),
-    "memory-too-small": (
-        {"algorithm__memory_mb": [9, 0.5]},
-        r"algorithm.memory_mb: client 1 has 0.5 MB, which fits no boundary; 1\.\d+ MB are needed at least",
-    ),
-    "memory-negative": ({"algorithm__memory_mb": [-1]}, "algorithm.memory_mb=-1: positive numbers are allowed"),
-    "both": (
-        {"algorithm__boundaries": [1], "algorithm__memory_mb": [9]},
-        "algorithm.memory_mb chooses the boundaries: set it or algorithm.boundaries, not both",
-    ),
+    "none-at-all": ({"algorithm__boundaries": []}, r"algorithm.boundaries=\[\]: one entry or more is allowed, or null"),
     "beta": ({"algorithm__beta": 1.5}, "algorithm.beta=1.5: 0 to 1 is allowed"),
     "radius": ({"algorithm__radius": 1e-12}, "algorithm.radius=1e-12 is too small for float32"),
     "directions": ({"algorithm__directions": 0}, "algorithm.directions=0: 1 or more are allowed"),
@@ -307,38 +295,3 @@ def test_options_that_mean_nothing(what: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
         small.built(small.images("ho_fl", **changes))
     assert "\n" not in str(caught.value)
-
-
-def test_a_boundary_is_the_lowest_whose_measured_peak_fits() -> None:
-    """Images are all of one size, so a client's real peak is the one that was measured when it was built."""
-    peaks = [_peak(small.built(small.images("ho_fl", algorithm__boundaries=[at]))) for at in range(4)]
-    for limit in peaks:
-        fitting = [at for at in range(4) if peaks[at] <= limit]
-        run = small.built(small.images("ho_fl", algorithm__memory_mb=[limit / 1e6]))
-        assert [boundary.below for boundary in run.simulation.server.boundaries] == [_below(fitting[0])] * 4
-        assert _peak(run) <= limit
-
-
-def _peak(run: Built) -> int:
-    small.run(run.simulation, 3, steps=1, measure=True)
-    return run.simulation.meters.client_peak_bytes
-
-
-def _below(at: int) -> tuple[str, ...]:
-    return small.built(small.images("ho_fl", algorithm__boundaries=[at])).simulation.server.boundaries[0].below
-
-
-def test_clients_with_unequal_memory_get_boundaries_of_their_own() -> None:
-    peaks = {0: 900_000, 1: 500_000, 2: 300_000, 3: 310_000}.__getitem__
-    assert lowest_that_fit([0.3, 1, 0.5], 4, 3, peaks) == (2, 0, 1, 2)
-    with pytest.raises(UserError, match=r"client 2 has 0\.2 MB, which fits no boundary; 0\.3 MB are needed at least"):
-        lowest_that_fit([1, 0.4, 0.2], 3, 3, peaks)
-
-
-def test_measuring_what_fits_leaves_no_trace(world: World) -> None:
-    measured, named = (
-        small.built(world(**options)).simulation
-        for options in ({"algorithm__memory_mb": [1000]}, {"algorithm__boundaries": [0]})
-    )
-    assert small.run(measured, 3, steps=2) == small.run(named, 3, steps=2)
-    small.assert_equal_states(measured, named)

@@ -29,11 +29,6 @@ def test_a_layer_is_in_one_group_with_all_of_its_tensors(clients: int, groups: l
         assert len({place for place, group in enumerate(shared) for name in group if name.startswith(layer)}) == 1
 
 
-def test_both_vectors_of_vera_are_one_layer() -> None:
-    names = [f"body.{layer}.vera_lambda_{vector}.default" for layer in ("query", "value") for vector in "bd"]
-    assert layers_in_turn(names, 2) == [names[:2], names[2:]]
-
-
 def test_a_group_takes_the_mean_of_those_that_had_it() -> None:
     server = small.built(small.images("spry", sampled_clients=3, clients=5)).simulation.server
     server.groups = {0: (1,), 2: (2,), 4: (1,)}

@@ -21,8 +21,8 @@ from halfback.zeroth.perturb import perturbed
 
 NAMES = [*CONFIGS, "resnet8", "resnet18-32"]
 NO_BIASES = ("llama", "llama-tied", "mistral", "qwen3", "gemma3_text")
-LACKING = {"ia3": ("resnet8", "resnet18-32"), "vera": ("resnet8", "resnet18-32"), "bias": NO_BIASES}
-KINDS = ("lora_b", "vera", "ia3", "bias", "norm")
+LACKING = {"ia3": ("resnet8", "resnet18-32"), "bias": NO_BIASES}
+KINDS = ("lora_b", "ia3", "bias", "norm")
 CASES = [(kind, name) for kind in KINDS for name in NAMES if name not in LACKING.get(kind, ())]
 ADAPTED = [(kind, name) for kind, name in CASES if kind not in ("bias", "norm")]  # those are the model's own
 Inputs = Callable[[str], dict[str, Tensor]]
@@ -63,9 +63,8 @@ def _path(model: CutModel) -> str:
 
 def _start(model: CutModel) -> dict[str, Tensor]:
     """All that there is of adapters in the bottom, also what is fixed."""
-    own = dict(model.bottom.state_dict(keep_vars=True))
-    marks = ("lora_", "vera_", "ia3_")
-    return {name: tensor for name, tensor in own.items() if any(mark in name for mark in marks)}
+    own = model.bottom.named_parameters()
+    return {name: parameter for name, parameter in own if "lora_" in name or "ia3_" in name}
 
 
 @torch.no_grad()
@@ -104,14 +103,12 @@ def test_names_and_dimensions_are_those_of_closed_forms() -> None:
     block = {
         "lora": 2 * 2 * rank * hidden,
         "lora_b": 2 * rank * hidden,  # B of query and value
-        "vera": 2 * (hidden + rank),  # b and d of query and value
         "ia3": 2 * hidden + inner,  # key, value, inner activation
         "bias": 7 * hidden + inner,  # query, key, value, output, second layer, two norms; first layer
         "norm": 2 * 2 * hidden,
     }
     ends = {
         "lora_b": {f"attention.self.{name}.lora_B.default.weight" for name in ("query", "value")},
-        "vera": {f"attention.self.{name}.vera_lambda_{v}.default" for name in ("query", "value") for v in "bd"},
         "ia3": {f"{name}.ia3_l.default" for name in ("attention.self.key", "attention.self.value", "output.dense")},
         "norm": {f"{name}LayerNorm.{own}" for name in ("attention.output.", "output.") for own in ("weight", "bias")},
     }
@@ -176,7 +173,7 @@ def test_a_block_starts_alike_wherever_the_cut_is(kind: str, name: str) -> None:
     assert all(torch.equal(tensor, deep[key]) for key, tensor in shallow.items())
     other = _start(_cut(name, kind, 1, seed=1))
     same = [key for key, tensor in shallow.items() if torch.equal(tensor, other[key])]
-    assert not any("lora_A" in key or "vera_A" in key or "vera_B" in key for key in same)
+    assert not any("lora_A" in key for key in same)
 
 
 def test_a_fixed_matrix_is_float32_and_drawn_as_for_lora() -> None:
@@ -185,17 +182,6 @@ def test_a_fixed_matrix_is_float32_and_drawn_as_for_lora() -> None:
         assert {tensor.dtype for tensor in fixed.values()} == {torch.float32}
         assert all(torch.equal(tensor, fixed[key]) for key, tensor in drawn.items())
         assert {key for key, tensor in fixed.items() if not tensor.requires_grad} == {k for k in fixed if "_A." in k}
-
-
-def test_vera_shares_its_matrices_between_layers_of_a_shape() -> None:
-    model = _train(cut(classifier("llama").bfloat16(), 2), "vera", lora=Lora(rank=3, targets=("q_proj", "down_proj")))
-    start = _start(model)
-    assert {tensor.dtype for tensor in start.values()} == {torch.float32}
-    for end, shapes in (("vera_A.default", {(3, 32), (3, 40)}), ("vera_B.default", {(32, 3)})):
-        matrices = {id(tensor): tensor for key, tensor in start.items() if key.endswith(end)}
-        assert {tuple(tensor.shape) for tensor in matrices.values()} == shapes
-        assert len(matrices) == len(shapes)
-    assert all((tensor == 0.1).all() for key, tensor in start.items() if "lambda_d" in key)
 
 
 @torch.no_grad()
@@ -256,9 +242,8 @@ def test_a_tied_table_with_a_fixed_matrix_is_untied(left: dict[str, Tensor], tmp
     ("kind", "name", "allowed"),
     [
         ("ia3", "resnet8", "lora, lora_b, bias, norm, full, none"),
-        ("vera", "resnet8", "lora, lora_b, bias, norm, full, none"),
-        ("bias", "llama", "lora, lora_b, vera, ia3, prompt, norm, full, none"),
-        ("bias", "gemma3_text", "lora, lora_b, vera, ia3, prompt, norm, full, none"),
+        ("bias", "llama", "lora, lora_b, ia3, norm, full, none"),
+        ("bias", "gemma3_text", "lora, lora_b, ia3, norm, full, none"),
     ],
 )
 def test_what_a_family_has_not(kind: BottomTrained, name: str, allowed: str) -> None:
@@ -271,9 +256,5 @@ def test_wrong_choices() -> None:
         _cut("bert", "lora", top="ia3")
     with pytest.raises(UserError, match="'qproj' matches nothing in the bottom"):
         _cut("bert", "lora_b", lora=Lora(targets=("qproj",)))
-    with pytest.raises(UserError, match=r"'word_embeddings' matches nothing in the bottom; modules there are .*query"):
-        _cut("bert", "vera", lora=Lora(targets=("word_embeddings",)))
-    with pytest.raises(UserError, match="bottom trains 'vera', but with cut 2 of 3 it has nothing to adapt"):
-        _cut("resnet8", "vera", lora=Lora(targets=("conv1",)))
     with pytest.raises(ValueError, match="called before"):
         _train(_cut("bert", "ia3"), "lora")
