@@ -11,13 +11,11 @@ from pydantic_core import PydanticCustomError
 
 from halfback import yaml_reading
 from halfback.algorithms import algorithms
-from halfback.algorithms.protocol import Traits
 from halfback.algorithms.robust import Robust
 from halfback.data.tasks import TaskOptions
 from halfback.errors import UserError, offer, shown
 from halfback.models.adapters import BottomTrained, Lora
 from halfback.schedules import Shape
-from halfback.zeroth.aims import AimName
 
 Tree = dict[str, Any]
 
@@ -108,12 +106,6 @@ class BottomConfig(_Section):
     """Divide each update by the norm of its own slopes; for algorithms that replay slopes."""
     law: Literal["rademacher", "gaussian"] = "rademacher"
     """Law of the directions, for algorithms that replay slopes."""
-    aim: AimName = "none"
-    """Where directions look, for algorithms that replay slopes: `blocks`, one block each, drawn by measured energy;
-    `guided`, half along past updates; `curvature`, over the root of a mean of squared updates. See `zeroth.aims`."""
-    average: float | None = Field(default=None, gt=0, lt=1)
-    """What a running mean of θ keeps of itself in a step: evaluations and exports take the mean, training θ itself.
-    For algorithms that replay slopes; null for no mean."""
 
 
 class TopConfig(_Section):
@@ -423,7 +415,6 @@ def _check_algorithm(config: RunConfig) -> None:
         raise UserError(
             f"bottom.normalize=true: {config.algorithm.name} has gradients, not slopes; set bottom.normalize=false"
         )
-    _check_replayed(config, chosen.traits)
     if config.model.head is not None and not chosen.traits.u_shape:
         able = ", ".join(name for name, kind in known.items() if kind.traits.u_shape)
         raise UserError(
@@ -451,28 +442,6 @@ def _check_algorithm(config: RunConfig) -> None:
                 f"algorithm.aggregation=rows: robust.name={config.robust.name} counts clients alike; use "
                 "algorithm.aggregation=uniform, or robust.name=none"
             )
-
-
-def _check_replayed(config: RunConfig, traits: Traits) -> None:
-    """Refuses settings of replayed slopes where there are none, or not all along one step's directions."""
-    name, bottom = config.algorithm.name, config.bottom
-    known = {other: kind.traits for other, kind in algorithms().items() if kind.traits.agreement == "slopes"}
-    if bottom.average is not None and traits.agreement not in ("slopes", "frozen"):
-        raise UserError(
-            f"bottom.average={bottom.average:g}: {name} doesn't replay slopes; use bottom.average=null, or one of "
-            f"{', '.join(known)}"
-        )
-    if bottom.aim == "none" or traits.agreement == "frozen":
-        return
-    # A device with the whole model may take steps of its own between two that are agreed on.
-    able = [other for other, has in known.items() if has.device == "bottom" and not has.pipelined]
-    if name not in able:
-        raise UserError(
-            f"bottom.aim={bottom.aim}: {name} doesn't measure each step where it is replayed; use bottom.aim=none, or "
-            f"one of {', '.join(able)}"
-        )
-    if not isinstance(config.model.cut, int):
-        raise UserError(f"bottom.aim={bottom.aim}: one cut for all clients is needed, not {config.model.cut}")
 
 
 def _check_robust(robust: Robust, algorithm: str, sampled_clients: int) -> None:

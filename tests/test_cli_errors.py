@@ -98,30 +98,6 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["algorithm.directions_rise=5", "algorithm.directions=1"],
         ["algorithm.directions_rise=5", "0, with algorithm.directions=1, is allowed"],
     ),
-    "aim-unknown": (["bottom.aim=energy"], ["bottom.aim='energy'", "'none', 'blocks', 'guided' or 'curvature'"]),
-    "aim-without-slopes": (
-        ["algorithm.name=split_lora", "bottom.normalize=false", "bottom.aim=guided"],
-        ["bottom.aim=guided", "split_lora doesn't measure each step", "bottom.aim=none", "ho_sfl"],
-    ),
-    "aim-pipelined": (
-        ["algorithm.name=ho_sfl_pipelined", "bottom.aim=guided"],
-        ["bottom.aim=guided", "ho_sfl_pipelined doesn't measure each step"],
-    ),
-    "aim-one-block": (["bottom.aim=blocks", "bottom.train=norm"], ["bottom.aim=blocks", "in one block"]),
-    "aim-one-direction": (
-        ["bottom.aim=curvature", "algorithm.directions=1"],
-        ["bottom.aim=curvature", "one direction", "2 or more algorithm.directions"],
-    ),
-    "aim-cuts": (["bottom.aim=blocks", "model.cut=[2, 3]"], ["bottom.aim=blocks", "one cut for all clients"]),
-    "average-of-weights": (
-        ["algorithm.name=split_lora", "bottom.normalize=false", "bottom.average=0.5"],
-        ["bottom.average=0.5", "split_lora doesn't replay slopes", "ho_sfl"],
-    ),
-    "average-one": (["bottom.average=1"], ["bottom.average=1", "less than 1"]),
-    "aim-of-nothing": (
-        ["bottom.aim=guided", "algorithm.directions=0", "algorithm.exact_blocks=1", "model.cut=2"],
-        ["bottom.aim=guided", "nothing to aim"],
-    ),
     "exact-blocks-negative": (["algorithm.exact_blocks=-1"], ["algorithm.exact_blocks=-1", "0 or more"]),
     "exact-blocks-all": (
         ["algorithm.exact_blocks=2", "model.cut=2"],

@@ -47,7 +47,7 @@ ARROWS: dict[str, set[str]] = {
     "checkpoint": {"json_reading"},
     "standing": {"checkpoint", "config", "engines.kept", "telemetry.records"},
     "schedules": set(),
-    "config": {"algorithms", "data.tasks", "models.adapters", "schedules", "yaml_reading", "zeroth.aims"},
+    "config": {"algorithms", "data.tasks", "models.adapters", "schedules", "yaml_reading"},
     "build": {
         "algorithms",
         "codecs",

@@ -87,7 +87,6 @@ def feedback_slopes(
         "radius": radius or default_radius(client.measured, gradient.dtype),
         "estimator": estimator,
         "law": client.replica.law,
-        "aim": client.replica.aim,
         "clip": clip_samples,
     }
     most = client.sharing.rows

@@ -43,7 +43,7 @@ def probe_slopes(client: Client, batch: Batch, directions: int, radius: float) -
 
 def probe(client: Client, batch: Batch, seed: int, side: float) -> Activations:
     """The upload of f_b(x; θ + side·u): activations alone, since the batch is known."""
-    with perturbed(client.bottom, client.measured, seed, side, law=client.replica.law, aim=client.replica.aim):
+    with perturbed(client.bottom, client.measured, seed, side, law=client.replica.law):
         hidden = forward(client, batch)
     return upload(batch, hidden, repeated=True)
 

@@ -105,8 +105,7 @@ def build(
     levels = {at: recut(model, at, head=config.model.head) for at in sorted({*cuts} - {model.at})}
     others = {client: levels[at] for client, at in enumerate(cuts) if at in levels}
     part = device_part(config, algorithm, model, task).to(device)
-    average = config.bottom.average if site is None else None  # a device evaluates nothing
-    server = make_server(config, algorithm, model, part, task, device, list(levels.values()), average=average)
+    server = make_server(config, algorithm, model, part, task, device, list(levels.values()))
     place_above(config, algorithm, server, others, task, device)
     head = device_head(model, task, device)
     alone = algorithm.traits.agreement == "alone"

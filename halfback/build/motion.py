@@ -8,7 +8,7 @@ from torch import Tensor
 from halfback.config import BottomConfig, RunConfig, TopConfig
 from halfback.errors import UserError
 from halfback.schedules import schedule
-from halfback.zeroth.replay import MakeAim, Replica, Schedule, UpdateRule
+from halfback.zeroth.replay import Replica, Schedule, UpdateRule
 from halfback.zeroth.seeds import seed_for
 from halfback.zeroth.slopes import least_move, swallowed
 
@@ -21,8 +21,6 @@ def make_replica(
     *,
     groups: Sequence[Sequence[str]] | None = None,
     exact: Sequence[str] = (),
-    make_aim: MakeAim | None = None,
-    average: float | None = None,
     own_pace: bool = False,
 ) -> Replica:
     """`part` is None for parameters that no replay moves: they need no moments."""
@@ -34,8 +32,6 @@ def make_replica(
         schedule=make_schedule(config, config.bottom if part is None else part),
         groups=groups,
         exact=exact,
-        make_aim=make_aim,
-        average=average,
         own_pace=own_pace,
     )
 

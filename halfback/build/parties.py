@@ -20,9 +20,7 @@ from halfback.models.adapters import trainable
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import Bottom, CutModel, Device
 from halfback.models.objectives import loss, terms
-from halfback.zeroth.aims import Blocks, Curvature, Guided
 from halfback.zeroth.perturb import check_rows
-from halfback.zeroth.replay import MakeAim
 from halfback.zeroth.seeds import seed_for
 from halfback.zeroth.sharing import Sharing
 from halfback.zeroth.slopes import check_radius, default_radius
@@ -36,13 +34,8 @@ def make_server(
     task: EncodedTask,
     device: torch.device,
     levels: Sequence[CutModel],
-    *,
-    average: float | None,
 ) -> Server:
-    """The server with the agreed θ; UserError for settings that train nothing, or that a dtype rounds away.
-
-    average: of the running mean of θ, where it is evaluated.
-    """
+    """The server with the agreed θ; UserError for settings that train nothing, or that a dtype rounds away."""
     bottom = trainable(model.bottom)
     traits = algorithm.traits
     if not bottom and traits.agreement != "frozen":
@@ -85,8 +78,6 @@ def make_server(
             "bottom",
             groups=groups,
             exact=exact,
-            make_aim=_aim(config, algorithm, model, theta, exact, sharing) if replays["bottom"] else None,
-            average=average if replays["bottom"] else None,
             own_pace=traits.one_by_one,
         ),
         hidden_shape=hidden_shape,
@@ -131,50 +122,14 @@ def _exact(config: RunConfig, algorithm: Algorithm, model: CutModel, theta: Mapp
             f"algorithm.exact_blocks={count}: with model.cut={model.at}, 0 to {model.at - 1} are allowed (for all "
             "blocks: algorithm.name=split_lora algorithm.checkpointing=true)"
         )
-    exact = [name for names in _blocks(model, theta)[model.at - count : model.at] for name in names]
+    inside = [{id(p) for p in block.parameters()} for block in model.bottom.blocks[-count:]]
+    exact = [name for block in inside for name, parameter in theta.items() if id(parameter) in block]
     if not exact:
         raise UserError(
             f"algorithm.exact_blocks={count}: bottom.train={config.bottom.train} has nothing to train in these blocks; "
             "use algorithm.exact_blocks=0, or a bottom.train that has"
         )
     return exact
-
-
-def _blocks(model: CutModel, theta: Mapping[str, Tensor]) -> list[list[str]]:
-    """The names of θ in each block of the bottom, and of what is in none."""
-    inside = [{id(parameter) for parameter in block.parameters()} for block in model.bottom.blocks]
-    found = [[name for name, parameter in theta.items() if id(parameter) in block] for block in inside]
-    return [*found, [name for name in theta if not any(name in names for names in found)]]
-
-
-def _aim(
-    config: RunConfig,
-    algorithm: Algorithm,
-    model: CutModel,
-    theta: Mapping[str, Tensor],
-    exact: Sequence[str],
-    sharing: Sharing,
-) -> MakeAim | None:
-    """Where directions look; UserError for an aim that could change nothing."""
-    aim = config.bottom.aim
-    if aim == "none":
-        return None
-    blocks = _blocks(model, theta)
-    if aim == "blocks" and sum(any(name not in exact for name in names) for names in blocks) == 1:
-        raise UserError(
-            "bottom.aim=blocks: all that slopes are taken of is in one block; use bottom.aim=none, fewer exact blocks, "
-            "a deeper cut, or a bottom.train that has something in several blocks"
-        )
-    directions = sharing.of_cohort(getattr(algorithm, "directions", 0))
-    if directions == 0:
-        raise UserError(f"bottom.aim={aim}: with algorithm.directions=0 there is nothing to aim; use bottom.aim=none")
-    if aim == "curvature" and directions == 1 and config.bottom.law == "rademacher":
-        raise UserError(
-            "bottom.aim=curvature: with one direction a step all squared updates are alike; 2 or more "
-            "algorithm.directions are allowed"
-        )
-    made: dict[str, MakeAim] = {"blocks": partial(Blocks, blocks=blocks), "guided": Guided, "curvature": Curvature}
-    return made[aim]
 
 
 def _between_cuts(theta: Mapping[str, Tensor], levels: Sequence[CutModel]) -> list[list[str]] | None:

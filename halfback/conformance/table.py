@@ -157,31 +157,6 @@ ROWS: dict[str, Row] = {
         learns={"bottom.lr": 1e-3},
         brief=True,
     ),
-    "ho_sfl-blocks": Row(
-        "ho_sfl",
-        formulas.ho_sfl,
-        {
-            "model.cut": 2,
-            "algorithm.directions": 2,
-            "algorithm.directions_per": "sample",
-            "algorithm.exact_blocks": 1,
-            "bottom.aim": "blocks",
-            **_REPLAYED,
-        },
-        brief=True,
-    ),
-    "ho_sfl-guided": Row(
-        "ho_sfl",
-        formulas.ho_sfl,
-        {"algorithm.directions": 3, "bottom.aim": "guided", "bottom.average": 0.5, **_REPLAYED},
-    ),
-    "ho_sfl-curvature": Row(
-        "ho_sfl",
-        formulas.ho_sfl,
-        {"algorithm.directions": 4, "algorithm.directions_rise": 5, "bottom.aim": "curvature", "bottom.clip": 1.0},
-        learns={"bottom.lr": 1e-3},
-        brief=True,
-    ),
     "ho_sfl-rows": Row(
         "ho_sfl",
         formulas.ho_sfl,

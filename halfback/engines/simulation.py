@@ -294,9 +294,7 @@ class Simulation:
         """What a client holds between two rounds."""
         parts = self._parts(client)
         own = {name for name, _ in parts[0].named_parameters()}  # of θ, which has the blocks of the deepest cut
-        # A mean of θ is the server's, for evaluation, though parties may share one replica here.
-        moments = [by_name for moment, by_name in client.replica.moments.items() if moment != "average"]
-        states = [client.replica.parameters, *moments]
+        states = [client.replica.parameters, *client.replica.moments.values()]
         replayed = [tensor for by_name in states for name, tensor in by_name.items() if name in own]
         optimizer = [] if client.optimizer is None else list(optimizer_tensors("", client.optimizer).values())
         frozen = [p for part in parts for p in part.parameters() if not p.requires_grad]  # a trained head comes anew
@@ -325,9 +323,9 @@ class Simulation:
         return [*weights, *head, *optimizer, *replayed, *server.history, *remembered, *lasting]
 
     def agreed_bottom(self) -> Bottom:
-        """The bottom with the parameters that the federation has agreed on, or their running mean if it keeps one."""
+        """The bottom with the parameters that the federation has agreed on."""
         self.server.catch_up()
-        install(self.device_part, self.server.replica.averaged())
+        install(self.device_part, self.server.replica.parameters)
         return self.bottom
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

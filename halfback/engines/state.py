@@ -20,7 +20,7 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def moments(prefix: str, replica: Replica) -> dict[str, Tensor]:
-    """A replica's moments: its optimiser's, its aim's, and the mean of θ."""
+    """The moments of a replica's optimiser."""
     return {f"{prefix}.{m}.{name}": t for m, by_name in replica.moments.items() for name, t in by_name.items()}
 
 

@@ -11,43 +11,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from statistics import NormalDist
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Law = Literal["rademacher", "gaussian"]
-Places = slice | Tensor  # of a flattened parameter
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 VALUES_PER_BLOCK = {"rademacher": 128, "gaussian": 8}
-
-
-class Aim(Protocol):
-    """What reshapes directions. Its state moves once a step: part by part, then as a whole."""
-
-    def moments(self) -> dict[str, dict[str, Tensor]]:
-        """The state, as a replica's moments are: changed in place."""
-        ...
-
-    def reshape(self, name: str, places: Places, seeds: Sequence[int], values: Tensor) -> None:
-        """Makes the directions of `seeds`, in place, of their values (len(seeds), n) at `places` of a parameter."""
-        ...
-
-    def length(self, seeds: Sequence[int], slopes: Sequence[float]) -> float:
-        """‖Σ_p slopes_p u_p‖ / √d, with plain directions taken for orthogonal."""
-        ...
-
-    def learn_part(self, name: str, places: Places, estimate: Tensor, coefficients: Sequence[float]) -> None:
-        """Sees ĝ, (n,) float32, the sum of the step's directions times `coefficients`, at `places` of a parameter."""
-        ...
-
-    def learn(self, seeds: Sequence[int], slopes: Sequence[float], coefficients: Sequence[float]) -> None:
-        """Sees the step's agreed slopes, behind all of its parts."""
-        ...
 
 
 def philox(counter: tuple[Tensor | int, ...], key: tuple[Tensor | int, Tensor | int]) -> tuple[Tensor, ...]:
@@ -164,20 +139,9 @@ class Pack:
         law: Law,
         device: torch.device,
         scales: Sequence[float] | None = None,
-        aim: Aim | None = None,
     ) -> Tensor:
-        """(len(seeds), width) float32, reshaped by `aim`, times `scales`. Gaps hold noise.
-
-        Without an aim, values depend on (seed, name, index) alone.
-        """
-        counters = _counters(self.segments, VALUES_PER_BLOCK[law], device)
-        if aim is None:
-            return _values(seeds, *counters, law, scales)
-        values = _values(seeds, *counters, law)
-        for segment in self.segments:
-            own = values[:, segment.place : segment.place + segment.stop - segment.start]
-            aim.reshape(segment.name, slice(segment.start, segment.stop), seeds, own)
-        return values if scales is None else values.mul_(values.new_tensor(scales).unsqueeze(1))
+        """(len(seeds), width) float32, a function of (seed, name, index) alone, times `scales`. Gaps hold noise."""
+        return _values(seeds, *_counters(self.segments, VALUES_PER_BLOCK[law], device), law, scales)
 
 
 ALIGNMENT = 128
@@ -236,19 +200,15 @@ def _blocks(segment: Segment, per_block: int, device: torch.device) -> Tensor:
     return torch.arange(first, first + count, dtype=torch.int64, device=device)
 
 
-def direction_of(seed: int, name: str, parameter: Tensor, *, law: Law = "rademacher", aim: Aim | None = None) -> Tensor:
+def direction_of(seed: int, name: str, parameter: Tensor, *, law: Law = "rademacher") -> Tensor:
     """The whole direction of one parameter, in its shape, dtype and place."""
-    return directions_of([seed], name, parameter, law=law, aim=aim)[0]
+    return directions_of([seed], name, parameter, law=law)[0]
 
 
-def directions_of(
-    seeds: Sequence[int], name: str, parameter: Tensor, *, law: Law = "rademacher", aim: Aim | None = None
-) -> Tensor:
+def directions_of(seeds: Sequence[int], name: str, parameter: Tensor, *, law: Law = "rademacher") -> Tensor:
     """(len(seeds), …): the whole direction of one parameter for each seed, in its dtype and place."""
     pieces = [
-        pack.directions(seeds, law=law, device=parameter.device, aim=aim)[
-            :, : pack.segments[0].stop - pack.segments[0].start
-        ]
+        pack.directions(seeds, law=law, device=parameter.device)[:, : pack.segments[0].stop - pack.segments[0].start]
         for pack in packs(((name, parameter.numel()),))
     ]
     if not pieces:
@@ -256,9 +216,7 @@ def directions_of(
     return torch.cat(pieces, dim=1).view(len(seeds), *parameter.shape).to(parameter.dtype)
 
 
-def direction_rows(
-    seed: int, name: str, rows: Tensor, width: int, *, law: Law = "rademacher", aim: Aim | None = None
-) -> Tensor:
+def direction_rows(seed: int, name: str, rows: Tensor, width: int, *, law: Law = "rademacher") -> Tensor:
     """Chosen rows of the direction of a (·, `width`) parameter: (len(rows), width) float32.
 
     Only the blocks that these rows touch are generated, so an embedding table costs what its batch uses.
@@ -272,8 +230,4 @@ def direction_rows(
     blocks = start // per_block + span
     values = _values([seed], blocks.flatten(), *_name_words(name), law).view(len(rows), -1)
     columns = torch.arange(width, device=rows.device)
-    chosen = values[:, :width] if width % per_block == 0 else values.gather(1, start % per_block + columns)
-    if aim is not None:
-        chosen = chosen.contiguous()
-        aim.reshape(name, (start + columns).flatten(), [seed], chosen.view(1, -1))
-    return chosen
+    return values[:, :width] if width % per_block == 0 else values.gather(1, start % per_block + columns)

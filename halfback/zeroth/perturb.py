@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from halfback.errors import UserError
-from halfback.zeroth.directions import Aim, Law, Pack, Segment, direction_rows, directions_of, layout_of, packs
+from halfback.zeroth.directions import Law, Pack, Segment, direction_rows, directions_of, layout_of, packs
 
 Substitute = Callable[[str, Tensor, Tensor | None], Tensor]
 _Own = list[tuple[nn.Module, str, nn.Parameter]]  # holder, attribute, parameter
@@ -110,7 +110,6 @@ def perturbed(
     radius: float,
     *,
     law: Law = "rademacher",
-    aim: Aim | None = None,
 ) -> AbstractContextManager[None]:
     """A context in which `module` runs with θ + `radius`·u; a negative radius probes the other side.
 
@@ -126,14 +125,14 @@ def perturbed(
 
     def add_direction(name: str, parameter: Tensor, rows: Tensor | None) -> Tensor:
         if rows is not None:
-            direction = direction_rows(seed, name, rows, parameter.shape[1], law=law, aim=aim)
+            direction = direction_rows(seed, name, rows, parameter.shape[1], law=law)
             return parameter.detach().index_select(0, rows).add_(direction.to(parameter.dtype).mul_(radius))
         scratch = torch.empty_like(parameter, memory_format=torch.contiguous_format)
         flat, old = scratch.view(-1), parameter.detach().reshape(-1)
         for pack, segment in pieces[name]:
             if pack not in made:
                 made.clear()
-                made[pack] = pack.directions([seed], law=law, device=flat.device, scales=scales, aim=aim)[0]
+                made[pack] = pack.directions([seed], law=law, device=flat.device, scales=scales)[0]
             step = made[pack][segment.place : segment.place + segment.stop - segment.start]
             if scales is None:
                 step = step.to(flat.dtype) * radius
@@ -151,7 +150,6 @@ def perturbed_rows(
     radius: float,
     *,
     law: Law = "rademacher",
-    aim: Aim | None = None,
 ) -> Iterator[None]:
     """A context in which row i of a batch sees θ + `radius`·u of seed i, in one pass of the whole batch.
 
@@ -162,7 +160,7 @@ def perturbed_rows(
     names = {id(parameter): name for name, parameter in parameters.items()}
     wrapped = []
     for child, own in _owners(module, names):
-        child.forward = partial(_row_by_row, child.forward, own, names, tuple(seeds), radius, law, aim)
+        child.forward = partial(_row_by_row, child.forward, own, names, tuple(seeds), radius, law)
         wrapped.append(child)
     try:
         yield
@@ -196,12 +194,11 @@ def _row_by_row(
     seeds: tuple[int, ...],
     radius: float,
     law: Law,
-    aim: Aim | None,
     *args: Any,
     **kwargs: Any,
 ) -> Any:
     """A module's forward pass, with weights of its own for each row of the batch."""
-    moved = [p.detach() + radius * directions_of(seeds, names[id(p)], p, law=law, aim=aim) for *_, p in own]
+    moved = [p.detach() + radius * directions_of(seeds, names[id(p)], p, law=law) for *_, p in own]
     leaves, structure = tree_flatten((args, kwargs))
     # Some models make (B · T, H) of (B, T, H) before a layer: then a row of the batch is T rows of that.
     batched = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) % len(seeds) == 0 for leaf in leaves]

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from halfback.errors import PeerError
-from halfback.zeroth.directions import PACK_WIDTH, Aim, Law, Pack, layout_of, packs
+from halfback.zeroth.directions import PACK_WIDTH, Law, Pack, layout_of, packs
 
 SeedOf = Callable[[int, int], int]
 Schedule = Callable[[int], float]
-MakeAim = Callable[[Mapping[str, Tensor]], Aim]
 
 
 def constant(step: int) -> float:
@@ -55,13 +54,9 @@ class UpdateRule:
         """Names of the state tensors that one parameter needs."""
         return {"sgd": (), "momentum": ("velocity",), "adamw": ("mean", "square"), "sign": ()}[self.optimizer]
 
-    def coefficients(self, slopes: Sequence[float], dimension: int, norm: float | None = None) -> list[float]:
-        """What each direction is multiplied by: (P,) slopes → (P,) coefficients of ĝ.
-
-        `norm`: ‖Σ_p slopes_p u_p‖ / √d, where it is not that of orthogonal directions.
-        """
-        if norm is None:
-            norm = math.sqrt(math.fsum(slope * slope for slope in slopes))
+    def coefficients(self, slopes: Sequence[float], dimension: int) -> list[float]:
+        """What each direction is multiplied by: (P,) slopes → (P,) coefficients of ĝ."""
+        norm = math.sqrt(math.fsum(slope * slope for slope in slopes))
         if self.normalize:
             return [slope / norm if norm > 0 else 0.0 for slope in slopes]
         scale = 1 / len(slopes)
@@ -93,8 +88,6 @@ class Replica:
             A group may be one of which this replica has no parameter: a device with fewer blocks than others.
         exact: names of the parameters whose gradient is agreed on as it is, and not along directions; a row ends with
             their gradients, which are the slopes along the coordinate axes.
-        aim: what reshapes the directions; its state moves with each step, so steps are then replayed one after another.
-        average: share that the running mean of θ keeps in a step; None for no mean.
     """
 
     def __init__(
@@ -107,13 +100,11 @@ class Replica:
         schedule: Schedule = constant,
         groups: Sequence[Sequence[str]] | None = None,
         exact: Sequence[str] = (),
-        make_aim: MakeAim | None = None,
-        average: float | None = None,
         own_pace: bool = False,
     ) -> None:
         """`seed_of(row, p)` is the seed of direction p of a row, `schedule(step)` the learning rate's factor by step.
 
-        By default all parameters that are not `exact` share their slopes. `make_aim` takes those with slopes.
+        By default all parameters that are not `exact` share their slopes.
         """
         self.parameters = dict(parameters)
         self.rule = rule
@@ -130,19 +121,10 @@ class Replica:
             moment: {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.parameters.items()}
             for moment in rule.moments()
         }
-        if make_aim is not None and len(self.groups) > 1:
-            raise ValueError("an aim needs all parameters to share their slopes")
-        self.make_aim = make_aim
-        self.aim = None if make_aim is None else make_aim({name: self.parameters[name] for name in along})
-        if self.aim is not None:
-            self.moments |= self.aim.moments()
-        self.average = average
-        if average is not None:
-            self.moments["average"] = {name: p.detach().float().clone() for name, p in self.parameters.items()}
 
     def alike(self, parameters: Mapping[str, Tensor], **changes: Any) -> "Replica":
         """Another one at its start, of these parameters, with the same settings but for `changes`."""
-        names = ("rule", "seed_of", "law", "schedule", "groups", "exact", "make_aim", "average", "own_pace")
+        names = ("rule", "seed_of", "law", "schedule", "groups", "exact", "own_pace")
         return Replica(parameters, **({name: getattr(self, name) for name in names} | changes))
 
     def seeds(self, directions: int, *, step: int | None = None) -> list[int]:
@@ -208,8 +190,6 @@ class Replica:
     def take_state(self, first: int, slopes: Tensor, exact: Sequence[Tensor]) -> None:
         """Takes steps as `replay` does, from the slopes (steps, groups · P) alone: `exact` is the rest behind the last.
 
-        A running mean lacks what these steps made of the exact parameters: it is for who replays them all.
-
         Raises:
             PeerError: steps in between are missing.
         """
@@ -225,10 +205,6 @@ class Replica:
     def _replay_measured(self, rows: Tensor, steps: Sequence[int]) -> None:
         """The groups' steps, from their slopes (steps, groups · P)."""
         directions = rows.shape[1] // len(self.groups)
-        if self.aim is not None:
-            for place, row in enumerate(rows.tolist()):
-                self._replay_aimed(self.aim, self.position + place, row, steps[place])
-            return
         seeds = [self.seed_of(self.position + i, p) for i in range(len(rows)) for p in range(directions)]
         for names, of_group in zip(self.groups, rows.split(directions, dim=1), strict=True):
             own = {name: self.parameters[name] for name in names if name in self.parameters}
@@ -237,21 +213,6 @@ class Replica:
             for pack in _packs(own):
                 device = own[pack.segments[0].name].device
                 self._replay_pack(pack, self._estimates(pack, coefficients, seeds, device), steps)
-
-    def _replay_aimed(self, aim: Aim, number: int, slopes: list[float], step: int) -> None:
-        """One row's move of the parameters with slopes, along directions that depend on the rows before."""
-        own = {name: self.parameters[name] for names in self.groups for name in names}
-        seeds = self.seeds(len(slopes), step=number)
-        dimension = sum(parameter.numel() for parameter in own.values())
-        coefficients = self.rule.coefficients(slopes, dimension, aim.length(seeds, slopes))
-        for pack in _packs(own):
-            device = own[pack.segments[0].name].device
-            (gradient,) = self._estimates(pack, [coefficients], seeds, device)
-            for segment in pack.segments:
-                estimate = gradient[segment.place : segment.place + segment.stop - segment.start]
-                aim.learn_part(segment.name, slice(segment.start, segment.stop), estimate, coefficients)
-            self._replay_pack(pack, iter([gradient]), [step], first=number)
-        aim.learn(seeds, slopes, coefficients)
 
     def _replay_given(self, rows: Tensor, steps: Sequence[int]) -> None:
         """The steps of the parameters whose gradients are known, (steps, values)."""
@@ -264,15 +225,6 @@ class Replica:
             of_rows = ({name: rows[i] for name, rows in gradients.items()} for i in range(len(rows)))
             placed = (_gather(row, pack, device) for row in of_rows)
             self._replay_pack(pack, (values * scale for values, scale in zip(placed, scales, strict=True)), steps)
-
-    def averaged(self) -> Mapping[str, Tensor]:
-        """θ for whoever uses it: its running mean, or θ as it is where there is none."""
-        if self.average is None:
-            return self.parameters
-        return {
-            name: nn.Parameter(self.moments["average"][name].to(parameter.dtype), requires_grad=parameter.requires_grad)
-            for name, parameter in self.parameters.items()
-        }
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -289,27 +241,22 @@ class Replica:
                         tensor.copy_(before[name])
             self.position = position
 
-    def _replay_pack(
-        self, pack: Pack, gradients: Iterator[Tensor], steps: Sequence[int], *, first: int | None = None
-    ) -> None:
-        """Takes a pack's rows, from `first` or the next one on, on `gradients`, (width,) float32 each: used up."""
+    def _replay_pack(self, pack: Pack, gradients: Iterator[Tensor], steps: Sequence[int]) -> None:
+        """Takes a pack's next rows on `gradients`, (width,) float32 each: used up."""
         dtype = self.parameters[pack.segments[0].name].dtype
         device = self.parameters[pack.segments[0].name].device
         values = _gather(self.parameters, pack, device)
-        kept = [*self.rule.moments(), *(["average"] if self.average is not None else [])]
-        moments = [_gather(self.moments[moment], pack, device) for moment in kept]
-        count = self.position if first is None else first
+        moments = [_gather(by_name, pack, device) for by_name in self.moments.values()]
+        count = self.position
         for step in steps:
             gradient, count = next(gradients), count + 1
             self._step(values, gradient, moments, count, self.rule.lr * self.schedule(step))
             del gradient  # before the next step's directions are made (`zip` or `enumerate` would keep it)
             if dtype != torch.float32:  # as a client that takes one step at a time does
                 values.copy_(values.to(dtype))
-            if self.average is not None:
-                moments[-1].mul_(self.average).add_(values * (1 - self.average))
         _scatter(values, self.parameters, pack)
-        for moment, changed in zip(kept, moments, strict=True):
-            _scatter(changed, self.moments[moment], pack)
+        for by_name, changed in zip(self.moments.values(), moments, strict=True):
+            _scatter(changed, by_name, pack)
 
     def _estimates(
         self, pack: Pack, coefficients: list[list[float]], seeds: list[int], device: torch.device
@@ -337,7 +284,7 @@ class Replica:
             own = seeds[step * len(row) : (step + 1) * len(row)]
             for begin in range(0, len(row), at_once):
                 chosen = slice(begin, begin + at_once)
-                yield from pack.directions(own[chosen], law=self.law, device=device, scales=row[chosen], aim=self.aim)
+                yield from pack.directions(own[chosen], law=self.law, device=device, scales=row[chosen])
 
     def _step(self, values: Tensor, gradient: Tensor, moments: list[Tensor], count: int, lr: float) -> None:
         """One optimiser step on a pack, in float32 and in place; `gradient` is used up. `count`: rows with this one.
@@ -352,10 +299,10 @@ class Replica:
             step = gradient if rule.optimizer == "sgd" else gradient.sign_()
             values.sub_(step.mul_(lr))
         elif rule.optimizer == "momentum":
-            velocity = moments[0]
+            (velocity,) = moments
             values.sub_(velocity.mul_(rule.momentum).add_(gradient) * lr)
         else:
-            mean, square = moments[:2]
+            mean, square = moments
             beta1, beta2 = rule.betas
             mean.mul_(beta1).add_(gradient * (1 - beta1))
             square.mul_(beta2).add_(gradient.square_().mul_(1 - beta2))

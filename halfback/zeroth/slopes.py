@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from halfback.errors import UserError
-from halfback.zeroth.directions import Aim, Law, direction_of, direction_rows
+from halfback.zeroth.directions import Law, direction_of, direction_rows
 from halfback.zeroth.perturb import perturbed, perturbed_rows, substituted
 
 Estimator = Literal["forward", "central", "forward_ad"]
@@ -35,7 +35,6 @@ def estimate_slopes(
     radius: float,
     estimator: Estimator = "forward",
     law: Law = "rademacher",
-    aim: Aim | None = None,
     clip: float | None = None,
 ) -> Tensor:
     """One slope a seed: (len(seeds),) float64.
@@ -45,19 +44,19 @@ def estimate_slopes(
         parameters: name → parameter of `module` that directions move.
         cotangent: λ, the gradient of the loss with respect to the result (a one for a loss).
         base: ⟨λ, z(θ)⟩ of the unperturbed result, row by row (`inner`); only ``forward`` reads it.
-        law, aim: of the directions.
+        law: of the directions.
         radius: μ; ``forward_ad`` ignores it.
         clip: bound on the size of each row's slope of its own loss, whose mean the slope is; None for no bound.
     """
 
     def slope(seed: int) -> Tensor:
         if estimator == "forward_ad":
-            return inner(cotangent, _tangent(run, module, parameters, seed, law, aim, like=cotangent))
-        with perturbed(module, parameters, seed, radius, law=law, aim=aim):
+            return inner(cotangent, _tangent(run, module, parameters, seed, law, like=cotangent))
+        with perturbed(module, parameters, seed, radius, law=law):
             ahead = inner(cotangent, run())
         if estimator == "forward":
             return (ahead - base) / radius
-        with perturbed(module, parameters, seed, -radius, law=law, aim=aim):
+        with perturbed(module, parameters, seed, -radius, law=law):
             behind = inner(cotangent, run())
         return (ahead - behind) / (2 * radius)
 
@@ -78,7 +77,6 @@ def estimate_sample_slopes(
     radius: float,
     estimator: Literal["forward", "central"] = "forward",
     law: Law = "rademacher",
-    aim: Aim | None = None,
     clip: float | None = None,
 ) -> Tensor:
     """Each sample's part of the slope along directions of its own, (B, P) float64, in P passes of the whole batch.
@@ -91,7 +89,7 @@ def estimate_sample_slopes(
     """
 
     def at(moved: float, place: int) -> Tensor:
-        with perturbed_rows(module, parameters, [row[place] for row in seeds], moved, law=law, aim=aim):
+        with perturbed_rows(module, parameters, [row[place] for row in seeds], moved, law=law):
             return inner(cotangent, run())
 
     def slope(place: int) -> Tensor:
@@ -136,14 +134,13 @@ def _tangent(
     parameters: Mapping[str, Tensor],
     seed: int,
     law: Law,
-    aim: Aim | None,
     *,
     like: Tensor,
 ) -> Tensor:
     def dual(name: str, parameter: Tensor, rows: Tensor | None) -> Tensor:
         if rows is None:
-            return forward_ad.make_dual(parameter.detach(), direction_of(seed, name, parameter, law=law, aim=aim))
-        tangent = direction_rows(seed, name, rows, parameter.shape[1], law=law, aim=aim).to(parameter.dtype)
+            return forward_ad.make_dual(parameter.detach(), direction_of(seed, name, parameter, law=law))
+        tangent = direction_rows(seed, name, rows, parameter.shape[1], law=law).to(parameter.dtype)
         return forward_ad.make_dual(parameter.detach().index_select(0, rows), tangent)
 
     # The fused attention kernels have no forward-mode rule; the written-out one has.
