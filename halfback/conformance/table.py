@@ -118,18 +118,6 @@ ROWS: dict[str, Row] = {
         learns={"clients": 3},
         brief=True,
     ),
-    "ho_sfl-client": Row(
-        "ho_sfl",
-        formulas.ho_sfl,
-        {"algorithm.directions": 2, "algorithm.directions_per": "client", "bottom.optimizer": "sign"},
-        learns={"bottom.lr": 1e-3},
-        brief=True,
-    ),
-    "ho_sfl-sample": Row(
-        "ho_sfl",
-        formulas.ho_sfl,
-        {"algorithm.directions": 2, "algorithm.directions_per": "sample", "bottom.clip": 1.0, **_REPLAYED},
-    ),
     "ho_sfl-exact": Row(
         "ho_sfl",
         formulas.ho_sfl,
@@ -142,28 +130,12 @@ ROWS: dict[str, Row] = {
         learns={"bottom.lr": 1e-3},
         brief=True,
     ),
-    "ho_sfl-exact-sample": Row(
-        "ho_sfl",
-        formulas.ho_sfl,
-        {
-            "model.cut": 2,
-            "algorithm.directions": 1,
-            "algorithm.directions_per": "sample",
-            "algorithm.exact_blocks": 1,
-            "algorithm.estimator": "central",
-            "algorithm.clip_samples": 5.0,
-            "bottom.optimizer": "momentum",
-        },
-        learns={"bottom.lr": 1e-3},
-        brief=True,
-    ),
     "ho_sfl-blocks": Row(
         "ho_sfl",
         formulas.ho_sfl,
         {
             "model.cut": 2,
             "algorithm.directions": 2,
-            "algorithm.directions_per": "sample",
             "algorithm.exact_blocks": 1,
             "bottom.aim": "blocks",
             **_REPLAYED,
@@ -178,7 +150,7 @@ ROWS: dict[str, Row] = {
     "ho_sfl-curvature": Row(
         "ho_sfl",
         formulas.ho_sfl,
-        {"algorithm.directions": 4, "algorithm.directions_rise": 5, "bottom.aim": "curvature", "bottom.clip": 1.0},
+        {"algorithm.directions": 4, "bottom.aim": "curvature", "bottom.clip": 1.0},
         learns={"bottom.lr": 1e-3},
         brief=True,
     ),
@@ -287,13 +259,7 @@ ROWS: dict[str, Row] = {
     "ho_sfl-u-exact": Row(
         "ho_sfl",
         u_shaped(formulas.ho_sfl),
-        {
-            "model.head": 0,
-            "model.cut": 2,
-            "algorithm.directions_per": "client",
-            "algorithm.exact_blocks": 1,
-            **_REPLAYED,
-        },
+        {"model.head": 0, "model.cut": 2, "algorithm.exact_blocks": 1, **_REPLAYED},
         brief=True,
     ),
     "split_lora-u": Row(

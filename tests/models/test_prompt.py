@@ -10,7 +10,6 @@ from torch import Tensor
 from halfback.errors import UserError
 from halfback.models.adapters import Lora, export, set_trainable, trainable
 from halfback.models.cut import CutModel, cut, recut
-from halfback.zeroth.perturb import perturbed, perturbed_rows
 
 NAMES = [name for name in CONFIGS if name != "vit"]
 Inputs = Callable[[str], dict[str, Tensor]]
@@ -86,19 +85,6 @@ def test_where_it_starts_and_what_is_trained() -> None:
     assert torch.equal(start, trainable(_prompted("bert").bottom)["prompt.weight"])
     with pytest.raises(UserError, match="all devices need the same one"):
         recut(model, 1)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", NAMES)
-def test_probes_of_rows_are_those_one_by_one(name: str, inputs_of: Inputs) -> None:
-    inputs, bottom = inputs_of(name), _prompted(name).bottom
-    theta, seeds = trainable(bottom), [5, 6, 7]
-    with perturbed_rows(bottom, theta, seeds, 0.1):
-        together = bottom(inputs)
-    for row, seed in enumerate(seeds):
-        with perturbed(bottom, theta, seed, 0.1):
-            alone = bottom(inputs)[row]
-        torch.testing.assert_close(together[row], alone, rtol=1e-5, atol=1e-6)
 
 
 def test_images_have_no_prompt() -> None:
