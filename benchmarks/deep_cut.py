@@ -24,7 +24,6 @@ from halfback.telemetry.records import read_records, read_summary
 
 FROZEN, FIRST = "frozen bottom", "first order"
 FEW = {"bottom.train": "lora_b"}
-SAMPLE = {"algorithm.directions_per": "sample", "algorithm.directions": 8}
 KINDS = ("lora_b", "bias", "ia3", "norm")
 COLOURS = {"forward passes alone": "C0", "backward pass of one block": "C2", "backpropagation": "C3"}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -34,18 +33,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "HO-SFL, the paper's": {},
     "normalised": {"bottom.normalize": True, "bottom.optimizer": "sgd"},
     "sign": {"bottom.optimizer": "sign"},
-    "per client": {"algorithm.directions_per": "client"},
-    "per sample": {"algorithm.directions_per": "sample"},
-    "per sample, P=8": SAMPLE,
     "momentum": {"bottom.optimizer": "momentum", "bottom.normalize": True},
-    "P from 1 to 3": {"algorithm.directions": 3, "algorithm.directions_rise": 200},
     **{kind: {"bottom.train": kind} for kind in KINDS},
-    "lora_b, per sample, P=8": FEW | SAMPLE,
     **{f"exact {n}": {"algorithm.exact_blocks": n} for n in (1, 2, 3, 4)},
     **{f"exact {n}, P=0": {"algorithm.exact_blocks": n, "algorithm.directions": 0} for n in (1, 2, 3, 4, 6)},
     **{f"lora_b, exact {n}": FEW | {"algorithm.exact_blocks": n} for n in (1, 2, 3, 4, 8)},
     **{f"lora_b, exact {n}, P=0": FEW | {"algorithm.exact_blocks": n, "algorithm.directions": 0} for n in (1, 2, 3, 4)},
-    "lora_b, exact 2, per sample": FEW | {"algorithm.exact_blocks": 2, "algorithm.directions_per": "sample"},
     **{f"ia3, exact {n}": {"bottom.train": "ia3", "algorithm.exact_blocks": n} for n in (2, 4)},
     **{f"first order, {kind}": {"algorithm.name": "split_lora", "bottom.train": kind} for kind in KINDS},
 }

@@ -81,23 +81,6 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["algorithm.directions=-1", "algorithm.exact_blocks=1", "model.cut=2"],
         ["algorithm.directions=-1", "0 or more"],
     ),
-    "directions-per": (["algorithm.directions_per=row"], ["algorithm.directions_per='row'", "'cohort'", "'sample'"]),
-    "directions-per-sample-forward-ad": (
-        ["algorithm.directions_per=sample", "algorithm.estimator=forward_ad"],
-        ["algorithm.estimator=forward_ad", "forward and central are allowed"],
-    ),
-    "directions-per-client-robust": (
-        ["algorithm.directions_per=client", "robust.name=median", "sampled_clients=3"],
-        ["robust.name=median", "algorithm.directions_per=client gives each its own"],
-    ),
-    "directions-rise-negative": (
-        ["algorithm.directions_rise=-1"],
-        ["algorithm.directions_rise=-1", "0 or more is allowed"],
-    ),
-    "directions-rise-of-one": (
-        ["algorithm.directions_rise=5", "algorithm.directions=1"],
-        ["algorithm.directions_rise=5", "0, with algorithm.directions=1, is allowed"],
-    ),
     "exact-blocks-negative": (["algorithm.exact_blocks=-1"], ["algorithm.exact_blocks=-1", "0 or more"]),
     "exact-blocks-all": (
         ["algorithm.exact_blocks=2", "model.cut=2"],

@@ -33,7 +33,7 @@ def recipe(tmp_path: Path) -> str:
 
 
 HO_SFL = {"directions": 5, "radius": None, "estimator": "forward", "clip_samples": None}
-HO_SFL |= {"directions_per": "cohort", "exact_blocks": 0, "directions_rise": 0, "aggregation": "uniform"}
+HO_SFL |= {"exact_blocks": 0, "aggregation": "uniform"}
 
 
 @pytest.mark.parametrize("name", config.recipes())

@@ -184,7 +184,7 @@ def test_a_client_elsewhere_is_not_continued_over_other_rows(tmp_path: Path) -> 
     """Its state on the site's disk says what it is of."""
     machine = small.built(small.images("ho_sfl")).simulation
     same, one, two = {"task.train": "1", "model.name": "1"}, 16 * "1", 16 * "2"
-    turn = {"first": 0, "steps": 1, "cursor": 0, "seat": 0, "measure": False}
+    turn = {"first": 0, "steps": 1, "cursor": 0, "measure": False}
     before = Device(machine, 0, tmp_path, about=same)
     assert "said" in before.answer(Open(lineage=one, ancestry=(), round=0, **turn), b"").header
     assert "saved" in before.answer(Save(lineage=one, rounds=1), b"").header

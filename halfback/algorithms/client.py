@@ -9,7 +9,6 @@ from torch import Tensor
 from halfback.algorithms.holdings import Batch, BatchSource, Head, Local, Round
 from halfback.models.cut import Bottom
 from halfback.zeroth.replay import Replica, Schedule, constant
-from halfback.zeroth.sharing import Sharing
 
 
 @dataclass
@@ -23,7 +22,6 @@ class Client:
         hidden_dtype: the dtype of activations.
         position: agreed rows of slopes that this client has replayed.
         groups: the groups of θ that this client measures, by their place in `replica.groups`; None for all.
-        sharing: who measures which directions; `seat`: this client's place in the cohort of the round.
         optimizer: for clients that backpropagate.
         clip: bound on the gradient norm, for clients that backpropagate.
         schedule: step of the run → factor of the learning rate, for clients that backpropagate.
@@ -39,8 +37,6 @@ class Client:
     hidden_dtype: torch.dtype = torch.float32
     position: int = 0
     groups: Sequence[int] | None = None
-    sharing: Sharing = Sharing()
-    seat: int = 0
     cursor: int = 0
     optimizer: torch.optim.Optimizer | None = None
     clip: float | None = None
@@ -59,10 +55,6 @@ class Client:
     def exact(self) -> Mapping[str, Tensor]:
         """The parameters whose gradient this client takes exactly."""
         return {name: self.replica.parameters[name] for name in self.replica.exact}
-
-    def seeds(self, directions: int) -> list[int]:
-        """The seeds of this client's own directions of the next step: P, or P for each row of a batch in turn."""
-        return self.replica.seeds(self.sharing.of_cohort(directions))[self.sharing.place(self.seat, directions)]
 
     def batches(self, round: Round) -> Iterator[Batch]:
         """The batches of this round, in the client's own order."""

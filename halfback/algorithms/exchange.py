@@ -100,29 +100,27 @@ def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int)
     """v̄ = the mean over the cohort, by shares, or what the setting `robust` takes in its place: (P,) float32.
 
     Where θ has groups, (groups · P,): for each that of the clients that measured it, zeros where none did **(ours)**.
-    Where clients have directions of their own, each one's slopes stand at its seat. Exact gradients come behind.
+    Exact gradients come behind.
 
     Raises:
         PeerError: a client's slopes belong to another step or are not P floats.
         Diverged: a slope is not finite.
     """
-    sharing, exact = server.sharing, server.replica.width(0)
-    own = sharing.of_client(directions)
+    exact = server.replica.width(0)
     for client, message in messages.items():
-        check_slopes(server, client, message, own + exact)
+        check_slopes(server, client, message, directions + exact)
     means = []
-    for place in range(len(server.replica.groups)) if own else ():
+    for place in range(len(server.replica.groups)) if directions else ():
         measured = {
-            client: m.values[:own] for client, m in messages.items() if place in server.groups.get(client, (place,))
+            client: m.values[:directions]
+            for client, m in messages.items()
+            if place in server.groups.get(client, (place,))
         }
-        if not measured:
-            means.append(torch.zeros_like(next(iter(messages.values())).values[:own]).repeat(sharing.seats))
-        elif sharing.seats == 1:
+        if measured:
             means.append(server.robust.agreed(torch.stack(list(measured.values())), server.shares(measured)))
         else:
-            of_seats = {server.seats[client]: slopes for client, slopes in measured.items()}
-            means.append(sharing.spread(of_seats, server.shares(measured)))
+            means.append(torch.zeros_like(next(iter(messages.values())).values[:directions]))
     if exact:
-        given = torch.stack([m.values[own:] for m in messages.values()])
+        given = torch.stack([m.values[directions:] for m in messages.values()])
         means.append(server.robust.agreed(given, server.shares(messages)))
     return torch.cat(means)

@@ -29,7 +29,7 @@ from halfback.algorithms.holdings import Batch, Head
 from halfback.algorithms.replies import cut_gradient, received
 from halfback.errors import Diverged
 from halfback.wire.messages import HeadGradient, Message, MiddleActivations
-from halfback.zeroth.slopes import Estimator, default_radius, estimate_sample_slopes, estimate_slopes
+from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes
 
 _ROWS = 8  # taken at once; one where each token has logits, which are then larger than all else of a row together
 
@@ -69,43 +69,27 @@ def feedback_slopes(
     base: Tensor,
     seeds: Sequence[int],
     *,
-    measured: int | None = None,
     radius: float | None,
     estimator: Estimator,
     clip_samples: float | None,
 ) -> Tensor:
     """How ⟨λ, z⟩ changes along each seed's direction, by forward passes: (seeds,) float32.
 
-    `gradient` is λ and `base` ⟨λ, z⟩ row by row, so that a caller need not keep z while the device probes. Where each
-    row of a batch has directions of its own, `seeds` are theirs in turn, for as many rows as a batch has at most, and a
-    slope is that of its row's loss alone; zeros for the rows that this batch has not. Of P directions only the first
-    `measured` are probed, if given: zeros for the others, and the mean over P is that over these.
+    `gradient` is λ and `base` ⟨λ, z⟩ row by row, so that a caller need not keep z while the device probes.
     """
-    settings: dict[str, Any] = {
-        "cotangent": gradient,
-        "base": base,
-        "radius": radius or default_radius(client.measured, gradient.dtype),
-        "estimator": estimator,
-        "law": client.replica.law,
-        "clip": clip_samples,
-    }
-    most = client.sharing.rows
-
-    def run() -> Tensor:
-        return client.bottom(batch.inputs)
-
-    each = len(seeds) // most
-    probed = each if measured is None else measured
-    slopes = torch.zeros(most, each, device=gradient.device)
-    if most == 1 or not seeds:
-        found = estimate_slopes(run, client.bottom, client.measured, seeds=seeds[:probed], **settings)
-        slopes[0, :probed] = found
-    else:
-        of_rows = [seeds[row * each : row * each + probed] for row in range(len(gradient))]
-        found = estimate_sample_slopes(run, client.bottom, client.measured, seeds=of_rows, **settings)
-        # λ is that of a mean over the batch: the mean over rows of a row's own slope is the sum of what is found here.
-        slopes[: len(gradient), :probed] = most * found
-    return slopes.flatten() * (each / max(probed, 1))
+    measured = client.measured
+    return estimate_slopes(
+        lambda: client.bottom(batch.inputs),
+        client.bottom,
+        measured,
+        gradient,
+        base,
+        seeds,
+        radius=radius or default_radius(measured, gradient.dtype),
+        estimator=estimator,
+        law=client.replica.law,
+        clip=clip_samples,
+    ).float()
 
 
 def head_gradient(head: Head, batch: Batch, answer: MiddleActivations) -> HeadGradient:

@@ -13,8 +13,8 @@ changes along P seeded directions, and only these P slopes are averaged. One ste
 Ours, because the paper leaves it open: a client that was away replays the steps it missed, in order, with the
 optimiser's moments it kept; the slope is divided by μ before it is sent, so that it means the same for every estimator.
 With a cut for each client (`model.cut` a list) u_p in step 4 has the client's own coordinates, and step 5 averages
-over those who have them. The clients of a cohort, or their samples, may have directions of their own (`sharing`), and
-the last blocks of a device may take their gradients exactly (`exact`); these are sent, averaged and replayed as slopes.
+over those who have them. The last blocks of a device may take their gradients exactly (`exact`); these are sent,
+averaged and replayed as slopes.
 """
 
 from collections.abc import Generator, Mapping
@@ -27,7 +27,7 @@ from halfback.algorithms.client import Client
 from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, unexpected
 from halfback.algorithms.feedback import feedback, feedback_slopes
 from halfback.algorithms.holdings import Batch, Round
-from halfback.algorithms.options import check_probes, check_rise, check_sharing, risen
+from halfback.algorithms.options import check_count, check_probes
 from halfback.algorithms.passes import middle_activations
 from halfback.algorithms.protocol import Conversation, Traits
 from halfback.algorithms.replies import catch_up, take_agreed
@@ -36,7 +36,6 @@ from halfback.algorithms.shares import Aggregation
 from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.models.exact import entries, exact_gradient
 from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Slopes
-from halfback.zeroth.sharing import Per
 from halfback.zeroth.slopes import Estimator, inner
 
 
@@ -49,11 +48,8 @@ class HoSfl:
         radius: μ, the probe radius; None takes the measured default for the parameters' number and dtype.
         estimator: `forward` (the paper's), `central` or `forward_ad`.
         clip_samples: bound on the size of each sample's slope **(ours)**; None for no bound.
-        directions_per: who has P directions of its own: the whole `cohort` (the paper's), each `client`, or each
-            `sample` **(ours)**.
         exact_blocks: the last blocks of the device whose gradient it takes exactly, fewer than it has **(ours)**; with
             any, `directions` may be 0, and what is below them stays as it is.
-        directions_rise: steps over which the directions that a device measures rise to P **(ours)**; 0 for none.
         aggregation: of slopes and of the top's gradients: `uniform` (the paper's), or by `rows`.
     """
 
@@ -63,16 +59,13 @@ class HoSfl:
     radius: float | None = None
     estimator: Estimator = "forward"
     clip_samples: float | None = None
-    directions_per: Per = "cohort"
     exact_blocks: int = 0
-    directions_rise: int = 0
     aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         fewest, otherwise = (0, "") if self.exact_blocks else (1, ", or 0 with algorithm.exact_blocks")
         check_probes(self.directions, self.radius, self.clip_samples, fewest=fewest, otherwise=otherwise)
-        check_sharing(self.directions_per, self.estimator, self.exact_blocks)
-        check_rise(self.directions, self.directions_rise)
+        check_count("exact_blocks", self.exact_blocks, fewest=0)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward passes only, but for `exact_blocks`."""
@@ -93,8 +86,7 @@ class HoSfl:
             batch,
             gradient,
             base,
-            client.seeds(self.directions),
-            measured=risen(self.directions, self.directions_rise, client.position),
+            client.replica.seeds(self.directions),
             radius=self.radius,
             estimator=self.estimator,
             clip_samples=self.clip_samples,

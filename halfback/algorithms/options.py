@@ -28,41 +28,11 @@ def check_probes(
         raise UserError(f"algorithm.clip_samples={clip_samples:g}: a positive number is allowed, or null for no bound")
 
 
-def check_sharing(directions_per: str, estimator: str, exact_blocks: int) -> None:
-    """Refuses what can't be had together, or means nothing.
+def check_count(option: str, value: int, *, fewest: int = 1) -> None:
+    """Refuses a number of steps, batches or blocks that is too small.
 
     Raises:
         UserError: names the option and what is allowed.
     """
-    if exact_blocks < 0:
-        raise UserError(f"algorithm.exact_blocks={exact_blocks}: 0 or more are allowed")
-    if directions_per == "sample" and estimator == "forward_ad":
-        raise UserError(
-            "algorithm.estimator=forward_ad: with algorithm.directions_per=sample, forward and central are allowed"
-        )
-
-
-def check_rise(directions: int, steps: int) -> None:
-    """Refuses a rise of nothing.
-
-    Raises:
-        UserError: names the option and what is allowed.
-    """
-    if steps < 0 or (steps and directions < 2):
-        allowed = "0 or more" if directions > 1 else f"0, with algorithm.directions={directions},"
-        raise UserError(f"algorithm.directions_rise={steps}: {allowed} is allowed")
-
-
-def risen(directions: int, steps: int, step: int) -> int:
-    """Directions that are measured in a step, if their number rises over `steps` of them."""
-    return directions if step >= steps else -(-directions * (step + 1) // steps)
-
-
-def check_count(option: str, value: int) -> None:
-    """Refuses a number of steps or batches below one.
-
-    Raises:
-        UserError: names the option and what is allowed.
-    """
-    if value < 1:
-        raise UserError(f"algorithm.{option}={value}: 1 or more are allowed")
+    if value < fewest:
+        raise UserError(f"algorithm.{option}={value}: {fewest} or more are allowed")

@@ -106,7 +106,7 @@ def take_share(client: Client, reply: Any, directions: int) -> None:
 def take_agreed(client: Client, reply: Any, directions: int, *, steps: int = 1) -> None:
     """Replays the step, or the steps, that the cohort has just agreed on; raises as `catch_up` does."""
     agreed = received(reply, Slopes)
-    count = steps * client.replica.width(client.sharing.of_cohort(directions))
+    count = steps * client.replica.width(directions)
     if agreed.values.shape != (count,):
         raise PeerError(f"server: Slopes: slopes {tuple(agreed.values.shape)} came, ({count},) is allowed")
     _replay(client, "Slopes", agreed.step, agreed.values.view(steps, -1), directions)
@@ -114,7 +114,7 @@ def take_agreed(client: Client, reply: Any, directions: int, *, steps: int = 1) 
 
 def _take_state(client: Client, said: HistoryAndState, directions: int) -> None:
     rows, field = said.slopes, "server: HistoryAndState.tensors"
-    width = client.replica.width(client.sharing.of_cohort(directions)) - client.replica.width(0)
+    width = directions * len(client.replica.groups)
     _check_rows(client, "HistoryAndState", said.first, rows, width)
     check_tensors(field, said.tensors, client.replica.exact_state() if len(rows) else {})
     if not all(all_finite(tensor) for tensor in said.tensors):
@@ -125,7 +125,7 @@ def _take_state(client: Client, said: HistoryAndState, directions: int) -> None:
 def _replay(
     client: Client, kind: str, first: int, rows: Tensor, directions: int, steps: Sequence[int] | None = None
 ) -> None:
-    _check_rows(client, kind, first, rows, client.replica.width(client.sharing.of_cohort(directions)))
+    _check_rows(client, kind, first, rows, client.replica.width(directions))
     client.replay(first, rows, range(first, first + len(rows)) if steps is None else steps)
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from halfback.algorithms.holdings import Above, Boundary, Round
 from halfback.algorithms.robust import Robust
 from halfback.zeroth.replay import Replica, Schedule, constant
-from halfback.zeroth.sharing import Sharing
 
 
 @dataclass
@@ -32,7 +31,6 @@ class Server:
             step) of those from which both count on by one.
         above: by client, what is behind a cut that is not the deepest: blocks of θ, moved by replay alone, and the top.
         groups: the groups of θ that a client measures, by client, as in `Client.groups`; all for one that is not there.
-        sharing: as the clients'; `seats`: the clients' places in the cohort of the round.
         robust: how the slopes of a cohort become those of `history`.
         rows: by client, the training rows by which it counts in means; empty where all count alike.
         optimizer: first-order optimiser of the top; `clip` bounds its gradient norm, and `schedule` gives the factor of
@@ -63,8 +61,6 @@ class Server:
     settled: int = 0
     above: dict[int, Above] = field(default_factory=dict)
     groups: dict[int, Sequence[int]] = field(default_factory=dict)
-    sharing: Sharing = Sharing()
-    seats: dict[int, int] = field(default_factory=dict)
     robust: Robust = Robust()
     rows: dict[int, int] = field(default_factory=dict)
     optimizer: torch.optim.Optimizer | None = None

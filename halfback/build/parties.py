@@ -20,9 +20,7 @@ from halfback.models.adapters import trainable
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import Bottom, CutModel, Device
 from halfback.models.objectives import loss, terms
-from halfback.zeroth.perturb import check_rows
 from halfback.zeroth.seeds import seed_for
-from halfback.zeroth.sharing import Sharing
 from halfback.zeroth.slopes import check_radius, default_radius
 
 
@@ -65,9 +63,7 @@ def make_server(
                 f"{config.sampled_clients} measure a group of layers, and {robust.needed} are needed to tell who lies; "
                 "sample more, or use robust.name=none"
             )
-    sharing, exact = _sharing(config, algorithm), _exact(config, algorithm, model, theta)
-    if sharing.rows > 1:
-        check_rows(part, {name: parameter for name, parameter in theta.items() if name not in exact})
+    exact = _exact(config, algorithm, model, theta)
     server = Server(
         top=nn.Module() if traits.top == "none" else model.top,
         loss=partial(loss, task.objective),
@@ -83,7 +79,6 @@ def make_server(
         hidden_shape=hidden_shape,
         has_texts=has_texts,
         hidden_dtype=hidden_dtype,
-        sharing=sharing,
         robust=config.robust,
         head=head,
         auxiliary=part.head if traits.device == "auxiliary" and isinstance(part, Device) else None,
@@ -95,19 +90,6 @@ def make_server(
         server.make_optimizer = partial(make_optimizer, config.top)
         server.optimizer, server.clip = server.make_optimizer(list(top.values())), config.top.clip
     return server
-
-
-def _sharing(config: RunConfig, algorithm: Algorithm) -> Sharing:
-    """Who measures which of a step's directions."""
-    per = getattr(algorithm, "directions_per", "cohort")
-    if per == "cohort":
-        return Sharing()
-    if config.robust.name != "none":
-        raise UserError(
-            f"robust.name={config.robust.name}: it compares clients along the same directions, and "
-            f"algorithm.directions_per={per} gives each its own; use cohort, or robust.name=none"
-        )
-    return Sharing(config.sampled_clients, config.batch_size if per == "sample" else 1)
 
 
 def _exact(config: RunConfig, algorithm: Algorithm, model: CutModel, theta: Mapping[str, Tensor]) -> list[str]:

@@ -28,9 +28,7 @@ class Work:
     turns: bool  # whether the missed rows are numbered otherwise than the run's steps, since clients took turns
     ever: bool  # whether any step was agreed before this round; with none, nobody has said how many slopes a step has
     directions: int
-    sent: int  # slopes of one step that this client sends
-    row: int  # and that are agreed on
-    kept: int  # of which the history keeps
+    exact: int  # values of the exact gradients that come behind the slopes of one step
     state: list[Shape]  # of what exact gradients move: a client that missed a step gets it
     weights: list[Shape]
     groups: int = 1  # of θ, where its parameters don't share their slopes
@@ -92,7 +90,7 @@ def greeting(links: int) -> tuple[int, int]:
 
 
 def _history(work: Work) -> int:
-    slopes = HEADER + INTEGER + tensor(work.missed, work.kept if work.ever else 0)
+    slopes = HEADER + INTEGER + tensor(work.missed, work.directions if work.ever else 0)
     slopes += tensor(work.missed) if work.turns else 0
     return slopes + (tensors(work.state if work.missed else []) if work.state else 0)
 
@@ -111,9 +109,8 @@ def _probes(work: Work) -> int:
 
 def ho_sfl(work: Work) -> tuple[int, int]:
     """Activations and a client's slopes up; the missed steps, cut gradients and a row of slopes down."""
-    steps = len(work.batches)
-    up = JOIN + _uploads(work) + steps * slopes(work.sent)
-    return up, _history(work) + _cut_gradients(work) + steps * slopes(work.row)
+    agreed = len(work.batches) * slopes(work.directions + work.exact)
+    return JOIN + _uploads(work) + agreed, _history(work) + _cut_gradients(work) + agreed
 
 
 def ho_sfl_pipelined(work: Work) -> tuple[int, int]:

@@ -118,18 +118,6 @@ ROWS: dict[str, Row] = {
         learns={"clients": 3},
         brief=True,
     ),
-    "ho_sfl-client": Row(
-        "ho_sfl",
-        formulas.ho_sfl,
-        {"algorithm.directions": 2, "algorithm.directions_per": "client", "bottom.optimizer": "sign"},
-        learns={"bottom.lr": 1e-3},
-        brief=True,
-    ),
-    "ho_sfl-sample": Row(
-        "ho_sfl",
-        formulas.ho_sfl,
-        {"algorithm.directions": 2, "algorithm.directions_per": "sample", "bottom.clip": 1.0, **_REPLAYED},
-    ),
     "ho_sfl-exact": Row(
         "ho_sfl",
         formulas.ho_sfl,
@@ -139,21 +127,6 @@ ROWS: dict[str, Row] = {
         "ho_sfl",
         formulas.ho_sfl,
         {"model.cut": 3, "algorithm.directions": 0, "algorithm.exact_blocks": 2, "bottom.normalize": True},
-        learns={"bottom.lr": 1e-3},
-        brief=True,
-    ),
-    "ho_sfl-exact-sample": Row(
-        "ho_sfl",
-        formulas.ho_sfl,
-        {
-            "model.cut": 2,
-            "algorithm.directions": 1,
-            "algorithm.directions_per": "sample",
-            "algorithm.exact_blocks": 1,
-            "algorithm.estimator": "central",
-            "algorithm.clip_samples": 5.0,
-            "bottom.optimizer": "momentum",
-        },
         learns={"bottom.lr": 1e-3},
         brief=True,
     ),
@@ -262,13 +235,7 @@ ROWS: dict[str, Row] = {
     "ho_sfl-u-exact": Row(
         "ho_sfl",
         u_shaped(formulas.ho_sfl),
-        {
-            "model.head": 0,
-            "model.cut": 2,
-            "algorithm.directions_per": "client",
-            "algorithm.exact_blocks": 1,
-            **_REPLAYED,
-        },
+        {"model.head": 0, "model.cut": 2, "algorithm.exact_blocks": 1, **_REPLAYED},
         brief=True,
     ),
     "split_lora-u": Row(

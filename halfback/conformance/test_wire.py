@@ -104,7 +104,6 @@ def _saved(row: Row, link: str, value: Encoded, mask: Tensor | None) -> tuple[in
 
 def _work(simulation: Simulation, number: int, round_number: int, taken: int) -> Work:
     client, server = simulation.client(number), simulation.server
-    directions, exact = getattr(simulation.algorithm, "directions", 0), server.replica.width(0)
     batches, second = [], []
     for place in range(client.cursor, client.cursor + 2):
         inputs = client.data.batch(place).inputs
@@ -121,10 +120,8 @@ def _work(simulation: Simulation, number: int, round_number: int, taken: int) ->
         missed=len(rows),
         turns=simulation.algorithm.traits.one_by_one and any(r // (2 * cohort) * 2 + r % 2 != r for r in rows),
         ever=bool(server.history) or taken > 0,
-        directions=directions,
-        sent=server.sharing.of_client(directions) + exact,
-        row=server.sharing.of_cohort(directions) + exact,
-        kept=server.sharing.of_cohort(directions),
+        directions=getattr(simulation.algorithm, "directions", 0),
+        exact=server.replica.width(0),
         state=[tuple(tensor.shape) for tensor in server.replica.exact_state().values()],
         weights=[tuple(parameter.shape) for parameter in server.replica.parameters.values()],
         groups=len(server.replica.groups),

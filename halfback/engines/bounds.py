@@ -141,8 +141,7 @@ def bounds_of(algorithm: Algorithm, server: Server, *, rows: int, steps: int) ->
     """The bounds of a run with batches of so many rows and with so many steps."""
     theta, head, exact = server.replica.parameters, server.head or {}, server.replica.exact_state()
     directions = getattr(algorithm, "directions", 0)
-    each = server.sharing.of_client(directions)
-    agreed = server.replica.width(server.sharing.of_cohort(directions)) - server.replica.width(0)
+    agreed = directions * len(server.replica.groups)
     once = server.replica.width(0)
     if algorithm.traits.agreement == "slopes" and not hasattr(algorithm, "directions"):
         once = sum(tensor.numel() for tensor in theta.values())  # it measures something else: not more than θ has
@@ -151,7 +150,7 @@ def bounds_of(algorithm: Algorithm, server: Server, *, rows: int, steps: int) ->
         rows=rows,
         steps=steps,
         directions=directions,
-        slopes={"up": steps * each + once, "down": steps * agreed + once},
+        slopes={"up": steps * directions + once, "down": steps * agreed + once},
         weights={"up": _all(*own, head), "down": _all(*own, head, exact)},
     )
 

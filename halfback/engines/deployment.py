@@ -129,7 +129,6 @@ class Deployment:
         """
         simulation = self._simulation
         cohort = self._gathered(round.number)
-        simulation.server.seats = {number: seat for seat, number in enumerate(cohort)}
         thresholds, left = simulation.thresholds(), set(cohort)
         losses: list[float] = []
         with simulation.measuring_server(measure_memory):
@@ -221,7 +220,6 @@ class Deployment:
             first=round.first,
             steps=round.steps,
             cursor=self._cursors.get(number, 0),
-            seat=self._simulation.server.seats[number],
             measure=measure,
         )
 

@@ -97,7 +97,7 @@ class Device:
             self._go_back(way)
         client, meters = self._client, self._machine.meters
         self._told = (meters.forward_passes, meters.client.seconds, meters.wire.seconds)
-        client.cursor, client.seat, client.losses = order.cursor, order.seat, []
+        client.cursor, client.losses = order.cursor, []
         self._label = (order.lineage, order.round + 1)
         self._talk = self._conversation(Round(order.round, order.steps, order.first), order.measure)
         self._turn = (order.lineage, order.round, -1)

@@ -59,7 +59,6 @@ class Open(_Header):
     first: _Count
     steps: _Count
     cursor: _Count
-    seat: _Count
     measure: bool
 
 

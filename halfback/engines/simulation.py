@@ -140,7 +140,6 @@ class Simulation:
                 self.sources[number],
                 hidden_dtype=self.server.hidden_dtype,
                 groups=self.server.groups.get(number),
-                sharing=self.server.sharing,
                 optimizer=optimizer,
                 clip=self.bottom_clip,
                 schedule=self.schedule,
@@ -160,9 +159,7 @@ class Simulation:
         """
         cohort = [self.client(number) for number in self.cohort(round.number)]
         thresholds = self.thresholds()
-        self.server.seats = {client.id: seat for seat, client in enumerate(cohort)}
         for client in cohort:
-            client.seat = self.server.seats[client.id]
             self.link.open(client.id, thresholds)
         memory: dict[int, MemoryMeter] = {}
         if measure_memory:

@@ -6,17 +6,14 @@ raises. Adding and subtracting in place drifts instead: 12 % in bfloat16 after 1
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from halfback.errors import UserError
-from halfback.zeroth.directions import Law, Pack, Segment, direction_rows, directions_of, layout_of, packs
+from halfback.zeroth.directions import Law, Pack, Segment, direction_rows, layout_of, packs
 
 Substitute = Callable[[str, Tensor, Tensor | None], Tensor]
 _Own = list[tuple[nn.Module, str, nn.Parameter]]  # holder, attribute, parameter
@@ -36,20 +33,6 @@ def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute:
     names = {id(parameter): name for name, parameter in parameters.items()}
     handles = []
     swapped: dict[nn.Module, Callable[[], None]] = {}
-    for child, own in _owners(module, names):
-        handles.append(child.register_forward_pre_hook(_enter(own, names, substitute, swapped)))
-        handles.append(child.register_forward_hook(_leave(swapped), always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for restore in list(swapped.values()):  # an interrupt passes by the forward hooks
-            restore()
-
-
-def _owners(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[nn.Module, _Own]]:
-    """Each submodule that uses some of the parameters `names` (by identity), with those."""
     for child in module.modules():
         if isinstance(child, _HOLDERS):
             continue
@@ -57,7 +40,15 @@ def _owners(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[nn.Mo
         own = [(h, attribute, p) for h in holders for attribute, p in h._parameters.items() if p is not None]
         own = [entry for entry in own if id(entry[2]) in names]
         if own:
-            yield child, own
+            handles.append(child.register_forward_pre_hook(_enter(own, names, substitute, swapped)))
+            handles.append(child.register_forward_hook(_leave(swapped), always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for restore in list(swapped.values()):  # an interrupt passes by the forward hooks
+            restore()
 
 
 def _enter(
@@ -140,78 +131,3 @@ def perturbed(
         return scratch
 
     return substituted(module, parameters, add_direction)
-
-
-@contextmanager
-def perturbed_rows(
-    module: nn.Module,
-    parameters: Mapping[str, Tensor],
-    seeds: Sequence[int],
-    radius: float,
-    *,
-    law: Law = "rademacher",
-) -> Iterator[None]:
-    """A context in which row i of a batch sees θ + `radius`·u of seed i, in one pass of the whole batch.
-
-    Each submodule with such parameters is mapped over the rows (`torch.vmap`), so one submodule's weights are there
-    `len(seeds)` times at once: meant for adapters.
-    `check_rows` says whether that can be had.
-    """
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    wrapped = []
-    for child, own in _owners(module, names):
-        child.forward = partial(_row_by_row, child.forward, own, names, tuple(seeds), radius, law)
-        wrapped.append(child)
-    try:
-        yield
-    finally:
-        for child in wrapped:
-            del child.forward
-
-
-def check_rows(module: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-    """Refuses parameters that can't differ from row to row.
-
-    Raises:
-        UserError: one is an embedding table, which is too large to be there for each row, or is used by a module around
-            others that are moved too (a ViT's class token).
-    """
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    owners = dict(_owners(module, names))
-    for child, own in owners.items():
-        name = names[id(own[0][2])]
-        if isinstance(child, nn.Embedding) or any(inner in owners for inner in child.modules() if inner is not child):
-            raise UserError(
-                f"algorithm.directions_per=sample: {name} is trained, and can't differ from row to row; "
-                "adapters can (bottom.train=lora, say)"
-            )
-
-
-def _row_by_row(
-    forward: Callable[..., Any],
-    own: _Own,
-    names: Mapping[int, str],
-    seeds: tuple[int, ...],
-    radius: float,
-    law: Law,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """A module's forward pass, with weights of its own for each row of the batch."""
-    moved = [p.detach() + radius * directions_of(seeds, names[id(p)], p, law=law) for *_, p in own]
-    leaves, structure = tree_flatten((args, kwargs))
-    # Some models make (B · T, H) of (B, T, H) before a layer: then a row of the batch is T rows of that.
-    batched = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) % len(seeds) == 0 for leaf in leaves]
-    split = [leaf.unflatten(0, (len(seeds), -1)) if cut else leaf for leaf, cut in zip(leaves, batched, strict=True)]
-
-    def run(weights: list[Tensor], *given: Any) -> Any:
-        for (holder, attribute, _), weight in zip(own, weights, strict=True):
-            holder._parameters[attribute] = weight  # type: ignore[assignment]
-        args, kwargs = tree_unflatten(list(given), structure)
-        return forward(*args, **kwargs)
-
-    try:
-        out = torch.vmap(run, in_dims=(0, *(0 if cut else None for cut in batched)))(moved, *split)
-    finally:
-        _restore(own)
-    return tree_map(lambda part: part.flatten(0, 1) if isinstance(part, Tensor) else part, out)

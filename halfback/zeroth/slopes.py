@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from halfback.errors import UserError
 from halfback.zeroth.directions import Law, direction_of, direction_rows
-from halfback.zeroth.perturb import perturbed, perturbed_rows, substituted
+from halfback.zeroth.perturb import perturbed, substituted
 
 Estimator = Literal["forward", "central", "forward_ad"]
 
@@ -63,40 +63,6 @@ def estimate_slopes(
     if not seeds:
         return torch.zeros(0, dtype=torch.float64, device=cotangent.device)
     return _clipped(torch.stack([slope(seed) for seed in seeds]), clip).sum(dim=1)
-
-
-@torch.no_grad()
-def estimate_sample_slopes(
-    run: Callable[[], Tensor],
-    module: nn.Module,
-    parameters: Mapping[str, Tensor],
-    cotangent: Tensor,
-    base: Tensor,
-    seeds: Sequence[Sequence[int]],
-    *,
-    radius: float,
-    estimator: Literal["forward", "central"] = "forward",
-    law: Law = "rademacher",
-    clip: float | None = None,
-) -> Tensor:
-    """Each sample's part of the slope along directions of its own, (B, P) float64, in P passes of the whole batch.
-
-    ⟨λ, z⟩ is a sum over samples, and a sample's term depends on the parameters that this sample sees: so a pass in
-    which each sees θ + μu of its own measures as many slopes as there are samples **(ours)**.
-
-    Args:
-        seeds: P a sample, (B, P); the other arguments are those of `estimate_slopes`.
-    """
-
-    def at(moved: float, place: int) -> Tensor:
-        with perturbed_rows(module, parameters, [row[place] for row in seeds], moved, law=law):
-            return inner(cotangent, run())
-
-    def slope(place: int) -> Tensor:
-        ahead = at(radius, place)
-        return (ahead - base) / radius if estimator == "forward" else (ahead - at(-radius, place)) / (2 * radius)
-
-    return _clipped(torch.stack([slope(place) for place in range(len(seeds[0]))]), clip).T
 
 
 def _clipped(slopes: Tensor, clip: float | None) -> Tensor:

@@ -15,7 +15,6 @@ from halfback.conformance.remote import Sockets, deployed
 from halfback.engines.deployment import Deployment
 from halfback.engines.frames import MAX_ROWS, Frame, Ready, frame, read_answer
 from halfback.errors import PeerError, UserError
-from halfback.zeroth.sharing import Sharing
 
 AVERAGING = [name for name, kind in algorithms().items() if hasattr(kind, "aggregation")]
 UNEVEN: dict[str, Any] = {"partition__name": "dirichlet", "partition__alpha": 0.3, "sampled_clients": 3}
@@ -39,13 +38,6 @@ def test_means() -> None:
     torch.testing.assert_close(mean(rows, [0.5, 0.25, 0.25]), rows[0] / 2 + (rows[1] + rows[2]) / 4)
     assert torch.equal(Robust().agreed(rows[:, 0], [0.5, 0.25, 0.25]), mean(rows[:, 0], [0.5, 0.25, 0.25]))
     assert mean(torch.full((2, 3), 3e38), [0.75, 0.25]).isfinite().all()  # nothing overflows
-
-
-def test_directions_of_a_clients_own_count_by_its_share() -> None:
-    """The mean of slope times direction over all seats is the weighted sum over those who measured."""
-    spread = Sharing(seats=3).spread({0: torch.ones(2), 2: torch.ones(2)}, [0.9, 0.1]).view(3, 2)
-    torch.testing.assert_close(spread.mean(dim=0), torch.ones(2))
-    torch.testing.assert_close(spread[:, 0] / 3, torch.tensor([0.9, 0.0, 0.1]))
 
 
 @pytest.mark.parametrize("name", AVERAGING)

@@ -58,7 +58,6 @@ FRAMES: list[Question | Answer] = [
         first=8,
         steps=STEPS,
         cursor=8,
-        seat=1,
         measure=True,
     ),
     Say(lineage=TOKEN, round=4, exchange=2),
@@ -303,7 +302,6 @@ class HostileServer:
                 first=0,
                 steps=STEPS,
                 cursor=0,
-                seat=0,
                 measure=self.dice.random() < 0.1,
             )
         ]

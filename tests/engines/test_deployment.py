@@ -322,7 +322,7 @@ def device(tmp_path: Path) -> Device:
 
 
 def opening(round: int, lineage: str = LINEAGE, **changes: Any) -> Open:
-    values = {"ancestry": (), "first": round, "steps": 1, "cursor": 0, "seat": 0, "measure": False}
+    values = {"ancestry": (), "first": round, "steps": 1, "cursor": 0, "measure": False}
     return Open(lineage=lineage, round=round, **values | changes)
 
 

@@ -1,4 +1,4 @@
-"""What runs come to, to the bit: `python tests/golden/record.py [rows|recipes]` writes it anew, for both without a word.
+"""What runs come to, to the bit: `python tests/golden/record.py [rows|recipes]` writes it anew, for both if not told which.
 
 `rows.json` has every row of the conformance table, `recipes.json` six shipped recipes of 20 steps. Recording is only
 for a change whose bits are meant to differ: its commit says which, and why.

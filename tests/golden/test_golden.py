@@ -29,7 +29,7 @@ def _hold(now: dict[str, Any], file: str, name: str) -> None:
     else:  # another processor sums in another order: a part in a thousand is far above that, and far below a fault
         for key in ("losses", "norms"):
             for one, other in zip(now[key], then[key], strict=True):
-                assert math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-6) or math.isnan(one) and math.isnan(other)
+                assert math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-6) or (math.isnan(one) and math.isnan(other))
 
 
 @pytest.mark.parametrize("key", ROWS)
