@@ -15,13 +15,13 @@ from contextlib import nullcontext, suppress
 import torch
 from parts import OneBatch, make_batch, make_bottom
 
-from halfback.algorithms.client import Client
 from halfback.algorithms.ho_sfl import HoSfl
-from halfback.algorithms.holdings import Round
 from halfback.algorithms.hosl import Hosl
-from halfback.algorithms.protocol import Conversation
 from halfback.algorithms.split_lora import SplitLora
 from halfback.models.adapters import trainable
+from halfback.parties.client import Client
+from halfback.parties.holdings import Round
+from halfback.parties.protocol import Conversation
 from halfback.telemetry.meters import MemoryMeter, inference_peak_bytes
 from halfback.wire.messages import CutGradient, History, Losses, Nothing, Slopes, Weights
 from halfback.zeroth.replay import Replica, UpdateRule

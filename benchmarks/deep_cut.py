@@ -18,8 +18,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from halfback.cells import is_over
 from halfback.report.differences import difference, recovered, said_difference, said_recovered
+from halfback.runs.cells import is_over
 from halfback.telemetry.records import read_records, read_summary
 
 FROZEN, FIRST = "frozen bottom", "first order"

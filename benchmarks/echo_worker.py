@@ -6,8 +6,8 @@ import sys
 
 from transport import _ANSWER, SMALL
 
-from halfback.engines.frames import Longest, Ready, frame
-from halfback.engines.stream import Gone, read_frame, write_frame
+from halfback.engine.remote.frames import Longest, Ready, frame
+from halfback.engine.remote.stream import Gone, read_frame, write_frame
 from halfback.wire.packing import MAX_BYTES
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from halfback import config as configuration
-from halfback.cells import check_folder, finish, is_over
+from halfback.runs.cells import check_folder, finish, is_over
 from halfback.telemetry.records import read_summary
 
 GRADIENT: Any = {"name": "temporal", "norm_guard": 1.0}

@@ -20,7 +20,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.clients is not None:
         from halfback import config as configuration
-        from halfback import run
+        from halfback.runs import run
 
         settings = [*RECIPE[1:], f"clients={arguments.clients}", f"steps={arguments.steps}"]
         with tempfile.TemporaryDirectory() as folder:

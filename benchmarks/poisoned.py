@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from halfback import config as configuration
-from halfback.algorithms.client import Client
-from halfback.algorithms.holdings import Round
-from halfback.algorithms.protocol import Conversation
-from halfback.build import build
+from halfback.assembly import build
 from halfback.errors import Diverged
+from halfback.parties.client import Client
+from halfback.parties.holdings import Round
+from halfback.parties.protocol import Conversation
 from halfback.wire.messages import Activations, Message, Slopes
 
 Lie = Callable[[Message, torch.Generator], Message]

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from halfback import config as configuration
-from halfback.conformance import small
 from halfback.deploy.environments import poc
 from halfback.deploy.site import FILE
 from halfback.telemetry.records import read_records
+from halfback.testing import small
 
 KINDS = {
     "server's job": "server.runner_process",

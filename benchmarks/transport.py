@@ -30,7 +30,7 @@ from halfback.deploy.flare import FlareCarrier, as_body, be_quiet
 from halfback.deploy.job import CLASSES, allow
 from halfback.deploy.relay import Relay
 from halfback.deploy.site import SiteConfig
-from halfback.engines.frames import Frame, Longest, Said, Say, frame
+from halfback.engine.remote.frames import Frame, Longest, Said, Say, frame
 from halfback.wire.messages import CutGradient
 from halfback.wire.packing import MAX_BYTES, pack, unpack
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import transformers
 
-from halfback.conformance.texts import saved, tokenizer_with
-from halfback.conformance.texts import sentences as sentences
-from halfback.conformance.texts import tiny_bert as tiny_bert
+from halfback.testing.texts import saved, tokenizer_with
+from halfback.testing.texts import sentences as sentences
+from halfback.testing.texts import tiny_bert as tiny_bert
 
 
 @pytest.fixture(scope="session")

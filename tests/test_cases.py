@@ -18,9 +18,9 @@ import pytest
 import torch
 from command import Said, halfback, refusal
 
-from halfback import checkpoint, run
 from halfback import config as configuration
 from halfback.data.tasks import load_task
+from halfback.runs import checkpoint, run
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 

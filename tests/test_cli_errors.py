@@ -431,7 +431,7 @@ def test_an_interrupt_is_no_traceback(tmp_path: Path, monkeypatch: pytest.Monkey
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("halfback.run.train", interrupted)
+    monkeypatch.setattr("halfback.runs.run.train", interrupted)
     said = halfback(*digits(tmp_path / "run"))
     assert said.status == 130
     assert said.err == "halfback: stopped; `halfback resume DIR` continues from the last checkpoint\n"

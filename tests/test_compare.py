@@ -17,14 +17,15 @@ import torch
 from command import Said, digits, halfback, process, refusal
 from rich.console import Console
 
-from halfback import cells, config
-from halfback.conformance import small
+from halfback import config
 from halfback.data.tasks import load_task, tuning_options
-from halfback.live import LiveTable
 from halfback.report.comparison import bytes_table, results_table, summarise, target_of
 from halfback.report.comparison_page import undominated, write_comparison
 from halfback.report.tables import NOTHING
+from halfback.runs import cells
+from halfback.runs.live import LiveTable
 from halfback.telemetry.records import read_records, read_summary
+from halfback.testing import small
 
 PATIENCE = 120.0  # seconds; a process needs ten to import everything on a busy machine
 THREE = ("ho_sfl", "split_lora", "frozen_bottom")

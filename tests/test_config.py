@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from halfback import config, yaml_reading
+from halfback import config
 from halfback.algorithms import algorithms
-from halfback.build import build_algorithm
+from halfback.assembly import build_algorithm
+from halfback.config import yaml_reading
 from halfback.errors import UserError
 
 RECIPE = """

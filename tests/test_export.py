@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from halfback import config as configuration
-from halfback import exporting, generation
-from halfback.build import build
-from halfback.build.sources import Site
+from halfback.assembly import build
+from halfback.assembly.sources import Site
 from halfback.errors import UserError
 from halfback.models.adapters import trainable
+from halfback.runs import exporting, generation
 from halfback.telemetry.records import read_records
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))

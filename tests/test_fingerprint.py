@@ -11,10 +11,11 @@ import torch
 from command import digits, halfback, refusal
 from safetensors.torch import load_file, save_file
 
-from halfback import checkpoint, config, run
-from halfback.conformance import small
-from halfback.engines.device import Device
-from halfback.engines.frames import Ancestor, Open, Save
+from halfback import config
+from halfback.engine.remote.client import Device
+from halfback.engine.remote.frames import Ancestor, Open, Save
+from halfback.runs import checkpoint, run
+from halfback.testing import small
 
 
 def exchanged(text: str) -> str:

@@ -10,9 +10,9 @@ import torch
 import transformers
 from command import Said, digits, halfback, refusal
 
-from halfback import checkpoint, run
-from halfback.generation import bleu_and_chrf
 from halfback.models.loading import load_model
+from halfback.runs import checkpoint, run
+from halfback.runs.generation import bleu_and_chrf
 from halfback.telemetry.records import read_summary
 
 INPUTS = ["the film is", "a plot is very", "the plot", "very film", "a film is a plot", "is it"]

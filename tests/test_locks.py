@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from command import digits, halfback, refusal
 
-from halfback import config, run
+from halfback import config
 from halfback.errors import UserError
-from halfback.locks import alone, unchanging
+from halfback.runs import run
+from halfback.runs.locks import alone, unchanging
 
 HOLD = """
 import sys
 from pathlib import Path
-from halfback.locks import alone
+from halfback.runs.locks import alone
 with alone(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

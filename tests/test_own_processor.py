@@ -12,7 +12,7 @@ from command import halfback, refusal
 from PIL import Image
 
 from halfback import config as configuration
-from halfback.build import Built, build
+from halfback.assembly import Built, build
 from halfback.errors import UserError
 from halfback.models.processor import own_processor, own_size
 

@@ -18,11 +18,12 @@ import transformers
 import yaml
 from command import digits, halfback, process, refusal
 
-from halfback import checkpoint, config, run
-from halfback.conformance import small
+from halfback import config
 from halfback.models.adapters import trainable
 from halfback.models.loading import load_model
+from halfback.runs import checkpoint, run
 from halfback.telemetry.records import SUMMARY_KEYS, Record, read_records, read_summary
+from halfback.testing import small
 
 PATIENCE = 120.0  # seconds; a process needs ten to import everything on a busy machine
 

@@ -16,7 +16,8 @@ from command import digits, halfback, refusal
 from safetensors.torch import load_file, save_file
 from test_run import loaded
 
-from halfback import checkpoint, config, run
+from halfback import config
+from halfback.runs import checkpoint, run
 
 ROUND, TENSORS, VALUES = "round-00000004", "tensors.safetensors", "values.json"
 SETTINGS = ["steps=6", "eval_every=2", "checkpoint_every=1", "top.optimizer=adamw", "controller={name: bang_bang}"]

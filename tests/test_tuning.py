@@ -8,11 +8,11 @@ import pytest
 from command import halfback
 from test_compare import Text, arguments, compared, timeless
 
-from halfback import compare as comparing
 from halfback import config
-from halfback.cells import Cell, State
 from halfback.report.comparison import results_table, tuning_table
-from halfback.tuning import MOST, best, edge, wider
+from halfback.runs import compare as comparing
+from halfback.runs.cells import Cell, State
+from halfback.runs.tuning import MOST, best, edge, wider
 
 SLOW_TOP = ["top.optimizer=sgd", "eval_every=100", "steps=2", "checkpoint_every=4"]
 

@@ -15,13 +15,13 @@ from halfback.algorithms.ho_sfl_pipelined import HoSflPipelined
 from halfback.algorithms.hosl import Hosl
 from halfback.algorithms.mezo import Mezo
 from halfback.algorithms.mu_splitfed import MuSplitfed
-from halfback.algorithms.protocol import Algorithm
 from halfback.algorithms.sfl_v1 import SflV1
 from halfback.algorithms.sfl_v2 import SflV2
 from halfback.algorithms.split_lora import SplitLora
 from halfback.algorithms.spry import Spry
 from halfback.algorithms.vanilla_split import VanillaSplit
 from halfback.algorithms.zo_sfl import ZoSfl
+from halfback.parties.protocol import Algorithm
 
 _OURS: dict[str, type[Algorithm]] = {
     "ho_sfl": HoSfl,

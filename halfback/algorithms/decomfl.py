@@ -19,15 +19,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from halfback.algorithms.client import Client
-from halfback.algorithms.exchange import mean_slopes, missed_slopes, unexpected
-from halfback.algorithms.holdings import Round
-from halfback.algorithms.local import local_slopes
-from halfback.algorithms.options import check_probes
-from halfback.algorithms.protocol import Conversation, Traits
-from halfback.algorithms.replies import catch_up, take_agreed
-from halfback.algorithms.server import Server
-from halfback.algorithms.shares import Aggregation
+from halfback.parties.client import Client
+from halfback.parties.client_local import local_slopes
+from halfback.parties.client_replies import catch_up, take_agreed
+from halfback.parties.exchange import mean_slopes, missed_slopes, unexpected
+from halfback.parties.holdings import Round
+from halfback.parties.options import check_probes
+from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.server import Server
+from halfback.parties.shares import Aggregation
 from halfback.wire.messages import Join, Message, Slopes
 from halfback.zeroth.slopes import Estimator
 

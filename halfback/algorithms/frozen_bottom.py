@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from halfback.algorithms.client import Client
-from halfback.algorithms.exchange import forward, unexpected
-from halfback.algorithms.feedback import submit
-from halfback.algorithms.holdings import Round
-from halfback.algorithms.passes import middle_activations
-from halfback.algorithms.protocol import Conversation, Traits
-from halfback.algorithms.server import Server
-from halfback.algorithms.shares import Aggregation
-from halfback.algorithms.top import backpropagate_top, step_top
+from halfback.parties.client import Client
+from halfback.parties.client_feedback import submit
+from halfback.parties.exchange import forward, unexpected
+from halfback.parties.holdings import Round
+from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.server import Server
+from halfback.parties.server_passes import middle_activations
+from halfback.parties.server_top import backpropagate_top, step_top
+from halfback.parties.shares import Aggregation
 from halfback.wire.messages import Activations, HeadGradient, Message, Nothing
 
 

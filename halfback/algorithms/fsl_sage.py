@@ -23,17 +23,17 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from halfback.algorithms.client import Client
-from halfback.algorithms.exchange import unexpected, upload
-from halfback.algorithms.holdings import Round
-from halfback.algorithms.local import descend_local
-from halfback.algorithms.options import check_count
-from halfback.algorithms.passes import loss_of
-from halfback.algorithms.protocol import Conversation, Traits
-from halfback.algorithms.server import Server
-from halfback.algorithms.shares import Aggregation
-from halfback.algorithms.top import step_top_by_client
-from halfback.algorithms.weights import average_weights, take_weights, weights_of
+from halfback.parties.client import Client
+from halfback.parties.client_local import descend_local
+from halfback.parties.exchange import unexpected, upload
+from halfback.parties.holdings import Round
+from halfback.parties.options import check_count
+from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.server import Server
+from halfback.parties.server_passes import loss_of
+from halfback.parties.server_top import step_top_by_client
+from halfback.parties.shares import Aggregation
+from halfback.parties.weights import average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, Join, Message, Nothing, Weights
 
 HEAD = "head."  # how the names of the head's parameters begin in θ

@@ -16,16 +16,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from halfback.algorithms.client import Client
-from halfback.algorithms.exchange import forward, unexpected, upload
-from halfback.algorithms.holdings import Round
-from halfback.algorithms.local import local_slopes
-from halfback.algorithms.options import check_count, check_probes
-from halfback.algorithms.protocol import Conversation, Traits
-from halfback.algorithms.server import Server
-from halfback.algorithms.shares import Aggregation
-from halfback.algorithms.top import step_top_by_client
-from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
+from halfback.parties.client import Client
+from halfback.parties.client_local import local_slopes
+from halfback.parties.exchange import forward, unexpected, upload
+from halfback.parties.holdings import Round
+from halfback.parties.options import check_count, check_probes
+from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.server import Server
+from halfback.parties.server_top import step_top_by_client
+from halfback.parties.shares import Aggregation
+from halfback.parties.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, Join, Message, Nothing, Weights
 from halfback.zeroth.slopes import Estimator
 

@@ -23,18 +23,18 @@ from typing import Any, ClassVar
 
 import torch
 
-from halfback.algorithms.checks import check_slopes, check_weights
-from halfback.algorithms.client import Client
-from halfback.algorithms.descent import moments_for_now
-from halfback.algorithms.exchange import unexpected
-from halfback.algorithms.holdings import Round
-from halfback.algorithms.local import descend_local, hybrid_step, own_model
-from halfback.algorithms.options import check_probes
-from halfback.algorithms.protocol import Conversation, Traits
-from halfback.algorithms.server import Server
-from halfback.algorithms.shares import Aggregation
-from halfback.algorithms.weights import agreed_weights, average_weights, take_weights
 from halfback.errors import PeerError, UserError
+from halfback.parties.checks import check_slopes, check_weights
+from halfback.parties.client import Client
+from halfback.parties.client_descent import moments_for_now
+from halfback.parties.client_local import descend_local, hybrid_step, own_model
+from halfback.parties.exchange import unexpected
+from halfback.parties.holdings import Round
+from halfback.parties.options import check_probes
+from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.server import Server
+from halfback.parties.shares import Aggregation
+from halfback.parties.weights import agreed_weights, average_weights, take_weights
 from halfback.wire.messages import Join, Message, Nothing, Slopes, Weights
 from halfback.zeroth.slopes import Estimator
 

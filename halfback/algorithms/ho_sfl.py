@@ -23,18 +23,18 @@ from typing import Any, ClassVar
 
 import torch
 
-from halfback.algorithms.client import Client
-from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, unexpected
-from halfback.algorithms.feedback import feedback, feedback_slopes
-from halfback.algorithms.holdings import Batch, Round
-from halfback.algorithms.options import check_count, check_probes
-from halfback.algorithms.passes import middle_activations
-from halfback.algorithms.protocol import Conversation, Traits
-from halfback.algorithms.replies import catch_up, take_agreed
-from halfback.algorithms.server import Server
-from halfback.algorithms.shares import Aggregation
-from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.models.exact import entries, exact_gradient
+from halfback.parties.client import Client
+from halfback.parties.client_feedback import feedback, feedback_slopes
+from halfback.parties.client_replies import catch_up, take_agreed
+from halfback.parties.exchange import forward, mean_slopes, missed_slopes, unexpected
+from halfback.parties.holdings import Batch, Round
+from halfback.parties.options import check_count, check_probes
+from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.server import Server
+from halfback.parties.server_passes import middle_activations
+from halfback.parties.server_top import backpropagate_top, step_top
+from halfback.parties.shares import Aggregation
 from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Slopes
 from halfback.zeroth.slopes import Estimator, inner
 

@@ -26,17 +26,17 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from halfback.algorithms.client import Client
-from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, parted, unexpected, upload, with_slopes
-from halfback.algorithms.feedback import feedback_slopes
-from halfback.algorithms.holdings import Round
-from halfback.algorithms.options import check_probes
-from halfback.algorithms.protocol import Conversation, Traits
-from halfback.algorithms.replies import catch_up, cut_gradient, gradient_and_slopes, take_agreed
-from halfback.algorithms.server import Server
-from halfback.algorithms.shares import Aggregation
-from halfback.algorithms.top import backpropagate_top, step_top
 from halfback.errors import PeerError
+from halfback.parties.client import Client
+from halfback.parties.client_feedback import feedback_slopes
+from halfback.parties.client_replies import catch_up, cut_gradient, gradient_and_slopes, take_agreed
+from halfback.parties.exchange import forward, mean_slopes, missed_slopes, parted, unexpected, upload, with_slopes
+from halfback.parties.holdings import Round
+from halfback.parties.options import check_probes
+from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.server import Server
+from halfback.parties.server_top import backpropagate_top, step_top
+from halfback.parties.shares import Aggregation
 from halfback.wire.messages import (
     Activations,
     CutGradient,

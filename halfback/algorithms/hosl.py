@@ -18,15 +18,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from halfback.algorithms.client import Client
-from halfback.algorithms.exchange import forward, missed_slopes, unexpected, upload
-from halfback.algorithms.holdings import Round
-from halfback.algorithms.options import check_probes
-from halfback.algorithms.probing import difference, keep_batches, probe_loss, probe_slopes
-from halfback.algorithms.protocol import Conversation, Traits
-from halfback.algorithms.replies import catch_up
-from halfback.algorithms.server import Server
-from halfback.algorithms.top import backpropagate_top, step_top
+from halfback.parties.client import Client
+from halfback.parties.client_replies import catch_up
+from halfback.parties.exchange import forward, missed_slopes, unexpected, upload
+from halfback.parties.holdings import Round
+from halfback.parties.options import check_probes
+from halfback.parties.probing import difference, keep_batches, probe_loss, probe_slopes
+from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.server import Server
+from halfback.parties.server_top import backpropagate_top, step_top
 from halfback.wire.messages import Activations, Join, Losses, Message
 from halfback.zeroth.slopes import default_radius
 

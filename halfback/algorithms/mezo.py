@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from halfback.algorithms.client import Client
-from halfback.algorithms.exchange import unexpected
-from halfback.algorithms.holdings import Round
-from halfback.algorithms.local import local_slopes
-from halfback.algorithms.options import check_probes
-from halfback.algorithms.protocol import Conversation, Traits
-from halfback.algorithms.server import Server
+from halfback.parties.client import Client
+from halfback.parties.client_local import local_slopes
+from halfback.parties.exchange import unexpected
+from halfback.parties.holdings import Round
+from halfback.parties.options import check_probes
+from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.server import Server
 from halfback.wire.messages import Message
 from halfback.zeroth.slopes import Estimator
 

@@ -18,16 +18,16 @@ from typing import Any, ClassVar
 
 import torch
 
-from halfback.algorithms.client import Client
-from halfback.algorithms.exchange import forward, unexpected, upload
-from halfback.algorithms.holdings import Round
-from halfback.algorithms.options import check_count, check_probes
-from halfback.algorithms.probing import keep_batches, probe, probe_loss, replica_of_top, top_slopes
-from halfback.algorithms.protocol import Conversation, Traits
-from halfback.algorithms.replies import loss_value
-from halfback.algorithms.server import Server
-from halfback.algorithms.shares import Aggregation
-from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
+from halfback.parties.client import Client
+from halfback.parties.client_replies import loss_value
+from halfback.parties.exchange import forward, unexpected, upload
+from halfback.parties.holdings import Round
+from halfback.parties.options import check_count, check_probes
+from halfback.parties.probing import keep_batches, probe, probe_loss, replica_of_top, top_slopes
+from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.server import Server
+from halfback.parties.shares import Aggregation
+from halfback.parties.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, Join, Losses, Message, Nothing, Weights
 from halfback.zeroth.slopes import default_radius
 

@@ -15,17 +15,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from halfback.algorithms.client import Client
-from halfback.algorithms.descent import first_order_steps
-from halfback.algorithms.exchange import unexpected
-from halfback.algorithms.holdings import Round
-from halfback.algorithms.protocol import Conversation, Traits
-from halfback.algorithms.server import Server
-from halfback.algorithms.shares import Aggregation, mean
-from halfback.algorithms.top import step_top_by_client
-from halfback.algorithms.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.models.adapters import trainable
 from halfback.models.cut import install
+from halfback.parties.client import Client
+from halfback.parties.client_descent import first_order_steps
+from halfback.parties.exchange import unexpected
+from halfback.parties.holdings import Round
+from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.server import Server
+from halfback.parties.server_top import step_top_by_client
+from halfback.parties.shares import Aggregation, mean
+from halfback.parties.weights import agreed_weights, average_weights, take_weights, weights_of
 from halfback.wire.messages import Activations, CutGradient, Join, Message, Weights
 
 

@@ -19,16 +19,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from halfback.algorithms.client import Client
-from halfback.algorithms.exchange import mean_slopes, missed_slopes, unexpected
-from halfback.algorithms.holdings import Round
-from halfback.algorithms.local import local_slopes
-from halfback.algorithms.options import check_count
-from halfback.algorithms.protocol import Conversation, Traits
-from halfback.algorithms.replies import take_agreed, take_share
-from halfback.algorithms.server import Server
-from halfback.algorithms.shares import Aggregation
 from halfback.errors import PeerError
+from halfback.parties.client import Client
+from halfback.parties.client_local import local_slopes
+from halfback.parties.client_replies import take_agreed, take_share
+from halfback.parties.exchange import mean_slopes, missed_slopes, unexpected
+from halfback.parties.holdings import Round
+from halfback.parties.options import check_count
+from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.server import Server
+from halfback.parties.shares import Aggregation
 from halfback.wire.messages import Join, Message, Share, Slopes
 from halfback.zeroth.slopes import Estimator
 

@@ -15,16 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from halfback.algorithms.client import Client
-from halfback.algorithms.exchange import forward, mean_slopes, missed_slopes, unexpected, upload
-from halfback.algorithms.holdings import Round
-from halfback.algorithms.options import check_probes
-from halfback.algorithms.probing import keep_batches, probe_loss, probe_slopes, replica_of_top, top_slopes
-from halfback.algorithms.protocol import Conversation, Traits
-from halfback.algorithms.replies import catch_up, take_agreed
-from halfback.algorithms.server import Server
-from halfback.algorithms.shares import Aggregation
 from halfback.errors import PeerError
+from halfback.parties.client import Client
+from halfback.parties.client_replies import catch_up, take_agreed
+from halfback.parties.exchange import forward, mean_slopes, missed_slopes, unexpected, upload
+from halfback.parties.holdings import Round
+from halfback.parties.options import check_probes
+from halfback.parties.probing import keep_batches, probe_loss, probe_slopes, replica_of_top, top_slopes
+from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.server import Server
+from halfback.parties.shares import Aggregation
 from halfback.wire.messages import Activations, Join, Losses, Message, Slopes
 from halfback.zeroth.slopes import default_radius
 

@@ -16,7 +16,7 @@ from halfback.deploy.folder import ENDED, check_name, copy_run
 from halfback.deploy.job import deployable, write_job
 from halfback.errors import UserError, one_line, shown
 from halfback.report.page import write_report
-from halfback.run import REPORT
+from halfback.runs.run import REPORT
 from halfback.telemetry.records import Record, read_summary
 
 Kind = Literal["simulator", "poc", "prod"]

@@ -15,8 +15,8 @@ from nvflare.collab import CollabCallError
 from torch import Tensor
 
 from halfback.deploy.site import SiteConfig
-from halfback.engines.deployment import Came
-from halfback.engines.frames import Frame, Longest
+from halfback.engine.remote.frames import Frame, Longest
+from halfback.engine.remote.server import Came
 from halfback.errors import PeerError, one_line
 
 PROGRESS = "halfback"  # topic of the questions that `halfback deploy` asks a running job

@@ -7,7 +7,7 @@ from typing import Any
 from nvflare.apis.fl_constant import AdminCommandNames
 
 from halfback import config as configuration
-from halfback.build import check
+from halfback.assembly import check
 from halfback.config import RunConfig
 from halfback.deploy.here import check_apart
 from halfback.deploy.order import sealed

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import final
 
 from halfback.deploy.site import SiteConfig
-from halfback.engines.frames import Frame, Longest, Ready, read_answer
-from halfback.engines.stream import Gone, read_frame, write_frame
+from halfback.engine.remote.frames import Frame, Longest, Ready, read_answer
+from halfback.engine.remote.stream import Gone, read_frame, write_frame
 from halfback.wire.packing import MAX_BYTES
 
 log = logging.getLogger(__name__)

@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from halfback import config as configuration
-from halfback import json_reading, run
-from halfback.build import Built
+from halfback import json_reading
+from halfback.assembly import Built
+from halfback.config.yaml_reading import check_plain
 from halfback.deploy.folder import ENDED, EVENTS, SEATS, copy_run, make_folder
 from halfback.deploy.here import at_server
 from halfback.deploy.site import SiteConfig
-from halfback.engines.deployment import Came, Carrier, Deployment
-from halfback.engines.device import digest_of, held_by_devices
-from halfback.engines.frames import Frame, Longest, Prepare
+from halfback.engine.remote.client import digest_of, held_by_devices
+from halfback.engine.remote.frames import Frame, Longest, Prepare
+from halfback.engine.remote.server import Came, Carrier, Deployment
 from halfback.errors import HalfbackError, RowError, UserError, shown
-from halfback.locks import alone
+from halfback.runs import run
+from halfback.runs.locks import alone
 from halfback.telemetry.records import RECORDS, Record, writing
 from halfback.wire.messages import Weights
 from halfback.wire.packing import pack
-from halfback.yaml_reading import check_plain
 
 RUN = "run"
 _PRIVATE = "what is wrong may quote a row of the server's site; its own log says it"

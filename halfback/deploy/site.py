@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from halfback import yaml_reading
+from halfback.config import yaml_reading
 from halfback.errors import UserError, offer, shown
 
 FILE = "halfback.yaml"  # in the folder `local` of the site's startup kit

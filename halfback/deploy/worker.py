@@ -16,16 +16,16 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from halfback import config as configuration
-from halfback.build import build, clear_scratch
-from halfback.build.sources import Site
+from halfback.assembly import build, clear_scratch
+from halfback.assembly.sources import Site
+from halfback.config.yaml_reading import check_plain
 from halfback.deploy.here import at_client
 from halfback.deploy.site import SiteConfig
-from halfback.engines.device import Device, digest_of, held_by_devices, refused, take_weights, takes
-from halfback.engines.frames import Frame, Longest, Prepare, Ready, frame, read_question
-from halfback.engines.simulation import Simulation
-from halfback.engines.stream import Gone, read_frame, write_frame
+from halfback.engine.federation import Simulation
+from halfback.engine.remote.client import Device, digest_of, held_by_devices, refused, take_weights, takes
+from halfback.engine.remote.frames import Frame, Longest, Prepare, Ready, frame, read_question
+from halfback.engine.remote.stream import Gone, read_frame, write_frame
 from halfback.errors import HalfbackError, PeerError, RowError, UserError
-from halfback.yaml_reading import check_plain
 
 log = logging.getLogger(__name__)
 

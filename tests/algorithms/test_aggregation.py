@@ -8,13 +8,13 @@ import torch
 
 from halfback import config
 from halfback.algorithms import algorithms
-from halfback.algorithms.robust import Robust
-from halfback.algorithms.shares import mean
-from halfback.conformance import small
-from halfback.conformance.remote import Sockets, deployed
-from halfback.engines.deployment import Deployment
-from halfback.engines.frames import MAX_ROWS, Frame, Ready, frame, read_answer
+from halfback.engine.remote.frames import MAX_ROWS, Frame, Ready, frame, read_answer
+from halfback.engine.remote.server import Deployment
 from halfback.errors import PeerError, UserError
+from halfback.parties.server_robust import Robust
+from halfback.parties.shares import mean
+from halfback.testing import small
+from halfback.testing.remote import Sockets, deployed
 
 AVERAGING = [name for name, kind in algorithms().items() if hasattr(kind, "aggregation")]
 UNEVEN: dict[str, Any] = {"partition__name": "dirichlet", "partition__alpha": 0.3, "sampled_clients": 3}

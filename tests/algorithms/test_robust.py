@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from halfback import config
-from halfback.algorithms.robust import Robust
 from halfback.errors import UserError
+from halfback.parties.server_robust import Robust
 
 NONE, CLIP, MEDIAN = Robust(), Robust("clip"), Robust("median")
 EVERY = [NONE, CLIP, MEDIAN, Robust("trimmed_mean")]

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from halfback.algorithms.holdings import Round
-from halfback.build import build
+from halfback.assembly import build
 from halfback.config import RunConfig
-from halfback.conformance import small
-from halfback.conformance.table import ROWS
-from halfback.engines.simulation import Simulation
+from halfback.engine.federation import Simulation
+from halfback.parties.holdings import Round
+from halfback.testing import small
+from halfback.testing.table import ROWS
 
 EXACT = [{"name": "temporal", "cache": "float32"}]
 TWO = ("activations_up", "gradient_down")

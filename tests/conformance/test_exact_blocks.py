@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from halfback.algorithms.replies import catch_up
-from halfback.build import Built
-from halfback.conformance import small
+from halfback.assembly import Built
 from halfback.errors import Diverged, PeerError
 from halfback.models.adapters import trainable
+from halfback.parties.client_replies import catch_up
+from halfback.testing import small
 from halfback.wire.messages import History, HistoryAndState, Join
 
 P = 2

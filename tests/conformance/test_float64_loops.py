@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from halfback.algorithms import algorithms
-from halfback.conformance import small
+from halfback.testing import small
 from halfback.zeroth.directions import direction_of
 from halfback.zeroth.seeds import seed_for
 

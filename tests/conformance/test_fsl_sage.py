@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from halfback.algorithms.fsl_sage import _batches
-from halfback.build import Built
-from halfback.conformance import small
-from halfback.engines.simulation import Simulation
+from halfback.assembly import Built
+from halfback.engine.federation import Simulation
 from halfback.errors import UserError
+from halfback.testing import small
 from halfback.wire.messages import Activations, Join, Weights
 
 HEAD = "head."

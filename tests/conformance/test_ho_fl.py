@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from halfback import checkpoint
 from halfback.config import RunConfig
-from halfback.conformance import small
-from halfback.conformance.formulas import JOIN, NOTHING, slopes, weights
-from halfback.conformance.remote import run_over_sockets
-from halfback.engines.simulation import Simulation
+from halfback.engine.federation import Simulation
 from halfback.errors import Diverged, PeerError, UserError
+from halfback.runs import checkpoint
+from halfback.testing import small
+from halfback.testing.formulas import JOIN, NOTHING, slopes, weights
+from halfback.testing.remote import run_over_sockets
 from halfback.wire.messages import Message, Slopes, Weights
 from halfback.zeroth.directions import direction_of
 from halfback.zeroth.seeds import seed_for

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from halfback.algorithms import algorithms
-from halfback.algorithms.server import Server
-from halfback.conformance import small
-from halfback.conformance.table import ROWS
-from halfback.engines.simulation import Simulation
+from halfback.engine.federation import Simulation
 from halfback.errors import Diverged, PeerError
+from halfback.parties.server import Server
+from halfback.testing import small
+from halfback.testing.table import ROWS
 from halfback.wire.messages import (
     Activations,
     CutGradient,

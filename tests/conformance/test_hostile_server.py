@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from halfback.config import RunConfig
-from halfback.conformance import small
-from halfback.conformance.table import ROWS
-from halfback.engines.simulation import Simulation
+from halfback.engine.federation import Simulation
 from halfback.errors import Diverged, PeerError
+from halfback.testing import small
+from halfback.testing.table import ROWS
 from halfback.wire.messages import CutGradient, History, HistoryOfTurns, Losses, Message, Nothing, Slopes, Weights
 
 Spoil = Callable[[Any], Message]

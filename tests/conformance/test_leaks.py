@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from halfback import config as configuration
-from halfback.build import Built
+from halfback.assembly import Built
 from halfback.config import RunConfig
-from halfback.conformance import small
 from halfback.data.sources import data_folder
 from halfback.models.adapters import trainable
+from halfback.testing import small
 from halfback.wire.messages import Activations, HeadGradient, MiddleActivations
 
 LINKS = ("activations_up", "activations_down", "gradient_up")

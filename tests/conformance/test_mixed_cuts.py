@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfback import checkpoint
-from halfback.algorithms.client import Client
-from halfback.algorithms.exchange import upload
-from halfback.build import Built
+from halfback.assembly import Built
 from halfback.config import RunConfig
-from halfback.conformance import small
-from halfback.conformance.formulas import HEADER, INTEGER, JOIN, activations, slopes, tensor
-from halfback.conformance.remote import run_over_sockets
-from halfback.engines.simulation import Simulation
+from halfback.engine.federation import Simulation
 from halfback.errors import PeerError, UserError
 from halfback.models.adapters import trainable
+from halfback.parties.client import Client
+from halfback.parties.exchange import upload
+from halfback.runs import checkpoint
 from halfback.telemetry.meters import MemoryMeter
+from halfback.testing import small
+from halfback.testing.formulas import HEADER, INTEGER, JOIN, activations, slopes, tensor
+from halfback.testing.remote import run_over_sockets
 
 World = Callable[..., RunConfig]
 _ADAMW = {"bottom__optimizer": "adamw", "bottom__lr": 1e-3}

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from halfback.algorithms.holdings import Round
-from halfback.algorithms.server import Server
-from halfback.conformance import small
-from halfback.engines.simulation import Simulation
+from halfback.engine.federation import Simulation
 from halfback.errors import PeerError
 from halfback.models.cut import install
+from halfback.parties.holdings import Round
+from halfback.parties.server import Server
+from halfback.testing import small
 from halfback.wire.messages import Message
 from halfback.zeroth.directions import direction_of
 from halfback.zeroth.slopes import default_radius, estimate_slopes, inner

@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_hostile_peers import HOSTILE, spoil
 
-from halfback.algorithms.exchange import mean_slopes
-from halfback.algorithms.robust import Robust
-from halfback.conformance import small
-from halfback.engines.simulation import Simulation
+from halfback.engine.federation import Simulation
 from halfback.errors import UserError
+from halfback.parties.exchange import mean_slopes
+from halfback.parties.server_robust import Robust
+from halfback.testing import small
 from halfback.wire.messages import Slopes
 
 ABLE = ["ho_sfl", "zo_sfl", "decomfl"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from halfback import config as configuration
 from halfback.algorithms import algorithms
-from halfback.conformance import small
+from halfback.testing import small
 from halfback.wire.messages import Message
 
 CLIENTS, ROUNDS, STEPS = 3, 2, 4

@@ -10,10 +10,10 @@ import torch
 from test_hostile_server import spoil_answers
 from torch import Tensor
 
-from halfback.algorithms.exchange import mean_slopes
 from halfback.algorithms.spry import layers_in_turn
-from halfback.conformance import small
 from halfback.errors import PeerError, UserError
+from halfback.parties.exchange import mean_slopes
+from halfback.testing import small
 from halfback.wire.messages import Message, Share, Slopes
 
 

@@ -12,19 +12,19 @@ from test_hostile_peers import HOSTILE, spoil
 from test_hostile_server import spoil_answers
 from torch import Tensor, nn
 
-from halfback.algorithms.feedback import head_gradient
-from halfback.algorithms.holdings import Head
-from halfback.build import Built
+from halfback.assembly import Built
 from halfback.config import RunConfig
-from halfback.conformance import small
 from halfback.data.encode import Batch
-from halfback.engines.simulation import Simulation
+from halfback.engine.federation import Simulation
 from halfback.errors import Diverged, PeerError, UserError
 from halfback.models.adapters import trainable
 from halfback.models.cut import cut
 from halfback.models.loading import load_model
 from halfback.models.objectives import loss, terms
+from halfback.parties.client_feedback import head_gradient
+from halfback.parties.holdings import Head
 from halfback.telemetry.meters import MemoryMeter
+from halfback.testing import small
 from halfback.wire.messages import Activations, HeadGradient, Message, MiddleActivations, Nothing
 from halfback.wire.packing import unpack
 

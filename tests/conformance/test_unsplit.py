@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from halfback.algorithms import algorithms
-from halfback.build import Built
+from halfback.assembly import Built
 from halfback.config import RunConfig
-from halfback.conformance import small
-from halfback.conformance.table import ROWS
-from halfback.conformance.test_wire import assert_equal_models
 from halfback.models.adapters import trainable
 from halfback.models.cut import install
+from halfback.testing import small
+from halfback.testing.table import ROWS
+from halfback.testing.test_wire import assert_equal_models
 from halfback.zeroth.replay import Replica, UpdateRule
 
 World = Callable[..., RunConfig]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from observed_rounds import link_use
 
-from halfback import checkpoint
 from halfback.controllers import build
 from halfback.controllers.protocol import Controller, Observation
+from halfback.runs import checkpoint
 
 pytest.importorskip("torchrl", reason="the `ddpg` controller needs halfback[rl]")
 

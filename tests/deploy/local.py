@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from halfback import checkpoint
 from halfback.deploy.relay import Relay, WorkerLost
 from halfback.deploy.serving import ENDED, RUN, serve
 from halfback.deploy.site import SiteConfig
-from halfback.engines.deployment import Came
-from halfback.engines.frames import Frame, Longest
+from halfback.engine.remote.frames import Frame, Longest
+from halfback.engine.remote.server import Came
 from halfback.errors import PeerError
+from halfback.runs import checkpoint
 
 
 class Relays:

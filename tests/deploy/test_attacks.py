@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from halfback import config as configuration
-from halfback import run
 from halfback.config import RunConfig
-from halfback.conformance import small
 from halfback.data.tasks import TaskOptions
 from halfback.deploy.folder import copy_run
 from halfback.deploy.here import at_client, at_server
 from halfback.deploy.order import opened, sealed
 from halfback.deploy.site import TRIAL, SiteConfig, SiteData, read_site
 from halfback.deploy.worker import Worker
-from halfback.engines.frames import Prepare, Refused, frame, read_answer
+from halfback.engine.remote.frames import Prepare, Refused, frame, read_answer
 from halfback.errors import UserError
-from halfback.locks import alone
+from halfback.runs import run
+from halfback.runs.locks import alone
+from halfback.testing import small
 from tests.deploy.local import Relays, serve_here
 
 ROWS = "note,mood,name\n" + "".join(f"the film is {word},{word},ann\n" for word in ("great", "dull") * 8)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from halfback.conformance import small
 from halfback.errors import UserError
+from halfback.testing import small
 from tests.command import digits, halfback, refusal
 
 pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
@@ -109,8 +109,8 @@ def test_no_event_moves_the_cursor_of_a_terminal(caplog: pytest.LogCaptureFixtur
 
 def test_the_page_of_a_fetched_run_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the server's says: a browser would run it."""
-    from halfback import run
     from halfback.deploy import command
+    from halfback.runs import run
 
     run.train(small.images("ho_sfl", steps=1), tmp_path / "left")
     (tmp_path / "left" / "report.html").write_text("<script>fetch('http://elsewhere')</script>")

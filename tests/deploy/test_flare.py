@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from halfback import config as configuration
-from halfback.conformance import small
+from halfback.testing import small
 
 pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
 

@@ -17,12 +17,9 @@ from typing import Any
 import pytest
 from hostile import altered, confined, in_time, mutated
 
-from halfback.algorithms.holdings import Round
 from halfback.config import RunConfig
-from halfback.conformance import small
-from halfback.conformance.table import ROWS
-from halfback.engines.device import Device
-from halfback.engines.frames import (
+from halfback.engine.remote.client import Device
+from halfback.engine.remote.frames import (
     Ancestor,
     Answer,
     Done,
@@ -40,8 +37,11 @@ from halfback.engines.frames import (
     read_answer,
     read_question,
 )
-from halfback.engines.stream import Gone, read_frame
+from halfback.engine.remote.stream import Gone, read_frame
 from halfback.errors import Diverged, PeerError
+from halfback.parties.holdings import Round
+from halfback.testing import small
+from halfback.testing.table import ROWS
 from halfback.wire.messages import Caches, Message
 from halfback.wire.packing import pack, unpack
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from halfback import config as configuration
-from halfback import run
 from halfback.config import RunConfig
-from halfback.conformance import small
+from halfback.runs import run
+from halfback.testing import small
 from tests.deploy.local import Relays, assert_same, serve_here
 
 PATIENCE = 240.0  # seconds; a worker needs ten to import everything on a busy machine

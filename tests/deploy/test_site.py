@@ -9,10 +9,10 @@ import pytest
 
 from halfback import config as configuration
 from halfback.config import RunConfig
-from halfback.conformance import small
 from halfback.deploy.here import at_client, at_server
 from halfback.deploy.site import TEMPLATE, SiteConfig, read_site
 from halfback.errors import UserError
+from halfback.testing import small
 from tests.deploy.local import Relays, serve_here
 
 Write = Callable[[str, list[tuple[str, str]]], str]

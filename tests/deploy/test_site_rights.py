@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from command import digits
 
-from halfback.conformance import small
 from halfback.deploy.job import CLASSES, allow, write_job
+from halfback.testing import small
 from tests.deploy.federation import ADMIN, PATIENCE, SERVER, Federation
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What runs come to, to the bit: `python tests/golden/record.py [rows|recipes]` writes it anew, for both if not told which.
+"""What runs come to, to the bit: `python tests/golden/record.py [rows|recipes]` writes it anew, or both files.
 
 `rows.json` has every row of the conformance table, `recipes.json` six shipped recipes of 20 steps. Recording is only
 for a change whose bits are meant to differ: its commit says which, and why.
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfback import checkpoint, run
 from halfback import config as configuration
-from halfback.conformance import small
-from halfback.conformance.table import Row
+from halfback.runs import checkpoint, run
+from halfback.testing import small
+from halfback.testing.table import Row
 
 HERE = Path(__file__).parent
 _OF_RECIPES = ["beside=[]", "device=cpu", "steps=20", "eval_every=1000", "checkpoint_every=1000", "memory_every=1000"]
@@ -93,8 +93,8 @@ def _write(name: str, found: dict[str, Any]) -> None:
 def _rows() -> dict[str, Any]:
     from _pytest.tmpdir import TempPathFactory
 
-    from halfback.conformance import texts
-    from halfback.conformance.table import ROWS
+    from halfback.testing import texts
+    from halfback.testing.table import ROWS
 
     with tempfile.TemporaryDirectory() as folder:
         factory = TempPathFactory(Path(folder), 3, "all", trace=lambda *_: None, _ispytest=True)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from golden import record
 
-from halfback.conformance.table import ROWS
 from halfback.data.sources import data_folder
+from halfback.testing.table import ROWS
 
 _FOLDERS = {"cifar10": "resnet_cifar10_weights", "e2e": "e2e", "sst2": "sst2"}
 

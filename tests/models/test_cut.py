@@ -275,7 +275,7 @@ def test_no_padding_token_and_no_warning(left: Tokens, caplog: pytest.LogCapture
 @torch.no_grad()
 @pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
 def test_the_first_part_of_the_first_block_runs_once_a_pass(name: str, left: Tokens, right: Tokens) -> None:
-    """Forward passes are counted there (`engines/simulation.py`)."""
+    """Forward passes are counted there (`engine/federation.py`)."""
     bottom, calls = cut(classifier(name), 2).bottom, []
     next(bottom.blocks[0].children()).register_forward_pre_hook(lambda *_: calls.append(1))
     bottom(left if name in DECODERS else right)

@@ -1,0 +1,175 @@
+"""How much a peer may send, and what it may say of itself: all of it follows from the recipe, and from a clock.
+
+A message is bounded before it is read: a frame by `End.most_bytes`, a field by `wire.packing.Most`. So is how often a
+client speaks in a round, and what it reports when the round is over.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from halfback.codecs.protocol import Receiver
+from halfback.engine.link import HiddenForm
+from halfback.engine.remote.frames import Done
+from halfback.errors import PeerError
+from halfback.parties.protocol import Algorithm
+from halfback.parties.server import Server
+from halfback.wire.ledger import Direction
+from halfback.wire.messages import (
+    Activations,
+    HandOver,
+    HeadGradient,
+    Join,
+    Message,
+    Role,
+    Slopes,
+    SlopesAndActivations,
+    Weights,
+)
+from halfback.wire.packing import Most
+
+_CLOCKS = 1.01, 1.0  # by what share, and how many seconds, a client's clock may be ahead of the server's
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a recipe allows, whoever the client is.
+
+    Attributes:
+        rows: of a batch; steps: of the run, as a server counts them.
+        directions: P of a step, 0 for a method that has none.
+        slopes: values of all slopes in one message, by direction; exact gradients are among them.
+        weights: what one message may hold of the model, by direction.
+    """
+
+    rows: int
+    steps: int
+    directions: int
+    slopes: Mapping[Direction, int]
+    weights: Mapping[Direction, Most]
+
+    def receiving(
+        self, direction: Direction, forms: Mapping[str, HiddenForm], receivers: Mapping[str, Receiver]
+    ) -> dict[Role, Most]:
+        """The most that the fields of a message may hold which goes this way, by role."""
+        first = next(iter(forms.values()))
+        places = (self.rows, first.shape[0]) if first.has_texts else (self.rows,)
+        most: dict[Role, Most] = {
+            "mask": _shaped(places, 1),
+            "labels": _shaped(places, 4),
+            "sample_ids": _shaped((self.rows,), 4),
+            "slopes": Most(4 * self.slopes[direction]),
+            "losses": Most(4),
+            "steps": Most(4 * self.steps),  # a number for each, where a message has them as a tensor
+            "caches": Most(8 * len(forms)),
+            "thresholds": Most(4 * len(forms)),
+            "weights": self.weights[direction],
+        }
+        for role in ("activations", "gradient"):
+            link = f"{role}_{direction}"
+            if link in receivers:
+                most[role] = Most(*receivers[link].most(self.rows * forms[link].shape[0], self.rows))
+            elif link in forms:
+                most[role] = _shaped((self.rows, *forms[link].shape), forms[link].dtype.itemsize)
+        return most
+
+
+@final
+class Tab:
+    """One client's round, as the server keeps count of it."""
+
+    def __init__(self, client: int, bounds: Bounds, *, cursor: int, steps: int) -> None:
+        """`cursor`: the number of the client's next batch; `steps`: of the round."""
+        self._client = client
+        self._bounds = bounds
+        self._cursor = cursor
+        self._steps = steps
+        self._said = Counter[str]()
+        self.seconds = 0.0
+        """For which the client was waited for."""
+
+    def hear(self, message: Message) -> None:
+        """One more message.
+
+        Raises:
+            PeerError: that is one too many.
+        """
+        kind, most = type(message).__name__, self._steps
+        match message:
+            case Join() | Weights() | HandOver():
+                most = 1
+            case Activations(sample_ids=None):
+                kind, most = "Activations of a batch that came before", most * 2 * max(self._bounds.directions, 1)
+            case Activations() | SlopesAndActivations():
+                kind = "Activations of a new batch"
+            case Slopes() | HeadGradient():
+                pass
+            case _:
+                return  # the greeting; of the others no method takes any from a client
+        self._said[kind] += 1
+        if self._said[kind] > most:
+            raise PeerError(
+                f"client {self._client}: {kind}: {self._said[kind]} came in a round of {self._steps} steps, at most "
+                f"{most} are allowed"
+            )
+
+    def check(self, report: Done) -> None:
+        """What the client says that the round has cost it, against what that can have cost.
+
+        Raises:
+            PeerError: a figure is outside of what is possible.
+        """
+        share, more = _CLOCKS
+        figures = (
+            ("cursor", report.cursor, self._cursor, self._cursor + self._steps),
+            ("forward_passes", report.forward_passes, 0, self._steps * (2 * self._bounds.directions + 2)),
+            ("client_seconds", report.client_seconds, 0, self.seconds * share + more),
+            ("wire_seconds", report.wire_seconds, 0, self.seconds * share + more),
+            ("losses", len(report.losses), 0, self._steps),
+        )
+        for what, came, least, most in figures:
+            if not least <= came <= most:
+                raise PeerError(
+                    f"client {self._client}: Done.{what}: {came:.10g} came, {least} to {most:.10g} are possible"
+                )
+
+
+def bounds_of(algorithm: Algorithm, server: Server, *, rows: int, steps: int) -> Bounds:
+    """The bounds of a run with batches of so many rows and with so many steps."""
+    theta, head, exact = server.replica.parameters, server.head or {}, server.replica.exact_state()
+    directions = getattr(algorithm, "directions", 0)
+    agreed = directions * len(server.replica.groups)
+    once = server.replica.width(0)
+    if algorithm.traits.agreement == "slopes" and not hasattr(algorithm, "directions"):
+        once = sum(tensor.numel() for tensor in theta.values())  # it measures something else: not more than θ has
+    own = [theta] if algorithm.traits.agreement in ("weights", "relay") else []
+    return Bounds(
+        rows=rows,
+        steps=steps,
+        directions=directions,
+        slopes={"up": steps * directions + once, "down": steps * agreed + once},
+        weights={"up": _all(*own, head), "down": _all(*own, head, exact)},
+    )
+
+
+def model_bound(held: Mapping[str, Tensor]) -> dict[Role, Most]:
+    """Of the message with the weights to begin with."""
+    return {"weights": _all(held)}
+
+
+def _shaped(shape: tuple[int, ...], size: int) -> Most:
+    count = size
+    for length in shape:
+        count *= length
+    return Most(count, shape=shape)
+
+
+def _all(*choices: Mapping[str, Tensor]) -> Most:
+    """Any one of these sets of tensors."""
+    return Most(
+        max(sum(tensor.nbytes for tensor in tensors.values()) for tensors in choices),
+        tensors=max(len(tensors) for tensors in choices),
+    )

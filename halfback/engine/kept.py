@@ -1,0 +1,208 @@
+"""What a checkpoint holds, checked before any of it is used: it may be another's, damaged, or made up."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from halfback.engine.remote.frames import Ancestor
+from halfback.engine.state import moments, trained_above, under
+from halfback.errors import HalfbackError, UserError, first_line, shown
+from halfback.parties.client import Client
+from halfback.parties.protocol import Traits
+from halfback.parties.server import Server
+
+# Strict: these go on as they are, so a text that reads as a number, true or 1.0 is none.
+Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
+Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+_Client = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,17})$")]
+Sent = dict[str, dict[str, Count]]
+_ENTRIES = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.SGD: {"momentum_buffer"}}
+
+
+class _Bytes(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    up: Sent
+    down: Sent
+
+    def total(self, direction: str) -> int:
+        return sum(sum(roles.values()) for roles in getattr(self, direction).values())
+
+
+class _Away(BaseModel):
+    """Of a run whose clients are elsewhere."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    lineage: str
+    ancestry: list[Ancestor]
+    rounds: Count
+    cursors: dict[_Client, Count]
+    rows: dict[_Client, Count] = Field(default_factory=dict)
+
+
+class EngineValues(BaseModel):
+    """The plain values of `Simulation.state` and `Deployment.state`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    links: dict[_Client, Annotated[list[dict[str, Any]], Field(min_length=2, max_length=2)]]
+    controller: dict[str, Any]
+    clients: dict[_Client, tuple[Count, Count, Count]]
+    steps: Count
+    turns: list[tuple[Count, Count]]
+    position: Count
+    top_position: Count
+    ledger: _Bytes
+    seconds: tuple[Seconds, Seconds, Seconds]
+    forward_passes: Count
+    peaks: tuple[Count, Count, Count]
+    deployment: _Away | None = None
+
+
+def _check_values(values: Mapping[str, Any], clients: int) -> None:
+    """Refuses values that the engine can't go on from; UserError names the first that is wrong."""
+    checked(EngineValues, values)
+    for number in (*values["links"], *values["clients"]):
+        if not 0 <= int(number) < clients:
+            raise UserError(f"client {number} is in the checkpoint, 0 to {clients - 1} are allowed")
+
+
+def checked(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:
+    """The values as a model of this kind; UserError names the first that is wrong."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        came = "" if first["type"] == "missing" else f"={shown(first['input'])}"
+        raise UserError(f"values.json: {key}{came}: {first['msg']}") from None
+
+
+def check_state(
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Any],
+    *,
+    server: Server,
+    client: Callable[[int], Client],
+    clients: int,
+    traits: Traits,
+    steered: bool,
+) -> None:
+    """Refuses a state that these parties can't go on from, before anything is changed; UserError names what is wrong.
+
+    `client` makes one of the run's so many `clients`; `steered`: whether there is a controller.
+    """
+    _check_values(values, clients)
+    fixed = {f"bottom.{name}": p for name, p in server.replica.parameters.items()}
+    fixed |= moments("bottom_moment", server.replica) | {f"top.{n}": p for n, p in trained_above(server).items()}
+    fixed |= {} if server.top_replica is None else moments("top_moment", server.top_replica)
+    free = {"controller.": steered}
+    if "history" in tensors and traits.agreement == "slopes":
+        fixed["history"] = tensors["history"]  # whose form `_check_history` knows
+    optimizers = {"top_optimizer": server.optimizer}
+    for number in values["clients"]:
+        party = client(int(number))
+        optimizers[f"client.{number}"] = party.optimizer
+        if party.replica is not server.replica:
+            fixed |= moments(f"client_moment.{number}", party.replica)
+    for prefix, optimizer in optimizers.items():
+        if optimizer is not None:
+            _check_optimizer(prefix, optimizer, tensors)
+            free[f"{prefix}."] = True
+    free |= {f"link.{number}.{side}.": True for number in values["links"] for side in ("near", "far")}
+    free["lasting."] = traits.lasting
+    _check_lasting(under("lasting.", tensors), clients, server.replica.parameters)
+    _check_tensors(tensors, fixed, [beginning for beginning, is_there in free.items() if is_there])
+    taken = [values["position"], *(position for position, _, _ in values["clients"].values())]
+    _check_history(tensors.get("history"), taken, len(server.replica.groups))
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], fixed: Mapping[str, Tensor], free: Iterable[str]) -> None:
+    """Refuses tensors that lack one of `fixed`, have one of another shape or dtype, or one that nobody asked for.
+
+    free: how the names of those begin whose number and shapes are not known beforehand.
+    """
+    for name, like in fixed.items():
+        if name not in tensors:
+            raise UserError(f"tensor {name} is missing")
+        _fits(name, tensors[name], like)
+    beginnings = tuple(free)
+    for name in tensors:
+        if name not in fixed and not name.startswith(beginnings):
+            raise UserError(f"tensor {name} is there, and nothing has this name")
+
+
+def _fits(name: str, found: Tensor, like: Tensor) -> None:
+    """Refuses a tensor of another shape or dtype."""
+    if found.shape != like.shape or found.dtype != like.dtype:
+        raise UserError(
+            f"tensor {name} is {found.dtype} {tuple(found.shape)}, {like.dtype} {tuple(like.shape)} is allowed"
+        )
+
+
+def _check_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Refuses moments that are not those of a parameter; one that has taken no step has none."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    entries = next((names for kind, names in _ENTRIES.items() if isinstance(optimizer, kind)), set[str]())
+    found: dict[str, set[str]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(f"{prefix}."):
+            number, _, entry = name.removeprefix(f"{prefix}.").partition(".")
+            if not number.isdecimal() or int(number) >= len(parameters) or entry not in entries:
+                raise UserError(f"tensor {name} is there, and nothing has this name")
+            like = torch.zeros(()) if entry == "step" else parameters[int(number)]
+            _fits(name, tensor, like)
+            found.setdefault(number, set()).add(entry)
+    for number, names in found.items():
+        for entry in sorted(entries - names):
+            raise UserError(f"tensor {prefix}.{number}.{entry} is missing")
+
+
+def _check_lasting(lasting: Mapping[str, Tensor], clients: int, parameters: Mapping[str, Tensor]) -> None:
+    """Refuses what a method keeps of a client that isn't there, and parameters of another form among it."""
+    for name, tensor in lasting.items():
+        number, _, of_client = name.partition(".")
+        if not number.isdecimal() or int(number) >= clients or not of_client:
+            raise UserError(f"tensor lasting.{name} is there, and nothing has this name")
+        if of_client in parameters:
+            _fits(f"lasting.{name}", tensor, parameters[of_client])
+
+
+def _check_history(history: Tensor | None, positions: Iterable[int], groups: int) -> None:
+    """Refuses a history that is none, and a replica that has gone beyond it."""
+    if history is None:
+        return
+    if history.ndim != 2 or history.dtype != torch.float32 or history.shape[1] % groups:
+        raise UserError(f"tensor history is {history.dtype} {tuple(history.shape)}, torch.float32 (steps, P) is due")
+    if (most := max(positions, default=0)) > len(history):
+        raise UserError(f"values.json: position {most} contradicts the history, which has {len(history)} steps")
+
+
+def check_names(prefix: str, tensors: Iterable[str], taken: Iterable[str]) -> None:
+    """Refuses a tensor that would be passed over: `taken` are those that its owner has now that they are put back."""
+    if unknown := sorted({*tensors} - {*taken}):
+        raise UserError(f"tensor {prefix}{unknown[0]} is there, and nothing has this name")
+
+
+def check_thresholds(thresholds: Mapping[str, Any]) -> None:
+    """Refuses a controller's thresholds that no similarity could reach."""
+    for value in thresholds.values():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
+            raise UserError(f"controller: a threshold is {shown(value)}, -1 to 1 are allowed")
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """While a state is put back: what a codec or a controller, also of another package, can't read is one line."""
+    try:
+        yield
+    except HalfbackError as error:
+        raise UserError(f"the checkpoint can't be gone on from: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {shown(first_line(error))}"
+        raise UserError(f"the checkpoint can't be gone on from: {why}") from None

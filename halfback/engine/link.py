@@ -1,0 +1,377 @@
+"""The link between a client and the server: encode → pack → count → unpack → decode, in both directions.
+
+A link's name is its field's role and direction: `activations_up`, `gradient_down`, and with a head on the device also
+`activations_down`, `gradient_up`. Codecs are chosen by this name, never by an algorithm.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from halfback.codecs.protocol import Receiver, Samples, Seen, Sender, finite
+from halfback.codecs.temporal import TemporalReceiver, TemporalSender, check_unique
+from halfback.engine.state import under
+from halfback.errors import Diverged, PeerError
+from halfback.telemetry.meters import MemoryMeter, Stopwatch
+from halfback.wire.ledger import Direction, Ledger
+from halfback.wire.messages import CODED, FIELDS, Caches, Encoded, HandOver, Message, Role
+from halfback.wire.packing import Most, Packed, most_bytes, pack, split, unpack
+
+Side = Literal["client", "server"]
+_SENDS: dict[Side, Direction] = {"client": "up", "server": "down"}
+_RECEIVES: dict[Side, Direction] = {"client": "down", "server": "up"}
+
+
+@dataclass(frozen=True)
+class HiddenForm:
+    """What both ends know of hidden states: `shape` behind the batch dimension (texts: at most that many tokens)."""
+
+    shape: tuple[int, ...]
+    has_texts: bool
+    dtype: torch.dtype
+
+    @property
+    def width(self) -> int:
+        """Values in a row of the matrix that codecs take: of a token, or of an image's channel."""
+        return self.shape[-1] if len(self.shape) == 2 else self.shape[1] * self.shape[2]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The samples that are on their way between the two ends; for texts also `mask` (B, T) and the tokens of each."""
+
+    ids: tuple[int, ...]
+    mask: Tensor | None
+    tokens: tuple[int, ...] | None
+
+
+@final
+class End:
+    """One side of one client's link. It remembers which samples the step is about, and what its codecs remember."""
+
+    def __init__(
+        self,
+        side: Side,
+        device: torch.device,
+        *,
+        forms: Mapping[str, HiddenForm],
+        senders: Mapping[str, Sender],
+        receivers: Mapping[str, Receiver],
+        most: Mapping[Role, Most],
+    ) -> None:
+        """`senders`, `receivers`: the codecs of this side by the link's name; a field without one is sent as it is.
+
+        `forms`: what these links carry; `most`: what the fields of a message to this side may hold.
+        """
+        self._side = side
+        self._device = device
+        self._forms = dict(forms)
+        self._most = dict(most)
+        self.most_bytes = most_bytes(most)
+        self._batch: _Batch | None = None
+        self.senders = dict(senders)
+        self.receivers = dict(receivers)
+        both: list[tuple[str, Any]] = sorted(self._ends())
+        self._temporal: dict[str, TemporalSender | TemporalReceiver] = {
+            name: end for name, end in both if isinstance(end, TemporalSender | TemporalReceiver)
+        }
+
+    def hello(self, thresholds: Mapping[str, float] | None = None) -> Caches | None:
+        """What this end remembers, to be said first in a round; None where no link remembers samples.
+
+        `thresholds`: the server's, by link; they hold for its own sending ends from now on.
+        """
+        self._batch = None  # of the round before
+        if not self._temporal:
+            return None
+        digests = torch.tensor([link.cache.digest() for link in self._temporal.values()], dtype=torch.int64)
+        if thresholds is None:
+            return Caches(digests, None)
+        values = torch.tensor([thresholds[name] for name in self._temporal], dtype=torch.float32)
+        self._take(values)
+        return Caches(digests, values)
+
+    def meet(self, theirs: Any) -> None:
+        """Forgets the samples of every link of which the other end remembers something else, and takes the thresholds.
+
+        Raises:
+            PeerError: another message came, or not one digest and threshold a link.
+        """
+        count = len(self._temporal)
+        if not isinstance(theirs, Caches):
+            raise PeerError(f"{type(theirs).__name__} came first in a round, Caches is allowed")
+        digests, thresholds = theirs.digests.cpu(), theirs.thresholds
+        if digests.shape != (count,) or digests.dtype != torch.int64:
+            raise PeerError(
+                f"Caches.digests: {digests.dtype} {tuple(digests.shape)} came, torch.int64 ({count},) is allowed"
+            )
+        if (thresholds is None) != (self._side == "server"):
+            raise PeerError("Caches.thresholds: the server says them, and only the server")
+        if thresholds is not None:
+            fits = thresholds.shape == (count,) and thresholds.dtype == torch.float32
+            if not fits or not bool((thresholds.abs() <= 1).all()):
+                raise PeerError(
+                    f"Caches.thresholds: {thresholds.dtype} {tuple(thresholds.shape)} came, torch.float32 ({count},) "
+                    "from -1 to 1 is allowed"
+                )
+            self._take(thresholds.cpu())
+        for link, digest in zip(self._temporal.values(), digests.tolist(), strict=True):
+            if link.cache.digest() != digest:
+                link.cache.clear()
+
+    def _take(self, thresholds: Tensor) -> None:
+        for link, threshold in zip(self._temporal.values(), thresholds.tolist(), strict=True):
+            if isinstance(link, TemporalSender):
+                link.threshold = threshold
+
+    def send(self, message: Message) -> Packed:
+        """The message as bytes."""
+        changed: dict[str, Any] = {}
+        values = {name: getattr(message, name) for name in FIELDS[type(message)]}
+        self._turn_to(type(message), values)
+        for name, (role, _) in FIELDS[type(message)].items():
+            link = f"{role}_{_SENDS[self._side]}"
+            if role in CODED and link in self.senders:
+                try:
+                    matrix, samples = self._to_matrix(values[name], link), self._samples(values, link)
+                    changed[name] = Encoded(self.senders[link].encode(matrix, samples))
+                except PeerError as error:
+                    raise PeerError(f"{type(message).__name__}.{name}: {error}") from None
+        return pack(replace(message, **changed) if changed else message)
+
+    def receive(self, data: bytes) -> Message:
+        """The message in these bytes, with its tensors on this side's device.
+
+        Raises:
+            PeerError: the bytes are no message, or a field is not what this link's codecs make.
+        """
+        return self.decode(self.unpack(data))
+
+    def unpack(self, data: bytes) -> Message:
+        """The message in these bytes as its sender packed it; raises as `receive` does."""
+        if len(data) > self.most_bytes:
+            raise PeerError(f"message: {len(data)} bytes came, at most {self.most_bytes} are allowed")
+        return unpack(data, self._most)
+
+    def decode(self, message: Message) -> Message:
+        """An unpacked message as it was before this link's codecs; raises as `receive` does."""
+        kind = type(message)
+        values = {name: self._placed(getattr(message, name)) for name in FIELDS[kind]}
+        self._turn_to(kind, values)
+        for name, (role, _) in FIELDS[kind].items():
+            link = f"{role}_{_RECEIVES[self._side]}"
+            receiver = self.receivers.get(link) if role in CODED else None
+            if isinstance(values[name], Encoded) != (receiver is not None):
+                came, allowed = ("encoded values", "a tensor") if receiver is None else ("a tensor", "encoded values")
+                raise PeerError(f"{kind.__name__}.{name}: {came} came, {allowed} is allowed on this link")
+            if receiver is not None:
+                try:
+                    matrix = receiver.decode(values[name].parts, self._samples(values, link))
+                except PeerError as error:
+                    raise PeerError(f"{kind.__name__}.{name}: {error}") from None
+                values[name] = self._from_matrix(matrix, link)
+        return kind(**values)
+
+    def _turn_to(self, kind: type[Message], values: Mapping[str, Any]) -> None:
+        """From a message that names its samples on, both ends are about these; the next ones go without their ids."""
+        by_role = {role: values[name] for name, (role, _) in FIELDS[kind].items()}
+        if not (self.senders or self.receivers) or "sample_ids" not in by_role:
+            return
+        ids, mask, hidden = (by_role.get(role) for role in ("sample_ids", "mask", "activations"))
+        if ids is not None:
+            if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool or not len(ids):
+                raise PeerError(
+                    f"{kind.__name__}.sample_ids: {ids.dtype} {tuple(ids.shape)} came, integers (B,) are allowed"
+                )
+            samples = tuple(ids.tolist())
+            if self._temporal:  # now, when it is known who said it, and not where the answer is encoded
+                try:
+                    check_unique(samples)
+                except PeerError as error:
+                    raise PeerError(f"{kind.__name__}.sample_ids: {error}") from None
+            form = next(iter(self._forms.values()))
+            tokens = _tokens(kind, mask, len(ids), form.shape[0]) if form.has_texts else None
+            self._batch = _Batch(samples, mask if form.has_texts else None, tokens)
+        batch = self._step()
+        rows = (len(batch.ids),) if batch.mask is None else tuple(batch.mask.shape)
+        if isinstance(hidden, Tensor) and hidden.shape[: len(rows)] != rows:  # what is encoded is counted by its codec
+            raise PeerError(
+                f"{kind.__name__}: hidden states {tuple(hidden.shape)} came for samples and tokens {rows}, "
+                "which is what they must begin with"
+            )
+
+    def _samples(self, values: Mapping[str, Any], link: str) -> Samples:
+        """Those of the step; without their ids where the message is one of several of them."""
+        batch = self._step()
+        repeated = "sample_ids" in values and values["sample_ids"] is None
+        rows = batch.tokens or (self._forms[link].shape[0],) * len(batch.ids)
+        return Samples(None if repeated else batch.ids, rows)
+
+    def _step(self) -> _Batch:
+        if self._batch is None:
+            raise PeerError("sample ids: none came in this round yet, they are needed to decode")
+        return self._batch
+
+    def _to_matrix(self, hidden: Tensor, link: str) -> Tensor:
+        hidden = hidden.detach()
+        mask = self._step().mask
+        matrix = hidden[mask.to(hidden.device)] if mask is not None else hidden.reshape(-1, self._forms[link].width)
+        if not finite(matrix):
+            raise Diverged(f"{self._side}: hidden states or gradients are not finite; lower the learning rates")
+        return matrix
+
+    def _from_matrix(self, matrix: Tensor, link: str) -> Tensor:
+        mask, form = self._step().mask, self._forms[link]
+        if mask is None:
+            return matrix.reshape(-1, *form.shape)
+        hidden = matrix.new_zeros(*mask.shape, form.width)
+        hidden[mask] = matrix  # nothing is said of padding, and nothing depends on it
+        return hidden
+
+    def _placed(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(self._device)
+        if isinstance(value, tuple):
+            return tuple(tensor.to(self._device) for tensor in value)
+        return Encoded(tuple(part.to(self._device) for part in value.parts)) if isinstance(value, Encoded) else value
+
+    def tensors(self) -> list[Tensor]:
+        """What the codecs of this end remember in memory."""
+        return [tensor for _, end in self._ends() for tensor in end.tensors()]
+
+    def _ends(self) -> list[tuple[str, Sender | Receiver]]:
+        return [*self.senders.items(), *self.receivers.items()]
+
+    def take_seen(self) -> dict[str, list[Seen]]:
+        """What the links that remember samples saw since the last call, by name."""
+        seen = {name: link.seen for name, link in self._temporal.items()}
+        for link in self._temporal.values():
+            link.seen = []
+        return seen
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What the codecs of this end remember, for a checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        values: dict[str, Any] = {}
+        for name, end in self._ends():
+            of_end, values[name] = end.state()
+            tensors |= {f"{name}.{key}": tensor for key, tensor in of_end.items()}
+        return tensors, values
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Continues from `state`."""
+        for name, end in self._ends():
+            end.load_state(under(f"{name}.", tensors), values[name])
+
+
+def _tokens(kind: type[Message], mask: Tensor | None, count: int, most: int) -> tuple[int, ...]:
+    """Tokens of each sample, from a mask that may come from anyone."""
+    if mask is None or mask.ndim != 2 or mask.dtype != torch.bool or len(mask) != count or mask.shape[1] > most:
+        came = "none" if mask is None else f"{mask.dtype} {tuple(mask.shape)}"
+        raise PeerError(f"{kind.__name__}.mask: {came} came, torch.bool ({count}, up to {most}) is allowed")
+    rows = mask.sum(dim=1)
+    if not bool((rows > 0).all()):
+        raise PeerError(f"{kind.__name__}.mask: a row without a token came")
+    return tuple(rows.tolist())
+
+
+@final
+class Link:
+    """Carries messages as bytes, also inside one process, so that what is counted is what is sent."""
+
+    def __init__(self, ledger: Ledger, stopwatch: Stopwatch, ends: Callable[[int], tuple[End, End]]) -> None:
+        """`ends`: makes the client's and the server's end for a client's number."""
+        self._ledger = ledger
+        self._stopwatch = stopwatch
+        self._make_ends = ends
+        self.ends: dict[int, tuple[End, End]] = {}
+
+    def of(self, client: int) -> tuple[End, End]:
+        """The client's and the server's end, made when they are first asked for."""
+        if client not in self.ends:
+            self.ends[client] = self._make_ends(client)
+        return self.ends[client]
+
+    def open(self, client: int, thresholds: Mapping[str, float]) -> None:
+        """First in a round: both ends compare what they remember, and the client hears the thresholds."""
+        near, far = self.of(client)
+        said = near.hello()
+        if said is not None:
+            heard = self.carry(client, "up", said)
+            answer = far.hello(thresholds)
+            assert answer is not None, "both ends have the same links"
+            with _blamed(client, "up"):
+                far.meet(heard)
+            told = self.carry(client, "down", answer)
+            with _blamed(client, "down"):
+                near.meet(told)
+
+    def carry(
+        self,
+        client: int,
+        direction: Direction,
+        message: Message,
+        memory: Mapping[Side, MemoryMeter | None] | None = None,
+    ) -> Message:
+        """The message as the other side receives it; each side's `memory` is charged for its own work."""
+        near, far = self.of(client)
+        sender, receiver = (near, far) if direction == "up" else (far, near)
+        sides: tuple[Side, Side] = ("client", "server") if direction == "up" else ("server", "client")
+        with self._stopwatch.running(), _blamed(client, direction):
+            with charged((memory or {}).get(sides[0])):
+                packed = sender.send(message)
+            if direction == "up" or not isinstance(message, HandOver):  # passed on: entered where a device sent it
+                self._ledger.add(direction, type(message).__name__, packed)
+            with charged((memory or {}).get(sides[1])):
+                return receiver.receive(packed.data)
+
+    def send(self, client: int, message: Message, memory: MemoryMeter | None = None) -> bytes:
+        """The client's half of `carry`, where the server is elsewhere and keeps the ledger."""
+        with self._stopwatch.running(), charged(memory):
+            return self.of(client)[0].send(message).data
+
+    def receive(self, client: int, data: bytes, memory: MemoryMeter | None = None) -> Message:
+        """The client's half of `carry`: what the server sent over a network."""
+        with self._stopwatch.running(), _blamed(client, "down"), charged(memory):
+            return self.of(client)[0].receive(data)
+
+    def hear(self, client: int, data: bytes, memory: MemoryMeter | None = None) -> Message:
+        """The server's half of `carry`: what a client sent over a network."""
+        with self._stopwatch.running(), _blamed(client, "up"), charged(memory):
+            far = self.of(client)[1]
+            message = far.unpack(data)
+            self._ledger.add("up", type(message).__name__, split(message, data))
+            return far.decode(message)
+
+    def say(self, client: int, message: Message, memory: MemoryMeter | None = None) -> bytes:
+        """The server's half of `carry`: what a client is sent over a network."""
+        with self._stopwatch.running(), charged(memory):
+            packed = self.of(client)[1].send(message)
+        if not isinstance(message, HandOver):
+            self._ledger.add("down", type(message).__name__, packed)
+        return packed.data
+
+
+@contextmanager
+def _blamed(client: int, direction: Direction) -> Iterator[None]:
+    """An error names the side that said what is wrong."""
+    try:
+        yield
+    except PeerError as error:
+        raise PeerError(f"{'server' if direction == 'down' else f'client {client}'}: {error}") from None
+
+
+def charged(meter: MemoryMeter | None) -> AbstractContextManager[None]:
+    """What is done inside is the work of the meter's party; None where nothing is measured."""
+    return nullcontext() if meter is None else meter.running()
+
+
+def tensors_of(message: Message) -> list[Tensor]:
+    """Every tensor that a message holds."""
+    values = [getattr(message, name) for name in FIELDS[type(message)]]
+    flat = [item for value in values for item in (value if isinstance(value, tuple) else (value,))]
+    return [item for item in flat if isinstance(item, Tensor)]

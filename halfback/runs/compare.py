@@ -1,0 +1,286 @@
+"""Several algorithms on the same work, each with several seeds and with a learning rate chosen for it.
+
+The seed fixes data, partition, order and first weights, so cells of one seed differ in the algorithm alone.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from halfback import config as configuration
+from halfback.assembly import build_algorithm
+from halfback.config import RunConfig
+from halfback.data.tasks import objective_of, tuning_options
+from halfback.errors import UserError
+from halfback.models.objectives import better
+from halfback.report.comparison import TARGET_SHARE, initial_of, markdown, metric_of, summarise, target_of
+from halfback.report.comparison_page import write_comparison
+from halfback.report.tables import number
+from halfback.runs.cells import Cell, Watch, run_cells
+from halfback.runs.locks import alone
+from halfback.runs.tuning import Grid, choose
+from halfback.telemetry.records import replace_text, writing
+
+CELLS, PASSES, TUNE, RESULT = "cells", "cells-passes", "tune", "compare"
+TUNING_SEED = 0
+_RATES = ("bottom.lr", "top.lr")
+_HELD_BACK = ("holdout", "train_rows", "validation_rows", "generated_rows")  # of the task's options
+# What a comparison sets itself, and the option that it follows from.
+_MADE = {"algorithm.name": "--algorithms", "seed": "--seeds", "beside": "--algorithms", "per_algorithm": "--algorithms"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compare, as on the command line.
+
+    `algorithms`: names separated by commas, each with settings of its own behind colons; `tune`: a setting and values
+    to choose among, as in `lr=1e-4,1e-3` (`lr` is the rate of both parts); `target`: in the metric's unit.
+    """
+
+    recipe: str | None
+    settings: tuple[str, ...]
+    algorithms: str
+    out: Path
+    command: str
+    seeds: int = 3
+    tune: str | None = None
+    tune_steps: int | None = None
+    target: float | None = None
+    equal: str = "steps"
+
+
+def compare(request: Request, watch: Watch) -> dict[str, Any]:
+    """Runs what is not there yet and writes compare.json, .md and .html into `out`; returns what compare.json holds.
+
+    A cell that diverges is reported as that. Stopped at any time, the same request goes on where it was.
+
+    Raises:
+        UserError: the request can't be carried out, or `out` holds anything else.
+    """
+    work = _Work(request)
+    grid = _grid(request, work.methods)
+    first = {label: work.cell(label, CELLS, 0) for label in work.methods}
+    for cell in first.values():
+        build_algorithm(cell.config)
+        if grid and cell.config.task.holdout:
+            raise UserError(
+                f"task.holdout={cell.config.task.holdout}: --tune holds back itself; leave one of the two away"
+            )
+    if request.seeds < 1:
+        raise UserError(f"--seeds {request.seeds}: 1 or more are allowed")
+    if request.equal not in ("steps", "passes"):
+        raise UserError(f"--equal {request.equal}: steps and passes are allowed")
+    if request.target is not None and not math.isfinite(request.target):
+        raise UserError(f"--target {request.target}: a finite number is allowed")
+    _check_out(request.out)
+    with writing(request.out):
+        request.out.mkdir(parents=True, exist_ok=True)
+    with alone(request.out):
+        try:
+            return _compared(work, grid, first, watch)
+        finally:
+            with suppress(OSError):
+                request.out.rmdir()  # where nothing could be run
+
+
+def _compared(work: "_Work", grid: Grid | None, first: Mapping[str, Cell], watch: Watch) -> dict[str, Any]:
+    request = work.request
+    rises = better(objective_of(next(iter(first.values())).config.task), 1.0, 0.0)
+    tuning = None if grid is None else _tune(work, grid, rises, watch)
+    rates = {label: grid.changes(tuning["chosen"][label]) if grid and tuning else [] for label in work.methods}
+    # Seed by seed, so that a comparison that is stopped early still has something to compare.
+    seeds = range(request.seeds)
+    found = run_cells([work.cell(label, CELLS, seed, rates[label]) for seed in seeds for label in first], watch)
+    parts = [("steps", found, list[str]())]
+    if request.equal == "passes":
+        _write(work, tuning, parts, rises)
+        more, notes = _equal_passes(work, rates, found)
+        parts.append(("passes", run_cells(more, watch), notes))
+    return _write(work, tuning, parts, rises)
+
+
+class _Work:
+    """The request's algorithms, and the cells that it asks for."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.methods: dict[str, tuple[str, list[str]]] = {}  # label → name and settings of its own
+        for setting in request.settings:
+            _refuse_made(setting)
+        for label in _split(request.algorithms, ","):
+            name, *settings = _split(label, ":")
+            if not name:
+                raise UserError(f"--algorithms {request.algorithms!r}: names are allowed, separated by single commas")
+            if label in self.methods:
+                raise UserError(f"--algorithms: {label!r} is there twice; each entry is allowed once")
+            for setting in settings:
+                _refuse_made(setting)
+            self.methods[label] = name, settings
+
+    def cell(self, label: str, place: str, seed: int, changes: Sequence[str] = (), name: str | None = None) -> Cell:
+        """The cell in folder `place`/`label`-`name` (by default the seed) with `changes` of its settings."""
+        algorithm, own = self.methods[label]
+        made = (f"algorithm.name={algorithm}", f"seed={seed}", "beside=[]", "per_algorithm={}")
+        settings = (*self.request.settings, *own, *changes, *made)
+        recipe = self.request.recipe
+        config = configuration.resolve(recipe, settings)
+        folder = self.request.out / place / quote(f"{label}-{name or seed}", safe="=:,+[]{} ")
+        return Cell(label, settings if recipe is None else (recipe, *settings), config, folder)
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """The stripped parts of a text, which is not split inside brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def _refuse_made(setting: str) -> None:
+    path = setting.partition("=")[0].strip()
+    for made, option in _MADE.items():
+        if path == made or path.startswith(f"{made}."):
+            raise UserError(f"{setting}: compare sets {made} itself; use {option}")
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is no folder; name a new one")
+    for name in sorted(path.name for path in out.iterdir()) if out.exists() else []:
+        if name not in (CELLS, PASSES, TUNE) and not name.startswith(f"{RESULT}."):
+            raise UserError(f"--out {out} holds {name}, which is no part of a comparison; name a new folder")
+
+
+def _grid(request: Request, methods: Mapping[str, tuple[str, list[str]]]) -> Grid | None:
+    if request.tune is None:
+        if request.tune_steps is not None:
+            raise UserError(f"--tune-steps {request.tune_steps}: there is nothing to tune without --tune")
+        return None
+    if request.tune_steps is not None and request.tune_steps < 1:
+        raise UserError(f"--tune-steps {request.tune_steps}: 1 or more are allowed")
+    name, equals, given = request.tune.partition("=")
+    values = _split(given, ",")
+    if not equals or not name or "" in values or len(set(values)) < max(len(values), 2):
+        raise UserError(
+            f"--tune {request.tune}: a setting and two or more different values are allowed, as lr=1e-4,1e-3"
+        )
+    _refuse_made(request.tune)
+    grid = Grid(name, _RATES if name == "lr" else (name,), tuple(values))
+    for label, (_, settings) in methods.items():
+        if both := {setting.partition("=")[0].strip() for setting in settings} & {*grid.keys}:
+            raise UserError(f"--algorithms: {label} sets {both.pop()}, which --tune {request.tune} is to choose")
+    return grid
+
+
+def _tune(work: _Work, grid: Grid, rises: bool, watch: Watch) -> dict[str, Any]:
+    """Runs every algorithm with every value on held-back training rows; what compare.json says of that."""
+    configs = {label: work.cell(label, CELLS, TUNING_SEED).config for label in work.methods}
+    options = {label: tuning_options(config.task) for label, config in configs.items()}
+    steps = {label: work.request.tune_steps or config.steps for label, config in configs.items()}
+
+    def cell(label: str, value: str) -> Cell:
+        held = [f"task.{key}={json.dumps(getattr(options[label], key))}" for key in _HELD_BACK]
+        changes = [*held, f"steps={steps[label]}", *grid.changes(value)]
+        return work.cell(label, TUNE, TUNING_SEED, changes, name=value)
+
+    return {
+        "name": grid.name,
+        "keys": grid.keys,
+        "values": grid.values,
+        "seed": TUNING_SEED,
+        "steps": steps,
+        "held_back": {label: of_task.holdout for label, of_task in options.items()},
+        **choose(grid, [*work.methods], cell, rises=rises, watch=watch),
+    }
+
+
+def _equal_passes(
+    work: _Work, rates: Mapping[str, list[str]], found: Mapping[str, list[dict[str, Any]]]
+) -> tuple[list[Cell], list[str]]:
+    """The cells with as many client forward passes as the first algorithm's, and what can't be had.
+
+    A cell that takes as many steps as before is the one that is there. `eval_every` grows with the steps.
+    """
+    rows = summarise(found, target=None, rises=True)
+    first, notes, cells = next(iter(rows)), [], []
+    goal = rows[first]["forward_passes"]
+    changes: dict[str, list[str]] = {}
+    for label, row in rows.items():
+        if not goal or not row["forward_passes"]:
+            notes.append(
+                f"{label} is not in the part at equal forward passes: it or {first} has none that could be counted."
+            )
+            continue
+        more = goal / row["forward_passes"]
+        steps = max(1, round(more * row["steps"]))
+        evaluate = max(1, round(more * work.cell(label, CELLS, 0).config.eval_every))
+        changes[label] = [] if steps == row["steps"] else [f"steps={steps}", f"eval_every={evaluate}"]
+    for seed in range(work.request.seeds):
+        for label, change in changes.items():
+            cells.append(work.cell(label, PASSES if change else CELLS, seed, [*rates[label], *change]))
+    return cells, notes
+
+
+def _write(
+    work: _Work,
+    tuning: Mapping[str, Any] | None,
+    parts: Sequence[tuple[str, dict[str, list[dict[str, Any]]], list[str]]],
+    rises: bool,
+) -> dict[str, Any]:
+    request, found = work.request, parts[0][1]
+    target = target_of(found, rises=rises) if request.target is None else request.target
+    metric = metric_of(found)
+    cells = [cell for _, cells_of, _ in parts for label in cells_of for cell in cells_of[label]]
+    versions: dict[str, set[str]] = {}
+    for cell in cells:
+        for name, version in (cell.get("summary") or {"versions": {}})["versions"].items():
+            versions.setdefault(name, set()).add(version)
+    config: RunConfig = work.cell(next(iter(work.methods)), CELLS, 0).config
+    comparison = {
+        "command": request.command,
+        "recipe": request.recipe,
+        "settings": list(request.settings),
+        "task": config.task.name,
+        "model": config.model.name,
+        "seeds": list(range(request.seeds)),
+        "algorithms": {label: {"name": name, "settings": own} for label, (name, own) in work.methods.items()},
+        "metric": {"name": metric, "rises": rises, "initial": initial_of(found)},
+        "target": {"value": target, "said": _about_target(request.target, target, metric)},
+        "tuning": tuning,
+        "parts": [
+            {
+                "equal": equal,
+                "notes": notes,
+                "methods": {
+                    label: row | {"cells": cells_of[label]}
+                    for label, row in summarise(cells_of, target=target, rises=rises).items()
+                },
+            }
+            for equal, cells_of, notes in parts
+        ],
+        "versions": {name: " and ".join(sorted(found)) for name, found in versions.items()},
+    }
+    out = request.out / RESULT
+    replace_text(out.with_suffix(".json"), json.dumps(comparison, indent=1, allow_nan=False) + "\n")
+    replace_text(out.with_suffix(".md"), markdown(comparison))
+    write_comparison(comparison, out.with_suffix(".html"))
+    return comparison
+
+
+def _about_target(wanted: float | None, target: float | None, metric: str) -> str:
+    reading = "Steps and bytes to it are those of the first evaluation that reached it; – where not every seed did."
+    if target is None:
+        return f"No target {metric}: no algorithm ended better than it began."
+    if wanted is not None:
+        return f"Target {metric}: {number(target)}, as asked for. {reading}"
+    share = f"{TARGET_SHARE} × (best mean final − before training)"
+    return f"Target {metric}: {number(target)}, which is the one before training + {share}. {reading}"

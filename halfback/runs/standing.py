@@ -1,0 +1,100 @@
+"""Where a run stands by its checkpoint, held against its configuration and the other files of its folder."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from halfback import config as configuration
+from halfback.config import RunConfig
+from halfback.engine.kept import Count, EngineValues, Seconds, checked
+from halfback.errors import UserError, shown
+from halfback.runs import checkpoint
+from halfback.telemetry.records import RECORDS, SUMMARY, read_records, read_summary
+
+CONFIG, CHECKPOINT = "config.yaml", "checkpoint"
+_OF_CONFIG = ("clients", "sampled_clients", "steps", "seed")  # that a summary repeats as they are
+
+
+class Standing(BaseModel):
+    """What a checkpoint says beside the engine's own; `start` is the folder that a run's relative paths are from."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    config: dict[str, Any]
+    step: Count
+    losses: list[Annotated[float, Field(strict=True)]]
+    wall_seconds: Seconds
+    fingerprint: dict[str, str]
+    start: str | None = None
+
+
+def load(config: RunConfig, out: Path) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+    """The newest checkpoint of a run's folder as `checkpoint.load` has it; None where none is.
+
+    Raises:
+        UserError: it is damaged, that of another configuration, or contradicts itself or the folder's records.
+    """
+    found = checkpoint.load(out / CHECKPOINT)
+    if found is None:
+        return None
+    number, _, values = found
+    try:
+        kept = checked(Standing, values)
+        if unknown := sorted(values.keys() - Standing.model_fields.keys() - EngineValues.model_fields.keys()):
+            raise UserError(f"values.json: {shown(unknown[0])} is there, and nothing has this name")
+    except UserError as error:
+        raise UserError(f"checkpoint {out / CHECKPOINT} can't be read: {error}") from None
+    ours, theirs = configuration.to_tree(config), kept.config
+    # How long a server waits for clients changes nothing of what is trained.
+    changed = [key for key in ours if key != "deployment" and ours[key] != theirs.get(key)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"checkpoint {out / CHECKPOINT} belongs to another configuration: {key} was {shown(theirs.get(key))}, "
+            f"{CONFIG} says {shown(ours[key])}"
+        )
+    rounds = math.ceil(config.steps / config.steps_per_round)
+    step = min(number * config.steps_per_round, config.steps)
+    if number > rounds or kept.step != step:
+        raise UserError(f"checkpoint {out / CHECKPOINT} of round {number} contradicts itself: it says step {kept.step}")
+    _check_records(config, out, number, rounds, values)
+    return found
+
+
+def _check_records(config: RunConfig, out: Path, number: int, rounds: int, values: Mapping[str, Any]) -> None:
+    """Each evaluation up to a checkpoint left a record before it, and the last says what it says."""
+    records = [record for record in read_records(out) if record.round <= number]
+    due = [at for at in range(number + 1) if at % config.eval_every == 0 or at == rounds]
+    if [record.round for record in records] != due:
+        there = ", ".join(str(record.round) for record in records[-5:]) or "none"
+        raise UserError(
+            f"{out / RECORDS} contradicts the checkpoint of round {number}: it ends with records of {there}"
+        )
+    last = records[-1]
+    told = {"step": last.step, "losses since": number - last.round}
+    kept = {"step": min(last.round * config.steps_per_round, config.steps), "losses since": len(values["losses"])}
+    if last.round == number:
+        ledger = checked(EngineValues, values).ledger
+        told |= {"forward_passes": last.forward_passes, "up_bytes": last.up_bytes, "down_bytes": last.down_bytes}
+        kept |= {"forward_passes": values["forward_passes"], "up_bytes": ledger.total("up")}
+        kept |= {"down_bytes": ledger.total("down")}
+    for key, value in kept.items():
+        if told[key] != value:
+            raise UserError(
+                f"checkpoint {out / CHECKPOINT} contradicts {out / RECORDS} at round {last.round}: {key} is {value}, "
+                f"there it is {told[key]}"
+            )
+
+
+def finished(config: RunConfig, out: Path) -> dict[str, Any]:
+    """The summary of a run that is over; UserError where it is that of another run."""
+    summary = read_summary(out)
+    told = {key: getattr(config, key) for key in _OF_CONFIG}
+    told |= {"algorithm": config.algorithm.name, "task": config.task.name, "model": config.model.name}
+    for key, value in told.items():
+        if summary[key] != value:
+            raise UserError(f"{out / SUMMARY} is that of another run: {key} is {shown(summary[key])}, not {value!r}")
+    return summary

@@ -1,0 +1,24 @@
+"""What a header may not do to the log of who reads it."""
+
+import pytest
+
+from halfback.engine.remote.frames import Refused, read_answer, read_question
+from halfback.errors import PeerError
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"kind":"open\\n2026-01-01 CRITICAL: forged"}',
+        '{"kind":"save","lineage":"0123456789abcdef","rounds":1,"a\\u2028b\\u001b[2J":1}',
+    ],
+)
+def test_a_refusal_that_quotes_a_header_is_one_line(header: str) -> None:
+    with pytest.raises(PeerError) as refused:
+        read_question(header)
+    assert str(refused.value).isprintable()
+
+
+def test_an_error_that_a_client_tells_is_one_line() -> None:
+    answer = read_answer('{"kind":"refused","why":"failed","error":"RuntimeError:\\nline two\\u2028three"}')
+    assert answer == Refused(why="failed", error="RuntimeError: line two three")
