@@ -77,6 +77,7 @@ ARROWS: dict[str, set[str]] = {
         "zeroth",
     },
     "deploy": {
+        "algorithms",
         "assembly",
         "config",
         "data",
