@@ -71,6 +71,18 @@ class Stage(Protocol):
         ...
 
 
+class Coding(Protocol):
+    """A codec with its settings: a frozen dataclass whose fields are the options."""
+
+    def bind(self, width: int, dtype: torch.dtype) -> Stage:
+        """The stage for payloads of `width` columns of floats of `dtype`.
+
+        Raises:
+            UserError: it can't take these.
+        """
+        ...
+
+
 class Sender(Protocol):
     """The sending end of one client's link; `tensors` is what it remembers in memory."""
 
