@@ -13,7 +13,7 @@ from halfback.data.tables import Table
 from halfback.errors import UserError
 
 if TYPE_CHECKING:
-    from halfback.data.tasks import TaskOptions
+    from halfback.data.options import TaskOptions
 
 
 def text_files(
