@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Objective = Literal["classification", "causal_lm", "generation"]
+GIVEN = "given"
+"""The name, in a configuration, of what was given in Python and has no name of its own."""
 
 
 @dataclass(frozen=True)
