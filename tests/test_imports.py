@@ -29,7 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "report": {"json_reading"},
     "parties": {"wire.messages", "zeroth", "models"},
     "algorithms": {"parties", "registry", "wire.messages", "zeroth", "models"},
-    "config": {"algorithms", "parties", "data.tasks", "models.adapters", "zeroth"},
+    "config": {"algorithms", "parties", "data.options", "models.adapters", "zeroth"},
     "engine": {
         "parties",
         "wire",

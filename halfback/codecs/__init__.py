@@ -53,13 +53,14 @@ def _parsed(entry: Mapping[str, Any], where: str) -> Codec:
             has = offer(str(option), allowed) if allowed else "it has no options"
             raise UserError(f"{where}: option {option!r} is unknown to {name}; {has}")
     try:
-        return TypeAdapter(kind).validate_python(options)
+        codec: Codec = TypeAdapter(kind).validate_python(options)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{where}: codec {name}: {path}={first['input']!r}: {first['msg']}") from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    return codec
 
 
 def _chain(codecs: Sequence[Codec], width: int, dtype: torch.dtype, where: str) -> Chain:
