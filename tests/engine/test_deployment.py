@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from halfback.engine.client_side import ClientSide
 from halfback.engine.federation import Federation
 from halfback.engine.remote.client import RemoteClient
 from halfback.engine.remote.frames import Frame, Longest, Open, Save, Say, frame, read_answer
@@ -87,10 +88,20 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
     open_ones: list[Sockets] = []
 
     def make(
-        *, min_cohort: int | None = 1, patience: float = 60.0, absent: set[int] | None = None, **changes: Any
+        *,
+        min_cohort: int | None = 1,
+        patience: float = 60.0,
+        absent: set[int] | None = None,
+        alter: Callable[[int, ClientSide], None] = lambda number, side: None,
+        **changes: Any,
     ) -> World:
+        def client(number: int) -> ClientSide:
+            side = machine(**changes).client(number)
+            alter(number, side)
+            return side
+
         server = machine(**changes)
-        sockets = Sockets(lambda n: machine(**changes).client(n), server.server.sampling.clients, tmp_path / "clients")
+        sockets = Sockets(client, server.server.sampling.clients, tmp_path / "clients")
         open_ones.append(sockets)
         carrier, events, lock = Faulty(sockets, absent or set()), [], threading.Lock()
 
@@ -122,6 +133,31 @@ def test_a_client_that_never_comes_is_not_in_the_mean(make_world: Callable[..., 
     world.run(3, steps=2)
     expected = among(machine(), lambda _: [0, 2])
     small.run(expected, 3, steps=2)
+    assert_same(world.server, expected)
+
+
+def test_who_comes_late_without_the_weights_gets_those_of_the_beginning(make_world: Callable[..., World]) -> None:
+    """In the U-shape they are a part of what the server has trained since."""
+
+    def cohorts(number: int) -> list[int]:
+        return [0] if number < 2 else [0, 1]
+
+    def alter(number: int, side: ClientSide) -> None:
+        for tensor in side.held().values():
+            tensor += number  # of client 1 all are others
+
+    changes: dict[str, Any] = {"clients": 2, "sampled_clients": 2, "model__head": 0}
+    world = make_world(absent={1}, min_cohort=None, alter=alter, **changes)
+    among(world.server, cohorts)
+    head = world.server.server.party.head or {}
+    before = {name: parameter.detach().clone() for name, parameter in head.items()}
+    world.run(2)
+    assert any(not torch.equal(before[name], parameter) for name, parameter in head.items())
+    world.carrier.absent.clear()
+    world.run(2, first=2)
+    assert world.happened("was sent weights") == [1]
+    expected = among(machine(**changes), cohorts)
+    small.run(expected, 4)
     assert_same(world.server, expected)
 
 
