@@ -12,8 +12,8 @@ from parts import make_bottom
 from halfback.models.adapters import trainable
 from halfback.wire.messages import History
 from halfback.wire.packing import pack
+from halfback.zeroth.directions import seed_for
 from halfback.zeroth.replay import Replica, UpdateRule
-from halfback.zeroth.seeds import seed_for
 
 
 def main() -> None:

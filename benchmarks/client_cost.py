@@ -24,8 +24,8 @@ from halfback.parties.holdings import Round
 from halfback.parties.protocol import Conversation
 from halfback.telemetry.meters import MemoryMeter, inference_peak_bytes
 from halfback.wire.messages import CutGradient, History, Losses, Nothing, Slopes, Weights
+from halfback.zeroth.directions import seed_for
 from halfback.zeroth.replay import Replica, UpdateRule
-from halfback.zeroth.seeds import seed_for
 
 
 def ho_sfl_step(client: Client, directions: int, meter: MemoryMeter | None = None) -> None:
@@ -33,7 +33,7 @@ def ho_sfl_step(client: Client, directions: int, meter: MemoryMeter | None = Non
     talk = HoSfl(directions=directions).client_round(client, Round(0, 1, 0))
     replies = [
         None,
-        lambda _: History(client.position, torch.zeros(0, directions)),
+        lambda _: History(client.theta.position, torch.zeros(0, directions)),
         lambda sent: CutGradient(torch.randn_like(sent.hidden) * 1e-3),
         lambda sent: Slopes(sent.step, sent.values),
     ]
@@ -44,14 +44,14 @@ def hosl_step(client: Client, directions: int, meter: MemoryMeter | None = None)
     """One whole client step: forward, the probes' forwards, replay."""
     talk = Hosl(directions=directions).client_round(client, Round(0, 1, 0))
     losses = [lambda _: Losses(torch.ones(1))] * (2 * directions)
-    missed = History(client.position, torch.zeros(0, directions))
+    missed = History(client.theta.position, torch.zeros(0, directions))
     converse(talk, [None, lambda _: missed, lambda _: Nothing(), *losses], meter)
 
 
 def first_order_step(client: Client, checkpointing: bool, meter: MemoryMeter | None = None) -> None:
     """One whole client step: forward with a graph, backward, optimiser."""
     talk = SplitLora(checkpointing=checkpointing).client_round(client, Round(0, 1, 0))
-    tensors = tuple(parameter.detach() for parameter in client.replica.parameters.values())
+    tensors = tuple(parameter.detach() for parameter in client.theta.replica.parameters.values())
     replies = [None, lambda _: Weights(tensors), lambda sent: CutGradient(torch.randn_like(sent.hidden) * 1e-3)]
     converse(talk, replies, meter)
 

@@ -12,7 +12,7 @@ import torch
 from parts import make_batch, make_bottom
 
 from halfback.models.adapters import trainable
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import seed_for
 from halfback.zeroth.slopes import default_radius, estimate_slopes, inner
 
 RADII = (1e-2, 1e-3, 1e-4, 3e-5, 1e-5)

@@ -190,7 +190,7 @@ def _alone_soon(out: Path) -> Iterator[None]:
 
 def _deployment(built: Built, tree: dict[str, Any], carrier: Carrier, token: str, serving: Serving) -> Deployment:
     config, simulation = built.config, built.simulation
-    moved = simulation.server.replica.parameters
+    moved = simulation.server.agreed.replica.parameters
     held = held_by_devices(simulation)
     weights = {name: t.clone() if name.partition(".")[2] in moved else t for name, t in held.items()}
     digest = digest_of(weights)

@@ -93,7 +93,7 @@ class Worker:
             log.error("%s", error)
             raise UserError("what is wrong may quote a row or a label of this site; its own log says it") from None
         machine, self._about = built.simulation, built.fingerprint
-        if machine.algorithm.traits.device == "bottom":
+        if machine.algorithm.needs.holds == "bottom":
             machine.release_top()
         return machine
 

@@ -34,16 +34,15 @@ from halfback.engine.state import (
 )
 from halfback.errors import PeerError, UserError
 from halfback.models.cut import Bottom, Device, install
-from halfback.parties.client import Client
-from halfback.parties.holdings import BatchSource, Head, Local, Round
+from halfback.parties.client import Client, Feed, Theta
+from halfback.parties.holdings import BatchSource, Descent, Head, Local, Round
 from halfback.parties.protocol import Algorithm, ChoosesClients, Conversation
 from halfback.parties.server import Server
 from halfback.telemetry.meters import ForwardCounter, MemoryMeter, Stopwatch, inference_peak_bytes
-from halfback.wire.ledger import Direction, Ledger
 from halfback.wire.messages import Message
-from halfback.zeroth.directions import forget_tables
-from halfback.zeroth.replay import Replica, Schedule
-from halfback.zeroth.seeds import seed_for
+from halfback.wire.packing import Direction, Ledger
+from halfback.zeroth.directions import forget_tables, seed_for
+from halfback.zeroth.replay import Schedule
 
 OptimizerOf = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 
@@ -113,8 +112,9 @@ class Simulation:
 
     def release_top(self) -> None:
         """Forgets the server's part of the model, on a machine that has a client alone."""
-        self.server.top, self.server.optimizer, self.server.top_replica = nn.Module(), None, None
-        self.server.above, self.server.auxiliary = {}, None
+        top = self.server.top
+        top.module, top.descent, top.replica, top.above = nn.Module(), None, None, {}
+        self.server.auxiliary = None
 
     def cohort(self, round_number: int) -> list[int]:
         """The clients sampled in a round, a pure function of (seed, round)."""
@@ -128,29 +128,21 @@ class Simulation:
     def client(self, number: int) -> Client:
         """Client `number`, made when it is first sampled."""
         if number not in self.clients:
-            replica, optimizer = self.server.replica, None
-            if self._has_own_parameters:
-                replica = _copied(replica, number)
-            if self.algorithm.traits.backpropagates:
-                optimizer = self.bottom_optimizer(list(replica.parameters.values()))
+            needs, descent = self.algorithm.needs, None
+            replica = needs.agreement.replica_for(self.server.agreed.replica, number)
+            if needs.backpropagates:
+                parameters = list(replica.parameters.values())
+                descent = Descent(parameters, self.bottom_optimizer, self.bottom_clip, self.schedule)
             self.clients[number] = Client(
                 number,
                 self.bottoms.get(number, self.bottom),
-                replica,
-                self.sources[number],
-                hidden_dtype=self.server.hidden_dtype,
-                groups=self.server.groups.get(number),
-                optimizer=optimizer,
-                clip=self.bottom_clip,
-                schedule=self.schedule,
+                Theta(replica, groups=self.server.cohort.groups.get(number)),
+                Feed(self.sources[number]),
+                descent=descent,
                 head=self.head,
                 local=None if self.local is None else self.local(number),
             )
         return self.clients[number]
-
-    @property
-    def _has_own_parameters(self) -> bool:
-        return self.algorithm.traits.agreement in ("weights", "relay")
 
     def run_round(self, round: Round, *, measure_memory: bool) -> float:
         """Carries the conversations of one round's cohort, exchange by exchange; returns the mean training loss.
@@ -168,7 +160,7 @@ class Simulation:
         with self.measuring_server(measure_memory):
             for number in memory:
                 self.measure_inference(self.client(number), round)
-            for together in [[client] for client in cohort] if self.algorithm.traits.one_by_one else [cohort]:
+            for together in [[client] for client in cohort] if self.algorithm.needs.turns == "one_by_one" else [cohort]:
                 self.server.begin(round)
                 self._converse(together, round, memory)
         for meter in memory.values():
@@ -206,8 +198,10 @@ class Simulation:
 
     def _undone_for_others(self, number: int, speaking: Sequence[int]) -> AbstractContextManager[None]:
         """Of a turn that goes over an agreed step: those who share θ and speak after it must find θ as this one did."""
-        replica, later = self.client(number).replica, speaking[speaking.index(number) + 1 :]
-        if self.algorithm.traits.pipelined and any(self.client(other).replica is replica for other in later):
+        replica, later = self.client(number).theta.replica, speaking[speaking.index(number) + 1 :]
+        if self.algorithm.needs.turns == "pipelined" and any(
+            self.client(other).theta.replica is replica for other in later
+        ):
             return replica.rehearsal()
         return nullcontext()
 
@@ -234,7 +228,7 @@ class Simulation:
     ) -> Message | None:
         if memory is not None and reply is not None:
             memory.receive(tensors_of(reply))
-        install(self.device_part, client.replica.parameters)
+        install(self.device_part, client.theta.parameters)
         # Inside the first block, which checkpointing runs again without passing by the bottom.
         counter = ForwardCounter(next(self.bottom.blocks[0].children()))
         with self.meters.client.running(), charged(memory):
@@ -265,17 +259,18 @@ class Simulation:
         if self.server_meter is not None:
             for message in messages.values():
                 self.server_meter.receive(tensors_of(message))
-        if self.server.above:  # it runs blocks of θ, as its own replica has them
-            install(self.device_part, self.server.replica.parameters)
+        if self.server.top.above:  # it runs blocks of θ, as its own replica has them
+            install(self.device_part, self.server.agreed.replica.parameters)
         with self.meters.server.running(), charged(self.server_meter):
             return self.algorithm.answer(self.server, messages)
 
     def measure_inference(self, client: Client, round: Round) -> None:
         """The peak of plain inference on the batches that this round will use, of the head too if it has one."""
-        install(self.device_part, client.replica.parameters)
+        install(self.device_part, client.theta.parameters)
         parts = nn.ModuleList(self._parts(client))
-        for number in range(client.cursor, client.cursor + round.steps):
-            peak = inference_peak_bytes(parts, lambda n=number: self._infer(client, client.data.batch(n).inputs), [])  # type: ignore[misc]
+        for number in range(client.feed.cursor, client.feed.cursor + round.steps):
+            inputs = client.feed.data.batch(number).inputs
+            peak = inference_peak_bytes(parts, lambda inputs=inputs: self._infer(client, inputs), [])  # type: ignore[misc]
             self.meters.client_inference_peak_bytes = max(self.meters.client_inference_peak_bytes, peak)
 
     def _infer(self, client: Client, inputs: Mapping[str, Tensor]) -> None:
@@ -291,9 +286,9 @@ class Simulation:
         """What a client holds between two rounds."""
         parts = self._parts(client)
         own = {name for name, _ in parts[0].named_parameters()}  # of θ, which has the blocks of the deepest cut
-        states = [client.replica.parameters, *client.replica.moments.values()]
+        states = [client.theta.parameters, *client.theta.replica.moments.values()]
         replayed = [tensor for by_name in states for name, tensor in by_name.items() if name in own]
-        optimizer = [] if client.optimizer is None else list(optimizer_tensors("", client.optimizer).values())
+        optimizer = [] if client.descent is None else list(optimizer_tensors("", client.descent.optimizer).values())
         frozen = [p for part in parts for p in part.parameters() if not p.requires_grad]  # a trained head comes anew
         buffers = [buffer for part in parts for buffer in part.buffers()]
         remembered = self.link.of(client.id)[0].tensors()
@@ -306,45 +301,44 @@ class Simulation:
 
     def server_resident(self) -> list[Tensor]:
         """What the server holds between two rounds."""
-        server = self.server
-        optimizer = [] if server.optimizer is None else list(optimizer_tensors("", server.optimizer).values())
-        replicas = [server.replica, *([server.top_replica] if server.top_replica else [])]
+        server, top = self.server, self.server.top
+        optimizer = [] if top.descent is None else list(optimizer_tensors("", top.descent.optimizer).values())
+        replicas = [server.agreed.replica, *([top.replica] if top.replica else [])]
         replayed = [
             tensor for replica in replicas for tensor in [*replica.parameters.values(), *moments("", replica).values()]
         ]
-        head = (server.head or {}).values()
+        head = (top.head or {}).values()
         remembered = [tensor for _, far in self.link.ends.values() for tensor in far.tensors()]
-        tops = {server.top, *(above.top for above in server.above.values())}
-        weights = [tensor for top in tops for tensor in (*top.parameters(), *top.buffers())]
-        lasting = [tensor for held in server.lasting.values() for tensor in held.values()]
-        return [*weights, *head, *optimizer, *replayed, *server.history, *remembered, *lasting]
+        tops = {top.module, *(above.module for above in top.above.values())}
+        weights = [tensor for module in tops for tensor in (*module.parameters(), *module.buffers())]
+        lasting = server.lasting().values()
+        return [*weights, *head, *optimizer, *replayed, *server.agreed.rows, *remembered, *lasting]
 
     def agreed_bottom(self) -> Bottom:
         """The bottom with the parameters that the federation has agreed on."""
-        self.server.catch_up()
-        install(self.device_part, self.server.replica.parameters)
+        self.server.agreed.catch_up()
+        install(self.device_part, self.server.agreed.replica.parameters)
         return self.bottom
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs, as named tensors and plain values."""
-        server = self.server
-        server.settle()
-        tensors = {f"bottom.{name}": p.detach() for name, p in server.replica.parameters.items()}
-        tensors |= moments("bottom_moment", server.replica)
+        server, top, agreed = self.server, self.server.top, self.server.agreed
+        agreed.settle()
+        tensors = {f"bottom.{name}": p.detach() for name, p in agreed.replica.parameters.items()}
+        tensors |= moments("bottom_moment", agreed.replica)
         tensors |= {f"top.{name}": p.detach() for name, p in trained_above(server).items()}
-        if server.top_replica is not None:
-            tensors |= moments("top_moment", server.top_replica)
-        if server.optimizer is not None:
-            tensors |= optimizer_tensors("top_optimizer", server.optimizer)
-        if server.history:
-            tensors["history"] = torch.stack(server.history)
-        for number, held in server.lasting.items():
-            tensors |= {f"lasting.{number}.{name}": tensor for name, tensor in held.items()}
+        if top.replica is not None:
+            tensors |= moments("top_moment", top.replica)
+        if top.descent is not None:
+            tensors |= optimizer_tensors("top_optimizer", top.descent.optimizer)
+        if agreed.rows:
+            tensors["history"] = torch.stack(agreed.rows)
+        tensors |= {f"lasting.{name}": tensor for name, tensor in server.lasting().items()}
         for number, client in self.clients.items():
-            if client.optimizer is not None:
-                tensors |= optimizer_tensors(f"client.{number}", client.optimizer)
-            if self._has_own_parameters:  # these come anew with each round, what they were moved by does not
-                tensors |= moments(f"client_moment.{number}", client.replica)
+            if client.descent is not None:
+                tensors |= optimizer_tensors(f"client.{number}", client.descent.optimizer)
+            if (own := self.algorithm.needs.agreement.kept_of(client)) is not None:
+                tensors |= moments(f"client_moment.{number}", own)
         steered: dict[str, Any] = {}
         if self.controller is not None:
             of_controller, steered = self.controller.state_dict()
@@ -360,13 +354,13 @@ class Simulation:
             "links": links,
             "controller": steered,
             "clients": {
-                str(number): [client.position, client.cursor, client.replica.position]
+                str(number): [client.theta.position, client.feed.cursor, client.theta.replica.position]
                 for number, client in self.clients.items()
             },
             "steps": server.steps,
-            "turns": server.turns,
-            "position": server.replica.position,
-            "top_position": server.top_replica.position if server.top_replica else 0,
+            "turns": agreed.turns,
+            "position": agreed.replica.position,
+            "top_position": top.replica.position if top.replica else 0,
             "ledger": self.ledger.state_dict(),
             "seconds": [meters.client.seconds, meters.server.seconds, meters.wire.seconds],
             "forward_passes": meters.forward_passes,
@@ -388,45 +382,45 @@ class Simulation:
                 raise UserError(f"values.json: client {lost[0]} has a place in one of links and clients, not in both")
             for number, (position, cursor, replayed) in values["clients"].items():
                 client = self.client(int(number))
-                client.position, client.cursor = position, cursor
-                if client.optimizer is not None:
-                    load_optimizer_tensors(f"client.{number}", client.optimizer, tensors)
-                if self._has_own_parameters:
-                    load_moments(f"client_moment.{number}", client.replica, tensors)
-                    client.replica.position = replayed
+                client.theta.position, client.feed.cursor = position, cursor
+                if client.descent is not None:
+                    load_optimizer_tensors(f"client.{number}", client.descent.optimizer, tensors)
+                if (own := self.algorithm.needs.agreement.kept_of(client)) is not None:
+                    load_moments(f"client_moment.{number}", own, tensors)
+                    own.position = replayed
 
     @torch.no_grad()
     def load_server_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """What `load_state` does but for the clients' own."""
-        server = self.server
+        server, top, agreed, needs = self.server, self.server.top, self.server.agreed, self.algorithm.needs
         check_state(
             tensors,
             values,
             server=server,
             client=self.client,
             clients=len(self.sources),
-            traits=self.algorithm.traits,
+            needs=needs,
             steered=self.controller is not None,
         )
-        server.passes, server.kept, server.lasting, server.losses = {}, {}, {}, []
-        for name, tensor in under("lasting.", tensors).items():
-            number, of_client = name.split(".", 1)
-            server.lasting.setdefault(int(number), {})[of_client] = tensor.to(self.device)
-        for name, parameter in server.replica.parameters.items():
+        server.begin_anew()
+        if needs.lasting is not None:
+            lasting = under("lasting.", tensors)
+            server.recall(needs.lasting).load({name: tensor.to(self.device) for name, tensor in lasting.items()})
+        for name, parameter in agreed.replica.parameters.items():
             parameter.copy_(tensors[f"bottom.{name}"])
         for name, parameter in trained_above(server).items():
             parameter.copy_(tensors[f"top.{name}"])
-        load_moments("bottom_moment", server.replica, tensors)
+        load_moments("bottom_moment", agreed.replica, tensors)
         server.steps = values["steps"]
-        server.turns = [(row, step) for row, step in values["turns"]]
-        server.replica.position = values["position"]
-        if server.top_replica is not None:
-            load_moments("top_moment", server.top_replica, tensors)
-            server.top_replica.position = values["top_position"]
-        if server.optimizer is not None:
-            load_optimizer_tensors("top_optimizer", server.optimizer, tensors)
-        server.history = list(tensors["history"].to(self.device)) if "history" in tensors else []
-        server.settled = len(server.history)
+        agreed.turns = [(row, step) for row, step in values["turns"]]
+        agreed.replica.position = values["position"]
+        if top.replica is not None:
+            load_moments("top_moment", top.replica, tensors)
+            top.replica.position = values["top_position"]
+        if top.descent is not None:
+            load_optimizer_tensors("top_optimizer", top.descent.optimizer, tensors)
+        agreed.rows = list(tensors["history"].to(self.device)) if "history" in tensors else []
+        agreed.settled = len(agreed.rows)
         if self.controller is not None:
             self.controller.load_state_dict(under("controller.", tensors), values["controller"])
             check_thresholds(self.controller.thresholds())
@@ -448,15 +442,6 @@ def take_losses(server: Server, local: Sequence[float]) -> float:
     losses = server.losses or local
     server.losses = []
     return sum(losses) / len(losses) if losses else math.nan
-
-
-def _copied(agreed: Replica, number: int) -> Replica:
-    """Parameters of a client's own, which start as the agreed ones; and directions of its own."""
-    return agreed.alike(
-        {name: nn.Parameter(parameter.detach().clone()) for name, parameter in agreed.parameters.items()},
-        seed_of=lambda row, p: seed_for(agreed.seed_of(row, p), "client", number),
-        own_pace=True,
-    )
 
 
 def _use(threshold: float, matrices: Sequence[Seen]) -> LinkUse:

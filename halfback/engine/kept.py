@@ -12,7 +12,7 @@ from halfback.engine.remote.frames import Ancestor
 from halfback.engine.state import moments, trained_above, under
 from halfback.errors import HalfbackError, UserError, first_line, shown
 from halfback.parties.client import Client
-from halfback.parties.protocol import Traits
+from halfback.parties.protocol import Needs
 from halfback.parties.server import Server
 
 # Strict: these go on as they are, so a text that reads as a number, true or 1.0 is none.
@@ -90,7 +90,7 @@ def check_state(
     server: Server,
     client: Callable[[int], Client],
     clients: int,
-    traits: Traits,
+    needs: Needs,
     steered: bool,
 ) -> None:
     """Refuses a state that these parties can't go on from, before anything is changed; UserError names what is wrong.
@@ -98,28 +98,28 @@ def check_state(
     `client` makes one of the run's so many `clients`; `steered`: whether there is a controller.
     """
     _check_values(values, clients)
-    fixed = {f"bottom.{name}": p for name, p in server.replica.parameters.items()}
-    fixed |= moments("bottom_moment", server.replica) | {f"top.{n}": p for n, p in trained_above(server).items()}
-    fixed |= {} if server.top_replica is None else moments("top_moment", server.top_replica)
+    fixed = {f"bottom.{name}": p for name, p in server.agreed.replica.parameters.items()}
+    fixed |= moments("bottom_moment", server.agreed.replica) | {f"top.{n}": p for n, p in trained_above(server).items()}
+    fixed |= {} if server.top.replica is None else moments("top_moment", server.top.replica)
     free = {"controller.": steered}
-    if "history" in tensors and traits.agreement == "slopes":
+    if "history" in tensors and needs.agreement.keeps_history:
         fixed["history"] = tensors["history"]  # whose form `_check_history` knows
-    optimizers = {"top_optimizer": server.optimizer}
+    descents = {"top_optimizer": server.top.descent}
     for number in values["clients"]:
         party = client(int(number))
-        optimizers[f"client.{number}"] = party.optimizer
-        if party.replica is not server.replica:
-            fixed |= moments(f"client_moment.{number}", party.replica)
-    for prefix, optimizer in optimizers.items():
-        if optimizer is not None:
-            _check_optimizer(prefix, optimizer, tensors)
+        descents[f"client.{number}"] = party.descent
+        if (own := needs.agreement.kept_of(party)) is not None:
+            fixed |= moments(f"client_moment.{number}", own)
+    for prefix, descent in descents.items():
+        if descent is not None:
+            _check_optimizer(prefix, descent.optimizer, tensors)
             free[f"{prefix}."] = True
     free |= {f"link.{number}.{side}.": True for number in values["links"] for side in ("near", "far")}
-    free["lasting."] = traits.lasting
-    _check_lasting(under("lasting.", tensors), clients, server.replica.parameters)
+    free["lasting."] = needs.lasting is not None
+    _check_lasting(under("lasting.", tensors), clients, server.agreed.replica.parameters)
     _check_tensors(tensors, fixed, [beginning for beginning, is_there in free.items() if is_there])
     taken = [values["position"], *(position for position, _, _ in values["clients"].values())]
-    _check_history(tensors.get("history"), taken, len(server.replica.groups))
+    _check_history(tensors.get("history"), taken, len(server.agreed.replica.groups))
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], fixed: Mapping[str, Tensor], free: Iterable[str]) -> None:

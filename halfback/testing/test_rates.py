@@ -48,7 +48,7 @@ def test_rates_follow_the_runs_step(row: Row, monkeypatch: pytest.MonkeyPatch) -
         for part, shape in (("bottom", "linear"), ("top", "cosine")):
             moved = any(not torch.equal(before[part][name], tensor) for name, tensor in after[part].items())
             rated = set(asked[shape])
-            if (part, row.traits.agreement) == ("bottom", "frozen") or (part, row.traits.top) == ("top", "none"):
+            if (part, row.needs.agreement.name) == ("bottom", "frozen") or (part, row.needs.top) == ("top", "none"):
                 assert not moved
                 assert not rated
                 continue
@@ -60,8 +60,8 @@ def test_rates_follow_the_runs_step(row: Row, monkeypatch: pytest.MonkeyPatch) -
 
 def _trained(simulation: Simulation, row: Row) -> dict[str, dict[str, Tensor]]:
     """Copies of what has a learning rate of the recipe's, by part."""
-    simulation.server.catch_up()
-    theta, top = simulation.server.replica.parameters, trained_above(simulation.server)
+    simulation.server.agreed.catch_up()
+    theta, top = simulation.server.agreed.replica.parameters, trained_above(simulation.server)
     own = row.server_moves  # at a rate of its own
     return {
         "bottom": {n: p.detach().clone() for n, p in theta.items() if own is None or not n.startswith(own)},

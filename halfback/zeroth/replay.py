@@ -2,28 +2,48 @@
 
 ĝ = (1/P) Σ_p v̄_p u_p (HO-SFL, arXiv 2603.14773, step 6), taken through SGD, momentum or AdamW. Nothing here depends on
 the order in which parameters are visited or on how they are packed, so many missed steps are replayed in
-one pass over the parameters, and the result has the bits of one step at a time.
+one pass over the parameters, and the result has the bits of one step at a time. Learning rates are functions of the
+step alone, so that whoever replays a step later takes the same rate.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from halfback.errors import PeerError
-from halfback.zeroth.directions import PACK_WIDTH, Law, Pack, layout_of, packs
+from halfback.zeroth.directions import PACK_WIDTH, Directions, Pack, Seeds, layout_of, packs
 
-SeedOf = Callable[[int, int], int]
 Schedule = Callable[[int], float]
+Shape = Literal["constant", "linear", "cosine"]
 
 
 def constant(step: int) -> float:
     """The schedule that leaves the learning rate as it is."""
     return 1.0
+
+
+def schedule(shape: Shape, *, warmup: int, total: int) -> Callable[[int], float]:
+    """Step from 0 on → factor of the learning rate.
+
+    It rises in a line over the first `warmup` steps, and then stays at 1, or falls to 0 at step `total` in a line or a
+    half cosine (Loshchilov and Hutter, arXiv 1608.03983, without restarts).
+    """
+    return partial(_factor, shape, warmup, total)
+
+
+def _factor(shape: Shape, warmup: int, total: int, step: int) -> float:
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if shape == "constant":
+        return 1.0
+    gone = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return 1 - gone if shape == "linear" else (1 + math.cos(math.pi * gone)) / 2
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,25 @@ class UpdateRule:
         return self.clip / norm if self.clip is not None and norm > self.clip else 1.0
 
 
+@dataclass(frozen=True)
+class RowForm:
+    """What a row of agreed slopes is made of.
+
+    Attributes:
+        groups: names of the parameters that share slopes; a row has P slopes for each group in turn. A group may be one
+            of which a replica has no parameter: a device with fewer blocks than others. None for one group of all that
+            are not `exact`.
+        exact: names of the parameters whose gradient is agreed on as it is, and not along directions; a row ends with
+            their gradients, which are the slopes along the coordinate axes.
+    """
+
+    groups: Sequence[Sequence[str]] | None = None
+    exact: Sequence[str] = ()
+
+
+PLAIN = RowForm()
+
+
 class Replica:
     """Parameters that every party moves alike, with the optimiser's moments and the number of steps taken.
 
@@ -84,37 +123,28 @@ class Replica:
         position: rows replayed so far; the next agreed row is number `position`.
         own_pace: a row's number is not the step of the run that it belongs to, as where a client has rows of its own or
             a step has several: who replays must say the steps.
-        groups: names of the parameters that share slopes; a row of the history has P slopes for each group in turn.
-            A group may be one of which this replica has no parameter: a device with fewer blocks than others.
-        exact: names of the parameters whose gradient is agreed on as it is, and not along directions; a row ends with
-            their gradients, which are the slopes along the coordinate axes.
+        groups, exact: as in `RowForm`, of this replica's rows.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
-        *,
         rule: UpdateRule,
-        seed_of: SeedOf,
-        law: Law = "rademacher",
+        directions: Directions,
+        *,
         schedule: Schedule = constant,
-        groups: Sequence[Sequence[str]] | None = None,
-        exact: Sequence[str] = (),
+        form: RowForm = PLAIN,
         own_pace: bool = False,
     ) -> None:
-        """`seed_of(row, p)` is the seed of direction p of a row, `schedule(step)` the learning rate's factor by step.
-
-        By default all parameters that are not `exact` share their slopes.
-        """
+        """`schedule(step)`: the learning rate's factor by step of the run."""
         self.parameters = dict(parameters)
         self.rule = rule
-        self.law = law
-        self.seed_of = seed_of
+        self.directions = directions
         self.schedule = schedule
         self.own_pace = own_pace
-        self.exact = list(exact)
+        self.exact = list(form.exact)
         along = [name for name in self.parameters if name not in self.exact]
-        self.groups = [along] if groups is None else [list(names) for names in groups]
+        self.groups = [along] if form.groups is None else [list(names) for names in form.groups]
         self.position = 0
         self.dimension = sum(parameter.numel() for parameter in self.parameters.values())
         self.moments: dict[str, dict[str, Tensor]] = {
@@ -124,12 +154,12 @@ class Replica:
 
     def alike(self, parameters: Mapping[str, Tensor], **changes: Any) -> "Replica":
         """Another one at its start, of these parameters, with the same settings but for `changes`."""
-        names = ("rule", "seed_of", "law", "schedule", "groups", "exact", "own_pace")
-        return Replica(parameters, **({name: getattr(self, name) for name in names} | changes))
+        same = {name: getattr(self, name) for name in ("rule", "directions", "schedule", "own_pace")}
+        return Replica(parameters, **(same | {"form": RowForm(self.groups, self.exact)} | changes))
 
-    def seeds(self, directions: int, *, step: int | None = None) -> list[int]:
-        """The seeds of a step's directions: of the one to be replayed next, unless another is named."""
-        return [self.seed_of(self.position if step is None else step, p) for p in range(directions)]
+    def seeds(self, directions: int, *, step: int | None = None) -> Seeds:
+        """The first `directions` of a step: of the one to be replayed next, unless another is named."""
+        return self.directions.of(self.position if step is None else step, directions)
 
     def width(self, directions: int) -> int:
         """Values of a row of the history: `directions` slopes of each group, and the exact gradients."""
@@ -205,7 +235,7 @@ class Replica:
     def _replay_measured(self, rows: Tensor, steps: Sequence[int]) -> None:
         """The groups' steps, from their slopes (steps, groups · P)."""
         directions = rows.shape[1] // len(self.groups)
-        seeds = [self.seed_of(self.position + i, p) for i in range(len(rows)) for p in range(directions)]
+        seeds = [s for i in range(len(rows)) for s in self.directions.of(self.position + i, directions).numbers]
         for names, of_group in zip(self.groups, rows.split(directions, dim=1), strict=True):
             own = {name: self.parameters[name] for name in names if name in self.parameters}
             dimension = sum(parameter.numel() for parameter in own.values())
@@ -284,7 +314,7 @@ class Replica:
             own = seeds[step * len(row) : (step + 1) * len(row)]
             for begin in range(0, len(row), at_once):
                 chosen = slice(begin, begin + at_once)
-                yield from pack.directions(own[chosen], law=self.law, device=device, scales=row[chosen])
+                yield from pack.directions(own[chosen], law=self.directions.law, device=device, scales=row[chosen])
 
     def _step(self, values: Tensor, gradient: Tensor, moments: list[Tensor], count: int, lr: float) -> None:
         """One optimiser step on a pack, in float32 and in place; `gradient` is used up. `count`: rows with this one.

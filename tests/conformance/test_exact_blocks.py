@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from halfback.parties.client_replies import catch_up
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from halfback.assembly import Built
 from halfback.errors import Diverged, PeerError
 from halfback.models.adapters import trainable
-from halfback.parties.client_replies import catch_up
 from halfback.testing import small
 from halfback.wire.messages import History, HistoryAndState, Join
 
@@ -37,13 +37,13 @@ def test_exact_gradients_are_the_cohorts_mean() -> None:
     run, before = _world(**changes), _world(**changes)
     small.run(run.simulation, 1)
     simulation = run.simulation
-    total = torch.zeros_like(simulation.server.history[0])
+    total = torch.zeros_like(simulation.server.agreed.rows[0])
     for client in simulation.cohort(0):
         batch = simulation.sources[client].batch(0)
         gradients = _gradients(before, batch.inputs, batch.labels)
-        total += torch.cat([gradients[name].flatten() for name in simulation.server.replica.exact])
+        total += torch.cat([gradients[name].flatten() for name in simulation.server.agreed.replica.exact])
     # float32 sums over four rows and all positions, in another order.
-    torch.testing.assert_close(simulation.server.history[0], total / 2, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(simulation.server.agreed.rows[0], total / 2, rtol=1e-3, atol=1e-6)
 
 
 EXACT = {"model__cut": 2, "algorithm__exact_blocks": 1, "bottom__optimizer": "adamw"}
@@ -54,7 +54,7 @@ def test_the_history_keeps_no_exact_gradients() -> None:
     small.run(simulation, 3)
     tensors, _ = simulation.state()
     assert tensors["history"].shape == (3, P)
-    assert simulation.server.replica.position == 3
+    assert simulation.server.agreed.replica.position == 3
 
 
 SPOILT: dict[str, tuple[Callable[[HistoryAndState], Any], type[Exception], str]] = {

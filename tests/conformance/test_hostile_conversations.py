@@ -213,13 +213,13 @@ def _built(name: str) -> Simulation:
 
 
 def _bits(simulation: Simulation) -> dict[str, torch.Tensor]:
-    named = {f"θ.{name}": p for name, p in simulation.server.replica.parameters.items()}
-    return {name: p.detach().clone() for name, p in {**named, **simulation.server.top.state_dict()}.items()}
+    named = {f"θ.{name}": p for name, p in simulation.server.agreed.replica.parameters.items()}
+    return {name: p.detach().clone() for name, p in {**named, **simulation.server.top.module.state_dict()}.items()}
 
 
 def test_every_conversation_is_here() -> None:
     elsewhere = {"ho_sfl", "zo_sfl", "split_lora", "frozen_bottom", "ho_fl"}
-    speaking = {name for name in ROWS if name == ROWS[name].name and ROWS[name].traits.agreement != "alone"}
+    speaking = {name for name in ROWS if name == ROWS[name].name and ROWS[name].needs.agreement.name != "alone"}
     assert set(BY_A_CLIENT) == set(BY_THE_SERVER) == speaking - elsewhere
 
 
@@ -227,8 +227,8 @@ def test_every_conversation_is_here() -> None:
 def test_a_server_refuses(name: str, spoiled: Spoiled) -> None:
     """Also in the middle of a cohort: the server's parts are in their places afterwards."""
     simulation = _built(name)
-    answer, seen, optimizer = simulation.algorithm.answer, 0, simulation.server.optimizer
-    shared = dict(simulation.server.top.named_parameters())
+    answer, seen, optimizer = simulation.algorithm.answer, 0, simulation.server.top.first_order.optimizer
+    shared = dict(simulation.server.top.module.named_parameters())
 
     def listening(server: Server, messages: dict[int, Any]) -> Any:
         nonlocal seen
@@ -245,8 +245,8 @@ def test_a_server_refuses(name: str, spoiled: Spoiled) -> None:
         small.run(simulation, 1, steps=2)
     assert f"client {HOSTILE}" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert simulation.server.optimizer is optimizer
-    now = dict(simulation.server.top.named_parameters())
+    assert simulation.server.top.first_order.optimizer is optimizer
+    now = dict(simulation.server.top.module.named_parameters())
     assert all(now[key] is parameter for key, parameter in shared.items())
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from halfback.parties.exchange import mean_slopes
 
 from halfback.algorithms import algorithms
 from halfback.config import RunConfig
 from halfback.engine.federation import Simulation
 from halfback.errors import Diverged, PeerError
-from halfback.parties.exchange import mean_slopes
 from halfback.parties.server import Server
 from halfback.testing import small
 from halfback.testing.table import ROWS
@@ -86,7 +86,7 @@ def names(*agreements: str) -> list[str]:
     The others call the same ones: `test_hostile_conversations` holds that they do.
     """
     four = ("ho_sfl", "zo_sfl", "split_lora", "frozen_bottom")
-    return [name for name in four if algorithms()[name].traits.agreement in agreements]
+    return [name for name in four if algorithms()[name]().needs.agreement.name in agreements]
 
 
 def spoil(simulation: Simulation, kind: type[Message], change: Spoil, *, at: int = 1) -> None:
@@ -229,12 +229,12 @@ def test_a_step_without_a_batch() -> None:
     """After an honest step: a gradient that was used is used up."""
     simulation = small.built(small.images("ho_sfl")).simulation
     small.run(simulation, 1)
-    before = {name: tensor.clone() for name, tensor in simulation.server.top.state_dict().items()}
-    directions = len(simulation.server.history[0])
+    before = {name: tensor.clone() for name, tensor in simulation.server.top.module.state_dict().items()}
+    directions = len(simulation.server.agreed.rows[0])
     with pytest.raises(PeerError, match=f"client {HOSTILE}: it wants step 1 taken, but no batch came for it"):
         simulation.algorithm.answer(simulation.server, {HOSTILE: Slopes(1, torch.zeros(directions))})
-    assert all(torch.equal(before[n], t) for n, t in simulation.server.top.state_dict().items())
-    assert len(simulation.server.history) == 1
+    assert all(torch.equal(before[n], t) for n, t in simulation.server.top.module.state_dict().items())
+    assert len(simulation.server.agreed.rows) == 1
 
 
 def test_slopes_whose_sum_overflows_have_a_finite_mean() -> None:
@@ -265,10 +265,12 @@ def test_a_refused_message_moves_nothing(name: str) -> None:
     """What an error leaves behind is the state before the exchange: the server can go on without that client."""
     simulation = small.built(config_of(name).model_copy(update={"sampled_clients": 4})).simulation
     server = simulation.server
-    before = {n: t.clone() for part in (server.top, simulation.bottom) for n, t in part.state_dict().items()}
+    before = {n: t.clone() for part in (server.top.module, simulation.bottom) for n, t in part.state_dict().items()}
     spoil(simulation, Activations, lambda m: replace(m, labels=torch.full_like(m.labels, 99)))
     with pytest.raises(PeerError):
         small.run(simulation, 1)
-    after: dict[str, Any] = {n: t for part in (server.top, simulation.bottom) for n, t in part.state_dict().items()}
+    after: dict[str, Any] = {
+        n: t for part in (server.top.module, simulation.bottom) for n, t in part.state_dict().items()
+    }
     assert all(torch.equal(before[n], after[n]) for n in before)
-    assert server.history == server.losses == []
+    assert server.agreed.rows == server.losses == []

@@ -151,7 +151,7 @@ def test_a_repeated_row_does_not_set_a_client_back() -> None:
     simulation = small.built(config_of("ho_sfl")).simulation
     small.run(simulation, 3)
     client = next(iter(simulation.clients.values()))
-    client.replay(client.position, simulation.server.missed(client.position))
-    assert client.position == 3
-    client.replay(0, simulation.server.history[0].unsqueeze(0))
-    assert client.position == 3
+    client.theta.replay(client.theta.position, simulation.server.agreed.missed(client.theta.position))
+    assert client.theta.position == 3
+    client.theta.replay(0, simulation.server.agreed.rows[0].unsqueeze(0))
+    assert client.theta.position == 3

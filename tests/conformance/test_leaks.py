@@ -97,7 +97,7 @@ def _labels(own: Built, up: Activations, sent: MiddleActivations, came: HeadGrad
     distances = []
     for label in range(len(own.task.label_names)):
         logits = functional_call(head, weights, (hidden, up.mask))
-        loss = own.simulation.server.loss(logits, torch.full((len(hidden),), label))
+        loss = own.simulation.server.top.loss(logits, torch.full((len(hidden),), label))
         (gradient,) = torch.autograd.grad(loss, hidden)
         distances.append((gradient - came.gradient).flatten(1).norm(dim=1))
     return torch.stack(distances).argmin(dim=0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from halfback.parties.exchange import upload
 from torch import Tensor
 
 from halfback.assembly import Built
@@ -14,7 +15,6 @@ from halfback.engine.federation import Simulation
 from halfback.errors import PeerError, UserError
 from halfback.models.adapters import trainable
 from halfback.parties.client import Client
-from halfback.parties.exchange import upload
 from halfback.runs import checkpoint
 from halfback.telemetry.meters import MemoryMeter
 from halfback.testing import small
@@ -68,27 +68,29 @@ def test_devices_that_hold_their_own_blocks_alone_agree(variant: str, world: Wor
     shared, private = (small.built(world(variant)).simulation for _ in range(2))
     _give_everyone_its_own(private)
     assert small.run(shared, 4, steps=2) == small.run(private, 4, steps=2)
-    for one, other in zip(shared.server.history, private.server.history, strict=True):
+    for one, other in zip(shared.server.agreed.rows, private.server.agreed.rows, strict=True):
         assert torch.equal(one, other)
     shared.agreed_bottom()
     private.agreed_bottom()
-    agreed = shared.server.replica
+    agreed = shared.server.agreed.replica
     for client in private.clients.values():
-        client.replay(client.position, private.server.missed(client.position))
-        for name, parameter in client.replica.parameters.items():
+        client.theta.replay(client.theta.position, private.server.agreed.missed(client.theta.position))
+        for name, parameter in client.theta.replica.parameters.items():
             assert torch.equal(parameter, agreed.parameters[name])
-            assert all(torch.equal(client.replica.moments[m][name], agreed.moments[m][name]) for m in agreed.moments)
-    held = [len(client.replica.parameters) for client in private.clients.values()]
+            assert all(
+                torch.equal(client.theta.replica.moments[m][name], agreed.moments[m][name]) for m in agreed.moments
+            )
+    held = [len(client.theta.replica.parameters) for client in private.clients.values()]
     assert held[0] == held[2] < held[1] == held[3] == len(agreed.parameters)
     small.assert_equal_states(shared, private, but=("clients",))
 
 
 def _give_everyone_its_own(simulation: Simulation) -> None:
-    agreed = simulation.server.replica
+    agreed = simulation.server.agreed.replica
     for number, source in enumerate(simulation.sources):
         bottom = simulation.bottoms.get(number, simulation.bottom)
         own = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in trainable(bottom).items()}
-        groups = simulation.server.groups.get(number, range(2))
+        groups = simulation.server.cohort.groups.get(number, range(2))
         simulation.clients[number] = Client(
             number, bottom, agreed.alike(own), source, groups=groups, head=simulation.head
         )
@@ -156,7 +158,7 @@ def test_each_group_follows_the_mean_gradient_of_those_who_have_it(tiny_bert: Pa
     changes |= {"algorithm__directions": directions, "algorithm__estimator": "forward_ad"}
     built = small.built(small.texts("ho_sfl", tiny_bert, sentences, **changes))
     simulation = built.simulation
-    replica = simulation.server.replica
+    replica = simulation.server.agreed.replica
     shallow, deep = (_gradient(built, client) for client in range(2))
     first, second = replica.groups
     mean = {name: (shallow[name] + deep[name]) / 2 for name in first}
@@ -194,15 +196,15 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 def test_a_group_that_nobody_has_stays_and_leaves_no_gradient(variant: str, world: World) -> None:
     settings = {"sampled_clients": 1, "bottom__optimizer": "sgd", "top__train": "full"}
     simulation = small.built(world(variant, **settings)).simulation
-    first, second = simulation.server.replica.groups
-    parameters = simulation.server.replica.parameters
+    first, second = simulation.server.agreed.replica.groups
+    parameters = simulation.server.agreed.replica.parameters
     number = next(n for n in range(20) if simulation.cohort(n)[0] % 2 == 0)  # a round of a shallow client
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     small.run(simulation, 1, first=number, steps=2)
     simulation.agreed_bottom()
     assert all(torch.equal(before[name], parameters[name]) for name in second)
     assert not all(torch.equal(before[name], parameters[name]) for name in first)
-    assert all(row[len(row) // 2 :].count_nonzero() == 0 for row in simulation.server.history)
+    assert all(row[len(row) // 2 :].count_nonzero() == 0 for row in simulation.server.agreed.rows)
     assert all(parameter.grad is None for parameter in parameters.values())
 
 
@@ -258,7 +260,7 @@ def test_activations_of_another_clients_cut_are_refused() -> None:
 def test_a_list_for_first_order_is_fine_where_all_clients_have_the_same_cut() -> None:
     run = small.built(small.images("split_lora", model__cut=[2, 1], clients=1, sampled_clients=1))
     assert run.model.at == 2
-    assert not run.simulation.server.above
+    assert not run.simulation.server.top.above
 
 
 def test_a_device_without_adapters_is_refused() -> None:
@@ -267,4 +269,4 @@ def test_a_device_without_adapters_is_refused() -> None:
     changes |= {"model__name": "resnet18-32"}
     with pytest.raises(UserError, match=r"model\.cut=\[1, 3\]: with 1 of 8 blocks a device trains nothing"):
         small.built(small.images("ho_sfl", **changes))
-    assert small.built(small.images("frozen_bottom", **changes)).simulation.server.above  # where it needs nothing
+    assert small.built(small.images("frozen_bottom", **changes)).simulation.server.top.above  # where it needs nothing

@@ -43,7 +43,7 @@ def test_a_round_costs_one_exchange_a_step_and_one_more(steps: int) -> None:
 
         object.__setattr__(simulation.algorithm, "answer", listening)
         small.run(simulation, 1, steps=steps)
-        assert len(simulation.server.history) == simulation.server.steps == steps
+        assert len(simulation.server.agreed.rows) == simulation.server.steps == steps
     join, first, last = "Join History", "Activations CutGradient", "Slopes Slopes"
     assert said["ho_sfl"] == [join, *[first, last] * steps]
     assert said["ho_sfl_pipelined"] == [join, first, *["SlopesAndActivations SlopesAndGradient"] * (steps - 1), last]
@@ -66,7 +66,9 @@ def test_rounds_of_one_step_are_those_of_ho_sfl(changes: dict[str, Any]) -> None
     small.assert_equal_states(plain, pipelined)
     small.run(plain, 1, first=4, steps=3)
     small.run(pipelined, 1, first=4, steps=3)
-    assert not torch.equal(plain.server.history[-1], pipelined.server.history[-1])  # and those of several are not
+    assert not torch.equal(
+        plain.server.agreed.rows[-1], pipelined.server.agreed.rows[-1]
+    )  # and those of several are not
 
 
 @pytest.mark.parametrize("steps", [2, 4])
@@ -75,7 +77,7 @@ def test_the_update_is_late_by_one_step_to_the_bit(steps: int) -> None:
     run, by_hand = _built(), _built()
     losses = small.run(run, 3, steps=steps)
     server, bottom = by_hand.server, by_hand.bottom
-    optimizer = server.optimizer
+    optimizer = server.top.first_order.optimizer
     assert optimizer is not None
     for number in range(3):
         waiting: Tensor | None = None
@@ -90,35 +92,35 @@ def test_the_update_is_late_by_one_step_to_the_bit(steps: int) -> None:
                 with torch.no_grad():
                     hidden = bottom(batch.inputs)
                 leaf = hidden.requires_grad_()
-                loss = nn.functional.cross_entropy(server.top(leaf, None), batch.labels)
+                loss = nn.functional.cross_entropy(server.top.module(leaf, None), batch.labels)
                 loss.backward()
                 taken.append(loss.item())
                 assert leaf.grad is not None
                 slopes = estimate_slopes(
                     lambda batch=batch: bottom(batch.inputs),  # type: ignore[misc]
                     bottom,
-                    server.replica.parameters,
+                    server.agreed.replica.parameters,
                     leaf.grad,
                     inner(leaf.grad, hidden),
-                    [server.replica.seed_of(step, p) for p in range(P)],
-                    radius=default_radius(server.replica.parameters, torch.float32),
+                    [server.agreed.replica.directions.seed_of(step, p) for p in range(P)],
+                    radius=default_radius(server.agreed.replica.parameters, torch.float32),
                 )
                 rows.append(slopes.float().double())
-            for parameter in server.top.parameters():
+            for parameter in server.top.module.parameters():
                 if parameter.grad is not None:
                     parameter.grad /= len(rows)
             optimizer.step()
             if waiting is not None:
-                server.replica.replay(step - 1, waiting)
+                server.agreed.replica.replay(step - 1, waiting)
             waiting = torch.stack(rows).mean(dim=0).float().unsqueeze(0)
-            server.history.append(waiting[0])
+            server.agreed.rows.append(waiting[0])
         assert waiting is not None
-        server.replica.replay(step, waiting)
+        server.agreed.replica.replay(step, waiting)
         assert sum(taken) / len(taken) == losses[number]
     run.agreed_bottom()
-    for mine, theirs in zip(run.server.history, server.history, strict=True):
+    for mine, theirs in zip(run.server.agreed.rows, server.agreed.rows, strict=True):
         assert torch.equal(mine, theirs)
-    for part, other in ((run.bottom, bottom), (run.server.top, server.top)):
+    for part, other in ((run.bottom, bottom), (run.server.top.module, server.top.module)):
         named = dict(other.named_parameters())
         assert [name for name, p in part.named_parameters() if not torch.equal(p, named[name])] == []
 
@@ -130,8 +132,8 @@ def test_the_update_is_late_by_one_step_in_plain_arithmetic() -> None:
     """
     simulation = _built(**_PLAIN, algorithm__estimator="forward_ad", bottom__optimizer="sgd", bottom__lr=1e-2)
     server, bottom = simulation.server, simulation.bottom
-    theta = {name: p.detach().clone() for name, p in server.replica.parameters.items()}
-    weights = {name: p.detach().clone() for name, p in server.top.named_parameters()}
+    theta = {name: p.detach().clone() for name, p in server.agreed.replica.parameters.items()}
+    weights = {name: p.detach().clone() for name, p in server.top.module.named_parameters()}
     waiting: dict[str, Tensor] | None = None
     cohort, steps = simulation.cohort(0), 4
     expected = []
@@ -141,11 +143,11 @@ def test_the_update_is_late_by_one_step_in_plain_arithmetic() -> None:
             batch = simulation.sources[client].batch(step)
             here, above = ({n: p.clone().requires_grad_() for n, p in part.items()} for part in (theta, weights))
             hidden = functional_call(bottom, here, (batch.inputs,))
-            loss = nn.functional.cross_entropy(functional_call(server.top, above, (hidden, None)), batch.labels)
+            loss = nn.functional.cross_entropy(functional_call(server.top.module, above, (hidden, None)), batch.labels)
             gradients = torch.autograd.grad(loss, [*here.values(), *above.values()])
             for total, gradient in zip((*of_bottom.values(), *of_top.values()), gradients, strict=True):
                 total += gradient / len(cohort)
-        seeds = [server.replica.seed_of(step, p) for p in range(P)]
+        seeds = [server.agreed.replica.directions.seed_of(step, p) for p in range(P)]
         directions = [{n: direction_of(seed, n, p, law="rademacher") for n, p in theta.items()} for seed in seeds]
         slopes = [sum(torch.sum(of_bottom[n] * u[n]).item() for n in theta) for u in directions]
         expected.append(slopes)
@@ -159,11 +161,11 @@ def test_the_update_is_late_by_one_step_in_plain_arithmetic() -> None:
     small.run(simulation, 1, steps=steps)
     simulation.agreed_bottom()
     # Float32 sums in another order: a slope is a sum over some thousands of coordinates.
-    torch.testing.assert_close(torch.stack(server.history), torch.tensor(expected), rtol=2e-3, atol=2e-4)
+    torch.testing.assert_close(torch.stack(server.agreed.rows), torch.tensor(expected), rtol=2e-3, atol=2e-4)
     for name, tensor in theta.items():
-        torch.testing.assert_close(server.replica.parameters[name].detach(), tensor, rtol=0, atol=1e-5)
+        torch.testing.assert_close(server.agreed.replica.parameters[name].detach(), tensor, rtol=0, atol=1e-5)
     for name, tensor in weights.items():
-        torch.testing.assert_close(dict(server.top.named_parameters())[name].detach(), tensor, rtol=0, atol=1e-5)
+        torch.testing.assert_close(dict(server.top.module.named_parameters())[name].detach(), tensor, rtol=0, atol=1e-5)
 
 
 def test_the_loss_falls_with_pipelined_steps() -> None:
@@ -177,10 +179,10 @@ class Carried:
 
     def __init__(self, **changes: Any) -> None:
         self.simulation = _built(clients=3, sampled_clients=3, **changes)
-        agreed = self.simulation.server.replica
+        agreed = self.simulation.server.agreed.replica
         for number in range(3):
             own = {name: nn.Parameter(p.detach().clone()) for name, p in agreed.parameters.items()}
-            self.simulation.client(number).replica = agreed.alike(own)
+            self.simulation.client(number).theta.replica = agreed.alike(own)
 
     def round(self, number: int, *, steps: int, leaves: int | None = None, before: int = 0, heard: bool = True) -> None:
         """Client `leaves` is gone before exchange `before` of the round is answered, or if `heard`, right after it."""
@@ -217,19 +219,19 @@ def test_a_client_that_leaves_in_mid_round_is_caught_up_in_a_later_one(exchange:
     server = carried.simulation.server
     carried.round(0, steps=STEPS)
     carried.round(1, steps=STEPS, leaves=1, before=exchange, heard=heard)
-    assert len(server.history) == server.steps == 2 * STEPS
+    assert len(server.agreed.rows) == server.steps == 2 * STEPS
     assert server.kept == {}
     gone, *there = (carried.simulation.client(client) for client in (1, 0, 2))
     assert STEPS <= gone.position == gone.replica.position < 2 * STEPS
-    assert all(client.position == 2 * STEPS for client in there)
+    assert all(client.theta.position == 2 * STEPS for client in there)
     carried.round(2, steps=STEPS)
-    server.catch_up()
+    server.agreed.catch_up()
     for client in (gone, *there):
-        assert client.position == client.replica.position == len(server.history) == 3 * STEPS
-        for name, parameter in server.replica.parameters.items():
-            assert torch.equal(client.replica.parameters[name], parameter)
-            for moment, by_name in server.replica.moments.items():
-                assert torch.equal(client.replica.moments[moment][name], by_name[name])
+        assert client.theta.position == client.theta.replica.position == len(server.agreed.rows) == 3 * STEPS
+        for name, parameter in server.agreed.replica.parameters.items():
+            assert torch.equal(client.theta.replica.parameters[name], parameter)
+            for moment, by_name in server.agreed.replica.moments.items():
+                assert torch.equal(client.theta.replica.moments[moment][name], by_name[name])
 
 
 def test_the_mean_is_over_those_who_are_there() -> None:
@@ -237,12 +239,12 @@ def test_the_mean_is_over_those_who_are_there() -> None:
     whole, cut_off = Carried(), Carried()
     whole.round(0, steps=2)
     cut_off.round(0, steps=2, leaves=2, before=1)
-    one, other = (carried.simulation.server.history for carried in (whole, cut_off))
+    one, other = (carried.simulation.server.agreed.rows for carried in (whole, cut_off))
     assert not torch.equal(one[0], other[0])
     alone = Carried()
     alone.round(0, steps=2, leaves=2, before=2, heard=False)  # its first slopes are lost on the way
-    assert torch.equal(other[0], alone.simulation.server.history[0])
-    assert torch.equal(other[1], alone.simulation.server.history[1])
+    assert torch.equal(other[0], alone.simulation.server.agreed.rows[0])
+    assert torch.equal(other[1], alone.simulation.server.agreed.rows[1])
 
 
 @pytest.mark.parametrize("field", ["labels", "values"])
@@ -258,13 +260,13 @@ def test_a_refused_exchange_moves_nothing_and_can_be_answered_without_its_sender
         if asked == 3:
             wrong = messages[hostile]
             object.__setattr__(wrong, field, getattr(wrong, field) + 99 if field == "labels" else wrong.values[:1])
-            before = {name: tensor.clone() for name, tensor in server.top.state_dict().items()}
+            before = {name: tensor.clone() for name, tensor in server.top.module.state_dict().items()}
             with pytest.raises(PeerError, match=f"client {hostile}: "):
                 answer(server, messages)
-            assert all(torch.equal(before[name], tensor) for name, tensor in server.top.state_dict().items())
-            assert (server.history, server.steps, len(server.losses)) == ([], 1, 4)
+            assert all(torch.equal(before[name], tensor) for name, tensor in server.top.module.state_dict().items())
+            assert (server.agreed.rows, server.steps, len(server.losses)) == ([], 1, 4)
             answers = dict(answer(server, {m: said for m, said in messages.items() if m != hostile}))
-            assert (len(server.history), server.steps) == (1, 2)
+            assert (len(server.agreed.rows), server.steps) == (1, 2)
             raise Answered(answers)
         return answer(server, messages)
 
@@ -294,8 +296,8 @@ def test_a_round_that_everyone_left_is_over() -> None:
     assert set(server.kept) == {0}
     talk.close()
     carried.round(2, steps=2)
-    assert len(server.history) == 4
-    server.catch_up()
+    assert len(server.agreed.rows) == 4
+    server.agreed.catch_up()
     for number in range(3):
-        mine = carried.simulation.client(number).replica.parameters
-        assert all(torch.equal(mine[name], p) for name, p in server.replica.parameters.items())
+        mine = carried.simulation.client(number).theta.replica.parameters
+        assert all(torch.equal(mine[name], p) for name, p in server.agreed.replica.parameters.items())

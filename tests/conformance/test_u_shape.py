@@ -182,8 +182,8 @@ def test_a_run_that_is_stopped_holds_the_head(world: World) -> None:
     simulation = small.built(world("split_lora", model__head=1)).simulation
     small.run(simulation, 1)
     tensors, _ = simulation.state()
-    assert simulation.server.head
-    assert all(torch.equal(tensors[f"top.{name}"], p) for name, p in simulation.server.head.items())
+    assert simulation.server.top.head
+    assert all(torch.equal(tensors[f"top.{name}"], p) for name, p in simulation.server.top.head.items())
 
 
 SAYS_HEAD_GRADIENT: dict[str, tuple[Spoil, type[Exception], str]] = {
@@ -225,7 +225,7 @@ def u_shaped(algorithm: str, **changes: Any) -> Simulation:
 
 def refused(simulation: Simulation, error: type[Exception], said: str, who: str) -> None:
     """One line that names who did it, and nothing has moved."""
-    parts = (simulation.bottom, simulation.server.top, simulation.head.module)  # type: ignore[union-attr]
+    parts = (simulation.bottom, simulation.server.top.module, simulation.head.module)  # type: ignore[union-attr]
     before = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
     with pytest.raises(error, match=said) as caught:
         small.run(simulation, 1)

@@ -122,8 +122,8 @@ def among(simulation: Simulation, clients: Callable[[int], list[int]]) -> Simula
 
 
 def assert_same(one: Simulation, other: Simulation) -> None:
-    assert len(one.server.history) == len(other.server.history)
-    assert all(torch.equal(a, b) for a, b in zip(one.server.history, other.server.history, strict=True))
+    assert len(one.server.agreed.rows) == len(other.server.agreed.rows)
+    assert all(torch.equal(a, b) for a, b in zip(one.server.agreed.rows, other.server.agreed.rows, strict=True))
     for simulation in (one, other):
         simulation.agreed_bottom()
     mine, theirs = (s.state()[0] for s in (one, other))
@@ -166,7 +166,7 @@ def test_a_client_that_is_late_for_the_slopes_is_not_in_their_mean(make_world: C
     world.carrier.change = late
     world.run(3)
     assert world.happened("dropped") == [1]
-    for step, row in enumerate(world.server.server.history):
+    for step, row in enumerate(world.server.server.agreed.rows):
         rows = torch.stack([values for at, values in means if at == step])
         assert step != 1 or len(rows) == 2
         assert torch.equal(row, rows.double().mean(dim=0).float())
@@ -191,8 +191,8 @@ def test_who_was_away_catches_up_bit_for_bit_and_pays_for_the_rows(
     for client in range(3):
         found = checkpoint.load(tmp_path / "clients" / str(client))
         assert found is not None
-        assert found[2]["position"] == len(server.server.history)
-        for name, parameter in server.server.replica.parameters.items():
+        assert found[2]["position"] == len(server.server.agreed.rows)
+        for name, parameter in server.server.agreed.replica.parameters.items():
             assert torch.equal(found[1][f"theta.{name}"], parameter)
 
 
@@ -253,7 +253,7 @@ def test_a_client_with_a_header_that_says_nothing_is_expelled(make_world: Callab
     world.carrier.change = lambda n, q, answer: Frame(header) if n == 0 and '"open"' in q.header else answer
     world.run(1)
     assert world.happened("expelled") == [0]
-    assert len(world.server.server.history) == 1
+    assert len(world.server.server.agreed.rows) == 1
 
 
 def test_numbers_that_are_not_finite_void_the_round_and_expel_who_sent_them(make_world: Callable[..., World]) -> None:

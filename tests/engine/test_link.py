@@ -12,10 +12,10 @@ from halfback.codecs import parse
 from halfback.codecs.temporal import TemporalSender
 from halfback.engine.bounds import Bounds
 from halfback.engine.ends import ends_of
-from halfback.engine.link import End, HiddenForm, Link
+from halfback.engine.link import End, Link
 from halfback.errors import Diverged, PeerError
+from halfback.parties.holdings import HiddenForm
 from halfback.telemetry.meters import Stopwatch
-from halfback.wire.ledger import Ledger
 from halfback.wire.messages import (
     Activations,
     Caches,
@@ -25,7 +25,7 @@ from halfback.wire.messages import (
     MiddleActivations,
     Nothing,
 )
-from halfback.wire.packing import Most, pack, unpack
+from halfback.wire.packing import Ledger, Most, pack, unpack
 
 LONGEST, WIDTH = 6, 8
 TEXTS = HiddenForm((LONGEST, WIDTH), True, torch.float32)

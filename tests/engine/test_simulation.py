@@ -10,9 +10,8 @@ from halfback.engine.federation import Simulation
 from halfback.engine.link import End, Link, tensors_of
 from halfback.telemetry.meters import Stopwatch
 from halfback.testing import small
-from halfback.wire.ledger import Ledger
 from halfback.wire.messages import ROLES, Activations, Join, Message, Nothing, Weights
-from halfback.wire.packing import Most
+from halfback.wire.packing import Ledger, Most
 from halfback.zeroth.directions import forget_tables
 
 
@@ -39,7 +38,7 @@ def test_only_sampled_clients_are_made_and_take_part() -> None:
     small.run(few, 2, steps=2)
     cohorts = [few.cohort(0), few.cohort(1)]
     taken = {client: 2 * sum(client in cohort for cohort in cohorts) for cohort in cohorts for client in cohort}
-    assert {number: client.cursor for number, client in few.clients.items()} == taken
+    assert {number: client.feed.cursor for number, client in few.clients.items()} == taken
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def _bytes_kept(algorithm: str, clients: int) -> int:
     before = _live_bytes()
     small.run(run.simulation, 1)
     assert len(run.simulation.clients) == clients
-    replicas = {id(client.replica) for client in run.simulation.clients.values()}
+    replicas = {id(client.theta.replica) for client in run.simulation.clients.values()}
     assert len(replicas) == (clients if algorithm == "split_lora" else 1)
     return _live_bytes() - before
 

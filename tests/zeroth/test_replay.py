@@ -10,9 +10,8 @@ from torch import Tensor
 
 from halfback.errors import PeerError
 from halfback.telemetry.meters import MemoryMeter
-from halfback.zeroth.directions import PACK_WIDTH, Law, direction_of
+from halfback.zeroth.directions import PACK_WIDTH, Law, direction_of, seed_for
 from halfback.zeroth.replay import Replica, UpdateRule
-from halfback.zeroth.seeds import seed_for
 
 SHAPES = {"bias": (7,), "weight": (33, 129), "scalar": (), "none": (0, 4), "table": (300, 500), "tail": (1000,)}
 P = 3

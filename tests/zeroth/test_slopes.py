@@ -11,10 +11,8 @@ from probed_models import NAMES, Run, build, transformer, with_lora
 from torch import Tensor, nn
 
 from halfback.errors import UserError
-from halfback.zeroth.directions import Law, direction_of
-from halfback.zeroth.perturb import perturbed
-from halfback.zeroth.seeds import seed_for
-from halfback.zeroth.slopes import Estimator, check_radius, default_radius, estimate_slopes, inner
+from halfback.zeroth.directions import Law, direction_of, seed_for
+from halfback.zeroth.slopes import Estimator, check_radius, default_radius, estimate_slopes, inner, perturbed
 
 NO_BASE = torch.zeros(1)  # where it does not matter
 SEEDS = [seed_for(5, "direction", 0, p) for p in range(4)]

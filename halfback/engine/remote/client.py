@@ -97,7 +97,7 @@ class Device:
             self._go_back(way)
         client, meters = self._client, self._machine.meters
         self._told = (meters.forward_passes, meters.client.seconds, meters.wire.seconds)
-        client.cursor, client.losses = order.cursor, []
+        client.feed.cursor, client.losses = order.cursor, []
         self._label = (order.lineage, order.round + 1)
         self._talk = self._conversation(Round(order.round, order.steps, order.first), order.measure)
         self._turn = (order.lineage, order.round, -1)
@@ -163,7 +163,7 @@ class Device:
         return Done(
             lineage=self._turn[0],
             round=self._turn[1],
-            cursor=client.cursor,
+            cursor=client.feed.cursor,
             forward_passes=meters.forward_passes - told[0],
             client_seconds=meters.client.seconds - told[1],
             wire_seconds=meters.wire.seconds - told[2],
@@ -174,23 +174,23 @@ class Device:
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         client, (near, _) = self._client, self._machine.link.of(self._number)
-        tensors = {f"theta.{name}": tensor.detach() for name, tensor in client.replica.parameters.items()}
-        tensors |= moments("moment", client.replica)
-        if client.optimizer is not None:
-            tensors |= optimizer_tensors("optimizer", client.optimizer)
+        tensors = {f"theta.{name}": tensor.detach() for name, tensor in client.theta.parameters.items()}
+        tensors |= moments("moment", client.theta.replica)
+        if client.descent is not None:
+            tensors |= optimizer_tensors("optimizer", client.descent.optimizer)
         of_link, link = near.state()
         tensors |= {f"link.{name}": tensor for name, tensor in of_link.items()}
-        return tensors, {"position": client.position, "replayed": client.replica.position, "link": link}
+        return tensors, {"position": client.theta.position, "replayed": client.theta.replica.position, "link": link}
 
     @torch.no_grad()
     def _load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         client, link = self._client, self._machine.link
-        for name, parameter in client.replica.parameters.items():
+        for name, parameter in client.theta.parameters.items():
             parameter.copy_(tensors[f"theta.{name}"])
-        load_moments("moment", client.replica, tensors)
-        if client.optimizer is not None:
-            load_optimizer_tensors("optimizer", client.optimizer, tensors)
-        client.position, client.replica.position = values["position"], values["replayed"]
+        load_moments("moment", client.theta.replica, tensors)
+        if client.descent is not None:
+            load_optimizer_tensors("optimizer", client.descent.optimizer, tensors)
+        client.theta.position, client.theta.replica.position = values["position"], values["replayed"]
         link.ends.clear()
         link.of(self._number)[0].load_state(under("link.", tensors), values["link"])
 
@@ -199,7 +199,7 @@ def held_by_devices(machine: Simulation) -> dict[str, Tensor]:
     """All tensors of what the devices hold of a model: its parts' parameters and buffers, by name."""
     parts: list[nn.Module] = [machine.device_part] + ([] if machine.head is None else [machine.head.module])
     held = {f"{place}.{name}": tensor for place, part in enumerate(parts) for name, tensor in part.state_dict().items()}
-    theta = {f"0.{name}": parameter.detach() for name, parameter in machine.server.replica.parameters.items()}
+    theta = {f"0.{name}": parameter.detach() for name, parameter in machine.server.agreed.replica.parameters.items()}
     return held | theta
 
 

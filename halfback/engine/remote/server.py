@@ -41,7 +41,7 @@ from halfback.engine.remote.frames import (
 from halfback.errors import CohortLost, Diverged, HalfbackError, PeerError, UserError
 from halfback.parties.holdings import Round
 from halfback.wire.messages import Message
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import seed_for
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Deployment:
         thresholds, left = simulation.thresholds(), set(cohort)
         losses: list[float] = []
         with simulation.measuring_server(measure_memory):
-            for together in [[n] for n in cohort] if simulation.algorithm.traits.one_by_one else [cohort]:
+            for together in [[n] for n in cohort] if simulation.algorithm.needs.turns == "one_by_one" else [cohort]:
                 simulation.server.begin(round)
                 for number, report in self._converse(together, round, thresholds, measure_memory, left).items():
                     self._enter(number, report)
@@ -263,9 +263,7 @@ class Deployment:
     def _forget(self, number: int, why: str, round: Round, left: set[int]) -> None:
         self._ready.discard(number)
         self._failures[number] = why
-        server = self._simulation.server
-        server.passes.pop(number, None)
-        server.kept.pop(number, None)
+        self._simulation.server.forget(number)
         left.discard(number)
         wanted = self._simulation.cohort(round.number)
         if len(left) < self._least(wanted):
@@ -374,8 +372,8 @@ class Deployment:
             return "its model differs from the server's, also after it got the weights"
         if (before := self._told_rows.setdefault(number, answer.rows)) != answer.rows:
             return UserError(f"client {number}: it said that it has {before} training rows, and says {answer.rows} now")
-        if self._simulation.server.rows:  # by which clients count
-            self._simulation.server.rows[number] = answer.rows
+        if rows := self._simulation.server.cohort.rows:  # by which clients count
+            rows[number] = answer.rows
         return None
 
     def _ask_one(self, number: int, question: Question, body: bytes) -> Any:
