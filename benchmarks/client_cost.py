@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from functools import partial
 
 import torch
 from parts import OneBatch, make_batch, make_bottom
@@ -19,12 +20,12 @@ from halfback.algorithms.ho_sfl import HoSfl
 from halfback.algorithms.hosl import Hosl
 from halfback.algorithms.split_lora import SplitLora
 from halfback.models.adapters import trainable
-from halfback.parties.client import Client
-from halfback.parties.holdings import Round
+from halfback.parties.client import Client, Feed, Theta
+from halfback.parties.holdings import Descent, Round
 from halfback.parties.protocol import Conversation
 from halfback.telemetry.meters import MemoryMeter, inference_peak_bytes
 from halfback.wire.messages import CutGradient, History, Losses, Nothing, Slopes, Weights
-from halfback.zeroth.directions import seed_for
+from halfback.zeroth.directions import Directions, seed_for
 from halfback.zeroth.replay import Replica, UpdateRule
 
 
@@ -96,9 +97,9 @@ def row(name: str, train: str, arguments: argparse.Namespace) -> str:
     def seed_of(step: int, p: int) -> int:
         return seed_for(0, "direction", step, p)
 
-    replica = Replica(parameters, rule=UpdateRule(lr=1e-4, normalize=True), seed_of=seed_of)
-    optimizer = torch.optim.SGD(list(parameters.values()), lr=1e-6)
-    client = Client(0, bottom, replica, OneBatch(batch), optimizer=optimizer)
+    replica = Replica(parameters, UpdateRule(lr=1e-4, normalize=True), Directions(seed_of))
+    descent = Descent(list(parameters.values()), partial(torch.optim.SGD, lr=1e-6))
+    client = Client(0, bottom, Theta(replica), Feed(OneBatch(batch)), descent=descent)
 
     @torch.no_grad()
     def baseline() -> None:

@@ -38,7 +38,7 @@ class Needs:
 
     Attributes:
         agreement: how the clients come to the same trained parameters θ.
-        holds: what θ belongs to on a device. `bottom`; `auxiliary`, the bottom and an auxiliary head; `whole`, the whole
+        holds: what θ belongs to on a device. `bottom`; `auxiliary`, it and an auxiliary head; `whole`, the whole
             model, and then the server has no part of it. With the last two `Client.local` is there.
         backpropagates: whether a device backpropagates, and `Client.descent` is there; if not, building a graph is an
             error.

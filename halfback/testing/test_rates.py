@@ -53,7 +53,7 @@ def test_rates_follow_the_runs_step(row: Row, monkeypatch: pytest.MonkeyPatch) -
                 assert not rated
                 continue
             assert moved is (number == 2), f"{part} in round {number}"
-            every = getattr(simulation.algorithm, "every", 1) if part == "top" else 1
+            every = has.get("algorithm__every", 1) if part == "top" else 1
             assert rated == {step for step in of_round if step % every == 0}, f"{part} in round {number}"
             asked[shape].clear()
 

@@ -121,7 +121,7 @@ def _work(simulation: Simulation, number: int, round_number: int, taken: int) ->
         turns=simulation.algorithm.needs.turns == "one_by_one"
         and any(r // (2 * cohort) * 2 + r % 2 != r for r in rows),
         ever=bool(server.agreed.rows) or taken > 0,
-        directions=getattr(simulation.algorithm, "directions", 0),
+        directions=simulation.algorithm.needs.directions,
         exact=server.agreed.replica.width(0),
         state=[tuple(tensor.shape) for tensor in server.agreed.replica.exact_state().values()],
         weights=[tuple(parameter.shape) for parameter in server.agreed.replica.parameters.values()],

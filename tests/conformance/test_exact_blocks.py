@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from halfback.parties.client_replies import catch_up
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from halfback.assembly import Built
 from halfback.errors import Diverged, PeerError
 from halfback.models.adapters import trainable
+from halfback.parties.by_slopes import catch_up
 from halfback.testing import small
 from halfback.wire.messages import History, HistoryAndState, Join
 

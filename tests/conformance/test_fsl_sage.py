@@ -13,6 +13,7 @@ from halfback.algorithms.fsl_sage import _batches
 from halfback.assembly import Built
 from halfback.engine.federation import Simulation
 from halfback.errors import UserError
+from halfback.parties.server import TensorsByClient
 from halfback.testing import small
 from halfback.wire.messages import Activations, Join, Weights
 

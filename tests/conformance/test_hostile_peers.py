@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from halfback.parties.exchange import mean_slopes
 
 from halfback.algorithms import algorithms
 from halfback.config import RunConfig
 from halfback.engine.federation import Simulation
 from halfback.errors import Diverged, PeerError
+from halfback.parties.by_slopes import mean_slopes
 from halfback.parties.server import Server
 from halfback.testing import small
 from halfback.testing.table import ROWS

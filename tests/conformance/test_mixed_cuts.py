@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from halfback.parties.exchange import upload
 from torch import Tensor
 
 from halfback.assembly import Built
@@ -14,7 +13,8 @@ from halfback.config import RunConfig
 from halfback.engine.federation import Simulation
 from halfback.errors import PeerError, UserError
 from halfback.models.adapters import trainable
-from halfback.parties.client import Client
+from halfback.parties.client import Client, Feed, Theta
+from halfback.parties.client_exchange import upload
 from halfback.runs import checkpoint
 from halfback.telemetry.meters import MemoryMeter
 from halfback.testing import small
@@ -92,7 +92,7 @@ def _give_everyone_its_own(simulation: Simulation) -> None:
         own = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in trainable(bottom).items()}
         groups = simulation.server.cohort.groups.get(number, range(2))
         simulation.clients[number] = Client(
-            number, bottom, agreed.alike(own), source, groups=groups, head=simulation.head
+            number, bottom, Theta(agreed.alike(own), groups=groups), Feed(source), head=simulation.head
         )
 
 

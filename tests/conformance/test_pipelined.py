@@ -12,11 +12,11 @@ from halfback.engine.federation import Simulation
 from halfback.errors import PeerError
 from halfback.models.cut import install
 from halfback.parties.holdings import Round
-from halfback.parties.server import Server
+from halfback.parties.server import ByClient, Server
 from halfback.testing import small
 from halfback.wire.messages import Message
 from halfback.zeroth.directions import direction_of
-from halfback.zeroth.slopes import default_radius, estimate_slopes, inner
+from halfback.zeroth.slopes import Cotangent, Probe, estimate_slopes
 
 P = 3
 _ADAMW = {"algorithm__directions": P, "bottom__optimizer": "adamw", "bottom__lr": 1e-3}
@@ -87,8 +87,7 @@ def test_the_update_is_late_by_one_step_to_the_bit(steps: int) -> None:
             rows = []
             for client in by_hand.cohort(number):
                 party = by_hand.client(client)
-                batch = party.data.batch(party.cursor)
-                party.cursor += 1
+                (batch,) = party.feed.batches(Round(number, 1, step))
                 with torch.no_grad():
                     hidden = bottom(batch.inputs)
                 leaf = hidden.requires_grad_()
@@ -100,10 +99,9 @@ def test_the_update_is_late_by_one_step_to_the_bit(steps: int) -> None:
                     lambda batch=batch: bottom(batch.inputs),  # type: ignore[misc]
                     bottom,
                     server.agreed.replica.parameters,
-                    leaf.grad,
-                    inner(leaf.grad, hidden),
-                    [server.agreed.replica.directions.seed_of(step, p) for p in range(P)],
-                    radius=default_radius(server.agreed.replica.parameters, torch.float32),
+                    Cotangent.at(leaf.grad, hidden),
+                    server.agreed.replica.seeds(P, step=step),
+                    Probe(P).settled(server.agreed.replica.parameters, torch.float32),
                 )
                 rows.append(slopes.float().double())
             for parameter in server.top.module.parameters():
@@ -220,7 +218,7 @@ def test_a_client_that_leaves_in_mid_round_is_caught_up_in_a_later_one(exchange:
     carried.round(0, steps=STEPS)
     carried.round(1, steps=STEPS, leaves=1, before=exchange, heard=heard)
     assert len(server.agreed.rows) == server.steps == 2 * STEPS
-    assert server.kept == {}
+    assert server.memory is None
     gone, *there = (carried.simulation.client(client) for client in (1, 0, 2))
     assert STEPS <= gone.position == gone.replica.position < 2 * STEPS
     assert all(client.theta.position == 2 * STEPS for client in there)
@@ -293,7 +291,7 @@ def test_a_round_that_everyone_left_is_over() -> None:
     answer: Message | None = None
     for _ in range(2):
         answer = algorithm.answer(server, {0: talk.send(answer)})[0]
-    assert set(server.kept) == {0}
+    assert server.memory == ByClient({0: None})
     talk.close()
     carried.round(2, steps=2)
     assert len(server.agreed.rows) == 4

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from halfback.parties.exchange import mean_slopes
 from test_hostile_peers import HOSTILE, spoil
 
 from halfback.engine.federation import Simulation
 from halfback.errors import UserError
+from halfback.parties.by_slopes import mean_slopes
 from halfback.parties.cohort import Robust
 from halfback.testing import small
 from halfback.wire.messages import Slopes

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from halfback.parties.exchange import mean_slopes
 from test_hostile_server import spoil_answers
 from torch import Tensor
 
 from halfback.algorithms.spry import layers_in_turn
 from halfback.errors import PeerError, UserError
+from halfback.parties.by_slopes import mean_slopes
 from halfback.testing import small
 from halfback.wire.messages import Message, Share, Slopes
 

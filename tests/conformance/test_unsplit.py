@@ -18,6 +18,7 @@ from halfback.models.cut import install
 from halfback.testing import small
 from halfback.testing.table import ROWS
 from halfback.testing.test_wire import assert_equal_models
+from halfback.zeroth.directions import Directions
 from halfback.zeroth.replay import Replica, UpdateRule
 
 World = Callable[..., RunConfig]
@@ -164,9 +165,7 @@ def test_heron_with_one_client_is_the_plain_loop_on_bottom_and_head(world: World
 def _direction(replica: Replica, seed: int) -> dict[str, Tensor]:
     """u of a seed, as what a step of SGD with slope 1 takes off zeros."""
     zeros = {name: torch.zeros_like(parameter) for name, parameter in replica.parameters.items()}
-    Replica(zeros, rule=UpdateRule(lr=1.0), seed_of=lambda *_: seed, law=replica.directions.law).replay(
-        0, torch.ones(1, 1)
-    )
+    Replica(zeros, UpdateRule(lr=1.0), Directions(lambda *_: seed, replica.directions.law)).replay(0, torch.ones(1, 1))
     return {name: -tensor for name, tensor in zeros.items()}
 
 
@@ -209,7 +208,9 @@ def test_slopes_are_those_of_the_gradient_of_the_uncut_model(name: str) -> None:
     loss = nn.functional.cross_entropy(logits, batch.labels)
     parameters = list(replica.parameters.values())
     gradient = torch.cat([g.double().flatten() for g in torch.autograd.grad(loss, parameters)])
-    units = [torch.cat([u.double().flatten() for u in _direction(replica, s).values()]) for s in replica.seeds(4)]
+    units = [
+        torch.cat([u.double().flatten() for u in _direction(replica, s).values()]) for s in replica.seeds(4).numbers
+    ]
     slopes = [torch.dot(gradient, u).item() for u in units]
     if not exact:
         assert [_difference(run, batch, u, 1e-7) for u in units] == pytest.approx(slopes, rel=1e-3)
