@@ -63,8 +63,7 @@ class FslSage:
     @property
     def needs(self) -> Needs:
         """What must be prepared."""
-        by = ByWeights(self.aggregation)
-        return Needs(by, holds="auxiliary", backpropagates=True, lasting=TensorsByClient)
+        return Needs(ByWeights(self.aggregation), holds="auxiliary", backpropagates=True, lasting=TensorsByClient)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward and backward passes through bottom and auxiliary head."""
@@ -129,9 +128,8 @@ def _held(server: Server, m: int) -> dict[str, Tensor]:
     """What lasts of client m: its head, when that was `aligned`, and its set: uploads by the number of a first row."""
     held = server.recall(TensorsByClient).of
     if m not in held:
-        theta = server.agreed.replica.parameters.items()
-        heads = {name: p.detach().clone() for name, p in theta if name.startswith(HEAD)}
-        held[m] = heads | {"aligned": torch.tensor(0), "rows": torch.tensor(0)}
+        heads = ((n, p) for n, p in server.agreed.replica.parameters.items() if n.startswith(HEAD))
+        held[m] = {n: p.detach().clone() for n, p in heads} | {k: torch.tensor(0) for k in ("aligned", "rows")}
     return held[m]
 
 

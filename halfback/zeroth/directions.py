@@ -8,7 +8,7 @@ order, on any device, for any dtype of the model, and is always the same.
 Seeds are hashed paths: no arithmetic, so no two paths share a seed by construction of a sum.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -215,6 +215,31 @@ def packs(layout: tuple[tuple[str, int], ...]) -> tuple[Pack, ...]:
 def layout_of(parameters: Mapping[str, Tensor]) -> tuple[tuple[str, int], ...]:
     """What `packs` takes."""
     return tuple((name, parameter.numel()) for name, parameter in parameters.items())
+
+
+def packs_of(parameters: Mapping[str, Tensor]) -> Iterator[Pack]:
+    """The packs of some parameters, those of each dtype by themselves: a pack is rounded as a whole."""
+    for dtype in {parameter.dtype for parameter in parameters.values()}:
+        yield from packs(layout_of({name: p for name, p in parameters.items() if p.dtype == dtype}))
+
+
+def gather(tensors: Mapping[str, Tensor], pack: Pack, device: torch.device) -> Tensor:
+    """(width,) float32: the pack's segments of the tensors, zero in the gaps. A view, where one segment is all."""
+    if len(pack.segments) == 1 and pack.segments[0].stop - pack.segments[0].start == pack.width:
+        (only,) = pack.segments
+        return tensors[only.name].view(-1)[only.start : only.stop].float()
+    flat = torch.zeros(pack.width, dtype=torch.float32, device=device)
+    for segment in pack.segments:
+        size = segment.stop - segment.start
+        flat[segment.place : segment.place + size] = tensors[segment.name].view(-1)[segment.start : segment.stop]
+    return flat
+
+
+def scatter(flat: Tensor, tensors: Mapping[str, Tensor], pack: Pack) -> None:
+    """Puts back what `gather` took."""
+    for segment in pack.segments:
+        size = segment.stop - segment.start
+        tensors[segment.name].view(-1)[segment.start : segment.stop] = flat[segment.place : segment.place + size]
 
 
 def _counters(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from halfback.errors import PeerError
-from halfback.zeroth.directions import PACK_WIDTH, Directions, Pack, Seeds, layout_of, packs
+from halfback.zeroth.directions import PACK_WIDTH, Directions, Pack, Seeds, gather, packs_of, scatter
 
 Schedule = Callable[[int], float]
 Shape = Literal["constant", "linear", "cosine"]
@@ -240,7 +240,7 @@ class Replica:
             own = {name: self.parameters[name] for name in names if name in self.parameters}
             dimension = sum(parameter.numel() for parameter in own.values())
             coefficients = [self.rule.coefficients(row, dimension) for row in of_group.tolist()]
-            for pack in _packs(own):
+            for pack in packs_of(own):
                 device = own[pack.segments[0].name].device
                 self._replay_pack(pack, self._estimates(pack, coefficients, seeds, device), steps)
 
@@ -250,10 +250,10 @@ class Replica:
         scales = [self.rule.exact_scale(row) for row in rows]
         sizes = [parameter.numel() for parameter in own.values()]
         gradients = dict(zip(own, rows.split(sizes, dim=1), strict=True))
-        for pack in _packs(own):
+        for pack in packs_of(own):
             device = own[pack.segments[0].name].device
             of_rows = ({name: rows[i] for name, rows in gradients.items()} for i in range(len(rows)))
-            placed = (_gather(row, pack, device) for row in of_rows)
+            placed = (gather(row, pack, device) for row in of_rows)
             self._replay_pack(pack, (values * scale for values, scale in zip(placed, scales, strict=True)), steps)
 
     @contextmanager
@@ -275,8 +275,8 @@ class Replica:
         """Takes a pack's next rows on `gradients`, (width,) float32 each: used up."""
         dtype = self.parameters[pack.segments[0].name].dtype
         device = self.parameters[pack.segments[0].name].device
-        values = _gather(self.parameters, pack, device)
-        moments = [_gather(by_name, pack, device) for by_name in self.moments.values()]
+        values = gather(self.parameters, pack, device)
+        moments = [gather(by_name, pack, device) for by_name in self.moments.values()]
         count = self.position
         for step in steps:
             gradient, count = next(gradients), count + 1
@@ -284,9 +284,9 @@ class Replica:
             del gradient  # before the next step's directions are made (`zip` or `enumerate` would keep it)
             if dtype != torch.float32:  # as a client that takes one step at a time does
                 values.copy_(values.to(dtype))
-        _scatter(values, self.parameters, pack)
+        scatter(values, self.parameters, pack)
         for by_name, changed in zip(self.moments.values(), moments, strict=True):
-            _scatter(changed, by_name, pack)
+            scatter(changed, by_name, pack)
 
     def _estimates(
         self, pack: Pack, coefficients: list[list[float]], seeds: list[int], device: torch.device
@@ -338,28 +338,3 @@ class Replica:
             square.mul_(beta2).add_(gradient.square_().mul_(1 - beta2))
             root = (square * (1 / (1 - beta2**count))).sqrt_().add_(rule.eps)
             values.sub_((mean * (1 / (1 - beta1**count))).div_(root).mul_(lr))
-
-
-def _packs(parameters: Mapping[str, Tensor]) -> Iterator[Pack]:
-    """The packs of some parameters, those of each dtype by themselves: a pack is rounded as a whole."""
-    for dtype in {parameter.dtype for parameter in parameters.values()}:
-        yield from packs(layout_of({name: p for name, p in parameters.items() if p.dtype == dtype}))
-
-
-def _gather(tensors: Mapping[str, Tensor], pack: Pack, device: torch.device) -> Tensor:
-    """(width,) float32: the pack's segments of the tensors, zero in the gaps. A view, where one segment is all."""
-    if len(pack.segments) == 1 and pack.segments[0].stop - pack.segments[0].start == pack.width:
-        (only,) = pack.segments
-        return tensors[only.name].view(-1)[only.start : only.stop].float()
-    flat = torch.zeros(pack.width, dtype=torch.float32, device=device)
-    for segment in pack.segments:
-        size = segment.stop - segment.start
-        flat[segment.place : segment.place + size] = tensors[segment.name].view(-1)[segment.start : segment.stop]
-    return flat
-
-
-def _scatter(flat: Tensor, tensors: Mapping[str, Tensor], pack: Pack) -> None:
-    """Puts back what `_gather` took."""
-    for segment in pack.segments:
-        size = segment.stop - segment.start
-        tensors[segment.name].view(-1)[segment.start : segment.stop] = flat[segment.place : segment.place + size]
