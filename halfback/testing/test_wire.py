@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,30 +11,15 @@ from torch import Tensor
 from halfback.assembly import Built
 from halfback.config import RunConfig
 from halfback.engine.federation import Simulation
-from halfback.parties.server import Server
 from halfback.testing import small
-from halfback.testing.formulas import Work, greeting, reused, tensor
+from halfback.testing.formulas import greeting, reused, tensor
+from halfback.testing.observed import ROUNDS, STEPS, Arrived, Observed
 from halfback.testing.remote import run_over_sockets
 from halfback.testing.table import Row
 from halfback.wire.messages import FIELDS, Encoded, HandOver
 from halfback.wire.packing import unpack
 
 World = Callable[..., RunConfig]
-Arrived = list[tuple[int, str, bytes]]  # client, direction, message
-
-
-def tapped(simulation: Simulation) -> Arrived:
-    """What reaches either end of every link, from now on."""
-    arrived: Arrived = []
-    for client in range(len(simulation.sources)):
-        for end, direction in zip(simulation.link.of(client), ("down", "up"), strict=True):
-            end.receive = partial(_tap, end.receive, arrived, client, direction)  # type: ignore[method-assign]
-    return arrived
-
-
-def _tap(receive: Any, arrived: Arrived, client: int, direction: str, data: bytes) -> Any:
-    arrived.append((client, direction, data))
-    return receive(data)
 
 
 def counted(arrived: Arrived) -> dict[str, int]:
@@ -47,15 +31,13 @@ def counted(arrived: Arrived) -> dict[str, int]:
     return sent
 
 
-def test_the_ledger_holds_the_bytes_that_arrived(row: Row) -> None:
-    simulation = small.built(small.images(row.name, **row.changes())).simulation
-    arrived = tapped(simulation)
-    small.run(simulation, 3, steps=2)
-    assert {side: simulation.ledger.total(side) for side in ("up", "down")} == counted(arrived)
-    assert bool(arrived) is (row.traits.agreement != "alone")
+def test_the_ledger_holds_the_bytes_that_arrived(row: Row, observed: Observed) -> None:
+    ledger = observed.simulation.ledger
+    assert {side: ledger.total(side) for side in ("up", "down")} == counted(observed.arrived)
+    assert bool(observed.arrived) is (row.traits.agreement != "alone")
 
 
-def test_the_bytes_are_those_of_the_closed_form(row: Row, world: World) -> None:
+def test_the_bytes_are_those_of_the_closed_form(row: Row, observed: Observed) -> None:
     """Two counts that were made apart: the ledger's, and the formula.
 
     Where a link reuses what it remembers, the formula is that of the plain row with the size of each encoded field in
@@ -63,20 +45,15 @@ def test_the_bytes_are_those_of_the_closed_form(row: Row, world: World) -> None:
     """
     if row.bytes_of_round is None:
         pytest.skip("nobody said what its bytes are in closed form")
-    simulation = small.built(world(row)).simulation
-    arrived = tapped(simulation)
     expected, skipped = {"up": 0, "down": 0}, 0
-    for number in range(4):
-        for place, client in enumerate(simulation.cohort(number)):
-            taken = 2 * place if row.traits.one_by_one else 0  # by those whose turn comes before
-            for side, count in zip(expected, row.bytes_of_round(_work(simulation, client, number, taken)), strict=True):
+    for work in (work for of_round in observed.work for work in of_round):
+        for side, count in zip(expected, row.bytes_of_round(work), strict=True):
+            expected[side] += count
+        if row.reuses:
+            for side, count in zip(expected, greeting(len(row.reuses)), strict=True):
                 expected[side] += count
-            if row.reuses:
-                for side, count in zip(expected, greeting(len(row.reuses)), strict=True):
-                    expected[side] += count
-        small.run(simulation, 1, first=number, steps=2)
     masks: dict[int, Tensor] = {}
-    for client, side, data in arrived:
+    for client, side, data in observed.arrived:
         message = unpack(data)
         if isinstance(mask := getattr(message, "mask", None), Tensor):
             masks[client] = mask
@@ -85,7 +62,7 @@ def test_the_bytes_are_those_of_the_closed_form(row: Row, world: World) -> None:
                 saved, skips = _saved(row, f"{role}_{side}", value, masks.get(client))
                 expected[side] -= saved
                 skipped += skips
-    assert {side: simulation.ledger.total(side) for side in ("up", "down")} == expected
+    assert {side: observed.simulation.ledger.total(side) for side in ("up", "down")} == expected
     assert (skipped > 0) is bool(row.reuses)
 
 
@@ -102,52 +79,19 @@ def _saved(row: Row, link: str, value: Encoded, mask: Tensor | None) -> tuple[in
     return tensor(*plain) - encoded, int(skipped.sum())
 
 
-def _work(simulation: Simulation, number: int, round_number: int, taken: int) -> Work:
-    client, server = simulation.client(number), simulation.server
-    batches, second = [], []
-    for place in range(client.cursor, client.cursor + 2):
-        inputs = client.data.batch(place).inputs
-        mask = inputs.get("attention_mask")
-        hidden = (len(inputs["pixel_values"]), *server.hidden_shape) if mask is None else (*mask.shape, 16)
-        batches.append((hidden, None if mask is None else tuple(mask.shape)))
-        if client.head is not None:  # after the second of three blocks of a ResNet-8, or after the third
-            sizes = (32, 8, 8) if len(client.head.module.state_dict()) > 2 else (64, 4, 4)
-            second.append(hidden if mask is not None else (hidden[0], *sizes))
-    rows, cohort = range(client.position, len(server.history) + taken), simulation.sampled_clients
-    return Work(
-        first=2 * round_number,
-        batches=batches,
-        missed=len(rows),
-        turns=simulation.algorithm.traits.one_by_one and any(r // (2 * cohort) * 2 + r % 2 != r for r in rows),
-        ever=bool(server.history) or taken > 0,
-        directions=getattr(simulation.algorithm, "directions", 0),
-        exact=server.replica.width(0),
-        state=[tuple(tensor.shape) for tensor in server.replica.exact_state().values()],
-        weights=[tuple(parameter.shape) for parameter in server.replica.parameters.values()],
-        groups=len(server.replica.groups),
-        above=_above(server, number),
-        second=second,
-        head=[tuple(parameter.shape) for parameter in (server.head or {}).values()],
-    )
-
-
-def _above(server: Server, client: int) -> list[tuple[int, ...]]:
-    below = server.boundaries[client].below if server.boundaries else ()
-    return [tuple(p.shape) for name, p in server.replica.parameters.items() if name not in below]
-
-
 @pytest.mark.rows(lambda row: row.traits.agreement != "alone")
-def test_a_socket_carries_the_same_bits(row: Row, world: World, tmp_path: Path) -> None:
+def test_a_socket_carries_the_same_bits(row: Row, world: World, observed: Observed, tmp_path: Path) -> None:
     """The deployment engine; clients on a model, data and parameters of their own, each at the far end of a socket."""
-    local, server = (small.built(world(row)) for _ in range(2))
-    losses = small.run(local.simulation, 4, steps=2)
-    machine = partial(_machine, world, row)
-    assert run_over_sockets(server.simulation, machine, rounds=4, steps=2, folder=tmp_path) == losses
+    local, server, machine = observed.built, small.built(world(row)), partial(_machine, world, row)
+    losses = run_over_sockets(server.simulation, machine, rounds=ROUNDS, steps=STEPS, folder=tmp_path)
+    assert losses == observed.losses
     assert server.simulation.ledger.bytes_by_kind == local.simulation.ledger.bytes_by_kind
     assert server.simulation.meters.forward_passes == local.simulation.meters.forward_passes
+    assert_equal_models(local, server)
+    for run in (local, server):
+        run.simulation.server.settle()  # as another check's look at the state of `observed` may have done
     for one, other in zip(local.simulation.server.history, server.simulation.server.history, strict=True):
         assert torch.equal(one, other)
-    assert_equal_models(local, server)
 
 
 def _machine(world: World, row: Row) -> Simulation:
