@@ -24,7 +24,7 @@ def test_the_loss_falls(row: Row, world: World) -> None:
     losses: list[float] = []
     for first in (0, 10, 20):
         losses += small.run(run.simulation, 10, first=first)
-        # The slowest row, zeroth order on both parts of the text model, falls by 1 %; a loss is rounded at 1e-5 % of it.
+        # The slowest row, zeroth order on both parts of a text model, falls by 1 %; a loss is rounded at 1e-5 % of it.
         if losses[-1] < 0.995 * losses[0]:
             return
     raise AssertionError(losses)
