@@ -15,7 +15,7 @@ from halfback.errors import UserError
 from halfback.models.adapters import trainable
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import Bottom, CutModel, Device
-from halfback.models.objectives import loss, terms
+from halfback.models.objectives import loss_of, terms
 from halfback.parties.holdings import Above, Local
 from halfback.parties.holdings import Head as DeviceHead
 from halfback.parties.protocol import Algorithm
@@ -66,7 +66,7 @@ def make_server(
     exact = _exact(config, algorithm, model, theta)
     server = Server(
         top=nn.Module() if traits.top == "none" else model.top,
-        loss=partial(loss, task.objective),
+        loss=loss_of(task.objective, task.own_loss),
         replica=make_replica(
             config,
             config.bottom if replays["bottom"] else None,
@@ -180,7 +180,7 @@ def make_locals(
     """The clients' own models, where they have any."""
     if not isinstance(part, Device):
         return None
-    local = Local(part, partial(loss, task.objective), partial(terms, task.objective))
+    local = Local(part, loss_of(task.objective, task.own_loss), partial(terms, task.objective))
     if not algorithm.traits.boundaries:
         return lambda _: local
     rule = update_rule(config, config.bottom)
@@ -217,4 +217,4 @@ def device_head(model: CutModel, task: EncodedTask, device: torch.device) -> Dev
     batch = task.train.batch([0]).to(device)
     mask = batch.inputs.get("attention_mask")
     sizes = model.top(model.bottom(batch.inputs), mask).shape[1 if mask is None else 2 :]
-    return DeviceHead(model.head, partial(loss, task.objective), partial(terms, task.objective), tuple(sizes))
+    return DeviceHead(model.head, loss_of(task.objective, task.own_loss), partial(terms, task.objective), tuple(sizes))

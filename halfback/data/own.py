@@ -178,7 +178,7 @@ def _tensor(value: Any, where: str) -> Tensor:
         raise UserError(f"{where} is no array of numbers") from None
     if tensor.is_complex() or not tensor.ndim:
         raise UserError(
-            f"{where} is {tensor.dtype} of shape {tuple(tensor.shape)}; real numbers in one dimension or more are needed"
+            f"{where} is {tensor.dtype} of shape {tuple(tensor.shape)}; real numbers in a dimension or more are needed"
         )
     if not torch.isfinite(tensor := tensor.float()).all():
         raise UserError(f"{where} has a number that is not finite")

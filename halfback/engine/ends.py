@@ -67,6 +67,6 @@ def _check(link: str, chain: tuple[Codec, ...], forms: Mapping[str, HiddenForm],
     if isinstance(chain[0], Temporal):
         form = forms[link]
         try:
-            chain[0].check_batch(batch_size * (longest if form.has_texts else form.shape[0]), form.width)
+            chain[0].check_batch(batch_size * (longest if form.has_texts else form.rows), form.width)
         except UserError as error:
             raise UserError(f"codecs.{link}: {error}") from None

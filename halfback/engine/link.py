@@ -4,6 +4,7 @@ A link's name is its field's role and direction: `activations_up`, `gradient_dow
 `activations_down`, `gradient_up`. Codecs are chosen by this name, never by an algorithm.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -35,9 +36,14 @@ class HiddenForm:
     dtype: torch.dtype
 
     @property
+    def rows(self) -> int:
+        """Rows of the matrix that codecs take, a sample: channels of an image, one of a vector; of texts at most."""
+        return self.shape[0] if len(self.shape) > 1 else 1
+
+    @property
     def width(self) -> int:
-        """Values in a row of the matrix that codecs take: of a token, or of an image's channel."""
-        return self.shape[-1] if len(self.shape) == 2 else self.shape[1] * self.shape[2]
+        """Values in such a row: of a token, of an image's channel, or of a vector."""
+        return math.prod(self.shape) // self.rows
 
 
 @dataclass(frozen=True)
@@ -208,7 +214,7 @@ class End:
         """Those of the step; without their ids where the message is one of several of them."""
         batch = self._step()
         repeated = "sample_ids" in values and values["sample_ids"] is None
-        rows = batch.tokens or (self._forms[link].shape[0],) * len(batch.ids)
+        rows = batch.tokens or (self._forms[link].rows,) * len(batch.ids)
         return Samples(None if repeated else batch.ids, rows)
 
     def _step(self) -> _Batch:

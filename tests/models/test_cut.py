@@ -17,7 +17,7 @@ Tokens = dict[str, Tensor]
 
 
 def test_every_model_type_of_the_table_is_tested() -> None:
-    types = {name for family in FAMILIES for name in family.model_types}
+    types = {name for family in FAMILIES.values() for name in family.model_types}
     assert types == {config.model_type for config in CONFIGS.values()} | {"halfback_resnet"}
 
 
