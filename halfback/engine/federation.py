@@ -236,7 +236,7 @@ class Simulation:
             memory.receive(tensors_of(reply))
         install(self.device_part, client.replica.parameters)
         # Inside the first block, which checkpointing runs again without passing by the bottom.
-        counter = ForwardCounter(next(self.bottom.blocks[0].children()))
+        counter = ForwardCounter(next(self.bottom.blocks[0].children(), self.bottom.blocks[0]))
         with self.meters.client.running(), charged(memory):
             try:
                 return talk.send(reply)
