@@ -1,5 +1,6 @@
 """Models, rows, losses and metrics of one's own, and what other packages register."""
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+import halfback
 from halfback.assembly import Built, build
-from halfback.assembly.given import Given, named
+from halfback.assembly.given import Given, settings_of
 from halfback.codecs import CODECS, codec
 from halfback.config import RunConfig
 from halfback.controllers import CONTROLLERS, controller
@@ -46,9 +48,12 @@ def perceptron() -> nn.Sequential:
         return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
 
 
+def configured(given: Given, algorithm: str, **changes: Any) -> RunConfig:
+    return small.images(algorithm, **{**WHOLE, **changes, **settings_of(given)})
+
+
 def built(given: Given, algorithm: str = "ho_sfl", **changes: Any) -> Built:
-    config: RunConfig = small.images(algorithm, **{**WHOLE, **FULL, "top__lr": 0.02, **changes})
-    return build(named(config, given), given=given)
+    return build(configured(given, algorithm, **{**FULL, "top__lr": 0.02, **changes}), given=given)
 
 
 @family("layers", before=("stem",), after=("norm", "out"))
@@ -294,7 +299,7 @@ def test_bad_models_and_functions_are_one_clear_line(bert: tuple[nn.Module, Any]
 
 def test_a_run_needs_what_it_was_given() -> None:
     given = Given(perceptron(), None, Data(vectors()), F.cross_entropy, sensitivity)
-    config = named(small.images("ho_sfl", **WHOLE), given)
+    config = configured(given, "ho_sfl")
     for argument, setting in (("model", "model.name"), ("data", "task.name"), ("loss", "task.loss")):
         lacking = Given(**{name: None if name == argument else getattr(given, name) for name in vars(given)})
         with pytest.raises(
@@ -357,7 +362,7 @@ def test_what_a_decorator_registers_is_chosen_by_name(registered: None) -> None:
     assert ("vectors", "Six numbers a row.") in describe_tasks()
     chosen = {"controller__name": "lowering", "codecs__activations_up": ["temporal", "halves"], "task__name": "vectors"}
     given = Given(model=perceptron())
-    run = build(named(small.images("ho_sfl", **WHOLE, **FULL, **chosen), given), given=given)
+    run = build(configured(given, "ho_sfl", **FULL, **chosen), given=given)
     small.run(run.simulation, 2)
     assert run.simulation.thresholds() == {"activations_up": 0.5}
 
@@ -406,3 +411,18 @@ def test_a_registry_takes_entry_points_and_keeps_its_own_names(tmp_path: Path, m
     with pytest.raises(UserError, match="'own' is halfback's own"):
         found.add("own", "theirs")
     sys.modules.pop("other_things")
+
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own_models_and_data.md").read_text(encoding="utf-8")
+SCRIPTS = dict(re.findall(r"^## (.*?)\n```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+
+
+@pytest.mark.skipif(not hasattr(halfback, "train"), reason="halfback.train comes with the branch api")
+@pytest.mark.parametrize("title", SCRIPTS)
+def test_a_script_of_the_page_runs_as_it_stands(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(SCRIPTS[title], f"docs/own_models_and_data.md, {title}", "exec"), {"__name__": "__main__"})
+
+
+def test_every_script_of_the_page_is_run() -> None:
+    assert len(SCRIPTS) == PAGE.count("```python\n")

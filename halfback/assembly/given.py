@@ -42,25 +42,29 @@ class Given:
     metric: Metric | None = None
 
 
-def named(config: RunConfig, given: Given) -> RunConfig:
-    """The configuration that a run with these objects keeps: it says "given" where one of them stands for a name.
+def settings_of(given: Given) -> dict[str, Any]:
+    """The settings, by key path, that say of a configuration what was given: "given" where an object stands for a name.
 
     A given model begins with its own weights and in its own dtype, so there is no pretraining. Of the rows' options
-    those stay that still have a meaning.
+    those that say where a file is and how it is written are none.
 
     Raises:
         UserError: the model's dtype is none that a run can have.
     """
-    model, task = config.model, config.task
+    settings: dict[str, Any] = {}
     if given.model is not None:
         dtype = str(next(given.model.parameters(), torch.empty(0)).dtype).removeprefix("torch.")
         if dtype not in _DTYPES:
             raise UserError(f"model: its parameters are {dtype}; {', '.join(_DTYPES)} are allowed")
-        model = model.model_copy(update={"name": GIVEN, "pretrain": None, "dtype": dtype})
+        settings |= {"model.name": GIVEN, "model.pretrain": None, "model.dtype": dtype}
     if given.data is not None:
-        task = replace(task, name=GIVEN, train=None, validation=None, delimiter=None, encoding=None, image_size=None)
-    task = replace(task, loss=None if given.loss is None else GIVEN, metric=None if given.metric is None else GIVEN)
-    return config.model_copy(update={"model": model, "task": task})
+        of_files = ("train", "validation", "delimiter", "encoding", "image_size")
+        settings |= {"task.name": GIVEN} | {f"task.{option}": None for option in of_files}
+    if given.loss is not None:
+        settings["task.loss"] = GIVEN
+    if given.metric is not None:
+        settings["task.metric"] = GIVEN
+    return settings
 
 
 def check_given(config: RunConfig, given: Given) -> None:

@@ -5,6 +5,7 @@ Each is a function that a test calls; it raises AssertionError where the thing d
 
 import json
 import math
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ def _check_round_trip(
 ) -> None:
     what = f"{list(chain)}, {rows * _SAMPLES} rows of {dtype}"
     matrix, samples = _matrix(rows * _SAMPLES, width, dtype, seed=0), _samples(rows)
-    before = torch.get_rng_state()
+    before = _global_states()
     sender, receiver = _ends(chain, width, dtype)
     parts = sender.encode(matrix.clone(), samples)
     again = _ends(chain, width, dtype)[0].encode(matrix.clone(), samples)
@@ -81,7 +82,7 @@ def _check_round_trip(
     back = receiver.decode(parts, samples)
     assert (back.dtype, back.shape) == (dtype, matrix.shape), f"{what}: {back.dtype} {tuple(back.shape)} comes back"
     assert torch.isfinite(back).all(), f"{what}: what comes back is not finite"
-    assert torch.equal(torch.get_rng_state(), before), f"{what}: the global generator was drawn from"
+    assert _global_states() == before, f"{what}: a global generator was drawn from"
     if lost is not None:
         gone, all_of_it = ((m.double() ** 2).sum().item() for m in (back.double() - matrix.double(), matrix))
         assert gone <= lost * all_of_it, f"{what}: {gone / all_of_it:.3g} of the energy is lost; {lost:g} is allowed"
@@ -155,11 +156,17 @@ def check_controller(name: str, options: Mapping[str, Any] | None = None, *, rou
         if number >= rounds // 2:
             assert resumed.thresholds() == said[0], f"{name}: round {number} is another behind a state"
             resumed.observe(_round(number, said[0]))
-        torch.rand(1), np.random.rand()
-        before = torch.get_rng_state()
+        torch.rand(1)
+        before = _global_states()
         for controller in (one, other):
             controller.observe(_round(number, said[0]))
-        assert torch.equal(torch.get_rng_state(), before), f"{name}: the global generator was drawn from"
+        assert _global_states() == before, f"{name}: a global generator was drawn from"
+
+
+def _global_states() -> tuple[Any, ...]:
+    """Of torch's, NumPy's and Python's own generators."""
+    numpy: Any = np.random.get_state(legacy=False)
+    return torch.get_rng_state().tolist(), random.getstate(), numpy["state"]["key"].tolist(), numpy["state"]["pos"]
 
 
 def _round(number: int, thresholds: Mapping[str, float]) -> Observation:
@@ -167,9 +174,9 @@ def _round(number: int, thresholds: Mapping[str, float]) -> Observation:
     links = {}
     for link, threshold in list(thresholds.items())[: 1 if number % 7 == 6 else None]:
         compared = 0 if number % 5 == 0 else 40
-        similarity = (0.9 + 0.01 * (number % 9), 0.02) if compared else (None, None)
+        mean, deviation = (0.9 + 0.01 * (number % 9), 0.02) if compared else (None, None)
         skipped = compared // (2 + number % 3)
-        links[link] = LinkUse(threshold, compared, skipped, *similarity, 4000 - 50 * skipped, 4000)
+        links[link] = LinkUse(threshold, compared, skipped, mean, deviation, 4000 - 50 * skipped, 4000)
     return Observation(number, loss, loss if number % 4 == 3 else None, links)
 
 
