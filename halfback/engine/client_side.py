@@ -84,7 +84,7 @@ class ClientSide:
             memory.receive(tensors_of(reply))
         install(self.part, self.party.theta.parameters)
         # Inside the first block, which checkpointing runs again without passing by the bottom.
-        counter = ForwardCounter(next(self.part.blocks[0].children()))
+        counter = ForwardCounter(next(self.part.blocks[0].children(), self.part.blocks[0]))
         with self.meters.client.running(), charged(memory):
             try:
                 return talk.send(reply)
