@@ -39,7 +39,7 @@ from halfback.parties.holdings import BatchSource, Descent, Head, Local, Round
 from halfback.parties.protocol import Algorithm, ChoosesClients, Conversation
 from halfback.parties.server import Server
 from halfback.telemetry.meters import ForwardCounter, MemoryMeter, Stopwatch, inference_peak_bytes
-from halfback.wire.messages import Message
+from halfback.wire.messages import Message, kinds_of, name_of
 from halfback.wire.packing import Direction, Ledger
 from halfback.zeroth.directions import forget_tables, seed_for
 from halfback.zeroth.replay import Schedule
@@ -250,7 +250,7 @@ class Simulation:
 
     def answers(self, messages: Mapping[int, Message]) -> Mapping[int, Message]:
         """The server's answers to one exchange; PeerError unless all are of one kind, the odd one named first."""
-        kinds = {number: type(message).__name__ for number, message in messages.items()}
+        kinds = {number: name_of(kinds_of(message)) for number, message in messages.items()}
         alike = Counter(kinds.values())
         if len(alike) > 1:
             rarest_first = sorted(kinds.items(), key=lambda said: alike[said[1]])

@@ -16,7 +16,7 @@ from halfback.parties.protocol import Conversation
 from halfback.runs import checkpoint
 from halfback.testing import small
 from halfback.testing.table import Row
-from halfback.wire.messages import Activations, HandOver, Message, SlopesAndActivations, Weights
+from halfback.wire.messages import Activations, HandOver, Message, Weights, parts_of
 
 World = Callable[..., RunConfig]
 
@@ -168,8 +168,7 @@ class Watched:
                     for hook in hooks:
                         hook.remove()
                     return
-            if isinstance(message, Activations | SlopesAndActivations):
-                self.uploads.append(message.hidden)
+            self.uploads += [part.hidden for part in parts_of(message) if isinstance(part, Activations)]
             reply = yield message
 
     def _bottom_runs(self, change: int) -> None:

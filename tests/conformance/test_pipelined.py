@@ -14,7 +14,7 @@ from halfback.models.cut import install
 from halfback.parties.holdings import Round
 from halfback.parties.server import ByClient, Server
 from halfback.testing import small
-from halfback.wire.messages import Message
+from halfback.wire.messages import Message, kinds_of, name_of
 from halfback.zeroth.directions import direction_of
 from halfback.zeroth.slopes import Cotangent, Probe, estimate_slopes
 
@@ -36,9 +36,7 @@ def test_a_round_costs_one_exchange_a_step_and_one_more(steps: int) -> None:
 
         def listening(server: Server, messages: Any, answer: Any = answer, kinds: list[str] = kinds) -> Any:
             answers = answer(server, messages)
-            kinds.append(
-                f"{type(next(iter(messages.values()))).__name__} {type(next(iter(answers.values()))).__name__}"
-            )
+            kinds.append(" ".join(name_of(kinds_of(next(iter(each.values())))) for each in (messages, answers)))
             return answers
 
         object.__setattr__(simulation.algorithm, "answer", listening)
@@ -46,7 +44,7 @@ def test_a_round_costs_one_exchange_a_step_and_one_more(steps: int) -> None:
         assert len(simulation.server.agreed.rows) == simulation.server.steps == steps
     join, first, last = "Join History", "Activations CutGradient", "Slopes Slopes"
     assert said["ho_sfl"] == [join, *[first, last] * steps]
-    assert said["ho_sfl_pipelined"] == [join, first, *["SlopesAndActivations SlopesAndGradient"] * (steps - 1), last]
+    assert said["ho_sfl_pipelined"] == [join, first, *["SlopesAndActivations SlopesAndCutGradient"] * (steps - 1), last]
     assert len(said["ho_sfl_pipelined"]) - 1 == steps + 1
 
 
@@ -202,7 +200,7 @@ class Carried:
 
     def _speak(self, client: int, talk: Generator[Message, Any, None], answer: Message | None) -> Message:
         party = self.simulation.client(client)
-        install(self.simulation.device_part, party.replica.parameters)
+        install(self.simulation.device_part, party.theta.replica.parameters)
         return talk.send(answer)
 
 
@@ -256,7 +254,7 @@ def test_a_refused_exchange_moves_nothing_and_can_be_answered_without_its_sender
         nonlocal asked
         asked += 1
         if asked == 3:
-            wrong = messages[hostile]
+            wrong = messages[hostile].second if field == "labels" else messages[hostile].first
             object.__setattr__(wrong, field, getattr(wrong, field) + 99 if field == "labels" else wrong.values[:1])
             before = {name: tensor.clone() for name, tensor in server.top.module.state_dict().items()}
             with pytest.raises(PeerError, match=f"client {hostile}: "):
