@@ -218,7 +218,7 @@ def test_a_client_that_leaves_in_mid_round_is_caught_up_in_a_later_one(exchange:
     assert len(server.agreed.rows) == server.steps == 2 * STEPS
     assert server.memory is None
     gone, *there = (carried.simulation.client(client) for client in (1, 0, 2))
-    assert STEPS <= gone.position == gone.replica.position < 2 * STEPS
+    assert STEPS <= gone.theta.position == gone.theta.replica.position < 2 * STEPS
     assert all(client.theta.position == 2 * STEPS for client in there)
     carried.round(2, steps=STEPS)
     server.agreed.catch_up()
