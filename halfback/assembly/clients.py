@@ -60,7 +60,7 @@ def client_side(config: RunConfig, server: ServerSide, holdings: Holdings, numbe
         head=holdings.head,
         local=None if holdings.local is None else holdings.local(number),
     )
-    return ClientSide(algorithm, client, server.part, server.links.near(number), server.meters)
+    return ClientSide(algorithm, client, server.part, server.links, server.meters)
 
 
 def _copied(agreed: Replica, number: int) -> Replica:
