@@ -86,8 +86,8 @@ def _check_fit(model: CutModel, head: LinearHead | Top, settings: OwnSettings) -
         _example(model, settings, head)
     except RuntimeError:
         raise UserError(
-            "model.auxiliary: what these blocks of the given model give doesn't fit what follows its last block; another "
-            "number of blocks, or 'linear', is allowed"
+            "model.auxiliary: what these blocks of the given model give doesn't fit what follows its last block; use "
+            "another number of blocks, or 'linear'"
         ) from None
 
 
