@@ -183,7 +183,7 @@ def test_the_cells_of_a_comparison_have_the_same_rows(place: Path) -> None:
 
 def test_a_client_elsewhere_is_not_continued_over_other_rows(tmp_path: Path) -> None:
     """Its state on the site's disk says what it is of."""
-    machine = small.built(small.images("ho_sfl")).simulation
+    machine = small.built(small.images("ho_sfl")).federation
     same, one, two = {"task.train": "1", "model.name": "1"}, 16 * "1", 16 * "2"
     turn = {"first": 0, "steps": 1, "cursor": 0, "measure": False}
     before = Device(machine, 0, tmp_path, about=same)

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from halfback.algorithms import algorithms
+from halfback.assembly.clients import Holdings, client_side
 from halfback.assembly.fingerprint import fingerprint
-from halfback.assembly.motion import make_optimizer, make_schedule
 from halfback.assembly.parties import device_head, device_part, link_forms, make_locals, make_server, place_above
 from halfback.assembly.sources import Site, client_sources, pooled_source, site_sources
 from halfback.assembly.whole import (
@@ -33,8 +33,10 @@ from halfback.controllers.protocol import Controller
 from halfback.data.encode import EncodedTask, encode, verbaliser_ids
 from halfback.data.tasks import load_task
 from halfback.engine.bounds import bounds_of
-from halfback.engine.ends import CACHES, ends_of
-from halfback.engine.federation import Simulation
+from halfback.engine.federation import Federation
+from halfback.engine.links import CACHES, Forms, Links
+from halfback.engine.sampling import Sampling
+from halfback.engine.server_side import ServerSide
 from halfback.errors import UserError
 from halfback.models.adapters import set_trainable
 from halfback.models.cut import CutModel, cut, recut
@@ -48,7 +50,7 @@ class Built:
     """Everything that a run needs.
 
     tokenizer: None for images. processor: None for all but images in colour. fingerprint: what the run is about.
-    skipped_rows: left out on request.
+    holdings: what the clients of this process hold. skipped_rows: left out on request.
     """
 
     config: RunConfig
@@ -56,7 +58,8 @@ class Built:
     tokenizer: Any
     processor: Any
     task: EncodedTask
-    simulation: Simulation
+    federation: Federation
+    holdings: Holdings
     evaluate: Callable[[], Evaluation]
     fingerprint: Mapping[str, str]
     skipped_rows: int = 0
@@ -117,35 +120,18 @@ def build(
     )
     if getattr(algorithm, "aggregation", "uniform") == "rows":
         server.rows = {number: len(source) for number, source in enumerate(sources)}
-    simulation = Simulation(
-        algorithm,
-        server,
-        part,
-        sources,
-        sampled_clients=1 if alone else config.sampled_clients,
-        seed=config.seed,
-        device=device,
-        bottom_optimizer=partial(make_optimizer, config.bottom),
-        bottom_clip=config.bottom.clip,
-        schedule=make_schedule(config, config.bottom),
-        head=head,
-        local=make_locals(config, algorithm, server, model, part, task),
-        ends=ends_of(
-            codecs,
-            link_forms(server, head, server.hidden_shape),
-            others={client: link_forms(server, head, above.hidden_shape) for client, above in server.above.items()},
-            bounds=bounds,
-            longest=task.train.longest(),
-            device=device,
-            scratch=scratch,
-        ),
-        bounds=bounds,
-        controller=controller,
-        bottoms={client: other.bottom for client, other in others.items()},
-    )
-    evaluation = partial(_evaluate, config, simulation, model, task, device)
+    forms: dict[int | None, Forms] = {None: link_forms(server, head, server.hidden_shape)}
+    forms |= {client: link_forms(server, head, above.hidden_shape) for client, above in server.above.items()}
+    links = Links(codecs, forms, bounds, task.train.longest(), device, scratch)
+    links.check()
+    sampling = Sampling(config.seed, len(sources), 1 if alone else config.sampled_clients)
+    side = ServerSide(algorithm, server, part, sampling, links, controller)
+    bottoms = {client: other.bottom for client, other in others.items()}
+    holdings = Holdings(sources, bottoms, head, make_locals(config, algorithm, server, model, part, task))
+    federation = Federation(side, partial(client_side, config, side, holdings))
+    evaluation = partial(_evaluate, config, side, model, task, device)
     how_made, skipped = processor_of(how, raw), raw.skipped_rows
-    return Built(config, model, tokenizer, how_made, task, simulation, evaluation, about, skipped)
+    return Built(config, model, tokenizer, how_made, task, federation, holdings, evaluation, about, skipped)
 
 
 def check(config: RunConfig) -> tuple[Algorithm, dict[str, tuple[Codec, ...]], Controller | None]:
@@ -196,9 +182,9 @@ def _controller(config: RunConfig, codecs: Mapping[str, tuple[Codec, ...]]) -> C
 
 
 def _evaluate(
-    config: RunConfig, simulation: Simulation, model: CutModel, task: EncodedTask, device: torch.device
+    config: RunConfig, server: ServerSide, model: CutModel, task: EncodedTask, device: torch.device
 ) -> Evaluation:
-    simulation.agreed_bottom()
+    server.agreed_bottom()
     split = task.validation
 
     def results() -> Iterator[tuple[Tensor, Tensor]]:

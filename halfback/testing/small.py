@@ -8,7 +8,7 @@ import torch
 from halfback import config as configuration
 from halfback.assembly import Built, build
 from halfback.config import RunConfig
-from halfback.engine.federation import Simulation
+from halfback.engine.federation import Federation
 from halfback.parties.holdings import Round
 
 SMALL: dict[str, Any] = {
@@ -44,17 +44,17 @@ def built(config: RunConfig) -> Built:
     return build(config)
 
 
-def run(simulation: Simulation, rounds: int, *, first: int = 0, steps: int = 1, measure: bool = False) -> list[float]:
+def run(simulation: Federation, rounds: int, *, first: int = 0, steps: int = 1, measure: bool = False) -> list[float]:
     """The training loss of each round."""
     return [
         simulation.run_round(Round(n, steps, n * steps), measure_memory=measure) for n in range(first, first + rounds)
     ]
 
 
-def assert_equal_states(one: Simulation, other: Simulation, *, but: tuple[str, ...] = ()) -> None:
+def assert_equal_states(one: Federation, other: Federation, *, but: tuple[str, ...] = ()) -> None:
     """Every bit that a checkpoint holds: parameters, optimisers, history, positions, bytes, counts; not the seconds."""
     for simulation in (one, other):
-        simulation.agreed_bottom()
+        simulation.server.agreed_bottom()
     (tensors, values), (other_tensors, other_values) = one.state(), other.state()
     assert tensors.keys() == other_tensors.keys()
     differ = [name for name in tensors if not torch.equal(tensors[name], other_tensors[name])]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from halfback.algorithms import algorithms
 from halfback.assembly import motion
-from halfback.engine.federation import Simulation
-from halfback.engine.state import trained_above
+from halfback.engine.federation import Federation
+from halfback.engine.tensors import trained_above
 from halfback.testing import small
 from halfback.testing.table import Row
 
@@ -39,7 +39,7 @@ def test_rates_follow_the_runs_step(row: Row, monkeypatch: pytest.MonkeyPatch) -
     shapes = {"bottom__schedule": "linear", "top__schedule": "cosine", "steps": ROUNDS * STEPS}
     options = {"every": 2, "server_steps": 3}
     has = {f"algorithm__{option}": n for option, n in options.items() if hasattr(algorithms()[row.name], option)}
-    simulation = small.built(small.images(row.name, **(row.changes() | shapes | has))).simulation
+    simulation = small.built(small.images(row.name, **(row.changes() | shapes | has))).federation
     for number in range(ROUNDS):
         before = _trained(simulation, row)
         small.run(simulation, 1, first=number, steps=STEPS)
@@ -53,15 +53,15 @@ def test_rates_follow_the_runs_step(row: Row, monkeypatch: pytest.MonkeyPatch) -
                 assert not rated
                 continue
             assert moved is (number == 2), f"{part} in round {number}"
-            every = getattr(simulation.algorithm, "every", 1) if part == "top" else 1
+            every = getattr(simulation.server.algorithm, "every", 1) if part == "top" else 1
             assert rated == {step for step in of_round if step % every == 0}, f"{part} in round {number}"
             asked[shape].clear()
 
 
-def _trained(simulation: Simulation, row: Row) -> dict[str, dict[str, Tensor]]:
+def _trained(simulation: Federation, row: Row) -> dict[str, dict[str, Tensor]]:
     """Copies of what has a learning rate of the recipe's, by part."""
-    simulation.server.catch_up()
-    theta, top = simulation.server.replica.parameters, trained_above(simulation.server)
+    simulation.server.party.catch_up()
+    theta, top = simulation.server.party.replica.parameters, trained_above(simulation.server.party)
     own = row.server_moves  # at a rate of its own
     return {
         "bottom": {n: p.detach().clone() for n, p in theta.items() if own is None or not n.startswith(own)},

@@ -43,7 +43,7 @@ def test_means() -> None:
 @pytest.mark.parametrize("name", AVERAGING)
 def test_equal_rows_have_the_bits_of_equal_clients(name: str) -> None:
     alike, by_rows = (
-        small.built(small.images(name, sampled_clients=3, algorithm__aggregation=how)).simulation
+        small.built(small.images(name, sampled_clients=3, algorithm__aggregation=how)).federation
         for how in ("uniform", "rows")
     )
     assert {len(source) for source in by_rows.sources} == {30}
@@ -54,13 +54,13 @@ def test_equal_rows_have_the_bits_of_equal_clients(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in AVERAGING if name != "spry"])  # there a layer is one client's
 def test_unequal_rows_count(name: str) -> None:
     alike, by_rows = (
-        small.built(small.images(name, **UNEVEN, algorithm__aggregation=how)).simulation for how in ("uniform", "rows")
+        small.built(small.images(name, **UNEVEN, algorithm__aggregation=how)).federation for how in ("uniform", "rows")
     )
     states = []
     for simulation in (alike, by_rows):
         small.run(simulation, 2, steps=2)
-        simulation.agreed_bottom()
-        states.append([*simulation.server.replica.parameters.values(), *simulation.server.top.parameters()])
+        simulation.server.agreed_bottom()
+        states.append([*simulation.server.party.replica.parameters.values(), *simulation.server.party.top.parameters()])
     assert any(not torch.equal(one, other) for one, other in zip(*states, strict=True))
 
 
@@ -96,7 +96,7 @@ class Claiming(Sockets):
 
 def _served(tmp_path: Path, claims: dict[int, int], events: list[Any]) -> tuple[Deployment, Claiming, Any]:
     def machine() -> Any:
-        return small.built(small.images("fedavg", **UNEVEN | {"clients": 3})).simulation
+        return small.built(small.images("fedavg", **UNEVEN | {"clients": 3})).federation
 
     server = machine()
     carrier = Claiming(machine, 3, tmp_path)

@@ -72,15 +72,15 @@ class World:
 
     def __init__(self, name: str, changes: dict[str, Any]) -> None:
         self.built = small.built(small.images(name, **changes))
-        self.simulation, config = self.built.simulation, self.built.config
+        self.federation, config = self.built.federation, self.built.config
         self.name, self.config, self.traits = name, config, algorithms()[name].traits
         self.whole = copy.deepcopy(self.built.model.whole).double()
         self.cut = self.built.model.at
-        server = self.simulation.server
+        server = self.federation.server.party
         self.theta = {n: p.detach().double().clone() for n, p in server.replica.parameters.items()}
         tops = {} if self.traits.top == "none" else dict(server.top.named_parameters())
         self.top = {n: p.detach().double().clone() for n, p in tops.items() if p.requires_grad}
-        self.options: Any = self.simulation.algorithm
+        self.options: Any = self.federation.server.algorithm
 
     def rule(self, side: str) -> Rule:
         part = getattr(self.config, side)
@@ -88,14 +88,14 @@ class World:
         return Rule(part.optimizer, part.lr, part.weight_decay, part.schedule, part.warmup, coupled=not replayed)
 
     def cohort(self, number: int) -> list[int]:
-        return self.simulation.cohort(number)
+        return self.federation.server.cohort(number)
 
     def shares(self, cohort: Sequence[int]) -> list[float]:
-        rows = [len(self.simulation.sources[c]) if self.options.aggregation == "rows" else 1 for c in cohort]
+        rows = [len(self.federation.sources[c]) if self.options.aggregation == "rows" else 1 for c in cohort]
         return [n / sum(rows) for n in rows]
 
     def batch(self, client: int, number: int) -> tuple[Tensor, Tensor]:
-        batch = self.simulation.sources[client].batch(number)
+        batch = self.federation.sources[client].batch(number)
         return batch.inputs["pixel_values"].double(), batch.labels.long()
 
     def _plain(self, vector: Vector) -> Vector:
@@ -167,7 +167,7 @@ def _inner(one: Vector, other: Vector) -> float:
 
 def _rounds(w: World) -> Any:
     """Round, its cohort, their shares, and the batches of each client by place; a client goes on where it was."""
-    cursor = dict.fromkeys(range(len(w.simulation.sources)), 0)
+    cursor = dict.fromkeys(range(len(w.federation.sources)), 0)
     for number in range(STEPS // LOCAL):
         cohort = w.cohort(number)
         batches = {c: [w.batch(c, cursor[c] + place) for place in range(LOCAL)] for c in cohort}
@@ -320,7 +320,7 @@ def _whole_by_slopes(w: World) -> None:
             for seat, c in enumerate(cohort):
                 (g,) = _gradient(lambda theta, c=c: w.local_loss(theta, batches[c][place]), own[c])
                 if w.name == "spry":
-                    groups = w.simulation.server.replica.groups
+                    groups = w.federation.server.party.replica.groups
                     g = {n: g[n] for n in groups[(seat + number) % len(groups)]}
                 found.append(_along([_inner(g, u) for u in units], [{n: u[n] for n in g} for u in units]))
                 if w.name == "decomfl":
@@ -340,7 +340,7 @@ def _ho_fl(w: World) -> None:
     for number, cohort, shares, batches in _rounds(w):
         ends = []
         for c in cohort:
-            theta, names = dict(w.theta), w.simulation.server.boundaries[c].below
+            theta, names = dict(w.theta), w.federation.server.party.boundaries[c].below
             below, above = w.rule("bottom"), w.rule("bottom")
             below.coupled = False  # it is replayed
             for place in range(LOCAL):
@@ -399,10 +399,10 @@ def test_it_is_the_plain_loop(name: str) -> None:
     sizes = {len(batch[1]) for _, cohort, _, batches in _rounds(w) for c in cohort for batch in batches[c]}
     assert w.traits.agreement == "alone" or len(sizes) > 1, "batches of one size would not show how they count"
     begun = {"θ": dict(w.theta), "top": dict(w.top)}
-    small.run(w.simulation, STEPS // LOCAL, steps=LOCAL)
-    w.simulation.agreed_bottom()
+    small.run(w.federation, STEPS // LOCAL, steps=LOCAL)
+    w.federation.server.agreed_bottom()
     loop(w)
-    server = w.simulation.server
+    server = w.federation.server.party
     for part, wanted, found in (
         ("θ", w.theta, server.replica.parameters),
         ("top", w.top, dict(server.top.named_parameters())),

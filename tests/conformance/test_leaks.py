@@ -56,7 +56,7 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 def one_round(run: Built, number: int) -> dict[int, Heard]:
     """What each client sent and was sent in a round, as it was read from the bytes that arrived."""
     heard: dict[int, Heard] = {client: {} for client in range(3)}
-    link = run.simulation.link
+    link = run.federation.link
     carry = {end: end.receive for client in heard for end in link.of(client)}
     for client in heard:
         for end in link.of(client):
@@ -67,7 +67,7 @@ def one_round(run: Built, number: int) -> dict[int, Heard]:
                 return message
 
             end.receive = listening  # type: ignore[method-assign]
-    small.run(run.simulation, 1, first=number)
+    small.run(run.federation, 1, first=number)
     for end, receive in carry.items():
         end.receive = receive  # type: ignore[method-assign]
     return heard
@@ -80,9 +80,9 @@ def test_a_server_reads_the_labels_that_the_u_shape_keeps(recipe: Recipe) -> Non
     for number in range(4):
         for client, heard in one_round(run, number).items():
             guessed = _labels(own, heard["Activations"], heard["MiddleActivations"], heard["HeadGradient"])
-            right += int((guessed == run.simulation.sources[client].batch(number).labels).sum())
+            right += int((guessed == run.federation.sources[client].batch(number).labels).sum())
             rows += len(guessed)
-    roles = {role for by_role in run.simulation.ledger.bytes_by_kind["up"].values() for role in by_role}
+    roles = {role for by_role in run.federation.server.ledger.bytes_by_kind["up"].values() for role in by_role}
     print(f"labels recovered from the U-shape's head gradients, batches of 16: {right} of {rows}")
     assert "labels" not in roles
     assert rows > 150
@@ -97,7 +97,7 @@ def _labels(own: Built, up: Activations, sent: MiddleActivations, came: HeadGrad
     distances = []
     for label in range(len(own.task.label_names)):
         logits = functional_call(head, weights, (hidden, up.mask))
-        loss = own.simulation.server.loss(logits, torch.full((len(hidden),), label))
+        loss = own.federation.server.party.loss(logits, torch.full((len(hidden),), label))
         (gradient,) = torch.autograd.grad(loss, hidden)
         distances.append((gradient - came.gradient).flatten(1).norm(dim=1))
     return torch.stack(distances).argmin(dim=0)
@@ -121,7 +121,7 @@ def test_a_server_reads_the_words_behind_a_first_block(recipe: Recipe) -> None:
             if place < message.hidden.shape[1]:
                 real = message.mask[:, place].bool()
                 guessed = (message.hidden[:, place] @ table.T).argmax(dim=1)
-                same = guessed == run.simulation.sources[client].batch(0).inputs["input_ids"][:, place]
+                same = guessed == run.federation.sources[client].batch(0).inputs["input_ids"][:, place]
                 right, places = right + int((same & real).sum()), places + int(real.sum())
     print(f"word pieces recovered from the activations at cut 1: {right} of {places}")
     assert places > 250

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from halfback.engine.federation import Simulation
+from halfback.engine.federation import Federation
 from halfback.errors import PeerError
 from halfback.models.cut import install
 from halfback.parties.holdings import Round
@@ -23,8 +23,8 @@ _ADAMW = {"algorithm__directions": P, "bottom__optimizer": "adamw", "bottom__lr"
 _PLAIN = {"algorithm__directions": P, "top__optimizer": "sgd", "top__lr": 1e-2}
 
 
-def _built(name: str = "ho_sfl_pipelined", **changes: Any) -> Simulation:
-    return small.built(small.images(name, **{**_ADAMW, **changes})).simulation
+def _built(name: str = "ho_sfl_pipelined", **changes: Any) -> Federation:
+    return small.built(small.images(name, **{**_ADAMW, **changes})).federation
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
@@ -32,7 +32,7 @@ def test_a_round_costs_one_exchange_a_step_and_one_more(steps: int) -> None:
     said: dict[str, list[str]] = {}
     for name in ("ho_sfl", "ho_sfl_pipelined"):
         simulation = _built(name)
-        answer, kinds = simulation.algorithm.answer, said.setdefault(name, [])
+        answer, kinds = simulation.server.algorithm.answer, said.setdefault(name, [])
 
         def listening(server: Server, messages: Any, answer: Any = answer, kinds: list[str] = kinds) -> Any:
             answers = answer(server, messages)
@@ -41,9 +41,9 @@ def test_a_round_costs_one_exchange_a_step_and_one_more(steps: int) -> None:
             )
             return answers
 
-        object.__setattr__(simulation.algorithm, "answer", listening)
+        object.__setattr__(simulation.server.algorithm, "answer", listening)
         small.run(simulation, 1, steps=steps)
-        assert len(simulation.server.history) == simulation.server.steps == steps
+        assert len(simulation.server.party.history) == simulation.server.party.steps == steps
     join, first, last = "Join History", "Activations CutGradient", "Slopes Slopes"
     assert said["ho_sfl"] == [join, *[first, last] * steps]
     assert said["ho_sfl_pipelined"] == [join, first, *["SlopesAndActivations SlopesAndGradient"] * (steps - 1), last]
@@ -66,7 +66,9 @@ def test_rounds_of_one_step_are_those_of_ho_sfl(changes: dict[str, Any]) -> None
     small.assert_equal_states(plain, pipelined)
     small.run(plain, 1, first=4, steps=3)
     small.run(pipelined, 1, first=4, steps=3)
-    assert not torch.equal(plain.server.history[-1], pipelined.server.history[-1])  # and those of several are not
+    assert not torch.equal(
+        plain.server.party.history[-1], pipelined.server.party.history[-1]
+    )  # and those of several are not
 
 
 @pytest.mark.parametrize("steps", [2, 4])
@@ -74,7 +76,7 @@ def test_the_update_is_late_by_one_step_to_the_bit(steps: int) -> None:
     """Against a loop without messages, whose update of a step waits until the next step has been measured."""
     run, by_hand = _built(), _built()
     losses = small.run(run, 3, steps=steps)
-    server, bottom = by_hand.server, by_hand.bottom
+    server, bottom = by_hand.server.party, by_hand.server.bottom
     optimizer = server.optimizer
     assert optimizer is not None
     for number in range(3):
@@ -83,8 +85,8 @@ def test_the_update_is_late_by_one_step_to_the_bit(steps: int) -> None:
         for step in range(number * steps, (number + 1) * steps):
             optimizer.zero_grad()
             rows = []
-            for client in by_hand.cohort(number):
-                party = by_hand.client(client)
+            for client in by_hand.server.cohort(number):
+                party = by_hand.client(client).party
                 batch = party.data.batch(party.cursor)
                 party.cursor += 1
                 with torch.no_grad():
@@ -115,10 +117,10 @@ def test_the_update_is_late_by_one_step_to_the_bit(steps: int) -> None:
         assert waiting is not None
         server.replica.replay(step, waiting)
         assert sum(taken) / len(taken) == losses[number]
-    run.agreed_bottom()
-    for mine, theirs in zip(run.server.history, server.history, strict=True):
+    run.server.agreed_bottom()
+    for mine, theirs in zip(run.server.party.history, server.history, strict=True):
         assert torch.equal(mine, theirs)
-    for part, other in ((run.bottom, bottom), (run.server.top, server.top)):
+    for part, other in ((run.server.bottom, bottom), (run.server.party.top, server.top)):
         named = dict(other.named_parameters())
         assert [name for name, p in part.named_parameters() if not torch.equal(p, named[name])] == []
 
@@ -129,11 +131,11 @@ def test_the_update_is_late_by_one_step_in_plain_arithmetic() -> None:
     Slopes are taken as products with the gradient of the bottom by backpropagation: the exact ones, `forward_ad`.
     """
     simulation = _built(**_PLAIN, algorithm__estimator="forward_ad", bottom__optimizer="sgd", bottom__lr=1e-2)
-    server, bottom = simulation.server, simulation.bottom
+    server, bottom = simulation.server.party, simulation.server.bottom
     theta = {name: p.detach().clone() for name, p in server.replica.parameters.items()}
     weights = {name: p.detach().clone() for name, p in server.top.named_parameters()}
     waiting: dict[str, Tensor] | None = None
-    cohort, steps = simulation.cohort(0), 4
+    cohort, steps = simulation.server.cohort(0), 4
     expected = []
     for step in range(steps):
         of_bottom, of_top = ({name: torch.zeros_like(p) for name, p in part.items()} for part in (theta, weights))
@@ -157,7 +159,7 @@ def test_the_update_is_late_by_one_step_in_plain_arithmetic() -> None:
     assert waiting is not None
     theta = {n: p - 1e-2 * waiting[n] for n, p in theta.items()}
     small.run(simulation, 1, steps=steps)
-    simulation.agreed_bottom()
+    simulation.server.agreed_bottom()
     # Float32 sums in another order: a slope is a sum over some thousands of coordinates.
     torch.testing.assert_close(torch.stack(server.history), torch.tensor(expected), rtol=2e-3, atol=2e-4)
     for name, tensor in theta.items():
@@ -176,24 +178,25 @@ class Carried:
     """The conversations of a cohort whose clients have replicas of their own; a client may be cut off."""
 
     def __init__(self, **changes: Any) -> None:
-        self.simulation = _built(clients=3, sampled_clients=3, **changes)
-        agreed = self.simulation.server.replica
+        self.federation = _built(clients=3, sampled_clients=3, **changes)
+        agreed = self.federation.server.party.replica
         for number in range(3):
             own = {name: nn.Parameter(p.detach().clone()) for name, p in agreed.parameters.items()}
-            self.simulation.client(number).replica = agreed.alike(own)
+            self.federation.client(number).party.replica = agreed.alike(own)
 
     def round(self, number: int, *, steps: int, leaves: int | None = None, before: int = 0, heard: bool = True) -> None:
         """Client `leaves` is gone before exchange `before` of the round is answered, or if `heard`, right after it."""
-        simulation, answers = self.simulation, dict[int, Message | None]()
-        simulation.server.round = round = Round(number, steps, number * steps)
+        simulation, answers = self.federation, dict[int, Message | None]()
+        simulation.server.party.round = round = Round(number, steps, number * steps)
         talks: dict[int, Generator[Message, Any, None]] = {
-            client: simulation.algorithm.client_round(simulation.client(client), round) for client in range(3)
+            client: simulation.server.algorithm.client_round(simulation.client(client).party, round)
+            for client in range(3)
         }
         for exchange in range(steps + 2):
             messages = {client: self._speak(client, talk, answers.get(client)) for client, talk in talks.items()}
             if exchange == before and not heard:
                 messages.pop(leaves, None)  # type: ignore[arg-type]
-            answers = dict(simulation.algorithm.answer(simulation.server, messages))
+            answers = dict(simulation.server.algorithm.answer(simulation.server.party, messages))
             if exchange == before and leaves is not None:
                 talks.pop(leaves).close()
         for client, talk in talks.items():
@@ -201,8 +204,8 @@ class Carried:
                 self._speak(client, talk, answers[client])
 
     def _speak(self, client: int, talk: Generator[Message, Any, None], answer: Message | None) -> Message:
-        party = self.simulation.client(client)
-        install(self.simulation.device_part, party.replica.parameters)
+        party = self.federation.client(client).party
+        install(self.federation.server.part, party.replica.parameters)
         return talk.send(answer)
 
 
@@ -214,12 +217,12 @@ STEPS = 4
 def test_a_client_that_leaves_in_mid_round_is_caught_up_in_a_later_one(exchange: int, heard: bool) -> None:
     """The rest go on without it, and with its next `Join` it has their bits."""
     carried = Carried()
-    server = carried.simulation.server
+    server = carried.federation.server.party
     carried.round(0, steps=STEPS)
     carried.round(1, steps=STEPS, leaves=1, before=exchange, heard=heard)
     assert len(server.history) == server.steps == 2 * STEPS
     assert server.kept == {}
-    gone, *there = (carried.simulation.client(client) for client in (1, 0, 2))
+    gone, *there = (carried.federation.client(client).party for client in (1, 0, 2))
     assert STEPS <= gone.position == gone.replica.position < 2 * STEPS
     assert all(client.position == 2 * STEPS for client in there)
     carried.round(2, steps=STEPS)
@@ -237,19 +240,19 @@ def test_the_mean_is_over_those_who_are_there() -> None:
     whole, cut_off = Carried(), Carried()
     whole.round(0, steps=2)
     cut_off.round(0, steps=2, leaves=2, before=1)
-    one, other = (carried.simulation.server.history for carried in (whole, cut_off))
+    one, other = (carried.federation.server.party.history for carried in (whole, cut_off))
     assert not torch.equal(one[0], other[0])
     alone = Carried()
     alone.round(0, steps=2, leaves=2, before=2, heard=False)  # its first slopes are lost on the way
-    assert torch.equal(other[0], alone.simulation.server.history[0])
-    assert torch.equal(other[1], alone.simulation.server.history[1])
+    assert torch.equal(other[0], alone.federation.server.party.history[0])
+    assert torch.equal(other[1], alone.federation.server.party.history[1])
 
 
 @pytest.mark.parametrize("field", ["labels", "values"])
 def test_a_refused_exchange_moves_nothing_and_can_be_answered_without_its_sender(field: str) -> None:
     """Two steps are in one exchange: neither the agreed one nor the top's may be taken before both are looked at."""
     simulation = _built(sampled_clients=4)
-    algorithm, hostile, asked = simulation.algorithm, 3, 0
+    algorithm, hostile, asked = simulation.server.algorithm, 3, 0
     answer = algorithm.answer
 
     def spoiled(server: Server, messages: dict[int, Any]) -> Any:
@@ -285,9 +288,9 @@ class Answered(Exception):
 def test_a_round_that_everyone_left_is_over() -> None:
     """What was under way is lost: slopes for it are refused, and the next round starts from what was agreed on."""
     carried = Carried()
-    algorithm, server = carried.simulation.algorithm, carried.simulation.server
+    algorithm, server = carried.federation.server.algorithm, carried.federation.server.party
     carried.round(0, steps=2)
-    talk = algorithm.client_round(carried.simulation.client(0), Round(1, 2, 2))
+    talk = algorithm.client_round(carried.federation.client(0).party, Round(1, 2, 2))
     answer: Message | None = None
     for _ in range(2):
         answer = algorithm.answer(server, {0: talk.send(answer)})[0]
@@ -297,5 +300,5 @@ def test_a_round_that_everyone_left_is_over() -> None:
     assert len(server.history) == 4
     server.catch_up()
     for number in range(3):
-        mine = carried.simulation.client(number).replica.parameters
+        mine = carried.federation.client(number).party.replica.parameters
         assert all(torch.equal(mine[name], p) for name, p in server.replica.parameters.items())

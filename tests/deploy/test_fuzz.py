@@ -189,8 +189,8 @@ class Script:
     """An honest round of a small run: what was said by the clients, exchange by exchange, and to one of them."""
 
     def __init__(self, config: RunConfig) -> None:
-        simulation = small.built(config).simulation
-        self.client = simulation.cohort(0)[0]
+        simulation = small.built(config).federation
+        self.client = simulation.server.cohort(0)[0]
         self.up: list[dict[int, bytes]] = []
         self.down: list[bytes] = []
         ended = True  # the exchange: the server has spoken since
@@ -216,7 +216,7 @@ class Script:
 
             ends[0].send, ends[1].send = said, answered
 
-        for number in simulation.cohort(0):
+        for number in simulation.server.cohort(0):
             listen(number, simulation.link.of(number))
         small.run(simulation, 1, steps=STEPS)
         self.known = [data for said in self.up for data in said.values()] + self.down
@@ -235,16 +235,18 @@ class HostileClients:
         self.script = Script(config)
         self.dice = random.Random(seed)
         self.came = Counter[str]()
-        self.simulation = small.built(config).simulation
-        self.simulation.server.round = Round(0, STEPS, 0)
-        tensors, values = self.simulation.state()
+        self.federation = small.built(config).federation
+        self.federation.server.party.round = Round(0, STEPS, 0)
+        tensors, values = self.federation.state()
         self._begin = {name: tensor.detach().clone() for name, tensor in tensors.items()}, values
 
     def round(self) -> None:
         """One round from the same state, until the server refuses to go on."""
-        simulation, expelled = self.simulation, set[int]()
+        simulation, expelled = self.federation, set[int]()
         simulation.load_server_state(*self._begin)
-        greetings = {n: simulation.link.of(n)[1].hello(simulation.thresholds()) for n in simulation.cohort(0)}
+        greetings = {
+            n: simulation.server.end(n).hello(simulation.server.thresholds()) for n in simulation.server.cohort(0)
+        }
         first = self.dice.randrange(len(self.script.up))
         for place, said in enumerate(self.script.up):
             messages: dict[int, Message] = {}
@@ -257,7 +259,7 @@ class HostileClients:
                 try:
                     messages[number] = simulation.link.hear(number, data)
                     if isinstance(unpack(said[number]), Caches):
-                        simulation.link.of(number)[1].meet(messages[number])
+                        simulation.server.end(number).meet(messages[number])
                         simulation.link.say(number, greetings[number])
                         del messages[number]
                 except PeerError as error:
@@ -289,7 +291,7 @@ class HostileServer:
         self.script = Script(config)
         self.dice = random.Random(seed)
         self.came = Counter[str]()
-        self.device = Device(small.built(config).simulation, self.script.client, folder, most_steps=STEPS)
+        self.device = Device(small.built(config).federation, self.script.client, folder, most_steps=STEPS)
 
     def round(self) -> None:
         """One round of a new lineage, until the device refuses to go on."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from halfback.engine.federation import Simulation
+from halfback.engine.federation import Federation
 from halfback.engine.remote.client import Device, digest_of, held_by_devices
 from halfback.engine.remote.frames import Frame, Longest, Open, Prepare, Save, Say, frame, read_answer
 from halfback.engine.remote.server import Came, Deployment
@@ -32,8 +32,8 @@ def config(**changes: Any) -> Any:
     return small.images("ho_sfl", **settings | changes)
 
 
-def machine(**changes: Any) -> Simulation:
-    return small.built(config(**changes)).simulation
+def machine(**changes: Any) -> Federation:
+    return small.built(config(**changes)).federation
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Faulty:
 class World:
     """A server, its clients, and what happened to them."""
 
-    server: Simulation
+    server: Federation
     carrier: Faulty
     deployment: Deployment
     events: list[dict[str, Any]]
@@ -115,17 +115,17 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
         sockets.close()
 
 
-def among(simulation: Simulation, clients: Callable[[int], list[int]]) -> Simulation:
+def among(simulation: Federation, clients: Callable[[int], list[int]]) -> Federation:
     """The same run in one process with other cohorts: what a deployment with absent clients must come to."""
-    simulation.cohort = clients  # type: ignore[method-assign]
+    simulation.server.cohort = clients  # type: ignore[method-assign]
     return simulation
 
 
-def assert_same(one: Simulation, other: Simulation) -> None:
-    assert len(one.server.history) == len(other.server.history)
-    assert all(torch.equal(a, b) for a, b in zip(one.server.history, other.server.history, strict=True))
+def assert_same(one: Federation, other: Federation) -> None:
+    assert len(one.server.party.history) == len(other.server.party.history)
+    assert all(torch.equal(a, b) for a, b in zip(one.server.party.history, other.server.party.history, strict=True))
     for simulation in (one, other):
-        simulation.agreed_bottom()
+        simulation.server.agreed_bottom()
     mine, theirs = (s.state()[0] for s in (one, other))
     names = [name for name in mine if name.startswith(("bottom", "top"))]
     assert names
@@ -187,12 +187,12 @@ def test_who_was_away_catches_up_bit_for_bit_and_pays_for_the_rows(
     assert catch_up >= 550 * 4 * P
     world.deployment.state()
     server = world.server
-    server.agreed_bottom()
+    server.server.agreed_bottom()
     for client in range(3):
         found = checkpoint.load(tmp_path / "clients" / str(client))
         assert found is not None
-        assert found[2]["position"] == len(server.server.history)
-        for name, parameter in server.server.replica.parameters.items():
+        assert found[2]["position"] == len(server.server.party.history)
+        for name, parameter in server.server.party.replica.parameters.items():
             assert torch.equal(found[1][f"theta.{name}"], parameter)
 
 
@@ -206,8 +206,8 @@ def wait_until_back(world: World, client: int) -> None:
     raise AssertionError(f"client {client} did not come back: {world.events}")
 
 
-def _history_bytes(server: Simulation) -> int:
-    return sum(server.ledger.bytes_by_kind["down"].get("History", {}).values())
+def _history_bytes(server: Federation) -> int:
+    return sum(server.server.ledger.bytes_by_kind["down"].get("History", {}).values())
 
 
 def test_a_run_that_goes_back_has_the_bits_of_an_unbroken_one(make_world: Callable[..., World]) -> None:

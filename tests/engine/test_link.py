@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from halfback.engine.ends import ends_of
 from torch import Tensor
 
 from halfback.codecs import parse
 from halfback.codecs.temporal import TemporalSender
 from halfback.engine.bounds import Bounds
-from halfback.engine.ends import ends_of
 from halfback.engine.link import End, HiddenForm, Link
 from halfback.errors import Diverged, PeerError
 from halfback.telemetry.meters import Stopwatch
