@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ from halfback.data.encode import EncodedTask, encode
 from halfback.data.images import RGB_MEAN, RGB_STD
 from halfback.data.options import TaskOptions
 from halfback.data.sources import Preparation, data_folder
-from halfback.data.tasks import RawTask, has_colour_images, load_task
+from halfback.data.tasks import RawTask, has_colour_images, load_task, to_train_on
 from halfback.errors import UserError, first_line
 from halfback.models.decoding import check_known
 from halfback.models.fitting import check_finite
-from halfback.models.loading import Head, load_model
+from halfback.models.loading import Head, files_here, load_model
+from halfback.models.part import Held
 from halfback.models.pretraining import pretrain
 from halfback.models.processor import Processor, own_processor, own_size, plain_processor
 from halfback.zeroth.seeds import seed_for
@@ -28,24 +31,79 @@ from halfback.zeroth.seeds import seed_for
 log = logging.getLogger(__name__)
 
 
-def load_whole(config: ModelConfig, options: TaskOptions, raw: RawTask, seed: int) -> tuple[nn.Module, Any]:
+@dataclass(frozen=True)
+class Loaded:
+    """A model before it is cut, and rows for it.
+
+    Attributes:
+        tokenizer: None for images.
+        how: the model wants the task's images.
+        raw, task: the rows as they were read, and encoded.
+    """
+
+    whole: nn.Module
+    tokenizer: Any
+    how: Preparation
+    raw: RawTask
+    task: EncodedTask
+
+    @property
+    def processor(self) -> Any:
+        """What says how colour images were made, with a method `save_pretrained`; None for all else."""
+        if isinstance(self.how.process, Processor):
+            return self.how.process.own
+        images = self.raw.train.images
+        return None if images is None or len(images[0]) != 3 else plain_processor(images.shape[1:], RGB_MEAN, RGB_STD)
+
+
+def load(config: RunConfig, *, site: Sequence[str] | None = None, held: Held | None = None) -> Loaded:
+    """The model with the head that the task asks for, and the rows as it takes them.
+
+    Args:
+        config: of the run.
+        site: for a client's machine, where nothing is validated: the federation's classes, in order; empty where there
+            are none.
+        held: the part of the model that is loaded; None for the whole.
+
+    Raises:
+        UserError: a model or a data set is not there, is damaged, or doesn't fit the other.
+    """
+    options = config.task
+    how = preparation(config.model, options)
+    raw = load_task(options, seed=seed_for(config.seed, "task"), classes=site or (), how=how)
+    raw = raw if site is None else to_train_on(raw)
+    whole, tokenizer = _load_model(config, raw, held)
+    continued = options.verbaliser is not None
+    task = encode(raw, tokenizer, max_length=options.max_length, template=options.template, continued=continued)
+    check_sizes(whole, raw, task, config)
+    check_tokens(whole, tokenizer, task, config.model.name)
+    return Loaded(whole, tokenizer, how, raw, task)
+
+
+def _load_model(config: RunConfig, raw: RawTask, held: Held | None) -> tuple[nn.Module, Any]:
     """The model and its tokenizer (None for images), with the head that the task asks for."""
     head: Head = "classifier"
     if raw.train.images is not None:
         head = "image"
     elif raw.objective != "classification":
         head = "causal_lm"
-    elif options.verbaliser is not None:
+    elif config.task.verbaliser is not None:
         head = "verbaliser"
     return load_model(
-        _in_data_folder(config.name),
+        _in_data_folder(config.model.name),
         head=head,
         num_labels=max(len(raw.label_names), 1),
-        seed=seed,
-        dtype=getattr(torch, config.dtype),
+        seed=seed_for(config.seed, "model"),
+        dtype=getattr(torch, config.model.dtype),
         in_channels=raw.in_channels or 3,
         label_names=raw.label_names,
+        held=held,
     )
+
+
+def has_weights(config: ModelConfig) -> bool:
+    """Whether the weights of the model are in files here, or can be fetched; not so for a folder that has none."""
+    return files_here(_in_data_folder(config.name))
 
 
 def preparation(config: ModelConfig, options: TaskOptions) -> Preparation:
@@ -54,14 +112,6 @@ def preparation(config: ModelConfig, options: TaskOptions) -> Preparation:
         return Preparation()
     name = _in_data_folder(config.name)
     return Preparation(own_processor(name, options.image_size), own_size(name))
-
-
-def processor_of(how: Preparation, raw: RawTask) -> Any:
-    """What says how this run's colour images were made, with a method `save_pretrained`; None for all else."""
-    if isinstance(how.process, Processor):
-        return how.process.own
-    images = raw.train.images
-    return None if images is None or len(images[0]) != 3 else plain_processor(images.shape[1:], RGB_MEAN, RGB_STD)
 
 
 def check_sizes(whole: Any, raw: RawTask, task: EncodedTask, config: RunConfig) -> None:

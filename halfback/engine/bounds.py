@@ -16,7 +16,6 @@ from halfback.engine.link import HiddenForm
 from halfback.engine.remote.frames import Done
 from halfback.errors import PeerError
 from halfback.parties.protocol import Algorithm
-from halfback.parties.server import Server
 from halfback.wire.ledger import Direction
 from halfback.wire.messages import (
     Activations,
@@ -30,6 +29,7 @@ from halfback.wire.messages import (
     Weights,
 )
 from halfback.wire.packing import Most
+from halfback.zeroth.replay import Replica
 
 _CLOCKS = 1.01, 1.0  # by what share, and how many seconds, a client's clock may be ahead of the server's
 
@@ -137,15 +137,18 @@ class Tab:
                 )
 
 
-def bounds_of(algorithm: Algorithm, server: Server, *, rows: int, steps: int) -> Bounds:
-    """The bounds of a run with batches of so many rows and with so many steps."""
-    theta, head, exact = server.replica.parameters, server.head or {}, server.replica.exact_state()
+def bounds_of(algorithm: Algorithm, theta: Replica, head: Mapping[str, Tensor], *, rows: int, steps: int) -> Bounds:
+    """The bounds of a run with batches of so many rows and with so many steps.
+
+    `theta`: what is agreed on; `head`: the trained tensors of the devices' head, in the U-shape.
+    """
+    parameters, exact = theta.parameters, theta.exact_state()
     directions = getattr(algorithm, "directions", 0)
-    agreed = directions * len(server.replica.groups)
-    once = server.replica.width(0)
+    agreed = directions * len(theta.groups)
+    once = theta.width(0)
     if algorithm.traits.agreement == "slopes" and not hasattr(algorithm, "directions"):
-        once = sum(tensor.numel() for tensor in theta.values())  # it measures something else: not more than θ has
-    own = [theta] if algorithm.traits.agreement in ("weights", "relay") else []
+        once = sum(tensor.numel() for tensor in parameters.values())  # it measures something else: not more than θ has
+    own = [parameters] if algorithm.traits.agreement in ("weights", "relay") else []
     return Bounds(
         rows=rows,
         steps=steps,

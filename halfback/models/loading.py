@@ -158,6 +158,12 @@ def resnet_source(name: str) -> tuple[str, Path | None] | None:
     return (name, None) if is_resnet_name(name) else None
 
 
+def files_here(name: str) -> bool:
+    """Whether a model's weights are in files here, or come with its name; not so for a folder without such files."""
+    folder = Path(name)
+    return not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
 def _load_resnet(config: ResNetConfig, weights: Path | None, label_names: Sequence[str], held: Held | None) -> ResNet:
     model = ResNet(config)
     start = copy.deepcopy(model.head.state_dict())

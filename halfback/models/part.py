@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from halfback.models.families import Family
 
@@ -94,3 +95,14 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
         return tensor if tensor.is_meta else tensor.to(device)
 
     return model._apply(moved)
+
+
+def shape_behind(middle: nn.Module, hidden: Tensor, mask: Tensor | None) -> tuple[int, ...]:
+    """The shape of what a middle makes of activations, behind the batch dimension (and for texts the tokens).
+
+    Nothing is computed, and the middle's values need not be there.
+    """
+    if mask is not None:
+        return tuple(hidden.shape[2:])  # every block of such a model gives what it takes
+    shapes = {name: tensor.to("meta") for name, tensor in (*middle.named_parameters(), *middle.named_buffers())}
+    return tuple(functional_call(middle, shapes, (hidden.to("meta"), None)).shape[1:])

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from halfback.assembly import Built
 from halfback.config import RunConfig
-from halfback.engine.client_side import ClientSide
 from halfback.engine.federation import Federation
 from halfback.parties.server import Server
 from halfback.testing import small
@@ -131,20 +130,16 @@ def _above(server: Server, client: int) -> list[tuple[int, ...]]:
 
 @pytest.mark.rows(lambda row: row.traits.agreement != "alone")
 def test_a_socket_carries_the_same_bits(row: Row, world: World, tmp_path: Path) -> None:
-    """The deployment engine; clients on a model, data and parameters of their own, each at the far end of a socket."""
+    """The deployment engine; clients that have their part of the model alone, each at the far end of a socket."""
     local, server = (small.built(world(row)) for _ in range(2))
     losses = small.run(local.federation, 4, steps=2)
-    machine = partial(_made, world, row)
+    machine = partial(small.alone, world(row))
     assert run_over_sockets(server.federation, machine, rounds=4, steps=2, folder=tmp_path) == losses
     assert server.federation.server.ledger.bytes_by_kind == local.federation.server.ledger.bytes_by_kind
     assert server.federation.server.meters.forward_passes == local.federation.server.meters.forward_passes
     for one, other in zip(local.federation.server.party.history, server.federation.server.party.history, strict=True):
         assert torch.equal(one, other)
     assert_equal_models(local, server)
-
-
-def _made(world: World, row: Row, number: int) -> ClientSide:
-    return small.built(world(row)).federation.client(number)
 
 
 def assert_equal_models(one: Built, other: Built) -> None:

@@ -1,6 +1,7 @@
 """HO-FL: each device has a boundary of its own, and the server rebuilds what happened below it."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def test_a_socket_carries_the_same_bits(world: World, tmp_path: Path) -> None:
     config = world(algorithm__boundaries=UNEQUAL, bottom__optimizer="adamw")
     local, server = (small.built(config).federation for _ in range(2))
     losses = small.run(local, 4, steps=2)
-    received = run_over_sockets(server, lambda: small.built(config).federation, rounds=4, steps=2, folder=tmp_path)
+    received = run_over_sockets(server, partial(small.alone, config), rounds=4, steps=2, folder=tmp_path)
     assert received == losses
     assert server.server.ledger.bytes_by_kind == local.server.ledger.bytes_by_kind
     assert all(torch.equal(one, other) for one, other in zip(theta(local), theta(server), strict=True))

@@ -1,6 +1,7 @@
 """A cut for each client: shared coordinates stay equal, the server holds the union, and slopes stay unbiased."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,7 @@ def test_a_resumed_run_has_the_bits_of_an_unbroken_one(variant: str, world: Worl
 def test_a_socket_carries_the_same_bits(variant: str, world: World, tmp_path: Path) -> None:
     local, server = (small.built(world(variant)) for _ in range(2))
     losses = small.run(local.federation, 3, steps=2)
-
-    def machine() -> Federation:
-        return small.built(world(variant)).federation
-
+    machine = partial(small.alone, world(variant))
     assert run_over_sockets(server.federation, machine, rounds=3, steps=2, folder=tmp_path) == losses
     assert server.federation.server.ledger.bytes_by_kind == local.federation.server.ledger.bytes_by_kind
     for run in (local, server):

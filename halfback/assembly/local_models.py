@@ -1,17 +1,19 @@
-"""Boundaries of devices that hold the whole model: where zeroth order ends."""
+"""Models of the devices' own, from inputs to the loss; and where in them, for some methods, zeroth order ends."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, cast
 
 from torch import Tensor
 
+from halfback.assembly.ground import Ground
+from halfback.assembly.motion import update_rule
 from halfback.errors import UserError
 from halfback.models.cut import CutModel, Device, recut
+from halfback.models.objectives import loss, terms
 from halfback.parties.holdings import Boundary, Local
-from halfback.parties.protocol import Algorithm
-from halfback.parties.server import Server
-from halfback.zeroth.replay import Replica, UpdateRule
+from halfback.zeroth.replay import Replica
 from halfback.zeroth.seeds import seed_for
 from halfback.zeroth.slopes import check_radius, default_radius
 
@@ -24,15 +26,22 @@ class Bounded(Protocol):
     radius: float | None
 
 
-def settle(
-    algorithm: Algorithm, server: Server, model: CutModel, local: Local, *, clients: int, rule: UpdateRule
-) -> Callable[[int], Local]:
-    """Gives the server the boundary of every client; returns the clients' own models, each cut at its boundary.
+def make_locals(ground: Ground) -> Callable[[int], Local] | None:
+    """Gives a client's own model by its number; None for methods whose devices have none.
 
-    local: the model cut where the recipe says. rule: how zeroth order moves what is below.
-    Raises UserError for a boundary outside the model, or a radius that the dtype swallows.
+    Raises:
+        UserError: a boundary is outside the model, or a radius is one that the dtype swallows.
     """
-    options, theta = cast(Bounded, algorithm), server.replica.parameters
+    part, objective = ground.part, ground.task.objective
+    if not isinstance(part, Device):
+        return None
+    local = Local(part, partial(loss, objective), partial(terms, objective))
+    return _bounded(ground, local) if ground.algorithm.traits.boundaries else lambda _: local
+
+
+def _bounded(ground: Ground, local: Local) -> Callable[[int], Local]:
+    """The clients' own models, each cut at its boundary."""
+    options, agreed, model, clients = cast(Bounded, ground.algorithm), ground.theta, ground.model, ground.config.clients
     chosen = options.boundaries or (model.at,)
     if not all(0 <= at <= model.blocks for at in chosen):
         raise UserError(
@@ -41,11 +50,11 @@ def settle(
         )
     turns = [chosen[client % len(chosen)] for client in range(clients)]
     cuts = {at: _recut(local, model, at) for at in {*turns}}
-    below = {at: _names(theta, own) if at else () for at, own in cuts.items()}
+    below = {at: _names(agreed.parameters, own) if at else () for at, own in cuts.items()}
+    rule = update_rule(ground.config, ground.config.bottom)
 
     def boundary_of(client: int) -> Boundary:
         def fresh(parameters: Mapping[str, Tensor], first: int) -> Replica:
-            agreed = server.replica
             return agreed.alike(
                 parameters,
                 rule=rule,
@@ -56,12 +65,11 @@ def settle(
 
         return Boundary(below[turns[client]], fresh)
 
-    boundaries = server.boundaries = tuple(boundary_of(client) for client in range(clients))
     if options.estimator != "forward_ad":
         for names in {*below.values()}:
-            moved = {name: theta[name] for name in names}
-            check_radius(moved, options.radius or default_radius(moved, server.hidden_dtype))
-    return lambda client: replace(cuts[turns[client]], boundary=boundaries[client])
+            moved = {name: agreed.parameters[name] for name in names}
+            check_radius(moved, options.radius or default_radius(moved, ground.form.dtype))
+    return lambda client: replace(cuts[turns[client]], boundary=boundary_of(client))
 
 
 def _recut(local: Local, model: CutModel, at: int) -> Local:
