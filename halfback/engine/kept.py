@@ -105,6 +105,8 @@ def check_state(
     """
     clients, server, traits = side.sampling.clients, side.party, side.algorithm.traits
     _check_values(values, clients)
+    if client is not None and (lost := sorted({*values["far"]} ^ {*values["clients"]})):
+        raise UserError(f"values.json: client {lost[0]} has a place in one of far and clients, not in both")
     fixed = {f"bottom.{name}": p for name, p in server.replica.parameters.items()}
     fixed |= moments("bottom_moment", server.replica) | {f"top.{n}": p for n, p in trained_above(server).items()}
     fixed |= {} if server.top_replica is None else moments("top_moment", server.top_replica)

@@ -16,6 +16,7 @@ from halfback.parties.protocol import Conversation
 from halfback.runs import checkpoint
 from halfback.testing import small
 from halfback.testing.table import Row
+from halfback.testing.wrapped import wrap
 from halfback.wire.messages import Activations, HandOver, SlopesAndActivations, Weights
 from halfback.wire.packing import unpack
 
@@ -209,6 +210,6 @@ def test_no_mode_leaks_out_of_a_client(row: Row) -> None:
                 assert not torch.is_autocast_enabled("cpu"), "autocast is on behind a turn of the client"
             reply = yield message
 
-    object.__setattr__(simulation.server.algorithm, "client_round", listening)
+    wrap(simulation, client_round=listening)
     small.run(simulation, 2, steps=2)
     assert turns == 2 * simulation.server.sampling.sampled

@@ -71,7 +71,7 @@ def _moved(run: Built, *, rounds: int) -> bool:
 def test_any_division_of_the_data(row: Row, changes: dict[str, Any]) -> None:
     run = small.built(small.images(row.name, **row.changes(**changes)))
     simulation = run.federation
-    sizes = {len(source.data) for source in simulation.sources}  # type: ignore[attr-defined]
+    sizes = {len(source.data) for source in run.holdings.sources}  # type: ignore[attr-defined]
     losses = small.run(simulation, 3, steps=2)
     assert all(0 < loss < 20 for loss in losses)  # finite, and of the size of a cross-entropy of ten classes
     if row.traits.agreement == "alone":

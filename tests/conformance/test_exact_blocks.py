@@ -39,7 +39,7 @@ def test_exact_gradients_are_the_cohorts_mean() -> None:
     simulation = run.federation
     total = torch.zeros_like(simulation.server.party.history[0])
     for client in simulation.server.cohort(0):
-        batch = simulation.sources[client].batch(0)
+        batch = simulation.client(client).party.data.batch(0)
         gradients = _gradients(before, batch.inputs, batch.labels)
         total += torch.cat([gradients[name].flatten() for name in simulation.server.party.replica.exact])
     # float32 sums over four rows and all positions, in another order.

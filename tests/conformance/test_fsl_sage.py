@@ -14,6 +14,7 @@ from halfback.assembly import Built
 from halfback.engine.federation import Federation
 from halfback.errors import UserError
 from halfback.testing import small
+from halfback.testing.wrapped import wrap
 from halfback.wire.messages import Activations, Join, Weights
 
 HEAD = "head."
@@ -34,7 +35,7 @@ class ByHand:
         self.device, self.top = (copy.deepcopy(part).double() for part in (simulation.server.part, run.model.top))
         self.theta = {name: p.detach().clone() for name, p in simulation.server.party.replica.parameters.items()}
         self.theta = {name: p.double() for name, p in self.theta.items()}
-        self.sources, self.cohort = simulation.sources, simulation.server.cohort
+        self.sources, self.cohort = run.holdings.sources, simulation.server.cohort
         self.cursors = dict.fromkeys(range(3), 0)
         self.heads: dict[int, dict[str, Tensor]] = {}
         self.sets: dict[int, list[tuple[Tensor, Tensor]]] = {}  # one row each
@@ -174,7 +175,7 @@ def _uploaded(simulation: Federation, rounds: int) -> Iterator[tuple[int, Activa
         seen.extend((m, message) for m, message in messages.items() if isinstance(message, Activations))
         return answer(server, messages)
 
-    object.__setattr__(simulation.server.algorithm, "answer", listening)
+    wrap(simulation, answer=listening)
     small.run(simulation, rounds, steps=2)
     yield from seen
 
@@ -184,7 +185,7 @@ def test_sets_and_heads_are_the_servers_in_memory_and_in_checkpoints() -> None:
     small.run(simulation, 3)
     lasting = [tensor for held in simulation.server.party.lasting.values() for tensor in held.values()]
     assert sum(tensor.nbytes for tensor in lasting) > 100_000
-    resident = {tensor.data_ptr() for tensor in simulation.server_resident()}
+    resident = {tensor.data_ptr() for tensor in simulation.server.resident()}
     assert all(tensor.data_ptr() in resident for tensor in lasting)
     saved, _ = simulation.state()
     kept = {tensor.data_ptr() for name, tensor in saved.items() if name.startswith("lasting.")}
@@ -217,7 +218,7 @@ def test_a_device_that_lies_about_its_head_changes_no_other_ones() -> None:
                 messages = messages | {2: Weights(tuple(false))}
             return answer(server, messages)
 
-        object.__setattr__(simulation.server.algorithm, "answer", lying)
+        wrap(simulation, answer=lying)
     assert small.run(honest, 3) == small.run(lied_to, 3)
 
 

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 from halfback.config import RunConfig
 from halfback.engine.federation import Federation
 from halfback.errors import Diverged, PeerError, UserError
+from halfback.parties.client import Client
+from halfback.parties.holdings import Round
+from halfback.parties.protocol import Conversation
 from halfback.runs import checkpoint
 from halfback.testing import small
 from halfback.testing.formulas import JOIN, NOTHING, slopes, weights
 from halfback.testing.remote import run_over_sockets
+from halfback.testing.wrapped import saying, wrap
 from halfback.wire.messages import Message, Slopes, Weights
 from halfback.zeroth.directions import direction_of
 from halfback.zeroth.seeds import seed_for
@@ -99,7 +103,7 @@ def test_a_step_is_the_gradients_above_and_its_exact_slopes_below(world: World, 
     stepped, whole = (small.built(world(**settings, **options)) for _ in range(2))
     small.run(stepped.federation, 1)
 
-    batch = whole.federation.sources[0].batch(0)
+    batch = whole.holdings.sources[0].batch(0)
     names = list(whole.federation.server.party.replica.parameters)
     parameters = theta(whole.federation)
     loss = nn.functional.cross_entropy(whole.model.logits(batch.inputs), batch.labels)
@@ -261,13 +265,13 @@ def test_a_server_refuses_and_moves_nothing(what: str) -> None:
 
 def _spoil(simulation: Federation, kind: type[Message], change: Spoil) -> None:
     """What client 3 says of this kind arrives otherwise."""
-    carry = simulation.link.carry
+    client_round = simulation.server.algorithm.client_round
 
-    def spoiled(client: int, direction: Any, message: Message, memory: Any = None) -> Message:
-        wrong = (client, direction) == (3, "up") and isinstance(message, kind)
-        return carry(client, direction, change(message) if wrong else message, memory)
+    def spoiled(client: Client, round: Round) -> Conversation:
+        talk = client_round(client, round)
+        return talk if client.id != 3 else saying(talk, lambda m: change(m) if isinstance(m, kind) else m)
 
-    simulation.link.carry = spoiled  # type: ignore[method-assign]
+    wrap(simulation, client_round=spoiled)
 
 
 def test_weights_before_the_slopes_are_refused() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_hostile_server import spoil_answers
 
 from halfback.algorithms import algorithms
 from halfback.engine.federation import Federation
@@ -17,6 +18,7 @@ from halfback.errors import Diverged, PeerError
 from halfback.parties.server import Server
 from halfback.testing import small
 from halfback.testing.table import ROWS
+from halfback.testing.wrapped import wrap
 from halfback.wire.messages import (
     Activations,
     CutGradient,
@@ -240,7 +242,7 @@ def test_a_server_refuses(name: str, spoiled: Spoiled) -> None:
                 messages = {HOSTILE: wrong} if mixed else messages | {HOSTILE: wrong}
         return answer(server, messages)
 
-    object.__setattr__(simulation.server.algorithm, "answer", listening)
+    wrap(simulation, answer=listening)
     with pytest.raises(spoiled.error, match=spoiled.says) as caught:
         small.run(simulation, 1, steps=2)
     assert f"client {HOSTILE}" in str(caught.value)
@@ -254,13 +256,7 @@ def test_a_server_refuses(name: str, spoiled: Spoiled) -> None:
 def test_a_device_refuses(name: str, spoiled: Spoiled) -> None:
     simulation = _built(name)
     before = _bits(simulation) if spoiled.kind in (Weights, HandOver, History) else None  # first in a round
-    carry = simulation.link.carry
-
-    def listening(client: int, direction: Any, message: Message, memory: Any = None) -> Message:
-        wrong = direction == "down" and isinstance(message, spoiled.kind)
-        return carry(client, direction, spoiled.change(message) if wrong else message, memory)
-
-    simulation.link.carry = listening  # type: ignore[method-assign]
+    spoil_answers(simulation, spoiled.kind, spoiled.change)
     with pytest.raises(spoiled.error, match=spoiled.says) as caught:
         small.run(simulation, 1, steps=2)
     assert "server" in str(caught.value)

@@ -12,10 +12,14 @@ from halfback.algorithms import algorithms
 from halfback.config import RunConfig
 from halfback.engine.federation import Federation
 from halfback.errors import Diverged, PeerError
+from halfback.parties.client import Client
 from halfback.parties.exchange import mean_slopes
+from halfback.parties.holdings import Round
+from halfback.parties.protocol import Conversation
 from halfback.parties.server import Server
 from halfback.testing import small
 from halfback.testing.table import ROWS
+from halfback.testing.wrapped import saying, wrap
 from halfback.wire.messages import Activations, History, Join, Losses, Message, Slopes, Weights
 
 HONEST, HOSTILE = 0, 3
@@ -101,7 +105,7 @@ def spoil(simulation: Federation, kind: type[Message], change: Spoil, *, at: int
                 messages = messages | {HOSTILE: change(messages[HOSTILE])}
         return answer(server, messages)
 
-    object.__setattr__(simulation.server.algorithm, "answer", spoiled)
+    wrap(simulation, answer=spoiled)
 
 
 def refused(
@@ -175,21 +179,20 @@ def test_messages_that_only_a_server_says(name: str, kind: type[Message]) -> Non
 def test_kinds_that_are_mixed(name: str) -> None:
     """An engine's affair: its error names every client with what it said, first the one that is alone with it."""
     simulation = small.built(config_of(name).model_copy(update={"sampled_clients": 4})).federation
-    carry, count = simulation.link.carry, 0
+    client_round = simulation.server.algorithm.client_round
 
-    def another(client: int, direction: Any, message: Message, memory: Any = None) -> Message:
-        nonlocal count
-        count += 1
-        return carry(client, direction, Losses(torch.zeros(1)) if count == HOSTILE + 1 else message, memory)
+    def another(client: Client, round: Round) -> Conversation:
+        talk = client_round(client, round)
+        return talk if client.id != HOSTILE else saying(talk, lambda _: Losses(torch.zeros(1)))
 
-    simulation.link.carry = another  # type: ignore[method-assign]
+    wrap(simulation, client_round=another)
     with pytest.raises(PeerError, match=f"exchange: Losses of client {HOSTILE}, Join of client {HONEST}.*one kind is"):
         small.run(simulation, 1)
 
 
 def _zo_server() -> tuple[Federation, Activations]:
     simulation = small.built(small.images("zo_sfl")).federation
-    batch = simulation.sources[0].batch(0)
+    batch = simulation.client(0).party.data.batch(0)
     with torch.no_grad():
         hidden = simulation.server.bottom(batch.inputs)
     return simulation, Activations(hidden, None, batch.labels.int(), batch.sample_ids.int())

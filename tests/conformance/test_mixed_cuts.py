@@ -14,7 +14,6 @@ from halfback.config import RunConfig
 from halfback.engine.federation import Federation
 from halfback.errors import PeerError, UserError
 from halfback.models.adapters import trainable
-from halfback.parties.client import Client
 from halfback.parties.exchange import upload
 from halfback.runs import checkpoint
 from halfback.telemetry.meters import MemoryMeter
@@ -74,25 +73,22 @@ def test_devices_that_hold_their_own_blocks_alone_agree(variant: str, world: Wor
     shared.server.agreed_bottom()
     private.server.agreed_bottom()
     agreed = shared.server.party.replica
-    for client in private.clients.values():
+    for client in (side.party for side in private.clients.values()):
         client.replay(client.position, private.server.party.missed(client.position))
         for name, parameter in client.replica.parameters.items():
             assert torch.equal(parameter, agreed.parameters[name])
             assert all(torch.equal(client.replica.moments[m][name], agreed.moments[m][name]) for m in agreed.moments)
-    held = [len(client.replica.parameters) for client in private.clients.values()]
+    held = [len(side.party.replica.parameters) for side in private.clients.values()]
     assert held[0] == held[2] < held[1] == held[3] == len(agreed.parameters)
     small.assert_equal_states(shared, private, but=("clients",))
 
 
 def _give_everyone_its_own(simulation: Federation) -> None:
     agreed = simulation.server.party.replica
-    for number, source in enumerate(simulation.sources):
-        bottom = simulation.bottoms.get(number, simulation.server.bottom)
-        own = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in trainable(bottom).items()}
-        groups = simulation.server.party.groups.get(number, range(2))
-        simulation.clients[number].party = Client(
-            number, bottom, agreed.alike(own), source, groups=groups, head=simulation.head
-        )
+    for number in range(simulation.server.sampling.clients):
+        party = simulation.client(number).party
+        own = {n: torch.nn.Parameter(p.detach().clone()) for n, p in trainable(party.bottom).items()}
+        party.replica = agreed.alike(own)
 
 
 @every_variant
@@ -179,7 +175,7 @@ def test_each_group_follows_the_mean_gradient_of_those_who_have_it(tiny_bert: Pa
 
 def _gradient(built: Built, client: int) -> dict[str, Tensor]:
     parameters = trainable(built.model.bottom)
-    batch = built.federation.sources[client].batch(0)
+    batch = built.holdings.sources[client].batch(0)
     loss = torch.nn.functional.cross_entropy(built.model.logits(batch.inputs), batch.labels.long())
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
@@ -215,9 +211,9 @@ def test_a_client_is_charged_for_its_own_blocks() -> None:
     simulation = small.built(small.images("ho_sfl", model__cut=[1, 3], **_ADAMW)).federation
     alone = {cut: small.built(small.images("ho_sfl", model__cut=cut, **_ADAMW)).federation for cut in (1, 3)}
     for number, cut in enumerate((1, 3)):
-        held, expected = (MemoryMeter(s.resident(s.client(number).party)).peak_bytes for s in (simulation, alone[cut]))
+        held, expected = (MemoryMeter(s.client(number).resident()).peak_bytes for s in (simulation, alone[cut]))
         assert held == expected
-    assert MemoryMeter(simulation.server_resident()).peak_bytes > MemoryMeter(alone[3].server_resident()).peak_bytes
+    assert MemoryMeter(simulation.server.resident()).peak_bytes > MemoryMeter(alone[3].server.resident()).peak_bytes
 
 
 @pytest.mark.parametrize(
@@ -246,7 +242,7 @@ def test_what_cannot_be_is_refused_in_one_line(algorithm: str, changes: dict[str
 
 def test_activations_of_another_clients_cut_are_refused() -> None:
     built = small.built(small.images("ho_sfl", model__cut=[1, 2]))
-    simulation, batch = built.federation, built.federation.sources[0].batch(0)
+    simulation, batch = built.federation, built.holdings.sources[0].batch(0)
     message = upload(batch, built.model.bottom(batch.inputs).detach())  # of the deeper cut
     with pytest.raises(PeerError, match=r"client 0: Activations.hidden: .*\(8, 32, 8, 8\) came.*\(any, 16, 16, 16\)"):
         simulation.server.algorithm.answer(simulation.server.party, {0: message})

@@ -1,6 +1,7 @@
 """Pipelined HO-SFL: an exchange a step, late by one step and no more, and consistent when a client leaves."""
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from halfback.models.cut import install
 from halfback.parties.holdings import Round
 from halfback.parties.server import Server
 from halfback.testing import small
+from halfback.testing.wrapped import wrap
 from halfback.wire.messages import Message
 from halfback.zeroth.directions import direction_of
 from halfback.zeroth.slopes import default_radius, estimate_slopes, inner
@@ -41,7 +43,7 @@ def test_a_round_costs_one_exchange_a_step_and_one_more(steps: int) -> None:
             )
             return answers
 
-        object.__setattr__(simulation.server.algorithm, "answer", listening)
+        wrap(simulation, answer=listening)
         small.run(simulation, 1, steps=steps)
         assert len(simulation.server.party.history) == simulation.server.party.steps == steps
     join, first, last = "Join History", "Activations CutGradient", "Slopes Slopes"
@@ -140,7 +142,7 @@ def test_the_update_is_late_by_one_step_in_plain_arithmetic() -> None:
     for step in range(steps):
         of_bottom, of_top = ({name: torch.zeros_like(p) for name, p in part.items()} for part in (theta, weights))
         for client in cohort:
-            batch = simulation.sources[client].batch(step)
+            batch = simulation.client(client).party.data.batch(step)
             here, above = ({n: p.clone().requires_grad_() for n, p in part.items()} for part in (theta, weights))
             hidden = functional_call(bottom, here, (batch.inputs,))
             loss = nn.functional.cross_entropy(functional_call(server.top, above, (hidden, None)), batch.labels)
@@ -260,7 +262,8 @@ def test_a_refused_exchange_moves_nothing_and_can_be_answered_without_its_sender
         asked += 1
         if asked == 3:
             wrong = messages[hostile]
-            object.__setattr__(wrong, field, getattr(wrong, field) + 99 if field == "labels" else wrong.values[:1])
+            false = replace(wrong, **{field: wrong.labels + 99 if field == "labels" else wrong.values[:1]})
+            messages = messages | {hostile: false}
             before = {name: tensor.clone() for name, tensor in server.top.state_dict().items()}
             with pytest.raises(PeerError, match=f"client {hostile}: "):
                 answer(server, messages)
@@ -271,7 +274,7 @@ def test_a_refused_exchange_moves_nothing_and_can_be_answered_without_its_sender
             raise Answered(answers)
         return answer(server, messages)
 
-    object.__setattr__(algorithm, "answer", spoiled)
+    wrap(simulation, answer=spoiled)
     with pytest.raises(Answered) as caught:
         small.run(simulation, 1, steps=3)
     assert set(caught.value.answers) == {0, 1, 2}
