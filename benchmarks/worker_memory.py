@@ -171,7 +171,9 @@ def main() -> None:
         time.sleep(0.1)
         site.relay.close()
     mega = 1e6
-    print(f"model {whole / mega:.0f} MB, bottom {bottom / mega:.0f} MB ({bottom / whole:.0%}), weights of the {chosen.source}")
+    print(
+        f"model {whole / mega:.0f} MB, bottom {bottom / mega:.0f} MB ({bottom / whole:.0%}), weights of the {chosen.source}"
+    )
     print("| memory | bare process, MB | worker's peak, MB | over it, MB | ÷ bottom |\n| --- | --- | --- | --- | --- |")
     for name, what in (("VmHWM", "resident"), ("RssAnon", "anonymous")):
         more = worker.peaks[name] - idle.peaks[name]

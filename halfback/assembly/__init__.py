@@ -61,7 +61,7 @@ def build(config: RunConfig, *, pretrained: Path | None = None, scratch: Path | 
     loaded = load(config)
     if config.model.pretrain is not None:
         pretrain_whole(loaded.whole.to(device), loaded.raw, config, device, pretrained, loaded.how)
-    pools, train = algorithm.traits.agreement == "alone", loaded.task.train
+    pools, train = algorithm.needs.agreement.pools, loaded.task.train
     sources = pooled_source(config, train, device) if pools else client_sources(config, train, device)
     about = fingerprint(loaded.whole, loaded.task, sources)
     ground = lay(config, algorithm, loaded, device)

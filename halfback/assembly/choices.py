@@ -14,7 +14,7 @@ from halfback.controllers import read_options
 from halfback.controllers.protocol import Controller
 from halfback.errors import UserError
 from halfback.parties.protocol import Algorithm
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import seed_for
 
 
 def check(config: RunConfig) -> tuple[Algorithm, dict[str, tuple[Codec, ...]], Controller | None]:

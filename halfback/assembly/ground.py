@@ -14,7 +14,6 @@ from halfback.codecs import Codec
 from halfback.config import RunConfig
 from halfback.data.encode import EncodedTask, verbaliser_ids
 from halfback.engine.bounds import bounds_of
-from halfback.engine.link import HiddenForm
 from halfback.engine.links import Forms, Links
 from halfback.errors import UserError
 from halfback.models.adapters import set_trainable, trainable
@@ -22,10 +21,10 @@ from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import Bottom, CutModel, Device, cut, recut
 from halfback.models.objectives import loss, terms
 from halfback.models.part import Held, place, shape_behind
-from halfback.parties.holdings import Head
+from halfback.parties.holdings import Head, HiddenForm
 from halfback.parties.protocol import Algorithm
-from halfback.zeroth.replay import Replica
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import seed_for
+from halfback.zeroth.replay import Replica, RowForm
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Ground:
 def held_by(config: RunConfig, algorithm: Algorithm, client: int, *, read: bool) -> Held | None:
     """What a client alone holds of the model; None for all of it. `read`: its weights are in files of this machine."""
     first, head, kind = config.model.cut_of(client), config.model.head, config.model.auxiliary
-    match algorithm.traits.device:
+    match algorithm.needs.holds:
         case "auxiliary" if kind != "linear":
             return Held(first + kind, 0, read)
         case "whole":
@@ -96,7 +95,7 @@ def lay(
         lora=config.lora,
         seed=seed_for(config.seed, "adapters"),
     )
-    if not trainable(model.bottom) and algorithm.traits.agreement != "frozen":
+    if not trainable(model.bottom) and algorithm.needs.agreement.moves:
         raise UserError(
             f"bottom.train={config.bottom.train!r}: {config.algorithm.name} needs something to train on the device; "
             "any other value is allowed, or algorithm.name=frozen_bottom"
@@ -112,7 +111,7 @@ def lay(
 
 def _part(config: RunConfig, algorithm: Algorithm, model: CutModel, task: EncodedTask) -> Bottom | Device:
     """What θ belongs to."""
-    match algorithm.traits.device:
+    match algorithm.needs.holds:
         case "bottom":
             return model.bottom
         case "whole":
@@ -131,10 +130,10 @@ def _part(config: RunConfig, algorithm: Algorithm, model: CutModel, task: Encode
 
 def _theta(config: RunConfig, algorithm: Algorithm, part: Bottom | Device, levels: Sequence[CutModel]) -> Replica:
     """The trained parameters of a part as the federation moves them; those that this process doesn't hold left out."""
-    traits, names = algorithm.traits, list(trainable(part))
+    needs, agreement, names = algorithm.needs, algorithm.needs.agreement, list(trainable(part))
     groups = _between_cuts(names, levels[:-1])
-    if traits.groups is not None:
-        groups = traits.groups(names, config.sampled_clients)
+    if agreement.groups is not None:
+        groups = agreement.groups(names, config.sampled_clients)
         robust, each = config.robust, config.sampled_clients // len(groups)
         if each < robust.needed:
             raise UserError(
@@ -142,21 +141,19 @@ def _theta(config: RunConfig, algorithm: Algorithm, part: Bottom | Device, level
                 f"{config.sampled_clients} measure a group of layers, and {robust.needed} are needed to tell who lies; "
                 "sample more, or use robust.name=none"
             )
-    replays = not traits.backpropagates and traits.agreement != "frozen"
+    exact = _exact(config, agreement.exact_blocks, levels[-1], trainable(part))
     return make_replica(
         config,
-        config.bottom if replays else None,
+        config.bottom if needs.replays else None,
         {name: parameter for name, parameter in trainable(part).items() if not parameter.is_meta},
         "bottom",
-        groups=groups,
-        exact=_exact(config, algorithm, levels[-1], trainable(part)),
-        own_pace=traits.one_by_one,
+        form=RowForm(groups, exact),
+        own_pace=needs.turns == "one_by_one",
     )
 
 
-def _exact(config: RunConfig, algorithm: Algorithm, model: CutModel, theta: Mapping[str, Tensor]) -> list[str]:
+def _exact(config: RunConfig, count: int, model: CutModel, theta: Mapping[str, Tensor]) -> list[str]:
     """The names of θ in the blocks whose gradient a device takes exactly."""
-    count = getattr(algorithm, "exact_blocks", 0)
     if count == 0:
         return []
     if not isinstance(config.model.cut, int):
@@ -200,7 +197,7 @@ def groups_of(ground: Ground, client: int) -> Sequence[int] | None:
         return None
     inside = dict(level.bottom.named_parameters())
     groups = [place for place, names in enumerate(ground.theta.groups) if names and names[0] in inside]
-    if ground.algorithm.traits.agreement != "frozen" and not groups:
+    if ground.algorithm.needs.agreement.moves and not groups:
         raise UserError(
             f"model.cut={ground.config.model.cut}: with {level.at} of {level.blocks} blocks a device trains nothing; "
             "use a deeper cut, or other lora.targets"
@@ -257,14 +254,14 @@ def make_links(
     Raises:
         UserError: a codec can't work on its link.
     """
-    config, traits = ground.config, ground.algorithm.traits
-    alone = traits.agreement == "alone"
+    config, needs = ground.config, ground.algorithm.needs
     bounds = bounds_of(
-        ground.algorithm,
+        needs,
         ground.theta,
         {} if ground.head is None else ground.head.parameters,
-        rows=config.batch_size * (config.sampled_clients if alone else 1),
-        steps=config.steps * (config.sampled_clients if traits.one_by_one else 1),  # each client's is one
+        rows=config.batch_size * (config.sampled_clients if needs.agreement.pools else 1),
+        # Where clients take turns, each client's step is one.
+        steps=config.steps * (config.sampled_clients if needs.turns == "one_by_one" else 1),
     )
     of_links = {client: _link_forms(form, ground.head) for client, form in forms.items()}
     links = Links(codecs, of_links, bounds, ground.task.train.longest(), ground.device, scratch)

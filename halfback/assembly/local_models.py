@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Protocol, cast
 
 from torch import Tensor
 
@@ -13,17 +12,9 @@ from halfback.errors import UserError
 from halfback.models.cut import CutModel, Device, recut
 from halfback.models.objectives import loss, terms
 from halfback.parties.holdings import Boundary, Local
-from halfback.zeroth.replay import Replica
-from halfback.zeroth.seeds import seed_for
-from halfback.zeroth.slopes import check_radius, default_radius
-
-
-class Bounded(Protocol):
-    """What an algorithm whose devices have boundaries has for options."""
-
-    boundaries: tuple[int, ...] | None
-    estimator: str
-    radius: float | None
+from halfback.zeroth.directions import Directions, seed_for
+from halfback.zeroth.replay import Replica, RowForm
+from halfback.zeroth.slopes import check_radius
 
 
 def make_locals(ground: Ground) -> Callable[[int], Local] | None:
@@ -35,14 +26,16 @@ def make_locals(ground: Ground) -> Callable[[int], Local] | None:
     part, objective = ground.part, ground.task.objective
     if not isinstance(part, Device):
         return None
-    local = Local(part, partial(loss, objective), partial(terms, objective))
-    return _bounded(ground, local) if ground.algorithm.traits.boundaries else lambda _: local
+    local = Local(part, partial(loss, objective), partial(terms, objective), ground.form.dtype)
+    return (lambda _: local) if ground.algorithm.needs.boundaries is None else _bounded(ground, local)
 
 
 def _bounded(ground: Ground, local: Local) -> Callable[[int], Local]:
     """The clients' own models, each cut at its boundary."""
-    options, agreed, model, clients = cast(Bounded, ground.algorithm), ground.theta, ground.model, ground.config.clients
-    chosen = options.boundaries or (model.at,)
+    needs, agreed, model, clients = ground.algorithm.needs, ground.theta, ground.model, ground.config.clients
+    assert needs.boundaries is not None, "a method with boundaries says where"
+    assert needs.probe is not None, "a method with boundaries probes below them"
+    chosen = needs.boundaries.blocks or (model.at,)
     if not all(0 <= at <= model.blocks for at in chosen):
         raise UserError(
             f"algorithm.boundaries={list(chosen)}: {type(model.whole).__name__} has {model.blocks} blocks, so 0 to "
@@ -55,20 +48,18 @@ def _bounded(ground: Ground, local: Local) -> Callable[[int], Local]:
 
     def boundary_of(client: int) -> Boundary:
         def fresh(parameters: Mapping[str, Tensor], first: int) -> Replica:
-            return agreed.alike(
-                parameters,
-                rule=rule,
-                groups=None,
-                seed_of=lambda row, p: seed_for(agreed.seed_of(first + row, p), "client", client),
-                own_pace=True,
-            )
+            def seed_of(row: int, p: int) -> int:
+                return seed_for(agreed.directions.seed_of(first + row, p), "client", client)
+
+            directions = Directions(seed_of, agreed.directions.law)
+            return agreed.alike(parameters, rule=rule, form=RowForm(), directions=directions, own_pace=True)
 
         return Boundary(below[turns[client]], fresh)
 
-    if options.estimator != "forward_ad":
+    if needs.probe.estimator != "forward_ad":
         for names in {*below.values()}:
             moved = {name: agreed.parameters[name] for name in names}
-            check_radius(moved, options.radius or default_radius(moved, ground.form.dtype))
+            check_radius(moved, needs.probe.settled(moved, ground.form.dtype).moved)
     return lambda client: replace(cuts[turns[client]], boundary=boundary_of(client))
 
 

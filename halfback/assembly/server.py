@@ -14,9 +14,10 @@ from halfback.engine.server_side import ServerSide
 from halfback.models.adapters import trainable
 from halfback.models.cut import Device
 from halfback.models.objectives import loss
-from halfback.parties.holdings import Above, Local
-from halfback.parties.server import Server
-from halfback.zeroth.slopes import check_radius, default_radius
+from halfback.parties.cohort import Cohort
+from halfback.parties.holdings import Above, Descent, Local
+from halfback.parties.server import Agreed, Server, Top
+from halfback.zeroth.slopes import check_radius
 
 
 def server_side(
@@ -38,50 +39,43 @@ def server_side(
     Raises:
         UserError: settings that train nothing, or that a dtype rounds away.
     """
-    config, algorithm = ground.config, ground.algorithm
-    server = _server(ground)
-    if getattr(algorithm, "aggregation", "uniform") == "rows":
-        server.rows = dict(rows)
-    for client in range(config.clients):
-        if (groups := groups_of(ground, client)) is not None:
-            above = Above(ground.level(client).top, links.forms[client]["activations_up"].shape)
-            server.above[client], server.groups[client] = above, groups
+    config, needs = ground.config, ground.algorithm.needs
+    cohort = Cohort(robust=config.robust)
+    if needs.agreement.aggregation == "rows":
+        cohort.rows = dict(rows)
     if local is not None:
         found = [local(client).boundary for client in range(config.clients)]
-        server.boundaries = tuple(boundary for boundary in found if boundary is not None)
-    sampled = 1 if algorithm.traits.agreement == "alone" else config.sampled_clients
-    return ServerSide(algorithm, server, ground.part, Sampling(config.seed, len(rows), sampled), links, controller)
+        cohort.boundaries = tuple(boundary for boundary in found if boundary is not None)
+    top = _top(ground)
+    for client in range(config.clients):
+        if (groups := groups_of(ground, client)) is not None:
+            top.above[client] = Above(ground.level(client).top, links.forms[client]["activations_up"])
+            cohort.groups[client] = groups
+    part = ground.part
+    auxiliary = part.head if needs.holds == "auxiliary" and isinstance(part, Device) else None
+    server = Server(top, Agreed(ground.theta), cohort, auxiliary=auxiliary)
+    sampling = Sampling(config.seed, len(rows), 1 if needs.agreement.pools else config.sampled_clients)
+    return ServerSide(ground.algorithm, server, part, sampling, links, controller)
 
 
-def _server(ground: Ground) -> Server:
-    """The server as its algorithm sees it, with the agreed θ."""
-    config, algorithm, model, form = ground.config, ground.algorithm, ground.model, ground.form
-    traits, theta = algorithm.traits, ground.theta.parameters
-    of_head = None if ground.head is None else ground.head.parameters
-    top = {} if traits.top == "none" else trainable(model.top) | (of_head or {})
-    replays = {"bottom": not traits.backpropagates and traits.agreement != "frozen", "top": traits.top == "replayed"}
-    if traits.agreement != "frozen":
-        check_lr("bottom", config.bottom, theta, replays["bottom"], config.bottom.normalize)
-    check_lr("top", config.top, top, replays["top"], replays["top"] and config.bottom.normalize)
-    if getattr(algorithm, "estimator", "") != "forward_ad":
-        for side, moved in (("bottom", theta), ("top", top)):
-            if replays[side]:
-                check_radius(moved, getattr(algorithm, "radius", None) or default_radius(moved, form.dtype))
-    server = Server(
-        top=nn.Module() if traits.top == "none" else model.top,
-        loss=partial(loss, ground.task.objective),
-        replica=ground.theta,
-        hidden_shape=form.shape,
-        has_texts=form.has_texts,
-        hidden_dtype=form.dtype,
-        robust=config.robust,
-        head=of_head,
-        auxiliary=ground.part.head if traits.device == "auxiliary" and isinstance(ground.part, Device) else None,
-        schedule=make_schedule(config, config.top),
-    )
-    if traits.top == "replayed":
-        server.top_replica = make_replica(config, config.top, top, "top", own_pace=True)
-    elif traits.top == "backpropagated":
-        server.make_optimizer = partial(make_optimizer, config.top)
-        server.optimizer, server.clip = server.make_optimizer(list(top.values())), config.top.clip
-    return server
+def _top(ground: Ground) -> Top:
+    """The server's part of the model, and what moves it; rates and radii of θ are looked at too."""
+    config, needs, model, form = ground.config, ground.algorithm.needs, ground.model, ground.form
+    head = None if ground.head is None else ground.head.parameters
+    moved = {} if needs.top == "none" else trainable(model.top) | (head or {})
+    theta, replayed = ground.theta.parameters, needs.top == "replayed"
+    if needs.agreement.moves:
+        check_lr("bottom", config.bottom, theta, needs.replays, config.bottom.normalize)
+    check_lr("top", config.top, moved, replayed, replayed and config.bottom.normalize)
+    if needs.probe is not None and needs.probe.estimator != "forward_ad":
+        for parameters, replays in ((theta, needs.replays), (moved, replayed)):
+            if replays:
+                check_radius(parameters, needs.probe.settled(parameters, form.dtype).moved)
+    descent = replica = None
+    if needs.top == "backpropagated":
+        make, schedule = partial(make_optimizer, config.top), make_schedule(config, config.top)
+        descent = Descent(list(moved.values()), make, config.top.clip, schedule)
+    elif replayed:
+        replica = make_replica(config, config.top, moved, "top", own_pace=True)
+    module = nn.Module() if needs.top == "none" else model.top
+    return Top(module, partial(loss, ground.task.objective), form, head=head, descent=descent, replica=replica)

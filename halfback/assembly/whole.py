@@ -26,7 +26,7 @@ from halfback.models.loading import Head, files_here, load_model
 from halfback.models.part import Held
 from halfback.models.pretraining import pretrain
 from halfback.models.processor import Processor, own_processor, own_size, plain_processor
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import seed_for
 
 log = logging.getLogger(__name__)
 

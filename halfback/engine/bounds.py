@@ -12,11 +12,10 @@ from typing import final
 from torch import Tensor
 
 from halfback.codecs.protocol import Receiver
-from halfback.engine.link import HiddenForm
 from halfback.engine.remote.frames import Done
 from halfback.errors import PeerError
-from halfback.parties.protocol import Algorithm
-from halfback.wire.ledger import Direction
+from halfback.parties.holdings import HiddenForm
+from halfback.parties.protocol import Needs
 from halfback.wire.messages import (
     Activations,
     HandOver,
@@ -28,7 +27,7 @@ from halfback.wire.messages import (
     SlopesAndActivations,
     Weights,
 )
-from halfback.wire.packing import Most
+from halfback.wire.packing import Direction, Most
 from halfback.zeroth.replay import Replica
 
 _CLOCKS = 1.01, 1.0  # by what share, and how many seconds, a client's clock may be ahead of the server's
@@ -137,24 +136,19 @@ class Tab:
                 )
 
 
-def bounds_of(algorithm: Algorithm, theta: Replica, head: Mapping[str, Tensor], *, rows: int, steps: int) -> Bounds:
+def bounds_of(needs: Needs, theta: Replica, head: Mapping[str, Tensor], *, rows: int, steps: int) -> Bounds:
     """The bounds of a run with batches of so many rows and with so many steps.
 
     `theta`: what is agreed on; `head`: the trained tensors of the devices' head, in the U-shape.
     """
-    parameters, exact = theta.parameters, theta.exact_state()
-    directions = getattr(algorithm, "directions", 0)
-    agreed = directions * len(theta.groups)
-    once = theta.width(0)
-    if algorithm.traits.agreement == "slopes" and not hasattr(algorithm, "directions"):
-        once = sum(tensor.numel() for tensor in parameters.values())  # it measures something else: not more than θ has
-    own = [parameters] if algorithm.traits.agreement in ("weights", "relay") else []
+    allowed = needs.agreement.allowed(theta, needs.probe, steps)
+    own = [] if allowed.weights is None else [allowed.weights]
     return Bounds(
         rows=rows,
         steps=steps,
-        directions=directions,
-        slopes={"up": steps * directions + once, "down": steps * agreed + once},
-        weights={"up": _all(*own, head), "down": _all(*own, head, exact)},
+        directions=needs.directions,
+        slopes={"up": allowed.up, "down": allowed.down},
+        weights={"up": _all(*own, head), "down": _all(*own, head, theta.exact_state())},
     )
 
 

@@ -69,7 +69,7 @@ class Sockets:
                             take_weights(side.held(), body)
                         fits = digest_of(side.held()) == question.weights
                         client = RemoteClient(side, self._folder / str(number)) if fits else None
-                        ready = Ready(fits=fits, takes=takes(side, begun=fits), rows=len(side.party.data))
+                        ready = Ready(fits=fits, takes=takes(side, begun=fits), rows=len(side.party.feed.data))
                         write_frame(line, frame(ready))
                         continue
                     assert client is not None
@@ -87,7 +87,7 @@ class Sockets:
 def deployed(federation: Federation, carrier: Carrier, terms: Terms, events: Events) -> RemoteServer:
     """The server of a federation with clients elsewhere, which begin with the weights that it has now."""
     server = federation.server
-    theta, numbers = server.party.replica.parameters, range(server.sampling.clients)
+    theta, numbers = server.party.agreed.replica.parameters, range(server.sampling.clients)
     weights = {number: at_the_beginning(federation.client(number).parts(), theta) for number in numbers}
     digests = {number: digest_of(tensors) for number, tensors in weights.items()}
 

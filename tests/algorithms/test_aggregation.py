@@ -12,8 +12,7 @@ from halfback.engine.remote.frames import MAX_ROWS, Frame, Ready, frame, read_an
 from halfback.engine.remote.presence import Terms
 from halfback.engine.remote.server import RemoteServer
 from halfback.errors import PeerError, UserError
-from halfback.parties.server_robust import Robust
-from halfback.parties.shares import mean
+from halfback.parties.cohort import Robust, mean
 from halfback.testing import small
 from halfback.testing.remote import PATIENCE, Sockets, deployed
 
@@ -25,7 +24,9 @@ def test_every_method_that_averages_has_the_choice() -> None:
     """Those without it take turns, or are one machine. By rows is the default where the paper has it."""
     without = {name for name, kind in algorithms().items() if name not in AVERAGING}
     assert without == {
-        name for name, kind in algorithms().items() if kind.traits.one_by_one or kind.traits.agreement == "alone"
+        name
+        for name, kind in algorithms().items()
+        if kind().needs.turns == "one_by_one" or kind().needs.agreement.name == "alone"
     }
     by_rows = {name for name in AVERAGING if algorithms()[name]().aggregation == "rows"}  # type: ignore[attr-defined]
     assert by_rows == {"fedavg", "sfl_v1", "sfl_v2"}
@@ -60,7 +61,12 @@ def test_unequal_rows_count(name: str) -> None:
     for simulation in (alike, by_rows):
         small.run(simulation, 2, steps=2)
         simulation.server.agreed_bottom()
-        states.append([*simulation.server.party.replica.parameters.values(), *simulation.server.party.top.parameters()])
+        states.append(
+            [
+                *simulation.server.party.agreed.replica.parameters.values(),
+                *simulation.server.party.top.module.parameters(),
+            ]
+        )
     assert any(not torch.equal(one, other) for one, other in zip(*states, strict=True))
 
 
@@ -111,8 +117,8 @@ def test_a_site_says_its_rows_and_counts_by_them(tmp_path: Path) -> None:
     counts = dict(server.party.rows)
     deployment.run_round(small.Round(0, 1, 0), measure_memory=False)
     carrier.close()
-    assert server.party.rows == counts | {1: 10**6}
-    assert server.party.shares([0, 1, 2])[1] == 10**6 / (10**6 + counts[0] + counts[2])
+    assert server.party.cohort.rows == counts | {1: 10**6}
+    assert server.party.cohort.shares([0, 1, 2])[1] == 10**6 / (10**6 + counts[0] + counts[2])
 
 
 @pytest.mark.parametrize("rows", [0, -1, MAX_ROWS + 1])
@@ -128,19 +134,19 @@ def test_impossible_numbers_of_rows_are_refused(tmp_path: Path, rows: int) -> No
 def test_a_site_can_not_say_another_number_later(tmp_path: Path) -> None:
     deployment, carrier, server = _served(tmp_path, {})
     deployment.run_round(small.Round(0, 1, 0), measure_memory=False)
-    before = dict(server.party.rows)
+    before = dict(server.party.cohort.rows)
     deployment._presence.ready.discard(1)
     carrier.claims = {1: before[1] + 1}
     with pytest.raises(UserError, match=f"it said that it has {before[1]} training rows, and says {before[1] + 1} now"):
         deployment.run_round(small.Round(1, 1, 1), measure_memory=False)
     carrier.close()
-    assert server.party.rows == before
+    assert server.party.cohort.rows == before
 
 
 def test_nor_to_a_server_that_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     deployment, carrier, server = _served(tmp_path / "first", {})
     deployment.run_round(small.Round(0, 1, 0), measure_memory=False)
-    before, kept = server.party.rows[1], deployment.state()
+    before, kept = server.party.cohort.rows[1], deployment.state()
     carrier.close()
     deployment, carrier, _ = _served(tmp_path / "then", {1: before + 1})
     deployment.load_state(*kept)

@@ -21,8 +21,7 @@ from halfback.testing.formulas import JOIN, NOTHING, slopes, weights
 from halfback.testing.remote import run_over_sockets
 from halfback.testing.wrapped import saying, wrap
 from halfback.wire.messages import Message, Slopes, Weights
-from halfback.zeroth.directions import direction_of
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import direction_of, seed_for
 
 World = Callable[..., RunConfig]
 UNEQUAL = [3, 0, 2, 1]
@@ -49,7 +48,7 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 def theta(simulation: Federation) -> list[Tensor]:
-    return list(simulation.server.party.replica.parameters.values())
+    return list(simulation.server.party.agreed.replica.parameters.values())
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -104,11 +103,11 @@ def test_a_step_is_the_gradients_above_and_its_exact_slopes_below(world: World, 
     small.run(stepped.federation, 1)
 
     batch = whole.holdings.sources[0].batch(0)
-    names = list(whole.federation.server.party.replica.parameters)
+    names = list(whole.federation.server.party.agreed.replica.parameters)
     parameters = theta(whole.federation)
     loss = nn.functional.cross_entropy(whole.model.logits(batch.inputs), batch.labels)
     gradients = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
-    below = whole.federation.server.party.boundaries[0].below
+    below = whole.federation.server.party.cohort.boundaries[0].below
     expected = {name: gradient.double() for name, gradient in gradients.items()}
     moves = {name: torch.zeros_like(expected[name]) for name in below}
     for p in range(2):
@@ -165,10 +164,10 @@ def test_the_ledger_holds_the_closed_form(world: World) -> None:
     """Down all of θ; up P slopes a step, none where all is backpropagated, and the weights above the boundary."""
     run = small.built(world(algorithm__boundaries=UNEQUAL, algorithm__directions=3, algorithm__beta=0))
     simulation, expected = run.federation, {"up": 0, "down": 0}
-    shapes = {name: tuple(p.shape) for name, p in simulation.server.party.replica.parameters.items()}
+    shapes = {name: tuple(p.shape) for name, p in simulation.server.party.agreed.replica.parameters.items()}
     for number in range(6):
         for client in simulation.server.cohort(number):
-            below = simulation.server.party.boundaries[client].below
+            below = simulation.server.party.cohort.boundaries[client].below
             above = [shape for name, shape in shapes.items() if name not in below]
             assert bool(below) is (UNEQUAL[client] > 0)
             expected["up"] += JOIN + slopes(2 * 3 if below else 0) + weights(above)
@@ -278,9 +277,11 @@ def test_weights_before_the_slopes_are_refused() -> None:
     simulation = small.built(small.images("ho_fl")).federation
     small.run(simulation, 1)
     names = [
-        n for n in simulation.server.party.replica.parameters if n not in simulation.server.party.boundaries[3].below
+        n
+        for n in simulation.server.party.agreed.replica.parameters
+        if n not in simulation.server.party.cohort.boundaries[3].below
     ]
-    said = Weights(tuple(simulation.server.party.replica.parameters[name].detach() for name in names))
+    said = Weights(tuple(simulation.server.party.agreed.replica.parameters[name].detach() for name in names))
     with pytest.raises(PeerError, match="client 3: Weights: they came before the slopes of the round"):
         simulation.server.algorithm.answer(simulation.server.party, {3: said})
 

@@ -215,13 +215,15 @@ def _built(name: str) -> Federation:
 
 
 def _bits(simulation: Federation) -> dict[str, torch.Tensor]:
-    named = {f"θ.{name}": p for name, p in simulation.server.party.replica.parameters.items()}
-    return {name: p.detach().clone() for name, p in {**named, **simulation.server.party.top.state_dict()}.items()}
+    named = {f"θ.{name}": p for name, p in simulation.server.party.agreed.replica.parameters.items()}
+    return {
+        name: p.detach().clone() for name, p in {**named, **simulation.server.party.top.module.state_dict()}.items()
+    }
 
 
 def test_every_conversation_is_here() -> None:
     elsewhere = {"ho_sfl", "zo_sfl", "split_lora", "frozen_bottom", "ho_fl"}
-    speaking = {name for name in ROWS if name == ROWS[name].name and ROWS[name].traits.agreement != "alone"}
+    speaking = {name for name in ROWS if name == ROWS[name].name and ROWS[name].needs.agreement.name != "alone"}
     assert set(BY_A_CLIENT) == set(BY_THE_SERVER) == speaking - elsewhere
 
 
@@ -229,8 +231,8 @@ def test_every_conversation_is_here() -> None:
 def test_a_server_refuses(name: str, spoiled: Spoiled) -> None:
     """Also in the middle of a cohort: the server's parts are in their places afterwards."""
     simulation = _built(name)
-    answer, seen, optimizer = simulation.server.algorithm.answer, 0, simulation.server.party.optimizer
-    shared = dict(simulation.server.party.top.named_parameters())
+    answer, seen, optimizer = simulation.server.algorithm.answer, 0, simulation.server.party.top.first_order.optimizer
+    shared = dict(simulation.server.party.top.module.named_parameters())
 
     def listening(server: Server, messages: dict[int, Any]) -> Any:
         nonlocal seen
@@ -247,8 +249,8 @@ def test_a_server_refuses(name: str, spoiled: Spoiled) -> None:
         small.run(simulation, 1, steps=2)
     assert f"client {HOSTILE}" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert simulation.server.party.optimizer is optimizer
-    now = dict(simulation.server.party.top.named_parameters())
+    assert simulation.server.party.top.first_order.optimizer is optimizer
+    now = dict(simulation.server.party.top.module.named_parameters())
     assert all(now[key] is parameter for key, parameter in shared.items())
 
 
@@ -277,4 +279,4 @@ def test_one_machine_hears_nobody(name: str, message: Message) -> None:
 def test_nothing_is_kept_beyond_its_round(name: str) -> None:
     simulation = _built(name)
     small.run(simulation, 1, steps=2)
-    assert simulation.server.party.kept == {}
+    assert simulation.server.party.memory is None

@@ -12,8 +12,8 @@ from halfback.algorithms import algorithms
 from halfback.config import RunConfig
 from halfback.engine.federation import Federation
 from halfback.errors import Diverged, PeerError
+from halfback.parties.by_slopes import mean_slopes
 from halfback.parties.client import Client
-from halfback.parties.exchange import mean_slopes
 from halfback.parties.holdings import Round
 from halfback.parties.protocol import Conversation
 from halfback.parties.server import Server
@@ -90,7 +90,7 @@ def names(*agreements: str) -> list[str]:
     The others call the same ones: `test_hostile_conversations` holds that they do.
     """
     four = ("ho_sfl", "zo_sfl", "split_lora", "frozen_bottom")
-    return [name for name in four if algorithms()[name].traits.agreement in agreements]
+    return [name for name in four if algorithms()[name]().needs.agreement.name in agreements]
 
 
 def spoil(simulation: Federation, kind: type[Message], change: Spoil, *, at: int = 1) -> None:
@@ -234,12 +234,12 @@ def test_a_step_without_a_batch() -> None:
     """After an honest step: a gradient that was used is used up."""
     simulation = small.built(small.images("ho_sfl")).federation
     small.run(simulation, 1)
-    before = {name: tensor.clone() for name, tensor in simulation.server.party.top.state_dict().items()}
-    directions = len(simulation.server.party.history[0])
+    before = {name: tensor.clone() for name, tensor in simulation.server.party.top.module.state_dict().items()}
+    directions = len(simulation.server.party.agreed.rows[0])
     with pytest.raises(PeerError, match=f"client {HOSTILE}: it wants step 1 taken, but no batch came for it"):
         simulation.server.algorithm.answer(simulation.server.party, {HOSTILE: Slopes(1, torch.zeros(directions))})
-    assert all(torch.equal(before[n], t) for n, t in simulation.server.party.top.state_dict().items())
-    assert len(simulation.server.party.history) == 1
+    assert all(torch.equal(before[n], t) for n, t in simulation.server.party.top.module.state_dict().items())
+    assert len(simulation.server.party.agreed.rows) == 1
 
 
 def test_slopes_whose_sum_overflows_have_a_finite_mean() -> None:
@@ -270,12 +270,14 @@ def test_a_refused_message_moves_nothing(name: str) -> None:
     """What an error leaves behind is the state before the exchange: the server can go on without that client."""
     simulation = small.built(config_of(name).model_copy(update={"sampled_clients": 4})).federation
     server = simulation.server.party
-    before = {n: t.clone() for part in (server.top, simulation.server.bottom) for n, t in part.state_dict().items()}
+    before = {
+        n: t.clone() for part in (server.top.module, simulation.server.bottom) for n, t in part.state_dict().items()
+    }
     spoil(simulation, Activations, lambda m: replace(m, labels=torch.full_like(m.labels, 99)))
     with pytest.raises(PeerError):
         small.run(simulation, 1)
     after: dict[str, Any] = {
-        n: t for part in (server.top, simulation.server.bottom) for n, t in part.state_dict().items()
+        n: t for part in (server.top.module, simulation.server.bottom) for n, t in part.state_dict().items()
     }
     assert all(torch.equal(before[n], after[n]) for n in before)
-    assert server.history == server.losses == []
+    assert server.agreed.rows == server.losses == []

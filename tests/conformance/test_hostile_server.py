@@ -152,7 +152,7 @@ def test_a_repeated_row_does_not_set_a_client_back() -> None:
     simulation = small.built(config_of("ho_sfl")).federation
     small.run(simulation, 3)
     client = next(iter(simulation.clients.values())).party
-    client.replay(client.position, simulation.server.party.missed(client.position))
-    assert client.position == 3
-    client.replay(0, simulation.server.party.history[0].unsqueeze(0))
-    assert client.position == 3
+    client.theta.replay(client.theta.position, simulation.server.party.agreed.missed(client.theta.position))
+    assert client.theta.position == 3
+    client.theta.replay(0, simulation.server.party.agreed.rows[0].unsqueeze(0))
+    assert client.theta.position == 3

@@ -89,7 +89,7 @@ def _give(run: Built, algorithm: Algorithm) -> None:
     """The server's algorithm and those of all clients."""
     run.federation.server.algorithm = algorithm
     for client in range(3):
-        run.federation.client(client).algorithm = algorithm
+        run.federation.client(client).party.algorithm = algorithm
 
 
 def test_a_server_reads_the_labels_that_the_u_shape_keeps(recipe: Recipe) -> None:
@@ -116,7 +116,7 @@ def _labels(own: Built, up: Activations, sent: MiddleActivations, came: HeadGrad
     distances = []
     for label in range(len(own.task.label_names)):
         logits = functional_call(head, weights, (hidden, up.mask))
-        loss = own.federation.server.party.loss(logits, torch.full((len(hidden),), label))
+        loss = own.federation.server.party.top.loss(logits, torch.full((len(hidden),), label))
         (gradient,) = torch.autograd.grad(loss, hidden)
         distances.append((gradient - came.gradient).flatten(1).norm(dim=1))
     return torch.stack(distances).argmin(dim=0)

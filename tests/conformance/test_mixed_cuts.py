@@ -14,7 +14,7 @@ from halfback.config import RunConfig
 from halfback.engine.federation import Federation
 from halfback.errors import PeerError, UserError
 from halfback.models.adapters import trainable
-from halfback.parties.exchange import upload
+from halfback.parties.client_exchange import upload
 from halfback.runs import checkpoint
 from halfback.telemetry.meters import MemoryMeter
 from halfback.testing import small
@@ -68,27 +68,29 @@ def test_devices_that_hold_their_own_blocks_alone_agree(variant: str, world: Wor
     shared, private = (small.built(world(variant)).federation for _ in range(2))
     _give_everyone_its_own(private)
     assert small.run(shared, 4, steps=2) == small.run(private, 4, steps=2)
-    for one, other in zip(shared.server.party.history, private.server.party.history, strict=True):
+    for one, other in zip(shared.server.party.agreed.rows, private.server.party.agreed.rows, strict=True):
         assert torch.equal(one, other)
     shared.server.agreed_bottom()
     private.server.agreed_bottom()
-    agreed = shared.server.party.replica
+    agreed = shared.server.party.agreed.replica
     for client in (side.party for side in private.clients.values()):
-        client.replay(client.position, private.server.party.missed(client.position))
-        for name, parameter in client.replica.parameters.items():
+        client.theta.replay(client.theta.position, private.server.party.agreed.missed(client.theta.position))
+        for name, parameter in client.theta.replica.parameters.items():
             assert torch.equal(parameter, agreed.parameters[name])
-            assert all(torch.equal(client.replica.moments[m][name], agreed.moments[m][name]) for m in agreed.moments)
-    held = [len(side.party.replica.parameters) for side in private.clients.values()]
+            assert all(
+                torch.equal(client.theta.replica.moments[m][name], agreed.moments[m][name]) for m in agreed.moments
+            )
+    held = [len(side.party.theta.replica.parameters) for side in private.clients.values()]
     assert held[0] == held[2] < held[1] == held[3] == len(agreed.parameters)
     small.assert_equal_states(shared, private, but=("clients",))
 
 
 def _give_everyone_its_own(simulation: Federation) -> None:
-    agreed = simulation.server.party.replica
+    agreed = simulation.server.party.agreed.replica
     for number in range(simulation.server.sampling.clients):
         party = simulation.client(number).party
         own = {n: torch.nn.Parameter(p.detach().clone()) for n, p in trainable(party.bottom).items()}
-        party.replica = agreed.alike(own)
+        party.theta.replica = agreed.alike(own)
 
 
 @every_variant
@@ -150,7 +152,7 @@ def test_each_group_follows_the_mean_gradient_of_those_who_have_it(tiny_bert: Pa
     changes |= {"algorithm__directions": directions, "algorithm__estimator": "forward_ad"}
     built = small.built(small.texts("ho_sfl", tiny_bert, sentences, **changes))
     simulation = built.federation
-    replica = simulation.server.party.replica
+    replica = simulation.server.party.agreed.replica
     shallow, deep = (_gradient(built, client) for client in range(2))
     first, second = replica.groups
     mean = {name: (shallow[name] + deep[name]) / 2 for name in first}
@@ -188,15 +190,15 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 def test_a_group_that_nobody_has_stays_and_leaves_no_gradient(variant: str, world: World) -> None:
     settings = {"sampled_clients": 1, "bottom__optimizer": "sgd", "top__train": "full"}
     simulation = small.built(world(variant, **settings)).federation
-    first, second = simulation.server.party.replica.groups
-    parameters = simulation.server.party.replica.parameters
+    first, second = simulation.server.party.agreed.replica.groups
+    parameters = simulation.server.party.agreed.replica.parameters
     number = next(n for n in range(20) if simulation.server.cohort(n)[0] % 2 == 0)  # a round of a shallow client
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     small.run(simulation, 1, first=number, steps=2)
     simulation.server.agreed_bottom()
     assert all(torch.equal(before[name], parameters[name]) for name in second)
     assert not all(torch.equal(before[name], parameters[name]) for name in first)
-    assert all(row[len(row) // 2 :].count_nonzero() == 0 for row in simulation.server.party.history)
+    assert all(row[len(row) // 2 :].count_nonzero() == 0 for row in simulation.server.party.agreed.rows)
     assert all(parameter.grad is None for parameter in parameters.values())
 
 
@@ -252,7 +254,7 @@ def test_activations_of_another_clients_cut_are_refused() -> None:
 def test_a_list_for_first_order_is_fine_where_all_clients_have_the_same_cut() -> None:
     run = small.built(small.images("split_lora", model__cut=[2, 1], clients=1, sampled_clients=1))
     assert run.model.at == 2
-    assert not run.federation.server.party.above
+    assert not run.federation.server.party.top.above
 
 
 def test_a_device_without_adapters_is_refused() -> None:
@@ -261,4 +263,6 @@ def test_a_device_without_adapters_is_refused() -> None:
     changes |= {"model__name": "resnet18-32"}
     with pytest.raises(UserError, match=r"model\.cut=\[1, 3\]: with 1 of 8 blocks a device trains nothing"):
         small.built(small.images("ho_sfl", **changes))
-    assert small.built(small.images("frozen_bottom", **changes)).federation.server.party.above  # where it needs nothing
+    assert small.built(
+        small.images("frozen_bottom", **changes)
+    ).federation.server.party.top.above  # where it needs nothing

@@ -125,7 +125,7 @@ def test_the_weights_of_resnet18_to_the_last_byte(name: str, kind: str, transfer
     changes = {"clients": 5, "sampled_clients": 5, "batch_size": 1, "bottom.train": "full", "top.train": "full"}
     built = small.built(configuration.from_tree(tree, small.SMALL | changes))
     small.run(built.federation, 3)
-    parameters = list(built.federation.server.party.replica.parameters.values())
+    parameters = list(built.federation.server.party.agreed.replica.parameters.values())
     values = sum(parameter.numel() * 4 for parameter in parameters)
     # A header, the field's type and count; of each tensor dtype and number of dimensions, and a word a dimension.
     framing = 4 + 1 + 4 + sum(2 + 4 * parameter.ndim for parameter in parameters)

@@ -174,8 +174,8 @@ def test_a_run_that_is_stopped_holds_the_head(world: World) -> None:
     simulation = small.built(world("split_lora", model__head=1)).federation
     small.run(simulation, 1)
     tensors, _ = simulation.state()
-    assert simulation.server.party.head
-    assert all(torch.equal(tensors[f"top.{name}"], p) for name, p in simulation.server.party.head.items())
+    assert simulation.server.party.top.head
+    assert all(torch.equal(tensors[f"top.{name}"], p) for name, p in simulation.server.party.top.head.items())
 
 
 SAYS_HEAD_GRADIENT: dict[str, tuple[Spoil, type[Exception], str]] = {
@@ -217,7 +217,7 @@ def u_shaped(algorithm: str, **changes: Any) -> Federation:
 
 def refused(simulation: Federation, error: type[Exception], said: str, who: str) -> None:
     """One line that names who did it, and nothing has moved."""
-    parts = (simulation.server.bottom, simulation.server.party.top, simulation.client(0).party.head.module)  # type: ignore[union-attr]
+    parts = (simulation.server.bottom, simulation.server.party.top.module, simulation.client(0).party.head.module)  # type: ignore[union-attr]
     before = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
     with pytest.raises(error, match=said) as caught:
         small.run(simulation, 1)

@@ -43,9 +43,8 @@ from halfback.errors import Diverged, PeerError
 from halfback.parties.holdings import Round
 from halfback.testing import small
 from halfback.testing.table import ROWS
-from halfback.wire.ledger import Direction
 from halfback.wire.messages import Message
-from halfback.wire.packing import pack, unpack
+from halfback.wire.packing import Direction, pack, unpack
 
 MEGABYTES = 256  # that refusing, and one step of the smallest models, may take beside what is there before
 SECONDS = 60  # for one round on a busy machine; what hangs never ends

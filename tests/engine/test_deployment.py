@@ -118,8 +118,10 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
 
 
 def assert_same(one: Federation, other: Federation) -> None:
-    assert len(one.server.party.history) == len(other.server.party.history)
-    assert all(torch.equal(a, b) for a, b in zip(one.server.party.history, other.server.party.history, strict=True))
+    assert len(one.server.party.agreed.rows) == len(other.server.party.agreed.rows)
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.server.party.agreed.rows, other.server.party.agreed.rows, strict=True)
+    )
     for simulation in (one, other):
         simulation.server.agreed_bottom()
     mine, theirs = (s.state()[0] for s in (one, other))
@@ -187,7 +189,7 @@ def test_a_client_that_is_late_for_the_slopes_is_not_in_their_mean(make_world: C
     world.carrier.change = late
     world.run(3)
     assert world.happened("dropped") == [1]
-    for step, row in enumerate(world.server.server.party.history):
+    for step, row in enumerate(world.server.server.party.agreed.rows):
         rows = torch.stack([values for at, values in means if at == step])
         assert step != 1 or len(rows) == 2
         assert torch.equal(row, rows.double().mean(dim=0).float())
@@ -212,8 +214,8 @@ def test_who_was_away_catches_up_bit_for_bit_and_pays_for_the_rows(
     for client in range(3):
         found = checkpoint.load(tmp_path / "clients" / str(client))
         assert found is not None
-        assert found[2]["position"] == len(server.server.party.history)
-        for name, parameter in server.server.party.replica.parameters.items():
+        assert found[2]["position"] == len(server.server.party.agreed.rows)
+        for name, parameter in server.server.party.agreed.replica.parameters.items():
             assert torch.equal(found[1][f"theta.{name}"], parameter)
 
 
@@ -274,7 +276,7 @@ def test_a_client_with_a_header_that_says_nothing_is_expelled(make_world: Callab
     world.carrier.change = lambda n, q, answer: Frame(header) if n == 0 and '"open"' in q.header else answer
     world.run(1)
     assert world.happened("expelled") == [0]
-    assert len(world.server.server.party.history) == 1
+    assert len(world.server.server.party.agreed.rows) == 1
 
 
 def test_numbers_that_are_not_finite_void_the_round_and_expel_who_sent_them(make_world: Callable[..., World]) -> None:

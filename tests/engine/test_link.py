@@ -11,10 +11,10 @@ from torch import Tensor
 from halfback.codecs import parse
 from halfback.codecs.temporal import TemporalSender
 from halfback.engine.bounds import Bounds
-from halfback.engine.link import End, HiddenForm, blamed
+from halfback.engine.link import End, blamed
 from halfback.engine.links import Links
 from halfback.errors import Diverged, PeerError
-from halfback.wire.ledger import Direction, Ledger
+from halfback.parties.holdings import HiddenForm
 from halfback.wire.messages import (
     Activations,
     Caches,
@@ -25,7 +25,7 @@ from halfback.wire.messages import (
     MiddleActivations,
     Nothing,
 )
-from halfback.wire.packing import Most, pack, unpack
+from halfback.wire.packing import Direction, Ledger, Most, pack, unpack
 
 LONGEST, WIDTH = 6, 8
 TEXTS = HiddenForm((LONGEST, WIDTH), True, torch.float32)

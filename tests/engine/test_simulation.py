@@ -9,9 +9,8 @@ import torch
 from halfback.engine.federation import Federation
 from halfback.engine.link import End, tensors_of
 from halfback.testing import small
-from halfback.wire.ledger import Ledger
 from halfback.wire.messages import ROLES, Activations, Join, Message, Nothing, Weights
-from halfback.wire.packing import Most
+from halfback.wire.packing import Ledger, Most
 from halfback.zeroth.directions import forget_tables
 
 
@@ -38,7 +37,7 @@ def test_only_sampled_clients_are_made_and_take_part() -> None:
     small.run(few, 2, steps=2)
     cohorts = [few.server.cohort(0), few.server.cohort(1)]
     taken = {client: 2 * sum(client in cohort for cohort in cohorts) for cohort in cohorts for client in cohort}
-    assert {number: client.party.cursor for number, client in few.clients.items()} == taken
+    assert {number: client.party.feed.cursor for number, client in few.clients.items()} == taken
 
 
 @pytest.mark.parametrize(
@@ -104,7 +103,7 @@ def _bytes_kept(algorithm: str, clients: int) -> int:
     before = _live_bytes()
     small.run(run.federation, 1)
     assert len(run.federation.clients) == clients
-    replicas = {id(client.party.replica) for client in run.federation.clients.values()}
+    replicas = {id(client.party.theta.replica) for client in run.federation.clients.values()}
     assert len(replicas) == (clients if algorithm == "split_lora" else 1)
     return _live_bytes() - before
 
