@@ -1,6 +1,6 @@
 """Peak memory of a client's worker process, from its start to the end of its first step, against its own part's bytes.
 
-    python benchmarks/worker_memory.py [--blocks 60] [--cut 6] [--hidden 512] [--label name]
+    python benchmarks/worker_memory.py [--blocks 60] [--cut 6] [--hidden 512] [--from disk|server]
 
 A random Llama is written to disk as safetensors in float32; by default its bottom is a tenth of it. A server and one
 worker, a process of its own, then take one step of HO-SFL with LoRA on it. Printed, in MB: the worker's peak of
@@ -171,9 +171,8 @@ def main() -> None:
         time.sleep(0.1)
         site.relay.close()
     mega = 1e6
-    print(
-        f"model {whole / mega:.0f} MB, bottom {bottom / mega:.0f} MB ({bottom / whole:.0%}), weights of the {chosen.source}"
-    )
+    sizes = f"model {whole / mega:.0f} MB, bottom {bottom / mega:.0f} MB ({bottom / whole:.0%})"
+    print(f"{sizes}, weights from {chosen.source}")
     print("| memory | bare process, MB | worker's peak, MB | over it, MB | ÷ bottom |\n| --- | --- | --- | --- | --- |")
     for name, what in (("VmHWM", "resident"), ("RssAnon", "anonymous")):
         more = worker.peaks[name] - idle.peaks[name]

@@ -1,5 +1,6 @@
 """What the parties of a process stand on, whichever they are: rows, the model cut and adapted, and θ."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -71,7 +72,7 @@ def held_by(config: RunConfig, algorithm: Algorithm, client: int, *, read: bool)
         case "auxiliary" if kind != "linear":
             return Held(first + kind, 0, read)
         case "whole":
-            return None
+            return None if read else Held(sys.maxsize, 0, read)
         case _:
             return Held(first, head, read)
 
