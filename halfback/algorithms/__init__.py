@@ -1,6 +1,8 @@
 """The registered algorithms: ours below, and those that other packages declare under `halfback.algorithms`."""
 
+from collections.abc import Callable
 from importlib.metadata import entry_points
+from typing import TypeVar
 
 from halfback.algorithms.centralised import Centralised
 from halfback.algorithms.cse_fsl import CseFsl
@@ -21,6 +23,7 @@ from halfback.algorithms.split_lora import SplitLora
 from halfback.algorithms.spry import Spry
 from halfback.algorithms.vanilla_split import VanillaSplit
 from halfback.algorithms.zo_sfl import ZoSfl
+from halfback.errors import UserError
 from halfback.parties.protocol import Algorithm
 
 _OURS: dict[str, type[Algorithm]] = {
@@ -46,9 +49,29 @@ _OURS: dict[str, type[Algorithm]] = {
 }
 
 
+_REGISTERED: dict[str, type[Algorithm]] = {}
+_Kind = TypeVar("_Kind", bound=type[Algorithm])
+
+
+def algorithm(name: str) -> Callable[[_Kind], _Kind]:
+    """Decorates an algorithm's class, which this process then knows by `name`; of a package, declare an entry point.
+
+    Raises:
+        UserError: an algorithm of this package has the name.
+    """
+    if name in _OURS:
+        raise UserError(f"algorithm {name!r} is one of halfback's own; choose another name")
+
+    def kept(kind: _Kind) -> _Kind:
+        _REGISTERED[name] = kind
+        return kind
+
+    return kept
+
+
 def algorithms() -> dict[str, type[Algorithm]]:
     """Name → algorithm: a frozen dataclass whose fields are its options."""
-    found = dict(_OURS)
+    found = _OURS | _REGISTERED
     for entry in entry_points(group="halfback.algorithms"):
         found.setdefault(entry.name, entry.load())
     return found

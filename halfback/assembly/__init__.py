@@ -14,6 +14,7 @@ from torch import Tensor
 from halfback.algorithms import algorithms
 from halfback.assembly.fingerprint import fingerprint
 from halfback.assembly.motion import make_optimizer, make_schedule
+from halfback.assembly.own import Own
 from halfback.assembly.parties import device_head, device_part, link_forms, make_locals, make_server, place_above
 from halfback.assembly.sources import Site, client_sources, pooled_source, site_sources
 from halfback.assembly.whole import (
@@ -63,14 +64,22 @@ class Built:
 
 
 def build(
-    config: RunConfig, *, pretrained: Path | None = None, scratch: Path | None = None, site: Site | None = None
+    config: RunConfig,
+    *,
+    pretrained: Path | None = None,
+    scratch: Path | None = None,
+    site: Site | None = None,
+    own: Own | None = None,
 ) -> Built:
     """Loads data and model, cuts, and sets up the parties.
 
     `pretrained`: where the weights of a recipe with `model.pretrain` are kept; trained and written there if absent, so
     a resumed run starts from the same bits. `scratch`: where codecs that remember on disk keep a temporary folder.
     `site`: this is the machine of one client, whose server is elsewhere and has done the pretraining.
+    `own`: parts that are objects of whoever calls, in the place of those that the configuration names.
     """
+    if own is not None:
+        raise NotImplementedError("own models and data")  # the seam that helper `own` fills
     algorithm, codecs, controller = check(config)
     device = _device(config.device)
     how = preparation(config.model, config.task)

@@ -113,6 +113,16 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+def merged(model: CutModel) -> nn.Module:
+    """A copy of the whole model with the adapters merged into its weights; the live model is not changed."""
+    whole = copy.deepcopy(model.whole)
+    for name, module in list(whole.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            whole.set_submodule(name, module.get_base_layer())
+    return whole
+
+
 def export(model: CutModel, folder: Path, label_names: Sequence[str] = (), *, pad: int | None = None) -> None:
     """Write the model, adapters merged into its weights, so that plain Transformers loads `folder`.
 
@@ -123,11 +133,7 @@ def export(model: CutModel, folder: Path, label_names: Sequence[str] = (), *, pa
     The live model is not changed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    whole = copy.deepcopy(model.whole)
-    for name, module in list(whole.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            whole.set_submodule(name, module.get_base_layer())
+    whole = merged(model)
     last = cast(Top, model.head or model.top)
     config: Any = whole.config
     classes: dict[str, Any] = {}
