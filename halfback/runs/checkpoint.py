@@ -121,7 +121,7 @@ def load(folder: Path, round_number: int | None = None) -> tuple[int, dict[str, 
         data = _bytes_of(newest / _TENSORS)  # read once, for the checksum and for the values
         if values.pop(_SUM) != xxh3_128(data).hexdigest():
             raise UserError(f"{_TENSORS} is damaged, or not the one that was saved with {_VALUES}")
-        tensors = loaded(data)
+        tensors = dict(sorted(loaded(data).items()))
         del data
     except (OSError, ValueError, SafetensorError, UserError) as error:
         raise UserError(f"checkpoint {newest} can't be read: {error}") from None
