@@ -117,11 +117,12 @@ class Enough(Exception):
     pass
 
 
-def test_who_is_told_of_a_round_may_stop_the_run(run: hb.Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [0, 3])
+def test_who_is_told_of_a_round_may_stop_the_run(step: int, run: hb.Run, tmp_path: Path) -> None:
     """Between two checkpoints; what was done is kept, and it goes on to the bits of an unbroken run."""
 
     def stop(state: hb.RunState) -> None:
-        if state.step == 3:
+        if state.step == step:
             raise Enough
 
     with pytest.raises(Enough) as caught:
@@ -130,12 +131,12 @@ def test_who_is_told_of_a_round_may_stop_the_run(run: hb.Run, tmp_path: Path) ->
     assert str(tmp_path / "run") in note
     stopped = hb.load(tmp_path / "run")
     assert not stopped.finished
-    assert checkpoint.rounds(stopped.folder / "checkpoint") == [3]
+    assert checkpoint.rounds(stopped.folder / "checkpoint") == [step]
     with pytest.raises(hb.UserError, match="is not finished"):
         stopped.summary  # noqa: B018
     steps: list[int] = []
     assert stopped.resume(on_round=lambda state: steps.append(state.step), progress=False) is stopped
-    assert steps == [4]
+    assert steps == [*range(step + 1, 5)]
     assert_equal_bits(stopped.folder, run.folder)
 
 

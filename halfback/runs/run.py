@@ -274,8 +274,9 @@ def _in_memory(config: RunConfig, given: Given) -> Run:
     folder = Path(tempfile.mkdtemp(prefix="halfback-"))
     try:
         begin(config, folder, given)
-    except HalfbackError:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException as error:
+        if isinstance(error, HalfbackError) or not (folder / CONFIG).exists():
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     run = Run(folder, given.own)
     weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)

@@ -95,15 +95,15 @@ class Training:
         self.seconds_before = 0.0
         self.started = time.perf_counter()
         self.sinks: list[Sink] = []
+        self.first: Record | None = None  # before training, of which nobody has been told yet
         self.saved = -1  # the round of the last checkpoint
         self.steps_back = 0  # in a row, to the same checkpoint
 
     def begin(self) -> None:
         """The first record and the first checkpoint, before anything is trained."""
         truncate_records(self.out, -1)
-        record = self._evaluated()
+        self.first = self._evaluated()
         self.save()
-        self._tell(record)
 
     def load(self, round_number: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Goes on from a checkpoint, as `checkpoint.load` has it."""
@@ -120,6 +120,8 @@ class Training:
         """
         rounds = math.ceil(self.config.steps / self.config.steps_per_round)
         with _Interrupts() as interrupts:
+            if self.first is not None:
+                self._tell(self.first)
             while self.round < rounds:
                 try:
                     self._run_round(rounds)
