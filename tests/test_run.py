@@ -22,6 +22,7 @@ from halfback import config
 from halfback.models.adapters import trainable
 from halfback.models.loading import load_model
 from halfback.runs import checkpoint, run
+from halfback.runs.training import RunState
 from halfback.telemetry.records import SUMMARY_KEYS, Record, read_records, read_summary
 from halfback.testing import small
 
@@ -155,7 +156,7 @@ def test_a_disk_that_fills_while_a_memory_is_written(tmp_path: Path) -> None:
     disk = "codecs.gradient_down=[{name: temporal, where: disk, cache: float32}]"
     out = tmp_path / "run"
     with pytest.raises(StopIteration):
-        run.train(config.resolve(None, digits(out, disk)[1:-2]), out, watch=_stop_at(1))
+        run.train(config.resolve(None, digits(out, disk)[1:-2]), out, on_round=_stop_at(1))
     with largest_file(10_000):
         said = halfback("resume", out)
     assert "gradient_down can't be written: " in refusal(said)
@@ -177,16 +178,16 @@ def test_a_disk_that_fills_while_records_are_written(tmp_path: Path) -> None:
     assert halfback(*digits(tmp_path / "unbroken", *settings)).status == 0
     out = tmp_path / "run"
     with pytest.raises(StopIteration):
-        run.train(config.load(tmp_path / "unbroken" / "config.yaml"), out, watch=_stop_at(3))
+        run.train(config.load(tmp_path / "unbroken" / "config.yaml"), out, on_round=_stop_at(3))
     with largest_file((out / "records.jsonl").stat().st_size // 2):
         assert "records.jsonl can't be written: File too large" in refusal(halfback("resume", out))
     assert halfback("resume", out).status == 0
     assert_same_run(tmp_path / "unbroken", out)
 
 
-def _stop_at(step: int) -> run.Watch:
-    def watch(_config: Any, now: int, _record: Any) -> None:
-        if now == step:
+def _stop_at(step: int) -> Callable[[RunState], None]:
+    def watch(state: RunState) -> None:
+        if state.step == step:
             raise StopIteration
 
     return watch

@@ -1,6 +1,6 @@
 """Run folders come from other people and other disks: whatever is wrong in one is one line, and nothing is changed.
 
-A mutation is made on a copy of a real run that was stopped after step 5 of 6, with its checkpoint of step 4.
+A mutation is made on a copy of a real run that was stopped after step 4 of 6.
 """
 
 import json
@@ -18,6 +18,7 @@ from test_run import loaded
 
 from halfback import config
 from halfback.runs import checkpoint, run
+from halfback.runs.training import RunState
 
 ROUND, TENSORS, VALUES = "round-00000004", "tensors.safetensors", "values.json"
 SETTINGS = ["steps=6", "eval_every=2", "checkpoint_every=1", "top.optimizer=adamw", "controller={name: bang_bang}"]
@@ -28,12 +29,12 @@ SETTINGS += ["codecs.activations_up=[temporal]", "bottom.optimizer=momentum"]
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("folders") / "run"
 
-    def watch(_: object, step: int, __: object) -> None:
-        if step == 5:
+    def watch(state: RunState) -> None:
+        if state.step == 4:
             raise StopIteration
 
     with pytest.raises(StopIteration):
-        run.train(config.resolve(None, digits(out, *SETTINGS)[1:-2]), out, watch=watch)
+        run.train(config.resolve(None, digits(out, *SETTINGS)[1:-2]), out, on_round=watch)
     return out
 
 
@@ -495,12 +496,12 @@ def learning(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rules = ["controller={name: ddpg, warm_up: 3, probe_every: 2}", "codecs.activations_up=[temporal]"]
     work = digits(out, *steps, *rules, "task.train_rows=32", "sampled_clients=4")
 
-    def watch(_: object, step: int, __: object) -> None:
-        if step == 11:
+    def watch(state: RunState) -> None:
+        if state.step == 10:
             raise StopIteration
 
     with pytest.raises(StopIteration):
-        run.train(config.resolve(None, work[1:-2]), out, watch=watch)
+        run.train(config.resolve(None, work[1:-2]), out, on_round=watch)
     return out
 
 
