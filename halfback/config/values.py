@@ -24,6 +24,8 @@ def resolve_values(config: Config, settings: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: an unknown recipe, key or value; the message is one line and names the nearest key.
     """
+    if isinstance(config, RunConfig) and not settings:
+        return config  # as it is: a tree can't hold every value that is refused later, such as NaN
     return from_tree(tree_of(config), paths_of(settings))
 
 
