@@ -64,7 +64,7 @@ def test_a_run_that_is_killed_twice_ends_with_the_bits_of_an_unbroken_one(
     process left are swept up.
     """
     disk = "{name: temporal, where: disk, cache: int8, cap_mb: 0.2}"
-    settings = ["steps=80", "eval_every=5", "checkpoint_every=1", f"codecs.activations_up=[{disk}]", "clients=2"]
+    settings = ["steps=50", "eval_every=10", "checkpoint_every=1", f"codecs.activations_up=[{disk}]", "clients=2"]
     settings += [f"codecs.gradient_down=[{disk}, int8]", "controller={name: bang_bang, initial: 0.9, low: 0.5}"]
     settings += ["beside=[split_lora]"]
     assert halfback(*digits(tmp_path / "unbroken", *settings)).status == 0
@@ -72,11 +72,11 @@ def test_a_run_that_is_killed_twice_ends_with_the_bits_of_an_unbroken_one(
     beside = out / "beside" / "split_lora"
     _kill(process(*digits(out, *settings)), lambda: (out / "checkpoint").is_dir(), chance.uniform(0, 0.5))
     assert not (out / "summary.json").exists()
-    assert len(list(out.glob("caches-*"))) == 1
+    (first,) = out.rglob("caches-*")
     _kill(process("resume", out), lambda: (beside / "checkpoint").is_dir(), chance.uniform(0, 0.3))
     assert not (beside / "summary.json").exists()
-    assert not list(out.glob("caches-*"))
-    assert len(list(beside.glob("caches-*"))) == 1
+    (second,) = out.rglob("caches-*")
+    assert second != first
     assert halfback("resume", out).status == 0
     for folder in ("", "beside/split_lora"):
         assert_same_run(tmp_path / "unbroken" / folder, out / folder)
