@@ -9,7 +9,7 @@ from torch import Tensor
 from halfback.algorithms import algorithms
 from halfback.assembly import motion
 from halfback.engine.federation import Federation
-from halfback.engine.state import trained_above
+from halfback.engine.tensors import trained_above
 from halfback.testing import small
 from halfback.testing.table import Row
 
