@@ -35,7 +35,8 @@ from halfback.data.tasks import load_task
 from halfback.engine.bounds import bounds_of
 from halfback.engine.federation import Federation
 from halfback.engine.links import CACHES, Forms, Links
-from halfback.engine.server_side import Sampling, ServerSide
+from halfback.engine.sampling import Sampling
+from halfback.engine.server_side import ServerSide
 from halfback.errors import UserError
 from halfback.models.adapters import set_trainable
 from halfback.models.cut import CutModel, cut, recut

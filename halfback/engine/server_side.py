@@ -4,10 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from halfback.codecs.protocol import Seen
 from halfback.controllers.protocol import Controller, LinkUse, Observation
 from halfback.engine.link import End, blamed, charged, tensors_of
 from halfback.engine.links import Links
-from halfback.engine.sampling import dependent_rounding
+from halfback.engine.sampling import Sampler
 from halfback.engine.tensors import moments, optimizer_tensors
 from halfback.errors import PeerError
 from halfback.models.cut import Bottom, Device, install
@@ -26,16 +24,6 @@ from halfback.telemetry.meters import MemoryMeter, Meters
 from halfback.wire.ledger import Ledger
 from halfback.wire.messages import Caches, HandOver, Message
 from halfback.wire.packing import split
-from halfback.zeroth.seeds import seed_for
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Who is drawn: in each round `sampled` of so many `clients`, a pure function of (seed, round)."""
-
-    seed: int
-    clients: int
-    sampled: int
 
 
 @final
@@ -57,7 +45,7 @@ class ServerSide:
         algorithm: Algorithm,
         party: Server,
         part: Bottom | Device,
-        sampling: Sampling,
+        sampling: Sampler,
         links: Links,
         controller: Controller | None,
     ) -> None:
@@ -76,13 +64,10 @@ class ServerSide:
 
     def cohort(self, round_number: int) -> list[int]:
         """The clients sampled in a round."""
-        seed, clients, sampled = self.sampling.seed, self.sampling.clients, self.sampling.sampled
-        generator = np.random.Generator(np.random.Philox(key=seed_for(seed, "cohort", round_number)))
-        if isinstance(self.algorithm, ChoosesClients):
-            probabilities = self.algorithm.inclusion(self.party, sampled)
-            if len(set(probabilities)) > 1:  # equal ones are what every other method has, and so are its cohorts
-                return dependent_rounding(probabilities, generator)
-        return sorted(generator.choice(clients, sampled, replace=False).tolist())
+        algorithm, probabilities = self.algorithm, None
+        if isinstance(algorithm, ChoosesClients):
+            probabilities = algorithm.inclusion(self.party, self.sampling.sampled)
+        return self.sampling.draw(round_number, probabilities)
 
     def turns(self, cohort: Sequence[int]) -> list[list[int]]:
         """The clients of a cohort, together or one after another, as the method wants it."""

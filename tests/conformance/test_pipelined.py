@@ -188,7 +188,6 @@ class Carried:
         """Client `leaves` is gone before exchange `before` of the round is answered, or if `heard`, right after it."""
         simulation, answers = self.federation, dict[int, Message | None]()
         simulation.server.party.round = round = Round(number, steps, number * steps)
-        algorithm = simulation.server.algorithm
         talks: dict[int, Generator[Message, Any, None]] = {
             client: simulation.server.algorithm.client_round(simulation.client(client).party, round)
             for client in range(3)
