@@ -14,8 +14,9 @@ from halfback.config import ModelConfig, RunConfig
 from halfback.data.batches import ClientData
 from halfback.data.encode import EncodedTask, encode
 from halfback.data.images import RGB_MEAN, RGB_STD
+from halfback.data.options import TaskOptions
 from halfback.data.sources import Preparation, data_folder
-from halfback.data.tasks import RawTask, TaskOptions, has_colour_images, load_task
+from halfback.data.tasks import RawTask, has_colour_images, load_task
 from halfback.errors import UserError, first_line
 from halfback.models.decoding import check_known
 from halfback.models.fitting import check_finite

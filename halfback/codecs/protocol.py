@@ -92,6 +92,25 @@ class Stage(Protocol):
         ...
 
 
+class Coding(Protocol):
+    """A codec with its settings: a frozen dataclass whose fields are the options."""
+
+    def bind(self, width: int, dtype: torch.dtype) -> Stage:
+        """Makes the stage for payloads of `width` columns of floats.
+
+        Args:
+            width: columns of the payload, of which each row is coded by itself.
+            dtype: of the payload.
+
+        Returns:
+            The stage.
+
+        Raises:
+            UserError: the codec can't take these.
+        """
+        ...
+
+
 class Remembering(Protocol):
     """What an end of a link says of its memory."""
 

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from halfback.algorithms import algorithms
 from halfback.config import yaml_reading
-from halfback.data.tasks import TaskOptions
+from halfback.data.options import TaskOptions
 from halfback.errors import UserError, offer, shown
 from halfback.models.adapters import BottomTrained, Lora
 from halfback.parties.server_robust import Robust

@@ -8,8 +8,9 @@ from typing import Any
 from halfback import config as configuration
 from halfback.algorithms import algorithms
 from halfback.config import RunConfig
+from halfback.data.options import TaskOptions
 from halfback.data.prompts import check_template
-from halfback.data.tasks import TaskOptions, fields_of, objective_of
+from halfback.data.tasks import fields_of, objective_of
 from halfback.deploy.site import SiteConfig, SiteData
 from halfback.errors import UserError
 

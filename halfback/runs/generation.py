@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from halfback.data.encode import Prompt
+from halfback.data.options import TaskOptions
 from halfback.data.prompts import check_template, encode_prompts, fill, generation_template
-from halfback.data.tasks import TaskOptions
 from halfback.errors import UserError
 from halfback.models.decoding import check_known, continue_prompts
 
