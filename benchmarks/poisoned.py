@@ -57,7 +57,7 @@ class Poisoned:
 
     def __init__(self, algorithm: Any, liars: range, lie: Lie) -> None:
         self.honest, self.liars, self.lie = algorithm, liars, lie
-        self.traits, self.answer = algorithm.traits, algorithm.answer
+        self.needs, self.answer = algorithm.needs, algorithm.answer
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The honest conversation, of which a liar changes what it says."""

@@ -42,7 +42,7 @@ from halfback.models.adapters import set_trainable
 from halfback.models.cut import CutModel, cut, recut
 from halfback.models.objectives import Evaluation, evaluate
 from halfback.parties.protocol import Algorithm
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import seed_for
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def build(
         pretrain_whole(whole.to(device), raw, config, device, pretrained, how)
     if site is not None and site.own_rows:
         sources = site_sources(config, task.train, site, device)
-    elif algorithm.traits.agreement == "alone":
+    elif algorithm.needs.agreement.pools:
         sources = pooled_source(config, task.train, device)
     else:
         sources = client_sources(config, task.train, device)
@@ -111,17 +111,18 @@ def build(
     server = make_server(config, algorithm, model, part, task, device, list(levels.values()))
     place_above(config, algorithm, server, others, task, device)
     head = device_head(model, task, device)
-    alone = algorithm.traits.agreement == "alone"
+    alone = algorithm.needs.agreement.pools
     bounds = bounds_of(
         algorithm,
         server,
         rows=config.batch_size * (config.sampled_clients if alone else 1),
-        steps=config.steps * (config.sampled_clients if algorithm.traits.one_by_one else 1),  # each client's is one
+        # Where clients take turns, each client's step is one.
+        steps=config.steps * (config.sampled_clients if algorithm.needs.turns == "one_by_one" else 1),
     )
-    if getattr(algorithm, "aggregation", "uniform") == "rows":
-        server.rows = {number: len(source) for number, source in enumerate(sources)}
-    forms: dict[int | None, Forms] = {None: link_forms(server, head, server.hidden_shape)}
-    forms |= {client: link_forms(server, head, above.hidden_shape) for client, above in server.above.items()}
+    if algorithm.needs.agreement.aggregation == "rows":
+        server.cohort.rows = {number: len(source) for number, source in enumerate(sources)}
+    forms: dict[int | None, Forms] = {None: link_forms(server.top.form, head)}
+    forms |= {client: link_forms(above.form, head) for client, above in server.top.above.items()}
     links = Links(codecs, forms, bounds, task.train.longest(), device, scratch)
     links.check()
     sampling = Sampling(config.seed, len(sources), 1 if alone else config.sampled_clients)

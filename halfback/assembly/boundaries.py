@@ -2,38 +2,31 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol, cast
 
 from torch import Tensor
 
 from halfback.errors import UserError
 from halfback.models.cut import CutModel, Device, recut
 from halfback.parties.holdings import Boundary, Local
-from halfback.parties.protocol import Algorithm
+from halfback.parties.protocol import Needs
 from halfback.parties.server import Server
-from halfback.zeroth.replay import Replica, UpdateRule
-from halfback.zeroth.seeds import seed_for
-from halfback.zeroth.slopes import check_radius, default_radius
-
-
-class Bounded(Protocol):
-    """What an algorithm whose devices have boundaries has for options."""
-
-    boundaries: tuple[int, ...] | None
-    estimator: str
-    radius: float | None
+from halfback.zeroth.directions import Directions, seed_for
+from halfback.zeroth.replay import Replica, RowForm, UpdateRule
+from halfback.zeroth.slopes import check_radius
 
 
 def settle(
-    algorithm: Algorithm, server: Server, model: CutModel, local: Local, *, clients: int, rule: UpdateRule
+    needs: Needs, server: Server, model: CutModel, local: Local, *, clients: int, rule: UpdateRule
 ) -> Callable[[int], Local]:
     """Gives the server the boundary of every client; returns the clients' own models, each cut at its boundary.
 
     local: the model cut where the recipe says. rule: how zeroth order moves what is below.
     Raises UserError for a boundary outside the model, or a radius that the dtype swallows.
     """
-    options, theta = cast(Bounded, algorithm), server.replica.parameters
-    chosen = options.boundaries or (model.at,)
+    assert needs.boundaries is not None, "a method with boundaries says where"
+    assert needs.probe is not None, "a method with boundaries probes below them"
+    theta, probe = server.agreed.replica.parameters, needs.probe
+    chosen = needs.boundaries.blocks or (model.at,)
     if not all(0 <= at <= model.blocks for at in chosen):
         raise UserError(
             f"algorithm.boundaries={list(chosen)}: {type(model.whole).__name__} has {model.blocks} blocks, so 0 to "
@@ -45,22 +38,23 @@ def settle(
 
     def boundary_of(client: int) -> Boundary:
         def fresh(parameters: Mapping[str, Tensor], first: int) -> Replica:
-            agreed = server.replica
-            return agreed.alike(
-                parameters,
-                rule=rule,
-                groups=None,
-                seed_of=lambda row, p: seed_for(agreed.seed_of(first + row, p), "client", client),
-                own_pace=True,
+            agreed = server.agreed.replica.directions
+
+            def seed_of(row: int, p: int) -> int:
+                return seed_for(agreed.seed_of(first + row, p), "client", client)
+
+            directions = Directions(seed_of, agreed.law)
+            return server.agreed.replica.alike(
+                parameters, rule=rule, form=RowForm(), directions=directions, own_pace=True
             )
 
         return Boundary(below[turns[client]], fresh)
 
-    boundaries = server.boundaries = tuple(boundary_of(client) for client in range(clients))
-    if options.estimator != "forward_ad":
+    boundaries = server.cohort.boundaries = tuple(boundary_of(client) for client in range(clients))
+    if probe.estimator != "forward_ad":
         for names in {*below.values()}:
             moved = {name: theta[name] for name in names}
-            check_radius(moved, options.radius or default_radius(moved, server.hidden_dtype))
+            check_radius(moved, probe.settled(moved, server.top.form.dtype).moved)
     return lambda client: replace(cuts[turns[client]], boundary=boundaries[client])
 
 

@@ -11,10 +11,8 @@ from halfback.config import RunConfig
 from halfback.engine.client_side import ClientSide
 from halfback.engine.server_side import ServerSide
 from halfback.models.cut import Bottom
-from halfback.parties.client import Client
-from halfback.parties.holdings import BatchSource, Head, Local
-from halfback.zeroth.replay import Replica
-from halfback.zeroth.seeds import seed_for
+from halfback.parties.client import Client, Feed, Theta
+from halfback.parties.holdings import BatchSource, Descent, Head, Local
 
 
 @dataclass(frozen=True)
@@ -41,32 +39,19 @@ class Holdings:
 
 def client_side(config: RunConfig, server: ServerSide, holdings: Holdings, number: int) -> ClientSide:
     """Client `number` beside its server."""
-    party, algorithm, optimizer = server.party, server.algorithm, None
-    replica = party.replica
-    if algorithm.traits.agreement in ("weights", "relay"):
-        replica = _copied(replica, number)
-    if algorithm.traits.backpropagates:
-        optimizer = partial(make_optimizer, config.bottom)(list(replica.parameters.values()))
+    party, needs = server.party, server.algorithm.needs
+    replica, descent = needs.agreement.replica_for(party.agreed.replica, number), None
+    if needs.backpropagates:
+        make = partial(make_optimizer, config.bottom)
+        schedule = make_schedule(config, config.bottom)
+        descent = Descent(list(replica.parameters.values()), make, config.bottom.clip, schedule)
     client = Client(
         number,
         holdings.bottoms.get(number, server.bottom),
-        replica,
-        holdings.sources[number],
-        hidden_dtype=party.hidden_dtype,
-        groups=party.groups.get(number),
-        optimizer=optimizer,
-        clip=config.bottom.clip,
-        schedule=make_schedule(config, config.bottom),
+        Theta(replica, groups=party.cohort.groups.get(number)),
+        Feed(holdings.sources[number]),
+        descent=descent,
         head=holdings.head,
         local=None if holdings.local is None else holdings.local(number),
     )
-    return ClientSide(algorithm, client, server.part, server.links.near(number), server.meters)
-
-
-def _copied(agreed: Replica, number: int) -> Replica:
-    """Parameters of a client's own, which start as the agreed ones; and directions of its own."""
-    return agreed.alike(
-        {name: nn.Parameter(parameter.detach().clone()) for name, parameter in agreed.parameters.items()},
-        seed_of=lambda row, p: seed_for(agreed.seed_of(row, p), "client", number),
-        own_pace=True,
-    )
+    return ClientSide(server.algorithm, client, server.part, server.links.near(number), server.meters)

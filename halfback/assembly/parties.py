@@ -10,18 +10,19 @@ from halfback.assembly.boundaries import settle
 from halfback.assembly.motion import check_lr, make_optimizer, make_replica, make_schedule, update_rule
 from halfback.config import RunConfig
 from halfback.data.encode import EncodedTask, Split
-from halfback.engine.link import HiddenForm
 from halfback.errors import UserError
 from halfback.models.adapters import trainable
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import Bottom, CutModel, Device
 from halfback.models.objectives import loss, terms
-from halfback.parties.holdings import Above, Local
+from halfback.parties.cohort import Cohort
+from halfback.parties.holdings import Above, Descent, HiddenForm, Local
 from halfback.parties.holdings import Head as DeviceHead
 from halfback.parties.protocol import Algorithm
-from halfback.parties.server import Server
-from halfback.zeroth.seeds import seed_for
-from halfback.zeroth.slopes import check_radius, default_radius
+from halfback.parties.server import Agreed, Server, Top
+from halfback.zeroth.directions import seed_for
+from halfback.zeroth.replay import RowForm
+from halfback.zeroth.slopes import check_radius
 
 
 def make_server(
@@ -35,27 +36,27 @@ def make_server(
 ) -> Server:
     """The server with the agreed θ; UserError for settings that train nothing, or that a dtype rounds away."""
     bottom = trainable(model.bottom)
-    traits = algorithm.traits
-    if not bottom and traits.agreement != "frozen":
+    needs, agreement = algorithm.needs, algorithm.needs.agreement
+    if not bottom and agreement.moves:
         raise UserError(
             f"bottom.train={config.bottom.train!r}: {config.algorithm.name} needs something to train on the device; "
             "any other value is allowed, or algorithm.name=frozen_bottom"
         )
     head = None if model.head is None else trainable(model.head)
-    top = {} if traits.top == "none" else trainable(model.top) | (head or {})
+    top = {} if needs.top == "none" else trainable(model.top) | (head or {})
     theta = trainable(part)
-    replays = {"bottom": not traits.backpropagates and traits.agreement != "frozen", "top": traits.top == "replayed"}
-    if traits.agreement != "frozen":
+    replays = {"bottom": needs.replays, "top": needs.top == "replayed"}
+    if agreement.moves:
         check_lr("bottom", config.bottom, theta, replays["bottom"], config.bottom.normalize)
     check_lr("top", config.top, top, replays["top"], replays["top"] and config.bottom.normalize)
-    hidden_shape, has_texts, hidden_dtype = _hidden(model, task.train, config.task.max_length, device)
-    if getattr(algorithm, "estimator", "") != "forward_ad":
+    form = _hidden(model, task.train, config.task.max_length, device)
+    if needs.probe is not None and needs.probe.estimator != "forward_ad":
         for side, moved in (("bottom", theta), ("top", top)):
             if replays[side]:
-                check_radius(moved, getattr(algorithm, "radius", None) or default_radius(moved, hidden_dtype))
+                check_radius(moved, needs.probe.settled(moved, form.dtype).moved)
     groups = _between_cuts(theta, levels)
-    if traits.groups is not None:
-        groups = traits.groups(list(theta), config.sampled_clients)
+    if agreement.groups is not None:
+        groups = agreement.groups(list(theta), config.sampled_clients)
         robust, each = config.robust, config.sampled_clients // len(groups)
         if each < robust.needed:
             raise UserError(
@@ -63,38 +64,32 @@ def make_server(
                 f"{config.sampled_clients} measure a group of layers, and {robust.needed} are needed to tell who lies; "
                 "sample more, or use robust.name=none"
             )
-    exact = _exact(config, algorithm, model, theta)
-    server = Server(
-        top=nn.Module() if traits.top == "none" else model.top,
-        loss=partial(loss, task.objective),
-        replica=make_replica(
-            config,
-            config.bottom if replays["bottom"] else None,
-            theta,
-            "bottom",
-            groups=groups,
-            exact=exact,
-            own_pace=traits.one_by_one,
+    exact = _exact(config, agreement.exact_blocks, model, theta)
+    descent = replica = None
+    if needs.top == "backpropagated":
+        make = partial(make_optimizer, config.top)
+        descent = Descent(list(top.values()), make, config.top.clip, make_schedule(config, config.top))
+    elif needs.top == "replayed":
+        replica = make_replica(config, config.top, top, "top", own_pace=True)
+    moved_by = config.bottom if replays["bottom"] else None
+    own_pace = needs.turns == "one_by_one"
+    return Server(
+        Top(
+            nn.Module() if needs.top == "none" else model.top,
+            partial(loss, task.objective),
+            form,
+            head=head,
+            descent=descent,
+            replica=replica,
         ),
-        hidden_shape=hidden_shape,
-        has_texts=has_texts,
-        hidden_dtype=hidden_dtype,
-        robust=config.robust,
-        head=head,
-        auxiliary=part.head if traits.device == "auxiliary" and isinstance(part, Device) else None,
-        schedule=make_schedule(config, config.top),
+        Agreed(make_replica(config, moved_by, theta, "bottom", form=RowForm(groups, exact), own_pace=own_pace)),
+        Cohort(robust=config.robust),
+        auxiliary=part.head if needs.holds == "auxiliary" and isinstance(part, Device) else None,
     )
-    if traits.top == "replayed":
-        server.top_replica = make_replica(config, config.top, top, "top", own_pace=True)
-    elif traits.top == "backpropagated":
-        server.make_optimizer = partial(make_optimizer, config.top)
-        server.optimizer, server.clip = server.make_optimizer(list(top.values())), config.top.clip
-    return server
 
 
-def _exact(config: RunConfig, algorithm: Algorithm, model: CutModel, theta: Mapping[str, Tensor]) -> list[str]:
+def _exact(config: RunConfig, count: int, model: CutModel, theta: Mapping[str, Tensor]) -> list[str]:
     """The names of θ in the blocks whose gradient a device takes exactly."""
-    count = getattr(algorithm, "exact_blocks", 0)
     if count == 0:
         return []
     if not isinstance(config.model.cut, int):
@@ -136,14 +131,15 @@ def place_above(
     device: torch.device,
 ) -> None:
     """Tells the server of the clients whose cut is not the deepest."""
-    shapes: dict[int, tuple[int, ...]] = {}
+    forms: dict[int, HiddenForm] = {}
+    groups = server.agreed.replica.groups
     for client, other in others.items():
-        if other.at not in shapes:
-            shapes[other.at] = _hidden(other, task.train, config.task.max_length, device)[0]
-        server.above[client] = Above(other.top, shapes[other.at])
+        if other.at not in forms:
+            forms[other.at] = _hidden(other, task.train, config.task.max_length, device)
+        server.top.above[client] = Above(other.top, forms[other.at])
         inside = dict(other.bottom.named_parameters())
-        server.groups[client] = [i for i, names in enumerate(server.replica.groups) if names and names[0] in inside]
-        if algorithm.traits.agreement != "frozen" and not server.groups[client]:
+        server.cohort.groups[client] = [i for i, names in enumerate(groups) if names and names[0] in inside]
+        if algorithm.needs.agreement.moves and not server.cohort.groups[client]:
             raise UserError(
                 f"model.cut={config.model.cut}: with {other.at} of {other.blocks} blocks a device trains nothing; "
                 "use a deeper cut, or other lora.targets"
@@ -152,7 +148,7 @@ def place_above(
 
 def device_part(config: RunConfig, algorithm: Algorithm, model: CutModel, task: EncodedTask) -> Bottom | Device:
     """What θ belongs to."""
-    match algorithm.traits.device:
+    match algorithm.needs.holds:
         case "bottom":
             return model.bottom
         case "whole":
@@ -180,27 +176,24 @@ def make_locals(
     """The clients' own models, where they have any."""
     if not isinstance(part, Device):
         return None
-    local = Local(part, partial(loss, task.objective), partial(terms, task.objective))
-    if not algorithm.traits.boundaries:
+    local = Local(part, partial(loss, task.objective), partial(terms, task.objective), server.top.form.dtype)
+    if algorithm.needs.boundaries is None:
         return lambda _: local
     rule = update_rule(config, config.bottom)
-    return settle(algorithm, server, model, local, clients=config.clients, rule=rule)
+    return settle(algorithm.needs, server, model, local, clients=config.clients, rule=rule)
 
 
 @torch.no_grad()
-def _hidden(
-    model: CutModel, split: Split, max_length: int, device: torch.device
-) -> tuple[tuple[int, ...], bool, torch.dtype]:
-    """Of the activations: shape behind the batch dimension (texts: at most), whether they are texts', and dtype."""
+def _hidden(model: CutModel, split: Split, max_length: int, device: torch.device) -> HiddenForm:
+    """The form of the activations at the cut."""
     batch = split.batch([0]).to(device)
     hidden = model.bottom(batch.inputs)
     has_texts = "attention_mask" in batch.inputs
-    return (max_length if has_texts else hidden.shape[1], *hidden.shape[2:]), has_texts, hidden.dtype
+    return HiddenForm((max_length if has_texts else hidden.shape[1], *hidden.shape[2:]), has_texts, hidden.dtype)
 
 
-def link_forms(server: Server, head: DeviceHead | None, hidden_shape: tuple[int, ...]) -> dict[str, HiddenForm]:
+def link_forms(first: HiddenForm, head: DeviceHead | None) -> dict[str, HiddenForm]:
     """What each link of a client with such activations carries, by its name."""
-    first = HiddenForm(hidden_shape, server.has_texts, server.hidden_dtype)
     forms = {"activations_up": first, "gradient_down": first}
     if head is not None:
         shape = (first.shape[0], *head.sizes) if first.has_texts else head.sizes

@@ -23,7 +23,7 @@ from halfback.models.fitting import check_finite
 from halfback.models.loading import Head, load_model
 from halfback.models.pretraining import pretrain
 from halfback.models.processor import Processor, own_processor, own_size, plain_processor
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import seed_for
 
 log = logging.getLogger(__name__)
 

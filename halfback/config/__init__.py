@@ -14,8 +14,8 @@ from halfback.config import yaml_reading
 from halfback.data.options import TaskOptions
 from halfback.errors import UserError, offer, shown
 from halfback.models.adapters import BottomTrained, Lora
-from halfback.parties.server_robust import Robust
-from halfback.zeroth.schedules import Shape
+from halfback.parties.cohort import Robust
+from halfback.zeroth.replay import Shape
 
 Tree = dict[str, Any]
 
@@ -406,24 +406,26 @@ def _check_algorithm(config: RunConfig) -> None:
         for path in settings:
             _check_path(path, f"per_algorithm.{name}", known[name])
     chosen = _dataclass(config.algorithm.name)
+    needs = {name: kind().needs for name, kind in known.items()}  # of their defaults
+    mine = needs[config.algorithm.name]
     allowed = [field.name for field in dataclasses.fields(chosen)]
     for option in config.algorithm.options():
         if option not in allowed:
             has = offer(option, ["name", *allowed]) if allowed else "it has no options"
             raise UserError(f"key 'algorithm.{option}' is unknown to {config.algorithm.name}; {has}")
-    if config.bottom.normalize and chosen.traits.backpropagates and not chosen.traits.boundaries:
+    if config.bottom.normalize and mine.backpropagates and mine.boundaries is None:
         raise UserError(
             f"bottom.normalize=true: {config.algorithm.name} has gradients, not slopes; set bottom.normalize=false"
         )
-    if config.model.head is not None and not chosen.traits.u_shape:
-        able = ", ".join(name for name, kind in known.items() if kind.traits.u_shape)
+    if config.model.head is not None and "u_shape" not in mine.fits:
+        able = ", ".join(name for name, other in needs.items() if "u_shape" in other.fits)
         raise UserError(
             f"model.head={config.model.head}: {config.algorithm.name} can't leave the head on the device; "
             f"use model.head=null, or one of {able}"
         )
     mixed = len({config.model.cut_of(client) for client in range(config.clients)}) > 1
-    if mixed and not chosen.traits.mixed_cuts:
-        able = ", ".join(name for name, kind in known.items() if kind.traits.mixed_cuts)
+    if mixed and "mixed_cuts" not in mine.fits:
+        able = ", ".join(name for name, other in needs.items() if "mixed_cuts" in other.fits)
         raise UserError(
             f"model.cut={config.model.cut}: {config.algorithm.name} has one cut for all clients; use a number, or "
             f"one of {able}"
@@ -437,7 +439,7 @@ def _check_algorithm(config: RunConfig) -> None:
         raise UserError(f"sampled_clients={config.sampled_clients}: at most clients={config.clients} are allowed")
     if config.robust.name != "none":
         _check_robust(config.robust, config.algorithm.name, config.sampled_clients)
-        if config.algorithm.options().get("aggregation", getattr(chosen, "aggregation", "uniform")) == "rows":
+        if config.algorithm.options().get("aggregation", mine.agreement.aggregation) == "rows":
             raise UserError(
                 f"algorithm.aggregation=rows: robust.name={config.robust.name} counts clients alike; use "
                 "algorithm.aggregation=uniform, or robust.name=none"
@@ -445,8 +447,8 @@ def _check_algorithm(config: RunConfig) -> None:
 
 
 def _check_robust(robust: Robust, algorithm: str, sampled_clients: int) -> None:
-    known = algorithms().items()
-    able = [name for name, kind in known if kind.traits.agreement == "slopes" and not kind.traits.one_by_one]
+    needs = {name: kind().needs for name, kind in algorithms().items()}
+    able = [n for n, each in needs.items() if each.agreement.keeps_history and each.turns != "one_by_one"]
     if algorithm not in able:
         raise UserError(
             f"robust.name={robust.name}: no slopes of several clients come together in {algorithm}; use "

@@ -77,7 +77,7 @@ class Worker:
     def _ready(self, order: Prepare, *, fits: bool) -> Frame:
         assert self._side is not None
         self.takes = takes(self._side, begun=fits)
-        return frame(Ready(fits=fits, takes=self.takes, rows=len(self._side.party.data)))
+        return frame(Ready(fits=fits, takes=self.takes, rows=len(self._side.party.feed.data)))
 
     def _built(self, order: Prepare) -> ClientSide:
         check_plain(order.config, "Prepare.config")

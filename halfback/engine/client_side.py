@@ -77,7 +77,7 @@ class ClientSide:
     def _speak(self, talk: Conversation, reply: Message | None, memory: MemoryMeter | None) -> Message | None:
         if memory is not None and reply is not None:
             memory.receive(tensors_of(reply))
-        install(self.part, self.party.replica.parameters)
+        install(self.part, self.party.theta.parameters)
         # Inside the first block, which checkpointing runs again without passing by the bottom.
         counter = ForwardCounter(next(self.part.blocks[0].children()))
         with self.meters.client.running(), charged(memory):
@@ -92,9 +92,9 @@ class ClientSide:
     def _measure_inference(self, round: Round) -> None:
         """The peak of plain inference on the batches that this round will use, of the head too if there is one."""
         party, parts = self.party, self.parts()
-        install(self.part, party.replica.parameters)
-        for number in range(party.cursor, party.cursor + round.steps):
-            inputs = party.data.batch(number).inputs
+        install(self.part, party.theta.parameters)
+        for number in range(party.feed.cursor, party.feed.cursor + round.steps):
+            inputs = party.feed.data.batch(number).inputs
             peak = inference_peak_bytes(nn.ModuleList(parts), lambda inputs=inputs: self._infer(inputs), [])  # type: ignore[misc]
             self.meters.client_inference_peak_bytes = max(self.meters.client_inference_peak_bytes, peak)
 
@@ -113,15 +113,15 @@ class ClientSide:
 
     def held(self) -> dict[str, Tensor]:
         """All tensors of what the client holds of the model, by name: its parts' parameters and buffers."""
-        return held(self.parts(), self.party.replica.parameters)
+        return held(self.parts(), self.party.theta.parameters)
 
     def resident(self) -> list[Tensor]:
         """What the client holds between two rounds."""
         party, parts = self.party, self.parts()
         own = {name for name, _ in parts[0].named_parameters()}  # of θ, which has the blocks of the deepest cut
-        states = [party.replica.parameters, *party.replica.moments.values()]
+        states = [party.theta.parameters, *party.theta.replica.moments.values()]
         replayed = [tensor for by_name in states for name, tensor in by_name.items() if name in own]
-        optimizer = [] if party.optimizer is None else list(optimizer_tensors("", party.optimizer).values())
+        optimizer = [] if party.descent is None else list(optimizer_tensors("", party.descent.optimizer).values())
         frozen = [p for part in parts for p in part.parameters() if not p.requires_grad]  # a trained head comes anew
         buffers = [buffer for part in parts for buffer in part.buffers()]
         return [*replayed, *frozen, *buffers, *optimizer, *self.near.tensors()]
@@ -129,22 +129,22 @@ class ClientSide:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that this client needs to go on by itself, as named tensors and plain values."""
         party = self.party
-        tensors = {f"theta.{name}": tensor.detach() for name, tensor in party.replica.parameters.items()}
-        tensors |= moments("moment", party.replica)
-        if party.optimizer is not None:
-            tensors |= optimizer_tensors("optimizer", party.optimizer)
+        tensors = {f"theta.{name}": tensor.detach() for name, tensor in party.theta.parameters.items()}
+        tensors |= moments("moment", party.theta.replica)
+        if party.descent is not None:
+            tensors |= optimizer_tensors("optimizer", party.descent.optimizer)
         of_link, link = self.near.state()
         tensors |= {f"link.{name}": tensor for name, tensor in of_link.items()}
-        return tensors, {"position": party.position, "replayed": party.replica.position, "link": link}
+        return tensors, {"position": party.theta.position, "replayed": party.theta.replica.position, "link": link}
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continues from `state`."""
         party = self.party
-        for name, parameter in party.replica.parameters.items():
+        for name, parameter in party.theta.parameters.items():
             parameter.copy_(tensors[f"theta.{name}"])
-        load_moments("moment", party.replica, tensors)
-        if party.optimizer is not None:
-            load_optimizer_tensors("optimizer", party.optimizer, tensors)
-        party.position, party.replica.position = values["position"], values["replayed"]
+        load_moments("moment", party.theta.replica, tensors)
+        if party.descent is not None:
+            load_optimizer_tensors("optimizer", party.descent.optimizer, tensors)
+        party.theta.position, party.theta.replica.position = values["position"], values["replayed"]
         self.near.load_state(under("link.", tensors), values["link"])

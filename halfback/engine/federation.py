@@ -19,7 +19,7 @@ from halfback.engine.server_side import ServerSide
 from halfback.engine.state import load_client, load_server, state_of_client, state_of_server
 from halfback.errors import UserError
 from halfback.parties.holdings import Round
-from halfback.wire.ledger import Direction
+from halfback.wire.packing import Direction
 
 Tap = Callable[[int, Direction, bytes], None]
 
@@ -84,16 +84,16 @@ class Federation:
 
     def _undone_for_others(self, number: int, speaking: Sequence[int]) -> AbstractContextManager[None]:
         """Of a turn that goes over an agreed step: those who share θ and speak after it must find θ as this one did."""
-        replica, later = self.client(number).party.replica, speaking[speaking.index(number) + 1 :]
-        shared = any(self.client(other).party.replica is replica for other in later)
-        return replica.rehearsal() if self.server.algorithm.traits.pipelined and shared else nullcontext()
+        replica, later = self.client(number).party.theta.replica, speaking[speaking.index(number) + 1 :]
+        shared = any(self.client(other).party.theta.replica is replica for other in later)
+        return replica.rehearsal() if self.server.algorithm.needs.turns == "pipelined" and shared else nullcontext()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs, as named tensors and plain values."""
         tensors, values = state_of_server(self.server)
         values["clients"] = {}
         for number, side in self.clients.items():
-            of_client, values["clients"][str(number)] = state_of_client(number, side, shares=self._shares(side))
+            of_client, values["clients"][str(number)] = state_of_client(number, side, self.server.algorithm)
             tensors |= of_client
         return tensors, values
 
@@ -110,8 +110,4 @@ class Federation:
             load_server(self.server, tensors, values, self.client)
             for number, of_client in values["clients"].items():
                 side = self.client(int(number))
-                load_client(int(number), side, tensors, of_client, shares=self._shares(side))
-
-    def _shares(self, side: ClientSide) -> bool:
-        """Whether a client's θ is the server's own."""
-        return side.party.replica is self.server.party.replica
+                load_client(int(number), side, tensors, of_client, self.server.algorithm)

@@ -103,30 +103,31 @@ def check_state(
 
     `client` makes a client of this process; None where they are elsewhere.
     """
-    clients, server, traits = side.sampling.clients, side.party, side.algorithm.traits
+    clients, server, needs = side.sampling.clients, side.party, side.algorithm.needs
     _check_values(values, clients)
-    fixed = {f"bottom.{name}": p for name, p in server.replica.parameters.items()}
-    fixed |= moments("bottom_moment", server.replica) | {f"top.{n}": p for n, p in trained_above(server).items()}
-    fixed |= {} if server.top_replica is None else moments("top_moment", server.top_replica)
-    free = {"controller.": side.controller is not None, "lasting.": traits.lasting}
-    if "history" in tensors and traits.agreement == "slopes":
+    agreed, top = server.agreed.replica, server.top
+    fixed = {f"bottom.{name}": p for name, p in agreed.parameters.items()}
+    fixed |= moments("bottom_moment", agreed) | {f"top.{n}": p for n, p in trained_above(server).items()}
+    fixed |= {} if top.replica is None else moments("top_moment", top.replica)
+    free = {"controller.": side.controller is not None, "lasting.": needs.lasting is not None}
+    if "history" in tensors and needs.agreement.keeps_history:
         fixed["history"] = tensors["history"]  # whose form `_check_history` knows
-    optimizers = {"top_optimizer": server.optimizer}
+    descents = {"top_optimizer": top.descent}
     made = {} if client is None else {number: client(int(number)).party for number in values["clients"]}
     for number, party in made.items():
-        optimizers[f"client.{number}.optimizer"] = party.optimizer
+        descents[f"client.{number}.optimizer"] = party.descent
         free[f"client.{number}.link."] = True
-        if party.replica is not server.replica:
-            fixed |= moments(f"client.{number}.moment", party.replica)
-    for prefix, optimizer in optimizers.items():
-        if optimizer is not None:
-            _check_optimizer(prefix, optimizer, tensors)
+        if (own := needs.agreement.kept_of(party)) is not None:
+            fixed |= moments(f"client.{number}.moment", own)
+    for prefix, descent in descents.items():
+        if descent is not None:
+            _check_optimizer(prefix, descent.optimizer, tensors)
             free[f"{prefix}."] = True
     free |= {f"far.{number}.": True for number in values["far"]}
-    _check_lasting(under("lasting.", tensors), clients, server.replica.parameters)
+    _check_lasting(under("lasting.", tensors), clients, agreed.parameters)
     _check_tensors(tensors, fixed, [beginning for beginning, is_there in free.items() if is_there])
     taken = [values["position"], *(kept["position"] for kept in values["clients"].values())]
-    _check_history(tensors.get("history"), taken, len(server.replica.groups))
+    _check_history(tensors.get("history"), taken, len(agreed.groups))
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], fixed: Mapping[str, Tensor], free: Iterable[str]) -> None:

@@ -16,28 +16,14 @@ from halfback.codecs.protocol import Receiver, Samples, Seen, Sender, finite
 from halfback.codecs.temporal import TemporalReceiver, TemporalSender, check_unique
 from halfback.engine.tensors import under
 from halfback.errors import Diverged, PeerError
+from halfback.parties.holdings import HiddenForm
 from halfback.telemetry.meters import MemoryMeter
-from halfback.wire.ledger import Direction
 from halfback.wire.messages import CODED, FIELDS, Caches, Encoded, Message, Role
-from halfback.wire.packing import Most, Packed, most_bytes, pack, unpack
+from halfback.wire.packing import Direction, Most, Packed, most_bytes, pack, unpack
 
 Side = Literal["client", "server"]
 _SENDS: dict[Side, Direction] = {"client": "up", "server": "down"}
 _RECEIVES: dict[Side, Direction] = {"client": "down", "server": "up"}
-
-
-@dataclass(frozen=True)
-class HiddenForm:
-    """What both ends know of hidden states: `shape` behind the batch dimension (texts: at most that many tokens)."""
-
-    shape: tuple[int, ...]
-    has_texts: bool
-    dtype: torch.dtype
-
-    @property
-    def width(self) -> int:
-        """Values in a row of the matrix that codecs take: of a token, or of an image's channel."""
-        return self.shape[-1] if len(self.shape) == 2 else self.shape[1] * self.shape[2]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from halfback.codecs import Codec, make_receiver, make_sender
 from halfback.codecs.protocol import Receiver, Sender
 from halfback.codecs.temporal import Temporal
 from halfback.engine.bounds import Bounds
-from halfback.engine.link import End, HiddenForm, Side
+from halfback.engine.link import End, Side
 from halfback.errors import UserError
+from halfback.parties.holdings import HiddenForm
 
 CACHES = "caches-"  # how the temporary folder of what is remembered on disk begins
 

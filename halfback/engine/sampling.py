@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import seed_for
 
 
 class Sampler(Protocol):

@@ -21,9 +21,8 @@ from halfback.parties.holdings import Round
 from halfback.parties.protocol import Algorithm, ChoosesClients
 from halfback.parties.server import Server
 from halfback.telemetry.meters import MemoryMeter, Meters
-from halfback.wire.ledger import Ledger
 from halfback.wire.messages import Caches, HandOver, Message
-from halfback.wire.packing import split
+from halfback.wire.packing import Ledger, split
 
 
 @final
@@ -71,7 +70,7 @@ class ServerSide:
 
     def turns(self, cohort: Sequence[int]) -> list[list[int]]:
         """The clients of a cohort, together or one after another, as the method wants it."""
-        return [[number] for number in cohort] if self.algorithm.traits.one_by_one else [list(cohort)]
+        return [[number] for number in cohort] if self.algorithm.needs.turns == "one_by_one" else [list(cohort)]
 
     def begin(self, round: Round, together: Sequence[int]) -> None:
         """A round of these clients begins: links that remember samples compare first what they remember."""
@@ -137,8 +136,8 @@ class ServerSide:
         if self._memory is not None:
             for message in messages.values():
                 self._memory.receive(tensors_of(message))
-        if self.party.above:  # it runs blocks of θ, as its own replica has them
-            install(self.part, self.party.replica.parameters)
+        if self.party.top.above:  # it runs blocks of θ, as its own replica has them
+            install(self.part, self.party.agreed.replica.parameters)
         with self.meters.server.running(), charged(self._memory):
             return self.algorithm.answer(self.party, messages)
 
@@ -161,18 +160,18 @@ class ServerSide:
 
     def resident(self) -> list[Tensor]:
         """What the server holds between two rounds."""
-        party = self.party
-        optimizer = [] if party.optimizer is None else list(optimizer_tensors("", party.optimizer).values())
-        replicas = [party.replica, *([party.top_replica] if party.top_replica else [])]
+        top, agreed = self.party.top, self.party.agreed
+        optimizer = [] if top.descent is None else list(optimizer_tensors("", top.descent.optimizer).values())
+        replicas = [agreed.replica] if top.replica is None else [agreed.replica, top.replica]
         replayed = [
             tensor for replica in replicas for tensor in [*replica.parameters.values(), *moments("", replica).values()]
         ]
-        head = (party.head or {}).values()
+        head = (top.head or {}).values()
         remembered = [tensor for far in self.far.values() for tensor in far.tensors()]
-        tops = {party.top, *(above.top for above in party.above.values())}
-        weights = [tensor for top in tops for tensor in (*top.parameters(), *top.buffers())]
-        lasting = [tensor for held in party.lasting.values() for tensor in held.values()]
-        return [*weights, *head, *optimizer, *replayed, *party.history, *remembered, *lasting]
+        modules = {top.module, *(above.module for above in top.above.values())}
+        weights = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        lasting = self.party.lasting().values()
+        return [*weights, *head, *optimizer, *replayed, *agreed.rows, *remembered, *lasting]
 
     @property
     def bottom(self) -> Bottom:
@@ -181,8 +180,8 @@ class ServerSide:
 
     def agreed_bottom(self) -> Bottom:
         """The bottom with the parameters that the federation has agreed on."""
-        self.party.catch_up()
-        install(self.part, self.party.replica.parameters)
+        self.party.agreed.catch_up()
+        install(self.part, self.party.agreed.replica.parameters)
         return self.bottom
 
     def thresholds(self) -> dict[str, float]:

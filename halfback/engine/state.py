@@ -17,6 +17,7 @@ from halfback.engine.tensors import (
     trained_above,
     under,
 )
+from halfback.parties.protocol import Algorithm
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -24,18 +25,18 @@ State = tuple[dict[str, Tensor], dict[str, Any]]
 def state_of_server(side: ServerSide) -> State:
     """All that the server needs to go on."""
     server, meters = side.party, side.meters
-    server.settle()
-    tensors = {f"bottom.{name}": p.detach() for name, p in server.replica.parameters.items()}
-    tensors |= moments("bottom_moment", server.replica)
+    top, agreed = server.top, server.agreed
+    agreed.settle()
+    tensors = {f"bottom.{name}": p.detach() for name, p in agreed.replica.parameters.items()}
+    tensors |= moments("bottom_moment", agreed.replica)
     tensors |= {f"top.{name}": p.detach() for name, p in trained_above(server).items()}
-    if server.top_replica is not None:
-        tensors |= moments("top_moment", server.top_replica)
-    if server.optimizer is not None:
-        tensors |= optimizer_tensors("top_optimizer", server.optimizer)
-    if server.history:
-        tensors["history"] = torch.stack(server.history)
-    for number, held in server.lasting.items():
-        tensors |= {f"lasting.{number}.{name}": tensor for name, tensor in held.items()}
+    if top.replica is not None:
+        tensors |= moments("top_moment", top.replica)
+    if top.descent is not None:
+        tensors |= optimizer_tensors("top_optimizer", top.descent.optimizer)
+    if agreed.rows:
+        tensors["history"] = torch.stack(agreed.rows)
+    tensors |= {f"lasting.{name}": tensor for name, tensor in server.lasting().items()}
     steered: dict[str, Any] = {}
     if side.controller is not None:
         of_controller, steered = side.controller.state_dict()
@@ -48,9 +49,9 @@ def state_of_server(side: ServerSide) -> State:
         "far": far,
         "controller": steered,
         "steps": server.steps,
-        "turns": server.turns,
-        "position": server.replica.position,
-        "top_position": server.top_replica.position if server.top_replica else 0,
+        "turns": agreed.turns,
+        "position": agreed.replica.position,
+        "top_position": top.replica.position if top.replica else 0,
         "ledger": side.ledger.state_dict(),
         "seconds": [meters.client.seconds, meters.server.seconds, meters.wire.seconds],
         "forward_passes": meters.forward_passes,
@@ -77,27 +78,29 @@ def load_server(
         UserError: names what is wrong.
     """
     server, meters = side.party, side.meters
+    top, agreed = server.top, server.agreed
     check_state(tensors, values, side, client)
     device = side.links.device
-    server.passes, server.kept, server.lasting, server.losses = {}, {}, {}, []
-    for name, tensor in under("lasting.", tensors).items():
-        number, of_client = name.split(".", 1)
-        server.lasting.setdefault(int(number), {})[of_client] = tensor.to(device)
-    for name, parameter in server.replica.parameters.items():
+    server.begin_anew()
+    if lasting := under("lasting.", tensors):
+        kind = side.algorithm.needs.lasting
+        assert kind is not None, "who keeps nothing so long has no such tensors"
+        server.recall(kind).load({name: tensor.to(device) for name, tensor in lasting.items()})
+    for name, parameter in agreed.replica.parameters.items():
         parameter.copy_(tensors[f"bottom.{name}"])
     for name, parameter in trained_above(server).items():
         parameter.copy_(tensors[f"top.{name}"])
-    load_moments("bottom_moment", server.replica, tensors)
+    load_moments("bottom_moment", agreed.replica, tensors)
     server.steps = values["steps"]
-    server.turns = [(row, step) for row, step in values["turns"]]
-    server.replica.position = values["position"]
-    if server.top_replica is not None:
-        load_moments("top_moment", server.top_replica, tensors)
-        server.top_replica.position = values["top_position"]
-    if server.optimizer is not None:
-        load_optimizer_tensors("top_optimizer", server.optimizer, tensors)
-    server.history = list(tensors["history"].to(device)) if "history" in tensors else []
-    server.settled = len(server.history)
+    agreed.turns = [(row, step) for row, step in values["turns"]]
+    agreed.replica.position = values["position"]
+    if top.replica is not None:
+        load_moments("top_moment", top.replica, tensors)
+        top.replica.position = values["top_position"]
+    if top.descent is not None:
+        load_optimizer_tensors("top_optimizer", top.descent.optimizer, tensors)
+    agreed.rows = list(tensors["history"].to(device)) if "history" in tensors else []
+    agreed.settled = len(agreed.rows)
     if side.controller is not None:
         side.controller.load_state_dict(under("controller.", tensors), values["controller"])
         check_thresholds(side.controller.thresholds())
@@ -113,7 +116,7 @@ def load_server(
     meters.client_peak_bytes, meters.client_inference_peak_bytes, meters.server_peak_bytes = values["peaks"]
 
 
-def state_of_client(number: int, side: ClientSide, *, shares: bool) -> State:
+def state_of_client(number: int, side: ClientSide, algorithm: Algorithm) -> State:
     """What a client in the server's process needs to go on beside what the server keeps.
 
     Its θ is never in it: clients that share the server's have it there, others are sent theirs when a round begins.
@@ -121,30 +124,30 @@ def state_of_client(number: int, side: ClientSide, *, shares: bool) -> State:
     party, prefix = side.party, f"client.{number}"
     of_link, link = side.near.state()
     tensors = {f"{prefix}.link.{name}": tensor for name, tensor in of_link.items()}
-    if party.optimizer is not None:
-        tensors |= optimizer_tensors(f"{prefix}.optimizer", party.optimizer)
-    if not shares:  # what moves them is theirs
-        tensors |= moments(f"{prefix}.moment", party.replica)
+    if party.descent is not None:
+        tensors |= optimizer_tensors(f"{prefix}.optimizer", party.descent.optimizer)
+    if (own := algorithm.needs.agreement.kept_of(party)) is not None:
+        tensors |= moments(f"{prefix}.moment", own)
     return tensors, {
-        "position": party.position,
-        "cursor": party.cursor,
-        "replayed": party.replica.position,
+        "position": party.theta.position,
+        "cursor": party.feed.cursor,
+        "replayed": party.theta.replica.position,
         "link": link,
     }
 
 
 @torch.no_grad()
 def load_client(
-    number: int, side: ClientSide, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, shares: bool
+    number: int, side: ClientSide, tensors: Mapping[str, Tensor], values: Mapping[str, Any], algorithm: Algorithm
 ) -> None:
     """Puts back what `state_of_client` took."""
     party, prefix = side.party, f"client.{number}"
-    party.position, party.cursor = values["position"], values["cursor"]
+    party.theta.position, party.feed.cursor = values["position"], values["cursor"]
     remembered = under(f"{prefix}.link.", tensors)
     side.near.load_state(remembered, values["link"])
     check_names(f"{prefix}.link.", remembered, side.near.state()[0])
-    if party.optimizer is not None:
-        load_optimizer_tensors(f"{prefix}.optimizer", party.optimizer, tensors)
-    if not shares:
-        load_moments(f"{prefix}.moment", party.replica, tensors)
-        party.replica.position = values["replayed"]
+    if party.descent is not None:
+        load_optimizer_tensors(f"{prefix}.optimizer", party.descent.optimizer, tensors)
+    if (own := algorithm.needs.agreement.kept_of(party)) is not None:
+        load_moments(f"{prefix}.moment", own, tensors)
+        own.position = values["replayed"]

@@ -11,7 +11,7 @@ from halfback.zeroth.replay import Replica
 
 def trained_above(server: Server) -> dict[str, nn.Parameter]:
     """The trainable tensors that are the server's to move, the devices' head among them; parts share no name."""
-    return {name: p for name, p in server.top.named_parameters() if p.requires_grad} | (server.head or {})
+    return {name: p for name, p in server.top.module.named_parameters() if p.requires_grad} | (server.top.head or {})
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,14 +20,15 @@ def check_activations(server: Server, client: int, message: Activations) -> None
         Diverged: the activations are not finite.
     """
     hidden, labels, mask = message.hidden, message.labels, message.mask
-    length, *sizes = server.of(client).hidden_shape
+    form = server.top.of(client).form
+    length, *sizes = form.shape
     fits = hidden.ndim == len(sizes) + 2 and list(hidden.shape[2:]) == sizes
-    fits = fits and (hidden.shape[1] <= length if server.has_texts else hidden.shape[1] == length)
-    if not fits or hidden.numel() == 0 or hidden.dtype != server.hidden_dtype:
-        wanted = ("any", f"up to {length}" if server.has_texts else length, *sizes)
+    fits = fits and (hidden.shape[1] <= length if form.has_texts else hidden.shape[1] == length)
+    if not fits or hidden.numel() == 0 or hidden.dtype != form.dtype:
+        wanted = ("any", f"up to {length}" if form.has_texts else length, *sizes)
         raise PeerError(
             f"client {client}: Activations.hidden: {hidden.dtype} {tuple(hidden.shape)} came, "
-            f"{server.hidden_dtype} of shape ({', '.join(map(str, wanted))}) is allowed"
+            f"{form.dtype} of shape ({', '.join(map(str, wanted))}) is allowed"
         )
     for name, tensor in (("mask", mask), ("labels", labels)):
         if tensor is not None and (tensor.shape[:1] != hidden.shape[:1] or tensor.is_floating_point()):
@@ -52,7 +53,7 @@ def check_slopes(server: Server, client: int, message: Slopes, count: int, *, st
         PeerError: names the client, the field, what came and what is allowed.
         Diverged: a slope is not finite.
     """
-    step = len(server.history) if step is None else step
+    step = len(server.agreed.rows) if step is None else step
     values = message.values
     if message.step != step:
         raise PeerError(f"client {client}: Slopes.step: {message.step} came, {step} is allowed")
@@ -88,7 +89,7 @@ def check_head_gradient(server: Server, client: int, message: HeadGradient, hidd
         PeerError: names the client, the field, what came and what is allowed.
         Diverged: a gradient or the loss is not finite.
     """
-    sender, head = f"client {client}: HeadGradient", server.head or {}
+    sender, head = f"client {client}: HeadGradient", server.top.head or {}
     check_tensors(f"{sender}.gradient", (message.gradient,), {"the second cut": hidden})
     check_tensors(f"{sender}.loss", (message.loss,), {"the batch": torch.empty(1, dtype=torch.float32)})
     check_tensors(f"{sender}.head", message.head, head)

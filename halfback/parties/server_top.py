@@ -1,16 +1,92 @@
-"""What several algorithms do alike with the server's part of the model: its backward pass and its step."""
+"""What several algorithms do alike with the server's part of the model: to the loss, back, and a step.
+
+In the U-shape the loss is taken on the devices: then through the middle and back.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import cast
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from halfback.errors import Diverged, PeerError
-from halfback.parties.checks import all_finite, check_activations
-from halfback.parties.client_descent import set_rate
+from halfback.parties.checks import all_finite, check_activations, check_head_gradient
 from halfback.parties.server import Server
-from halfback.parties.server_passes import backpropagate_middle, leaves, loss_of, optimizer_of, parameters_of
-from halfback.wire.messages import Activations, HeadGradient
+from halfback.wire.messages import Activations, HeadGradient, Message, MiddleActivations
+
+NO_LOSS = -100  # the label of tokens that have no loss
+
+
+def loss_of(server: Server, client: int, hidden: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
+    """The loss of one client's batch through the top, a scalar.
+
+    Raises:
+        PeerError: the mask is missing or belongs to another batch, or a label is outside the classes of the top.
+        Diverged: the loss is not finite.
+    """
+    logits = _through_top(server, client, hidden, mask)
+    if labels.shape != logits.shape[:-1]:
+        raise PeerError(
+            f"client {client}: Activations.labels: {tuple(labels.shape)} came, {tuple(logits.shape[:-1])} is allowed"
+        )
+    unscored = (labels == NO_LOSS) & (labels.ndim == 2)  # only a token may go without a loss
+    if outside := labels[(labels >= logits.shape[-1]) | ((labels < 0) & ~unscored)].tolist():
+        raise PeerError(
+            f"client {client}: Activations.labels: {outside[0]} came, 0 to {logits.shape[-1] - 1} are allowed"
+        )
+    loss = server.top.loss(logits, labels.long())
+    if not torch.isfinite(loss):
+        raise Diverged(
+            f"step {server.steps}: the loss of client {client} is {loss.item()}; "
+            "lower the learning rates (top.lr, bottom.lr) or clip the top (top.clip)"
+        )
+    return loss
+
+
+def middle_activations(server: Server, messages: Mapping[int, Activations]) -> dict[int, Message]:
+    """U-shape: what the middle makes of each client's activations, and the head's weights; the graph is kept.
+
+    Raises:
+        PeerError: the middle can't take the activations, or labels came with them.
+    """
+    answers: dict[int, Message] = {}
+    for client, message in messages.items():
+        check_activations(server, client, message)
+        if message.labels is not None:
+            raise PeerError(f"client {client}: Activations.labels: some came, none are allowed where devices keep them")
+        hidden = message.hidden.detach().requires_grad_()
+        out = _through_top(server, client, hidden, message.mask)
+        server.top.passes[client] = (hidden, out)
+        answers[client] = MiddleActivations(out.detach(), tuple(p.detach() for p in (server.top.head or {}).values()))
+    return answers
+
+
+def _through_top(server: Server, client: int, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    if server.top.form.has_texts and (mask is None or mask.shape != hidden.shape[:2]):
+        came = "none" if mask is None else tuple(mask.shape)
+        raise PeerError(f"client {client}: Activations.mask: {came} came, {tuple(hidden.shape[:2])} is needed")
+    if server.top.above:
+        server.agreed.catch_up()  # blocks of θ stand between the cuts
+    return server.top.of(client).module(hidden, mask)
+
+
+def backpropagate_middle(server: Server, client: int, message: HeadGradient, weight: float) -> Tensor:
+    """The activations that came, with `weight` times their gradient; so much of the head's is added to its tensors'."""
+    if client not in server.top.passes:
+        raise PeerError(f"client {client}: HeadGradient: it came before the batch that it belongs to")
+    hidden, out = server.top.passes[client]
+    check_head_gradient(server, client, message, out)
+    del server.top.passes[client]
+    gradient, *of_head = (g if weight == 1 else g * weight for g in (message.gradient, *message.head))
+    out.backward(gradient, inputs=leaves(server, client, hidden))
+    for parameter, own in zip((server.top.head or {}).values(), of_head, strict=True):
+        parameter.grad = own.clone() if parameter.grad is None else parameter.grad + own
+    return hidden
+
+
+def leaves(server: Server, client: int, hidden: Tensor) -> list[Tensor] | None:
+    """Where a backward pass ends: None for everywhere, unless it goes through blocks of θ, which have no gradients."""
+    return [hidden, *server.top.first_order.parameters] if client in server.top.above else None
 
 
 def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadGradient]) -> dict[int, Tensor]:
@@ -20,10 +96,10 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadG
     through the middle, from the gradients that the clients took of their loss; those of the head's tensors are averaged
     like the middle's own.
     """
-    optimizer = optimizer_of(server)
-    optimizer.zero_grad(set_to_none=True)
+    descent = server.top.first_order
+    descent.optimizer.zero_grad(set_to_none=True)
     gradients, losses, count = {}, [], len(messages)
-    weights = [share * count for share in server.shares(messages) or []] or [1.0] * count
+    weights = [share * count for share in server.cohort.shares(messages) or []] or [1.0] * count
     for weight, (client, message) in zip(weights, messages.items(), strict=True):
         if isinstance(message, HeadGradient):
             hidden = backpropagate_middle(server, client, message, weight)
@@ -41,7 +117,7 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadG
                 f"step {server.steps}: the cut gradient of client {client} is not finite; "
                 "lower top.lr or clip the top (top.clip)"
             )
-    for parameter in parameters_of(optimizer):
+    for parameter in descent.parameters:
         if parameter.grad is not None:
             parameter.grad /= count
     server.losses += losses
@@ -54,9 +130,9 @@ def step_top(server: Server, asked_by: Iterable[int]) -> None:
     Raises:
         PeerError: no batch came since the last step; names one of the clients that want it taken all the same.
     """
-    if all(parameter.grad is None for parameter in parameters_of(optimizer_of(server))):
+    if all(parameter.grad is None for parameter in server.top.first_order.parameters):
         raise PeerError(f"client {min(asked_by)}: it wants step {server.steps} taken, but no batch came for it")
-    _move_top(server)
+    server.top.move(server.steps)
     server.steps += 1
 
 
@@ -70,19 +146,9 @@ def step_top_by_client(server: Server, messages: Mapping[int, Activations], *, e
     gradients: dict[int, Tensor] = {}
     for client, message in messages.items():
         gradients |= backpropagate_top(server, {client: message})
-        _move_top(server)
+        server.top.move(server.steps)
     server.steps += 1
     return gradients
-
-
-def _move_top(server: Server) -> None:
-    optimizer = optimizer_of(server)
-    if server.clip is not None:
-        nn.utils.clip_grad_norm_(parameters_of(optimizer), server.clip)
-    set_rate(optimizer, server.schedule(server.steps))
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    server.passes = {}  # their graphs belong to the weights of before
 
 
 def _labels(client: int, message: Activations) -> Tensor:

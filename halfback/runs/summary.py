@@ -20,7 +20,7 @@ def summary_of(built: Built, out: Path) -> dict[str, Any]:
     for metric in metrics:
         best = metric if better(built.task.objective, metric, best) else best
     last, meters = records[-1], server.meters
-    frozen = server.algorithm.traits.agreement == "frozen"
+    frozen = not server.algorithm.needs.agreement.moves
     server.agreed_bottom()  # which `model.whole` shares
     return {
         "algorithm": config.algorithm.name,

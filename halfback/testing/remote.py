@@ -10,7 +10,7 @@ from halfback.engine.client_side import ClientSide
 from halfback.engine.federation import Federation
 from halfback.engine.remote.client import RemoteClient, takes
 from halfback.engine.remote.frames import Frame, Longest, Prepare, Ready, frame, read_question
-from halfback.engine.remote.presence import Beginning, Came, Terms
+from halfback.engine.remote.presence import Beginning, Came, Carrier, Events, Terms
 from halfback.engine.remote.server import RemoteServer
 from halfback.engine.remote.stream import Gone, read_frame, write_frame
 from halfback.engine.remote.weights import at_the_beginning, digest_of, take_weights
@@ -69,7 +69,7 @@ class Sockets:
                             take_weights(side.held(), body)
                         fits = digest_of(side.held()) == question.weights
                         client = RemoteClient(side, self._folder / str(number)) if fits else None
-                        ready = Ready(fits=fits, takes=takes(side, begun=fits), rows=len(side.party.data))
+                        ready = Ready(fits=fits, takes=takes(side, begun=fits), rows=len(side.party.feed.data))
                         write_frame(line, frame(ready))
                         continue
                     assert client is not None
@@ -84,18 +84,18 @@ class Sockets:
             line.close()
 
 
-def deployed(federation: Federation, carrier: Sockets) -> RemoteServer:
-    """The server of a federation, which needs every client, with clients elsewhere."""
+def deployed(federation: Federation, carrier: Carrier, terms: Terms, events: Events) -> RemoteServer:
+    """The server of a federation with clients elsewhere, which begin with the weights that it has now."""
     server = federation.server
-    theta, numbers = server.party.replica.parameters, range(server.sampling.clients)
+    theta, numbers = server.party.agreed.replica.parameters, range(server.sampling.clients)
     weights = {number: at_the_beginning(federation.client(number).parts(), theta) for number in numbers}
+    digests = {number: digest_of(tensors) for number, tensors in weights.items()}
 
     def question(number: int) -> Prepare:
-        digest = digest_of(weights[number])
-        return Prepare(run="0" * 16, client=number, config={}, label_names=(), weights=digest)
+        return Prepare(run="0" * 16, client=number, config={}, label_names=(), weights=digests[number])
 
     beginning = Beginning(question, lambda number: pack(Weights(tuple(weights[number].values()))).data)
-    return RemoteServer(server, carrier, beginning, Terms(PATIENCE, None, PATIENCE), lambda _: None)
+    return RemoteServer(server, carrier, beginning, terms, events)
 
 
 def run_over_sockets(
@@ -106,7 +106,7 @@ def run_over_sockets(
     Returns the training loss of each round.
     """
     carrier = Sockets(make_client, federation.server.sampling.clients, folder)
-    server = deployed(federation, carrier)
+    server = deployed(federation, carrier, Terms(PATIENCE, None, PATIENCE), lambda _: None)
     try:
         return [
             server.run_round(Round(number, steps, number * steps), measure_memory=False) for number in range(rounds)

@@ -1,5 +1,7 @@
 """Small real runs: a second or less from the data to a trained step."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,27 @@ def run(simulation: Federation, rounds: int, *, first: int = 0, steps: int = 1, 
     return [
         simulation.run_round(Round(n, steps, n * steps), measure_memory=measure) for n in range(first, first + rounds)
     ]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A sampler whose cohorts a test has chosen, each by the number of its round."""
+
+    cohorts: Callable[[int], list[int]]
+    seed: int
+    clients: int
+    sampled: int
+
+    def draw(self, round_number: int, probabilities: Sequence[float] | None) -> list[int]:
+        """What was chosen, whoever is as likely as the others."""
+        return self.cohorts(round_number)
+
+
+def among(federation: Federation, cohorts: Callable[[int], list[int]]) -> Federation:
+    """The same federation with other cohorts, by the number of the round."""
+    drawn = federation.server.sampling
+    federation.server.sampling = Chosen(cohorts, drawn.seed, drawn.clients, drawn.sampled)
+    return federation
 
 
 def assert_equal_states(one: Federation, other: Federation, *, but: tuple[str, ...] = ()) -> None:

@@ -41,12 +41,12 @@ def test_measuring_memory_changes_no_bit(row: Row) -> None:
     small.assert_equal_states(plain, measured)
 
 
-@pytest.mark.rows(lambda row: row.traits.agreement != "frozen")
+@pytest.mark.rows(lambda row: row.needs.agreement.name != "frozen")
 def test_the_bottom_moves(row: Row, world: World) -> None:
     assert _moved(small.built(world(row)), rounds=2)
 
 
-@pytest.mark.rows(lambda row: row.traits.agreement == "frozen")
+@pytest.mark.rows(lambda row: row.needs.agreement.name == "frozen")
 def test_a_frozen_bottom_never_moves(row: Row, world: World) -> None:
     assert not _moved(small.built(world(row)), rounds=6)
 
@@ -71,10 +71,10 @@ def _moved(run: Built, *, rounds: int) -> bool:
 def test_any_division_of_the_data(row: Row, changes: dict[str, Any]) -> None:
     run = small.built(small.images(row.name, **row.changes(**changes)))
     simulation = run.federation
-    sizes = {len(source.data) for source in simulation.sources}  # type: ignore[attr-defined]
+    sizes = {len(source.data) for source in run.holdings.sources}  # type: ignore[attr-defined]
     losses = small.run(simulation, 3, steps=2)
     assert all(0 < loss < 20 for loss in losses)  # finite, and of the size of a cross-entropy of ten classes
-    if row.traits.agreement == "alone":
+    if row.needs.agreement.name == "alone":
         assert sizes == {120}, "one machine holds the rows of all clients"
     elif "partition__name" in changes:
         assert len(sizes) > 2
@@ -82,4 +82,4 @@ def test_any_division_of_the_data(row: Row, changes: dict[str, Any]) -> None:
         assert sizes == {120 // changes.get("clients", 4)}
     cohorts = {client for number in range(3) for client in simulation.server.cohort(number)}
     assert set(simulation.clients) == cohorts
-    assert all(side.party.cursor in (2, 4, 6) for side in simulation.clients.values())
+    assert all(side.party.feed.cursor in (2, 4, 6) for side in simulation.clients.values())

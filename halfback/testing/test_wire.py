@@ -45,7 +45,7 @@ def test_the_ledger_holds_the_bytes_that_arrived(row: Row) -> None:
     arrived = tapped(simulation)
     small.run(simulation, 3, steps=2)
     assert {side: simulation.server.ledger.total(side) for side in ("up", "down")} == counted(arrived)
-    assert bool(arrived) is (row.traits.agreement != "alone")
+    assert bool(arrived) is (row.needs.agreement.name != "alone")
 
 
 def test_the_bytes_are_those_of_the_closed_form(row: Row, world: World) -> None:
@@ -61,7 +61,7 @@ def test_the_bytes_are_those_of_the_closed_form(row: Row, world: World) -> None:
     expected, skipped = {"up": 0, "down": 0}, 0
     for number in range(4):
         for place, client in enumerate(simulation.server.cohort(number)):
-            taken = 2 * place if row.traits.one_by_one else 0  # by those whose turn comes before
+            taken = 2 * place if row.needs.turns == "one_by_one" else 0  # by those whose turn comes before
             for side, count in zip(expected, row.bytes_of_round(_work(simulation, client, number, taken)), strict=True):
                 expected[side] += count
             if row.reuses:
@@ -98,38 +98,39 @@ def _saved(row: Row, link: str, value: Encoded, mask: Tensor | None) -> tuple[in
 def _work(simulation: Federation, number: int, round_number: int, taken: int) -> Work:
     client, server = simulation.client(number).party, simulation.server.party
     batches, second = [], []
-    for place in range(client.cursor, client.cursor + 2):
-        inputs = client.data.batch(place).inputs
+    for place in range(client.feed.cursor, client.feed.cursor + 2):
+        inputs = client.feed.data.batch(place).inputs
         mask = inputs.get("attention_mask")
-        hidden = (len(inputs["pixel_values"]), *server.hidden_shape) if mask is None else (*mask.shape, 16)
+        hidden = (len(inputs["pixel_values"]), *server.top.form.shape) if mask is None else (*mask.shape, 16)
         batches.append((hidden, None if mask is None else tuple(mask.shape)))
         if client.head is not None:  # after the second of three blocks of a ResNet-8, or after the third
             sizes = (32, 8, 8) if len(client.head.module.state_dict()) > 2 else (64, 4, 4)
             second.append(hidden if mask is not None else (hidden[0], *sizes))
-    rows, cohort = range(client.position, len(server.history) + taken), simulation.server.sampling.sampled
+    rows, cohort = range(client.theta.position, len(server.agreed.rows) + taken), simulation.server.sampling.sampled
     return Work(
         first=2 * round_number,
         batches=batches,
         missed=len(rows),
-        turns=simulation.server.algorithm.traits.one_by_one and any(r // (2 * cohort) * 2 + r % 2 != r for r in rows),
-        ever=bool(server.history) or taken > 0,
-        directions=getattr(simulation.server.algorithm, "directions", 0),
-        exact=server.replica.width(0),
-        state=[tuple(tensor.shape) for tensor in server.replica.exact_state().values()],
-        weights=[tuple(parameter.shape) for parameter in server.replica.parameters.values()],
-        groups=len(server.replica.groups),
+        turns=simulation.server.algorithm.needs.turns == "one_by_one"
+        and any(r // (2 * cohort) * 2 + r % 2 != r for r in rows),
+        ever=bool(server.agreed.rows) or taken > 0,
+        directions=simulation.server.algorithm.needs.directions,
+        exact=server.agreed.replica.width(0),
+        state=[tuple(tensor.shape) for tensor in server.agreed.replica.exact_state().values()],
+        weights=[tuple(parameter.shape) for parameter in server.agreed.replica.parameters.values()],
+        groups=len(server.agreed.replica.groups),
         above=_above(server, number),
         second=second,
-        head=[tuple(parameter.shape) for parameter in (server.head or {}).values()],
+        head=[tuple(parameter.shape) for parameter in (server.top.head or {}).values()],
     )
 
 
 def _above(server: Server, client: int) -> list[tuple[int, ...]]:
-    below = server.boundaries[client].below if server.boundaries else ()
-    return [tuple(p.shape) for name, p in server.replica.parameters.items() if name not in below]
+    below = server.cohort.boundaries[client].below if server.cohort.boundaries else ()
+    return [tuple(p.shape) for name, p in server.agreed.replica.parameters.items() if name not in below]
 
 
-@pytest.mark.rows(lambda row: row.traits.agreement != "alone")
+@pytest.mark.rows(lambda row: row.needs.agreement.name != "alone")
 def test_a_socket_carries_the_same_bits(row: Row, world: World, tmp_path: Path) -> None:
     """The deployment engine; clients on a model, data and parameters of their own, each at the far end of a socket."""
     local, server = (small.built(world(row)) for _ in range(2))
@@ -138,7 +139,9 @@ def test_a_socket_carries_the_same_bits(row: Row, world: World, tmp_path: Path) 
     assert run_over_sockets(server.federation, machine, rounds=4, steps=2, folder=tmp_path) == losses
     assert server.federation.server.ledger.bytes_by_kind == local.federation.server.ledger.bytes_by_kind
     assert server.federation.server.meters.forward_passes == local.federation.server.meters.forward_passes
-    for one, other in zip(local.federation.server.party.history, server.federation.server.party.history, strict=True):
+    for one, other in zip(
+        local.federation.server.party.agreed.rows, server.federation.server.party.agreed.rows, strict=True
+    ):
         assert torch.equal(one, other)
     assert_equal_models(local, server)
 

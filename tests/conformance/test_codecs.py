@@ -47,20 +47,24 @@ def test_at_threshold_1_training_is_that_without_the_codec_to_the_bit(row: str, 
     settings = {"batch_size": 32, "controller__threshold": 1.0}
     plain, reusing = (small.built(world(row, **settings, **more)).federation for more in ({}, on(row, EXACT)))
     assert small.run(plain, 3, steps=2) == small.run(reusing, 3, steps=2)
-    assert all(len(end.cache) > 0 for end in reusing.link.of(_client(reusing))[1].receivers.values())  # type: ignore[union-attr]
+    assert all(len(end.cache) > 0 for end in reusing.server.end(_client(reusing)).receivers.values())  # type: ignore[union-attr]
     (_, values), (_, others) = plain.state(), reusing.state()
-    assert values["clients"] == others["clients"]
+    assert _without_links(values["clients"]) == _without_links(others["clients"])
     _forget_links(reusing)
-    small.assert_equal_states(plain, reusing, but=("ledger", "links"))
+    small.assert_equal_states(plain, reusing, but=("ledger", "far", "clients"))
 
 
 def _client(simulation: Federation) -> int:
     return next(iter(simulation.clients))
 
 
+def _without_links(clients: dict[str, Any]) -> dict[str, Any]:
+    return {number: kept | {"link": None} for number, kept in clients.items()}
+
+
 def _forget_links(simulation: Federation) -> None:
-    for ends in simulation.link.ends.values():
-        for end in ends:
+    for number, side in simulation.clients.items():
+        for end in (side.near, simulation.server.end(number)):
             for link in (*end.senders.values(), *end.receivers.values()):
                 link.cache.clear()  # type: ignore[union-attr]
 
@@ -120,7 +124,8 @@ def test_files_of_what_is_remembered_are_in_the_scratch_folder_and_go(tmp_path: 
     small.run(built.federation, 2)
     (folder,) = tmp_path.iterdir()
     assert folder.name.startswith("caches-")
-    near, far = built.federation.link.of(_client(built.federation))
+    number = _client(built.federation)
+    near, far = built.federation.client(number).near, built.federation.server.end(number)
     files = {path.name for path in (folder / f"{_client(built.federation)}-activations_up").iterdir()}
     assert files == {str(n) for n in range(-1, 2000) if n in far.receivers["activations_up"].cache}  # type: ignore[union-attr]
     assert near.tensors()  # the sketches

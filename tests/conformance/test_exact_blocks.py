@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from halfback.assembly import Built
 from halfback.errors import Diverged, PeerError
 from halfback.models.adapters import trainable
-from halfback.parties.client_replies import catch_up
+from halfback.parties.by_slopes import catch_up
 from halfback.testing import small
 from halfback.wire.messages import History, HistoryAndState, Join
 
@@ -37,13 +37,13 @@ def test_exact_gradients_are_the_cohorts_mean() -> None:
     run, before = _world(**changes), _world(**changes)
     small.run(run.federation, 1)
     simulation = run.federation
-    total = torch.zeros_like(simulation.server.party.history[0])
+    total = torch.zeros_like(simulation.server.party.agreed.rows[0])
     for client in simulation.server.cohort(0):
-        batch = simulation.sources[client].batch(0)
+        batch = simulation.client(client).party.feed.data.batch(0)
         gradients = _gradients(before, batch.inputs, batch.labels)
-        total += torch.cat([gradients[name].flatten() for name in simulation.server.party.replica.exact])
+        total += torch.cat([gradients[name].flatten() for name in simulation.server.party.agreed.replica.exact])
     # float32 sums over four rows and all positions, in another order.
-    torch.testing.assert_close(simulation.server.party.history[0], total / 2, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(simulation.server.party.agreed.rows[0], total / 2, rtol=1e-3, atol=1e-6)
 
 
 EXACT = {"model__cut": 2, "algorithm__exact_blocks": 1, "bottom__optimizer": "adamw"}
@@ -54,7 +54,7 @@ def test_the_history_keeps_no_exact_gradients() -> None:
     small.run(simulation, 3)
     tensors, _ = simulation.state()
     assert tensors["history"].shape == (3, P)
-    assert simulation.server.party.replica.position == 3
+    assert simulation.server.party.agreed.replica.position == 3
 
 
 SPOILT: dict[str, tuple[Callable[[HistoryAndState], Any], type[Exception], str]] = {

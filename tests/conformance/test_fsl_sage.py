@@ -13,7 +13,9 @@ from halfback.algorithms.fsl_sage import _batches
 from halfback.assembly import Built
 from halfback.engine.federation import Federation
 from halfback.errors import UserError
+from halfback.parties.server import TensorsByClient
 from halfback.testing import small
+from halfback.testing.wrapped import wrap
 from halfback.wire.messages import Activations, Join, Weights
 
 HEAD = "head."
@@ -32,9 +34,9 @@ class ByHand:
     def __init__(self, run: Built) -> None:
         simulation = run.federation
         self.device, self.top = (copy.deepcopy(part).double() for part in (simulation.server.part, run.model.top))
-        self.theta = {name: p.detach().clone() for name, p in simulation.server.party.replica.parameters.items()}
+        self.theta = {name: p.detach().clone() for name, p in simulation.server.party.agreed.replica.parameters.items()}
         self.theta = {name: p.double() for name, p in self.theta.items()}
-        self.sources, self.cohort = simulation.sources, simulation.server.cohort
+        self.sources, self.cohort = run.holdings.sources, simulation.server.cohort
         self.cursors = dict.fromkeys(range(3), 0)
         self.heads: dict[int, dict[str, Tensor]] = {}
         self.sets: dict[int, list[tuple[Tensor, Tensor]]] = {}  # one row each
@@ -116,21 +118,27 @@ def test_it_is_the_papers_procedure_in_float64() -> None:
     run = small.built(small.images("fsl_sage", **BETWEEN, top__optimizer="sgd", top__lr=1e-2))
     by_hand = ByHand(run)
     by_hand.run(ROUNDS)
-    start = {name: tensor.clone() for name, tensor in heads(run.federation.server.party.replica.parameters).items()}
+    start = {
+        name: tensor.clone() for name, tensor in heads(run.federation.server.party.agreed.replica.parameters).items()
+    }
     small.run(run.federation, ROUNDS, steps=2)
     server = run.federation.server.party
     assert {2, 8} & set(by_hand.aligned), "no alignment fell between two uploads"
-    ours = {f"θ.{name}": tensor for name, tensor in server.replica.parameters.items()}
+    ours = {f"θ.{name}": tensor for name, tensor in server.agreed.replica.parameters.items()}
     theirs = {f"θ.{name}": tensor for name, tensor in by_hand.theta.items()}
-    ours |= {f"top.{name}": tensor for name, tensor in server.top.named_parameters()}
+    ours |= {f"top.{name}": tensor for name, tensor in server.top.module.named_parameters()}
     theirs |= {f"top.{name}": tensor for name, tensor in by_hand.top.named_parameters()}
-    for m, held in server.lasting.items():
+    for m, held in server.recall(TensorsByClient).of.items():
         ours |= {f"{m}.{name}": tensor for name, tensor in heads(held).items()}
         theirs |= {f"{m}.{name}": tensor for name, tensor in by_hand.heads[m].items()}
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor.double(), theirs[name], rtol=1e-4, atol=1e-5, msg=name)
-    moved = min((heads(held)[name] - start[name]).abs().max() for held in server.lasting.values() for name in start)
+    moved = min(
+        (heads(held)[name] - start[name]).abs().max()
+        for held in server.recall(TensorsByClient).of.values()
+        for name in start
+    )
     assert moved > 2e-3, "the heads stood still: the comparison would show nothing of alignments"
 
 
@@ -141,7 +149,7 @@ def test_a_set_keeps_a_clients_newest_rows_and_no_more() -> None:
         uploads.setdefault(m, []).append(message.hidden.clone())
     assert set(uploads) == {0, 1, 2}
     for m, sent in uploads.items():
-        held = simulation.server.party.lasting[m]
+        held = simulation.server.party.recall(TensorsByClient).of[m]
         kept = torch.cat([held[f"z.{at}"] for at in sorted(int(n[2:]) for n in held if n.startswith("z."))])
         assert torch.equal(kept, torch.cat(sent)[-20:])
         assert sum(tensor.untyped_storage().nbytes() for name, tensor in held.items() if name[:2] == "z.") <= (
@@ -157,7 +165,7 @@ def test_rows_of_unequal_length_go_with_their_masks_and_labels(tiny_bert: Path, 
         sent[m].append(message)
     for m, messages in sent.items():
         wanted = [row for message in messages for row in _rows(message.hidden, message.mask, message.labels)]
-        batches = list(_batches(simulation.server.party.lasting[m]))
+        batches = list(_batches(simulation.server.party.recall(TensorsByClient).of[m]))
         assert len({hidden.shape[1] for hidden, _, _ in batches}) > 1
         assert len(batches) < len(messages), "uploads of one length are one batch"
         assert sorted(row for batch in batches for row in _rows(*batch)) == sorted(wanted)
@@ -174,7 +182,7 @@ def _uploaded(simulation: Federation, rounds: int) -> Iterator[tuple[int, Activa
         seen.extend((m, message) for m, message in messages.items() if isinstance(message, Activations))
         return answer(server, messages)
 
-    object.__setattr__(simulation.server.algorithm, "answer", listening)
+    wrap(simulation, answer=listening)
     small.run(simulation, rounds, steps=2)
     yield from seen
 
@@ -182,9 +190,11 @@ def _uploaded(simulation: Federation, rounds: int) -> Iterator[tuple[int, Activa
 def test_sets_and_heads_are_the_servers_in_memory_and_in_checkpoints() -> None:
     simulation = small.built(small.images("fsl_sage")).federation
     small.run(simulation, 3)
-    lasting = [tensor for held in simulation.server.party.lasting.values() for tensor in held.values()]
+    lasting = [
+        tensor for held in simulation.server.party.recall(TensorsByClient).of.values() for tensor in held.values()
+    ]
     assert sum(tensor.nbytes for tensor in lasting) > 100_000
-    resident = {tensor.data_ptr() for tensor in simulation.server_resident()}
+    resident = {tensor.data_ptr() for tensor in simulation.server.resident()}
     assert all(tensor.data_ptr() in resident for tensor in lasting)
     saved, _ = simulation.state()
     kept = {tensor.data_ptr() for name, tensor in saved.items() if name.startswith("lasting.")}
@@ -198,7 +208,7 @@ def test_going_back_to_a_checkpoint_forgets_what_came_after_it() -> None:
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     losses = small.run(simulation, 2, first=1)
     simulation.load_state(before, values)
-    assert {len(held) for held in simulation.server.party.lasting.values()} == {
+    assert {len(held) for held in simulation.server.party.recall(TensorsByClient).of.values()} == {
         6
     }  # two of a head, two counts, two of an upload
     assert small.run(simulation, 2, first=1) == losses
@@ -212,12 +222,12 @@ def test_a_device_that_lies_about_its_head_changes_no_other_ones() -> None:
 
         def lying(server: Any, messages: dict[int, Any], answer: Any = answer, factor: int = factor) -> Any:
             if isinstance(messages[2], Weights):
-                named = zip(server.replica.parameters, messages[2].tensors, strict=True)
+                named = zip(server.agreed.replica.parameters, messages[2].tensors, strict=True)
                 false = (tensor * factor if name.startswith(HEAD) else tensor for name, tensor in named)
                 messages = messages | {2: Weights(tuple(false))}
             return answer(server, messages)
 
-        object.__setattr__(simulation.server.algorithm, "answer", lying)
+        wrap(simulation, answer=lying)
     assert small.run(honest, 3) == small.run(lied_to, 3)
 
 

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from halfback.config import RunConfig
 from halfback.engine.federation import Federation
 from halfback.errors import Diverged, PeerError, UserError
+from halfback.parties.client import Client
+from halfback.parties.holdings import Round
+from halfback.parties.protocol import Conversation
 from halfback.runs import checkpoint
 from halfback.testing import small
 from halfback.testing.formulas import JOIN, NOTHING, slopes, weights
 from halfback.testing.remote import run_over_sockets
+from halfback.testing.wrapped import saying, wrap
 from halfback.wire.messages import Message, Slopes, Weights
-from halfback.zeroth.directions import direction_of
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import direction_of, seed_for
 
 World = Callable[..., RunConfig]
 UNEQUAL = [3, 0, 2, 1]
@@ -44,7 +47,7 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 def theta(simulation: Federation) -> list[Tensor]:
-    return list(simulation.server.party.replica.parameters.values())
+    return list(simulation.server.party.agreed.replica.parameters.values())
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -98,12 +101,12 @@ def test_a_step_is_the_gradients_above_and_its_exact_slopes_below(world: World, 
     stepped, whole = (small.built(world(**settings, **options)) for _ in range(2))
     small.run(stepped.federation, 1)
 
-    batch = whole.federation.sources[0].batch(0)
-    names = list(whole.federation.server.party.replica.parameters)
+    batch = whole.holdings.sources[0].batch(0)
+    names = list(whole.federation.server.party.agreed.replica.parameters)
     parameters = theta(whole.federation)
     loss = nn.functional.cross_entropy(whole.model.logits(batch.inputs), batch.labels)
     gradients = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
-    below = whole.federation.server.party.boundaries[0].below
+    below = whole.federation.server.party.cohort.boundaries[0].below
     expected = {name: gradient.double() for name, gradient in gradients.items()}
     moves = {name: torch.zeros_like(expected[name]) for name in below}
     for p in range(2):
@@ -160,10 +163,10 @@ def test_the_ledger_holds_the_closed_form(world: World) -> None:
     """Down all of θ; up P slopes a step, none where all is backpropagated, and the weights above the boundary."""
     run = small.built(world(algorithm__boundaries=UNEQUAL, algorithm__directions=3, algorithm__beta=0))
     simulation, expected = run.federation, {"up": 0, "down": 0}
-    shapes = {name: tuple(p.shape) for name, p in simulation.server.party.replica.parameters.items()}
+    shapes = {name: tuple(p.shape) for name, p in simulation.server.party.agreed.replica.parameters.items()}
     for number in range(6):
         for client in simulation.server.cohort(number):
-            below = simulation.server.party.boundaries[client].below
+            below = simulation.server.party.cohort.boundaries[client].below
             above = [shape for name, shape in shapes.items() if name not in below]
             assert bool(below) is (UNEQUAL[client] > 0)
             expected["up"] += JOIN + slopes(2 * 3 if below else 0) + weights(above)
@@ -190,7 +193,9 @@ def test_a_socket_carries_the_same_bits(world: World, tmp_path: Path) -> None:
     config = world(algorithm__boundaries=UNEQUAL, bottom__optimizer="adamw")
     local, server = (small.built(config).federation for _ in range(2))
     losses = small.run(local, 4, steps=2)
-    received = run_over_sockets(server, lambda: small.built(config).federation, rounds=4, steps=2, folder=tmp_path)
+    received = run_over_sockets(
+        server, lambda n: small.built(config).federation.client(n), rounds=4, steps=2, folder=tmp_path
+    )
     assert received == losses
     assert server.server.ledger.bytes_by_kind == local.server.ledger.bytes_by_kind
     assert all(torch.equal(one, other) for one, other in zip(theta(local), theta(server), strict=True))
@@ -260,22 +265,24 @@ def test_a_server_refuses_and_moves_nothing(what: str) -> None:
 
 def _spoil(simulation: Federation, kind: type[Message], change: Spoil) -> None:
     """What client 3 says of this kind arrives otherwise."""
-    carry = simulation.link.carry
+    client_round = simulation.server.algorithm.client_round
 
-    def spoiled(client: int, direction: Any, message: Message, memory: Any = None) -> Message:
-        wrong = (client, direction) == (3, "up") and isinstance(message, kind)
-        return carry(client, direction, change(message) if wrong else message, memory)
+    def spoiled(client: Client, round: Round) -> Conversation:
+        talk = client_round(client, round)
+        return talk if client.id != 3 else saying(talk, lambda m: change(m) if isinstance(m, kind) else m)
 
-    simulation.link.carry = spoiled  # type: ignore[method-assign]
+    wrap(simulation, client_round=spoiled)
 
 
 def test_weights_before_the_slopes_are_refused() -> None:
     simulation = small.built(small.images("ho_fl")).federation
     small.run(simulation, 1)
     names = [
-        n for n in simulation.server.party.replica.parameters if n not in simulation.server.party.boundaries[3].below
+        n
+        for n in simulation.server.party.agreed.replica.parameters
+        if n not in simulation.server.party.cohort.boundaries[3].below
     ]
-    said = Weights(tuple(simulation.server.party.replica.parameters[name].detach() for name in names))
+    said = Weights(tuple(simulation.server.party.agreed.replica.parameters[name].detach() for name in names))
     with pytest.raises(PeerError, match="client 3: Weights: they came before the slopes of the round"):
         simulation.server.algorithm.answer(simulation.server.party, {3: said})
 

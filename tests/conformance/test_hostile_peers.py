@@ -12,10 +12,14 @@ from halfback.algorithms import algorithms
 from halfback.config import RunConfig
 from halfback.engine.federation import Federation
 from halfback.errors import Diverged, PeerError
-from halfback.parties.exchange import mean_slopes
+from halfback.parties.by_slopes import mean_slopes
+from halfback.parties.client import Client
+from halfback.parties.holdings import Round
+from halfback.parties.protocol import Conversation
 from halfback.parties.server import Server
 from halfback.testing import small
 from halfback.testing.table import ROWS
+from halfback.testing.wrapped import saying, wrap
 from halfback.wire.messages import Activations, History, Join, Losses, Message, Slopes, Weights
 
 HONEST, HOSTILE = 0, 3
@@ -86,7 +90,7 @@ def names(*agreements: str) -> list[str]:
     The others call the same ones: `test_hostile_conversations` holds that they do.
     """
     four = ("ho_sfl", "zo_sfl", "split_lora", "frozen_bottom")
-    return [name for name in four if algorithms()[name].traits.agreement in agreements]
+    return [name for name in four if algorithms()[name]().needs.agreement.name in agreements]
 
 
 def spoil(simulation: Federation, kind: type[Message], change: Spoil, *, at: int = 1) -> None:
@@ -101,7 +105,7 @@ def spoil(simulation: Federation, kind: type[Message], change: Spoil, *, at: int
                 messages = messages | {HOSTILE: change(messages[HOSTILE])}
         return answer(server, messages)
 
-    object.__setattr__(simulation.server.algorithm, "answer", spoiled)
+    wrap(simulation, answer=spoiled)
 
 
 def refused(
@@ -175,21 +179,20 @@ def test_messages_that_only_a_server_says(name: str, kind: type[Message]) -> Non
 def test_kinds_that_are_mixed(name: str) -> None:
     """An engine's affair: its error names every client with what it said, first the one that is alone with it."""
     simulation = small.built(config_of(name).model_copy(update={"sampled_clients": 4})).federation
-    carry, count = simulation.link.carry, 0
+    client_round = simulation.server.algorithm.client_round
 
-    def another(client: int, direction: Any, message: Message, memory: Any = None) -> Message:
-        nonlocal count
-        count += 1
-        return carry(client, direction, Losses(torch.zeros(1)) if count == HOSTILE + 1 else message, memory)
+    def another(client: Client, round: Round) -> Conversation:
+        talk = client_round(client, round)
+        return talk if client.id != HOSTILE else saying(talk, lambda _: Losses(torch.zeros(1)))
 
-    simulation.link.carry = another  # type: ignore[method-assign]
+    wrap(simulation, client_round=another)
     with pytest.raises(PeerError, match=f"exchange: Losses of client {HOSTILE}, Join of client {HONEST}.*one kind is"):
         small.run(simulation, 1)
 
 
 def _zo_server() -> tuple[Federation, Activations]:
     simulation = small.built(small.images("zo_sfl")).federation
-    batch = simulation.sources[0].batch(0)
+    batch = simulation.client(0).party.data.batch(0)
     with torch.no_grad():
         hidden = simulation.server.bottom(batch.inputs)
     return simulation, Activations(hidden, None, batch.labels.int(), batch.sample_ids.int())
@@ -231,12 +234,12 @@ def test_a_step_without_a_batch() -> None:
     """After an honest step: a gradient that was used is used up."""
     simulation = small.built(small.images("ho_sfl")).federation
     small.run(simulation, 1)
-    before = {name: tensor.clone() for name, tensor in simulation.server.party.top.state_dict().items()}
-    directions = len(simulation.server.party.history[0])
+    before = {name: tensor.clone() for name, tensor in simulation.server.party.top.module.state_dict().items()}
+    directions = len(simulation.server.party.agreed.rows[0])
     with pytest.raises(PeerError, match=f"client {HOSTILE}: it wants step 1 taken, but no batch came for it"):
         simulation.server.algorithm.answer(simulation.server.party, {HOSTILE: Slopes(1, torch.zeros(directions))})
-    assert all(torch.equal(before[n], t) for n, t in simulation.server.party.top.state_dict().items())
-    assert len(simulation.server.party.history) == 1
+    assert all(torch.equal(before[n], t) for n, t in simulation.server.party.top.module.state_dict().items())
+    assert len(simulation.server.party.agreed.rows) == 1
 
 
 def test_slopes_whose_sum_overflows_have_a_finite_mean() -> None:
@@ -267,12 +270,14 @@ def test_a_refused_message_moves_nothing(name: str) -> None:
     """What an error leaves behind is the state before the exchange: the server can go on without that client."""
     simulation = small.built(config_of(name).model_copy(update={"sampled_clients": 4})).federation
     server = simulation.server.party
-    before = {n: t.clone() for part in (server.top, simulation.server.bottom) for n, t in part.state_dict().items()}
+    before = {
+        n: t.clone() for part in (server.top.module, simulation.server.bottom) for n, t in part.state_dict().items()
+    }
     spoil(simulation, Activations, lambda m: replace(m, labels=torch.full_like(m.labels, 99)))
     with pytest.raises(PeerError):
         small.run(simulation, 1)
     after: dict[str, Any] = {
-        n: t for part in (server.top, simulation.server.bottom) for n, t in part.state_dict().items()
+        n: t for part in (server.top.module, simulation.server.bottom) for n, t in part.state_dict().items()
     }
     assert all(torch.equal(before[n], after[n]) for n in before)
-    assert server.history == server.losses == []
+    assert server.agreed.rows == server.losses == []

@@ -9,8 +9,8 @@ from test_hostile_peers import HOSTILE, spoil
 
 from halfback.engine.federation import Federation
 from halfback.errors import UserError
-from halfback.parties.exchange import mean_slopes
-from halfback.parties.server_robust import Robust
+from halfback.parties.by_slopes import mean_slopes
+from halfback.parties.cohort import Robust
 from halfback.testing import small
 from halfback.wire.messages import Slopes
 
@@ -29,9 +29,9 @@ def _run(algorithm: str, lie: bool, **changes: Any) -> Federation:
 @pytest.mark.parametrize("algorithm", ABLE)
 @pytest.mark.parametrize("name", ["clip", "median", "trimmed_mean"])
 def test_a_liar_does_not_steer_the_step(algorithm: str, name: str) -> None:
-    honest = _run(algorithm, lie=False).server.history[0].abs().max()
-    steered = _run(algorithm, lie=True).server.history[0].abs().max()
-    kept = _run(algorithm, lie=True, robust__name=name).server.history[0].abs().max()
+    honest = _run(algorithm, lie=False).server.agreed.rows[0].abs().max()
+    steered = _run(algorithm, lie=True).server.agreed.rows[0].abs().max()
+    kept = _run(algorithm, lie=True, robust__name=name).server.agreed.rows[0].abs().max()
     assert steered > 100 * honest
     assert kept < 10 * honest
 
@@ -39,7 +39,7 @@ def test_a_liar_does_not_steer_the_step(algorithm: str, name: str) -> None:
 @pytest.mark.parametrize("algorithm", ABLE)
 def test_without_the_setting_a_run_has_the_bits_that_it_had(algorithm: str) -> None:
     plain = _run(algorithm, lie=False)
-    assert plain.server.party.robust == Robust()
+    assert plain.server.party.cohort.robust == Robust()
     small.assert_equal_states(plain, _run(algorithm, lie=False, robust__bound=1.0, robust__trim=2))
 
 
@@ -64,8 +64,8 @@ def test_spry_needs_clients_enough_for_each_group_of_layers() -> None:
 def test_spry_with_clients_enough_for_each_group_of_layers() -> None:
     settings = {"clients": 60, "sampled_clients": 60, "batch_size": 2, "robust__name": "median"}
     simulation = small.built(small.images("spry", **settings)).federation
-    groups = len(simulation.server.party.replica.groups)
+    groups = len(simulation.server.party.agreed.replica.groups)
     assert groups <= 20
     spoil(simulation, Slopes, lambda m: replace(m, values=1e6 * torch.ones_like(m.values)))
     small.run(simulation, 1)
-    assert simulation.server.party.history[0].abs().max() < 1e4
+    assert simulation.server.party.agreed.rows[0].abs().max() < 1e4

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from halfback.algorithms.spry import layers_in_turn
 from halfback.errors import PeerError, UserError
-from halfback.parties.exchange import mean_slopes
+from halfback.parties.by_slopes import mean_slopes
 from halfback.testing import small
 from halfback.wire.messages import Message, Share, Slopes
 
@@ -31,8 +31,8 @@ def test_a_layer_is_in_one_group_with_all_of_its_tensors(clients: int, groups: l
 
 def test_a_group_takes_the_mean_of_those_that_had_it() -> None:
     server = small.built(small.images("spry", sampled_clients=3, clients=5)).federation.server.party
-    server.groups = {0: (1,), 2: (2,), 4: (1,)}
-    values = {client: torch.tensor([client + 0.5, -2.0 * client]) for client in server.groups}
+    server.cohort.groups = {0: (1,), 2: (2,), 4: (1,)}
+    values = {client: torch.tensor([client + 0.5, -2.0 * client]) for client in server.cohort.groups}
     row = mean_slopes(server, {client: Slopes(0, value) for client, value in values.items()}, 2)
     assert row.tolist() == [0.0, 0.0, 2.5, -4.0, 2.5, -4.0]
 
@@ -42,7 +42,7 @@ def test_the_groups_turn_with_the_rounds() -> None:
     seen = []
     for number in range(3):
         small.run(simulation, 1, first=number)
-        seen.append([simulation.server.party.groups[client][0] for client in range(3)])
+        seen.append([simulation.server.party.cohort.groups[client][0] for client in range(3)])
     assert seen == [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
 
 
@@ -51,13 +51,14 @@ def test_the_slopes_of_a_group_point_where_backpropagation_does(tiny_bert: Path,
     directions = 400
     changes = {"clients": 2, "lora__rank": 1, "bottom__lr": 1.0, "bottom__law": "gaussian", "steps": 1}
     changes |= {"algorithm__directions": directions}
-    simulation = small.built(small.texts("spry", tiny_bert, sentences, **changes)).federation
-    replica = simulation.server.party.replica
-    assert simulation.local is not None
+    built = small.built(small.texts("spry", tiny_bert, sentences, **changes))
+    simulation, local = built.federation, built.holdings.local
+    replica = simulation.server.party.agreed.replica
+    assert local is not None
     exact: dict[int, Tensor] = {}
     for place, names in enumerate(replica.groups):
         parameters = [replica.parameters[name] for name in names]
-        loss = simulation.local(place).of(simulation.sources[place].batch(0))
+        loss = local(place).of(built.holdings.sources[place].batch(0))
         # The start of an adapter's second matrix is zero, and so is the gradient of its first: it counts all the same.
         exact[place] = _flat(list(torch.autograd.grad(loss, parameters)))
     before = {name: parameter.detach().clone() for name, parameter in replica.parameters.items()}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +63,7 @@ def test_no_label_is_in_any_message(algorithm: str, head: int, world: World) -> 
         simulation = small.built(world(algorithm, model__head=inner, **changes)).federation
         labels = [_rows(simulation, client) for client in simulation.server.cohort(0)]
         sent: list[bytes] = []
-        for client in simulation.server.cohort(0):
-            _, far = simulation.link.of(client)
-            far.receive = partial(_heard, far.receive, sent)  # type: ignore[method-assign]
+        simulation.tap = lambda _, direction, data, sent=sent: sent.append(data) if direction == "up" else None
         small.run(simulation, 1)
         assert sum(map(len, sent)) == simulation.server.ledger.total("up")
         found = any(form in data for data in sent for forms in labels for form in forms)
@@ -77,14 +74,9 @@ def test_no_label_is_in_any_message(algorithm: str, head: int, world: World) -> 
         assert ("Caches" in kinds) == bool(changes)
 
 
-def _heard(receive: Any, sent: list[bytes], data: bytes) -> Any:
-    sent.append(data)
-    return receive(data)
-
-
 def _rows(simulation: Federation, client: int) -> list[bytes]:
     """The labels of a client's first batch, as they would be sent."""
-    labels = simulation.sources[client].batch(0).labels
+    labels = simulation.client(client).party.data.batch(0).labels
     return [labels.to(dtype).numpy().tobytes() for dtype in (torch.int8, torch.int32, torch.int64)]
 
 
@@ -100,7 +92,7 @@ def test_a_step_is_that_of_the_plain_shape_and_of_the_uncut_model(world: World) 
         run.federation.server.agreed_bottom()
 
     whole = small.built(world("split_lora", **changes))
-    batch, moved = whole.federation.sources[0].batch(0), _trained(whole)
+    batch, moved = whole.holdings.sources[0].batch(0), _trained(whole)
     uncut = loss(whole.task.objective, whole.model.logits(batch.inputs), batch.labels)
     gradients = torch.autograd.grad(uncut, list(moved.values()))
     wanted = {name: p.detach() - g for (name, p), g in zip(moved.items(), gradients, strict=True)}
@@ -182,8 +174,8 @@ def test_a_run_that_is_stopped_holds_the_head(world: World) -> None:
     simulation = small.built(world("split_lora", model__head=1)).federation
     small.run(simulation, 1)
     tensors, _ = simulation.state()
-    assert simulation.server.party.head
-    assert all(torch.equal(tensors[f"top.{name}"], p) for name, p in simulation.server.party.head.items())
+    assert simulation.server.party.top.head
+    assert all(torch.equal(tensors[f"top.{name}"], p) for name, p in simulation.server.party.top.head.items())
 
 
 SAYS_HEAD_GRADIENT: dict[str, tuple[Spoil, type[Exception], str]] = {
@@ -225,7 +217,7 @@ def u_shaped(algorithm: str, **changes: Any) -> Federation:
 
 def refused(simulation: Federation, error: type[Exception], said: str, who: str) -> None:
     """One line that names who did it, and nothing has moved."""
-    parts = (simulation.server.bottom, simulation.server.party.top, simulation.head.module)  # type: ignore[union-attr]
+    parts = (simulation.server.bottom, simulation.server.party.top.module, simulation.client(0).party.head.module)  # type: ignore[union-attr]
     before = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
     with pytest.raises(error, match=said) as caught:
         small.run(simulation, 1)
@@ -283,12 +275,13 @@ def test_gradients_of_a_batch_from_before_the_last_step() -> None:
     """The graph of that batch belongs to weights that are gone."""
     simulation = u_shaped("split_lora")
     answer, server = simulation.server.algorithm.answer, simulation.server.party
-    batches = {m: simulation.sources[m].batch(0) for m in (0, HOSTILE)}
+    batches = {m: simulation.client(m).party.data.batch(0) for m in (0, HOSTILE)}
     with torch.no_grad():
         hidden = {m: simulation.server.bottom(batch.inputs) for m, batch in batches.items()}
     middle = answer(server, {m: Activations(hidden[m], None, None, batches[m].sample_ids.int()) for m in batches})
-    assert simulation.head is not None
-    said = {m: head_gradient(simulation.head, batches[m], middle[m]) for m in batches}  # type: ignore[arg-type]
+    head = simulation.client(0).party.head
+    assert head is not None
+    said = {m: head_gradient(head, batches[m], middle[m]) for m in batches}  # type: ignore[arg-type]
     answer(server, {0: said[0]})
     with pytest.raises(PeerError, match=f"client {HOSTILE}: HeadGradient: it came before the batch"):
         answer(server, {HOSTILE: said[HOSTILE]})

@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from halfback.engine.federation import Federation
-from halfback.engine.link import End, Link, tensors_of
-from halfback.telemetry.meters import Stopwatch
+from halfback.engine.link import End, tensors_of
 from halfback.testing import small
-from halfback.wire.ledger import Ledger
 from halfback.wire.messages import ROLES, Activations, Join, Message, Nothing, Weights
-from halfback.wire.packing import Most
+from halfback.wire.packing import Ledger, Most
 from halfback.zeroth.directions import forget_tables
 
 
@@ -39,7 +37,7 @@ def test_only_sampled_clients_are_made_and_take_part() -> None:
     small.run(few, 2, steps=2)
     cohorts = [few.server.cohort(0), few.server.cohort(1)]
     taken = {client: 2 * sum(client in cohort for cohort in cohorts) for cohort in cohorts for client in cohort}
-    assert {number: client.cursor for number, client in few.clients.items()} == taken
+    assert {number: client.party.feed.cursor for number, client in few.clients.items()} == taken
 
 
 @pytest.mark.parametrize(
@@ -105,7 +103,7 @@ def _bytes_kept(algorithm: str, clients: int) -> int:
     before = _live_bytes()
     small.run(run.federation, 1)
     assert len(run.federation.clients) == clients
-    replicas = {id(client.replica) for client in run.federation.clients.values()}
+    replicas = {id(client.party.theta.replica) for client in run.federation.clients.values()}
     assert len(replicas) == (clients if algorithm == "split_lora" else 1)
     return _live_bytes() - before
 
@@ -117,11 +115,13 @@ def _live_bytes() -> int:
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_link_hands_over_a_copy_of_what_it_counted(direction: Any) -> None:
+def test_a_link_hands_over_a_copy_of_what_is_counted(direction: Any) -> None:
     ledger = Ledger()
-    link = Link(ledger, Stopwatch(), lambda _: (end("client"), end("server")))
+    sender, receiver = (end(side) for side in (("client", "server") if direction == "up" else ("server", "client")))
     sent = Activations(torch.randn(2, 3, requires_grad=True), None, None, torch.arange(2).int())
-    received = link.carry(0, direction, sent)
+    packed = sender.send(sent)
+    ledger.add(direction, "Activations", packed)
+    received = receiver.receive(packed.data)
     assert isinstance(received, Activations)
     assert torch.equal(received.hidden, sent.hidden)
     assert received.hidden.data_ptr() != sent.hidden.data_ptr()

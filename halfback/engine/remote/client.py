@@ -82,7 +82,7 @@ class RemoteClient:
             self._go_back(way)
         client, meters = self._side.party, self._side.meters
         self._told = (meters.forward_passes, meters.client.seconds, meters.wire.seconds)
-        client.cursor, client.losses = order.cursor, []
+        client.feed.cursor, client.losses = order.cursor, []
         self._label = (order.lineage, order.round + 1)
         self._talk = self._side.converse(Round(order.round, order.steps, order.first), measure_memory=order.measure)
         self._turn = (order.lineage, order.round, -1)
@@ -127,7 +127,7 @@ class RemoteClient:
         return Done(
             lineage=self._turn[0],
             round=self._turn[1],
-            cursor=client.cursor,
+            cursor=client.feed.cursor,
             forward_passes=meters.forward_passes - told[0],
             client_seconds=meters.client.seconds - told[1],
             wire_seconds=meters.wire.seconds - told[2],

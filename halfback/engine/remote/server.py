@@ -36,7 +36,7 @@ from halfback.engine.state import load_server, state_of_server
 from halfback.errors import CohortLost, Diverged, HalfbackError, PeerError, UserError
 from halfback.parties.holdings import Round
 from halfback.wire.messages import Message
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import seed_for
 
 _ERRORS = {"peer": PeerError, "user": UserError, "diverged": Diverged}  # of a client's own, by what it calls them
 
@@ -78,8 +78,8 @@ class RemoteServer:
         """
         side, wanted = self._side, self._side.cohort(round.number)
         cohort = self._presence.gather(round.number, wanted, lambda ready: self._substitutes(round, wanted, ready))
-        if side.party.rows:  # by which clients count
-            side.party.rows |= {number: self._presence.rows[number] for number in cohort}
+        if side.party.cohort.rows:  # by which clients count
+            side.party.cohort.rows |= {number: self._presence.rows[number] for number in cohort}
         talks, losses = _Talks(round, measure_memory, set(cohort)), list[float]()
         with side.measuring(measure_memory):
             for together in side.turns(cohort):
@@ -195,9 +195,7 @@ class RemoteServer:
         self._go_on_without(number, str(error), talks)
 
     def _go_on_without(self, number: int, why: str, talks: _Talks) -> None:
-        party = self._side.party
-        party.passes.pop(number, None)
-        party.kept.pop(number, None)
+        self._side.party.forget(number)
         talks.left.discard(number)
         if len(talks.left) < self._terms.least(self._side.cohort(talks.round.number)):
             raise CohortLost(f"round {talks.round.number}: client {number}: {why}")
