@@ -75,10 +75,18 @@ def among(federation: Federation, cohorts: Callable[[int], list[int]]) -> Federa
 
 
 def assert_equal_states(one: Federation, other: Federation, *, but: tuple[str, ...] = ()) -> None:
-    """Every bit that a checkpoint holds: parameters, optimisers, history, positions, bytes, counts; not the seconds."""
+    """Every bit that a checkpoint holds: parameters, optimisers, history, positions, bytes, counts; not the seconds.
+
+    `but` names values that may differ; with "clients", the clients' tensors may too.
+    """
     for simulation in (one, other):
         simulation.server.agreed_bottom()
     (tensors, values), (other_tensors, other_values) = one.state(), other.state()
+    if "clients" in but:
+        tensors, other_tensors = (
+            {name: tensor for name, tensor in each.items() if not name.startswith("client.")}
+            for each in (tensors, other_tensors)
+        )
     assert tensors.keys() == other_tensors.keys()
     differ = [name for name in tensors if not torch.equal(tensors[name], other_tensors[name])]
     assert not differ
