@@ -13,7 +13,7 @@ import pytest
 
 import halfback
 
-SEAMS = ("codecs.protocol", "controllers.protocol")
+SEAMS = ("parties.protocol", "parties.client", "parties.server", "codecs.protocol", "controllers.protocol")
 _ENTRY = re.compile(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: \([^)]*\))?:", re.MULTILINE)
 
 
