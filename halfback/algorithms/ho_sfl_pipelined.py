@@ -15,9 +15,9 @@ update of step t − 1 alone. The top is never late: it moves at once, on the gr
 `ho_sfl` waits for the slopes; the weights that the next batch meets are the same. With S = 1 all is `ho_sfl` to the
 bit, and at a round's end nothing is under way, so a client that was away catches up as there.
 
-The server checks all that an exchange brings before it moves anything: who is refused, or leaves in mid-round, is left
-out, and the mean is over those who are there. Blocks of θ on the server are as late as a device's. There is no U-shape:
-its batch takes two exchanges, and the slopes would save one of three.
+The server checks all that an exchange brings before it moves anything: who is refused, or leaves in mid-round, can be
+left out, and the mean is over those who are there. Blocks of θ on the server (a cut for each client) are as late as a
+device's. There is no U-shape: its batch takes two exchanges, and the slopes would save one of three.
 """
 
 from collections.abc import Mapping
