@@ -1,5 +1,7 @@
-"""How much of the code one step is spread over: which of the package's files run a line during one HO-SFL step in one
-process, what an author of a method is handed, the widest functions, the largest files, the lines of all.
+"""Over how much of the code one step is spread.
+
+It prints how many of the package's files run a line during one HO-SFL step in one process, what an author of a method
+is handed, the widest functions, the largest files, and the lines of all.
 
     python benchmarks/step_files.py [--files] [--small halfback.testing.small]
 
