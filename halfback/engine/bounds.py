@@ -70,7 +70,7 @@ class Bounds:
         for role in ("activations", "gradient"):
             link = f"{role}_{direction}"
             if link in receivers:
-                most[role] = Most(*receivers[link].most(self.rows * forms[link].shape[0], self.rows))
+                most[role] = Most(*receivers[link].most(self.rows * forms[link].rows, self.rows))
             elif link in forms:
                 most[role] = _shaped((self.rows, *forms[link].shape), forms[link].dtype.itemsize)
         return most

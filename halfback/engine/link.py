@@ -194,7 +194,7 @@ class End:
         """Those of the step; without their ids where the message is one of several of them."""
         batch = self._step()
         repeated = "sample_ids" in values and values["sample_ids"] is None
-        rows = batch.tokens or (self._forms[link].shape[0],) * len(batch.ids)
+        rows = batch.tokens or (self._forms[link].rows,) * len(batch.ids)
         return Samples(None if repeated else batch.ids, rows)
 
     def _step(self) -> _Batch:
