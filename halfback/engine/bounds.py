@@ -23,10 +23,11 @@ from halfback.wire.messages import (
     HeadGradient,
     Join,
     Message,
+    Part,
     Role,
     Slopes,
-    SlopesAndActivations,
     Weights,
+    parts_of,
 )
 from halfback.wire.packing import Direction, Most
 
@@ -96,13 +97,17 @@ class Tab:
         Raises:
             PeerError: that is one too many.
         """
+        for part in parts_of(message):
+            self._hear(part)
+
+    def _hear(self, message: Part) -> None:
         kind, most = type(message).__name__, self._steps
         match message:
             case Join() | Weights() | HandOver():
                 most = 1
             case Activations(sample_ids=None):
                 kind, most = "Activations of a batch that came before", most * 2 * max(self._bounds.directions, 1)
-            case Activations() | SlopesAndActivations():
+            case Activations():
                 kind = "Activations of a new batch"
             case Slopes() | HeadGradient():
                 pass

@@ -40,9 +40,9 @@ class ClientSide:
         self.algorithm = algorithm
         self.party = party
         self.part = part
-        self.links = links
         self.near = links.near(party.id)
         self.meters = meters
+        self._links = links  # the folder of what its end remembers on disk goes with them
 
     def converse(self, round: Round, *, measure_memory: bool) -> Talk:
         """Carries the client's side of one round.
