@@ -10,7 +10,7 @@ import halfback
 
 SEAMS = (  # what others write against, beside what `import halfback` gives
     *("parties.protocol", "parties.client", "parties.server", "parties.agreement"),
-    *("codecs.protocol", "controllers.protocol"),
+    *("codecs.protocol", "controllers.protocol", "wire.messages"),
 )
 
 
