@@ -98,7 +98,7 @@ def test_a_sequential_on_lists_of_tensors_learns(changes: dict[str, Any]) -> Non
 
 def test_a_given_run_goes_on_from_its_state() -> None:
     given = Given(model=perceptron(), data=Data(vectors()))
-    unbroken, first, second = (built(given, model__cut=2).simulation for _ in range(3))
+    unbroken, first, second = (built(given, model__cut=2).federation for _ in range(3))
     small.run(unbroken, 4)
     small.run(first, 2)
     second.load_state(*first.state())
@@ -304,7 +304,7 @@ def test_bad_models_and_functions_are_one_clear_line(bert: tuple[nn.Module, Any]
         with pytest.raises(UserError, match=says):
             built(given)
     widening = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 8), nn.Linear(8, 16), nn.Linear(16, 2))
-    small.run(built(Given(model=widening, data=rows), "heron_sfl", model__auxiliary=2).simulation, 1)
+    small.run(built(Given(model=widening, data=rows), "heron_sfl", model__auxiliary=2).federation, 1)
     with pytest.raises(UserError, match=r"^model.auxiliary: what these blocks of the given model give doesn't fit"):
         built(Given(model=widening, data=rows), "heron_sfl", model__auxiliary=1)
     with pytest.raises(UserError, match="the given metric returns nan"):

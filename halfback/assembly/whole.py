@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from halfback.assembly.given import Given, given_whole, settled_tokenizer
+from halfback.assembly.given import Given, check_given, given_whole, settled_tokenizer, with_functions
 from halfback.config import ModelConfig, RunConfig
 from halfback.data.batches import ClientData
 from halfback.data.encode import EncodedTask, encode
 from halfback.data.images import RGB_MEAN, RGB_STD
 from halfback.data.options import GIVEN, TaskOptions
 from halfback.data.sources import Preparation, data_folder
-from halfback.data.tasks import RawTask, has_colour_images, load_task
+from halfback.data.tasks import RawTask, has_colour_images, load_task, to_train_on
 from halfback.errors import UserError, first_line
 from halfback.models.decoding import check_known
 from halfback.models.fitting import check_finite
-from halfback.models.loading import Head, load_model
+from halfback.models.loading import Head, files_here, load_model
+from halfback.models.part import Held
 from halfback.models.pretraining import pretrain
 from halfback.models.processor import Processor, own_processor, own_size, plain_processor
 from halfback.zeroth.directions import seed_for
@@ -29,7 +32,59 @@ from halfback.zeroth.directions import seed_for
 log = logging.getLogger(__name__)
 
 
-def load_whole(config: RunConfig, raw: RawTask, given: Given) -> tuple[nn.Module, Any]:
+@dataclass(frozen=True)
+class Loaded:
+    """A model before it is cut, and rows for it.
+
+    Attributes:
+        tokenizer: None for images.
+        how: the model wants the task's images.
+        raw, task: the rows as they were read, and encoded.
+    """
+
+    whole: nn.Module
+    tokenizer: Any
+    how: Preparation
+    raw: RawTask
+    task: EncodedTask
+
+    @property
+    def processor(self) -> Any:
+        """What says how colour images were made, with a method `save_pretrained`; None for all else."""
+        if isinstance(self.how.process, Processor):
+            return self.how.process.own
+        images = None if self.raw.name == GIVEN else self.raw.train.images
+        return None if images is None or len(images[0]) != 3 else plain_processor(images.shape[1:], RGB_MEAN, RGB_STD)
+
+
+def load(config: RunConfig, given: Given, *, site: Sequence[str] | None = None, held: Held | None = None) -> Loaded:
+    """The model with the head that the task asks for, and the rows as it takes them.
+
+    Args:
+        config: of the run.
+        given: what the configuration calls "given".
+        site: for a client's machine, where nothing is validated: the federation's classes, in order; empty where there
+            are none.
+        held: the part of the model that is loaded; None for the whole.
+
+    Raises:
+        UserError: a model or a data set is not there, is damaged, or doesn't fit the other.
+    """
+    check_given(config, given)
+    options = config.task
+    how = preparation(config.model, options)
+    classes = site or ()
+    raw = load_task(options, seed=seed_for(config.seed, "task"), classes=classes, how=how, given=given.data)
+    raw = raw if site is None else to_train_on(raw)
+    whole, tokenizer = _load_model(config, raw, given, held)
+    continued = options.verbaliser is not None
+    task = encode(raw, tokenizer, max_length=options.max_length, template=options.template, continued=continued)
+    check_sizes(whole, raw, task, config)
+    check_tokens(whole, tokenizer, task, config.model.name)
+    return Loaded(whole, tokenizer, how, raw, with_functions(task, given))
+
+
+def _load_model(config: RunConfig, raw: RawTask, given: Given, held: Held | None) -> tuple[nn.Module, Any]:
     """The model and its tokenizer (None for images), with the head that the task asks for, or as they were given."""
     if given.model is not None:
         return given_whole(given, raw)
@@ -48,8 +103,14 @@ def load_whole(config: RunConfig, raw: RawTask, given: Given) -> tuple[nn.Module
         dtype=getattr(torch, config.model.dtype),
         in_channels=raw.in_channels or 3,
         label_names=raw.label_names,
+        held=held,
     )
     return whole, tokenizer if given.tokenizer is None or tokenizer is None else settled_tokenizer(given, whole)
+
+
+def has_weights(config: ModelConfig) -> bool:
+    """Whether the weights of the model are in files here, or can be fetched; not so for a folder that has none."""
+    return files_here(_in_data_folder(config.name))
 
 
 def preparation(config: ModelConfig, options: TaskOptions) -> Preparation:
@@ -58,14 +119,6 @@ def preparation(config: ModelConfig, options: TaskOptions) -> Preparation:
         return Preparation()
     name = _in_data_folder(config.name)
     return Preparation(own_processor(name, options.image_size), own_size(name))
-
-
-def processor_of(how: Preparation, raw: RawTask) -> Any:
-    """What says how this run's colour images were made, with a method `save_pretrained`; None for all else."""
-    if isinstance(how.process, Processor):
-        return how.process.own
-    images = None if raw.name == GIVEN else raw.train.images
-    return None if images is None or len(images[0]) != 3 else plain_processor(images.shape[1:], RGB_MEAN, RGB_STD)
 
 
 def check_sizes(whole: Any, raw: RawTask, task: EncodedTask, config: RunConfig) -> None:
@@ -94,7 +147,7 @@ def check_sizes(whole: Any, raw: RawTask, task: EncodedTask, config: RunConfig) 
 
 def check_tokens(whole: Any, tokenizer: Any, task: EncodedTask, name: str) -> None:
     """Refuses tokens, and kinds of them, that a model has no embedding for. Padding is none of the rows' own."""
-    if tokenizer is None or not hasattr(whole, "get_input_embeddings"):
+    if tokenizer is None:
         return
     found = [split.largest() for split in (task.train, task.validation)]
     token = max(max(token for token, _ in found), *(max(prompt.tokens) for prompt in task.prompts), -1)
