@@ -1,5 +1,7 @@
-"""How much of the code one step is spread over: which of the package's files run a line during one HO-SFL step in one
-process, what an author of a method is handed, the widest functions, the largest files, the lines of all.
+"""Over how much of the code one step is spread.
+
+It prints how many of the package's files run a line during one HO-SFL step in one process, what an author of a method
+is handed, the widest functions, the largest files, and the lines of all.
 
     python benchmarks/step_files.py [--files] [--small halfback.testing.small]
 
@@ -10,7 +12,9 @@ its small runs.
 import argparse
 import ast
 import importlib
+import io
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -24,7 +28,9 @@ import halfback
 PACKAGE = Path(halfback.__file__).parent
 HANDED = ("Client", "Server", "Needs", "Traits")
 """Of the parties' room: what a method is written against, and what it declares."""
-OUTSIDE = {"cli", "cli.py", "testing", "conformance"}
+TESTS = {"testing", "conformance"}
+"""The checks that ship with the package; the second is their old name."""
+OUTSIDE = {"cli", "cli.py", *TESTS}
 """No part of the core: there the parameters of a function are the options of a command, or a test's fixtures."""
 
 _WARM = 12  # rounds, after which every client was in one, and what is made once is made
@@ -94,6 +100,19 @@ def widths(trees: dict[str, ast.Module]) -> list[tuple[int, str]]:
     return sorted(found, reverse=True)
 
 
+def code_lines(source: str) -> int:
+    """Lines with more on them than a comment or a docstring."""
+    beside = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    lines = {n for token in tokens if token.type not in beside for n in range(token.start[0], token.end[0] + 1)}
+    texts = [
+        node.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    return len(lines - {n for text in texts for n in range(text.lineno, (text.end_lineno or text.lineno) + 1)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--small", default="halfback.testing.small", help="the module that has small runs")
@@ -105,7 +124,9 @@ def main() -> None:
     handed = {node.name: fields(node) for _, node in classes(trees)}
     lengths = sorted(((source.count("\n"), file) for file, source in sources.items()), reverse=True)
     methods = [length for length, file in lengths if file.startswith("algorithms/") and _is_method(trees[file])]
-    written = [line.strip() for source in sources.values() for line in source.splitlines()]
+    core = {file: source for file, source in sources.items() if file.split("/")[0] not in TESTS}
+    full = sum(bool(line.strip()) for source in core.values() for line in source.splitlines())
+    code = sum(code_lines(source) for source in core.values())
 
     table = Table("what", "figure", "of which", title=f"{len(sources)} files")
     table.add_row("files in which a line runs in a step", str(len(step)), _by_room(step))
@@ -114,8 +135,8 @@ def main() -> None:
     table.add_row("parameters of the widest function", str(widths(trees)[0][0]), widths(trees)[0][1])
     table.add_row("lines of the largest file", str(lengths[0][0]), lengths[0][1])
     table.add_row("lines of the largest algorithm", str(max(methods)), f"{len(methods)} algorithms")
-    full = sum(bool(line) and not line.startswith("#") for line in written)
-    table.add_row("lines of source", str(len(written)), f"{full} neither empty nor a comment")
+    what = f"of which {code} are code; with the checks that ship, {sum(length for length, _ in lengths)} lines"
+    table.add_row("lines that are not empty", str(full), what)
     console = Console(width=140)
     console.print(table)
     widest = Table("parameters", "function", title="the ten widest")

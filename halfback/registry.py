@@ -18,7 +18,8 @@ class Registry(Mapping[str, T]):
     """
 
     def __init__(self, group: str, ours: Mapping[str, T]) -> None:
-        """
+        """A table that knows nothing of other packages yet.
+
         Args:
             group: of entry points, such as "halfback.codecs".
             ours: what this package brings, in the order in which lists show it.

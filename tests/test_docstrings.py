@@ -4,8 +4,10 @@ import dataclasses
 import importlib
 import inspect
 import re
+import runpy
 import typing
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,24 +15,36 @@ import pytest
 
 import halfback
 
-SEAMS = ("codecs.protocol", "controllers.protocol")
+SEAMS = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "reference.py"))["SEAMS"]
 _ENTRY = re.compile(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: \([^)]*\))?:", re.MULTILINE)
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    """(path, thing): what `import halfback` gives, and what the seams define."""
-    for name in getattr(halfback, "__all__", ()):
-        yield from _of(f"halfback.{name}", getattr(halfback, name))
-    for seam in SEAMS:
-        yield from _of(seam, importlib.import_module(f"halfback.{seam}"))
+    """(path, thing), each once: what the seams define, and what `import halfback` gives."""
+    seen = set()
+    modules = [(seam, importlib.import_module(f"halfback.{seam}")) for seam in SEAMS]
+    for root, thing in [*modules, *((name, getattr(halfback, name)) for name in getattr(halfback, "__all__", ()))]:
+        for path, found in _of(root, thing):
+            if id(found) not in seen:
+                seen.add(id(found))
+                yield path, found
 
 
 def _of(path: str, thing: Any) -> Iterator[tuple[str, Any]]:
-    """A thing, and what it holds: a module's own names, a class's public methods."""
+    """A thing, and what it holds: a module's own names, a class's public methods.
+
+    What a protocol of a module says of a method, a class beside it need not say again.
+    """
     if isinstance(thing, ModuleType):
-        for name, inner in vars(thing).items():
-            if not name.startswith("_") and getattr(inner, "__module__", None) == thing.__name__:
-                yield from _of(f"{path}.{name}", inner)
+        own = {name: inner for name, inner in vars(thing).items() if getattr(inner, "__module__", "") == thing.__name__}
+        said = {method for inner in own.values() if getattr(inner, "_is_protocol", False) for method in vars(inner)}
+        for name in (name for name in own if not name.startswith("_")):
+            again = set() if getattr(own[name], "_is_protocol", False) else said
+            yield from (
+                (found, inner)
+                for found, inner in _of(f"{path}.{name}", own[name])
+                if inner is own[name] or found.rpartition(".")[2] not in again
+            )
     elif inspect.isclass(thing):
         yield path, thing
         for name, inner in vars(thing).items():

@@ -140,6 +140,10 @@ def check_fit(whole: Any, tokenizer: Any, task: EncodedTask, config: RunConfig, 
     """Tries a given model, and a given loss, on the first rows, before a run begins.
 
     Args:
+        whole: the model, before it is cut.
+        tokenizer: its own; None where it takes no texts.
+        task: the encoded rows, and the loss.
+        config: the run's.
         piecewise: whether the method takes the loss of a few rows at a time.
 
     Raises:

@@ -43,8 +43,9 @@ def own_names(name: str, written: Mapping[str, Any]) -> list[str]:
 
 
 def match_rows(own: Sequence[str], ours: Sequence[str]) -> tuple[list[int] | None, str | None]:
-    """For each of our classes the row of the head that is its own, None where the head is for other classes; and what
-    there is to say of that, None for nothing.
+    """Finds for each of our classes the row of the head that is its own, and what there is to say of that.
+
+    Either is None where there is none: the rows where the head is for other classes, the remark where all is plain.
 
     The same names in any order and in any letter case match. Whole numbers from 0 are the numbers of the rows. Where
     the checkpoint has no names (LABEL_0, LABEL_1, …), its rows are our classes in the order of these numbers.
@@ -70,8 +71,9 @@ def match_rows(own: Sequence[str], ours: Sequence[str]) -> tuple[list[int] | Non
 def settle_head(
     name: str, found: FoundHead, own: Sequence[str], ours: Sequence[str], anew: Callable[[nn.Linear], None]
 ) -> None:
-    """Puts a head that came with the weights in the order of our classes, or has it drawn `anew` where it is for others
-    or not whole, in place; what is not plain is logged.
+    """Puts a head that came with the weights in the order of our classes, in place; what is not plain is logged.
+
+    It is drawn `anew` where it is for other classes, or not whole.
 
     own: the checkpoint's classes by row, from `own_names`. ours: empty if they are not known.
     """

@@ -1,5 +1,8 @@
-"""Whether a file's weights are the model's: all of it but the head of a task must come from the file, and all of the
-file but the heads of other tasks must find its place."""
+"""Whether a file's weights are the model's.
+
+All of the model but the head of a task must come from the file, and all of the file but the heads of other tasks must
+find its place.
+"""
 
 import json
 import re
@@ -123,8 +126,10 @@ def check_files(name: str, folder: Path, base: str) -> None:
 
 
 def check_finite(name: str, model: nn.Module) -> None:
-    """Raises:
-    UserError: a weight is not a number, or infinite in the model's dtype; its tensor is named.
+    """Refuses weights that are not finite.
+
+    Raises:
+        UserError: a weight is not a number, or infinite in the model's dtype; its tensor is named.
     """
     for key, tensor in model.state_dict().items():
         if (

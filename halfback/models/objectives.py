@@ -46,6 +46,7 @@ def check_mean(own: Loss, logits: Tensor, labels: Tensor) -> None:
     """Refuses a loss that is no mean over rows, for methods that take the loss of a few rows at a time.
 
     Args:
+        own: the loss.
         logits: (B, classes) of two rows or more.
         labels: (B,) of them.
 

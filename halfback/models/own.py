@@ -85,6 +85,7 @@ def check_parts(whole: nn.Module, inputs: Mapping[str, Tensor], model: CutModel 
     """The logits of `inputs`, which bottom and top together must give as the whole model does.
 
     Args:
+        whole: the model.
         inputs: of a few rows, as a bottom takes them.
         model: the parts; cut after the first block where they are not given.
 

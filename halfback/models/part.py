@@ -17,7 +17,7 @@ from halfback.models.families import Family
 
 @dataclass(frozen=True)
 class Held:
-    """Which modules of a model a machine holds: always what runs before the first block, and beside that:
+    """Which modules of a model a machine holds: what runs before the first block, and what is named here.
 
     Attributes:
         first: so many blocks, from the first on.

@@ -91,8 +91,10 @@ def file_names(model: ResNet) -> dict[str, str]:
 
 
 def load_weights(model: ResNet, file: Any, source: str) -> FoundHead:
-    """Load an open safetensors file with the original names; a head that is not there, or for another number of
-    classes, stays as it is. Of modules on the meta device nothing is read.
+    """Load an open safetensors file with the original names.
+
+    A head that is not there, or for another number of classes, stays as it is. Of modules on the meta device nothing is
+    read.
 
     Raises UserError, naming `source` and the tensor, if one is missing, unknown, or of another shape.
     """

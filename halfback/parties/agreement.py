@@ -27,7 +27,8 @@ class Allowed:
     """The most that a client's messages of a round may hold of θ, by what its method agrees on.
 
     Attributes:
-        up, down: slopes, exact gradients among them.
+        up: slopes that it may send, exact gradients among them.
+        down: slopes that it may be sent.
         weights: the tensors that a client may send, none where it sends none of θ.
     """
 
@@ -78,39 +79,103 @@ class Agreement(Protocol):
         ...
 
     def replica_for(self, agreed: Replica, client: int) -> Replica:
-        """The θ that a client gets: in one process `agreed` itself, or one of its own that starts there."""
+        """The θ that a client gets.
+
+        Args:
+            agreed: the server's.
+            client: the client's number.
+
+        Returns:
+            In one process `agreed` itself where that is equal by construction; else one of the client's own that starts
+            there.
+        """
         ...
 
     def kept_of(self, client: Client) -> Replica | None:
-        """The client's replica, where a checkpoint of all parties has its moments and position; None where not."""
+        """What of a client a checkpoint of all parties holds.
+
+        Args:
+            client: whose it would be.
+
+        Returns:
+            The client's replica, of which a checkpoint then has moments and position; None where it has nothing.
+        """
         ...
 
     def allowed(self, agreed: Replica, probe: Probe | None, steps: int) -> Allowed:
-        """What messages may hold in a round of at most so many steps of a method that probes so."""
+        """Bounds what messages may hold of θ, before any is read.
+
+        Args:
+            agreed: the server's θ.
+            probe: how the method takes its slopes; None where it takes none.
+            steps: the most that a round has.
+
+        Returns:
+            What a client's messages of a round may hold.
+        """
         ...
 
     def join(self, client: Client) -> Generator[Message, Any, None]:
-        """A client's first exchange of a round, after which it has the agreed θ."""
+        """A client's first exchange of a round, after which it has the agreed θ.
+
+        Args:
+            client: which begins.
+
+        Yields:
+            What it says; the `yield` evaluates to the answer.
+        """
         ...
 
     def close(self, client: Client) -> Generator[Message, Any, None]:
-        """A client's last exchange of a round."""
+        """A client's last exchange of a round.
+
+        Args:
+            client: which ends.
+
+        Yields:
+            What it says; the `yield` evaluates to the answer.
+        """
         ...
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> dict[int, Message]:
-        """The server's side of `join` and `close`; PeerError for any other message."""
+        """The server's side of `join` and `close`.
+
+        Args:
+            server: the agreed θ, and who counts how.
+            messages: what each client has said, by its number; all of one kind.
+
+        Returns:
+            An answer for each of these clients.
+
+        Raises:
+            PeerError: the messages are of another kind, or hold what none of these may.
+        """
         ...
 
 
 def unexpected(messages: Mapping[int, Any]) -> PeerError:
-    """The error for messages that have no place in an algorithm's conversation."""
+    """The error for messages that have no place in an algorithm's conversation.
+
+    Args:
+        messages: by the clients' numbers, one or more.
+
+    Returns:
+        An error that names the first client and its message.
+    """
     client, message = next(iter(messages.items()))
     return PeerError(f"client {client}: {type(message).__name__}: this algorithm expects no such message")
 
 
 @dataclass(frozen=True)
 class Silent:
-    """An agreement without an exchange; `ALONE` is one, and so is a θ that never moves."""
+    """An agreement without an exchange; `ALONE` is one, and so is a θ that never moves.
+
+    Attributes:
+        name: of the kind, for reports.
+        moves: whether θ moves at all.
+        pools: whether one machine has the rows of all clients.
+        aggregation: how much each client counts in the mean of the top's gradients.
+    """
 
     name: str
     moves: bool
@@ -149,5 +214,12 @@ ALONE = Silent("alone", moves=True, pools=True)
 
 
 def frozen(aggregation: Aggregation) -> Silent:
-    """θ never moves; the top's gradients are averaged so."""
+    """The agreement that θ never moves.
+
+    Args:
+        aggregation: how much each client counts in the mean of the top's gradients.
+
+    Returns:
+        The agreement.
+    """
     return Silent("frozen", moves=False, pools=False, aggregation=aggregation)

@@ -43,33 +43,70 @@ class Theta:
         return {name: self.replica.parameters[name] for name in self.replica.exact}
 
     def seeds(self, directions: int, *, step: int | None = None) -> Seeds:
-        """The directions of the next step to be replayed, unless another is named."""
+        """Says along which directions a step takes its slopes; every party makes the same ones.
+
+        Args:
+            directions: how many, P.
+            step: the number of the agreed row of slopes that they belong to; None for the next one to be replayed.
+
+        Returns:
+            What the P directions are made from: nothing of them is in memory yet.
+        """
         return self.replica.seeds(directions, step=step)
 
     def take_state(self, first: int, slopes: Tensor, exact: Sequence[Tensor]) -> None:
-        """Takes agreed steps without their exact gradients, and what these have made of θ."""
+        """Takes agreed steps without their exact gradients, and what these have made of θ.
+
+        Args:
+            first: the number of the first agreed row of slopes.
+            slopes: the rows from there on, (steps, slopes of a row).
+            exact: the values of the exact parameters behind these steps, in the order of `exact`.
+        """
         self.replica.take_state(first, slopes, exact)
         self.position = max(self.position, first + len(slopes))
 
     def replay(self, first: int, slopes: Tensor, steps: Sequence[int] | None = None) -> None:
-        """Takes agreed rows `first`, … of `slopes` (steps, `replica.width`); `steps` as in `Replica.replay`."""
+        """Moves θ along agreed slopes; rows that it has taken already are left out.
+
+        Args:
+            first: the number of the first agreed row of slopes.
+            slopes: the rows from there on, (steps, slopes of a row), float32.
+            steps: of the run, to which the rows belong, for their rates; None where they are the rows' numbers.
+        """
         self.replica.replay(first, slopes, steps)
         self.position = max(self.position, first + len(slopes))
 
     def step(self, slopes: Tensor, step: int) -> None:
-        """Moves a θ of the client's own along its own slopes (P,); `step`: of the run, for the learning rate."""
+        """Moves a θ of the client's own along its own slopes.
+
+        Args:
+            slopes: one for each direction of `seeds`, (P,).
+            step: of the run, for the learning rate.
+        """
         self.replica.replay(self.replica.position, slopes.unsqueeze(0), [step])
 
 
 @dataclass
 class Feed:
-    """A client's batches by number; `cursor` is the next number."""
+    """What a client computes on.
+
+    Attributes:
+        data: its batches by number.
+        cursor: the number of the next one.
+    """
 
     data: BatchSource
     cursor: int = 0
 
     def batches(self, round: Round) -> Iterator[Batch]:
-        """The batches of this round, in the client's own order."""
+        """Goes on through the client's batches, in an order of its own.
+
+        Args:
+            round: that they belong to.
+
+        Yields:
+            As many batches as the round has steps.
+        """
         for _ in range(round.steps):
             batch = self.data.batch(self.cursor)
             self.cursor += 1
@@ -81,6 +118,7 @@ class Client:
     """One device as an algorithm sees it.
 
     Attributes:
+        id: the client's number, from 0.
         bottom: the device's part of the model; the engine installs this client's parameters before it runs.
         theta: the trained parameters θ, as this client has them.
         feed: what it computes on.
@@ -107,15 +145,30 @@ class Client:
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Tensor:
-        """Activations at the cut, (B, T, H) or (B, C, H, W), without a graph."""
+        """Runs the device's part of the model, without a graph for backpropagation.
+
+        Args:
+            batch: of B rows.
+
+        Returns:
+            The activations at the cut: of texts (B, tokens, width), of images (B, channels, height, width).
+        """
         return self.bottom(batch.inputs)
 
     def descend(self, step: int) -> None:
-        """A step of θ on the gradients that its parameters hold; `step`: of the run, for the learning rate."""
+        """Takes a step of θ on the gradients that its parameters hold, which are then used up.
+
+        Args:
+            step: of the run, for the learning rate.
+        """
         assert self.descent is not None, "an algorithm that backpropagates gets an optimiser"
         self.descent.step(step)
 
     def take_losses(self) -> list[float]:
-        """The training losses since the last call."""
+        """Hands the training losses on to whoever keeps records.
+
+        Returns:
+            Those since the last call.
+        """
         losses, self.losses = self.losses, []
         return losses

@@ -66,8 +66,12 @@ def hybrid_step(client: Client, batch: Batch, below: Replica, step: int, probe: 
     The graph starts at the activations at the boundary, so nothing of what lies below is in it.
 
     Args:
+        client: the device, whose own model is cut at its boundary.
+        batch: that the loss is of.
         below: the parameters below the boundary; moved by their slopes.
         step: of the run, from which the schedules take the learning rates.
+        probe: how the slopes are taken.
+
     Returns:
         The slopes of ⟨λ, z⟩, with λ the gradient at the boundary: (P,) float32.
     """

@@ -86,11 +86,32 @@ class Algorithm(Protocol):
         ...
 
     def client_round(self, client: Client, round: Round) -> Conversation:
-        """The client's side of one round."""
+        """The client's side of one round.
+
+        Args:
+            client: the device that this runs on: its part of the model, its θ and its batches.
+            round: which it is, and how many batches belong to it.
+
+        Yields:
+            A message to the server, a value of one of the kinds in `halfback.messages`; the server's answer to it is
+            what the `yield` evaluates to. When the generator returns, the round is over for this client.
+        """
         ...
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
-        """Answers one exchange of the cohort: messages by client id, all of one kind (the engine sees to it)."""
+        """The server's side of one exchange with all clients that take part in it.
+
+        Args:
+            server: its part of the model, the agreed θ, and who counts how.
+            messages: what each client has said, by its number; all of one kind, the engine sees to it.
+
+        Returns:
+            An answer for each of these clients, by its number.
+
+        Raises:
+            PeerError: a message is none that a client may send now.
+            Diverged: a message's numbers, or what follows from them, are not finite.
+        """
         ...
 
 
@@ -99,12 +120,25 @@ class ChoosesClients(Protocol):
     """What a method has beside that doesn't sample its clients alike."""
 
     def inclusion(self, server: Server, sampled: int) -> Sequence[float]:
-        """Of each client, the probability to be in a round's cohort; their sum is `sampled`."""
+        """How likely each client is to be in a round's cohort.
+
+        Args:
+            server: as `Algorithm.answer` gets it, between two rounds.
+            sampled: how many clients a cohort has.
+
+        Returns:
+            A probability for each client of the run, by its number; together they are `sampled`.
+        """
         ...
 
 
 def check_count(option: str, value: int, *, fewest: int = 1) -> None:
     """Refuses a number of steps, batches or blocks that is too small.
+
+    Args:
+        option: the name of the algorithm's option that has the number.
+        value: the number.
+        fewest: the smallest that is allowed.
 
     Raises:
         UserError: names the option and what is allowed.

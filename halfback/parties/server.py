@@ -20,7 +20,11 @@ class Memory(Protocol):
     """What one method keeps between two exchanges, or from round to round; an object of the method's own."""
 
     def forget(self, client: int) -> None:
-        """A client has left in the middle of a round."""
+        """Drops what a client began: it has left in the middle of a round.
+
+        Args:
+            client: its number.
+        """
         ...
 
 
@@ -29,40 +33,72 @@ class Lasting(Memory, Protocol):
     """A memory that lasts from round to round, and is in checkpoints; a method's `Needs.lasting` names its class."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it by `CLIENT.NAME`; tensors are replaced, never changed in place."""
+        """What a checkpoint holds of the memory.
+
+        Returns:
+            All of it, named `CLIENT.NAME`; tensors are replaced, never changed in place.
+        """
         ...
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on from `tensors`."""
+        """Goes on from a checkpoint.
+
+        Args:
+            tensors: what the method `tensors` gave.
+        """
         ...
 
 
 @dataclass
 class ByClient(Generic[Value]):
-    """The memory of a method that keeps one thing of each client, until it is done with."""
+    """The memory of a method that keeps one thing of each client, until it is done with.
+
+    Attributes:
+        of: the thing, by the client's number.
+    """
 
     of: dict[int, Value] = field(default_factory=dict)
 
     def forget(self, client: int) -> None:
-        """Drops what is kept of a client."""
+        """Drops what is kept of a client.
+
+        Args:
+            client: its number.
+        """
         self.of.pop(client, None)
 
 
 @dataclass
 class TensorsByClient:
-    """A lasting memory of named tensors of each client."""
+    """A lasting memory of named tensors of each client.
+
+    Attributes:
+        of: the tensors by name, by the client's number.
+    """
 
     of: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def forget(self, client: int) -> None:
-        """Keeps all: nothing of it belongs to a round that is under way."""
+        """Keeps all: nothing of it belongs to a round that is under way.
+
+        Args:
+            client: the number of the one that has left.
+        """
 
     def tensors(self) -> dict[str, Tensor]:
-        """By `CLIENT.NAME`."""
+        """What a checkpoint holds of the memory.
+
+        Returns:
+            All of it, named `CLIENT.NAME`.
+        """
         return {f"{client}.{name}": tensor for client, held in self.of.items() for name, tensor in held.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on from `tensors`."""
+        """Goes on from a checkpoint.
+
+        Args:
+            tensors: what the method `tensors` gave.
+        """
         for name, tensor in tensors.items():
             client, of_client = name.split(".", 1)
             self.of.setdefault(int(client), {})[of_client] = tensor
@@ -96,7 +132,14 @@ class Top:
     passes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def of(self, client: int) -> Above:
-        """What takes this client's activations."""
+        """Finds what takes a client's activations.
+
+        Args:
+            client: its number.
+
+        Returns:
+            The model behind this client's cut, and the form that its activations must have.
+        """
         return self.above.get(client) or Above(self.module, self.form)
 
     @property
@@ -112,7 +155,11 @@ class Top:
         return self.replica
 
     def move(self, step: int) -> None:
-        """A step on the gradients that its parameters hold; `step`: of the run."""
+        """Takes a step on the gradients that its parameters hold, which are then used up.
+
+        Args:
+            step: of the run, for the learning rate.
+        """
         self.first_order.step(step)
         self.passes = {}  # their graphs belong to the weights of before
 
@@ -124,7 +171,8 @@ class Agreed:
     Attributes:
         replica: θ, for evaluation and for whoever joins. It may lag behind `rows`: see `catch_up`.
         rows: the agreed slopes of every step, each float32, of each group of θ in turn; behind them exact gradients, as
-            long as `replica` has not taken the step: see `settle`. `settled` rows have none any more.
+            long as `replica` has not taken the step: see `settle`.
+        settled: how many rows have no exact gradients any more.
         turns: where rows are not numbered as the run's steps, because clients take turns: (row, its step) of those from
             which both count on by one.
     """
@@ -135,13 +183,25 @@ class Agreed:
     settled: int = 0
 
     def begin(self, step: int) -> None:
-        """The next row belongs to this step of the run."""
+        """Notes where the next row belongs.
+
+        Args:
+            step: of the run.
+        """
         row = len(self.rows)
         if row and self.steps_of(row, 1) != [step]:
             self.turns = [turn for turn in self.turns if turn[0] != row] + [(row, step)]
 
     def steps_of(self, first: int, count: int) -> list[int]:
-        """The run's steps of the rows `first`, `first` + 1, …."""
+        """Says which steps of the run rows belong to.
+
+        Args:
+            first: the number of the first row.
+            count: how many rows.
+
+        Returns:
+            The step of each.
+        """
         steps = []
         for row in range(first, first + count):
             place = bisect(self.turns, row, key=lambda turn: turn[0])
@@ -150,13 +210,28 @@ class Agreed:
         return steps
 
     def append(self, row: Tensor, steps: int = 1) -> Slopes:
-        """Takes in what a step, or so many steps behind one another, came to; returns what clients are told of it."""
+        """Takes in what clients have agreed on.
+
+        Args:
+            row: the slopes of a step, float32: P for each group of θ in turn, and exact gradients behind them.
+            steps: that `row` holds, one behind the other.
+
+        Returns:
+            The message that tells clients of it.
+        """
         first = len(self.rows)
         self.rows += list(row.view(steps, -1)) if steps > 1 else [row]
         return Slopes(first, row)
 
     def missed(self, position: int) -> Tensor:
-        """The rows from `position` on, stacked."""
+        """What a client has not replayed yet.
+
+        Args:
+            position: the number of the first row that it lacks.
+
+        Returns:
+            The rows from there on, (steps, slopes of a row).
+        """
         rows = self.rows[position:]
         return torch.stack(rows) if rows else torch.zeros(0, len(self.rows[0]) if self.rows else 0)
 
@@ -201,22 +276,41 @@ class Server:
     auxiliary: nn.Module | None = None
 
     def begin(self, round: Round) -> None:
-        """A round begins, or where clients take turns, the turn of one of them: the engine says so, and which."""
+        """A round begins, or where clients take turns, the turn of one of them; the engine says so.
+
+        Args:
+            round: which it is.
+        """
         self.round, self.steps = round, round.first
         self.agreed.begin(round.first)
 
     def recall(self, kind: type[Kind]) -> Kind:
-        """The method's memory, which is of this kind; made when it is first asked for."""
+        """The method's memory, made when it is first asked for.
+
+        Args:
+            kind: its class, which makes an empty one without arguments.
+
+        Returns:
+            The memory, the same one until the round or the run is over.
+        """
         if not isinstance(self.memory, kind):
             self.memory = kind()
         return self.memory
 
     def lasting(self) -> dict[str, Tensor]:
-        """What the method keeps from round to round, by `CLIENT.NAME`; nothing where it keeps nothing so long."""
+        """What the method keeps from round to round.
+
+        Returns:
+            Tensors, named `CLIENT.NAME`; none where the method's memory does not last.
+        """
         return self.memory.tensors() if isinstance(self.memory, Lasting) else {}
 
     def forget(self, client: int) -> None:
-        """A client has left in the middle of a round: what it began there is void."""
+        """Drops what a client began: it has left in the middle of a round.
+
+        Args:
+            client: its number.
+        """
         self.top.passes.pop(client, None)
         if self.memory is not None:
             self.memory.forget(client)

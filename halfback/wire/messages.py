@@ -38,14 +38,23 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Join:
-    """Up, first in a round: the client says how many steps it has already replayed."""
+    """Up, first in a round: where the client stands.
+
+    Attributes:
+        position: how many agreed rows of slopes it has already replayed.
+    """
 
     position: int = _role("steps")
 
 
 @dataclass(frozen=True)
 class History:
-    """Down: agreed slopes of steps `first`, `first` + 1, …: (steps, P) float32; P for each group of θ in turn."""
+    """Down: agreed slopes.
+
+    Attributes:
+        first: the number of the first row.
+        slopes: the rows from there on, (steps, P) float32; P for each group of θ in turn.
+    """
 
     first: int = _role("steps")
     slopes: Tensor = _role("slopes")
@@ -53,11 +62,13 @@ class History:
 
 @dataclass(frozen=True)
 class Activations:
-    """Up: what the server needs for the loss of one batch.
+    """Up: what the server needs for the loss of one batch. What was sent earlier in the step is None.
 
-    `hidden` (B, T, H) or (B, C, H, W); `mask` (B, T) bool or None for images; `labels` (B,) or (B, T) integers, or None
-    where they stay on the device (U-shape); `sample_ids` (B,) int32. Mask, labels and ids are None where they were sent
-    with an earlier message of the step.
+    Attributes:
+        hidden: the activations at the cut, (B, T, H) or (B, C, H, W).
+        mask: (B, T) bool, which tokens are no padding; None for images.
+        labels: (B,) or (B, T) integers; None where they stay on the device (U-shape).
+        sample_ids: (B,) int32, the same whenever a row comes again.
     """
 
     hidden: Tensor = _role("activations")
@@ -68,14 +79,23 @@ class Activations:
 
 @dataclass(frozen=True)
 class CutGradient:
-    """Down: λ = ∂ℓ/∂z, with the shape of the activations it answers."""
+    """Down: how the loss changes with the activations.
+
+    Attributes:
+        gradient: λ = ∂ℓ/∂z, in the shape of the activations that it answers.
+    """
 
     gradient: Tensor = _role("gradient")
 
 
 @dataclass(frozen=True)
 class Slopes:
-    """Up: one client's slopes, (P,) float32; down: the agreed mean, as a row of `History`; of step `step`."""
+    """Up: one client's slopes of a step; down: what the cohort has agreed on.
+
+    Attributes:
+        step: the number of the agreed row that they are for.
+        values: (P,) float32; down as a row of `History`.
+    """
 
     step: int = _role("steps")
     values: Tensor = _role("slopes")
@@ -83,21 +103,33 @@ class Slopes:
 
 @dataclass(frozen=True)
 class Losses:
-    """Down: the loss of the activations it answers, (1,) float32."""
+    """Down: the loss of a batch.
+
+    Attributes:
+        values: of the activations that it answers, (1,) float32.
+    """
 
     values: Tensor = _role("losses")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Trainable tensors of the bottom in the order of their names."""
+    """Both ways: what devices train.
+
+    Attributes:
+        tensors: the trainable tensors of what θ belongs to, in the order of their names.
+    """
 
     tensors: tuple[Tensor, ...] = _role("weights")
 
 
 @dataclass(frozen=True)
 class HandOver:
-    """From one device to the next, which the server only passes on: trainable tensors in the order of their names."""
+    """From one device to the next; the server only passes it on.
+
+    Attributes:
+        tensors: trainable tensors in the order of their names.
+    """
 
     tensors: tuple[Tensor, ...] = _role("weights")
 
@@ -106,8 +138,9 @@ class HandOver:
 class MiddleActivations:
     """Down, in the U-shape: what the device needs for the loss of the activations it answers.
 
-    `hidden` at the second cut, (B, T, H) or (B, C, H, W); `head` the head's trainable tensors in the order of its
-    module tree, none where the head is frozen.
+    Attributes:
+        hidden: activations at the second cut, (B, T, H) or (B, C, H, W).
+        head: the head's trainable tensors in the order of its module tree, none where the head is frozen.
     """
 
     hidden: Tensor = _role("activations")
@@ -118,8 +151,11 @@ class MiddleActivations:
 class HeadGradient:
     """Up, in the U-shape: what the server needs of the loss that the device took on `MiddleActivations`.
 
-    `gradient` with the shape of the activations it answers; `loss` (1,) float32; `head` the gradients of the head's
-    trainable tensors, in their shapes. The last have the role of weights, since they hold no rows of samples.
+    Attributes:
+        gradient: of the loss by the activations at the second cut, in their shape.
+        loss: (1,) float32.
+        head: the gradients of the head's trainable tensors, in their shapes. They have the role of weights, since they
+            hold no rows of samples.
     """
 
     gradient: Tensor = _role("gradient")
@@ -131,8 +167,9 @@ class HeadGradient:
 class Caches:
     """Both ways, first in a round where links remember samples.
 
-    `digests` (links,) int64 of what this end remembers, in the order of the links' names; down also `thresholds`
-    (links,) float32, which hold from now on.
+    Attributes:
+        digests: of what this end remembers, (links,) int64 in the order of the links' names.
+        thresholds: down alone, (links,) float32: the similarities below which samples are sent from now on.
     """
 
     digests: Tensor = _role("caches")
@@ -141,7 +178,13 @@ class Caches:
 
 @dataclass(frozen=True)
 class Share:
-    """Down: as `History`, and the number of the group of θ that the device measures in this round."""
+    """Down: agreed slopes, and the device's part of the work.
+
+    Attributes:
+        first: the number of the first row.
+        slopes: the rows from there on, (steps, P) float32; P for each group of θ in turn.
+        group: the number of the group of θ that the device measures in this round.
+    """
 
     first: int = _role("steps")
     slopes: Tensor = _role("slopes")
@@ -152,7 +195,8 @@ class Share:
 class Turns:
     """Down, behind a `History` whose rows are not numbered as the run's steps, because clients take turns.
 
-    `steps` (rows,) int32: of the run, that of each row.
+    Attributes:
+        steps: of the run, that of each row: (rows,) int32.
     """
 
     steps: Tensor = _role("steps")
@@ -166,6 +210,10 @@ class Both:
     `Slopes` of a step and the `CutGradient` of the next one. Down, where blocks have exact gradients: `History`, and as
     `Weights` what these gradients have made of θ: the parameters of these blocks and then their moments, each in the
     order of their names, none where no step was missed. Down, where clients take turns: `History` and `Turns`.
+
+    Attributes:
+        first: the one message.
+        second: the other.
     """
 
     first: "Part"
@@ -174,7 +222,11 @@ class Both:
 
 @dataclass(frozen=True)
 class Encoded:
-    """In the place of a tensor field: what the codecs of the field's link made of it."""
+    """In the place of a tensor field: what the codecs of the field's link made of it.
+
+    Attributes:
+        parts: the tensors that it is sent as.
+    """
 
     parts: tuple[Tensor, ...]
 
@@ -223,27 +275,60 @@ KINDS: tuple[type[Part], ...] = (*_ALONE, Turns)
 
 
 def parts_of(message: Message) -> tuple[Part, ...]:
-    """The messages in a message: two in `Both`, else itself."""
+    """Takes `Both` apart.
+
+    Args:
+        message: of any kind.
+
+    Returns:
+        The two messages in `Both`; of another kind itself.
+    """
     return (message.first, message.second) if isinstance(message, Both) else (message,)
 
 
 def of_parts(parts: Sequence[Part]) -> Message:
-    """The message of these parts, one or two."""
+    """Makes one message of two.
+
+    Args:
+        parts: one message, or two.
+
+    Returns:
+        The message, or `Both`.
+    """
     return Both(*parts) if len(parts) == 2 else parts[0]
 
 
 def kinds_of(message: Message) -> tuple[type[Part], ...]:
-    """What a message is made of, an entry of `CODES`."""
+    """Says what a message is made of.
+
+    Args:
+        message: of any kind.
+
+    Returns:
+        One kind, or two: an entry of `CODES`.
+    """
     return tuple(type(part) for part in parts_of(message))
 
 
 def name_of(kinds: Iterable[type[Part]]) -> str:
-    """How a message of these kinds is called in the ledger, and in what is said of it."""
+    """How a message is called in the ledger, and in what is said of it.
+
+    Args:
+        kinds: what it is made of.
+
+    Returns:
+        Their names, joined by "And".
+    """
     return "And".join(kind.__name__ for kind in kinds)
 
 
 class Field(NamedTuple):
-    """What the wire knows of a field: its role and the Python types it may hold."""
+    """What the wire knows of a field.
+
+    Attributes:
+        role: what it holds, whatever the algorithm.
+        types: the Python types that it may be of.
+    """
 
     role: Role
     types: tuple[type, ...]

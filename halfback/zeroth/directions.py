@@ -74,6 +74,7 @@ def philox(counter: tuple[Tensor | int, ...], key: tuple[Tensor | int, Tensor | 
     Args:
         counter: four words in 0..2^32-1, int64 tensors that broadcast together or plain integers; at least one tensor.
         key: two words, likewise.
+
     Returns:
         Four int64 tensors with values in 0..2^32-1.
     """

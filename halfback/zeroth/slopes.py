@@ -101,12 +101,18 @@ def estimate_slopes(
     seeds: Seeds,
     probe: Probe,
 ) -> Tensor:
-    """One slope a seed: (len(seeds),) float64.
+    """Measures how ⟨λ, run()⟩ changes along each direction.
 
     Args:
         run: the forward pass of `module`; its result has the shape of λ.
+        module: whose parameters are moved; they are as before when this returns or raises.
         parameters: name → parameter of `module` that directions move.
-        probe: settled.
+        cotangent: λ, and ⟨λ, run()⟩ where nothing is moved.
+        seeds: of the directions.
+        probe: settled, so that it has a radius.
+
+    Returns:
+        One slope a seed: (len(seeds),) float64.
     """
     of, law, radius = cotangent.of, seeds.law, probe.moved
 
