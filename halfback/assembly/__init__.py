@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from halfback.algorithms import algorithms
 from halfback.assembly.fingerprint import fingerprint
 from halfback.assembly.motion import make_optimizer, make_schedule
 from halfback.assembly.parties import device_head, device_part, link_forms, make_locals, make_server, place_above
 from halfback.assembly.sources import Site, client_sources, pooled_source, site_sources
 from halfback.assembly.whole import (
-    check_sizes,
-    check_tokens,
+    check_rows,
     load_whole,
     preparation,
     pretrain_whole,
@@ -26,7 +23,7 @@ from halfback.assembly.whole import (
 )
 from halfback.codecs import Codec, parse
 from halfback.codecs.temporal import Temporal
-from halfback.config import RunConfig
+from halfback.config import RunConfig, build_algorithm
 from halfback.controllers import build as start_controller
 from halfback.controllers import read_options
 from halfback.controllers.protocol import Controller
@@ -80,8 +77,7 @@ def build(
     options = config.task
     continued = options.verbaliser is not None
     task = encode(raw, tokenizer, max_length=options.max_length, template=options.template, continued=continued)
-    check_sizes(whole, raw, task, config)
-    check_tokens(whole, tokenizer, task, config.model.name)
+    check_rows(whole, tokenizer, raw, task, config)
     if config.model.pretrain is not None and site is None:
         pretrain_whole(whole.to(device), raw, config, device, pretrained, how)
     if site is not None and site.own_rows:
@@ -162,21 +158,6 @@ def clear_scratch(scratch: Path) -> None:
     """Removes what codecs remembered on disk, of a run that is over or was killed: checkpoints have what counts."""
     for left in scratch.glob(f"{CACHES}*"):
         shutil.rmtree(left, ignore_errors=True)
-
-
-def build_algorithm(config: RunConfig) -> Algorithm:
-    """The chosen algorithm with its options.
-
-    Raises:
-        UserError: an option has a value that is not allowed.
-    """
-    kind = algorithms()[config.algorithm.name]
-    try:
-        return TypeAdapter(kind).validate_python(config.algorithm.options())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"algorithm.{path}={first['input']!r}: {first['msg']}") from None
 
 
 def _device(name: str) -> torch.device:

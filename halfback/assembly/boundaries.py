@@ -6,14 +6,15 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
-from halfback.errors import UserError
+from halfback.config.facts import Boundaries, Probed
+from halfback.config.rules import check
 from halfback.models.cut import CutModel, Device, recut
 from halfback.parties.holdings import Boundary, Local
 from halfback.parties.protocol import Algorithm
 from halfback.parties.server import Server
 from halfback.zeroth.replay import Replica, UpdateRule
 from halfback.zeroth.seeds import seed_for
-from halfback.zeroth.slopes import check_radius, default_radius
+from halfback.zeroth.slopes import default_radius
 
 
 class Bounded(Protocol):
@@ -34,11 +35,7 @@ def settle(
     """
     options, theta = cast(Bounded, algorithm), server.replica.parameters
     chosen = options.boundaries or (model.at,)
-    if not all(0 <= at <= model.blocks for at in chosen):
-        raise UserError(
-            f"algorithm.boundaries={list(chosen)}: {type(model.whole).__name__} has {model.blocks} blocks, so 0 to "
-            f"{model.blocks} are allowed"
-        )
+    check(Boundaries(chosen, type(model.whole).__name__, model.blocks))
     turns = [chosen[client % len(chosen)] for client in range(clients)]
     cuts = {at: _recut(local, model, at) for at in {*turns}}
     below = {at: _names(theta, own) if at else () for at, own in cuts.items()}
@@ -60,7 +57,7 @@ def settle(
     if options.estimator != "forward_ad":
         for names in {*below.values()}:
             moved = {name: theta[name] for name in names}
-            check_radius(moved, options.radius or default_radius(moved, server.hidden_dtype))
+            check(Probed(moved, options.radius or default_radius(moved, server.hidden_dtype)))
     return lambda client: replace(cuts[turns[client]], boundary=boundaries[client])
 
 

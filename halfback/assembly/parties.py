@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from halfback.assembly.boundaries import settle
-from halfback.assembly.motion import check_lr, make_optimizer, make_replica, make_schedule, update_rule
+from halfback.assembly.motion import make_optimizer, make_replica, make_schedule, update_rule
 from halfback.config import RunConfig
+from halfback.config.facts import Moved, Probed, Shallow, Trained, method_of
+from halfback.config.rules import check
 from halfback.data.encode import EncodedTask, Split
 from halfback.engine.link import HiddenForm
-from halfback.errors import UserError
 from halfback.models.adapters import trainable
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import Bottom, CutModel, Device
@@ -21,7 +22,7 @@ from halfback.parties.holdings import Head as DeviceHead
 from halfback.parties.protocol import Algorithm
 from halfback.parties.server import Server
 from halfback.zeroth.seeds import seed_for
-from halfback.zeroth.slopes import check_radius, default_radius
+from halfback.zeroth.slopes import default_radius
 
 
 def make_server(
@@ -36,34 +37,23 @@ def make_server(
     """The server with the agreed θ; UserError for settings that train nothing, or that a dtype rounds away."""
     bottom = trainable(model.bottom)
     traits = algorithm.traits
-    if not bottom and traits.agreement != "frozen":
-        raise UserError(
-            f"bottom.train={config.bottom.train!r}: {config.algorithm.name} needs something to train on the device; "
-            "any other value is allowed, or algorithm.name=frozen_bottom"
-        )
     head = None if model.head is None else trainable(model.head)
     top = {} if traits.top == "none" else trainable(model.top) | (head or {})
     theta = trainable(part)
     replays = {"bottom": not traits.backpropagates and traits.agreement != "frozen", "top": traits.top == "replayed"}
+    groups = _between_cuts(theta, levels)
+    if traits.groups is not None:
+        groups = traits.groups(list(theta), config.sampled_clients)
+    exact = _exact(algorithm, model, theta)
+    check(Trained(config, method_of(algorithm), len(bottom), len(exact), 1 if groups is None else len(groups)))
     if traits.agreement != "frozen":
-        check_lr("bottom", config.bottom, theta, replays["bottom"], config.bottom.normalize)
-    check_lr("top", config.top, top, replays["top"], replays["top"] and config.bottom.normalize)
+        check(Moved("bottom", config.bottom, theta, replays["bottom"], config.bottom.normalize))
+    check(Moved("top", config.top, top, replays["top"], replays["top"] and config.bottom.normalize))
     hidden_shape, has_texts, hidden_dtype = _hidden(model, task.train, config.task.max_length, device)
     if getattr(algorithm, "estimator", "") != "forward_ad":
         for side, moved in (("bottom", theta), ("top", top)):
             if replays[side]:
-                check_radius(moved, getattr(algorithm, "radius", None) or default_radius(moved, hidden_dtype))
-    groups = _between_cuts(theta, levels)
-    if traits.groups is not None:
-        groups = traits.groups(list(theta), config.sampled_clients)
-        robust, each = config.robust, config.sampled_clients // len(groups)
-        if each < robust.needed:
-            raise UserError(
-                f"robust.name={robust.name}: {config.algorithm.name} has {each} of sampled_clients="
-                f"{config.sampled_clients} measure a group of layers, and {robust.needed} are needed to tell who lies; "
-                "sample more, or use robust.name=none"
-            )
-    exact = _exact(config, algorithm, model, theta)
+                check(Probed(moved, getattr(algorithm, "radius", None) or default_radius(moved, hidden_dtype)))
     server = Server(
         top=nn.Module() if traits.top == "none" else model.top,
         loss=partial(loss, task.objective),
@@ -92,26 +82,11 @@ def make_server(
     return server
 
 
-def _exact(config: RunConfig, algorithm: Algorithm, model: CutModel, theta: Mapping[str, Tensor]) -> list[str]:
+def _exact(algorithm: Algorithm, model: CutModel, theta: Mapping[str, Tensor]) -> list[str]:
     """The names of θ in the blocks whose gradient a device takes exactly."""
     count = getattr(algorithm, "exact_blocks", 0)
-    if count == 0:
-        return []
-    if not isinstance(config.model.cut, int):
-        raise UserError(f"algorithm.exact_blocks={count}: one cut for all clients is needed, not {config.model.cut}")
-    if count >= model.at:
-        raise UserError(
-            f"algorithm.exact_blocks={count}: with model.cut={model.at}, 0 to {model.at - 1} are allowed (for all "
-            "blocks: algorithm.name=split_lora algorithm.checkpointing=true)"
-        )
-    inside = [{id(p) for p in block.parameters()} for block in model.bottom.blocks[-count:]]
-    exact = [name for block in inside for name, parameter in theta.items() if id(parameter) in block]
-    if not exact:
-        raise UserError(
-            f"algorithm.exact_blocks={count}: bottom.train={config.bottom.train} has nothing to train in these blocks; "
-            "use algorithm.exact_blocks=0, or a bottom.train that has"
-        )
-    return exact
+    inside = [{id(p) for p in block.parameters()} for block in model.bottom.blocks[model.at - count :]]
+    return [name for block in inside for name, parameter in theta.items() if id(parameter) in block]
 
 
 def _between_cuts(theta: Mapping[str, Tensor], levels: Sequence[CutModel]) -> list[list[str]] | None:
@@ -143,11 +118,7 @@ def place_above(
         server.above[client] = Above(other.top, shapes[other.at])
         inside = dict(other.bottom.named_parameters())
         server.groups[client] = [i for i, names in enumerate(server.replica.groups) if names and names[0] in inside]
-        if algorithm.traits.agreement != "frozen" and not server.groups[client]:
-            raise UserError(
-                f"model.cut={config.model.cut}: with {other.at} of {other.blocks} blocks a device trains nothing; "
-                "use a deeper cut, or other lora.targets"
-            )
+        check(Shallow(config, method_of(algorithm), other.at, other.blocks, len(server.groups[client])))
 
 
 def device_part(config: RunConfig, algorithm: Algorithm, model: CutModel, task: EncodedTask) -> Bottom | Device:

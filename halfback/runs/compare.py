@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import quote
 
 from halfback import config as configuration
-from halfback.assembly import build_algorithm
 from halfback.config import RunConfig
 from halfback.data.tasks import objective_of, tuning_options
 from halfback.errors import UserError
@@ -66,7 +65,6 @@ def compare(request: Request, watch: Watch) -> dict[str, Any]:
     grid = _grid(request, work.methods)
     first = {label: work.cell(label, CELLS, 0) for label in work.methods}
     for cell in first.values():
-        build_algorithm(cell.config)
         if grid and cell.config.task.holdout:
             raise UserError(
                 f"task.holdout={cell.config.task.holdout}: --tune holds back itself; leave one of the two away"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from halfback import config as configuration
-from halfback.assembly import Built, build, build_algorithm, clear_scratch
+from halfback.assembly import Built, build, clear_scratch
 from halfback.assembly.fingerprint import check_same
 from halfback.assembly.places import placed
 from halfback.config import RunConfig
@@ -68,7 +68,7 @@ def train(
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists and is no run folder; name a new folder")
     for name in config.beside:
-        build_algorithm(_beside(config, name))
+        _beside(config, name)  # what is wrong with it is said before anything runs
     out, start = out.resolve(), Path.cwd()  # it is renamed below, also where it is the current folder
     replaced = out.with_name(f"{out.name}.replaced")
     with ExitStack() as locks:
