@@ -261,7 +261,7 @@ class Simulation:
         if len(alike) > 1:
             rarest_first = sorted(kinds.items(), key=lambda said: alike[said[1]])
             came = ", ".join(f"{kind} of client {number}" for number, kind in rarest_first)
-            raise PeerError(f"exchange: {came} came together, one kind is allowed")
+            raise PeerError("exchange", f"{came} came together, one kind is allowed", sender=rarest_first[0][0])
         if self.server_meter is not None:
             for message in messages.values():
                 self.server_meter.receive(tensors_of(message))

@@ -398,9 +398,8 @@ class _Progress:
         """Writes a record; returns the validation loss."""
         result = self.built.evaluate()
         if not math.isfinite(result.loss):
-            raise Diverged(
-                f"step {self.step}: the validation loss is {result.loss}; lower the learning rates (top.lr, bottom.lr)"
-            )
+            cure = "lower the learning rates (top.lr, bottom.lr)"
+            raise Diverged("the validation loss", f"is {result.loss}", cure, step=self.step)
         record = self.record(result.loss, result.metric)
         if not self.sinks:
             self.sinks.append(JsonLines(self.out))
@@ -416,10 +415,8 @@ class _Progress:
     def save(self) -> None:
         tensors, values = self.engine.state()
         if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-            raise Diverged(
-                f"step {self.step}: {broken[0]} is not finite; lower the learning rates (top.lr, bottom.lr) or clip "
-                "(top.clip, bottom.clip). The last checkpoint is kept"
-            )
+            cure = "lower the learning rates (top.lr, bottom.lr) or clip (top.clip, bottom.clip)"
+            raise Diverged(broken[0], "is not finite", f"{cure}. The last checkpoint is kept", step=self.step)
         values |= {
             "config": configuration.to_tree(self.config),
             "step": self.step,

@@ -90,7 +90,7 @@ class Device:
 
     def _open(self, order: Open) -> Frame:
         if self._most_steps is not None and order.steps > self._most_steps:  # some methods take them all at once
-            raise PeerError(f"server: Open.steps: {order.steps} came, up to {self._most_steps} are allowed")
+            raise PeerError("Open.steps", order.steps, f"up to {self._most_steps} are allowed", sender="server")
         way = {ancestor.lineage: ancestor.rounds for ancestor in order.ancestry}
         way |= {"": 0, order.lineage: order.round}
         if self._label[1] > way.get(self._label[0], -1):
@@ -232,7 +232,7 @@ def take_weights(machine: Simulation, body: bytes) -> None:
     held = held_by_devices(machine)
     message = unpack(body, model_bound(held))
     if not isinstance(message, Weights):
-        raise PeerError(f"server: {type(message).__name__} came, Weights is allowed")
+        raise PeerError("", type(message).__name__, "Weights is allowed", sender="server")
     check_tensors("server: Weights.tensors", message.tensors, held)
     for tensor, theirs in zip(held.values(), message.tensors, strict=True):
         tensor.copy_(theirs)

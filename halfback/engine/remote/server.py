@@ -45,7 +45,6 @@ from halfback.zeroth.seeds import seed_for
 
 log = logging.getLogger(__name__)
 
-_ERRORS = {"peer": PeerError, "user": UserError, "diverged": Diverged}  # of a client's own, by what it calls them
 _SILENCE = 5.0  # seconds of waiting until it is said
 _PAUSE = 0.05  # seconds between two looks for clients that are back
 _RETRY = 2.0  # seconds until a client that could not be prepared is asked again
@@ -167,7 +166,7 @@ class Deployment:
                             messages[number] = self._simulation.link.hear(number, body, self._simulation.server_meter)
                             tabs[number].hear(messages[number])
                         case _:
-                            raise PeerError(f"client {number}: {answer.kind} came, exchange {exchange} is due")
+                            raise PeerError("", answer.kind, f"exchange {exchange} is due", sender=number)
                 except PeerError as error:  # the server's state is as it was
                     messages.pop(number, None)
                     self._expel(number, error, round, left)
@@ -195,7 +194,7 @@ class Deployment:
                 self._simulation.link.of(number)[1].meet(message)
                 answers[number] = greeting
             except PeerError as error:
-                self._expel(number, PeerError(f"client {number}: {error}"), round, left)
+                self._expel(number, error.of(number), round, left)
         return answers
 
     def _answers(self, messages: Mapping[int, Message], round: Round, left: set[int]) -> Mapping[int, Message]:
@@ -238,10 +237,10 @@ class Deployment:
             try:
                 answer = _read(came)
             except PeerError as error:
-                self._expel(number, PeerError(f"client {number}: {error}"), round, left)
+                self._expel(number, error.of(number), round, left)
                 continue
-            if isinstance(answer, Refused) and answer.why in _ERRORS and self._needs_all:
-                raise _ERRORS[answer.why](f"client {number}: {answer.error}")  # it would come again and again
+            if self._needs_all and isinstance(answer, Refused) and (told := _reported(number, answer)):
+                raise told  # it would come again and again
             if isinstance(answer, str | Refused):
                 self._drop(number, answer if isinstance(answer, str) else answer.error, round, left)
             else:
@@ -392,8 +391,8 @@ class Deployment:
         if saving:
             for number, came in self._carrier.ask(saving, self._deadline, longest_answer(0, 0)).items():
                 answer = _read_or_why(came)
-                if isinstance(answer, Refused) and answer.why in _ERRORS and self._needs_all:
-                    raise _ERRORS[answer.why](f"client {number}: {answer.error}")
+                if self._needs_all and isinstance(answer, Refused) and (told := _reported(number, answer)):
+                    raise told
                 if not isinstance(answer, Saved):
                     why = answer if isinstance(answer, str) else getattr(answer, "error", answer.kind)
                     self._events({"event": "dropped", "round": self._rounds, "client": number, "why": why})
@@ -443,6 +442,19 @@ def _read_or_why(came: Came) -> Any:
         return _read(came)
     except PeerError as error:
         return str(error)
+
+
+def _reported(number: int, refusal: Refused) -> HalfbackError | None:
+    """The error that a client says it met; None where it may answer if it is asked again."""
+    match refusal.why:
+        case "peer":
+            return PeerError(refusal.error, sender=number)
+        case "diverged":
+            return Diverged(refusal.error, sender=number)
+        case "user":
+            return UserError(f"client {number}: {refusal.error}")
+        case _:
+            return None
 
 
 def _blamed(error: HalfbackError) -> int | None:
