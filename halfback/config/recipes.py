@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -212,20 +212,9 @@ def _set(tree: Tree, path: str, value: Any) -> None:
     tree[last] = value
 
 
-def _keys_of(kind: Any) -> dict[str, Any] | None:
-    """Key → type of a section; None where the keys are free or the value is no section."""
-    if get_origin(kind) is not None:  # X | None
-        kind = next((inner for inner in get_args(kind) if isinstance(inner, type) and inner is not type(None)), kind)
-    if isinstance(kind, type) and issubclass(kind, BaseModel) and kind.model_config.get("extra") == "forbid":
-        return {name: field.annotation for name, field in kind.model_fields.items()}
-    if dataclasses.is_dataclass(kind):
-        return {field.name: field.type for field in dataclasses.fields(kind)}
-    return None
-
-
 def _check_keys(tree: Any, kind: Any, path: str) -> None:
-    keys = _keys_of(kind)
-    if keys is None or tree is None:
+    keys = yaml_reading.keys_of(kind)
+    if not keys or tree is None:
         return
     if not isinstance(tree, dict):
         raise UserError(f"{path.rstrip('.')}={shown(tree)} is a single value; it has the keys {', '.join(keys)}")
@@ -249,7 +238,7 @@ def _check_names(config: RunConfig) -> None:
             raise UserError(f"algorithm {shown(name)} is unknown; {offer(name, known)}")
     for name, settings in config.per_algorithm.items():
         for path in settings:
-            _check_path(path, f"per_algorithm.{name}", known[name])
+            _check_path(path, f"per_algorithm.{name}", name)
     allowed = list(_options_of(config.algorithm.name))
     for option in config.algorithm.options():
         if option not in allowed:
@@ -257,14 +246,13 @@ def _check_names(config: RunConfig) -> None:
             raise UserError(f"key 'algorithm.{option}' is unknown to {config.algorithm.name}; {has}")
 
 
-def _check_path(path: str, where: str, algorithm: Any) -> None:
-    keys: dict[str, Any] | None = _keys_of(RunConfig)
+def _check_path(path: str, where: str, algorithm: str) -> None:
+    keys = yaml_reading.keys_of(RunConfig)
     for key in path.split("."):
-        if keys is not None and key not in keys:
+        if keys and key not in keys:
             raise UserError(f"{where}: key {shown(path)} is unknown; {offer(key, keys)}")
-        kind = None if keys is None else keys[key]
-        own = {field.name: None for field in dataclasses.fields(algorithm)} | {"name": None}
-        keys = own if kind is AlgorithmConfig else _keys_of(kind)
+        kind = keys.get(key)
+        keys = {**_options_of(algorithm), "name": None} if kind is AlgorithmConfig else yaml_reading.keys_of(kind)
 
 
 def _one_line(error: ValidationError) -> str:
