@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Literal
 
-Sender = int | Literal["server"] | None
+Peer = int | Literal["server"] | None
 """Who said it: a client, by its number, or the server; None where that is not known, or not yet."""
 
 
@@ -36,7 +36,7 @@ class PeerError(HalfbackError):
         sender: who sent it, and alone is to blame.
     """
 
-    def __init__(self, field: str, came: object = "", allowed: str = "", *, sender: Sender = None) -> None:
+    def __init__(self, field: str, came: object = "", allowed: str = "", *, sender: Peer = None) -> None:
         said = f"{came} came, {allowed}" if allowed else str(came)
         super().__init__(": ".join(filter(None, (_named(sender), field, said))))
         self.field, self.came, self.allowed, self.sender = field, came, allowed, sender
@@ -45,7 +45,7 @@ class PeerError(HalfbackError):
         """The same, of what this larger field holds."""
         return PeerError(f"{field}: {self.field}", self.came, self.allowed, sender=self.sender)
 
-    def of(self, sender: Sender) -> "PeerError":
+    def of(self, sender: Peer) -> "PeerError":
         """The same, once it is known who sent it."""
         return PeerError(self.field, self.came, self.allowed, sender=sender)
 
@@ -65,7 +65,7 @@ class Diverged(HalfbackError):
     """
 
     def __init__(
-        self, what: str, how: str = "", cure: str = "", *, step: int | None = None, sender: Sender = None
+        self, what: str, how: str = "", cure: str = "", *, step: int | None = None, sender: Peer = None
     ) -> None:
         who = _named(sender)
         if step is None:
@@ -77,7 +77,7 @@ class Diverged(HalfbackError):
         self.after_step = 0
 
 
-def _named(sender: Sender) -> str:
+def _named(sender: Peer) -> str:
     return f"client {sender}" if isinstance(sender, int) else sender or ""
 
 

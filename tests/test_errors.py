@@ -2,7 +2,7 @@
 
 import pytest
 
-from halfback.errors import Diverged, PeerError, Sender
+from halfback.errors import Diverged, Peer, PeerError
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_what_an_error_says(error: PeerError | Diverged, says: str) -> None:
 
 
 @pytest.mark.parametrize("sender", [None, "server", 0, 12])
-def test_an_error_keeps_its_fields(sender: Sender) -> None:
+def test_an_error_keeps_its_fields(sender: Peer) -> None:
     error = PeerError("hidden", "(3,)", "(4,) is allowed").within("Activations").of(sender)
     assert (error.field, error.came, error.allowed) == ("Activations: hidden", "(3,)", "(4,) is allowed")
     assert error.sender == sender
