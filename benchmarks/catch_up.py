@@ -12,8 +12,8 @@ from parts import make_bottom
 from halfback.models.adapters import trainable
 from halfback.wire.messages import History
 from halfback.wire.packing import pack
+from halfback.zeroth.directions import Directions, seed_for
 from halfback.zeroth.replay import Replica, UpdateRule
-from halfback.zeroth.seeds import seed_for
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def row(name: str, train: str, optimizer: str, steps: int, directions: int) -> s
 
     def replica() -> Replica:
         own = {key: parameter.detach().clone() for key, parameter in parameters.items()}
-        return Replica(own, rule=rule, seed_of=lambda step, p: seed_for(0, "direction", step, p))
+        return Replica(own, rule, Directions(lambda step, p: seed_for(0, "direction", step, p)))
 
     slopes = torch.randn(steps, directions, generator=torch.Generator().manual_seed(0))
     away, present = replica(), replica()

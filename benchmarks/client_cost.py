@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from functools import partial
 
 import torch
 from parts import OneBatch, make_batch, make_bottom
@@ -19,13 +20,13 @@ from halfback.algorithms.ho_sfl import HoSfl
 from halfback.algorithms.hosl import Hosl
 from halfback.algorithms.split_lora import SplitLora
 from halfback.models.adapters import trainable
-from halfback.parties.client import Client
-from halfback.parties.holdings import Round
+from halfback.parties.client import Client, Feed, Theta
+from halfback.parties.holdings import Descent, Round
 from halfback.parties.protocol import Conversation
 from halfback.telemetry.meters import MemoryMeter, inference_peak_bytes
 from halfback.wire.messages import CutGradient, History, Losses, Nothing, Slopes, Weights
+from halfback.zeroth.directions import Directions, seed_for
 from halfback.zeroth.replay import Replica, UpdateRule
-from halfback.zeroth.seeds import seed_for
 
 
 def ho_sfl_step(client: Client, directions: int, meter: MemoryMeter | None = None) -> None:
@@ -33,7 +34,7 @@ def ho_sfl_step(client: Client, directions: int, meter: MemoryMeter | None = Non
     talk = HoSfl(directions=directions).client_round(client, Round(0, 1, 0))
     replies = [
         None,
-        lambda _: History(client.position, torch.zeros(0, directions)),
+        lambda _: History(client.theta.position, torch.zeros(0, directions)),
         lambda sent: CutGradient(torch.randn_like(sent.hidden) * 1e-3),
         lambda sent: Slopes(sent.step, sent.values),
     ]
@@ -44,14 +45,14 @@ def hosl_step(client: Client, directions: int, meter: MemoryMeter | None = None)
     """One whole client step: forward, the probes' forwards, replay."""
     talk = Hosl(directions=directions).client_round(client, Round(0, 1, 0))
     losses = [lambda _: Losses(torch.ones(1))] * (2 * directions)
-    missed = History(client.position, torch.zeros(0, directions))
+    missed = History(client.theta.position, torch.zeros(0, directions))
     converse(talk, [None, lambda _: missed, lambda _: Nothing(), *losses], meter)
 
 
 def first_order_step(client: Client, checkpointing: bool, meter: MemoryMeter | None = None) -> None:
     """One whole client step: forward with a graph, backward, optimiser."""
     talk = SplitLora(checkpointing=checkpointing).client_round(client, Round(0, 1, 0))
-    tensors = tuple(parameter.detach() for parameter in client.replica.parameters.values())
+    tensors = tuple(parameter.detach() for parameter in client.theta.replica.parameters.values())
     replies = [None, lambda _: Weights(tensors), lambda sent: CutGradient(torch.randn_like(sent.hidden) * 1e-3)]
     converse(talk, replies, meter)
 
@@ -96,9 +97,9 @@ def row(name: str, train: str, arguments: argparse.Namespace) -> str:
     def seed_of(step: int, p: int) -> int:
         return seed_for(0, "direction", step, p)
 
-    replica = Replica(parameters, rule=UpdateRule(lr=1e-4, normalize=True), seed_of=seed_of)
-    optimizer = torch.optim.SGD(list(parameters.values()), lr=1e-6)
-    client = Client(0, bottom, replica, OneBatch(batch), optimizer=optimizer)
+    replica = Replica(parameters, UpdateRule(lr=1e-4, normalize=True), Directions(seed_of))
+    descent = Descent(list(parameters.values()), partial(torch.optim.SGD, lr=1e-6))
+    client = Client(0, bottom, Theta(replica), Feed(OneBatch(batch)), descent=descent)
 
     @torch.no_grad()
     def baseline() -> None:

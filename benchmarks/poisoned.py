@@ -57,7 +57,7 @@ class Poisoned:
 
     def __init__(self, algorithm: Any, liars: range, lie: Lie) -> None:
         self.honest, self.liars, self.lie = algorithm, liars, lie
-        self.traits, self.answer = algorithm.traits, algorithm.answer
+        self.needs, self.answer = algorithm.needs, algorithm.answer
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The honest conversation, of which a liar changes what it says."""
@@ -76,10 +76,10 @@ def final(settings: list[str], pretrained: Path, liars: int, lie: Lie | None) ->
     config = configuration.resolve("quickstart", settings)
     run = build(config, pretrained=pretrained)
     if lie is not None:
-        run.simulation.algorithm = Poisoned(run.simulation.algorithm, range(liars), lie)
+        run.federation.server.algorithm = Poisoned(run.federation.server.algorithm, range(liars), lie)
     try:
         for number in range(config.steps):
-            run.simulation.run_round(Round(number, 1, number), measure_memory=False)
+            run.federation.run_round(Round(number, 1, number), measure_memory=False)
     except Diverged:
         return None
     return run.evaluate().metric

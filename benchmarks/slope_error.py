@@ -12,8 +12,8 @@ import torch
 from parts import make_batch, make_bottom
 
 from halfback.models.adapters import trainable
-from halfback.zeroth.seeds import seed_for
-from halfback.zeroth.slopes import default_radius, estimate_slopes, inner
+from halfback.zeroth.directions import Seeds, seed_for
+from halfback.zeroth.slopes import Cotangent, Probe, default_radius, estimate_slopes
 
 RADII = (1e-2, 1e-3, 1e-4, 3e-5, 1e-5)
 
@@ -26,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print("| bottom | trained | dtype | parameters | estimator | " + " | ".join(f"μ={r:g}" for r in RADII), end="")
     print(" | default μ | error there |\n|" + " --- |" * (len(RADII) + 7))
-    seeds = [seed_for("slope error", p) for p in range(arguments.directions)]
+    seeds = Seeds(tuple(seed_for("slope error", p) for p in range(arguments.directions)))
     for name in ("minilm", "opt"):
         for train in ("lora", "full"):
             bottom, vocabulary = make_bottom(name, train)
@@ -55,7 +55,12 @@ def reference(bottom, inputs, seeds):  # type: ignore[no-untyped-def]
     generator = torch.Generator().manual_seed(3)
     gradient = torch.randn(hidden.shape, generator=generator, dtype=torch.float64) / hidden.numel()
     slopes = estimate_slopes(
-        lambda: wide(inputs), wide, trainable(wide), gradient, 0.0, seeds, radius=1.0, estimator="forward_ad"
+        lambda: wide(inputs),
+        wide,
+        trainable(wide),
+        Cotangent.at(gradient, hidden),
+        seeds,
+        Probe(len(seeds), 1.0, "forward_ad"),
     )
     return slopes, gradient
 
@@ -69,11 +74,9 @@ def error(bottom, inputs, seeds, exact, gradient, estimator, radius) -> float:  
         lambda: bottom(inputs),
         bottom,
         trainable(bottom),
-        cotangent,
-        inner(cotangent, hidden),
+        Cotangent.at(cotangent, hidden),
         seeds,
-        radius=radius,
-        estimator=estimator,
+        Probe(len(seeds), radius, estimator),
     )
     return float(((slopes - exact).square().mean() / exact.square().mean()).sqrt())
 

@@ -184,12 +184,12 @@ def test_cells_of_one_seed_begin_with_the_same_bits(out: Path) -> None:
         other = small.built(config.load(out / "cells" / folder / "config.yaml"))
         batches = [
             torch.equal(a.batch(n).sample_ids, b.batch(n).sample_ids)
-            for a, b in zip(first.simulation.sources, other.simulation.sources, strict=True)
+            for a, b in zip(first.holdings.sources, other.holdings.sources, strict=True)
             for n in range(5)
         ]
         ours, theirs = first.model.whole.state_dict(), other.model.whole.state_dict()
         weights = [torch.equal(ours[name], theirs[name]) for name in ours if name.endswith("weight")]
-        cohorts = [first.simulation.cohort(n) == other.simulation.cohort(n) for n in range(20)]
+        cohorts = [first.federation.server.cohort(n) == other.federation.server.cohort(n) for n in range(20)]
         rows = torch.equal(first.task.validation.labels, other.task.validation.labels)
         assert rows is same
         for equal in (batches, weights, cohorts):

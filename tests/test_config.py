@@ -51,9 +51,9 @@ def test_a_shipped_recipe_is_what_it_says(name: str) -> None:
 @pytest.mark.parametrize("algorithm", list(algorithms()))
 def test_every_recipe_resolves_for_every_algorithm(name: str, algorithm: str) -> None:
     changes = [f"algorithm.name={algorithm}"]
-    if algorithms()[algorithm].traits.backpropagates:
+    if algorithms()[algorithm]().needs.backpropagates:
         changes.append("bottom.normalize=false")
-    if not algorithms()[algorithm].traits.u_shape:
+    if "u_shape" not in algorithms()[algorithm]().needs.fits:
         changes += ["model.head=null", "codecs.activations_down=[]", "codecs.gradient_up=[]"]
     assert config.resolve(name, changes).algorithm.name == algorithm
 

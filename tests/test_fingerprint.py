@@ -12,7 +12,7 @@ from command import digits, halfback, refusal
 from safetensors.torch import load_file, save_file
 
 from halfback import config
-from halfback.engine.remote.client import Device
+from halfback.engine.remote.client import RemoteClient
 from halfback.engine.remote.frames import Ancestor, Open, Save
 from halfback.runs import checkpoint, run
 from halfback.testing import small
@@ -183,12 +183,12 @@ def test_the_cells_of_a_comparison_have_the_same_rows(place: Path) -> None:
 
 def test_a_client_elsewhere_is_not_continued_over_other_rows(tmp_path: Path) -> None:
     """Its state on the site's disk says what it is of."""
-    machine = small.built(small.images("ho_sfl")).simulation
+    side = small.built(small.images("ho_sfl")).federation.client(0)
     same, one, two = {"task.train": "1", "model.name": "1"}, 16 * "1", 16 * "2"
     turn = {"first": 0, "steps": 1, "cursor": 0, "measure": False}
-    before = Device(machine, 0, tmp_path, about=same)
+    before = RemoteClient(side, tmp_path, about=same)
     assert "said" in before.answer(Open(lineage=one, ancestry=(), round=0, **turn), b"").header
     assert "saved" in before.answer(Save(lineage=one, rounds=1), b"").header
     order = Open(lineage=two, ancestry=(Ancestor(lineage=one, rounds=1),), round=1, **turn)
     for about, said in ((same | {"task.train": "2"}, "task.train has changed on this site"), (same, "said")):
-        assert said in Device(machine, 0, tmp_path, about=about).answer(order, b"").header
+        assert said in RemoteClient(side, tmp_path, about=about).answer(order, b"").header

@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,18 +17,19 @@ PACKAGE = ROOT / "halfback"
 # Who may import what of the package, beside `halfback.errors` (everyone) and the importer's own room.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
+    "registry": set(),
     "json_reading": set(),
     "zeroth": set(),
     "wire": set(),
-    "models": set(),
-    "codecs": set(),
-    "controllers": set(),
-    "data": set(),
+    "models": {"registry"},
+    "codecs": {"registry"},
+    "controllers": {"registry"},
+    "data": {"registry"},
     "telemetry": {"json_reading"},
     "report": {"json_reading"},
     "parties": {"wire.messages", "zeroth", "models"},
-    "algorithms": {"parties", "wire.messages", "zeroth", "models"},
-    "config": {"algorithms", "parties", "data.tasks", "models.adapters", "zeroth"},
+    "algorithms": {"parties", "registry", "wire.messages", "zeroth", "models"},
+    "config": {"algorithms", "parties", "data.options", "models.adapters", "zeroth"},
     "engine": {
         "parties",
         "wire",
@@ -66,7 +68,9 @@ ARROWS: dict[str, set[str]] = {
     "testing": {
         "algorithms",
         "assembly",
+        "codecs",
         "config",
+        "controllers",
         "data",
         "engine",
         "models",
@@ -77,6 +81,7 @@ ARROWS: dict[str, set[str]] = {
         "zeroth",
     },
     "deploy": {
+        "algorithms",
         "assembly",
         "config",
         "data",
@@ -103,9 +108,13 @@ ARROWS: dict[str, set[str]] = {
     "__init__": set(),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
-MODULES = {
-    ".".join(("halfback", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__") for file in FILES
-}
+
+
+def module_of(file: Path) -> str:
+    return ".".join(("halfback", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+MODULES = {module_of(file) for file in FILES}
 
 
 def room(file: Path) -> str:
@@ -190,6 +199,65 @@ def test_the_test_sees_a_wrong_arrow(file: str, source: str) -> None:
 )
 def test_the_test_lets_a_right_arrow_pass(file: str, source: str) -> None:
     assert forbidden(PACKAGE / file, source) == []
+
+
+def loaded(source: str, package: str, modules: set[str]) -> set[str]:
+    """Modules of this package that a module imports when it is imported itself, or for its types alone."""
+    found: set[str] = set()
+
+    def look(nodes: Iterable[ast.AST]) -> None:
+        for node in nodes:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                found.update(name for _, name in imported(ast.unparse(node), package))
+            elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                look(ast.iter_child_nodes(node))
+
+    look(ast.parse(source).body)
+    return found & modules
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules of which each imports the next and the last the first; empty where there are none."""
+    done: set[str] = set()
+
+    def follow(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return way[way.index(name) :]
+        if name in done:
+            return []
+        found = next(filter(None, (follow(other, [*way, name]) for other in sorted(graph[name]))), [])
+        done.add(name)
+        return found
+
+    return next(filter(None, (follow(name, []) for name in graph)), [])
+
+
+def graph_of(sources: dict[Path, str]) -> dict[str, set[str]]:
+    names = {file: module_of(file).removeprefix("halfback.") for file in sources}
+    every = set(names.values())
+    return {
+        name: loaded(sources[file], ".".join(("halfback", *file.relative_to(PACKAGE).parent.parts)), every) - {name}
+        for file, name in names.items()
+    }
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    assert circle(graph_of({file: file.read_text() for file in FILES})) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("from halfback.data.tables import row_of", "from halfback.data.labels import is_missing"),
+        ("from .tables import row_of", "if TYPE_CHECKING:\n    from halfback.data import labels"),
+        ("import halfback.data.tables", "class Row:\n    from halfback.data.labels import is_missing"),
+    ],
+)
+def test_the_test_sees_a_circle(one: str, other: str) -> None:
+    sources = {PACKAGE / "data" / "labels.py": one, PACKAGE / "data" / "tables.py": other}
+    assert sorted(circle(graph_of(sources))) == ["data.labels", "data.tables"]
+    later = f"def f():\n    {one}"  # what a function imports, when it is called, makes none
+    assert circle(graph_of(sources | {PACKAGE / "data" / "labels.py": later})) == []
 
 
 @pytest.mark.parametrize("name", list(algorithms()))

@@ -136,7 +136,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path: Path) -> None
     """The first checkpoint fits; the second, which has the optimiser's moments too, does not."""
     settings = ["checkpoint_every=1", "top.optimizer=adamw", "algorithm.directions=1"]
     assert halfback(*digits(tmp_path / "unbroken", *settings)).status == 0
-    tensors, values = small.built(config.load(tmp_path / "unbroken" / "config.yaml")).simulation.state()
+    tensors, values = small.built(config.load(tmp_path / "unbroken" / "config.yaml")).federation.state()
     checkpoint.save(tmp_path / "first", 0, tensors, values)
     fits = (tmp_path / "first" / "round-00000000" / "tensors.safetensors").stat().st_size
     with largest_file(fits + 1000):

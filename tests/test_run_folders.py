@@ -55,6 +55,10 @@ def values(change: Callable[[dict[str, Any]], object]) -> Mutation:
     return mutate
 
 
+def of_client(change: Callable[[dict[str, Any]], object]) -> Mutation:
+    return values(lambda found: change(found["clients"]["0"]))
+
+
 def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Mutation:
     """Saved as a checkpoint is, so that nothing but its content gives it away."""
 
@@ -93,7 +97,7 @@ def first(held: dict[str, Any], beginning: str) -> str:
 
 def entries(found: dict[str, Any]) -> list[Any]:
     """What the near end of client 0's link remembers."""
-    remembered: list[Any] = found["links"]["0"][0]["activations_up"]["cache"]["entries"]
+    remembered: list[Any] = found["clients"]["0"]["link"]["activations_up"]["cache"]["entries"]
     return remembered
 
 
@@ -131,16 +135,16 @@ CHECKPOINTS: dict[str, tuple[Mutation, str]] = {
     "no-fingerprint": (values(lambda v: v.pop("fingerprint")), "fingerprint: Field required"),
     "no-step": (values(lambda v: v.pop("step")), "step: Field required"),
     "no-config": (values(lambda v: v.pop("config")), "config: Field required"),
-    "no-links": (values(lambda v: v.pop("links")), "links: Field required"),
+    "no-far": (values(lambda v: v.pop("far")), "far: Field required"),
     "foreign-key": (values(lambda v: v.update(other=1)), "'other' is there, and nothing has this name"),
     "step-digits": (values(lambda v: v.update(step="4")), "step='4': Input should be a valid integer"),
     "steps-true": (values(lambda v: v.update(steps=True)), "steps=True: Input should be a valid integer"),
-    "cursor-a-fraction": (values(lambda v: v["clients"].update({"0": [3, 1.0, 4]})), "clients.0.1=1.0: Input should"),
-    "cursor-digits": (values(lambda v: v["clients"].update({"0": [3, "1", 4]})), "clients.0.1='1': Input should be"),
+    "cursor-a-fraction": (of_client(lambda c: c.update(cursor=1.0)), "clients.0.cursor=1.0: Input should"),
+    "cursor-digits": (of_client(lambda c: c.update(cursor="1")), "clients.0.cursor='1': Input should be"),
     "seconds-digits": (values(lambda v: v.update(wall_seconds="1")), "wall_seconds='1': Input should be a valid"),
-    "client-lost": (values(lambda v: v["clients"].pop("0")), "client 0 has a place in one of links and clients"),
-    "clients-lost": (values(lambda v: v.update(clients={})), "client 0 has a place in one of links and clients"),
-    "client-of-an-odd-number": (values(lambda v: v["clients"].update({"00": [3, 1, 4]})), "clients.00"),
+    "client-lost": (values(lambda v: v["clients"].pop("0")), "client 0 has a place in one of far and clients"),
+    "clients-lost": (values(lambda v: v.update(clients={})), "client 0 has a place in one of far and clients"),
+    "client-of-an-odd-number": (values(lambda v: v["clients"].update({"00": v["clients"]["0"]})), "clients.00"),
     "fingerprint-empty": (values(lambda v: v.update(fingerprint={})), "fingerprint: model.name is due"),
     "fingerprint-lacks-one": (values(lambda v: v["fingerprint"].pop("task.train")), "fingerprint: task.train is due"),
     "step-text": (values(lambda v: v.update(step="four")), "step='four': Input should be a valid integer"),
@@ -156,15 +160,19 @@ CHECKPOINTS: dict[str, tuple[Mutation, str]] = {
     "bytes-others": (values(lambda v: v["ledger"].update(up={})), "up_bytes is 0, there it is"),
     "bytes-text": (values(lambda v: v["ledger"].update(up={"A": {"a": "b"}})), "ledger.up.A.a='b'"),
     "bytes-sideways": (values(lambda v: v["ledger"].update(sideways={})), "ledger.sideways"),
-    "client-of-no-number": (values(lambda v: v["clients"].update(x=[0, 0, 0])), "clients.x"),
-    "client-beyond-all": (values(lambda v: v["clients"].update({"9": [0, 0, 0]})), "client 9 is in the checkpoint"),
-    "client-of-two-values": (values(lambda v: v["clients"].update({"0": [0, 0]})), "clients.0.2: Field required"),
-    "client-before-the-start": (values(lambda v: v["clients"].update({"0": [0, -1, 0]})), "clients.0.1=-1"),
-    "client-ahead": (values(lambda v: v["clients"].update({"0": [99, 0, 0]})), "position 99 contradicts the history"),
+    "client-of-no-number": (values(lambda v: v["clients"].update(x=v["clients"]["0"])), "clients.x"),
+    "client-beyond-all": (
+        values(lambda v: v["clients"].update({"9": v["clients"]["0"]})),
+        "client 9 is in the checkpoint",
+    ),
+    "client-of-two-values": (of_client(lambda c: c.pop("replayed")), "clients.0.replayed: Field required"),
+    "client-before-the-start": (of_client(lambda c: c.update(cursor=-1)), "clients.0.cursor=-1"),
+    "client-ahead": (of_client(lambda c: c.update(position=99)), "position 99 contradicts the history"),
     "server-ahead": (values(lambda v: v.update(position=99)), "position 99 contradicts the history"),
     "peaks-none": (values(lambda v: v.update(peaks=None)), "peaks=None"),
-    "link-lost": (values(lambda v: v["links"].update({"0": [{}, {}]})), "can't be gone on from: KeyError"),
-    "link-one-end": (values(lambda v: v["links"].update({"0": [{}]})), "links.0"),
+    "link-lost": (of_client(lambda c: c.update(link={})), "can't be gone on from: KeyError"),
+    "far-lost": (values(lambda v: v["far"].update({"0": {}})), "can't be gone on from: KeyError"),
+    "far-list": (values(lambda v: v["far"].update({"0": [{}]})), "far.0=[{}]: Input should be"),
     "link-forgets": (values(lambda v: entries(v).clear()), "the samples that are remembered are not those that have"),
     "link-of-no-size": (values(lambda v: entries(v)[0].__setitem__(1, float("nan"))), "must be whole numbers"),
     "controller-best-text": (values(lambda v: v["controller"].update(best_loss="a")), "best_loss='a': a finite number"),
@@ -197,8 +205,8 @@ CHECKPOINTS: dict[str, tuple[Mutation, str]] = {
     ),
     "history-surplus": (tensors(lambda t: t.update(history2=torch.ones(2))), "tensor history2 is there, and nothing"),
     "memory-surplus": (
-        tensors(lambda t: t.update({"link.0.near.new": torch.ones(2)})),
-        "link.0.near.new is there, and",
+        tensors(lambda t: t.update({"client.0.link.new": torch.ones(2)})),
+        "client.0.link.new is there, and",
     ),
     "controller-surplus": (
         tensors(lambda t: t.update({"controller.new": torch.ones(2)})),
@@ -224,7 +232,7 @@ CHECKPOINTS: dict[str, tuple[Mutation, str]] = {
     "moment-infinite": (tensors(lambda t: t[first(t, "bottom_moment.")].view(-1)[0].fill_(torch.inf)), "not finite"),
     "history-flat": (tensors(lambda t: t.update(history=torch.ones(4))), "tensor history is torch.float32 (4,)"),
     "history-short": (tensors(lambda t: t.update(history=t["history"][:1])), "position 4 contradicts the history"),
-    "memory-lost": (tensors(lambda t: t.pop(first(t, "link."))), "the samples that are remembered are not those that"),
+    "memory-lost": (tensors(lambda t: t.pop(first(t, "far."))), "the samples that are remembered are not those that"),
     "checkpoint-is-a-link": (linked, f"{ROUND} can't be read: it is a link"),
     "checkpoint-is-a-file": (
         lambda out: (shutil.rmtree(out / C), (out / C).write_text("")),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from halfback.zeroth.schedules import Shape, schedule
+from halfback.zeroth.replay import Shape, schedule
 
 TOTAL = 20
 

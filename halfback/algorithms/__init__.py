@@ -1,7 +1,5 @@
 """The registered algorithms: ours below, and those that other packages declare under `halfback.algorithms`."""
 
-from importlib.metadata import entry_points
-
 from halfback.algorithms.centralised import Centralised
 from halfback.algorithms.cse_fsl import CseFsl
 from halfback.algorithms.decomfl import Decomfl
@@ -22,6 +20,7 @@ from halfback.algorithms.spry import Spry
 from halfback.algorithms.vanilla_split import VanillaSplit
 from halfback.algorithms.zo_sfl import ZoSfl
 from halfback.parties.protocol import Algorithm
+from halfback.registry import Registry
 
 _OURS: dict[str, type[Algorithm]] = {
     "ho_sfl": HoSfl,
@@ -46,9 +45,11 @@ _OURS: dict[str, type[Algorithm]] = {
 }
 
 
+ALGORITHMS: Registry[type[Algorithm]] = Registry("halfback.algorithms", _OURS)
+algorithm = ALGORITHMS.named
+"""A decorator: `@algorithm("my_method")` on a frozen dataclass, whose fields are the method's options."""
+
+
 def algorithms() -> dict[str, type[Algorithm]]:
     """Name → algorithm: a frozen dataclass whose fields are its options."""
-    found = dict(_OURS)
-    for entry in entry_points(group="halfback.algorithms"):
-        found.setdefault(entry.name, entry.load())
-    return found
+    return dict(ALGORITHMS)

@@ -6,13 +6,13 @@ cohort has together.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+from halfback.parties.agreement import ALONE, unexpected
 from halfback.parties.client import Client
 from halfback.parties.client_local import descend_local
-from halfback.parties.exchange import unexpected
 from halfback.parties.holdings import Round
-from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.protocol import Conversation, Needs
 from halfback.parties.server import Server
 from halfback.wire.messages import Message
 
@@ -21,11 +21,14 @@ from halfback.wire.messages import Message
 class Centralised:
     """No options."""
 
-    traits: ClassVar[Traits] = Traits(agreement="alone", device="whole", backpropagates=True, top="none")
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(ALONE, holds="whole", backpropagates=True, top="none")
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """All of it: forward and backward passes through the whole model."""
-        for step, batch in enumerate(client.batches(round), round.first):
+        for step, batch in enumerate(client.feed.batches(round), round.first):
             descend_local(client, batch, step)
         yield from ()
 

@@ -13,19 +13,18 @@ Ours: z_m is of θ_m before the batch's own step, so that it costs no pass of it
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+from halfback.parties.by_weights import ByWeights
 from halfback.parties.client import Client
+from halfback.parties.client_exchange import upload
 from halfback.parties.client_local import descend_local
-from halfback.parties.exchange import unexpected, upload
+from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Round
-from halfback.parties.options import check_count
-from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.protocol import Conversation, Needs, check_count
 from halfback.parties.server import Server
 from halfback.parties.server_top import step_top_by_client
-from halfback.parties.shares import Aggregation
-from halfback.parties.weights import agreed_weights, average_weights, take_weights, weights_of
-from halfback.wire.messages import Activations, Join, Message, Nothing, Weights
+from halfback.wire.messages import Activations, Message, Nothing
 
 
 @dataclass(frozen=True)
@@ -37,32 +36,31 @@ class CseFsl:
         aggregation: of weights: `uniform` (the paper's), or by `rows`.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="weights", device="auxiliary", backpropagates=True)
-
     every: int = 1
     aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         check_count("every", self.every)
 
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(ByWeights(self.aggregation), holds="auxiliary", backpropagates=True)
+
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward and backward passes through bottom and auxiliary head."""
-        take_weights(client, (yield Join(client.position)))
-        for step, batch in enumerate(client.batches(round), round.first):
+        yield from self.needs.agreement.join(client)
+        for step, batch in enumerate(client.feed.batches(round), round.first):
             hidden = descend_local(client, batch, step)
             if step % self.every == 0:
                 yield upload(batch, hidden)
-        yield weights_of(client)
+        yield from self.needs.agreement.close(client)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
-            case Join():
-                return agreed_weights(server, messages)
             case Activations():
                 step_top_by_client(server, messages, every=self.every)
                 return {m: Nothing() for m in messages}
-            case Weights():
-                return average_weights(server, messages)
             case _:
-                raise unexpected(messages)
+                return self.needs.agreement.answer(server, messages)

@@ -15,21 +15,19 @@ Ours: a client goes back by copies of θ and of its optimiser's moments, not by 
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
+from halfback.parties.by_slopes import BySlopes
 from halfback.parties.client import Client
 from halfback.parties.client_local import local_slopes
-from halfback.parties.client_replies import catch_up, take_agreed
-from halfback.parties.exchange import mean_slopes, missed_slopes, unexpected
+from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Round
-from halfback.parties.options import check_probes
-from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.protocol import Conversation, Needs
 from halfback.parties.server import Server
-from halfback.parties.shares import Aggregation
-from halfback.wire.messages import Join, Message, Slopes
-from halfback.zeroth.slopes import Estimator
+from halfback.wire.messages import Message, Slopes
+from halfback.zeroth.slopes import Estimator, Probe
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,6 @@ class Decomfl:
         aggregation: of slopes: `uniform` (the paper's), or by `rows`.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="slopes", device="whole", top="none")
-
     directions: int = 2
     radius: float | None = None
     estimator: Estimator = "forward"
@@ -53,38 +49,41 @@ class Decomfl:
     aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
-        check_probes(self.directions, self.radius, self.clip_samples)
+        self._probe.check()
+
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(self._agreement, holds="whole", top="none", probe=self._probe)
+
+    @property
+    def _agreement(self) -> BySlopes:
+        return BySlopes(self.directions, self.aggregation)
+
+    @property
+    def _probe(self) -> Probe:
+        return Probe(self.directions, self.radius, self.estimator, self.clip_samples)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward passes only."""
-        replica, measured = client.replica, []
-        catch_up(client, (yield Join(client.position)), self.directions)
+        replica, measured = client.theta.replica, []
+        yield from self._agreement.join(client)
         with replica.rehearsal() if round.steps > 1 else nullcontext():
-            for batch in client.batches(round):
-                slopes = local_slopes(  # v_{m,l,p}
-                    client,
-                    batch,
-                    directions=self.directions,
-                    radius=self.radius,
-                    estimator=self.estimator,
-                    clip_samples=self.clip_samples,
-                )
+            for batch in client.feed.batches(round):
+                slopes = local_slopes(client, batch, self._probe)  # v_{m,l,p}
                 measured.append(slopes)
                 if len(measured) < round.steps:
                     replica.replay(replica.position, slopes.unsqueeze(0))
-        agreed = yield Slopes(client.position, torch.cat(measured))
-        take_agreed(client, agreed, self.directions, steps=round.steps)
+        said = Slopes(client.theta.position, torch.cat(measured))
+        yield from self._agreement.agree(client, said, steps=round.steps)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
-            case Join():
-                return missed_slopes(server, messages)
             case Slopes():
-                first, steps = len(server.history), server.round.steps
-                mean = mean_slopes(server, messages, steps * self.directions)
-                server.history += list(mean.view(steps, self.directions))
+                steps = server.round.steps
+                mean = server.agreed.append(self._agreement.mean(server, messages, steps=steps), steps)
                 server.steps += steps
-                return {m: Slopes(first, mean) for m in messages}
+                return dict.fromkeys(messages, mean)
             case _:
-                raise unexpected(messages)
+                return self._agreement.answer(server, messages)

@@ -9,40 +9,36 @@ Ours: each takes as many steps as the others; the moments of a client's optimise
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+from halfback.parties.by_weights import ByWeights
 from halfback.parties.client import Client
 from halfback.parties.client_local import descend_local
-from halfback.parties.exchange import unexpected
+from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Round
-from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.protocol import Conversation, Needs
 from halfback.parties.server import Server
-from halfback.parties.shares import Aggregation
-from halfback.parties.weights import agreed_weights, average_weights, take_weights, weights_of
-from halfback.wire.messages import Join, Message, Weights
+from halfback.wire.messages import Message
 
 
 @dataclass(frozen=True)
 class Fedavg:
     """Options of FedAvg: `aggregation`, by `rows` (the paper's) or `uniform`. `steps_per_round` are local steps."""
 
-    traits: ClassVar[Traits] = Traits(agreement="weights", device="whole", backpropagates=True, top="none")
-
     aggregation: Aggregation = "rows"
+
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(ByWeights(self.aggregation), holds="whole", backpropagates=True, top="none")
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward and backward passes through the whole model."""
-        take_weights(client, (yield Join(client.position)))
-        for step, batch in enumerate(client.batches(round), round.first):
+        yield from self.needs.agreement.join(client)
+        for step, batch in enumerate(client.feed.batches(round), round.first):
             descend_local(client, batch, step)
-        yield weights_of(client)
+        yield from self.needs.agreement.close(client)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
-        match next(iter(messages.values())):
-            case Join():
-                return agreed_weights(server, messages)
-            case Weights():
-                return average_weights(server, messages)
-            case _:
-                raise unexpected(messages)
+        return self.needs.agreement.answer(server, messages)

@@ -16,24 +16,22 @@ the mismatch is divided by ‖λ‖²; Adam starts anew each time; a batch has r
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from halfback.parties.by_weights import ByWeights
 from halfback.parties.client import Client
+from halfback.parties.client_exchange import upload
 from halfback.parties.client_local import descend_local
-from halfback.parties.exchange import unexpected, upload
+from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Round
-from halfback.parties.options import check_count
-from halfback.parties.protocol import Conversation, Traits
-from halfback.parties.server import Server
-from halfback.parties.server_passes import loss_of
-from halfback.parties.server_top import step_top_by_client
-from halfback.parties.shares import Aggregation
-from halfback.parties.weights import average_weights, take_weights, weights_of
+from halfback.parties.protocol import Conversation, Needs, check_count
+from halfback.parties.server import Server, TensorsByClient
+from halfback.parties.server_top import loss_of, step_top_by_client
 from halfback.wire.messages import Activations, Join, Message, Nothing, Weights
 
 HEAD = "head."  # how the names of the head's parameters begin in θ
@@ -51,8 +49,6 @@ class FslSage:
         aggregation: of weights: `uniform` (the paper's), or by `rows`.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="weights", device="auxiliary", backpropagates=True, lasting=True)
-
     every: int = 1
     align_every: int = 1
     alignment_epochs: int = 5
@@ -64,14 +60,19 @@ class FslSage:
         for option in ("every", "align_every", "alignment_epochs", "alignment_rows"):
             check_count(option, getattr(self, option))
 
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(ByWeights(self.aggregation), holds="auxiliary", backpropagates=True, lasting=TensorsByClient)
+
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward and backward passes through bottom and auxiliary head."""
-        take_weights(client, (yield Join(client.position)))
-        for step, batch in enumerate(client.batches(round), round.first):
+        yield from self.needs.agreement.join(client)
+        for step, batch in enumerate(client.feed.batches(round), round.first):
             hidden = descend_local(client, batch, step, frozen=HEAD)
             if step % self.every == 0:
                 yield upload(batch, hidden)
-        yield weights_of(client)
+        yield from self.needs.agreement.close(client)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
@@ -82,18 +83,16 @@ class FslSage:
                 step_top_by_client(server, messages, every=self.every)
                 for m, message in messages.items():
                     self._keep(_held(server, m), message)
-                return {m: Nothing() for m in messages}
-            case Weights():
-                return average_weights(server, messages)
+                return dict.fromkeys(messages, Nothing())
             case _:
-                raise unexpected(messages)
+                return self.needs.agreement.answer(server, messages)
 
     def _weights_for(self, server: Server, m: int) -> Weights:
         held, due = _held(server, m), server.round.number // self.align_every
         if held["aligned"] < due and _uploads(held):
             self._align(server, m, held)
         held["aligned"] = torch.tensor(due)
-        return Weights(tuple(held.get(name, p) for name, p in server.replica.parameters.items()))
+        return Weights(tuple(held.get(name, p) for name, p in server.agreed.replica.parameters.items()))
 
     def _align(self, server: Server, m: int, held: dict[str, Tensor]) -> None:
         assert server.auxiliary is not None, "where devices hold an auxiliary head the server has it too"
@@ -105,7 +104,7 @@ class FslSage:
         optimizer = torch.optim.Adam(own.values(), lr=self.alignment_lr)
         for hidden, mask, labels, true in refreshed * self.alignment_epochs:
             with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels can't be differentiated twice
-                loss = server.loss(functional_call(server.auxiliary, own, (hidden, mask)), labels.long())
+                loss = server.top.loss(functional_call(server.auxiliary, own, (hidden, mask)), labels.long())
                 (estimate,) = torch.autograd.grad(loss, hidden, create_graph=True)
                 size = true.square().sum().clamp(min=torch.finfo(true.dtype).tiny)
                 ((estimate - true).square().sum() / size).backward(inputs=list(own.values()))
@@ -127,10 +126,11 @@ class FslSage:
 
 def _held(server: Server, m: int) -> dict[str, Tensor]:
     """What lasts of client m: its head, when that was `aligned`, and its set: uploads by the number of a first row."""
-    if m not in server.lasting:
-        heads = {name: p.detach().clone() for name, p in server.replica.parameters.items() if name.startswith(HEAD)}
-        server.lasting[m] = heads | {"aligned": torch.tensor(0), "rows": torch.tensor(0)}
-    return server.lasting[m]
+    held = server.recall(TensorsByClient).of
+    if m not in held:
+        heads = ((n, p) for n, p in server.agreed.replica.parameters.items() if n.startswith(HEAD))
+        held[m] = {n: p.detach().clone() for n, p in heads} | {k: torch.tensor(0) for k in ("aligned", "rows")}
+    return held[m]
 
 
 def _uploads(held: Mapping[str, Tensor]) -> list[int]:

@@ -14,20 +14,19 @@ batch's own step.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+from halfback.parties.by_weights import ByWeights
 from halfback.parties.client import Client
+from halfback.parties.client_exchange import upload
 from halfback.parties.client_local import local_slopes
-from halfback.parties.exchange import forward, unexpected, upload
+from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Round
-from halfback.parties.options import check_count, check_probes
-from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.protocol import Conversation, Needs, check_count
 from halfback.parties.server import Server
 from halfback.parties.server_top import step_top_by_client
-from halfback.parties.shares import Aggregation
-from halfback.parties.weights import agreed_weights, average_weights, take_weights, weights_of
-from halfback.wire.messages import Activations, Join, Message, Nothing, Weights
-from halfback.zeroth.slopes import Estimator
+from halfback.wire.messages import Activations, Message, Nothing
+from halfback.zeroth.slopes import Estimator, Probe
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,6 @@ class HeronSfl:
         aggregation: of weights: `uniform` (the paper's), or by `rows`.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="weights", device="auxiliary")
-
     directions: int = 2
     radius: float | None = None
     estimator: Estimator = "forward"
@@ -53,35 +50,32 @@ class HeronSfl:
     aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
-        check_probes(self.directions, self.radius, self.clip_samples)
+        self._probe.check()
         check_count("every", self.every)
+
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(ByWeights(self.aggregation), holds="auxiliary", probe=self._probe)
+
+    @property
+    def _probe(self) -> Probe:
+        return Probe(self.directions, self.radius, self.estimator, self.clip_samples)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward passes only."""
-        take_weights(client, (yield Join(client.position)))
-        for step, batch in enumerate(client.batches(round), round.first):
+        yield from self.needs.agreement.join(client)
+        for step, batch in enumerate(client.feed.batches(round), round.first):
             if step % self.every == 0:
-                yield upload(batch, forward(client, batch))
-            slopes = local_slopes(
-                client,
-                batch,
-                directions=self.directions,
-                radius=self.radius,
-                estimator=self.estimator,
-                clip_samples=self.clip_samples,
-            )
-            client.replica.replay(client.replica.position, slopes.unsqueeze(0), [step])
-        yield weights_of(client)
+                yield upload(batch, client.forward(batch))
+            client.theta.step(local_slopes(client, batch, self._probe), step)
+        yield from self.needs.agreement.close(client)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
-            case Join():
-                return agreed_weights(server, messages)
             case Activations():
                 step_top_by_client(server, messages, every=self.every)
                 return {m: Nothing() for m in messages}
-            case Weights():
-                return average_weights(server, messages)
             case _:
-                raise unexpected(messages)
+                return self.needs.agreement.answer(server, messages)

@@ -19,24 +19,22 @@ are sampled alike; `bottom.*` gives the optimisers of both parts, and the learni
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from halfback.errors import PeerError, UserError
+from halfback.parties.by_weights import ByWeights
 from halfback.parties.checks import check_slopes, check_weights
 from halfback.parties.client import Client
-from halfback.parties.client_descent import moments_for_now
-from halfback.parties.client_local import descend_local, hybrid_step, own_model
-from halfback.parties.exchange import unexpected
+from halfback.parties.client_local import descend_local, hybrid_step
+from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Round
-from halfback.parties.options import check_probes
-from halfback.parties.protocol import Conversation, Traits
-from halfback.parties.server import Server
-from halfback.parties.shares import Aggregation
-from halfback.parties.weights import agreed_weights, average_weights, take_weights
-from halfback.wire.messages import Join, Message, Nothing, Slopes, Weights
-from halfback.zeroth.slopes import Estimator
+from halfback.parties.protocol import Boundaries, Conversation, Needs
+from halfback.parties.server import ByClient, Server
+from halfback.wire.messages import Message, Nothing, Slopes, Weights
+from halfback.zeroth.slopes import Estimator, Probe
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,6 @@ class HoFl:
         aggregation: of weights: `uniform` **(ours)**, or by `rows`.
     """
 
-    traits: ClassVar[Traits] = Traits(
-        agreement="weights", device="whole", backpropagates=True, top="none", boundaries=True
-    )
-
     directions: int = 2
     radius: float | None = None
     estimator: Estimator = "forward"
@@ -67,16 +61,28 @@ class HoFl:
     aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
-        check_probes(self.directions, self.radius, self.clip_samples)
+        self._probe.check()
         if not 0 <= self.beta <= 1:
             raise UserError(f"algorithm.beta={self.beta:g}: 0 to 1 is allowed")
         if self.boundaries == ():
             raise UserError("algorithm.boundaries=[]: one entry or more is allowed, or null")
 
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        agreement, boundaries = ByWeights(self.aggregation), Boundaries(self.boundaries)
+        return Needs(
+            agreement, holds="whole", backpropagates=True, top="none", probe=self._probe, boundaries=boundaries
+        )
+
+    @property
+    def _probe(self) -> Probe:
+        return Probe(self.directions, self.radius, self.estimator, self.clip_samples)
+
     def inclusion(self, server: Server, sampled: int) -> list[float]:
         """K · p_i of each client."""
-        parameters = server.replica.parameters
-        sizes = [sum(parameters[name].numel() for name in boundary.below) for boundary in server.boundaries]
+        parameters = server.agreed.replica.parameters
+        sizes = [sum(parameters[name].numel() for name in boundary.below) for boundary in server.cohort.boundaries]
         last = sorted(sizes)[sampled - 1]  # the largest among the K smallest
         shared = (sampled - sum(size < last for size in sizes)) / sizes.count(last)
         smallest = [float(size < last) if size != last else shared for size in sizes]
@@ -84,26 +90,17 @@ class HoFl:
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: its graph begins at the boundary."""
-        boundary, theta, measured = own_model(client).boundary, client.replica.parameters, [torch.zeros(0)]
+        boundary, theta, measured = client.own.boundary, client.theta.parameters, [torch.zeros(0)]
         assert boundary is not None, "an algorithm with boundaries gets one for each client"
-        take_weights(client, (yield Join(client.position)))
+        assert client.descent is not None, "an algorithm that backpropagates gets an optimiser"
+        yield from self.needs.agreement.join(client)
         below = boundary.replica({name: theta[name] for name in boundary.below}, round.first)
-        with moments_for_now(client):
-            for step, batch in enumerate(client.batches(round), round.first):
+        with client.descent.moments_for_now():
+            for step, batch in enumerate(client.feed.batches(round), round.first):
                 if not boundary.below:
                     descend_local(client, batch, step)
-                    continue
-                slopes = hybrid_step(
-                    client,
-                    batch,
-                    below,
-                    step,
-                    directions=self.directions,
-                    radius=self.radius,
-                    estimator=self.estimator,
-                    clip_samples=self.clip_samples,
-                )
-                measured.append(slopes.cpu())
+                else:
+                    measured.append(hybrid_step(client, batch, below, step, self._probe).cpu())
         del below
         yield Slopes(round.first, torch.cat(measured))
         yield Weights(tuple(parameter for name, parameter in theta.items() if name not in boundary.below))
@@ -111,28 +108,27 @@ class HoFl:
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
-            case Join():
-                server.kept.clear()
-                return agreed_weights(server, messages)
             case Slopes():
                 for m, message in messages.items():
-                    count = server.round.steps * self.directions if server.boundaries[m].below else 0
+                    count = server.round.steps * self.directions if server.cohort.boundaries[m].below else 0
                     check_slopes(server, m, message, count, step=server.round.first)
-                    server.kept[m] = message.values
+                    _measured(server)[m] = message.values
                 return {m: Nothing() for m in messages}
             case Weights():
-                return average_weights(server, {m: self._rebuilt(server, m, said) for m, said in messages.items()})
+                theta = {m: self._rebuilt(server, m, said) for m, said in messages.items()}
+                return self.needs.agreement.answer(server, theta)
             case _:
-                raise unexpected(messages)
+                server.memory = None  # of a round that nobody ended
+                return self.needs.agreement.answer(server, messages)
 
     def _rebuilt(self, server: Server, m: int, said: Weights) -> Weights:
         """All of θ_m, from the client's slopes and what it said of its upper part."""
-        agreed, boundary = server.replica.parameters, server.boundaries[m]
+        agreed, boundary = server.agreed.replica.parameters, server.cohort.boundaries[m]
         above = {name: parameter for name, parameter in agreed.items() if name not in boundary.below}
-        check_weights(f"client {m}", said, above, server.round.first)
-        measured = server.kept.pop(m, None)
+        check_weights(m, said, above, server.round.first)
+        measured = _measured(server).pop(m, None)
         if measured is None:
-            raise PeerError(f"client {m}: Weights: they came before the slopes of the round")
+            raise PeerError("Weights", "they came before the slopes of the round", sender=m)
         theta = {name: agreed[name].detach().clone() for name in boundary.below}
         if theta:
             rows = measured.view(server.round.steps, self.directions)
@@ -140,3 +136,9 @@ class HoFl:
             boundary.replica(theta, first).replay(0, rows, range(first, first + len(rows)))
         theta |= dict(zip(above, said.tensors, strict=True))
         return Weights(tuple(theta[name] for name in agreed))
+
+
+def _measured(server: Server) -> dict[int, Tensor]:
+    """The slopes that each client has said in this round."""
+    memory: ByClient[Tensor] = server.recall(ByClient)
+    return memory.of

@@ -19,24 +19,21 @@ averaged and replayed as slopes.
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from halfback.models.exact import entries, exact_gradient
+from halfback.parties.by_slopes import BySlopes
 from halfback.parties.client import Client
 from halfback.parties.client_feedback import feedback, feedback_slopes
-from halfback.parties.client_replies import catch_up, take_agreed
-from halfback.parties.exchange import forward, mean_slopes, missed_slopes, unexpected
+from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Batch, Round
-from halfback.parties.options import check_count, check_probes
-from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.protocol import Conversation, Needs, check_count
 from halfback.parties.server import Server
-from halfback.parties.server_passes import middle_activations
-from halfback.parties.server_top import backpropagate_top, step_top
-from halfback.parties.shares import Aggregation
-from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Slopes
-from halfback.zeroth.slopes import Estimator, inner
+from halfback.parties.server_top import backpropagate_top, middle_activations, step_top
+from halfback.wire.messages import Activations, CutGradient, HeadGradient, Message, Slopes
+from halfback.zeroth.slopes import Cotangent, Estimator, Probe
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,6 @@ class HoSfl:
         aggregation: of slopes and of the top's gradients: `uniform` (the paper's), or by `rows`.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="slopes", u_shape=True, mixed_cuts=True)
-
     directions: int = 2
     radius: float | None = None
     estimator: Estimator = "forward"
@@ -64,50 +59,51 @@ class HoSfl:
 
     def __post_init__(self) -> None:
         fewest, otherwise = (0, "") if self.exact_blocks else (1, ", or 0 with algorithm.exact_blocks")
-        check_probes(self.directions, self.radius, self.clip_samples, fewest=fewest, otherwise=otherwise)
+        self._probe.check(fewest=fewest, otherwise=otherwise)
         check_count("exact_blocks", self.exact_blocks, fewest=0)
+
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(self._agreement, fits=frozenset({"u_shape", "mixed_cuts"}), probe=self._probe)
+
+    @property
+    def _agreement(self) -> BySlopes:
+        return BySlopes(self.directions, self.aggregation, self.exact_blocks)
+
+    @property
+    def _probe(self) -> Probe:
+        return Probe(self.directions, self.radius, self.estimator, self.clip_samples)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward passes only, but for `exact_blocks`."""
-        catch_up(client, (yield Join(client.position)), self.directions)
-        for batch in client.batches(round):
-            take_agreed(client, (yield (yield from self._measure(client, batch))), self.directions)
+        yield from self._agreement.join(client)
+        for batch in client.feed.batches(round):
+            slopes = yield from self._measure(client, batch)
+            yield from self._agreement.agree(client, slopes)
 
     def _measure(self, client: Client, batch: Batch) -> Generator[Message, Any, Slopes]:
         """What a batch says of the direction in which θ should move."""
         with entries(client.bottom, self.exact_blocks) as noted:
-            hidden = forward(client, batch)  # z_m
-        gradient = yield from feedback(client, batch, hidden)  # λ_m
-        base = inner(gradient, hidden)
+            hidden = client.forward(batch)  # z_m
+        cotangent = Cotangent.at((yield from feedback(client, batch, hidden)), hidden)  # λ_m
         del hidden  # the device needs its memory for what follows
-        exact = exact_gradient(noted, gradient, client.exact)
-        slopes = feedback_slopes(  # v_{m,p}
-            client,
-            batch,
-            gradient,
-            base,
-            client.replica.seeds(self.directions),
-            radius=self.radius,
-            estimator=self.estimator,
-            clip_samples=self.clip_samples,
-        )
-        del gradient
-        return Slopes(client.position, torch.cat([slopes, exact]))
+        exact = exact_gradient(noted, cotangent.of, client.theta.exact)
+        slopes = feedback_slopes(client, batch, cotangent, client.theta.seeds(self.directions), self._probe)  # v_{m,p}
+        del cotangent
+        return Slopes(client.theta.position, torch.cat([slopes, exact]))
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
-            case Join():
-                return missed_slopes(server, messages)
-            case Activations() if server.head is not None:
+            case Activations() if server.top.head is not None:
                 return middle_activations(server, messages)
             case Activations() | HeadGradient():
                 gradients = backpropagate_top(server, messages)
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
             case Slopes():
-                step, mean = len(server.history), mean_slopes(server, messages, self.directions)
+                mean = self._agreement.mean(server, messages)
                 step_top(server, messages)
-                server.history.append(mean)
-                return {m: Slopes(step, mean) for m in messages}
+                return dict.fromkeys(messages, server.agreed.append(mean))
             case _:
-                raise unexpected(messages)
+                return self._agreement.answer(server, messages)

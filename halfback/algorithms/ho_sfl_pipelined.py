@@ -22,31 +22,22 @@ device's. There is no U-shape: its batch takes two exchanges, and the slopes wou
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from halfback.errors import PeerError
+from halfback.parties.by_slopes import BySlopes, take_agreed
 from halfback.parties.client import Client
+from halfback.parties.client_exchange import cut_gradient, received, upload
 from halfback.parties.client_feedback import feedback_slopes
-from halfback.parties.client_replies import catch_up, cut_gradient, gradient_and_slopes, take_agreed
-from halfback.parties.exchange import forward, mean_slopes, missed_slopes, parted, unexpected, upload, with_slopes
+from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Round
-from halfback.parties.options import check_probes
-from halfback.parties.protocol import Conversation, Traits
-from halfback.parties.server import Server
+from halfback.parties.protocol import Conversation, Needs
+from halfback.parties.server import ByClient, Server
 from halfback.parties.server_top import backpropagate_top, step_top
-from halfback.parties.shares import Aggregation
-from halfback.wire.messages import (
-    Activations,
-    CutGradient,
-    Join,
-    Message,
-    Slopes,
-    SlopesAndActivations,
-    SlopesAndGradient,
-)
-from halfback.zeroth.slopes import Estimator, inner
+from halfback.wire.messages import Activations, CutGradient, Message, Slopes, SlopesAndActivations, SlopesAndGradient
+from halfback.zeroth.slopes import Cotangent, Estimator, Probe
 
 
 @dataclass(frozen=True)
@@ -61,8 +52,6 @@ class HoSflPipelined:
         aggregation: of slopes and of the top's gradients: `uniform` (the paper's), or by `rows`.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="slopes", mixed_cuts=True, pipelined=True)
-
     directions: int = 2
     radius: float | None = None
     estimator: Estimator = "forward"
@@ -70,70 +59,93 @@ class HoSflPipelined:
     aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
-        check_probes(self.directions, self.radius, self.clip_samples)
+        self._probe.check()
+
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(self._agreement, turns="pipelined", fits=frozenset({"mixed_cuts"}), probe=self._probe)
+
+    @property
+    def _agreement(self) -> BySlopes:
+        return BySlopes(self.directions, self.aggregation)
+
+    @property
+    def _probe(self) -> Probe:
+        return Probe(self.directions, self.radius, self.estimator, self.clip_samples)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward passes only."""
-        catch_up(client, (yield Join(client.position)), self.directions)
+        yield from self._agreement.join(client)
         said: Slopes | None = None  # of the step before
-        for step, batch in enumerate(client.batches(round), client.position):
-            hidden = forward(client, batch)  # z_t
+        for step, batch in enumerate(client.feed.batches(round), client.theta.position):
+            hidden = client.forward(batch)  # z_t
             agreed: Slopes | None = None
             if said is None:
                 gradient = cut_gradient((yield upload(batch, hidden)), hidden)  # λ_t
             else:
-                gradient, agreed = gradient_and_slopes((yield with_slopes(upload(batch, hidden), said)), hidden)
-            base = inner(gradient, hidden)
-            del hidden  # the device needs its memory for what follows
-            slopes = feedback_slopes(  # v_t
-                client,
-                batch,
-                gradient,
-                base,
-                client.replica.seeds(self.directions, step=step),
-                radius=self.radius,
-                estimator=self.estimator,
-                clip_samples=self.clip_samples,
-            )
-            del gradient
-            said = Slopes(step, slopes)
+                gradient, agreed = _parted_answer((yield _with_slopes(upload(batch, hidden), said)), hidden)
+            cotangent = Cotangent.at(gradient, hidden)
+            del hidden, gradient  # the device needs their memory for what follows
+            seeds = client.theta.seeds(self.directions, step=step)
+            said = Slopes(step, feedback_slopes(client, batch, cotangent, seeds, self._probe))  # v_t
+            del cotangent
             if agreed is not None:  # behind the probes, which belong to the θ of z_t
                 take_agreed(client, agreed, self.directions)
         assert said is not None, "a round has a step"
-        take_agreed(client, (yield said), self.directions)
+        yield from self._agreement.agree(client, said)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange; what may be refused comes before what moves."""
         match next(iter(messages.values())):
-            case Join():
-                server.kept = {}  # of a round that nobody ended
-                return missed_slopes(server, messages)
             case Activations():
                 gradients = _train_top(server, messages)
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
             case SlopesAndActivations():
-                slopes, batches = parted(messages)
-                step, mean = len(server.history), self._mean(server, slopes)
+                slopes, batches = _parted(messages)
+                mean = self._mean(server, slopes)
                 gradients = _train_top(server, batches)
-                server.history.append(mean)
-                return {m: SlopesAndGradient(step, mean, gradient) for m, gradient in gradients.items()}
+                agreed = server.agreed.append(mean)
+                return {m: SlopesAndGradient(agreed.step, mean, gradient) for m, gradient in gradients.items()}
             case Slopes():
-                step, mean = len(server.history), self._mean(server, messages)
-                server.history.append(mean)
-                server.kept = {}
-                return {m: Slopes(step, mean) for m in messages}
+                agreed = server.agreed.append(self._mean(server, messages))
+                server.memory = None
+                return dict.fromkeys(messages, agreed)
             case _:
-                raise unexpected(messages)
+                server.memory = None  # of a round that nobody ended
+                return self._agreement.answer(server, messages)
 
     def _mean(self, server: Server, slopes: Mapping[int, Slopes]) -> Tensor:
-        if early := slopes.keys() - server.kept.keys():
-            raise PeerError(f"client {min(early)}: Slopes: they came before the batch that they belong to")
-        return mean_slopes(server, slopes, self.directions)
+        if early := slopes.keys() - _due(server).keys():
+            raise PeerError("Slopes", "they came before the batch that they belong to", sender=min(early))
+        return self._agreement.mean(server, slopes)
+
+
+def _due(server: Server) -> dict[int, None]:
+    """Whose slopes are due."""
+    memory: ByClient[None] = server.recall(ByClient)
+    return memory.of
 
 
 def _train_top(server: Server, batches: Mapping[int, Activations]) -> dict[int, Tensor]:
     """λ by client, and the top's step."""
     gradients = backpropagate_top(server, batches)
     step_top(server, batches)
-    server.kept = dict.fromkeys(gradients)  # whose slopes are due
+    server.memory = ByClient(dict.fromkeys(gradients))
     return gradients
+
+
+def _with_slopes(batch: Activations, slopes: Slopes) -> SlopesAndActivations:
+    return SlopesAndActivations(slopes.step, slopes.values, batch.hidden, batch.mask, batch.labels, batch.sample_ids)
+
+
+def _parted(messages: Mapping[int, SlopesAndActivations]) -> tuple[dict[int, Slopes], dict[int, Activations]]:
+    slopes = {client: Slopes(said.step, said.values) for client, said in messages.items()}
+    return slopes, {
+        client: Activations(said.hidden, said.mask, said.labels, said.sample_ids) for client, said in messages.items()
+    }
+
+
+def _parted_answer(reply: Any, hidden: Tensor) -> tuple[Tensor, Slopes]:
+    both = received(reply, SlopesAndGradient)
+    return cut_gradient(CutGradient(both.gradient), hidden), Slopes(both.step, both.values)

@@ -14,21 +14,21 @@ clients take turns, and replay the steps of the others, whose slopes the server 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
+from halfback.parties.by_slopes import BySlopes
 from halfback.parties.client import Client
-from halfback.parties.client_replies import catch_up
-from halfback.parties.exchange import forward, missed_slopes, unexpected, upload
+from halfback.parties.client_exchange import upload
+from halfback.parties.client_probing import difference, probe_slopes
 from halfback.parties.holdings import Round
-from halfback.parties.options import check_probes
-from halfback.parties.probing import difference, keep_batches, probe_loss, probe_slopes
-from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.protocol import Conversation, Needs
 from halfback.parties.server import Server
+from halfback.parties.server_probing import keep_batches, kept_of, probe_loss
 from halfback.parties.server_top import backpropagate_top, step_top
-from halfback.wire.messages import Activations, Join, Losses, Message
-from halfback.zeroth.slopes import default_radius
+from halfback.wire.messages import Activations, Losses, Message
+from halfback.zeroth.slopes import Probe
 
 
 @dataclass(frozen=True)
@@ -40,32 +40,39 @@ class Hosl:
         radius: μ, the probe radius; None takes the measured default for the parameters' number and dtype.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="slopes", one_by_one=True)
-
     directions: int = 10
     radius: float | None = None
 
     def __post_init__(self) -> None:
-        check_probes(self.directions, self.radius)
+        self._probe.check()
+
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(BySlopes(self.directions), turns="one_by_one", probe=self._probe)
+
+    @property
+    def _probe(self) -> Probe:
+        return Probe(self.directions, self.radius, "central")
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: 1 + 2Q forward passes a step."""
-        catch_up(client, (yield Join(client.position)), self.directions)
-        for step, batch in enumerate(client.batches(round), round.first):
-            yield upload(batch, forward(client, batch))
-            radius = self.radius or default_radius(client.replica.parameters, client.hidden_dtype)
-            slopes = yield from probe_slopes(client, batch, self.directions, radius)
-            client.replay(client.position, slopes.unsqueeze(0), [step])
+        yield from self.needs.agreement.join(client)
+        for step, batch in enumerate(client.feed.batches(round), round.first):
+            hidden = client.forward(batch)
+            probe = self._probe.settled(client.theta.parameters, hidden.dtype)
+            yield upload(batch, hidden)
+            del hidden
+            slopes = yield from probe_slopes(client, batch, probe)
+            client.theta.replay(client.theta.position, slopes.unsqueeze(0), [step])
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
-            case Join():
-                return missed_slopes(server, messages)
             case Activations(labels=None):
                 ((client, message),) = messages.items()  # they take turns
                 loss = probe_loss(server, client, message)
-                losses = server.kept[client].losses
+                losses = kept_of(server)[client].losses
                 losses.append(loss.item())
                 if len(losses) == 2 * self.directions:
                     self._step(server, client, losses)
@@ -73,11 +80,11 @@ class Hosl:
             case Activations():
                 return keep_batches(server, messages)
             case _:
-                raise unexpected(messages)
+                return self.needs.agreement.answer(server, messages)
 
     def _step(self, server: Server, client: int, losses: list[float]) -> None:
-        backpropagate_top(server, {client: server.kept.pop(client).batch})
+        backpropagate_top(server, {client: kept_of(server).pop(client).batch})
         step_top(server, [client])
-        radius = self.radius or default_radius(server.replica.parameters, server.hidden_dtype)
-        slopes = [difference(losses[place : place + 2], radius) for place in range(0, len(losses), 2)]
-        server.history.append(torch.tensor(slopes, dtype=torch.float32))
+        probe = self._probe.settled(server.agreed.replica.parameters, server.top.form.dtype)
+        slopes = [difference(losses[place : place + 2], probe) for place in range(0, len(losses), 2)]
+        server.agreed.append(torch.tensor(slopes, dtype=torch.float32))

@@ -8,17 +8,16 @@ into a scratch copy of one layer at a time, where the paper adds and subtracts i
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+from halfback.parties.agreement import ALONE, unexpected
 from halfback.parties.client import Client
 from halfback.parties.client_local import local_slopes
-from halfback.parties.exchange import unexpected
 from halfback.parties.holdings import Round
-from halfback.parties.options import check_probes
-from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.protocol import Conversation, Needs
 from halfback.parties.server import Server
 from halfback.wire.messages import Message
-from halfback.zeroth.slopes import Estimator
+from halfback.zeroth.slopes import Estimator, Probe
 
 
 @dataclass(frozen=True)
@@ -32,28 +31,28 @@ class Mezo:
         clip_samples: bound on the size of each sample's slope; None for no bound.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="alone", device="whole", top="none")
-
     directions: int = 1
     radius: float | None = None
     estimator: Estimator = "central"
     clip_samples: float | None = None
 
     def __post_init__(self) -> None:
-        check_probes(self.directions, self.radius, self.clip_samples)
+        self._probe.check()
+
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(ALONE, holds="whole", top="none", probe=self._probe)
+
+    @property
+    def _probe(self) -> Probe:
+        return Probe(self.directions, self.radius, self.estimator, self.clip_samples)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """All of it: forward passes only."""
-        for batch in client.batches(round):
-            slopes = local_slopes(
-                client,
-                batch,
-                directions=self.directions,
-                radius=self.radius,
-                estimator=self.estimator,
-                clip_samples=self.clip_samples,
-            )
-            client.replay(client.position, slopes.unsqueeze(0))
+        for batch in client.feed.batches(round):
+            slopes = local_slopes(client, batch, self._probe)
+            client.theta.replay(client.theta.position, slopes.unsqueeze(0))
         yield from ()
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:

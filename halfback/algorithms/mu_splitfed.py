@@ -14,22 +14,21 @@ of their mean loss; each client draws directions of its own.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
+from halfback.parties.by_weights import ByWeights
 from halfback.parties.client import Client
-from halfback.parties.client_replies import loss_value
-from halfback.parties.exchange import forward, unexpected, upload
+from halfback.parties.client_exchange import loss_value, upload
+from halfback.parties.client_probing import probe
+from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Round
-from halfback.parties.options import check_count, check_probes
-from halfback.parties.probing import keep_batches, probe, probe_loss, replica_of_top, top_slopes
-from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.protocol import Conversation, Needs, check_count
 from halfback.parties.server import Server
-from halfback.parties.shares import Aggregation
-from halfback.parties.weights import agreed_weights, average_weights, take_weights, weights_of
-from halfback.wire.messages import Activations, Join, Losses, Message, Nothing, Weights
-from halfback.zeroth.slopes import default_radius
+from halfback.parties.server_probing import keep_batches, kept_of, probe_loss, top_slopes
+from halfback.wire.messages import Activations, Losses, Message, Nothing
+from halfback.zeroth.slopes import Probe
 
 
 @dataclass(frozen=True)
@@ -43,61 +42,64 @@ class MuSplitfed:
         aggregation: of weights and of the top's losses: `uniform` (the paper's), or by `rows`.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="weights", top="replayed")
-
     directions: int = 1
     radius: float | None = None
     server_steps: int = 2
     aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
-        check_probes(self.directions, self.radius)
+        self._probe.check()
         check_count("server_steps", self.server_steps)
+
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(ByWeights(self.aggregation), top="replayed", probe=self._probe)
+
+    @property
+    def _probe(self) -> Probe:
+        return Probe(self.directions, self.radius, "central")
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: 1 + 2P forward passes a step."""
-        replica = client.replica
-        take_weights(client, (yield Join(client.position)))
-        for step, batch in enumerate(client.batches(round), round.first):
-            yield upload(batch, forward(client, batch))
-            radius = self.radius or default_radius(replica.parameters, client.hidden_dtype)
+        yield from self.needs.agreement.join(client)
+        for step, batch in enumerate(client.feed.batches(round), round.first):
+            hidden = client.forward(batch)
+            radius = self._probe.settled(client.theta.parameters, hidden.dtype).moved
+            yield upload(batch, hidden)
+            del hidden
             slopes = []
-            for seed in replica.seeds(self.directions):
+            for seed in client.theta.seeds(self.directions).numbers:
                 yield probe(client, batch, seed, radius)
                 change = loss_value((yield probe(client, batch, seed, -radius)))
                 slopes.append(change / (2 * radius))
-            replica.replay(replica.position, torch.tensor([slopes], dtype=torch.float32), [step])
-        yield weights_of(client)
+            client.theta.step(torch.tensor(slopes, dtype=torch.float32), step)
+        yield from self.needs.agreement.close(client)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
-            case Join():
-                return agreed_weights(server, messages)
             case Activations(labels=None):
                 return {m: self._compared(server, m, message) for m, message in messages.items()}
             case Activations():
                 answers = keep_batches(server, messages)
                 self._step_top(server)
                 return answers
-            case Weights():
-                server.kept = {}
-                return average_weights(server, messages)
             case _:
-                raise unexpected(messages)
+                server.memory = None  # of the round that ends, or of one that nobody ended
+                return self.needs.agreement.answer(server, messages)
 
     def _step_top(self, server: Server) -> None:
-        replica = replica_of_top(server)
-        radius = self.radius or default_radius(replica.parameters, server.hidden_dtype)
+        replica = server.top.replayed
         for place in range(self.server_steps):
-            slopes, loss = top_slopes(server, self.directions, radius)
+            slopes, loss = top_slopes(server, self._probe)
             if place == 0:
                 server.losses.append(loss)
             replica.replay(replica.position, slopes.unsqueeze(0), [server.steps])
         server.steps += 1
 
     def _compared(self, server: Server, client: int, message: Activations) -> Message:
-        loss, seen = probe_loss(server, client, message), server.kept[client].losses
+        loss, seen = probe_loss(server, client, message), kept_of(server)[client].losses
         if not seen:  # ℓ⁺, of which nothing is said yet
             seen.append(loss.item())
             return Nothing()

@@ -10,81 +10,89 @@ Ours, because the paper steps by plain SGD: the moments of a copy's optimiser li
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from halfback.models.adapters import trainable
 from halfback.models.cut import install
+from halfback.parties.by_weights import ByWeights
 from halfback.parties.client import Client
-from halfback.parties.client_descent import first_order_steps
-from halfback.parties.exchange import unexpected
-from halfback.parties.holdings import Round
-from halfback.parties.protocol import Conversation, Traits
-from halfback.parties.server import Server
+from halfback.parties.client_feedback import first_order_steps
+from halfback.parties.cohort import Aggregation, mean
+from halfback.parties.holdings import Descent, Round
+from halfback.parties.protocol import Conversation, Needs
+from halfback.parties.server import ByClient, Server
 from halfback.parties.server_top import step_top_by_client
-from halfback.parties.shares import Aggregation, mean
-from halfback.parties.weights import agreed_weights, average_weights, take_weights, weights_of
-from halfback.wire.messages import Activations, CutGradient, Join, Message, Weights
+from halfback.wire.messages import Activations, CutGradient, Message, Weights
 
 
 @dataclass(frozen=True)
 class SflV1:
     """Options of SFL-V1: `aggregation`, of bottoms and tops by `rows` (the paper's n_k / n) or `uniform`."""
 
-    traits: ClassVar[Traits] = Traits(agreement="weights", backpropagates=True)
-
     aggregation: Aggregation = "rows"
+
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(ByWeights(self.aggregation), backpropagates=True)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward and backward passes."""
-        take_weights(client, (yield Join(client.position)))
+        yield from self.needs.agreement.join(client)
         yield from first_order_steps(client, round)
-        yield weights_of(client)
+        yield from self.needs.agreement.close(client)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
-            case Join():
-                return agreed_weights(server, messages)
             case Activations():
-                gradients: dict[int, Tensor] = {}
-                shared, steps = (trainable(server.top), server.optimizer), server.steps
-                try:
-                    for m, message in messages.items():
-                        if m not in server.kept:
-                            server.kept[m] = _copy(server, shared[0])
-                        parameters, server.optimizer = server.kept[m]
-                        install(server.top, parameters)
-                        server.steps = steps  # the cohort's copies step at once
-                        gradients |= step_top_by_client(server, {m: message})
-                finally:  # also where a message is refused
-                    install(server.top, shared[0])
-                    server.optimizer = shared[1]
+                gradients = _step_copies(server, messages)
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
             case Weights():
                 _average_copies(server)
-                return average_weights(server, messages)
-            case _:
-                raise unexpected(messages)
+        return self.needs.agreement.answer(server, messages)
 
 
-Copy = tuple[dict[str, nn.Parameter], torch.optim.Optimizer]
+@dataclass(frozen=True)
+class Copy:
+    """The server's model of one client: its trainable tensors, and what moves them."""
+
+    parameters: dict[str, nn.Parameter]
+    descent: Descent
 
 
-def _copy(server: Server, shared: Mapping[str, nn.Parameter]) -> Copy:
-    own = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in shared.items()}
-    assert server.make_optimizer is not None, "an algorithm with a backpropagated top gets optimisers"
-    return own, server.make_optimizer(list(own.values()))
+def _copies(server: Server) -> dict[int, Copy]:
+    memory: ByClient[Copy] = server.recall(ByClient)
+    return memory.of
+
+
+def _step_copies(server: Server, messages: Mapping[int, Activations]) -> dict[int, Tensor]:
+    """λ by client; each client's copy has taken its step."""
+    top, copies, gradients = server.top, _copies(server), dict[int, Tensor]()
+    shared, descent, steps = trainable(top.module), top.first_order, server.steps
+    try:
+        for m, message in messages.items():
+            if m not in copies:
+                own = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in shared.items()}
+                copies[m] = Copy(own, descent.another(list(own.values())))
+            install(top.module, copies[m].parameters)
+            top.descent, server.steps = copies[m].descent, steps  # the cohort's copies step at once
+            gradients |= step_top_by_client(server, {m: message})
+    finally:  # also where a message is refused
+        install(top.module, shared)
+        top.descent = descent
+    return gradients
 
 
 @torch.no_grad()
 def _average_copies(server: Server) -> None:
-    copies: list[Copy] = list(server.kept.values())
-    shares = server.shares(server.kept)
-    for name, parameter in trainable(server.top).items():
-        values: list[Tensor] = [own[name] for own, _ in copies]
+    copies = _copies(server)
+    shares = server.cohort.shares(copies)
+    for name, parameter in trainable(server.top.module).items():
+        values: list[Tensor] = [copy.parameters[name] for copy in copies.values()]
         if values:
             parameter.copy_(mean(torch.stack(values), shares))
-    server.kept = {}
+    copies.clear()

@@ -13,43 +13,41 @@ Ours, because the paper draws it: the order of the clients within a step is that
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+from halfback.parties.by_weights import ByWeights
 from halfback.parties.client import Client
-from halfback.parties.client_descent import first_order_steps
-from halfback.parties.exchange import unexpected
+from halfback.parties.client_feedback import first_order_steps
+from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Round
-from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.protocol import Conversation, Needs
 from halfback.parties.server import Server
 from halfback.parties.server_top import step_top_by_client
-from halfback.parties.shares import Aggregation
-from halfback.parties.weights import agreed_weights, average_weights, take_weights, weights_of
-from halfback.wire.messages import Activations, CutGradient, Join, Message, Weights
+from halfback.wire.messages import Activations, CutGradient, Message
 
 
 @dataclass(frozen=True)
 class SflV2:
     """Options of SFL-V2: `aggregation`, of bottoms by `rows` (the paper's n_k / n) or `uniform`."""
 
-    traits: ClassVar[Traits] = Traits(agreement="weights", backpropagates=True)
-
     aggregation: Aggregation = "rows"
+
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(ByWeights(self.aggregation), backpropagates=True)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward and backward passes."""
-        take_weights(client, (yield Join(client.position)))
+        yield from self.needs.agreement.join(client)
         yield from first_order_steps(client, round)
-        yield weights_of(client)
+        yield from self.needs.agreement.close(client)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
-            case Join():
-                return agreed_weights(server, messages)
             case Activations():
                 gradients = step_top_by_client(server, messages)
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
-            case Weights():
-                return average_weights(server, messages)
             case _:
-                raise unexpected(messages)
+                return self.needs.agreement.answer(server, messages)

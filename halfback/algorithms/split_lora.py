@@ -14,19 +14,17 @@ while it is not sampled, and are never sent.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+from halfback.parties.by_weights import ByWeights
 from halfback.parties.client import Client
-from halfback.parties.client_descent import first_order_steps
-from halfback.parties.exchange import unexpected
+from halfback.parties.client_feedback import first_order_steps
+from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Round
-from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.protocol import Conversation, Needs
 from halfback.parties.server import Server
-from halfback.parties.server_passes import middle_activations
-from halfback.parties.server_top import backpropagate_top, step_top
-from halfback.parties.shares import Aggregation
-from halfback.parties.weights import agreed_weights, average_weights, take_weights, weights_of
-from halfback.wire.messages import Activations, CutGradient, HeadGradient, Join, Message, Weights
+from halfback.parties.server_top import backpropagate_top, middle_activations, step_top
+from halfback.wire.messages import Activations, CutGradient, HeadGradient, Message
 
 
 @dataclass(frozen=True)
@@ -38,29 +36,28 @@ class SplitLora:
         aggregation: of bottoms and the top's gradients: `uniform` **(ours)**, or by `rows`.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="weights", backpropagates=True, u_shape=True)
-
     checkpointing: bool = False
     aggregation: Aggregation = "uniform"
 
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(ByWeights(self.aggregation), backpropagates=True, fits=frozenset({"u_shape"}))
+
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward and backward passes."""
-        take_weights(client, (yield Join(client.position)))
+        yield from self.needs.agreement.join(client)
         yield from first_order_steps(client, round, checkpointing=self.checkpointing)
-        yield weights_of(client)
+        yield from self.needs.agreement.close(client)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
-            case Join():
-                return agreed_weights(server, messages)
-            case Activations() if server.head is not None:
+            case Activations() if server.top.head is not None:
                 return middle_activations(server, messages)
             case Activations() | HeadGradient():
                 gradients = backpropagate_top(server, messages)
                 step_top(server, messages)
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
-            case Weights():
-                return average_weights(server, messages)
             case _:
-                raise unexpected(messages)
+                return self.needs.agreement.answer(server, messages)

@@ -17,20 +17,19 @@ is in group j mod G; a client's group turns with the rounds, so that no client's
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from halfback.errors import PeerError
+from halfback.parties.agreement import unexpected
+from halfback.parties.by_slopes import BySlopes, missed_slopes, take_share
 from halfback.parties.client import Client
 from halfback.parties.client_local import local_slopes
-from halfback.parties.client_replies import take_agreed, take_share
-from halfback.parties.exchange import mean_slopes, missed_slopes, unexpected
+from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Round
-from halfback.parties.options import check_count
-from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.protocol import Conversation, Needs
 from halfback.parties.server import Server
-from halfback.parties.shares import Aggregation
 from halfback.wire.messages import Join, Message, Share, Slopes
-from halfback.zeroth.slopes import Estimator
+from halfback.zeroth.slopes import Probe
 
 
 def layers_in_turn(names: Sequence[str], sampled_clients: int) -> list[list[str]]:
@@ -50,38 +49,45 @@ def layers_in_turn(names: Sequence[str], sampled_clients: int) -> list[list[str]
 class Spry:
     """Options of Spry: `directions`, P, seeded directions a step; `aggregation`, `uniform` **(ours)** or by `rows`."""
 
-    traits: ClassVar[Traits] = Traits(agreement="slopes", device="whole", top="none", groups=layers_in_turn)
-    estimator: ClassVar[Estimator] = "forward_ad"
-
     directions: int = 1
     aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
-        check_count("directions", self.directions)
+        self._probe.check()
+
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(self._agreement, holds="whole", top="none", probe=self._probe)
+
+    @property
+    def _agreement(self) -> BySlopes:
+        return BySlopes(self.directions, self.aggregation, groups=layers_in_turn)
+
+    @property
+    def _probe(self) -> Probe:
+        return Probe(self.directions, estimator="forward_ad")
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward passes only, each with its tangent."""
-        take_share(client, (yield Join(client.position)), self.directions)
-        for batch in client.batches(round):
-            slopes = local_slopes(  # v_{m,p}
-                client, batch, directions=self.directions, radius=None, estimator=self.estimator
-            )
-            take_agreed(client, (yield Slopes(client.position, slopes)), self.directions)
+        take_share(client, (yield Join(client.theta.position)), self.directions)
+        for batch in client.feed.batches(round):
+            slopes = local_slopes(client, batch, self._probe)  # v_{m,p}
+            yield from self._agreement.agree(client, Slopes(client.theta.position, slopes))
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
             case Join():
-                missed, count = missed_slopes(server, messages), len(server.replica.groups)
+                missed, count = missed_slopes(server, messages), len(server.agreed.replica.groups)
                 shares = {m: (place + server.round.number) % count for place, m in enumerate(messages)}
-                server.groups = {m: (group,) for m, group in shares.items()}
+                server.cohort.groups = {m: (group,) for m, group in shares.items()}
                 return {m: Share(missed[m].first, missed[m].slopes, group) for m, group in shares.items()}
             case Slopes():
-                if early := messages.keys() - server.groups.keys():
-                    raise PeerError(f"client {min(early)}: Slopes: they came before it joined and was given a group")
-                step, mean = len(server.history), mean_slopes(server, messages, self.directions)
-                server.history.append(mean)
+                if early := messages.keys() - server.cohort.groups.keys():
+                    raise PeerError("Slopes", "they came before it joined and was given a group", sender=min(early))
+                mean = server.agreed.append(self._agreement.mean(server, messages))
                 server.steps += 1
-                return {m: Slopes(step, mean) for m in messages}
+                return dict.fromkeys(messages, mean)
             case _:
                 raise unexpected(messages)

@@ -11,44 +11,41 @@ clients of a cohort take theirs in the order of their numbers, and the moments o
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+from halfback.parties.by_weights import RELAY
 from halfback.parties.client import Client
-from halfback.parties.client_descent import first_order_steps
-from halfback.parties.exchange import unexpected
+from halfback.parties.client_feedback import first_order_steps
 from halfback.parties.holdings import Round
-from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.protocol import Conversation, Needs
 from halfback.parties.server import Server
-from halfback.parties.server_passes import middle_activations
-from halfback.parties.server_top import backpropagate_top, step_top
-from halfback.parties.weights import average_weights, take_weights
-from halfback.wire.messages import Activations, CutGradient, HandOver, HeadGradient, Join, Message
+from halfback.parties.server_top import backpropagate_top, middle_activations, step_top
+from halfback.wire.messages import Activations, CutGradient, HeadGradient, Message
 
 
 @dataclass(frozen=True)
 class VanillaSplit:
     """No options."""
 
-    traits: ClassVar[Traits] = Traits(agreement="relay", backpropagates=True, u_shape=True, one_by_one=True)
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(RELAY, backpropagates=True, turns="one_by_one", fits=frozenset({"u_shape"}))
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: forward and backward passes."""
-        take_weights(client, (yield Join(client.position)), HandOver)
+        yield from RELAY.join(client)
         yield from first_order_steps(client, round)
-        yield HandOver(tuple(client.replica.parameters.values()))
+        yield from RELAY.close(client)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
-            case Join():
-                return {m: HandOver(tuple(server.replica.parameters.values())) for m in messages}
-            case Activations() if server.head is not None:
+            case Activations() if server.top.head is not None:
                 return middle_activations(server, messages)
             case Activations() | HeadGradient():
                 gradients = backpropagate_top(server, messages)
                 step_top(server, messages)
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
-            case HandOver():
-                return average_weights(server, messages)  # of one
             case _:
-                raise unexpected(messages)
+                return RELAY.answer(server, messages)

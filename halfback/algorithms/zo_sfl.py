@@ -13,20 +13,20 @@ Ours: the server moves ψ after the client's losses were computed, so both slope
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from halfback.errors import PeerError
+from halfback.parties.by_slopes import BySlopes
 from halfback.parties.client import Client
-from halfback.parties.client_replies import catch_up, take_agreed
-from halfback.parties.exchange import forward, mean_slopes, missed_slopes, unexpected, upload
+from halfback.parties.client_exchange import upload
+from halfback.parties.client_probing import probe_slopes
+from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Round
-from halfback.parties.options import check_probes
-from halfback.parties.probing import keep_batches, probe_loss, probe_slopes, replica_of_top, top_slopes
-from halfback.parties.protocol import Conversation, Traits
+from halfback.parties.protocol import Conversation, Needs
 from halfback.parties.server import Server
-from halfback.parties.shares import Aggregation
-from halfback.wire.messages import Activations, Join, Losses, Message, Slopes
-from halfback.zeroth.slopes import default_radius
+from halfback.parties.server_probing import keep_batches, kept_of, probe_loss, top_slopes
+from halfback.wire.messages import Activations, Losses, Message, Slopes
+from halfback.zeroth.slopes import Probe
 
 
 @dataclass(frozen=True)
@@ -39,50 +39,57 @@ class ZoSfl:
         aggregation: of both parts' slopes: `uniform`, or by `rows`.
     """
 
-    traits: ClassVar[Traits] = Traits(agreement="slopes", top="replayed", mixed_cuts=True)
-
     directions: int = 1
     radius: float | None = None
     aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
-        check_probes(self.directions, self.radius)
+        self._probe.check()
+
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared."""
+        return Needs(self._agreement, top="replayed", fits=frozenset({"mixed_cuts"}), probe=self._probe)
+
+    @property
+    def _agreement(self) -> BySlopes:
+        return BySlopes(self.directions, self.aggregation)
+
+    @property
+    def _probe(self) -> Probe:
+        return Probe(self.directions, self.radius, "central")
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: 1 + 2P forward passes a step."""
-        catch_up(client, (yield Join(client.position)), self.directions)
-        for batch in client.batches(round):
-            hidden = forward(client, batch)
-            radius = self.radius or default_radius(client.measured, hidden.dtype)
+        yield from self._agreement.join(client)
+        for batch in client.feed.batches(round):
+            hidden = client.forward(batch)
+            probe = self._probe.settled(client.theta.measured, hidden.dtype)
             yield upload(batch, hidden)
             del hidden
-            slopes = yield from probe_slopes(client, batch, self.directions, radius)
-            take_agreed(client, (yield Slopes(client.position, slopes)), self.directions)
+            slopes = yield from probe_slopes(client, batch, probe)
+            yield from self._agreement.agree(client, Slopes(client.theta.position, slopes))
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
         match next(iter(messages.values())):
-            case Join():
-                return missed_slopes(server, messages)
             case Activations(labels=None):
                 return {m: Losses(probe_loss(server, m, message).reshape(1)) for m, message in messages.items()}
             case Activations():
                 return keep_batches(server, messages)
             case Slopes():
-                step, mean = len(server.history), mean_slopes(server, messages, self.directions)
-                if early := messages.keys() - server.kept.keys():
-                    raise PeerError(f"client {min(early)}: Slopes: they came before the batch that they belong to")
+                mean = self._agreement.mean(server, messages)
+                if early := messages.keys() - kept_of(server).keys():
+                    raise PeerError("Slopes", "they came before the batch that they belong to", sender=min(early))
                 self._step_top(server)
-                server.history.append(mean)
-                return {m: Slopes(step, mean) for m in messages}
+                return dict.fromkeys(messages, server.agreed.append(mean))
             case _:
-                raise unexpected(messages)
+                return self._agreement.answer(server, messages)
 
     def _step_top(self, server: Server) -> None:
-        replica = replica_of_top(server)
-        radius = self.radius or default_radius(replica.parameters, server.hidden_dtype)
-        slopes, loss = top_slopes(server, self.directions, radius)
+        slopes, loss = top_slopes(server, self._probe)
         server.losses.append(loss)
+        replica = server.top.replayed
         replica.replay(replica.position, slopes.unsqueeze(0), [server.steps])
-        server.kept = {}
+        server.memory = None
         server.steps += 1

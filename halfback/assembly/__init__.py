@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfback.assembly.clients import Holdings, client_side
 from halfback.assembly.fingerprint import fingerprint
-from halfback.assembly.motion import make_optimizer, make_schedule
 from halfback.assembly.parties import device_head, device_part, link_forms, make_locals, make_server, place_above
 from halfback.assembly.sources import Site, client_sources, pooled_source, site_sources
 from halfback.assembly.whole import (
@@ -30,14 +30,16 @@ from halfback.controllers.protocol import Controller
 from halfback.data.encode import EncodedTask, encode, verbaliser_ids
 from halfback.data.tasks import load_task
 from halfback.engine.bounds import bounds_of
-from halfback.engine.ends import CACHES, ends_of
-from halfback.engine.federation import Simulation
+from halfback.engine.federation import Federation
+from halfback.engine.links import CACHES, Forms, Links
+from halfback.engine.sampling import Sampling
+from halfback.engine.server_side import ServerSide
 from halfback.errors import UserError
 from halfback.models.adapters import set_trainable
 from halfback.models.cut import CutModel, cut, recut
 from halfback.models.objectives import Evaluation, evaluate
 from halfback.parties.protocol import Algorithm
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import seed_for
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Built:
     """Everything that a run needs.
 
     tokenizer: None for images. processor: None for all but images in colour. fingerprint: what the run is about.
-    skipped_rows: left out on request.
+    holdings: what the clients of this process hold. skipped_rows: left out on request.
     """
 
     config: RunConfig
@@ -53,7 +55,8 @@ class Built:
     tokenizer: Any
     processor: Any
     task: EncodedTask
-    simulation: Simulation
+    federation: Federation
+    holdings: Holdings
     evaluate: Callable[[], Evaluation]
     fingerprint: Mapping[str, str]
     skipped_rows: int = 0
@@ -82,7 +85,7 @@ def build(
         pretrain_whole(whole.to(device), raw, config, device, pretrained, how)
     if site is not None and site.own_rows:
         sources = site_sources(config, task.train, site, device)
-    elif algorithm.traits.agreement == "alone":
+    elif algorithm.needs.agreement.pools:
         sources = pooled_source(config, task.train, device)
     else:
         sources = client_sources(config, task.train, device)
@@ -104,44 +107,28 @@ def build(
     server = make_server(config, algorithm, model, part, task, device, list(levels.values()))
     place_above(config, algorithm, server, others, task, device)
     head = device_head(model, task, device)
-    alone = algorithm.traits.agreement == "alone"
+    alone = algorithm.needs.agreement.pools
     bounds = bounds_of(
         algorithm,
         server,
         rows=config.batch_size * (config.sampled_clients if alone else 1),
-        steps=config.steps * (config.sampled_clients if algorithm.traits.one_by_one else 1),  # each client's is one
+        # Where clients take turns, each client's step is one.
+        steps=config.steps * (config.sampled_clients if algorithm.needs.turns == "one_by_one" else 1),
     )
-    if getattr(algorithm, "aggregation", "uniform") == "rows":
-        server.rows = {number: len(source) for number, source in enumerate(sources)}
-    simulation = Simulation(
-        algorithm,
-        server,
-        part,
-        sources,
-        sampled_clients=1 if alone else config.sampled_clients,
-        seed=config.seed,
-        device=device,
-        bottom_optimizer=partial(make_optimizer, config.bottom),
-        bottom_clip=config.bottom.clip,
-        schedule=make_schedule(config, config.bottom),
-        head=head,
-        local=make_locals(config, algorithm, server, model, part, task),
-        ends=ends_of(
-            codecs,
-            link_forms(server, head, server.hidden_shape),
-            others={client: link_forms(server, head, above.hidden_shape) for client, above in server.above.items()},
-            bounds=bounds,
-            longest=task.train.longest(),
-            device=device,
-            scratch=scratch,
-        ),
-        bounds=bounds,
-        controller=controller,
-        bottoms={client: other.bottom for client, other in others.items()},
-    )
-    evaluation = partial(_evaluate, config, simulation, model, task, device)
+    if algorithm.needs.agreement.aggregation == "rows":
+        server.cohort.rows = {number: len(source) for number, source in enumerate(sources)}
+    forms: dict[int | None, Forms] = {None: link_forms(server.top.form, head)}
+    forms |= {client: link_forms(above.form, head) for client, above in server.top.above.items()}
+    links = Links(codecs, forms, bounds, task.train.longest(), device, scratch)
+    links.check()
+    sampling = Sampling(config.seed, len(sources), 1 if alone else config.sampled_clients)
+    side = ServerSide(algorithm, server, part, sampling, links, controller)
+    bottoms = {client: other.bottom for client, other in others.items()}
+    holdings = Holdings(sources, bottoms, head, make_locals(config, algorithm, server, model, part, task))
+    federation = Federation(side, partial(client_side, config, side, holdings))
+    evaluation = partial(_evaluate, config, side, model, task, device)
     how_made, skipped = processor_of(how, raw), raw.skipped_rows
-    return Built(config, model, tokenizer, how_made, task, simulation, evaluation, about, skipped)
+    return Built(config, model, tokenizer, how_made, task, federation, holdings, evaluation, about, skipped)
 
 
 def check(config: RunConfig) -> tuple[Algorithm, dict[str, tuple[Codec, ...]], Controller | None]:
@@ -177,9 +164,9 @@ def _controller(config: RunConfig, codecs: Mapping[str, tuple[Codec, ...]]) -> C
 
 
 def _evaluate(
-    config: RunConfig, simulation: Simulation, model: CutModel, task: EncodedTask, device: torch.device
+    config: RunConfig, server: ServerSide, model: CutModel, task: EncodedTask, device: torch.device
 ) -> Evaluation:
-    simulation.agreed_bottom()
+    server.agreed_bottom()
     split = task.validation
 
     def results() -> Iterator[tuple[Tensor, Tensor]]:

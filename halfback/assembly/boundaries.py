@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol, cast
 
 from torch import Tensor
 
@@ -10,31 +9,24 @@ from halfback.config.facts import Boundaries, Probed
 from halfback.config.rules import check
 from halfback.models.cut import CutModel, Device, recut
 from halfback.parties.holdings import Boundary, Local
-from halfback.parties.protocol import Algorithm
+from halfback.parties.protocol import Needs
 from halfback.parties.server import Server
-from halfback.zeroth.replay import Replica, UpdateRule
-from halfback.zeroth.seeds import seed_for
-from halfback.zeroth.slopes import default_radius
-
-
-class Bounded(Protocol):
-    """What an algorithm whose devices have boundaries has for options."""
-
-    boundaries: tuple[int, ...] | None
-    estimator: str
-    radius: float | None
+from halfback.zeroth.directions import Directions, seed_for
+from halfback.zeroth.replay import Replica, RowForm, UpdateRule
 
 
 def settle(
-    algorithm: Algorithm, server: Server, model: CutModel, local: Local, *, clients: int, rule: UpdateRule
+    needs: Needs, server: Server, model: CutModel, local: Local, *, clients: int, rule: UpdateRule
 ) -> Callable[[int], Local]:
     """Gives the server the boundary of every client; returns the clients' own models, each cut at its boundary.
 
     local: the model cut where the recipe says. rule: how zeroth order moves what is below.
     Raises UserError for a boundary outside the model, or a radius that the dtype swallows.
     """
-    options, theta = cast(Bounded, algorithm), server.replica.parameters
-    chosen = options.boundaries or (model.at,)
+    assert needs.boundaries is not None, "a method with boundaries says where"
+    assert needs.probe is not None, "a method with boundaries probes below them"
+    theta, probe = server.agreed.replica.parameters, needs.probe
+    chosen = needs.boundaries.blocks or (model.at,)
     check(Boundaries(chosen, type(model.whole).__name__, model.blocks))
     turns = [chosen[client % len(chosen)] for client in range(clients)]
     cuts = {at: _recut(local, model, at) for at in {*turns}}
@@ -42,22 +34,23 @@ def settle(
 
     def boundary_of(client: int) -> Boundary:
         def fresh(parameters: Mapping[str, Tensor], first: int) -> Replica:
-            agreed = server.replica
-            return agreed.alike(
-                parameters,
-                rule=rule,
-                groups=None,
-                seed_of=lambda row, p: seed_for(agreed.seed_of(first + row, p), "client", client),
-                own_pace=True,
+            agreed = server.agreed.replica.directions
+
+            def seed_of(row: int, p: int) -> int:
+                return seed_for(agreed.seed_of(first + row, p), "client", client)
+
+            directions = Directions(seed_of, agreed.law)
+            return server.agreed.replica.alike(
+                parameters, rule=rule, form=RowForm(), directions=directions, own_pace=True
             )
 
         return Boundary(below[turns[client]], fresh)
 
-    boundaries = server.boundaries = tuple(boundary_of(client) for client in range(clients))
-    if options.estimator != "forward_ad":
+    boundaries = server.cohort.boundaries = tuple(boundary_of(client) for client in range(clients))
+    if probe.estimator != "forward_ad":
         for names in {*below.values()}:
             moved = {name: theta[name] for name in names}
-            check(Probed(moved, options.radius or default_radius(moved, server.hidden_dtype)))
+            check(Probed(moved, probe.settled(moved, server.top.form.dtype).moved))
     return lambda client: replace(cuts[turns[client]], boundary=boundaries[client])
 
 

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from halfback.config import BottomConfig, RunConfig, TopConfig
-from halfback.zeroth.replay import Replica, Schedule, UpdateRule
-from halfback.zeroth.schedules import schedule
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import Directions, seed_for
+from halfback.zeroth.replay import PLAIN, Replica, RowForm, Schedule, UpdateRule, schedule
 
 
 def make_replica(
@@ -17,19 +16,16 @@ def make_replica(
     parameters: Mapping[str, Tensor],
     side: str,
     *,
-    groups: Sequence[Sequence[str]] | None = None,
-    exact: Sequence[str] = (),
+    form: RowForm = PLAIN,
     own_pace: bool = False,
 ) -> Replica:
     """`part` is None for parameters that no replay moves: they need no moments."""
     return Replica(
         parameters,
-        rule=UpdateRule() if part is None else update_rule(config, part),
-        seed_of=lambda row, p: seed_for(config.seed, "direction", side, row, p),
-        law=config.bottom.law,
+        UpdateRule() if part is None else update_rule(config, part),
+        Directions(lambda row, p: seed_for(config.seed, "direction", side, row, p), config.bottom.law),
         schedule=make_schedule(config, config.bottom if part is None else part),
-        groups=groups,
-        exact=exact,
+        form=form,
         own_pace=own_pace,
     )
 

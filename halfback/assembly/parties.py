@@ -12,17 +12,17 @@ from halfback.config import RunConfig
 from halfback.config.facts import Moved, Probed, Shallow, Trained, method_of
 from halfback.config.rules import check
 from halfback.data.encode import EncodedTask, Split
-from halfback.engine.link import HiddenForm
 from halfback.models.adapters import trainable
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import Bottom, CutModel, Device
 from halfback.models.objectives import loss, terms
-from halfback.parties.holdings import Above, Local
+from halfback.parties.cohort import Cohort
+from halfback.parties.holdings import Above, Descent, HiddenForm, Local
 from halfback.parties.holdings import Head as DeviceHead
 from halfback.parties.protocol import Algorithm
-from halfback.parties.server import Server
-from halfback.zeroth.seeds import seed_for
-from halfback.zeroth.slopes import default_radius
+from halfback.parties.server import Agreed, Server, Top
+from halfback.zeroth.directions import seed_for
+from halfback.zeroth.replay import RowForm
 
 
 def make_server(
@@ -36,55 +36,49 @@ def make_server(
 ) -> Server:
     """The server with the agreed θ; UserError for settings that train nothing, or that a dtype rounds away."""
     bottom = trainable(model.bottom)
-    traits = algorithm.traits
+    needs, agreement = algorithm.needs, algorithm.needs.agreement
     head = None if model.head is None else trainable(model.head)
-    top = {} if traits.top == "none" else trainable(model.top) | (head or {})
+    top = {} if needs.top == "none" else trainable(model.top) | (head or {})
     theta = trainable(part)
-    replays = {"bottom": not traits.backpropagates and traits.agreement != "frozen", "top": traits.top == "replayed"}
+    replays = {"bottom": needs.replays, "top": needs.top == "replayed"}
     groups = _between_cuts(theta, levels)
-    if traits.groups is not None:
-        groups = traits.groups(list(theta), config.sampled_clients)
-    exact = _exact(algorithm, model, theta)
+    if agreement.groups is not None:
+        groups = agreement.groups(list(theta), config.sampled_clients)
+    exact = _exact(agreement.exact_blocks, model, theta)
     check(Trained(config, method_of(algorithm), len(bottom), len(exact), 1 if groups is None else len(groups)))
-    if traits.agreement != "frozen":
+    if agreement.moves:
         check(Moved("bottom", config.bottom, theta, replays["bottom"], config.bottom.normalize))
     check(Moved("top", config.top, top, replays["top"], replays["top"] and config.bottom.normalize))
-    hidden_shape, has_texts, hidden_dtype = _hidden(model, task.train, config.task.max_length, device)
-    if getattr(algorithm, "estimator", "") != "forward_ad":
+    form = _hidden(model, task.train, config.task.max_length, device)
+    if needs.probe is not None and needs.probe.estimator != "forward_ad":
         for side, moved in (("bottom", theta), ("top", top)):
             if replays[side]:
-                check(Probed(moved, getattr(algorithm, "radius", None) or default_radius(moved, hidden_dtype)))
-    server = Server(
-        top=nn.Module() if traits.top == "none" else model.top,
-        loss=partial(loss, task.objective),
-        replica=make_replica(
-            config,
-            config.bottom if replays["bottom"] else None,
-            theta,
-            "bottom",
-            groups=groups,
-            exact=exact,
-            own_pace=traits.one_by_one,
+                check(Probed(moved, needs.probe.settled(moved, form.dtype).moved))
+    descent = replica = None
+    if needs.top == "backpropagated":
+        make = partial(make_optimizer, config.top)
+        descent = Descent(list(top.values()), make, config.top.clip, make_schedule(config, config.top))
+    elif needs.top == "replayed":
+        replica = make_replica(config, config.top, top, "top", own_pace=True)
+    moved_by = config.bottom if replays["bottom"] else None
+    own_pace = needs.turns == "one_by_one"
+    return Server(
+        Top(
+            nn.Module() if needs.top == "none" else model.top,
+            partial(loss, task.objective),
+            form,
+            head=head,
+            descent=descent,
+            replica=replica,
         ),
-        hidden_shape=hidden_shape,
-        has_texts=has_texts,
-        hidden_dtype=hidden_dtype,
-        robust=config.robust,
-        head=head,
-        auxiliary=part.head if traits.device == "auxiliary" and isinstance(part, Device) else None,
-        schedule=make_schedule(config, config.top),
+        Agreed(make_replica(config, moved_by, theta, "bottom", form=RowForm(groups, exact), own_pace=own_pace)),
+        Cohort(robust=config.robust),
+        auxiliary=part.head if needs.holds == "auxiliary" and isinstance(part, Device) else None,
     )
-    if traits.top == "replayed":
-        server.top_replica = make_replica(config, config.top, top, "top", own_pace=True)
-    elif traits.top == "backpropagated":
-        server.make_optimizer = partial(make_optimizer, config.top)
-        server.optimizer, server.clip = server.make_optimizer(list(top.values())), config.top.clip
-    return server
 
 
-def _exact(algorithm: Algorithm, model: CutModel, theta: Mapping[str, Tensor]) -> list[str]:
-    """The names of θ in the blocks whose gradient a device takes exactly."""
-    count = getattr(algorithm, "exact_blocks", 0)
+def _exact(count: int, model: CutModel, theta: Mapping[str, Tensor]) -> list[str]:
+    """The names of θ in the last so many blocks of the bottom, whose gradient a device takes exactly."""
     inside = [{id(p) for p in block.parameters()} for block in model.bottom.blocks[model.at - count :]]
     return [name for block in inside for name, parameter in theta.items() if id(parameter) in block]
 
@@ -111,19 +105,20 @@ def place_above(
     device: torch.device,
 ) -> None:
     """Tells the server of the clients whose cut is not the deepest."""
-    shapes: dict[int, tuple[int, ...]] = {}
+    forms: dict[int, HiddenForm] = {}
+    groups = server.agreed.replica.groups
     for client, other in others.items():
-        if other.at not in shapes:
-            shapes[other.at] = _hidden(other, task.train, config.task.max_length, device)[0]
-        server.above[client] = Above(other.top, shapes[other.at])
+        if other.at not in forms:
+            forms[other.at] = _hidden(other, task.train, config.task.max_length, device)
+        server.top.above[client] = Above(other.top, forms[other.at])
         inside = dict(other.bottom.named_parameters())
-        server.groups[client] = [i for i, names in enumerate(server.replica.groups) if names and names[0] in inside]
-        check(Shallow(config, method_of(algorithm), other.at, other.blocks, len(server.groups[client])))
+        server.cohort.groups[client] = [i for i, names in enumerate(groups) if names and names[0] in inside]
+        check(Shallow(config, method_of(algorithm), other.at, other.blocks, len(server.cohort.groups[client])))
 
 
 def device_part(config: RunConfig, algorithm: Algorithm, model: CutModel, task: EncodedTask) -> Bottom | Device:
     """What θ belongs to."""
-    match algorithm.traits.device:
+    match algorithm.needs.holds:
         case "bottom":
             return model.bottom
         case "whole":
@@ -151,27 +146,24 @@ def make_locals(
     """The clients' own models, where they have any."""
     if not isinstance(part, Device):
         return None
-    local = Local(part, partial(loss, task.objective), partial(terms, task.objective))
-    if not algorithm.traits.boundaries:
+    local = Local(part, partial(loss, task.objective), partial(terms, task.objective), server.top.form.dtype)
+    if algorithm.needs.boundaries is None:
         return lambda _: local
     rule = update_rule(config, config.bottom)
-    return settle(algorithm, server, model, local, clients=config.clients, rule=rule)
+    return settle(algorithm.needs, server, model, local, clients=config.clients, rule=rule)
 
 
 @torch.no_grad()
-def _hidden(
-    model: CutModel, split: Split, max_length: int, device: torch.device
-) -> tuple[tuple[int, ...], bool, torch.dtype]:
-    """Of the activations: shape behind the batch dimension (texts: at most), whether they are texts', and dtype."""
+def _hidden(model: CutModel, split: Split, max_length: int, device: torch.device) -> HiddenForm:
+    """The form of the activations at the cut."""
     batch = split.batch([0]).to(device)
     hidden = model.bottom(batch.inputs)
     has_texts = "attention_mask" in batch.inputs
-    return (max_length if has_texts else hidden.shape[1], *hidden.shape[2:]), has_texts, hidden.dtype
+    return HiddenForm((max_length if has_texts else hidden.shape[1], *hidden.shape[2:]), has_texts, hidden.dtype)
 
 
-def link_forms(server: Server, head: DeviceHead | None, hidden_shape: tuple[int, ...]) -> dict[str, HiddenForm]:
+def link_forms(first: HiddenForm, head: DeviceHead | None) -> dict[str, HiddenForm]:
     """What each link of a client with such activations carries, by its name."""
-    first = HiddenForm(hidden_shape, server.has_texts, server.hidden_dtype)
     forms = {"activations_up": first, "gradient_down": first}
     if head is not None:
         shape = (first.shape[0], *head.sizes) if first.has_texts else head.sizes

@@ -9,7 +9,7 @@ from halfback.config import RunConfig
 from halfback.data.batches import ClientData
 from halfback.data.encode import Split
 from halfback.data.partition import partition
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import seed_for
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,16 @@ from halfback.config.rules import check
 from halfback.data.batches import ClientData
 from halfback.data.encode import EncodedTask, encode
 from halfback.data.images import RGB_MEAN, RGB_STD
+from halfback.data.options import TaskOptions
 from halfback.data.sources import Preparation, data_folder
-from halfback.data.tasks import RawTask, TaskOptions, has_colour_images, load_task
+from halfback.data.tasks import RawTask, has_colour_images, load_task
 from halfback.errors import UserError, first_line
 from halfback.models.decoding import check_known
 from halfback.models.fitting import check_finite
 from halfback.models.loading import Head, load_model
 from halfback.models.pretraining import pretrain
 from halfback.models.processor import Processor, own_processor, own_size, plain_processor
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import seed_for
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,7 @@
-"""Codecs: what a link does to a float field's values before packing; a recipe chooses a chain for each link."""
+"""Codecs: what a link does to a float field's values before packing; a recipe chooses a chain for each link.
+
+Ours are below; others are those that packages declare under `halfback.codecs`, or register in this process.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -10,21 +13,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from halfback.codecs.chain import Chain
 from halfback.codecs.ends import FeedbackSender, Plain
-from halfback.codecs.protocol import Receiver, Sender, Stage
+from halfback.codecs.protocol import Coding, Receiver, Sender, Stage
 from halfback.codecs.quantise import Cast, Int4, Int8
 from halfback.codecs.sparsify import Projection, TopK
 from halfback.codecs.temporal import Temporal, TemporalReceiver, TemporalSender
 from halfback.errors import UserError, offer
+from halfback.registry import Registry
 
-Codec = Cast | Int8 | Int4 | TopK | Projection | Temporal
-CODECS: dict[str, type[Codec]] = {
-    "cast": Cast,
-    "int8": Int8,
-    "int4": Int4,
-    "topk": TopK,
-    "projection": Projection,
-    "temporal": Temporal,
-}
+Codec = Coding | Temporal
+CODECS: Registry[type[Codec]] = Registry(
+    "halfback.codecs",
+    {"cast": Cast, "int8": Int8, "int4": Int4, "topk": TopK, "projection": Projection, "temporal": Temporal},
+)
+codec = CODECS.named
+"""A decorator: `@codec("my_codec")` on a frozen dataclass, whose fields are the codec's options (see `Coding`)."""
 
 
 def parse(chosen: Sequence[str | Mapping[str, Any]], where: str) -> tuple[Codec, ...]:
@@ -44,20 +46,21 @@ def _parsed(entry: Mapping[str, Any], where: str) -> Codec:
     name = options.pop("name", None)
     if not isinstance(name, str) or name not in CODECS:
         raise UserError(f"{where}: codec {name!r} is unknown; {offer(str(name), list(CODECS))}")
-    kind = CODECS[name]
+    kind: Any = CODECS[name]
     allowed = [field.name for field in fields(kind)]
     for option in options:
         if option not in allowed:
             has = offer(str(option), allowed) if allowed else "it has no options"
             raise UserError(f"{where}: option {option!r} is unknown to {name}; {has}")
     try:
-        return TypeAdapter(kind).validate_python(options)
+        codec: Codec = TypeAdapter(kind).validate_python(options)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{where}: codec {name}: {path}={first['input']!r}: {first['msg']}") from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    return codec
 
 
 def _chain(codecs: Sequence[Codec], width: int, dtype: torch.dtype, where: str) -> Chain:

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from halfback.algorithms import algorithms
 from halfback.config.schema import BottomConfig, RunConfig, TopConfig
-from halfback.parties.protocol import Algorithm, Traits
+from halfback.parties.protocol import Algorithm
 
 
 @dataclass(frozen=True)
@@ -35,26 +34,25 @@ class Method:
     exact_blocks: int
 
 
-def method_of(algorithm: Any) -> Method:
-    """What a rule may ask of an algorithm, or of a kind with the options that it has by default."""
-    traits: Traits = algorithm.traits
-    trains = traits.agreement != "frozen"
+def method_of(algorithm: Algorithm) -> Method:
+    """What a rule may ask of an algorithm."""
+    needs = algorithm.needs
     return Method(
-        slopes=not traits.backpropagates or traits.boundaries,
-        gradients=traits.backpropagates and trains,
-        trains=trains,
-        u_shape=traits.u_shape,
-        mixed_cuts=traits.mixed_cuts,
-        slopes_meet=traits.agreement == "slopes" and not traits.one_by_one,
-        grouped=traits.groups is not None,
-        by_rows=getattr(algorithm, "aggregation", "uniform") == "rows",
-        exact_blocks=getattr(algorithm, "exact_blocks", 0),
+        slopes=not needs.backpropagates or needs.boundaries is not None,
+        gradients=needs.backpropagates and needs.agreement.moves,
+        trains=needs.agreement.moves,
+        u_shape="u_shape" in needs.fits,
+        mixed_cuts="mixed_cuts" in needs.fits,
+        slopes_meet=needs.agreement.keeps_history and needs.turns != "one_by_one",
+        grouped=needs.agreement.groups is not None,
+        by_rows=needs.agreement.aggregation == "rows",
+        exact_blocks=needs.agreement.exact_blocks,
     )
 
 
 def able(what: str) -> str:
     """The names of the algorithms of which this is true by default, for a message."""
-    return ", ".join(name for name, kind in algorithms().items() if getattr(method_of(kind), what))
+    return ", ".join(name for name, kind in algorithms().items() if getattr(method_of(kind()), what))
 
 
 @dataclass(frozen=True)

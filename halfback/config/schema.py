@@ -5,10 +5,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from halfback.data.tasks import TaskOptions
+from halfback.data.options import TaskOptions
 from halfback.models.adapters import BottomTrained, Lora
-from halfback.parties.server_robust import Robust
-from halfback.zeroth.schedules import Shape
+from halfback.parties.cohort import Robust
+from halfback.zeroth.replay import Shape
 
 Tree = dict[str, Any]
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -12,20 +11,18 @@ from halfback.controllers.ddpg import DdpgOptions
 from halfback.controllers.fixed import FixedOptions
 from halfback.controllers.protocol import Controller, Options
 from halfback.errors import UserError, offer
+from halfback.registry import Registry
 
-_OURS: dict[str, type[Options]] = {
-    "fixed": FixedOptions,
-    "bang_bang": BangBangOptions,
-    "ddpg": DdpgOptions,
-}
+CONTROLLERS: Registry[type[Options]] = Registry(
+    "halfback.controllers", {"fixed": FixedOptions, "bang_bang": BangBangOptions, "ddpg": DdpgOptions}
+)
+controller = CONTROLLERS.named
+"""A decorator: `@controller("my_rule")` on a frozen dataclass, whose fields are the rule's options."""
 
 
 def controllers() -> dict[str, type[Options]]:
     """Name → rule: a frozen dataclass whose fields are its options."""
-    found = dict(_OURS)
-    for entry in entry_points(group="halfback.controllers"):
-        found.setdefault(entry.name, entry.load())
-    return found
+    return dict(CONTROLLERS)
 
 
 def read_options(name: str, options: Mapping[str, Any]) -> Options:

@@ -41,6 +41,7 @@ class Observation:
     """One round as the server saw it.
 
     Attributes:
+        round: its number, from 0.
         train_loss: mean training loss of the round.
         validation_loss: mean per-token loss, after an evaluation only; the validation perplexity is its exponential.
         links: use by link.
@@ -56,19 +57,36 @@ class Controller(Protocol):
     """Sets the thresholds of a run."""
 
     def thresholds(self) -> dict[str, float]:
-        """Link → threshold of the round to come, in [-1, 1]."""
+        """Says how alike a sample must be, in the round to come, to be left out.
+
+        Returns:
+            By link, such as "activations_up", the cosine similarity in [-1, 1] below which a sample is sent.
+        """
         ...
 
     def observe(self, seen: Observation) -> None:
-        """Takes in one round; called once a round, in order."""
+        """Takes in one round; called once a round, in order.
+
+        Args:
+            seen: the round that is over.
+        """
         ...
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the next decisions depend on, as named tensors and JSON values."""
+        """Everything that the next decisions depend on, for a checkpoint.
+
+        Returns:
+            Named tensors, and values that JSON can hold.
+        """
         ...
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Goes on, to the bit, from what `state_dict` gave."""
+        """Goes on, to the bit, from what `state_dict` gave.
+
+        Args:
+            tensors: the first of what it gave.
+            values: the second, after it was written as JSON and read again.
+        """
         ...
 
 
@@ -76,7 +94,14 @@ class Options(Protocol):
     """A rule with its settings: a frozen dataclass whose fields are the options."""
 
     def start(self, links: Sequence[str], seed: int) -> Controller:
-        """A controller of these links at the start of a run.
+        """Makes a controller for the start of a run.
+
+        Args:
+            links: those that reuse values, such as "activations_up".
+            seed: whatever the controller draws at random follows from it.
+
+        Returns:
+            The controller, which knows nothing of any round yet.
 
         Raises:
             UserError: an option doesn't fit the links, or an optional package is missing.

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from halfback.data.options import Objective
 from halfback.data.prompts import check_template, encode_prompts, encode_rows, fill, generation_template
-from halfback.data.tasks import Objective, RawSplit, RawTask
+from halfback.data.tasks import RawSplit, RawTask
 from halfback.errors import RowError, UserError
 
 if TYPE_CHECKING:

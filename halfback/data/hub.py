@@ -75,7 +75,7 @@ class _Columns(Mapping[str, Sequence[Cell]]):
         self._names = {name.strip(): name for name in dataset.column_names}
 
     def __getitem__(self, name: str) -> Sequence[Cell]:
-        return [_cell(value) for value in self._dataset[self._names[name]]]
+        return [cell(value) for value in self._dataset[self._names[name]]]
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
@@ -87,7 +87,8 @@ class _Columns(Mapping[str, Sequence[Cell]]):
         return len(self._names)
 
 
-def _cell(value: Any) -> Cell:
+def cell(value: Any) -> Cell:
+    """A value that has a type as the text that Python writes for it; None where there is none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, str):

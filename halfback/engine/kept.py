@@ -8,12 +8,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from halfback.engine.client_side import ClientSide
 from halfback.engine.remote.frames import Ancestor
-from halfback.engine.state import moments, trained_above, under
+from halfback.engine.server_side import ServerSide
+from halfback.engine.tensors import moments, trained_above, under
 from halfback.errors import HalfbackError, UserError, first_line, shown
-from halfback.parties.client import Client
-from halfback.parties.protocol import Traits
-from halfback.parties.server import Server
 
 # Strict: these go on as they are, so a text that reads as a number, true or 1.0 is none.
 Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
@@ -45,14 +44,25 @@ class _Away(BaseModel):
     rows: dict[_Client, Count] = Field(default_factory=dict)
 
 
+class _Kept(BaseModel):
+    """Of a client in the server's process."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    position: Count
+    cursor: Count
+    replayed: Count
+    link: dict[str, Any]
+
+
 class EngineValues(BaseModel):
-    """The plain values of `Simulation.state` and `Deployment.state`."""
+    """The plain values of `Federation.state` and `RemoteServer.state`."""
 
     model_config = ConfigDict(extra="ignore")
 
-    links: dict[_Client, Annotated[list[dict[str, Any]], Field(min_length=2, max_length=2)]]
+    far: dict[_Client, dict[str, Any]]
     controller: dict[str, Any]
-    clients: dict[_Client, tuple[Count, Count, Count]]
+    clients: dict[_Client, _Kept]
     steps: Count
     turns: list[tuple[Count, Count]]
     position: Count
@@ -67,7 +77,7 @@ class EngineValues(BaseModel):
 def _check_values(values: Mapping[str, Any], clients: int) -> None:
     """Refuses values that the engine can't go on from; UserError names the first that is wrong."""
     checked(EngineValues, values)
-    for number in (*values["links"], *values["clients"]):
+    for number in (*values["far"], *values["clients"]):
         if not 0 <= int(number) < clients:
             raise UserError(f"client {number} is in the checkpoint, 0 to {clients - 1} are allowed")
 
@@ -86,40 +96,38 @@ def checked(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:
 def check_state(
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Any],
-    *,
-    server: Server,
-    client: Callable[[int], Client],
-    clients: int,
-    traits: Traits,
-    steered: bool,
+    side: ServerSide,
+    client: Callable[[int], ClientSide] | None,
 ) -> None:
     """Refuses a state that these parties can't go on from, before anything is changed; UserError names what is wrong.
 
-    `client` makes one of the run's so many `clients`; `steered`: whether there is a controller.
+    `client` makes a client of this process; None where they are elsewhere.
     """
+    clients, server, needs = side.sampling.clients, side.party, side.algorithm.needs
     _check_values(values, clients)
-    fixed = {f"bottom.{name}": p for name, p in server.replica.parameters.items()}
-    fixed |= moments("bottom_moment", server.replica) | {f"top.{n}": p for n, p in trained_above(server).items()}
-    fixed |= {} if server.top_replica is None else moments("top_moment", server.top_replica)
-    free = {"controller.": steered}
-    if "history" in tensors and traits.agreement == "slopes":
+    agreed, top = server.agreed.replica, server.top
+    fixed = {f"bottom.{name}": p for name, p in agreed.parameters.items()}
+    fixed |= moments("bottom_moment", agreed) | {f"top.{n}": p for n, p in trained_above(server).items()}
+    fixed |= {} if top.replica is None else moments("top_moment", top.replica)
+    free = {"controller.": side.controller is not None, "lasting.": needs.lasting is not None}
+    if "history" in tensors and needs.agreement.keeps_history:
         fixed["history"] = tensors["history"]  # whose form `_check_history` knows
-    optimizers = {"top_optimizer": server.optimizer}
-    for number in values["clients"]:
-        party = client(int(number))
-        optimizers[f"client.{number}"] = party.optimizer
-        if party.replica is not server.replica:
-            fixed |= moments(f"client_moment.{number}", party.replica)
-    for prefix, optimizer in optimizers.items():
-        if optimizer is not None:
-            _check_optimizer(prefix, optimizer, tensors)
+    descents = {"top_optimizer": top.descent}
+    made = {} if client is None else {number: client(int(number)).party for number in values["clients"]}
+    for number, party in made.items():
+        descents[f"client.{number}.optimizer"] = party.descent
+        free[f"client.{number}.link."] = True
+        if (own := needs.agreement.kept_of(party)) is not None:
+            fixed |= moments(f"client.{number}.moment", own)
+    for prefix, descent in descents.items():
+        if descent is not None:
+            _check_optimizer(prefix, descent.optimizer, tensors)
             free[f"{prefix}."] = True
-    free |= {f"link.{number}.{side}.": True for number in values["links"] for side in ("near", "far")}
-    free["lasting."] = traits.lasting
-    _check_lasting(under("lasting.", tensors), clients, server.replica.parameters)
+    free |= {f"far.{number}.": True for number in values["far"]}
+    _check_lasting(under("lasting.", tensors), clients, agreed.parameters)
     _check_tensors(tensors, fixed, [beginning for beginning, is_there in free.items() if is_there])
-    taken = [values["position"], *(position for position, _, _ in values["clients"].values())]
-    _check_history(tensors.get("history"), taken, len(server.replica.groups))
+    taken = [values["position"], *(kept["position"] for kept in values["clients"].values())]
+    _check_history(tensors.get("history"), taken, len(agreed.groups))
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], fixed: Mapping[str, Tensor], free: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ A link's name is its field's role and direction: `activations_up`, `gradient_dow
 `activations_down`, `gradient_up`. Codecs are chosen by this name, never by an algorithm.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
@@ -14,30 +14,16 @@ from torch import Tensor
 
 from halfback.codecs.protocol import Receiver, Samples, Seen, Sender, finite
 from halfback.codecs.temporal import TemporalReceiver, TemporalSender, check_unique
-from halfback.engine.state import under
-from halfback.errors import Diverged, PeerError
-from halfback.telemetry.meters import MemoryMeter, Stopwatch
-from halfback.wire.ledger import Direction, Ledger
-from halfback.wire.messages import CODED, FIELDS, Caches, Encoded, HandOver, Message, Role
-from halfback.wire.packing import Most, Packed, most_bytes, pack, split, unpack
+from halfback.engine.tensors import under
+from halfback.errors import Diverged, Peer, PeerError
+from halfback.parties.holdings import HiddenForm
+from halfback.telemetry.meters import MemoryMeter
+from halfback.wire.messages import CODED, FIELDS, Caches, Encoded, Message, Role
+from halfback.wire.packing import Direction, Most, Packed, most_bytes, pack, unpack
 
 Side = Literal["client", "server"]
 _SENDS: dict[Side, Direction] = {"client": "up", "server": "down"}
 _RECEIVES: dict[Side, Direction] = {"client": "down", "server": "up"}
-
-
-@dataclass(frozen=True)
-class HiddenForm:
-    """What both ends know of hidden states: `shape` behind the batch dimension (texts: at most that many tokens)."""
-
-    shape: tuple[int, ...]
-    has_texts: bool
-    dtype: torch.dtype
-
-    @property
-    def width(self) -> int:
-        """Values in a row of the matrix that codecs take: of a token, or of an image's channel."""
-        return self.shape[-1] if len(self.shape) == 2 else self.shape[1] * self.shape[2]
 
 
 @dataclass(frozen=True)
@@ -273,90 +259,13 @@ def _tokens(kind: type[Message], mask: Tensor | None, count: int, most: int) -> 
     return tuple(rows.tolist())
 
 
-@final
-class Link:
-    """Carries messages as bytes, also inside one process, so that what is counted is what is sent."""
-
-    def __init__(self, ledger: Ledger, stopwatch: Stopwatch, ends: Callable[[int], tuple[End, End]]) -> None:
-        """`ends`: makes the client's and the server's end for a client's number."""
-        self._ledger = ledger
-        self._stopwatch = stopwatch
-        self._make_ends = ends
-        self.ends: dict[int, tuple[End, End]] = {}
-
-    def of(self, client: int) -> tuple[End, End]:
-        """The client's and the server's end, made when they are first asked for."""
-        if client not in self.ends:
-            self.ends[client] = self._make_ends(client)
-        return self.ends[client]
-
-    def open(self, client: int, thresholds: Mapping[str, float]) -> None:
-        """First in a round: both ends compare what they remember, and the client hears the thresholds."""
-        near, far = self.of(client)
-        said = near.hello()
-        if said is not None:
-            heard = self.carry(client, "up", said)
-            answer = far.hello(thresholds)
-            assert answer is not None, "both ends have the same links"
-            with _blamed(client, "up"):
-                far.meet(heard)
-            told = self.carry(client, "down", answer)
-            with _blamed(client, "down"):
-                near.meet(told)
-
-    def carry(
-        self,
-        client: int,
-        direction: Direction,
-        message: Message,
-        memory: Mapping[Side, MemoryMeter | None] | None = None,
-    ) -> Message:
-        """The message as the other side receives it; each side's `memory` is charged for its own work."""
-        near, far = self.of(client)
-        sender, receiver = (near, far) if direction == "up" else (far, near)
-        sides: tuple[Side, Side] = ("client", "server") if direction == "up" else ("server", "client")
-        with self._stopwatch.running(), _blamed(client, direction):
-            with charged((memory or {}).get(sides[0])):
-                packed = sender.send(message)
-            if direction == "up" or not isinstance(message, HandOver):  # passed on: entered where a device sent it
-                self._ledger.add(direction, type(message).__name__, packed)
-            with charged((memory or {}).get(sides[1])):
-                return receiver.receive(packed.data)
-
-    def send(self, client: int, message: Message, memory: MemoryMeter | None = None) -> bytes:
-        """The client's half of `carry`, where the server is elsewhere and keeps the ledger."""
-        with self._stopwatch.running(), charged(memory):
-            return self.of(client)[0].send(message).data
-
-    def receive(self, client: int, data: bytes, memory: MemoryMeter | None = None) -> Message:
-        """The client's half of `carry`: what the server sent over a network."""
-        with self._stopwatch.running(), _blamed(client, "down"), charged(memory):
-            return self.of(client)[0].receive(data)
-
-    def hear(self, client: int, data: bytes, memory: MemoryMeter | None = None) -> Message:
-        """The server's half of `carry`: what a client sent over a network."""
-        with self._stopwatch.running(), _blamed(client, "up"), charged(memory):
-            far = self.of(client)[1]
-            message = far.unpack(data)
-            self._ledger.add("up", type(message).__name__, split(message, data))
-            return far.decode(message)
-
-    def say(self, client: int, message: Message, memory: MemoryMeter | None = None) -> bytes:
-        """The server's half of `carry`: what a client is sent over a network."""
-        with self._stopwatch.running(), charged(memory):
-            packed = self.of(client)[1].send(message)
-        if not isinstance(message, HandOver):
-            self._ledger.add("down", type(message).__name__, packed)
-        return packed.data
-
-
 @contextmanager
-def _blamed(client: int, direction: Direction) -> Iterator[None]:
+def blamed(sender: Peer) -> Iterator[None]:
     """An error says who sent what is wrong."""
     try:
         yield
     except PeerError as error:
-        raise error.of("server" if direction == "down" else client) from None
+        raise error.of(sender) from None
 
 
 def charged(meter: MemoryMeter | None) -> AbstractContextManager[None]:

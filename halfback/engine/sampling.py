@@ -1,8 +1,43 @@
-"""Who is in a cohort, where clients are not drawn alike."""
+"""Who is in a round's cohort."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+
+from halfback.zeroth.directions import seed_for
+
+
+class Sampler(Protocol):
+    """Draws the cohorts of a run: `sampled` of so many `clients`; `seed` is the run's."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def clients(self) -> int: ...
+    @property
+    def sampled(self) -> int: ...
+
+    def draw(self, round_number: int, probabilities: Sequence[float] | None) -> list[int]:
+        """The numbers of a round's clients, in order; by their probabilities to be in it, or with None all alike."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Draws cohorts that are a pure function of the seed and the round."""
+
+    seed: int
+    clients: int
+    sampled: int
+
+    def draw(self, round_number: int, probabilities: Sequence[float] | None) -> list[int]:
+        """As `Sampler.draw`."""
+        generator = np.random.Generator(np.random.Philox(key=seed_for(self.seed, "cohort", round_number)))
+        if probabilities is not None and len(set(probabilities)) > 1:
+            return dependent_rounding(probabilities, generator)
+        return sorted(generator.choice(self.clients, self.sampled, replace=False).tolist())
 
 
 def dependent_rounding(probabilities: Sequence[float], generator: np.random.Generator) -> list[int]:

@@ -7,43 +7,29 @@ import torch
 from torch import Tensor
 
 from halfback.models.cut import Bottom
-from halfback.parties.holdings import Batch, BatchSource, Head, Local, Round
-from halfback.zeroth.replay import Replica, Schedule, constant
+from halfback.parties.holdings import Batch, BatchSource, Descent, Head, Local, Round
+from halfback.zeroth.directions import Seeds
+from halfback.zeroth.replay import Replica
 
 
 @dataclass
-class Client:
-    """One device as an algorithm sees it.
+class Theta:
+    """A client's view of the trained parameters θ.
 
     Attributes:
-        bottom: the device's part of the model; the engine installs this client's parameters before it runs.
-        replica: the trainable parameters θ. In a simulation, clients whose θ are equal by construction share one.
-        data: batches by number; `cursor` is the next number.
-        hidden_dtype: the dtype of activations.
+        replica: the parameters. In one process, clients whose θ are equal by construction share one.
         position: agreed rows of slopes that this client has replayed.
         groups: the groups of θ that this client measures, by their place in `replica.groups`; None for all.
-        optimizer: for clients that backpropagate.
-        clip: bound on the gradient norm, for clients that backpropagate.
-        schedule: step of the run → factor of the learning rate, for clients that backpropagate.
-        head: in the U-shape, what takes the loss on the device.
-        local: the device's own model, for methods with an auxiliary head or without a cut.
-        losses: training losses that the device took itself, for an engine's records; no message of a method has them.
     """
 
-    id: int
-    bottom: Bottom
     replica: Replica
-    data: BatchSource
-    hidden_dtype: torch.dtype = torch.float32
     position: int = 0
     groups: Sequence[int] | None = None
-    cursor: int = 0
-    optimizer: torch.optim.Optimizer | None = None
-    clip: float | None = None
-    schedule: Schedule = constant
-    head: Head | None = None
-    local: Local | None = None
-    losses: list[float] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """All of θ, by name."""
+        return self.replica.parameters
 
     @property
     def measured(self) -> Mapping[str, Tensor]:
@@ -56,17 +42,9 @@ class Client:
         """The parameters whose gradient this client takes exactly."""
         return {name: self.replica.parameters[name] for name in self.replica.exact}
 
-    def batches(self, round: Round) -> Iterator[Batch]:
-        """The batches of this round, in the client's own order."""
-        for _ in range(round.steps):
-            batch = self.data.batch(self.cursor)
-            self.cursor += 1
-            yield batch
-
-    def take_losses(self) -> list[float]:
-        """The training losses since the last call."""
-        losses, self.losses = self.losses, []
-        return losses
+    def seeds(self, directions: int, *, step: int | None = None) -> Seeds:
+        """The directions of the next step to be replayed, unless another is named."""
+        return self.replica.seeds(directions, step=step)
 
     def take_state(self, first: int, slopes: Tensor, exact: Sequence[Tensor]) -> None:
         """Takes agreed steps without their exact gradients, and what these have made of θ."""
@@ -77,3 +55,67 @@ class Client:
         """Takes agreed rows `first`, … of `slopes` (steps, `replica.width`); `steps` as in `Replica.replay`."""
         self.replica.replay(first, slopes, steps)
         self.position = max(self.position, first + len(slopes))
+
+    def step(self, slopes: Tensor, step: int) -> None:
+        """Moves a θ of the client's own along its own slopes (P,); `step`: of the run, for the learning rate."""
+        self.replica.replay(self.replica.position, slopes.unsqueeze(0), [step])
+
+
+@dataclass
+class Feed:
+    """A client's batches by number; `cursor` is the next number."""
+
+    data: BatchSource
+    cursor: int = 0
+
+    def batches(self, round: Round) -> Iterator[Batch]:
+        """The batches of this round, in the client's own order."""
+        for _ in range(round.steps):
+            batch = self.data.batch(self.cursor)
+            self.cursor += 1
+            yield batch
+
+
+@dataclass
+class Client:
+    """One device as an algorithm sees it.
+
+    Attributes:
+        bottom: the device's part of the model; the engine installs this client's parameters before it runs.
+        theta: the trained parameters θ, as this client has them.
+        feed: what it computes on.
+        descent: how gradients move θ, for methods whose devices backpropagate.
+        head: in the U-shape, what takes the loss on the device.
+        local: the device's own model, for methods with an auxiliary head or without a cut.
+        losses: training losses that the device took itself, for an engine's records; no message of a method has them.
+    """
+
+    id: int
+    bottom: Bottom
+    theta: Theta
+    feed: Feed
+    descent: Descent | None = None
+    head: Head | None = None
+    local: Local | None = None
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def own(self) -> Local:
+        """The device's own model, of a method that needs one."""
+        assert self.local is not None, "an algorithm whose device holds more than the bottom gets a model of its own"
+        return self.local
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Tensor:
+        """Activations at the cut, (B, T, H) or (B, C, H, W), without a graph."""
+        return self.bottom(batch.inputs)
+
+    def descend(self, step: int) -> None:
+        """A step of θ on the gradients that its parameters hold; `step`: of the run, for the learning rate."""
+        assert self.descent is not None, "an algorithm that backpropagates gets an optimiser"
+        self.descent.step(step)
+
+    def take_losses(self) -> list[float]:
+        """The training losses since the last call."""
+        losses, self.losses = self.losses, []
+        return losses

@@ -15,7 +15,7 @@ the cohort's gradients, so a device keeps neither an optimiser nor weights of it
 of a few rows at a time, so that the logits of these alone are in its memory.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -23,13 +23,14 @@ from torch import Tensor
 from torch.func import functional_call
 
 from halfback.errors import Diverged
+from halfback.models.checkpointing import checkpointed
 from halfback.parties.checks import all_finite, check_tensors
 from halfback.parties.client import Client
-from halfback.parties.client_replies import cut_gradient, received
-from halfback.parties.exchange import upload
-from halfback.parties.holdings import Batch, Head
+from halfback.parties.client_exchange import cut_gradient, received, upload
+from halfback.parties.holdings import Batch, Head, Round
 from halfback.wire.messages import HeadGradient, Message, MiddleActivations
-from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes
+from halfback.zeroth.directions import Seeds
+from halfback.zeroth.slopes import Cotangent, Probe, estimate_slopes
 
 _ROWS = 8  # taken at once; one where each token has logits, which are then larger than all else of a row together
 
@@ -53,43 +54,40 @@ def submit(client: Client, batch: Batch, hidden: Tensor) -> Generator[Message, A
     wanted = hidden.new_empty(()).expand(*rows, *client.head.sizes)
     answer = received((yield upload(batch, hidden, labels=False)), MiddleActivations)
     del hidden  # a caller that has no more use of it wants its memory back
-    check_tensors("server: MiddleActivations.hidden", (answer.hidden,), {"the second cut": wanted})
-    check_tensors("server: MiddleActivations.head", answer.head, client.head.parameters)
+    check_tensors("MiddleActivations.hidden", (answer.hidden,), {"the second cut": wanted}, sender="server")
+    check_tensors("MiddleActivations.head", answer.head, client.head.parameters, sender="server")
     if not all(all_finite(tensor) for tensor in (answer.hidden, *answer.head)):
-        raise Diverged("server: MiddleActivations is not finite; lower top.lr or clip the top (top.clip)")
+        cure = "lower top.lr or clip the top (top.clip)"
+        raise Diverged("MiddleActivations", "is not finite", cure, sender="server")
     said = head_gradient(client.head, batch, answer)
     del answer
     return (yield said)
 
 
-def feedback_slopes(
-    client: Client,
-    batch: Batch,
-    gradient: Tensor,
-    base: Tensor,
-    seeds: Sequence[int],
-    *,
-    radius: float | None,
-    estimator: Estimator,
-    clip_samples: float | None,
-) -> Tensor:
+def feedback_slopes(client: Client, batch: Batch, cotangent: Cotangent, seeds: Seeds, probe: Probe) -> Tensor:
     """How ⟨λ, z⟩ changes along each seed's direction, by forward passes: (seeds,) float32.
 
-    `gradient` is λ and `base` ⟨λ, z⟩ row by row, so that a caller need not keep z while the device probes.
+    A caller need not keep z while the device probes: the cotangent has what is needed of it.
     """
-    measured = client.measured
-    return estimate_slopes(
-        lambda: client.bottom(batch.inputs),
-        client.bottom,
-        measured,
-        gradient,
-        base,
-        seeds,
-        radius=radius or default_radius(measured, gradient.dtype),
-        estimator=estimator,
-        law=client.replica.law,
-        clip=clip_samples,
-    ).float()
+    measured = client.theta.measured
+    settled = probe.settled(measured, cotangent.of.dtype)
+    run = lambda: client.bottom(batch.inputs)  # noqa: E731
+    return estimate_slopes(run, client.bottom, measured, cotangent, seeds, settled).float()
+
+
+def first_order_steps(client: Client, round: Round, *, checkpointing: bool = False) -> Generator[Message, Any, None]:
+    """The batches of a round: z → λ from the server → a step on ∂⟨λ, z⟩/∂θ.
+
+    `checkpointing`: the client stores only what enters each block and computes the rest again in its backward pass.
+    Raises as `feedback` does.
+    """
+    for place, batch in enumerate(client.feed.batches(round)):
+        with checkpointed(client.bottom, checkpointing):
+            hidden = client.bottom(batch.inputs)
+        gradient = yield from feedback(client, batch, hidden)
+        hidden.backward(gradient)
+        del hidden, gradient  # the device needs their memory for what follows
+        client.descend(round.first + place)
 
 
 def head_gradient(head: Head, batch: Batch, answer: MiddleActivations) -> HeadGradient:

@@ -4,27 +4,18 @@ import torch
 from torch import Tensor
 
 from halfback.parties.client import Client
-from halfback.parties.client_descent import descend
 from halfback.parties.holdings import Batch, Local
 from halfback.zeroth.replay import Replica
-from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes, inner
+from halfback.zeroth.slopes import Cotangent, Probe, estimate_slopes, inner
 
 
 @torch.no_grad()
-def local_slopes(
-    client: Client,
-    batch: Batch,
-    *,
-    directions: int,
-    radius: float | None,
-    estimator: Estimator,
-    clip_samples: float | None = None,
-) -> Tensor:
+def local_slopes(client: Client, batch: Batch, probe: Probe) -> Tensor:
     """Slopes of the device's own loss along the seeded directions of its replica's next step: (P,) float32.
 
     The loss of the first pass is entered in `client.losses`: at θ itself, or with `central` at its first probe.
     """
-    local, replica = own_model(client), client.replica
+    local, measured = client.own, client.theta.measured
     taken: list[Tensor] = []
 
     def run() -> Tensor:
@@ -32,19 +23,10 @@ def local_slopes(
         taken.append(rows.detach().mean())
         return rows
 
-    cotangent = torch.full((len(batch.labels),), 1 / len(batch.labels), device=batch.labels.device)
-    slopes = estimate_slopes(
-        run,
-        local.device,
-        client.measured,
-        cotangent=cotangent,
-        base=inner(cotangent, run()) if estimator == "forward" else cotangent,
-        seeds=replica.seeds(directions),
-        radius=radius or default_radius(client.measured, client.hidden_dtype),
-        estimator=estimator,
-        law=replica.law,
-        clip=clip_samples,
-    )
+    of = torch.full((len(batch.labels),), 1 / len(batch.labels), device=batch.labels.device)
+    cotangent = Cotangent(of, inner(of, run()) if probe.estimator == "forward" else of)
+    seeds, settled = client.theta.seeds(probe.directions), probe.settled(measured, local.dtype)
+    slopes = estimate_slopes(run, local.device, measured, cotangent, seeds, settled)
     client.losses.append(taken[0].item())
     return slopes.to(torch.float32)
 
@@ -65,30 +47,20 @@ def descend_local(client: Client, batch: Batch, step: int, *, frozen: str | None
 
     Parameters whose names begin with `frozen` get no gradient and stay.
     """
-    local, kept = own_model(client), []
+    local, kept = client.own, []
     hook = local.device.bottom.register_forward_hook(lambda _module, _args, hidden: kept.append(hidden.detach()))
     try:
         loss = local.of(batch)
     finally:
         hook.remove()
-    moving = [p for name, p in client.replica.parameters.items() if frozen is None or not name.startswith(frozen)]
+    moving = [p for name, p in client.theta.parameters.items() if frozen is None or not name.startswith(frozen)]
     loss.backward(inputs=moving)
     client.losses.append(loss.item())
-    descend(client, step)
+    client.descend(step)
     return kept[0]
 
 
-def hybrid_step(
-    client: Client,
-    batch: Batch,
-    below: Replica,
-    step: int,
-    *,
-    directions: int,
-    radius: float | None,
-    estimator: Estimator,
-    clip_samples: float | None,
-) -> Tensor:
+def hybrid_step(client: Client, batch: Batch, below: Replica, step: int, probe: Probe) -> Tensor:
     """A step on the device's own loss: zeroth order below the boundary, backpropagation above it.
 
     The graph starts at the activations at the boundary, so nothing of what lies below is in it.
@@ -99,35 +71,20 @@ def hybrid_step(
     Returns:
         The slopes of ⟨λ, z⟩, with λ the gradient at the boundary: (P,) float32.
     """
-    local = own_model(client)
+    local = client.own
     bottom, head = local.device.bottom, local.device.head
     with torch.no_grad():
         hidden = bottom(batch.inputs)
     loss = local.loss(head(hidden.requires_grad_(), batch.inputs.get("attention_mask")), batch.labels.long())
     loss.backward()
     client.losses.append(loss.item())
-    cotangent = hidden.grad
-    assert cotangent is not None
-    base = inner(cotangent, hidden)
+    assert hidden.grad is not None
+    cotangent = Cotangent.at(hidden.grad, hidden)
     del loss, hidden  # the device needs their memory for what follows
-    descend(client, step)
-    slopes = estimate_slopes(
-        lambda: bottom(batch.inputs),
-        bottom,
-        below.parameters,
-        cotangent=cotangent,
-        base=base,
-        seeds=below.seeds(directions),
-        radius=radius or default_radius(below.parameters, cotangent.dtype),
-        estimator=estimator,
-        law=below.law,
-        clip=clip_samples,
-    ).to(torch.float32)
+    client.descend(step)
+    settled = probe.settled(below.parameters, cotangent.of.dtype)
+    run = lambda: bottom(batch.inputs)  # noqa: E731
+    seeds = below.seeds(probe.directions)
+    slopes = estimate_slopes(run, bottom, below.parameters, cotangent, seeds, settled).to(torch.float32)
     below.replay(below.position, slopes.unsqueeze(0), [step])
     return slopes
-
-
-def own_model(client: Client) -> Local:
-    """The device's own model."""
-    assert client.local is not None, "an algorithm whose device holds more than the bottom gets a model of its own"
-    return client.local

@@ -1,14 +1,17 @@
-"""What the two parties work on and hold: batches, rounds, and parts of the model."""
+"""What both parties work on and hold: batches, rounds, parts of the model, and optimisers of them."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from halfback.models.adapters import trainable
-from halfback.models.cut import Device, Top
-from halfback.zeroth.replay import Replica
+from halfback.models.cut import Device
+from halfback.models.cut import Top as TopModule
+from halfback.zeroth.replay import Replica, Schedule, constant
 
 
 class Batch(Protocol):
@@ -48,7 +51,7 @@ class Head:
         sizes: the shape of its input behind the batch dimension (and, for texts, behind the tokens).
     """
 
-    module: Top
+    module: TopModule
     loss: Callable[[Tensor, Tensor], Tensor]
     terms: Callable[[Tensor], int]
     sizes: tuple[int, ...]
@@ -80,12 +83,14 @@ class Local:
     Attributes:
         device: the bottom and the head behind it; the engine installs this client's parameters before it runs.
         loss: (logits, labels) → mean loss of a batch, a scalar; `terms`: labels → how many terms that mean has.
+        dtype: of the activations in it.
         boundary: for methods whose devices have one each; then the bottom is what lies below it.
     """
 
     device: Device
     loss: Callable[[Tensor, Tensor], Tensor]
     terms: Callable[[Tensor], int]
+    dtype: torch.dtype = torch.float32
     boundary: Boundary | None = None
 
     def of(self, batch: Batch) -> Tensor:
@@ -94,8 +99,63 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Above:
-    """What the server has for one client's activations: the model behind its cut, and their shape, as in `Server`."""
+class HiddenForm:
+    """What both ends know of hidden states: `shape` behind the batch dimension (texts: at most that many tokens)."""
 
-    top: nn.Module
-    hidden_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    has_texts: bool
+    dtype: torch.dtype
+
+    @property
+    def width(self) -> int:
+        """Values in a row of the matrix that codecs take: of a token, or of an image's channel."""
+        return self.shape[-1] if len(self.shape) == 2 else self.shape[1] * self.shape[2]
+
+
+@dataclass(frozen=True)
+class Above:
+    """What the server has for one client's activations: the model behind its cut, and their form."""
+
+    module: nn.Module
+    form: HiddenForm
+
+
+@dataclass
+class Descent:
+    """First order: an optimiser of some parameters, and how it takes a step on the gradients that they hold.
+
+    Attributes:
+        make: parameters → an optimiser of them.
+        clip: bound on the gradient's norm; None for no bound.
+        schedule: step of the run → factor of the learning rate.
+    """
+
+    parameters: Sequence[Tensor]
+    make: Callable[[Sequence[Tensor]], torch.optim.Optimizer]
+    clip: float | None = None
+    schedule: Schedule = constant
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = self.make(self.parameters)
+
+    def another(self, parameters: Sequence[Tensor]) -> "Descent":
+        """One like it of other parameters, at its start."""
+        return Descent(parameters, self.make, self.clip, self.schedule)
+
+    def step(self, step: int) -> None:
+        """One step on the parameters' gradients, which are then used up; `step`: of the run, for the learning rate."""
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optimizer.defaults["lr"] * self.schedule(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def moments_for_now(self) -> Iterator[None]:
+        """While this context is open the optimiser has moments, which start anew; none are left behind."""
+        try:
+            yield
+        finally:
+            self.optimizer.state.clear()

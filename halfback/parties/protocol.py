@@ -6,62 +6,84 @@ and memory around it. Never yield inside ``no_grad``, ``inference_mode`` or ``au
 runs next.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
+from halfback.errors import UserError
+from halfback.parties.agreement import Agreement
 from halfback.parties.client import Client
 from halfback.parties.holdings import Round
-from halfback.parties.server import Server
+from halfback.parties.server import Lasting, Server
 from halfback.wire.messages import Message
+from halfback.zeroth.slopes import Probe
 
 Conversation = Generator[Message, Any, None]
 
 
 @dataclass(frozen=True)
-class Traits:
-    """What an engine must prepare for a method.
+class Boundaries:
+    """Where zeroth order ends in each device's own model.
 
     Attributes:
-        agreement: how the clients come to the same trained parameters θ. `slopes`: θ is a function of the history of
-            agreed slopes, which everyone replays. `weights`: each client has a θ of its own, and the method averages
-            them. `relay`: as `weights`, but one client hands its θ to the next. `alone`: one machine holds the rows of
-            all clients, and nothing is sent. `frozen`: θ never moves.
-        device: what θ belongs to. `bottom`; `auxiliary`, the bottom and an auxiliary head; `whole`, the whole model,
-            and then the server has no part of it.
-        backpropagates: whether a device backpropagates and gets an optimiser; if not, building a graph is an error.
-        top: how the server's part moves. `backpropagated` (`Server.optimizer` is there), `replayed`
-            (`Server.top_replica` is there), or `none`.
-        u_shape: whether the devices can keep the head and their labels: they speak of a batch through `feedback`.
-        mixed_cuts: whether each client can have a cut of its own: it measures `Client.measured`, and the server has its
-            top from `Server.of`.
-        one_by_one: the clients of a cohort take their turns one after another, not step by step together.
-        pipelined: in one turn a device measures at θ and then takes a step that was agreed on. Clients that share one θ
-            must each find it as it was before.
-        lasting: the server keeps something of each client from round to round, in `Server.lasting`.
-        boundaries: a device has a `Boundary` of its own in the whole model, from the option `boundaries` (blocks below
-            it, in turn for the clients). `Local.device` is cut there.
-        groups: how θ is shared out, where a device measures only a part of it: (names of the parameters, clients of a
-            cohort) → names of each group. The replicas then have these groups; None for one of all.
+        blocks: entry i is the number of blocks below client i's boundary, in turn; None for the recipe's cut.
     """
 
-    agreement: Literal["slopes", "weights", "relay", "alone", "frozen"]
-    device: Literal["bottom", "auxiliary", "whole"] = "bottom"
+    blocks: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method with its options needs to be prepared: all that an engine or a recipe's check may ask of it.
+
+    Attributes:
+        agreement: how the clients come to the same trained parameters θ.
+        holds: what θ belongs to on a device. `bottom`; `auxiliary`, it and an auxiliary head; `whole`, the whole
+            model, and then the server has no part of it. With the last two `Client.local` is there.
+        backpropagates: whether a device backpropagates, and `Client.descent` is there; if not, building a graph is an
+            error.
+        top: how the server's part moves. `backpropagated` (`Top.descent` is there), `replayed` (`Top.replica` is
+            there), or `none`.
+        turns: the clients of a cohort speak step by step `together`; or `one_by_one`, one client's round after the
+            other's; or `pipelined`, together, but in one turn a device measures at θ and then takes a step that was
+            agreed on, so that clients who share one θ must each find it as it was before.
+        fits: `u_shape` where the devices can keep the head and their labels: they speak of a batch through `feedback`.
+            `mixed_cuts` where each client can have a cut of its own: it measures `Theta.measured`, and the server has
+            what is above the cut from `Top.of`.
+        probe: how a party takes its slopes; None for a method that takes none.
+        boundaries: where the devices of a method move the lower part of their model by zeroth order, and the upper part
+            by backpropagation: each has a `Boundary`, at which `Client.local` is cut.
+        lasting: the kind of `Server.memory`, where that lasts from round to round: it is in checkpoints.
+    """
+
+    agreement: Agreement
+    holds: Literal["bottom", "auxiliary", "whole"] = "bottom"
     backpropagates: bool = False
     top: Literal["backpropagated", "replayed", "none"] = "backpropagated"
-    u_shape: bool = False
-    mixed_cuts: bool = False
-    one_by_one: bool = False
-    pipelined: bool = False
-    lasting: bool = False
-    boundaries: bool = False
-    groups: Callable[[Sequence[str], int], list[list[str]]] | None = None
+    turns: Literal["together", "one_by_one", "pipelined"] = "together"
+    fits: frozenset[Literal["u_shape", "mixed_cuts"]] = frozenset()
+    probe: Probe | None = None
+    boundaries: Boundaries | None = None
+    lasting: type[Lasting] | None = None
+
+    @property
+    def directions(self) -> int:
+        """Slopes of a step; 0 for a method that takes none."""
+        return 0 if self.probe is None else self.probe.directions
+
+    @property
+    def replays(self) -> bool:
+        """Whether slopes move θ."""
+        return self.agreement.moves and not self.backpropagates
 
 
 class Algorithm(Protocol):
-    """A method: two functions, and what the engine must prepare for them."""
+    """A method: a dataclass of options that all have defaults, two functions, and what must be prepared for them."""
 
-    traits: ClassVar[Traits]
+    @property
+    def needs(self) -> Needs:
+        """What must be prepared for the method with these options."""
+        ...
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The client's side of one round."""
@@ -79,3 +101,13 @@ class ChoosesClients(Protocol):
     def inclusion(self, server: Server, sampled: int) -> Sequence[float]:
         """Of each client, the probability to be in a round's cohort; their sum is `sampled`."""
         ...
+
+
+def check_count(option: str, value: int, *, fewest: int = 1) -> None:
+    """Refuses a number of steps, batches or blocks that is too small.
+
+    Raises:
+        UserError: names the option and what is allowed.
+    """
+    if value < fewest:
+        raise UserError(f"algorithm.{option}={value}: {fewest} or more are allowed")

@@ -1,101 +1,147 @@
 """The server as an algorithm sees it."""
 
 from bisect import bisect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from halfback.parties.holdings import Above, Boundary, Round
-from halfback.parties.server_robust import Robust
-from halfback.zeroth.replay import Replica, Schedule, constant
+from halfback.parties.cohort import Cohort
+from halfback.parties.holdings import Above, Descent, HiddenForm, Round
+from halfback.wire.messages import Slopes
+from halfback.zeroth.replay import Replica
+
+Value = TypeVar("Value")
+
+
+class Memory(Protocol):
+    """What one method keeps between two exchanges, or from round to round; an object of the method's own."""
+
+    def forget(self, client: int) -> None:
+        """A client has left in the middle of a round."""
+        ...
+
+
+@runtime_checkable
+class Lasting(Memory, Protocol):
+    """A memory that lasts from round to round, and is in checkpoints; a method's `Needs.lasting` names its class."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by `CLIENT.NAME`; tensors are replaced, never changed in place."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on from `tensors`."""
+        ...
 
 
 @dataclass
-class Server:
-    """The server as an algorithm sees it.
+class ByClient(Generic[Value]):
+    """The memory of a method that keeps one thing of each client, until it is done with."""
+
+    of: dict[int, Value] = field(default_factory=dict)
+
+    def forget(self, client: int) -> None:
+        """Drops what is kept of a client."""
+        self.of.pop(client, None)
+
+
+@dataclass
+class TensorsByClient:
+    """A lasting memory of named tensors of each client."""
+
+    of: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    def forget(self, client: int) -> None:
+        """Keeps all: nothing of it belongs to a round that is under way."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By `CLIENT.NAME`."""
+        return {f"{client}.{name}": tensor for client, held in self.of.items() for name, tensor in held.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on from `tensors`."""
+        for name, tensor in tensors.items():
+            client, of_client = name.split(".", 1)
+            self.of.setdefault(int(client), {})[of_client] = tensor
+
+
+Kind = TypeVar("Kind", bound=Memory)
+
+
+@dataclass
+class Top:
+    """The server's part of the model, and what moves it.
 
     Attributes:
-        top: the server's part of the model; in the U-shape, the middle. With a cut for each client, behind the deepest.
+        module: in the U-shape, the middle. With a cut for each client, what is behind the deepest.
         loss: (logits, labels) → mean loss of a batch, a scalar.
-        replica: the agreed bottom, for evaluation and for whoever joins. It may lag behind `history`: see `catch_up`.
-        hidden_dtype: the dtype of activations.
-        round: the one that runs.
-        steps: the run's step that the cohort's next batch belongs to, from which schedules take their factor: where
-            the round begins, says the engine (`begin`), and one more for each step that is taken.
-        history: the agreed slopes of every step, each float32, of each group of θ in turn; behind them exact gradients,
-            as long as `replica` has not taken the step: see `settle`. `settled` rows have none any more.
-        turns: where rows of the history are not numbered as the run's steps, because clients take turns: (row, its
-            step) of those from which both count on by one.
+        form: what activations must be.
         above: by client, what is behind a cut that is not the deepest: blocks of θ, moved by replay alone, and the top.
-        groups: the groups of θ that a client measures, by client, as in `Client.groups`; all for one that is not there.
-        robust: how the slopes of a cohort become those of `history`.
-        rows: by client, the training rows by which it counts in means; empty where all count alike.
-        optimizer: first-order optimiser of the top; `clip` bounds its gradient norm, and `schedule` gives the factor of
-            its learning rate by step. `make_optimizer` makes another like it, for methods with a top for each client.
-        top_replica: the top's parameters, when they too are moved along seeded directions.
-        hidden_shape: the shape that activations must have behind the batch dimension.
-        has_texts: the first of these is the number of tokens, which may be smaller, and a mask comes with them.
-        losses: training losses since the engine last took them.
-        auxiliary: the devices' auxiliary head, to be called with those of the agreed parameters that are its own.
-        kept: what an algorithm keeps between two exchanges of one step, by client.
-        lasting: what it keeps of each client from round to round, as named tensors: they are in every checkpoint, count
-            as the server's, and are replaced, never changed in place.
-        head: in the U-shape, the trainable tensors of the devices' head, moved by `optimizer` too; else None.
-        boundaries: of the clients by number, for methods whose devices have one each.
+        head: in the U-shape, the trainable tensors of the devices' head, moved with the top; else None.
+        descent: how gradients move it; None where they don't.
+        replica: its parameters, when they too are moved along seeded directions.
         passes: in the U-shape, by client, what came at the first cut and went at the second, with the graph between.
     """
 
-    top: nn.Module
+    module: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
-    replica: Replica
-    hidden_shape: tuple[int, ...]
-    has_texts: bool
-    hidden_dtype: torch.dtype
-    round: Round = Round(0, 0, 0)
-    steps: int = 0
-    history: list[Tensor] = field(default_factory=list)
-    turns: list[tuple[int, int]] = field(default_factory=list)
-    settled: int = 0
+    form: HiddenForm
     above: dict[int, Above] = field(default_factory=dict)
-    groups: dict[int, Sequence[int]] = field(default_factory=dict)
-    robust: Robust = Robust()
-    rows: dict[int, int] = field(default_factory=dict)
-    optimizer: torch.optim.Optimizer | None = None
-    clip: float | None = None
-    schedule: Schedule = constant
-    make_optimizer: Callable[[Sequence[Tensor]], torch.optim.Optimizer] | None = None
-    auxiliary: nn.Module | None = None
-    top_replica: Replica | None = None
-    losses: list[float] = field(default_factory=list)
-    kept: dict[int, Any] = field(default_factory=dict)
-    lasting: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     head: dict[str, nn.Parameter] | None = None
-    boundaries: Sequence[Boundary] = ()
+    descent: Descent | None = None
+    replica: Replica | None = None
     passes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def of(self, client: int) -> Above:
         """What takes this client's activations."""
-        return self.above.get(client) or Above(self.top, self.hidden_shape)
+        return self.above.get(client) or Above(self.module, self.form)
 
-    def shares(self, clients: Collection[int]) -> list[float] | None:
-        """What each of these clients counts in their mean, all together 1; None where they count alike."""
-        counts = [self.rows[client] for client in clients] if self.rows else []
-        if len(set(counts)) < 2:
-            return None
-        return [count / sum(counts) for count in counts]
+    @property
+    def first_order(self) -> Descent:
+        """How gradients move it, in a method that needs them."""
+        assert self.descent is not None, "an algorithm whose top is backpropagated gets an optimiser"
+        return self.descent
 
-    def begin(self, round: Round) -> None:
-        """A round begins, or where clients take turns, the turn of one of them: the engine says so, and which."""
-        self.round, self.steps = round, round.first
-        row = len(self.history)
-        if row and self.steps_of(row, 1) != [round.first]:
-            self.turns = [turn for turn in self.turns if turn[0] != row] + [(row, round.first)]
+    @property
+    def replayed(self) -> Replica:
+        """Its parameters as replay moves them, in a method that needs that."""
+        assert self.replica is not None, "an algorithm with a replayed top gets a replica of it"
+        return self.replica
+
+    def move(self, step: int) -> None:
+        """A step on the gradients that its parameters hold; `step`: of the run."""
+        self.first_order.step(step)
+        self.passes = {}  # their graphs belong to the weights of before
+
+
+@dataclass
+class Agreed:
+    """The θ that the clients have agreed on, and the history of slopes that led to it.
+
+    Attributes:
+        replica: θ, for evaluation and for whoever joins. It may lag behind `rows`: see `catch_up`.
+        rows: the agreed slopes of every step, each float32, of each group of θ in turn; behind them exact gradients, as
+            long as `replica` has not taken the step: see `settle`. `settled` rows have none any more.
+        turns: where rows are not numbered as the run's steps, because clients take turns: (row, its step) of those from
+            which both count on by one.
+    """
+
+    replica: Replica
+    rows: list[Tensor] = field(default_factory=list)
+    turns: list[tuple[int, int]] = field(default_factory=list)
+    settled: int = 0
+
+    def begin(self, step: int) -> None:
+        """The next row belongs to this step of the run."""
+        row = len(self.rows)
+        if row and self.steps_of(row, 1) != [step]:
+            self.turns = [turn for turn in self.turns if turn[0] != row] + [(row, step)]
 
     def steps_of(self, first: int, count: int) -> list[int]:
-        """The run's steps of the history's rows `first`, `first` + 1, …."""
+        """The run's steps of the rows `first`, `first` + 1, …."""
         steps = []
         for row in range(first, first + count):
             place = bisect(self.turns, row, key=lambda turn: turn[0])
@@ -103,14 +149,20 @@ class Server:
             steps.append(step + row - begun)
         return steps
 
+    def append(self, row: Tensor, steps: int = 1) -> Slopes:
+        """Takes in what a step, or so many steps behind one another, came to; returns what clients are told of it."""
+        first = len(self.rows)
+        self.rows += list(row.view(steps, -1)) if steps > 1 else [row]
+        return Slopes(first, row)
+
     def missed(self, position: int) -> Tensor:
-        """The history's rows from `position` on, stacked."""
-        rows = self.history[position:]
-        return torch.stack(rows) if rows else torch.zeros(0, len(self.history[0]) if self.history else 0)
+        """The rows from `position` on, stacked."""
+        rows = self.rows[position:]
+        return torch.stack(rows) if rows else torch.zeros(0, len(self.rows[0]) if self.rows else 0)
 
     def catch_up(self) -> None:
-        """Brings the server's replica of the bottom up to the history."""
-        if self.history:
+        """Brings the replica up to the rows."""
+        if self.rows:
             first, rows = self.replica.position, self.missed(self.replica.position)
             self.replica.replay(first, rows, self.steps_of(first, len(rows)))
 
@@ -118,6 +170,57 @@ class Server:
         """Catches up, and forgets the exact gradients: θ has them now, and they would outgrow it."""
         if exact := self.replica.width(0):
             self.catch_up()
-            for place in range(self.settled, len(self.history)):
-                self.history[place] = self.history[place][:-exact].clone()
-            self.settled = len(self.history)
+            for place in range(self.settled, len(self.rows)):
+                self.rows[place] = self.rows[place][:-exact].clone()
+            self.settled = len(self.rows)
+
+
+@dataclass
+class Server:
+    """The server as an algorithm sees it.
+
+    Attributes:
+        top: its part of the model.
+        agreed: the clients' θ, as they have agreed on it.
+        cohort: how much each client counts, and what of θ it measures.
+        round: the one that runs.
+        steps: the run's step that the cohort's next batch belongs to, from which schedules take their factor: where
+            the round begins, says the engine (`begin`), and one more for each step that is taken.
+        losses: training losses since the engine last took them.
+        memory: what the method keeps between two exchanges, or longer: see `recall`.
+        auxiliary: the devices' auxiliary head, to be called with those of the agreed parameters that are its own.
+    """
+
+    top: Top
+    agreed: Agreed
+    cohort: Cohort = field(default_factory=Cohort)
+    round: Round = Round(0, 0, 0)
+    steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    memory: Memory | None = None
+    auxiliary: nn.Module | None = None
+
+    def begin(self, round: Round) -> None:
+        """A round begins, or where clients take turns, the turn of one of them: the engine says so, and which."""
+        self.round, self.steps = round, round.first
+        self.agreed.begin(round.first)
+
+    def recall(self, kind: type[Kind]) -> Kind:
+        """The method's memory, which is of this kind; made when it is first asked for."""
+        if not isinstance(self.memory, kind):
+            self.memory = kind()
+        return self.memory
+
+    def lasting(self) -> dict[str, Tensor]:
+        """What the method keeps from round to round, by `CLIENT.NAME`; nothing where it keeps nothing so long."""
+        return self.memory.tensors() if isinstance(self.memory, Lasting) else {}
+
+    def forget(self, client: int) -> None:
+        """A client has left in the middle of a round: what it began there is void."""
+        self.top.passes.pop(client, None)
+        if self.memory is not None:
+            self.memory.forget(client)
+
+    def begin_anew(self) -> None:
+        """Forgets all that is under way, before another state is put in its place."""
+        self.top.passes, self.memory, self.losses = {}, None, []

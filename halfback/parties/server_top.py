@@ -1,16 +1,89 @@
-"""What several algorithms do alike with the server's part of the model: its backward pass and its step."""
+"""What several algorithms do alike with the server's part of the model: to the loss, back, and a step.
+
+In the U-shape the loss is taken on the devices: then through the middle and back.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import cast
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from halfback.errors import Diverged, PeerError
-from halfback.parties.checks import all_finite, check_activations
-from halfback.parties.client_descent import set_rate
+from halfback.parties.checks import all_finite, check_activations, check_head_gradient
 from halfback.parties.server import Server
-from halfback.parties.server_passes import backpropagate_middle, leaves, loss_of, optimizer_of, parameters_of
-from halfback.wire.messages import Activations, HeadGradient
+from halfback.wire.messages import Activations, HeadGradient, Message, MiddleActivations
+
+NO_LOSS = -100  # the label of tokens that have no loss
+
+
+def loss_of(server: Server, client: int, hidden: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
+    """The loss of one client's batch through the top, a scalar.
+
+    Raises:
+        PeerError: the mask is missing or belongs to another batch, or a label is outside the classes of the top.
+        Diverged: the loss is not finite.
+    """
+    logits = _through_top(server, client, hidden, mask)
+    if labels.shape != logits.shape[:-1]:
+        allowed = f"{tuple(logits.shape[:-1])} is allowed"
+        raise PeerError("Activations.labels", tuple(labels.shape), allowed, sender=client)
+    unscored = (labels == NO_LOSS) & (labels.ndim == 2)  # only a token may go without a loss
+    if outside := labels[(labels >= logits.shape[-1]) | ((labels < 0) & ~unscored)].tolist():
+        allowed = f"0 to {logits.shape[-1] - 1} are allowed"
+        raise PeerError("Activations.labels", outside[0], allowed, sender=client)
+    loss = server.top.loss(logits, labels.long())
+    if not torch.isfinite(loss):
+        cure = "lower the learning rates (top.lr, bottom.lr) or clip the top (top.clip)"
+        raise Diverged("the loss", f"is {loss.item()}", cure, step=server.steps, sender=client)
+    return loss
+
+
+def middle_activations(server: Server, messages: Mapping[int, Activations]) -> dict[int, Message]:
+    """U-shape: what the middle makes of each client's activations, and the head's weights; the graph is kept.
+
+    Raises:
+        PeerError: the middle can't take the activations, or labels came with them.
+    """
+    answers: dict[int, Message] = {}
+    for client, message in messages.items():
+        check_activations(server, client, message)
+        if message.labels is not None:
+            allowed = "none are allowed where devices keep them"
+            raise PeerError("Activations.labels", "some", allowed, sender=client)
+        hidden = message.hidden.detach().requires_grad_()
+        out = _through_top(server, client, hidden, message.mask)
+        server.top.passes[client] = (hidden, out)
+        answers[client] = MiddleActivations(out.detach(), tuple(p.detach() for p in (server.top.head or {}).values()))
+    return answers
+
+
+def _through_top(server: Server, client: int, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    if server.top.form.has_texts and (mask is None or mask.shape != hidden.shape[:2]):
+        came = "none" if mask is None else tuple(mask.shape)
+        raise PeerError("Activations.mask", came, f"{tuple(hidden.shape[:2])} is needed", sender=client)
+    if server.top.above:
+        server.agreed.catch_up()  # blocks of θ stand between the cuts
+    return server.top.of(client).module(hidden, mask)
+
+
+def backpropagate_middle(server: Server, client: int, message: HeadGradient, weight: float) -> Tensor:
+    """The activations that came, with `weight` times their gradient; so much of the head's is added to its tensors'."""
+    if client not in server.top.passes:
+        raise PeerError("HeadGradient", "it came before the batch that it belongs to", sender=client)
+    hidden, out = server.top.passes[client]
+    check_head_gradient(server, client, message, out)
+    del server.top.passes[client]
+    gradient, *of_head = (g if weight == 1 else g * weight for g in (message.gradient, *message.head))
+    out.backward(gradient, inputs=leaves(server, client, hidden))
+    for parameter, own in zip((server.top.head or {}).values(), of_head, strict=True):
+        parameter.grad = own.clone() if parameter.grad is None else parameter.grad + own
+    return hidden
+
+
+def leaves(server: Server, client: int, hidden: Tensor) -> list[Tensor] | None:
+    """Where a backward pass ends: None for everywhere, unless it goes through blocks of θ, which have no gradients."""
+    return [hidden, *server.top.first_order.parameters] if client in server.top.above else None
 
 
 def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadGradient]) -> dict[int, Tensor]:
@@ -20,10 +93,10 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadG
     through the middle, from the gradients that the clients took of their loss; those of the head's tensors are averaged
     like the middle's own.
     """
-    optimizer = optimizer_of(server)
-    optimizer.zero_grad(set_to_none=True)
+    descent = server.top.first_order
+    descent.optimizer.zero_grad(set_to_none=True)
     gradients, losses, count = {}, [], len(messages)
-    weights = [share * count for share in server.shares(messages) or []] or [1.0] * count
+    weights = [share * count for share in server.cohort.shares(messages) or []] or [1.0] * count
     for weight, (client, message) in zip(weights, messages.items(), strict=True):
         if isinstance(message, HeadGradient):
             hidden = backpropagate_middle(server, client, message, weight)
@@ -37,11 +110,9 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadG
         gradient = cast(Tensor, hidden.grad)
         gradients[client] = gradient if weight == 1 else gradient / weight
         if not all_finite(gradients[client]):
-            raise Diverged(
-                f"step {server.steps}: the cut gradient of client {client} is not finite; "
-                "lower top.lr or clip the top (top.clip)"
-            )
-    for parameter in parameters_of(optimizer):
+            cure = "lower top.lr or clip the top (top.clip)"
+            raise Diverged("the cut gradient", "is not finite", cure, step=server.steps, sender=client)
+    for parameter in descent.parameters:
         if parameter.grad is not None:
             parameter.grad /= count
     server.losses += losses
@@ -54,9 +125,10 @@ def step_top(server: Server, asked_by: Iterable[int]) -> None:
     Raises:
         PeerError: no batch came since the last step; names one of the clients that want it taken all the same.
     """
-    if all(parameter.grad is None for parameter in parameters_of(optimizer_of(server))):
-        raise PeerError(f"client {min(asked_by)}: it wants step {server.steps} taken, but no batch came for it")
-    _move_top(server)
+    if all(parameter.grad is None for parameter in server.top.first_order.parameters):
+        wants = f"it wants step {server.steps} taken, but no batch came for it"
+        raise PeerError("", wants, sender=min(asked_by))
+    server.top.move(server.steps)
     server.steps += 1
 
 
@@ -70,22 +142,12 @@ def step_top_by_client(server: Server, messages: Mapping[int, Activations], *, e
     gradients: dict[int, Tensor] = {}
     for client, message in messages.items():
         gradients |= backpropagate_top(server, {client: message})
-        _move_top(server)
+        server.top.move(server.steps)
     server.steps += 1
     return gradients
 
 
-def _move_top(server: Server) -> None:
-    optimizer = optimizer_of(server)
-    if server.clip is not None:
-        nn.utils.clip_grad_norm_(parameters_of(optimizer), server.clip)
-    set_rate(optimizer, server.schedule(server.steps))
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    server.passes = {}  # their graphs belong to the weights of before
-
-
 def _labels(client: int, message: Activations) -> Tensor:
     if message.labels is None:
-        raise PeerError(f"client {client}: Activations.labels: none came, integers are needed for the loss")
+        raise PeerError("Activations.labels", "none", "integers are needed for the loss", sender=client)
     return message.labels

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from halfback.data.encode import Prompt
+from halfback.data.options import TaskOptions
 from halfback.data.prompts import check_template, encode_prompts, fill, generation_template
-from halfback.data.tasks import TaskOptions
 from halfback.errors import UserError
 from halfback.models.decoding import check_known, continue_prompts
 
@@ -74,7 +74,8 @@ def respond(whole: nn.Module, tokenizer: Any, texts: Sequence[str], options: Tas
 
 def bleu_and_chrf(written: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, float]:
     """sacrebleu's corpus scores, 0 to 100, with its default settings; a text has one reference or more."""
-    from sacrebleu.metrics import BLEU, CHRF  # a second to import, and most runs generate nothing
+    from sacrebleu.metrics.bleu import BLEU  # a second to import, and most runs generate nothing
+    from sacrebleu.metrics.chrf import CHRF
 
     most = max(map(len, references))
     streams: Any = [[texts[n] if n < len(texts) else None for texts in references] for n in range(most)]

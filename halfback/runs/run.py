@@ -128,8 +128,8 @@ def reload(out: Path) -> Built:
         if found is None:
             raise UserError(f"{out} has no checkpoint yet; continue it with `halfback resume {out}`")
         built = _built(config, out, out / PRETRAINED, found, None)
-        built.simulation.load_state(found[1], found[2])
-    built.simulation.agreed_bottom()
+        built.federation.load_state(found[1], found[2])
+    built.federation.server.agreed_bottom()
     return built
 
 
@@ -218,7 +218,7 @@ def _opened(
     if like is not None:
         check_same(like, built.fingerprint, "what this run is compared with")
     start = start if found is None else _start_of(found)
-    progress = _Progress(built, out, watch, built.simulation if engine is None else engine(built), start)
+    progress = _Progress(built, out, watch, built.federation if engine is None else engine(built), start)
     if found is None:
         progress.begin()
     else:
@@ -317,7 +317,7 @@ def _check_place(folder: Path) -> None:
 
 
 class Engine(Protocol):
-    """What carries a run's rounds: the simulation itself, or its server with clients elsewhere."""
+    """What carries a run's rounds: the federation in one process, or its server with clients elsewhere."""
 
     def run_round(self, round: Round, *, measure_memory: bool) -> float: ...
 
@@ -351,7 +351,7 @@ class _Progress:
         self.save()
 
     def to_the_end(self) -> None:
-        config, simulation = self.config, self.built.simulation
+        config, server = self.config, self.built.federation.server
         rounds = math.ceil(config.steps / config.steps_per_round)
         while self.round < rounds:
             steps = min(config.steps_per_round, config.steps - self.step)
@@ -371,27 +371,27 @@ class _Progress:
                 validation_loss = self.evaluate()
             elif self.watch is not None:
                 self.watch(self.built, self.step, self.record(None, None))
-            simulation.steer(round, train_loss=loss, validation_loss=validation_loss)
+            server.steer(round, train_loss=loss, validation_loss=validation_loss)
             if last or self.round % config.checkpoint_every == 0:
                 self.save()
 
     def record(self, validation_loss: float | None, metric: float | None) -> Record:
-        simulation = self.built.simulation
-        meters = simulation.meters
+        server = self.built.federation.server
+        meters = server.meters
         return Record(
             round=self.round,
             step=self.step,
             train_loss=sum(self.losses) / len(self.losses) if self.losses else math.nan,
             validation_loss=validation_loss,
             metric=metric,
-            up_bytes=simulation.ledger.total("up"),
-            down_bytes=simulation.ledger.total("down"),
+            up_bytes=server.ledger.total("up"),
+            down_bytes=server.ledger.total("down"),
             client_seconds=meters.client.seconds,
             server_seconds=meters.server.seconds,
             wire_seconds=meters.wire.seconds,
             wall_seconds=self.seconds_before + time.perf_counter() - self.started,
             forward_passes=meters.forward_passes,
-            thresholds=simulation.thresholds(),
+            thresholds=server.thresholds(),
         )
 
     def evaluate(self) -> float:

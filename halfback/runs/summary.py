@@ -13,15 +13,15 @@ from halfback.telemetry.records import read_records
 
 def summary_of(built: Built, out: Path) -> dict[str, Any]:
     """The summary of a run that has just ended in the folder `out`, which holds its records."""
-    config, simulation, model = built.config, built.simulation, built.model
+    config, server, model = built.config, built.federation.server, built.model
     records = read_records(out)
     metrics = [record.metric for record in records if record.metric is not None]
     best = metrics[0]
     for metric in metrics:
         best = metric if better(built.task.objective, metric, best) else best
-    last, meters = records[-1], simulation.meters
-    frozen = simulation.algorithm.traits.agreement == "frozen"
-    simulation.agreed_bottom()  # which `model.whole` shares
+    last, meters = records[-1], server.meters
+    frozen = not server.algorithm.needs.agreement.moves
+    server.agreed_bottom()  # which `model.whole` shares
     return {
         "algorithm": config.algorithm.name,
         "task": config.task.name,
@@ -37,7 +37,7 @@ def summary_of(built: Built, out: Path) -> dict[str, Any]:
         "train_loss": last.train_loss,
         "up_bytes": last.up_bytes,
         "down_bytes": last.down_bytes,
-        "bytes_by_kind": simulation.ledger.bytes_by_kind,
+        "bytes_by_kind": server.ledger.bytes_by_kind,
         "client_peak_bytes": meters.client_peak_bytes,
         "client_inference_peak_bytes": meters.client_inference_peak_bytes,
         "server_peak_bytes": meters.server_peak_bytes,

@@ -8,6 +8,7 @@ kernel allocates and frees inside itself (a convolution's workspace, an allocato
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -176,6 +177,23 @@ def _now() -> float:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return perf_counter()
+
+
+@dataclass
+class Meters:
+    """What a run, or one client of it, cost so far.
+
+    Seconds, on the clocks of clients, server and wire, and forward passes of clients add up; peaks, in bytes, are the
+    highest seen in a measured round.
+    """
+
+    client: Stopwatch = field(default_factory=Stopwatch)
+    server: Stopwatch = field(default_factory=Stopwatch)
+    wire: Stopwatch = field(default_factory=Stopwatch)
+    forward_passes: int = 0
+    client_peak_bytes: int = 0
+    client_inference_peak_bytes: int = 0
+    server_peak_bytes: int = 0
 
 
 class ForwardCounter:

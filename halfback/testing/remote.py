@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import final
 
-from halfback.engine.federation import Simulation
-from halfback.engine.remote.client import Device, digest_of, held_by_devices, take_weights, takes
+from halfback.engine.client_side import ClientSide
+from halfback.engine.federation import Federation
+from halfback.engine.remote.client import RemoteClient, takes
 from halfback.engine.remote.frames import Frame, Longest, Prepare, Ready, frame, read_question
-from halfback.engine.remote.server import Came, Deployment
+from halfback.engine.remote.presence import Beginning, Came, Carrier, Events, Terms
+from halfback.engine.remote.server import RemoteServer
 from halfback.engine.remote.stream import Gone, read_frame, write_frame
+from halfback.engine.remote.weights import at_the_beginning, digest_of, take_weights
 from halfback.errors import PeerError
 from halfback.parties.holdings import Round
 from halfback.wire.messages import Weights
@@ -22,10 +25,10 @@ _ONE_AT_A_TIME = threading.Lock()  # torch has one level of forward-mode differe
 
 @final
 class Sockets:
-    """Carries the questions to clients whose machines are made when they are first asked."""
+    """Carries the questions to clients that are made when they are first asked."""
 
-    def __init__(self, machine: Callable[[], Simulation], clients: int, folder: Path) -> None:
-        self._machine = machine
+    def __init__(self, make_client: Callable[[int], ClientSide], clients: int, folder: Path) -> None:
+        self._make_client = make_client
         self._clients = clients
         self._folder = folder
         self._lines: dict[int, socket.socket] = {}
@@ -55,24 +58,23 @@ class Sockets:
     def _serve(self, number: int, line: socket.socket) -> None:
         with line:
             with _ONE_AT_A_TIME:  # Transformers changes its own classes while it loads a model
-                machine = self._machine()
-            device: Device | None = None
+                side = self._make_client(number)
+            client: RemoteClient | None = None
             try:
                 while True:
-                    header, body = read_frame(line, Longest(takes(machine, number, begun=device is not None)))
+                    header, body = read_frame(line, Longest(takes(side, begun=client is not None)))
                     question = read_question(header)
                     if isinstance(question, Prepare):
                         if body:
-                            take_weights(machine, body)
-                        fits = digest_of(held_by_devices(machine)) == question.weights
-                        device = Device(machine, number, self._folder / str(number)) if fits else None
-                        rows = len(machine.sources[number])
-                        ready = Ready(fits=fits, takes=takes(machine, number, begun=fits), rows=rows)
+                            take_weights(side.held(), body)
+                        fits = digest_of(side.held()) == question.weights
+                        client = RemoteClient(side, self._folder / str(number)) if fits else None
+                        ready = Ready(fits=fits, takes=takes(side, begun=fits), rows=len(side.party.feed.data))
                         write_frame(line, frame(ready))
                         continue
-                    assert device is not None
+                    assert client is not None
                     with _ONE_AT_A_TIME:
-                        answer = device.answer(question, body)
+                        answer = client.answer(question, body)
                     write_frame(line, answer)
             except (Gone, PeerError):
                 return
@@ -82,38 +84,32 @@ class Sockets:
             line.close()
 
 
-def deployed(server: Simulation, carrier: Sockets) -> Deployment:
-    """A deployment of `server`'s server, with every client needed."""
-    weights = {name: tensor.clone() for name, tensor in held_by_devices(server).items()}
-    digest = digest_of(weights)
+def deployed(federation: Federation, carrier: Carrier, terms: Terms, events: Events) -> RemoteServer:
+    """The server of a federation with clients elsewhere, which begin with the weights that it has now."""
+    server = federation.server
+    theta, numbers = server.party.agreed.replica.parameters, range(server.sampling.clients)
+    weights = {number: at_the_beginning(federation.client(number).parts(), theta) for number in numbers}
+    digests = {number: digest_of(tensors) for number, tensors in weights.items()}
 
-    def prepare(number: int) -> Prepare:
-        return Prepare(run="0" * 16, client=number, config={}, label_names=(), weights=digest)
+    def question(number: int) -> Prepare:
+        return Prepare(run="0" * 16, client=number, config={}, label_names=(), weights=digests[number])
 
-    return Deployment(
-        server,
-        carrier,
-        prepare,
-        lambda: pack(Weights(tuple(weights.values()))).data,
-        deadline=PATIENCE,
-        min_cohort=None,
-        patience=PATIENCE,
-        events=lambda _: None,
-    )
+    beginning = Beginning(question, lambda number: pack(Weights(tuple(weights[number].values()))).data)
+    return RemoteServer(server, carrier, beginning, terms, events)
 
 
 def run_over_sockets(
-    server: Simulation, machine: Callable[[], Simulation], *, rounds: int, steps: int, folder: Path
+    federation: Federation, make_client: Callable[[int], ClientSide], *, rounds: int, steps: int, folder: Path
 ) -> list[float]:
-    """Trains with `server`'s server; a client is a client of the `machine` that is built for it alone.
+    """Trains with a federation's server and clients that are made anew, each at the far end of a socket.
 
     Returns the training loss of each round.
     """
-    carrier = Sockets(machine, len(server.sources), folder)
-    deployment = deployed(server, carrier)
+    carrier = Sockets(make_client, federation.server.sampling.clients, folder)
+    server = deployed(federation, carrier, Terms(PATIENCE, None, PATIENCE), lambda _: None)
     try:
         return [
-            deployment.run_round(Round(number, steps, number * steps), measure_memory=False) for number in range(rounds)
+            server.run_round(Round(number, steps, number * steps), measure_memory=False) for number in range(rounds)
         ]
     finally:
         carrier.close()

@@ -1,5 +1,7 @@
 """Small real runs: a second or less from the data to a trained step."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from halfback import config as configuration
 from halfback.assembly import Built, build
 from halfback.config import RunConfig
-from halfback.engine.federation import Simulation
+from halfback.engine.federation import Federation
 from halfback.parties.holdings import Round
 
 SMALL: dict[str, Any] = {
@@ -44,18 +46,47 @@ def built(config: RunConfig) -> Built:
     return build(config)
 
 
-def run(simulation: Simulation, rounds: int, *, first: int = 0, steps: int = 1, measure: bool = False) -> list[float]:
+def run(simulation: Federation, rounds: int, *, first: int = 0, steps: int = 1, measure: bool = False) -> list[float]:
     """The training loss of each round."""
     return [
         simulation.run_round(Round(n, steps, n * steps), measure_memory=measure) for n in range(first, first + rounds)
     ]
 
 
-def assert_equal_states(one: Simulation, other: Simulation, *, but: tuple[str, ...] = ()) -> None:
-    """Every bit that a checkpoint holds: parameters, optimisers, history, positions, bytes, counts; not the seconds."""
+@dataclass(frozen=True)
+class Chosen:
+    """A sampler whose cohorts a test has chosen, each by the number of its round."""
+
+    cohorts: Callable[[int], list[int]]
+    seed: int
+    clients: int
+    sampled: int
+
+    def draw(self, round_number: int, probabilities: Sequence[float] | None) -> list[int]:
+        """What was chosen, whoever is as likely as the others."""
+        return self.cohorts(round_number)
+
+
+def among(federation: Federation, cohorts: Callable[[int], list[int]]) -> Federation:
+    """The same federation with other cohorts, by the number of the round."""
+    drawn = federation.server.sampling
+    federation.server.sampling = Chosen(cohorts, drawn.seed, drawn.clients, drawn.sampled)
+    return federation
+
+
+def assert_equal_states(one: Federation, other: Federation, *, but: tuple[str, ...] = ()) -> None:
+    """Every bit that a checkpoint holds: parameters, optimisers, history, positions, bytes, counts; not the seconds.
+
+    `but` names values that may differ; with "clients", the clients' tensors may too.
+    """
     for simulation in (one, other):
-        simulation.agreed_bottom()
+        simulation.server.agreed_bottom()
     (tensors, values), (other_tensors, other_values) = one.state(), other.state()
+    if "clients" in but:
+        tensors, other_tensors = (
+            {name: tensor for name, tensor in each.items() if not name.startswith("client.")}
+            for each in (tensors, other_tensors)
+        )
     assert tensors.keys() == other_tensors.keys()
     differ = [name for name in tensors if not torch.equal(tensors[name], other_tensors[name])]
     assert not differ

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from halfback.algorithms import algorithms
-from halfback.parties.protocol import Traits
+from halfback.parties.protocol import Needs
 from halfback.testing import formulas
 from halfback.testing.formulas import Columns, Formula, u_shaped
 
@@ -33,9 +33,9 @@ class Row:
     brief: bool = False
 
     @property
-    def traits(self) -> Traits:
-        """Those of its algorithm."""
-        return algorithms()[self.name].traits
+    def needs(self) -> Needs:
+        """Those of its algorithm with the default options."""
+        return algorithms()[self.name]().needs
 
     def changes(self, **changes: Any) -> dict[str, Any]:
         """Its settings with changes, both as `key__path=value`."""

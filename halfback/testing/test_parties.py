@@ -9,20 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from halfback.config import RunConfig
-from halfback.engine.federation import Simulation
+from halfback.engine.federation import Federation
 from halfback.parties.client import Client
 from halfback.parties.holdings import Round
 from halfback.parties.protocol import Conversation
 from halfback.runs import checkpoint
 from halfback.testing import small
 from halfback.testing.table import Row
-from halfback.wire.messages import Activations, HandOver, Message, SlopesAndActivations, Weights
+from halfback.testing.wrapped import wrap
+from halfback.wire.messages import Activations, HandOver, SlopesAndActivations, Weights
+from halfback.wire.packing import unpack
 
 World = Callable[..., RunConfig]
 
 
 def test_a_resumed_run_has_the_bits_of_an_unbroken_one(row: Row, world: World, tmp_path: Path) -> None:
-    unbroken, broken, resumed = (small.built(world(row)).simulation for _ in range(3))
+    unbroken, broken, resumed = (small.built(world(row)).federation for _ in range(3))
     losses = small.run(unbroken, 6, steps=2)
     small.run(broken, 3, steps=2)
     checkpoint.save(tmp_path, 3, *broken.state())
@@ -33,73 +35,88 @@ def test_a_resumed_run_has_the_bits_of_an_unbroken_one(row: Row, world: World, t
     small.assert_equal_states(unbroken, resumed)
 
 
-@pytest.mark.rows(lambda row: row.traits.agreement == "slopes")
+@pytest.mark.rows(lambda row: row.needs.agreement.name == "slopes")
 def test_clients_with_replicas_of_their_own_agree(row: Row, world: World) -> None:
     """The simulation lets clients share one replica; here each has its own, and half of them are away in any round."""
-    shared, private = (small.built(world(row)).simulation for _ in range(2))
+    shared, private = (small.built(world(row)).federation for _ in range(2))
     _give_everyone_a_replica(private)
     for number in range(6):
         assert small.run(shared, 1, first=number, steps=2) == small.run(private, 1, first=number, steps=2)
-        clients = [private.client(client) for client in private.cohort(number)]
-        first, *others = (c.replica.parameters for c in clients if c.position == len(private.server.history))
+        clients = [private.client(client).party for client in private.server.cohort(number)]
+        first, *others = (
+            c.theta.replica.parameters for c in clients if c.theta.position == len(private.server.party.agreed.rows)
+        )
         for other in others:
             assert all(torch.equal(first[name], other[name]) for name in first)
-        assert row.traits.one_by_one or len(others) + 1 == len(clients)
-    away = [client for client in private.clients.values() if client.position < len(private.server.history)]
+        assert row.needs.turns == "one_by_one" or len(others) + 1 == len(clients)
+    away = [
+        side.party
+        for side in private.clients.values()
+        if side.party.theta.position < len(private.server.party.agreed.rows)
+    ]
     assert away, "nobody was away in the last round: the test would not show that they catch up"
-    private.server.settle()
-    for client in private.clients.values():
-        rows = private.server.missed(client.position)
-        if client.replica.exact:
-            client.take_state(client.position, rows, list(private.server.replica.exact_state().values()))
+    private.server.party.agreed.settle()
+    for client in [side.party for side in private.clients.values()]:
+        rows = private.server.party.agreed.missed(client.theta.position)
+        if client.theta.replica.exact:
+            client.theta.take_state(
+                client.theta.position, rows, list(private.server.party.agreed.replica.exact_state().values())
+            )
         else:
-            client.replay(client.position, rows, private.server.steps_of(client.position, len(rows)))
+            client.theta.replay(
+                client.theta.position, rows, private.server.party.agreed.steps_of(client.theta.position, len(rows))
+            )
     small.assert_equal_states(shared, private, but=("clients",))
-    agreed = private.agreed_bottom()
+    agreed = private.server.agreed_bottom()
     state = dict(agreed.named_parameters())
-    for client in private.clients.values():
-        mine = client.replica.parameters
+    for client in [side.party for side in private.clients.values()]:
+        mine = client.theta.replica.parameters
         assert all(torch.equal(state[name], tensor) for name, tensor in mine.items() if name in state)
-        for name, tensor in private.server.replica.parameters.items():
+        for name, tensor in private.server.party.agreed.replica.parameters.items():
             assert torch.equal(mine[name], tensor)
-        for moment, by_name in private.server.replica.moments.items():
-            assert all(torch.equal(tensor, client.replica.moments[moment][name]) for name, tensor in by_name.items())
+        for moment, by_name in private.server.party.agreed.replica.moments.items():
+            assert all(
+                torch.equal(tensor, client.theta.replica.moments[moment][name]) for name, tensor in by_name.items()
+            )
 
 
-def _give_everyone_a_replica(simulation: Simulation) -> None:
-    agreed = simulation.server.replica
-    for number in range(len(simulation.sources)):
+def _give_everyone_a_replica(simulation: Federation) -> None:
+    agreed = simulation.server.party.agreed.replica
+    for number in range(simulation.server.sampling.clients):
         own = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in agreed.parameters.items()}
-        simulation.client(number).replica = agreed.alike(own)
+        simulation.client(number).party.theta.replica = agreed.alike(own)
 
 
-def _sent(simulation: Simulation, kind: type[Any]) -> list[tuple[str, tuple[Tensor, ...]]]:
+def _sent(simulation: Federation, kind: type[Any]) -> list[tuple[str, tuple[Tensor, ...]]]:
     """Direction and copies of the tensors of every message of this kind, from now on."""
     sent: list[tuple[str, tuple[Tensor, ...]]] = []
-    carry = simulation.link.carry
 
-    def listening(client: int, direction: Any, message: Message, memory: Any = None) -> Message:
+    def listening(client: int, direction: str, data: bytes) -> None:
+        message: Any = unpack(data)
         if isinstance(message, kind):
-            sent.append((direction, tuple(tensor.detach().clone() for tensor in message.tensors)))
-        return carry(client, direction, message, memory)
+            sent.append((direction, message.tensors))
 
-    simulation.link.carry = listening  # type: ignore[method-assign]
+    simulation.tap = listening
     return sent
 
 
-@pytest.mark.rows(lambda row: row.traits.agreement == "weights")
+@pytest.mark.rows(lambda row: row.needs.agreement.name == "weights")
 def test_clients_start_a_round_from_the_mean_of_the_last_one(row: Row) -> None:
-    simulation = small.built(small.images(row.name, **row.changes())).simulation
+    simulation = small.built(small.images(row.name, **row.changes())).federation
     sent = _sent(simulation, Weights)
     small.run(simulation, 2, steps=2)
-    count = simulation.sampled_clients
+    count = simulation.server.sampling.sampled
     assert [direction for direction, _ in sent] == (["down"] * count + ["up"] * count) * 2
     ups, received = [tensors for _, tensors in sent[count : 2 * count]], [tensors for _, tensors in sent[2 * count :]]
     said = min(map(len, ups))  # a device may send the last of θ alone, and slopes for the rest
-    last = list(zip(list(simulation.server.replica.parameters)[-said:], *(one[-said:] for one in ups), strict=True))
+    last = list(
+        zip(list(simulation.server.party.agreed.replica.parameters)[-said:], *(one[-said:] for one in ups), strict=True)
+    )
     assert any(not torch.equal(a, b) for _, a, b, *_ in last)  # with other data, they moved apart
-    shares = simulation.server.shares(simulation.cohort(0)) or [1 / count] * count
-    assert len(set(shares)) == (count if simulation.server.rows and row.settings.get("partition.name") else 1)
+    shares = simulation.server.party.cohort.shares(simulation.server.cohort(0)) or [1 / count] * count
+    assert len(set(shares)) == (
+        count if simulation.server.party.cohort.rows and row.settings.get("partition.name") else 1
+    )
     for place, (name, *own) in enumerate(last, -said):
         if row.server_moves is None or not name.startswith(row.server_moves):
             assert torch.equal(received[0][place], received[1][place])
@@ -108,9 +125,9 @@ def test_clients_start_a_round_from_the_mean_of_the_last_one(row: Row) -> None:
             torch.testing.assert_close(received[0][place].double(), mean, rtol=2**-23, atol=1e-12)
 
 
-@pytest.mark.rows(lambda row: row.traits.agreement == "relay")
+@pytest.mark.rows(lambda row: row.needs.agreement.name == "relay")
 def test_a_client_starts_from_what_the_last_one_handed_over(row: Row) -> None:
-    simulation = small.built(small.images(row.name, **row.changes())).simulation
+    simulation = small.built(small.images(row.name, **row.changes())).federation
     sent = _sent(simulation, HandOver)
     small.run(simulation, 2, steps=2)
     assert [direction for direction, _ in sent] == ["down", "up"] * 4
@@ -134,7 +151,7 @@ class Watched:
         self.algorithm = algorithm
         self.in_bottom = 0
         self.answer = algorithm.answer
-        self.traits = algorithm.traits
+        self.needs = algorithm.needs
         self.uploads: list[Tensor] = []
 
     def client_round(self, client: Client, round: Round) -> Conversation:
@@ -146,7 +163,7 @@ class Watched:
         ]
 
         def save(tensor: Tensor) -> Tensor:
-            if not (client.head or client.exact) or self.in_bottom:
+            if not (client.head or client.theta.exact) or self.in_bottom:
                 raise GraphError
             return tensor
 
@@ -166,31 +183,31 @@ class Watched:
         self.in_bottom += change
 
 
-@pytest.mark.rows(lambda row: not row.traits.backpropagates)
+@pytest.mark.rows(lambda row: not row.needs.backpropagates)
 def test_a_forward_only_client_builds_no_graph(row: Row, world: World) -> None:
-    simulation = small.built(world(row)).simulation
-    watched: Any = Watched(simulation.algorithm)
-    simulation.algorithm = watched
+    simulation = small.built(world(row)).federation
+    watched: Any = Watched(simulation.server.algorithm)
+    simulation.server.algorithm = watched
     small.run(simulation, 2, steps=2)
-    assert watched.uploads or row.traits.device == "whole"
+    assert watched.uploads or row.needs.holds == "whole"
     assert not any(hidden.requires_grad or hidden.grad_fn for hidden in watched.uploads)
-    parameters = [p for client in simulation.clients.values() for p in client.replica.parameters.values()]
+    parameters = [p for side in simulation.clients.values() for p in side.party.theta.replica.parameters.values()]
     assert all(parameter.grad is None for parameter in parameters)
 
 
-@pytest.mark.rows(lambda row: row.traits.backpropagates)
+@pytest.mark.rows(lambda row: row.needs.backpropagates)
 def test_a_client_that_backpropagates_is_caught_by_the_same_watch(row: Row) -> None:
-    simulation = small.built(small.images(row.name, **row.changes())).simulation
-    watched: Any = Watched(simulation.algorithm)
-    simulation.algorithm = watched
+    simulation = small.built(small.images(row.name, **row.changes())).federation
+    watched: Any = Watched(simulation.server.algorithm)
+    simulation.server.algorithm = watched
     with pytest.raises(GraphError):
         small.run(simulation, 1)
 
 
 @pytest.mark.rows(lambda row: not row.brief)
 def test_no_mode_leaks_out_of_a_client(row: Row) -> None:
-    simulation = small.built(small.images(row.name, **row.changes())).simulation
-    client_round, turns = simulation.algorithm.client_round, 0
+    simulation = small.built(small.images(row.name, **row.changes())).federation
+    client_round, turns = simulation.server.algorithm.client_round, 0
 
     def listening(client: Client, round: Round) -> Conversation:
         nonlocal turns
@@ -207,6 +224,6 @@ def test_no_mode_leaks_out_of_a_client(row: Row) -> None:
                 assert not torch.is_autocast_enabled("cpu"), "autocast is on behind a turn of the client"
             reply = yield message
 
-    object.__setattr__(simulation.algorithm, "client_round", listening)
+    wrap(simulation, client_round=listening)
     small.run(simulation, 2, steps=2)
-    assert turns == 2 * simulation.sampled_clients
+    assert turns == 2 * simulation.server.sampling.sampled

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from halfback.algorithms import algorithms
 from halfback.assembly import motion
-from halfback.engine.federation import Simulation
-from halfback.engine.state import trained_above
+from halfback.engine.federation import Federation
+from halfback.engine.tensors import trained_above
 from halfback.testing import small
 from halfback.testing.table import Row
 
@@ -39,7 +39,7 @@ def test_rates_follow_the_runs_step(row: Row, monkeypatch: pytest.MonkeyPatch) -
     shapes = {"bottom__schedule": "linear", "top__schedule": "cosine", "steps": ROUNDS * STEPS}
     options = {"every": 2, "server_steps": 3}
     has = {f"algorithm__{option}": n for option, n in options.items() if hasattr(algorithms()[row.name], option)}
-    simulation = small.built(small.images(row.name, **(row.changes() | shapes | has))).simulation
+    simulation = small.built(small.images(row.name, **(row.changes() | shapes | has))).federation
     for number in range(ROUNDS):
         before = _trained(simulation, row)
         small.run(simulation, 1, first=number, steps=STEPS)
@@ -48,20 +48,20 @@ def test_rates_follow_the_runs_step(row: Row, monkeypatch: pytest.MonkeyPatch) -
         for part, shape in (("bottom", "linear"), ("top", "cosine")):
             moved = any(not torch.equal(before[part][name], tensor) for name, tensor in after[part].items())
             rated = set(asked[shape])
-            if (part, row.traits.agreement) == ("bottom", "frozen") or (part, row.traits.top) == ("top", "none"):
+            if (part, row.needs.agreement.name) == ("bottom", "frozen") or (part, row.needs.top) == ("top", "none"):
                 assert not moved
                 assert not rated
                 continue
             assert moved is (number == 2), f"{part} in round {number}"
-            every = getattr(simulation.algorithm, "every", 1) if part == "top" else 1
+            every = has.get("algorithm__every", 1) if part == "top" else 1
             assert rated == {step for step in of_round if step % every == 0}, f"{part} in round {number}"
             asked[shape].clear()
 
 
-def _trained(simulation: Simulation, row: Row) -> dict[str, dict[str, Tensor]]:
+def _trained(simulation: Federation, row: Row) -> dict[str, dict[str, Tensor]]:
     """Copies of what has a learning rate of the recipe's, by part."""
-    simulation.server.catch_up()
-    theta, top = simulation.server.replica.parameters, trained_above(simulation.server)
+    simulation.server.party.agreed.catch_up()
+    theta, top = simulation.server.party.agreed.replica.parameters, trained_above(simulation.server.party)
     own = row.server_moves  # at a rate of its own
     return {
         "bottom": {n: p.detach().clone() for n, p in theta.items() if own is None or not n.startswith(own)},

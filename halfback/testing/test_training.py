@@ -18,14 +18,14 @@ def test_the_loss_falls(row: Row, world: World) -> None:
     """Two clients with eight rows each and batches of eight: no luck of the draw is left in the loss."""
     learns = {key.replace(".", "__"): value for key, value in row.learns.items()}
     run = small.built(world(row, **{"clients": 2, "task__train_rows": 16, "top__lr": 1e-2, **learns}))
-    losses = small.run(run.simulation, 30)
+    losses = small.run(run.federation, 30)
     # The slowest row, zeroth order on both parts of the text model, falls by 1 %; a loss is rounded at 1e-5 % of it.
     assert losses[-1] < 0.995 * losses[0], losses
 
 
 @pytest.mark.rows(lambda row: not row.brief)
 def test_two_runs_of_a_seed_are_equal_and_another_seed_differs(row: Row) -> None:
-    one, same, other = (small.built(small.images(row.name, **row.changes(seed=seed))).simulation for seed in (3, 3, 4))
+    one, same, other = (small.built(small.images(row.name, **row.changes(seed=seed))).federation for seed in (3, 3, 4))
     losses = small.run(one, 3)
     assert small.run(same, 3) == losses
     small.assert_equal_states(one, same)
@@ -34,27 +34,27 @@ def test_two_runs_of_a_seed_are_equal_and_another_seed_differs(row: Row) -> None
 
 @pytest.mark.rows(lambda row: not row.brief)
 def test_measuring_memory_changes_no_bit(row: Row) -> None:
-    plain, measured = (small.built(small.images(row.name, **row.changes())).simulation for _ in range(2))
+    plain, measured = (small.built(small.images(row.name, **row.changes())).federation for _ in range(2))
     assert small.run(plain, 3) == small.run(measured, 3, measure=True)
-    measured.meters.client_peak_bytes = measured.meters.client_inference_peak_bytes = 0
-    measured.meters.server_peak_bytes = 0
+    measured.server.meters.client_peak_bytes = measured.server.meters.client_inference_peak_bytes = 0
+    measured.server.meters.server_peak_bytes = 0
     small.assert_equal_states(plain, measured)
 
 
-@pytest.mark.rows(lambda row: row.traits.agreement != "frozen")
+@pytest.mark.rows(lambda row: row.needs.agreement.name != "frozen")
 def test_the_bottom_moves(row: Row, world: World) -> None:
     assert _moved(small.built(world(row)), rounds=2)
 
 
-@pytest.mark.rows(lambda row: row.traits.agreement == "frozen")
+@pytest.mark.rows(lambda row: row.needs.agreement.name == "frozen")
 def test_a_frozen_bottom_never_moves(row: Row, world: World) -> None:
     assert not _moved(small.built(world(row)), rounds=6)
 
 
 def _moved(run: Built, *, rounds: int) -> bool:
     before = {name: tensor.clone() for name, tensor in run.model.bottom.state_dict().items()}
-    small.run(run.simulation, rounds)
-    after = run.simulation.agreed_bottom().state_dict()
+    small.run(run.federation, rounds)
+    after = run.federation.server.agreed_bottom().state_dict()
     return any(not torch.equal(before[name], after[name]) for name in before)
 
 
@@ -70,16 +70,16 @@ def _moved(run: Built, *, rounds: int) -> bool:
 )
 def test_any_division_of_the_data(row: Row, changes: dict[str, Any]) -> None:
     run = small.built(small.images(row.name, **row.changes(**changes)))
-    simulation = run.simulation
-    sizes = {len(source.data) for source in simulation.sources}  # type: ignore[attr-defined]
+    simulation = run.federation
+    sizes = {len(source.data) for source in run.holdings.sources}  # type: ignore[attr-defined]
     losses = small.run(simulation, 3, steps=2)
     assert all(0 < loss < 20 for loss in losses)  # finite, and of the size of a cross-entropy of ten classes
-    if row.traits.agreement == "alone":
+    if row.needs.agreement.name == "alone":
         assert sizes == {120}, "one machine holds the rows of all clients"
     elif "partition__name" in changes:
         assert len(sizes) > 2
     else:
         assert sizes == {120 // changes.get("clients", 4)}
-    cohorts = {client for number in range(3) for client in simulation.cohort(number)}
+    cohorts = {client for number in range(3) for client in simulation.server.cohort(number)}
     assert set(simulation.clients) == cohorts
-    assert all(client.cursor in (2, 4, 6) for client in simulation.clients.values())
+    assert all(side.party.feed.cursor in (2, 4, 6) for side in simulation.clients.values())

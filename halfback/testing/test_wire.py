@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from halfback.assembly import Built
 from halfback.config import RunConfig
-from halfback.engine.federation import Simulation
+from halfback.engine.client_side import ClientSide
+from halfback.engine.federation import Federation
 from halfback.parties.server import Server
 from halfback.testing import small
 from halfback.testing.formulas import Work, greeting, reused, tensor
@@ -24,18 +24,11 @@ World = Callable[..., RunConfig]
 Arrived = list[tuple[int, str, bytes]]  # client, direction, message
 
 
-def tapped(simulation: Simulation) -> Arrived:
+def tapped(federation: Federation) -> Arrived:
     """What reaches either end of every link, from now on."""
     arrived: Arrived = []
-    for client in range(len(simulation.sources)):
-        for end, direction in zip(simulation.link.of(client), ("down", "up"), strict=True):
-            end.receive = partial(_tap, end.receive, arrived, client, direction)  # type: ignore[method-assign]
+    federation.tap = lambda client, direction, data: arrived.append((client, direction, data))
     return arrived
-
-
-def _tap(receive: Any, arrived: Arrived, client: int, direction: str, data: bytes) -> Any:
-    arrived.append((client, direction, data))
-    return receive(data)
 
 
 def counted(arrived: Arrived) -> dict[str, int]:
@@ -48,11 +41,11 @@ def counted(arrived: Arrived) -> dict[str, int]:
 
 
 def test_the_ledger_holds_the_bytes_that_arrived(row: Row) -> None:
-    simulation = small.built(small.images(row.name, **row.changes())).simulation
+    simulation = small.built(small.images(row.name, **row.changes())).federation
     arrived = tapped(simulation)
     small.run(simulation, 3, steps=2)
-    assert {side: simulation.ledger.total(side) for side in ("up", "down")} == counted(arrived)
-    assert bool(arrived) is (row.traits.agreement != "alone")
+    assert {side: simulation.server.ledger.total(side) for side in ("up", "down")} == counted(arrived)
+    assert bool(arrived) is (row.needs.agreement.name != "alone")
 
 
 def test_the_bytes_are_those_of_the_closed_form(row: Row, world: World) -> None:
@@ -63,12 +56,12 @@ def test_the_bytes_are_those_of_the_closed_form(row: Row, world: World) -> None:
     """
     if row.bytes_of_round is None:
         pytest.skip("nobody said what its bytes are in closed form")
-    simulation = small.built(world(row)).simulation
+    simulation = small.built(world(row)).federation
     arrived = tapped(simulation)
     expected, skipped = {"up": 0, "down": 0}, 0
     for number in range(4):
-        for place, client in enumerate(simulation.cohort(number)):
-            taken = 2 * place if row.traits.one_by_one else 0  # by those whose turn comes before
+        for place, client in enumerate(simulation.server.cohort(number)):
+            taken = 2 * place if row.needs.turns == "one_by_one" else 0  # by those whose turn comes before
             for side, count in zip(expected, row.bytes_of_round(_work(simulation, client, number, taken)), strict=True):
                 expected[side] += count
             if row.reuses:
@@ -85,7 +78,7 @@ def test_the_bytes_are_those_of_the_closed_form(row: Row, world: World) -> None:
                 saved, skips = _saved(row, f"{role}_{side}", value, masks.get(client))
                 expected[side] -= saved
                 skipped += skips
-    assert {side: simulation.ledger.total(side) for side in ("up", "down")} == expected
+    assert {side: simulation.server.ledger.total(side) for side in ("up", "down")} == expected
     assert (skipped > 0) is bool(row.reuses)
 
 
@@ -102,63 +95,66 @@ def _saved(row: Row, link: str, value: Encoded, mask: Tensor | None) -> tuple[in
     return tensor(*plain) - encoded, int(skipped.sum())
 
 
-def _work(simulation: Simulation, number: int, round_number: int, taken: int) -> Work:
-    client, server = simulation.client(number), simulation.server
+def _work(simulation: Federation, number: int, round_number: int, taken: int) -> Work:
+    client, server = simulation.client(number).party, simulation.server.party
     batches, second = [], []
-    for place in range(client.cursor, client.cursor + 2):
-        inputs = client.data.batch(place).inputs
+    for place in range(client.feed.cursor, client.feed.cursor + 2):
+        inputs = client.feed.data.batch(place).inputs
         mask = inputs.get("attention_mask")
-        hidden = (len(inputs["pixel_values"]), *server.hidden_shape) if mask is None else (*mask.shape, 16)
+        hidden = (len(inputs["pixel_values"]), *server.top.form.shape) if mask is None else (*mask.shape, 16)
         batches.append((hidden, None if mask is None else tuple(mask.shape)))
         if client.head is not None:  # after the second of three blocks of a ResNet-8, or after the third
             sizes = (32, 8, 8) if len(client.head.module.state_dict()) > 2 else (64, 4, 4)
             second.append(hidden if mask is not None else (hidden[0], *sizes))
-    rows, cohort = range(client.position, len(server.history) + taken), simulation.sampled_clients
+    rows, cohort = range(client.theta.position, len(server.agreed.rows) + taken), simulation.server.sampling.sampled
     return Work(
         first=2 * round_number,
         batches=batches,
         missed=len(rows),
-        turns=simulation.algorithm.traits.one_by_one and any(r // (2 * cohort) * 2 + r % 2 != r for r in rows),
-        ever=bool(server.history) or taken > 0,
-        directions=getattr(simulation.algorithm, "directions", 0),
-        exact=server.replica.width(0),
-        state=[tuple(tensor.shape) for tensor in server.replica.exact_state().values()],
-        weights=[tuple(parameter.shape) for parameter in server.replica.parameters.values()],
-        groups=len(server.replica.groups),
+        turns=simulation.server.algorithm.needs.turns == "one_by_one"
+        and any(r // (2 * cohort) * 2 + r % 2 != r for r in rows),
+        ever=bool(server.agreed.rows) or taken > 0,
+        directions=simulation.server.algorithm.needs.directions,
+        exact=server.agreed.replica.width(0),
+        state=[tuple(tensor.shape) for tensor in server.agreed.replica.exact_state().values()],
+        weights=[tuple(parameter.shape) for parameter in server.agreed.replica.parameters.values()],
+        groups=len(server.agreed.replica.groups),
         above=_above(server, number),
         second=second,
-        head=[tuple(parameter.shape) for parameter in (server.head or {}).values()],
+        head=[tuple(parameter.shape) for parameter in (server.top.head or {}).values()],
     )
 
 
 def _above(server: Server, client: int) -> list[tuple[int, ...]]:
-    below = server.boundaries[client].below if server.boundaries else ()
-    return [tuple(p.shape) for name, p in server.replica.parameters.items() if name not in below]
+    below = server.cohort.boundaries[client].below if server.cohort.boundaries else ()
+    return [tuple(p.shape) for name, p in server.agreed.replica.parameters.items() if name not in below]
 
 
-@pytest.mark.rows(lambda row: row.traits.agreement != "alone")
+@pytest.mark.rows(lambda row: row.needs.agreement.name != "alone")
 def test_a_socket_carries_the_same_bits(row: Row, world: World, tmp_path: Path) -> None:
     """The deployment engine; clients on a model, data and parameters of their own, each at the far end of a socket."""
     local, server = (small.built(world(row)) for _ in range(2))
-    losses = small.run(local.simulation, 4, steps=2)
-    machine = partial(_machine, world, row)
-    assert run_over_sockets(server.simulation, machine, rounds=4, steps=2, folder=tmp_path) == losses
-    assert server.simulation.ledger.bytes_by_kind == local.simulation.ledger.bytes_by_kind
-    assert server.simulation.meters.forward_passes == local.simulation.meters.forward_passes
-    for one, other in zip(local.simulation.server.history, server.simulation.server.history, strict=True):
+    losses = small.run(local.federation, 4, steps=2)
+    machine = partial(_made, world, row)
+    assert run_over_sockets(server.federation, machine, rounds=4, steps=2, folder=tmp_path) == losses
+    assert server.federation.server.ledger.bytes_by_kind == local.federation.server.ledger.bytes_by_kind
+    assert server.federation.server.meters.forward_passes == local.federation.server.meters.forward_passes
+    for one, other in zip(
+        local.federation.server.party.agreed.rows, server.federation.server.party.agreed.rows, strict=True
+    ):
         assert torch.equal(one, other)
     assert_equal_models(local, server)
 
 
-def _machine(world: World, row: Row) -> Simulation:
-    return small.built(world(row)).simulation
+def _made(world: World, row: Row, number: int) -> ClientSide:
+    return small.built(world(row)).federation.client(number)
 
 
 def assert_equal_models(one: Built, other: Built) -> None:
     """Every bit of what the federation has agreed on, and of the server's part."""
     for run in (one, other):
-        run.simulation.agreed_bottom()
-    mine, theirs = ([*(b.model.bottom, b.model.top), b.simulation.device_part] for b in (one, other))
+        run.federation.server.agreed_bottom()
+    mine, theirs = ([*(b.model.bottom, b.model.top), b.federation.server.part] for b in (one, other))
     for half, same in zip(mine, theirs, strict=True):
         named = dict(same.named_parameters())
         assert [n for n, p in half.named_parameters() if not torch.equal(p, named[n])] == []

@@ -7,13 +7,15 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from halfback.errors import PeerError
 from halfback.wire.messages import FIELDS, KINDS, Encoded, Message, Role
+
+Direction = Literal["up", "down"]
 
 MAGIC = b"HB"
 VERSION = 1
@@ -216,3 +218,28 @@ class _Reader:
         if dtype == torch.bool and any(raw.translate(None, b"\x00\x01")):
             raise PeerError(name, "a byte other than 0 and 1 came in a bool tensor")
         return torch.frombuffer(raw, dtype=dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
+
+
+class Ledger:
+    """Adds up the lengths of serialised messages; nothing in it is priced by a formula."""
+
+    def __init__(self) -> None:
+        self.bytes_by_kind: dict[str, dict[str, dict[str, int]]] = {"up": {}, "down": {}}
+
+    def add(self, direction: Direction, kind: str, packed: Packed) -> None:
+        """Enters one message."""
+        entry = self.bytes_by_kind[direction].setdefault(kind, {})
+        for role, count in packed.bytes_by_role.items():
+            entry[role] = entry.get(role, 0) + count
+
+    def total(self, direction: Direction) -> int:
+        """Bytes sent in that direction."""
+        return sum(sum(roles.values()) for roles in self.bytes_by_kind[direction].values())
+
+    def state_dict(self) -> dict[str, dict[str, dict[str, int]]]:
+        """The entries, for a checkpoint."""
+        return self.bytes_by_kind
+
+    def load_state_dict(self, state: dict[str, dict[str, dict[str, int]]]) -> None:
+        """Continues from a checkpoint's entries."""
+        self.bytes_by_kind = state

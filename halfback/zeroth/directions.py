@@ -4,9 +4,11 @@ Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (S
 only. The 128-bit counter is (block number, 64-bit hash of the parameter's name), the 64-bit key is the seed of the
 direction, and one block yields 128 signs or 8 Gaussian values; so any slice of a direction can be made alone, in any
 order, on any device, for any dtype of the model, and is always the same.
+
+Seeds are hashed paths: no arithmetic, so no two paths share a seed by construction of a sum.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -23,6 +25,47 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 VALUES_PER_BLOCK = {"rademacher": 128, "gaussian": 8}
+
+
+def seed_for(*path: int | str) -> int:
+    """The 64-bit seed of a path such as ``(run_seed, "direction", step, 3)``.
+
+    Each element is written with its type and length before hashing, so ``("1", 2)``, ``(1, 2)`` and ``(12,)`` differ.
+
+    Raises:
+        TypeError: an element is neither an integer nor a string.
+    """
+    digest = blake2b(digest_size=8, person=b"halfback.seed")
+    for element in path:
+        if isinstance(element, bool) or not isinstance(element, int | str):
+            raise TypeError(f"a seed path holds integers and strings, not {element!r}")
+        kind = b"s" if isinstance(element, str) else b"i"
+        text = str(element).encode()
+        digest.update(kind + len(text).to_bytes(4, "little") + text)
+    return int.from_bytes(digest.digest(), "little")
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The directions of one step: a seed each, and the law that all of them have."""
+
+    numbers: tuple[int, ...]
+    law: Law = "rademacher"
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The directions of all steps: `seed_of(row, p)` is the seed of direction p of a row of the history."""
+
+    seed_of: Callable[[int, int], int]
+    law: Law = "rademacher"
+
+    def of(self, row: int, count: int) -> Seeds:
+        """The first `count` directions of a row."""
+        return Seeds(tuple(self.seed_of(row, p) for p in range(count)), self.law)
 
 
 def philox(counter: tuple[Tensor | int, ...], key: tuple[Tensor | int, Tensor | int]) -> tuple[Tensor, ...]:
@@ -174,6 +217,31 @@ def layout_of(parameters: Mapping[str, Tensor]) -> tuple[tuple[str, int], ...]:
     return tuple((name, parameter.numel()) for name, parameter in parameters.items())
 
 
+def packs_of(parameters: Mapping[str, Tensor]) -> Iterator[Pack]:
+    """The packs of some parameters, those of each dtype by themselves: a pack is rounded as a whole."""
+    for dtype in {parameter.dtype for parameter in parameters.values()}:
+        yield from packs(layout_of({name: p for name, p in parameters.items() if p.dtype == dtype}))
+
+
+def gather(tensors: Mapping[str, Tensor], pack: Pack, device: torch.device) -> Tensor:
+    """(width,) float32: the pack's segments of the tensors, zero in the gaps. A view, where one segment is all."""
+    if len(pack.segments) == 1 and pack.segments[0].stop - pack.segments[0].start == pack.width:
+        (only,) = pack.segments
+        return tensors[only.name].view(-1)[only.start : only.stop].float()
+    flat = torch.zeros(pack.width, dtype=torch.float32, device=device)
+    for segment in pack.segments:
+        size = segment.stop - segment.start
+        flat[segment.place : segment.place + size] = tensors[segment.name].view(-1)[segment.start : segment.stop]
+    return flat
+
+
+def scatter(flat: Tensor, tensors: Mapping[str, Tensor], pack: Pack) -> None:
+    """Puts back what `gather` took."""
+    for segment in pack.segments:
+        size = segment.stop - segment.start
+        tensors[segment.name].view(-1)[segment.start : segment.stop] = flat[segment.place : segment.place + size]
+
+
 def _counters(
     segments: tuple[Segment, ...], per_block: int, device: torch.device
 ) -> tuple[Tensor, Tensor | int, Tensor | int]:
@@ -202,18 +270,13 @@ def _blocks(segment: Segment, per_block: int, device: torch.device) -> Tensor:
 
 def direction_of(seed: int, name: str, parameter: Tensor, *, law: Law = "rademacher") -> Tensor:
     """The whole direction of one parameter, in its shape, dtype and place."""
-    return directions_of([seed], name, parameter, law=law)[0]
-
-
-def directions_of(seeds: Sequence[int], name: str, parameter: Tensor, *, law: Law = "rademacher") -> Tensor:
-    """(len(seeds), …): the whole direction of one parameter for each seed, in its dtype and place."""
     pieces = [
-        pack.directions(seeds, law=law, device=parameter.device)[:, : pack.segments[0].stop - pack.segments[0].start]
+        pack.directions([seed], law=law, device=parameter.device)[0, : pack.segments[0].stop - pack.segments[0].start]
         for pack in packs(((name, parameter.numel()),))
     ]
     if not pieces:
-        return parameter.new_zeros(len(seeds), *parameter.shape)
-    return torch.cat(pieces, dim=1).view(len(seeds), *parameter.shape).to(parameter.dtype)
+        return parameter.new_zeros(parameter.shape)
+    return torch.cat(pieces).view(parameter.shape).to(parameter.dtype)
 
 
 def direction_rows(seed: int, name: str, rows: Tensor, width: int, *, law: Law = "rademacher") -> Tensor:

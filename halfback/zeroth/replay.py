@@ -2,28 +2,48 @@
 
 ĝ = (1/P) Σ_p v̄_p u_p (HO-SFL, arXiv 2603.14773, step 6), taken through SGD, momentum or AdamW. Nothing here depends on
 the order in which parameters are visited or on how they are packed, so many missed steps are replayed in
-one pass over the parameters, and the result has the bits of one step at a time.
+one pass over the parameters, and the result has the bits of one step at a time. Learning rates are functions of the
+step alone, so that whoever replays a step later takes the same rate.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from halfback.errors import PeerError
-from halfback.zeroth.directions import PACK_WIDTH, Law, Pack, layout_of, packs
+from halfback.zeroth.directions import PACK_WIDTH, Directions, Pack, Seeds, gather, packs_of, scatter
 
-SeedOf = Callable[[int, int], int]
 Schedule = Callable[[int], float]
+Shape = Literal["constant", "linear", "cosine"]
 
 
 def constant(step: int) -> float:
     """The schedule that leaves the learning rate as it is."""
     return 1.0
+
+
+def schedule(shape: Shape, *, warmup: int, total: int) -> Callable[[int], float]:
+    """Step from 0 on → factor of the learning rate.
+
+    It rises in a line over the first `warmup` steps, and then stays at 1, or falls to 0 at step `total` in a line or a
+    half cosine (Loshchilov and Hutter, arXiv 1608.03983, without restarts).
+    """
+    return partial(_factor, shape, warmup, total)
+
+
+def _factor(shape: Shape, warmup: int, total: int, step: int) -> float:
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if shape == "constant":
+        return 1.0
+    gone = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return 1 - gone if shape == "linear" else (1 + math.cos(math.pi * gone)) / 2
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,25 @@ class UpdateRule:
         return self.clip / norm if self.clip is not None and norm > self.clip else 1.0
 
 
+@dataclass(frozen=True)
+class RowForm:
+    """What a row of agreed slopes is made of.
+
+    Attributes:
+        groups: names of the parameters that share slopes; a row has P slopes for each group in turn. A group may be one
+            of which a replica has no parameter: a device with fewer blocks than others. None for one group of all that
+            are not `exact`.
+        exact: names of the parameters whose gradient is agreed on as it is, and not along directions; a row ends with
+            their gradients, which are the slopes along the coordinate axes.
+    """
+
+    groups: Sequence[Sequence[str]] | None = None
+    exact: Sequence[str] = ()
+
+
+PLAIN = RowForm()
+
+
 class Replica:
     """Parameters that every party moves alike, with the optimiser's moments and the number of steps taken.
 
@@ -84,37 +123,28 @@ class Replica:
         position: rows replayed so far; the next agreed row is number `position`.
         own_pace: a row's number is not the step of the run that it belongs to, as where a client has rows of its own or
             a step has several: who replays must say the steps.
-        groups: names of the parameters that share slopes; a row of the history has P slopes for each group in turn.
-            A group may be one of which this replica has no parameter: a device with fewer blocks than others.
-        exact: names of the parameters whose gradient is agreed on as it is, and not along directions; a row ends with
-            their gradients, which are the slopes along the coordinate axes.
+        groups, exact: as in `RowForm`, of this replica's rows.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
-        *,
         rule: UpdateRule,
-        seed_of: SeedOf,
-        law: Law = "rademacher",
+        directions: Directions,
+        *,
         schedule: Schedule = constant,
-        groups: Sequence[Sequence[str]] | None = None,
-        exact: Sequence[str] = (),
+        form: RowForm = PLAIN,
         own_pace: bool = False,
     ) -> None:
-        """`seed_of(row, p)` is the seed of direction p of a row, `schedule(step)` the learning rate's factor by step.
-
-        By default all parameters that are not `exact` share their slopes.
-        """
+        """`schedule(step)`: the learning rate's factor by step of the run."""
         self.parameters = dict(parameters)
         self.rule = rule
-        self.law = law
-        self.seed_of = seed_of
+        self.directions = directions
         self.schedule = schedule
         self.own_pace = own_pace
-        self.exact = list(exact)
+        self.exact = list(form.exact)
         along = [name for name in self.parameters if name not in self.exact]
-        self.groups = [along] if groups is None else [list(names) for names in groups]
+        self.groups = [along] if form.groups is None else [list(names) for names in form.groups]
         self.position = 0
         self.dimension = sum(parameter.numel() for parameter in self.parameters.values())
         self.moments: dict[str, dict[str, Tensor]] = {
@@ -124,12 +154,12 @@ class Replica:
 
     def alike(self, parameters: Mapping[str, Tensor], **changes: Any) -> "Replica":
         """Another one at its start, of these parameters, with the same settings but for `changes`."""
-        names = ("rule", "seed_of", "law", "schedule", "groups", "exact", "own_pace")
-        return Replica(parameters, **({name: getattr(self, name) for name in names} | changes))
+        same = {name: getattr(self, name) for name in ("rule", "directions", "schedule", "own_pace")}
+        return Replica(parameters, **(same | {"form": RowForm(self.groups, self.exact)} | changes))
 
-    def seeds(self, directions: int, *, step: int | None = None) -> list[int]:
-        """The seeds of a step's directions: of the one to be replayed next, unless another is named."""
-        return [self.seed_of(self.position if step is None else step, p) for p in range(directions)]
+    def seeds(self, directions: int, *, step: int | None = None) -> Seeds:
+        """The first `directions` of a step: of the one to be replayed next, unless another is named."""
+        return self.directions.of(self.position if step is None else step, directions)
 
     def width(self, directions: int) -> int:
         """Values of a row of the history: `directions` slopes of each group, and the exact gradients."""
@@ -151,9 +181,8 @@ class Replica:
         wrong = measured < 0 or measured % count or not (measured or given)
         if slopes.ndim != 2 or (len(slopes) and wrong) or first < 0:
             wanted = ("P" if count == 1 else f"{count} · P") + (f" + {given}" if given else "")
-            raise PeerError(
-                f"history: {tuple(slopes.shape)} from step {first} came, (steps, {wanted}) from step 0 is allowed"
-            )
+            came = f"{tuple(slopes.shape)} from step {first}"
+            raise PeerError("history", came, f"(steps, {wanted}) from step 0 is allowed")
         new, at = self._untaken(first, slopes), self._steps_of_untaken(first, len(slopes), steps)
         if not len(new):
             return
@@ -176,7 +205,7 @@ class Replica:
     def _untaken(self, first: int, rows: Tensor) -> Tensor:
         """Those of the rows from step `first` on that are still to be taken; raises as `replay` does."""
         if first > self.position:
-            raise PeerError(f"history: rows begin at step {first}, but this replica is at step {self.position}")
+            raise PeerError("history", f"rows begin at step {first}, but this replica is at step {self.position}")
         return rows[self.position - first :]
 
     def exact_state(self) -> dict[str, Tensor]:
@@ -205,12 +234,12 @@ class Replica:
     def _replay_measured(self, rows: Tensor, steps: Sequence[int]) -> None:
         """The groups' steps, from their slopes (steps, groups · P)."""
         directions = rows.shape[1] // len(self.groups)
-        seeds = [self.seed_of(self.position + i, p) for i in range(len(rows)) for p in range(directions)]
+        seeds = [s for i in range(len(rows)) for s in self.directions.of(self.position + i, directions).numbers]
         for names, of_group in zip(self.groups, rows.split(directions, dim=1), strict=True):
             own = {name: self.parameters[name] for name in names if name in self.parameters}
             dimension = sum(parameter.numel() for parameter in own.values())
             coefficients = [self.rule.coefficients(row, dimension) for row in of_group.tolist()]
-            for pack in _packs(own):
+            for pack in packs_of(own):
                 device = own[pack.segments[0].name].device
                 self._replay_pack(pack, self._estimates(pack, coefficients, seeds, device), steps)
 
@@ -220,10 +249,10 @@ class Replica:
         scales = [self.rule.exact_scale(row) for row in rows]
         sizes = [parameter.numel() for parameter in own.values()]
         gradients = dict(zip(own, rows.split(sizes, dim=1), strict=True))
-        for pack in _packs(own):
+        for pack in packs_of(own):
             device = own[pack.segments[0].name].device
             of_rows = ({name: rows[i] for name, rows in gradients.items()} for i in range(len(rows)))
-            placed = (_gather(row, pack, device) for row in of_rows)
+            placed = (gather(row, pack, device) for row in of_rows)
             self._replay_pack(pack, (values * scale for values, scale in zip(placed, scales, strict=True)), steps)
 
     @contextmanager
@@ -245,8 +274,8 @@ class Replica:
         """Takes a pack's next rows on `gradients`, (width,) float32 each: used up."""
         dtype = self.parameters[pack.segments[0].name].dtype
         device = self.parameters[pack.segments[0].name].device
-        values = _gather(self.parameters, pack, device)
-        moments = [_gather(by_name, pack, device) for by_name in self.moments.values()]
+        values = gather(self.parameters, pack, device)
+        moments = [gather(by_name, pack, device) for by_name in self.moments.values()]
         count = self.position
         for step in steps:
             gradient, count = next(gradients), count + 1
@@ -254,9 +283,9 @@ class Replica:
             del gradient  # before the next step's directions are made (`zip` or `enumerate` would keep it)
             if dtype != torch.float32:  # as a client that takes one step at a time does
                 values.copy_(values.to(dtype))
-        _scatter(values, self.parameters, pack)
+        scatter(values, self.parameters, pack)
         for by_name, changed in zip(self.moments.values(), moments, strict=True):
-            _scatter(changed, by_name, pack)
+            scatter(changed, by_name, pack)
 
     def _estimates(
         self, pack: Pack, coefficients: list[list[float]], seeds: list[int], device: torch.device
@@ -284,7 +313,7 @@ class Replica:
             own = seeds[step * len(row) : (step + 1) * len(row)]
             for begin in range(0, len(row), at_once):
                 chosen = slice(begin, begin + at_once)
-                yield from pack.directions(own[chosen], law=self.law, device=device, scales=row[chosen])
+                yield from pack.directions(own[chosen], law=self.directions.law, device=device, scales=row[chosen])
 
     def _step(self, values: Tensor, gradient: Tensor, moments: list[Tensor], count: int, lr: float) -> None:
         """One optimiser step on a pack, in float32 and in place; `gradient` is used up. `count`: rows with this one.
@@ -308,28 +337,3 @@ class Replica:
             square.mul_(beta2).add_(gradient.square_().mul_(1 - beta2))
             root = (square * (1 / (1 - beta2**count))).sqrt_().add_(rule.eps)
             values.sub_((mean * (1 / (1 - beta1**count))).div_(root).mul_(lr))
-
-
-def _packs(parameters: Mapping[str, Tensor]) -> Iterator[Pack]:
-    """The packs of some parameters, those of each dtype by themselves: a pack is rounded as a whole."""
-    for dtype in {parameter.dtype for parameter in parameters.values()}:
-        yield from packs(layout_of({name: p for name, p in parameters.items() if p.dtype == dtype}))
-
-
-def _gather(tensors: Mapping[str, Tensor], pack: Pack, device: torch.device) -> Tensor:
-    """(width,) float32: the pack's segments of the tensors, zero in the gaps. A view, where one segment is all."""
-    if len(pack.segments) == 1 and pack.segments[0].stop - pack.segments[0].start == pack.width:
-        (only,) = pack.segments
-        return tensors[only.name].view(-1)[only.start : only.stop].float()
-    flat = torch.zeros(pack.width, dtype=torch.float32, device=device)
-    for segment in pack.segments:
-        size = segment.stop - segment.start
-        flat[segment.place : segment.place + size] = tensors[segment.name].view(-1)[segment.start : segment.stop]
-    return flat
-
-
-def _scatter(flat: Tensor, tensors: Mapping[str, Tensor], pack: Pack) -> None:
-    """Puts back what `_gather` took."""
-    for segment in pack.segments:
-        size = segment.stop - segment.start
-        tensors[segment.name].view(-1)[segment.start : segment.stop] = flat[segment.place : segment.place + size]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from halfback import config
 from halfback.errors import UserError
-from halfback.parties.server_robust import Robust
+from halfback.parties.cohort import Robust
 
 NONE, CLIP, MEDIAN = Robust(), Robust("clip"), Robust("median")
 EVERY = [NONE, CLIP, MEDIAN, Robust("trimmed_mean")]

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from halfback.assembly import Built
 from halfback.errors import Diverged, PeerError
 from halfback.models.adapters import trainable
-from halfback.parties.client_replies import catch_up
+from halfback.parties.by_slopes import catch_up
 from halfback.testing import small
 from halfback.wire.messages import History, HistoryAndState, Join
 
@@ -35,26 +35,26 @@ def _gradients(run: Built, inputs: dict[str, Tensor], labels: Tensor) -> dict[st
 def test_exact_gradients_are_the_cohorts_mean() -> None:
     changes = {"model__cut": 3, "algorithm__exact_blocks": 2, "algorithm__directions": 0}
     run, before = _world(**changes), _world(**changes)
-    small.run(run.simulation, 1)
-    simulation = run.simulation
-    total = torch.zeros_like(simulation.server.history[0])
-    for client in simulation.cohort(0):
-        batch = simulation.sources[client].batch(0)
+    small.run(run.federation, 1)
+    simulation = run.federation
+    total = torch.zeros_like(simulation.server.party.agreed.rows[0])
+    for client in simulation.server.cohort(0):
+        batch = simulation.client(client).party.feed.data.batch(0)
         gradients = _gradients(before, batch.inputs, batch.labels)
-        total += torch.cat([gradients[name].flatten() for name in simulation.server.replica.exact])
+        total += torch.cat([gradients[name].flatten() for name in simulation.server.party.agreed.replica.exact])
     # float32 sums over four rows and all positions, in another order.
-    torch.testing.assert_close(simulation.server.history[0], total / 2, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(simulation.server.party.agreed.rows[0], total / 2, rtol=1e-3, atol=1e-6)
 
 
 EXACT = {"model__cut": 2, "algorithm__exact_blocks": 1, "bottom__optimizer": "adamw"}
 
 
 def test_the_history_keeps_no_exact_gradients() -> None:
-    simulation = _world(**EXACT).simulation
+    simulation = _world(**EXACT).federation
     small.run(simulation, 3)
     tensors, _ = simulation.state()
     assert tensors["history"].shape == (3, P)
-    assert simulation.server.replica.position == 3
+    assert simulation.server.party.agreed.replica.position == 3
 
 
 SPOILT: dict[str, tuple[Callable[[HistoryAndState], Any], type[Exception], str]] = {
@@ -72,11 +72,11 @@ SPOILT: dict[str, tuple[Callable[[HistoryAndState], Any], type[Exception], str]]
 
 @pytest.mark.parametrize("what", SPOILT)
 def test_a_state_from_the_server_is_checked(what: str) -> None:
-    simulation = _world(**EXACT).simulation
+    simulation = _world(**EXACT).federation
     small.run(simulation, 2)
-    away = simulation.client(2)
+    away = simulation.client(2).party
     away.position = 0
-    said: Any = simulation.algorithm.answer(simulation.server, {2: Join(0)})[2]
+    said: Any = simulation.server.algorithm.answer(simulation.server.party, {2: Join(0)})[2]
     spoil, error, message = SPOILT[what]
     before = {name: tensor.clone() for name, tensor in away.replica.parameters.items()}
     with pytest.raises(error, match=message):

@@ -18,8 +18,7 @@ from torch.func import functional_call
 
 from halfback.algorithms import algorithms
 from halfback.testing import small
-from halfback.zeroth.directions import direction_of
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import direction_of, seed_for
 
 STEPS, LOCAL, P, RADIUS = 4, 2, 2, 1e-3
 Vector = dict[str, Tensor]
@@ -72,30 +71,30 @@ class World:
 
     def __init__(self, name: str, changes: dict[str, Any]) -> None:
         self.built = small.built(small.images(name, **changes))
-        self.simulation, config = self.built.simulation, self.built.config
-        self.name, self.config, self.traits = name, config, algorithms()[name].traits
+        self.federation, config = self.built.federation, self.built.config
+        self.name, self.config, self.needs = name, config, algorithms()[name]().needs
         self.whole = copy.deepcopy(self.built.model.whole).double()
         self.cut = self.built.model.at
-        server = self.simulation.server
-        self.theta = {n: p.detach().double().clone() for n, p in server.replica.parameters.items()}
-        tops = {} if self.traits.top == "none" else dict(server.top.named_parameters())
+        server = self.federation.server.party
+        self.theta = {n: p.detach().double().clone() for n, p in server.agreed.replica.parameters.items()}
+        tops = {} if self.needs.top == "none" else dict(server.top.module.named_parameters())
         self.top = {n: p.detach().double().clone() for n, p in tops.items() if p.requires_grad}
-        self.options: Any = self.simulation.algorithm
+        self.options: Any = self.federation.server.algorithm
 
     def rule(self, side: str) -> Rule:
         part = getattr(self.config, side)
-        replayed = self.traits.top == "replayed" if side == "top" else not self.traits.backpropagates
+        replayed = self.needs.top == "replayed" if side == "top" else not self.needs.backpropagates
         return Rule(part.optimizer, part.lr, part.weight_decay, part.schedule, part.warmup, coupled=not replayed)
 
     def cohort(self, number: int) -> list[int]:
-        return self.simulation.cohort(number)
+        return self.federation.server.cohort(number)
 
     def shares(self, cohort: Sequence[int]) -> list[float]:
-        rows = [len(self.simulation.sources[c]) if self.options.aggregation == "rows" else 1 for c in cohort]
+        rows = [len(self.built.holdings.sources[c]) if self.options.aggregation == "rows" else 1 for c in cohort]
         return [n / sum(rows) for n in rows]
 
     def batch(self, client: int, number: int) -> tuple[Tensor, Tensor]:
-        batch = self.simulation.sources[client].batch(number)
+        batch = self.built.holdings.sources[client].batch(number)
         return batch.inputs["pixel_values"].double(), batch.labels.long()
 
     def _plain(self, vector: Vector) -> Vector:
@@ -117,7 +116,7 @@ class World:
     def local_loss(self, theta: Vector, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Of the whole model, or of the bottom and a linear head on its means over places."""
         x, labels = batch
-        if self.traits.device == "whole":
+        if self.needs.holds == "whole":
             logits = self.logits(theta, self.hidden(theta, x))
         else:
             bottom = {n: t for n, t in theta.items() if n.startswith("bottom.")}
@@ -167,7 +166,7 @@ def _inner(one: Vector, other: Vector) -> float:
 
 def _rounds(w: World) -> Any:
     """Round, its cohort, their shares, and the batches of each client by place; a client goes on where it was."""
-    cursor = dict.fromkeys(range(len(w.simulation.sources)), 0)
+    cursor = dict.fromkeys(range(len(w.built.holdings.sources)), 0)
     for number in range(STEPS // LOCAL):
         cohort = w.cohort(number)
         batches = {c: [w.batch(c, cursor[c] + place) for place in range(LOCAL)] for c in cohort}
@@ -193,9 +192,9 @@ def _by_slopes(w: World) -> None:
             slopes = [sum(s * _inner(g[0], u) for s, g in zip(shares, found, strict=True)) for u in units]
             top.step(w.top, _mean([g[1] for g in found], shares), step)
             late.append((_along(slopes, units), step))
-            if w.traits.agreement == "slopes" and (not w.traits.pipelined or len(late) > 1):
+            if w.needs.agreement.name == "slopes" and (w.needs.turns != "pipelined" or len(late) > 1):
                 bottom.step(w.theta, *late.pop(0))
-        if w.traits.agreement == "slopes":
+        if w.needs.agreement.name == "slopes":
             for each in late:
                 bottom.step(w.theta, *each)
 
@@ -294,13 +293,13 @@ def _own_loss(w: World) -> None:
         for place in range(LOCAL):
             step = number * LOCAL + place
             for c in cohort:
-                if w.traits.device == "auxiliary" and step % w.options.every == 0:
+                if w.needs.holds == "auxiliary" and step % w.options.every == 0:
                     bottom = {n: t for n, t in own[c].items() if n.startswith("bottom.")}
                     loss = lambda psi, c=c, bottom=bottom: w.loss(bottom, psi, batches[c][place])  # noqa: E731
                     top.step(w.top, _gradient(loss, w.top)[0], step)
             for c in cohort:
                 (g,) = _gradient(lambda theta, c=c: w.local_loss(theta, batches[c][place]), own[c])
-                if not w.traits.backpropagates:
+                if not w.needs.backpropagates:
                     units = [w.direction(w.theta, "bottom", rules[c].taken, p, client=c) for p in range(P)]
                     g = _along([_inner(g, u) for u in units], units)
                 rules[c].step(own[c], g, step)
@@ -320,7 +319,7 @@ def _whole_by_slopes(w: World) -> None:
             for seat, c in enumerate(cohort):
                 (g,) = _gradient(lambda theta, c=c: w.local_loss(theta, batches[c][place]), own[c])
                 if w.name == "spry":
-                    groups = w.simulation.server.replica.groups
+                    groups = w.federation.server.party.agreed.replica.groups
                     g = {n: g[n] for n in groups[(seat + number) % len(groups)]}
                 found.append(_along([_inner(g, u) for u in units], [{n: u[n] for n in g} for u in units]))
                 if w.name == "decomfl":
@@ -340,7 +339,7 @@ def _ho_fl(w: World) -> None:
     for number, cohort, shares, batches in _rounds(w):
         ends = []
         for c in cohort:
-            theta, names = dict(w.theta), w.simulation.server.boundaries[c].below
+            theta, names = dict(w.theta), w.federation.server.party.cohort.boundaries[c].below
             below, above = w.rule("bottom"), w.rule("bottom")
             below.coupled = False  # it is replayed
             for place in range(LOCAL):
@@ -397,15 +396,15 @@ def test_it_is_the_plain_loop(name: str) -> None:
     settings |= {"top__optimizer": "momentum", "top__lr": 1e-2, "top__weight_decay": 0.05}
     w = World(name, settings | options)
     sizes = {len(batch[1]) for _, cohort, _, batches in _rounds(w) for c in cohort for batch in batches[c]}
-    assert w.traits.agreement == "alone" or len(sizes) > 1, "batches of one size would not show how they count"
+    assert w.needs.agreement.name == "alone" or len(sizes) > 1, "batches of one size would not show how they count"
     begun = {"θ": dict(w.theta), "top": dict(w.top)}
-    small.run(w.simulation, STEPS // LOCAL, steps=LOCAL)
-    w.simulation.agreed_bottom()
+    small.run(w.federation, STEPS // LOCAL, steps=LOCAL)
+    w.federation.server.agreed_bottom()
     loop(w)
-    server = w.simulation.server
+    server = w.federation.server.party
     for part, wanted, found in (
-        ("θ", w.theta, server.replica.parameters),
-        ("top", w.top, dict(server.top.named_parameters())),
+        ("θ", w.theta, server.agreed.replica.parameters),
+        ("top", w.top, dict(server.top.module.named_parameters())),
     ):
         before = begun[part]
         moved = {n: found[n].detach().double() - t for n, t in before.items()}

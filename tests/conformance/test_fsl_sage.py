@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from halfback.algorithms.fsl_sage import _batches
 from halfback.assembly import Built
-from halfback.engine.federation import Simulation
+from halfback.engine.federation import Federation
 from halfback.errors import UserError
+from halfback.parties.server import TensorsByClient
 from halfback.testing import small
+from halfback.testing.wrapped import wrap
 from halfback.wire.messages import Activations, Join, Weights
 
 HEAD = "head."
@@ -30,11 +32,11 @@ class ByHand:
     """The procedure of the paper and its authors in float64, from a model and batches alone."""
 
     def __init__(self, run: Built) -> None:
-        simulation = run.simulation
-        self.device, self.top = (copy.deepcopy(part).double() for part in (simulation.device_part, run.model.top))
-        self.theta = {name: p.detach().clone() for name, p in simulation.server.replica.parameters.items()}
+        simulation = run.federation
+        self.device, self.top = (copy.deepcopy(part).double() for part in (simulation.server.part, run.model.top))
+        self.theta = {name: p.detach().clone() for name, p in simulation.server.party.agreed.replica.parameters.items()}
         self.theta = {name: p.double() for name, p in self.theta.items()}
-        self.sources, self.cohort = simulation.sources, simulation.cohort
+        self.sources, self.cohort = run.holdings.sources, simulation.server.cohort
         self.cursors = dict.fromkeys(range(3), 0)
         self.heads: dict[int, dict[str, Tensor]] = {}
         self.sets: dict[int, list[tuple[Tensor, Tensor]]] = {}  # one row each
@@ -116,32 +118,38 @@ def test_it_is_the_papers_procedure_in_float64() -> None:
     run = small.built(small.images("fsl_sage", **BETWEEN, top__optimizer="sgd", top__lr=1e-2))
     by_hand = ByHand(run)
     by_hand.run(ROUNDS)
-    start = {name: tensor.clone() for name, tensor in heads(run.simulation.server.replica.parameters).items()}
-    small.run(run.simulation, ROUNDS, steps=2)
-    server = run.simulation.server
+    start = {
+        name: tensor.clone() for name, tensor in heads(run.federation.server.party.agreed.replica.parameters).items()
+    }
+    small.run(run.federation, ROUNDS, steps=2)
+    server = run.federation.server.party
     assert {2, 8} & set(by_hand.aligned), "no alignment fell between two uploads"
-    ours = {f"θ.{name}": tensor for name, tensor in server.replica.parameters.items()}
+    ours = {f"θ.{name}": tensor for name, tensor in server.agreed.replica.parameters.items()}
     theirs = {f"θ.{name}": tensor for name, tensor in by_hand.theta.items()}
-    ours |= {f"top.{name}": tensor for name, tensor in server.top.named_parameters()}
+    ours |= {f"top.{name}": tensor for name, tensor in server.top.module.named_parameters()}
     theirs |= {f"top.{name}": tensor for name, tensor in by_hand.top.named_parameters()}
-    for m, held in server.lasting.items():
+    for m, held in server.recall(TensorsByClient).of.items():
         ours |= {f"{m}.{name}": tensor for name, tensor in heads(held).items()}
         theirs |= {f"{m}.{name}": tensor for name, tensor in by_hand.heads[m].items()}
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor.double(), theirs[name], rtol=1e-4, atol=1e-5, msg=name)
-    moved = min((heads(held)[name] - start[name]).abs().max() for held in server.lasting.values() for name in start)
+    moved = min(
+        (heads(held)[name] - start[name]).abs().max()
+        for held in server.recall(TensorsByClient).of.values()
+        for name in start
+    )
     assert moved > 2e-3, "the heads stood still: the comparison would show nothing of alignments"
 
 
 def test_a_set_keeps_a_clients_newest_rows_and_no_more() -> None:
-    simulation = small.built(small.images("fsl_sage", **BETWEEN)).simulation
+    simulation = small.built(small.images("fsl_sage", **BETWEEN)).federation
     uploads: dict[int, list[Tensor]] = {}
     for m, message in _uploaded(simulation, ROUNDS):
         uploads.setdefault(m, []).append(message.hidden.clone())
     assert set(uploads) == {0, 1, 2}
     for m, sent in uploads.items():
-        held = simulation.server.lasting[m]
+        held = simulation.server.party.recall(TensorsByClient).of[m]
         kept = torch.cat([held[f"z.{at}"] for at in sorted(int(n[2:]) for n in held if n.startswith("z."))])
         assert torch.equal(kept, torch.cat(sent)[-20:])
         assert sum(tensor.untyped_storage().nbytes() for name, tensor in held.items() if name[:2] == "z.") <= (
@@ -151,13 +159,13 @@ def test_a_set_keeps_a_clients_newest_rows_and_no_more() -> None:
 
 def test_rows_of_unequal_length_go_with_their_masks_and_labels(tiny_bert: Path, sentences: Path) -> None:
     """An alignment takes each row of a set once, however long it is."""
-    simulation = small.built(small.texts("fsl_sage", tiny_bert, sentences, clients=2, batch_size=3)).simulation
+    simulation = small.built(small.texts("fsl_sage", tiny_bert, sentences, clients=2, batch_size=3)).federation
     sent: dict[int, list[Activations]] = {0: [], 1: []}
     for m, message in _uploaded(simulation, 6):
         sent[m].append(message)
     for m, messages in sent.items():
         wanted = [row for message in messages for row in _rows(message.hidden, message.mask, message.labels)]
-        batches = list(_batches(simulation.server.lasting[m]))
+        batches = list(_batches(simulation.server.party.recall(TensorsByClient).of[m]))
         assert len({hidden.shape[1] for hidden, _, _ in batches}) > 1
         assert len(batches) < len(messages), "uploads of one length are one batch"
         assert sorted(row for batch in batches for row in _rows(*batch)) == sorted(wanted)
@@ -167,24 +175,26 @@ def _rows(*tensors: Tensor | None) -> list[bytes]:
     return [b"".join(tensor[row].numpy().tobytes() for tensor in tensors) for row in range(len(tensors[0]))]  # type: ignore[index, union-attr, arg-type]
 
 
-def _uploaded(simulation: Simulation, rounds: int) -> Iterator[tuple[int, Activations]]:
-    answer, seen = simulation.algorithm.answer, list[tuple[int, Activations]]()
+def _uploaded(simulation: Federation, rounds: int) -> Iterator[tuple[int, Activations]]:
+    answer, seen = simulation.server.algorithm.answer, list[tuple[int, Activations]]()
 
     def listening(server: Any, messages: dict[int, Any]) -> Any:
         seen.extend((m, message) for m, message in messages.items() if isinstance(message, Activations))
         return answer(server, messages)
 
-    object.__setattr__(simulation.algorithm, "answer", listening)
+    wrap(simulation, answer=listening)
     small.run(simulation, rounds, steps=2)
     yield from seen
 
 
 def test_sets_and_heads_are_the_servers_in_memory_and_in_checkpoints() -> None:
-    simulation = small.built(small.images("fsl_sage")).simulation
+    simulation = small.built(small.images("fsl_sage")).federation
     small.run(simulation, 3)
-    lasting = [tensor for held in simulation.server.lasting.values() for tensor in held.values()]
+    lasting = [
+        tensor for held in simulation.server.party.recall(TensorsByClient).of.values() for tensor in held.values()
+    ]
     assert sum(tensor.nbytes for tensor in lasting) > 100_000
-    resident = {tensor.data_ptr() for tensor in simulation.server_resident()}
+    resident = {tensor.data_ptr() for tensor in simulation.server.resident()}
     assert all(tensor.data_ptr() in resident for tensor in lasting)
     saved, _ = simulation.state()
     kept = {tensor.data_ptr() for name, tensor in saved.items() if name.startswith("lasting.")}
@@ -192,13 +202,13 @@ def test_sets_and_heads_are_the_servers_in_memory_and_in_checkpoints() -> None:
 
 
 def test_going_back_to_a_checkpoint_forgets_what_came_after_it() -> None:
-    simulation = small.built(small.images("fsl_sage", clients=3, sampled_clients=3)).simulation
+    simulation = small.built(small.images("fsl_sage", clients=3, sampled_clients=3)).federation
     small.run(simulation, 1)
     tensors, values = simulation.state()
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     losses = small.run(simulation, 2, first=1)
     simulation.load_state(before, values)
-    assert {len(held) for held in simulation.server.lasting.values()} == {
+    assert {len(held) for held in simulation.server.party.recall(TensorsByClient).of.values()} == {
         6
     }  # two of a head, two counts, two of an upload
     assert small.run(simulation, 2, first=1) == losses
@@ -206,28 +216,28 @@ def test_going_back_to_a_checkpoint_forgets_what_came_after_it() -> None:
 
 def test_a_device_that_lies_about_its_head_changes_no_other_ones() -> None:
     """What comes up of a head is for those who come for the first time; a client that has one gets its own."""
-    honest, lied_to = (small.built(small.images("fsl_sage", clients=3, sampled_clients=3)).simulation for _ in range(2))
+    honest, lied_to = (small.built(small.images("fsl_sage", clients=3, sampled_clients=3)).federation for _ in range(2))
     for simulation, factor in ((honest, 1), (lied_to, 50)):
-        answer = simulation.algorithm.answer
+        answer = simulation.server.algorithm.answer
 
         def lying(server: Any, messages: dict[int, Any], answer: Any = answer, factor: int = factor) -> Any:
             if isinstance(messages[2], Weights):
-                named = zip(server.replica.parameters, messages[2].tensors, strict=True)
+                named = zip(server.agreed.replica.parameters, messages[2].tensors, strict=True)
                 false = (tensor * factor if name.startswith(HEAD) else tensor for name, tensor in named)
                 messages = messages | {2: Weights(tuple(false))}
             return answer(server, messages)
 
-        object.__setattr__(simulation.algorithm, "answer", lying)
+        wrap(simulation, answer=lying)
     assert small.run(honest, 3) == small.run(lied_to, 3)
 
 
 def test_an_upload_before_any_greeting_is_no_crash() -> None:
-    simulation = small.built(small.images("fsl_sage")).simulation
-    batch = simulation.client(0).data.batch(0)
-    hidden = simulation.bottom(batch.inputs).detach()
+    simulation = small.built(small.images("fsl_sage")).federation
+    batch = simulation.client(0).party.data.batch(0)
+    hidden = simulation.server.bottom(batch.inputs).detach()
     message = Activations(hidden, None, batch.labels.int(), batch.sample_ids.int())
-    simulation.algorithm.answer(simulation.server, {0: message})
-    assert simulation.algorithm.answer(simulation.server, {0: Join(0)}).keys() == {0}
+    simulation.server.algorithm.answer(simulation.server.party, {0: message})
+    assert simulation.server.algorithm.answer(simulation.server.party, {0: Join(0)}).keys() == {0}
 
 
 @pytest.mark.parametrize("option", ["align_every", "alignment_epochs", "alignment_rows"])
@@ -238,7 +248,7 @@ def test_options_that_mean_nothing(option: str) -> None:
 
 def test_a_checkpoint_has_what_lasts_only_where_the_method_says_so() -> None:
     """`cse_fsl` has an auxiliary head too, and keeps nothing of a client."""
-    simulation = small.built(small.images("cse_fsl")).simulation
+    simulation = small.built(small.images("cse_fsl")).federation
     tensors, values = simulation.state()
     simulation.load_state(tensors, values)
     with pytest.raises(UserError, match=r"tensor lasting\.0\.rows is there, and nothing has this name"):

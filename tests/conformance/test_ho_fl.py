@@ -9,15 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from halfback.config import RunConfig
-from halfback.engine.federation import Simulation
+from halfback.engine.federation import Federation
 from halfback.errors import Diverged, PeerError, UserError
+from halfback.parties.client import Client
+from halfback.parties.holdings import Round
+from halfback.parties.protocol import Conversation
 from halfback.runs import checkpoint
 from halfback.testing import small
 from halfback.testing.formulas import JOIN, NOTHING, slopes, weights
 from halfback.testing.remote import run_over_sockets
+from halfback.testing.wrapped import saying, wrap
 from halfback.wire.messages import Message, Slopes, Weights
-from halfback.zeroth.directions import direction_of
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import direction_of, seed_for
 
 World = Callable[..., RunConfig]
 UNEQUAL = [3, 0, 2, 1]
@@ -43,19 +46,22 @@ def world(request: pytest.FixtureRequest) -> World:
     return config
 
 
-def theta(simulation: Simulation) -> list[Tensor]:
-    return list(simulation.server.replica.parameters.values())
+def theta(simulation: Federation) -> list[Tensor]:
+    return list(simulation.server.party.agreed.replica.parameters.values())
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_server_has_every_clients_parameters_to_the_bit(world: World, optimizer: str) -> None:
     """The agreed θ is the mean of what the devices hold, though they sent no weight of what lies below."""
     settings = {"steps": 12, "bottom__optimizer": optimizer} | OPTIMIZERS[optimizer]
-    simulation = small.built(world(algorithm__boundaries=UNEQUAL, algorithm__directions=3, **settings)).simulation
+    simulation = small.built(world(algorithm__boundaries=UNEQUAL, algorithm__directions=3, **settings)).federation
     for number in range(4):
         before = [tensor.detach().clone() for tensor in theta(simulation)]
         small.run(simulation, 1, first=number, steps=3)
-        held = [list(simulation.clients[client].replica.parameters.values()) for client in simulation.cohort(number)]
+        held = [
+            list(simulation.clients[client].party.replica.parameters.values())
+            for client in simulation.server.cohort(number)
+        ]
         agreed = theta(simulation)
         for place, tensor in enumerate(agreed):
             assert torch.equal(tensor, torch.stack([own[place] for own in held]).mean(dim=0))
@@ -64,7 +70,7 @@ def test_the_server_has_every_clients_parameters_to_the_bit(world: World, optimi
 
 def test_with_nothing_below_it_is_fedavg(world: World) -> None:
     hybrid, plain = (
-        small.built(world(name, **options)).simulation
+        small.built(world(name, **options)).federation
         for name, options in (("ho_fl", {"algorithm__boundaries": [0]}), ("fedavg", {}))
     )
     assert small.run(hybrid, 4, steps=2) == small.run(plain, 4, steps=2)
@@ -75,16 +81,16 @@ def test_moments_start_anew_in_each_participation(world: World) -> None:
     """As FedAvg on devices that forget theirs."""
     settings = {"bottom__optimizer": "adamw", "bottom__lr": 1e-3, "clients": 1, "sampled_clients": 1}
     hybrid, plain = (
-        small.built(world(name, **settings, **options)).simulation
+        small.built(world(name, **settings, **options)).federation
         for name, options in (("ho_fl", {"algorithm__boundaries": [0]}), ("fedavg", {}))
     )
     for number in range(3):
         assert small.run(hybrid, 1, first=number, steps=2) == small.run(plain, 1, first=number, steps=2)
-        optimizer = plain.client(0).optimizer
+        optimizer = plain.client(0).party.optimizer
         assert optimizer is not None
         assert optimizer.state
         optimizer.state.clear()
-        assert not hybrid.client(0).optimizer.state  # type: ignore[union-attr]
+        assert not hybrid.client(0).party.optimizer.state  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("boundary", [1, 2, 3])
@@ -93,14 +99,14 @@ def test_a_step_is_the_gradients_above_and_its_exact_slopes_below(world: World, 
     settings = {"clients": 1, "sampled_clients": 1, "bottom__lr": 0.5}
     options = {"algorithm__boundaries": [boundary], "algorithm__estimator": "forward_ad", "algorithm__directions": 2}
     stepped, whole = (small.built(world(**settings, **options)) for _ in range(2))
-    small.run(stepped.simulation, 1)
+    small.run(stepped.federation, 1)
 
-    batch = whole.simulation.sources[0].batch(0)
-    names = list(whole.simulation.server.replica.parameters)
-    parameters = theta(whole.simulation)
+    batch = whole.holdings.sources[0].batch(0)
+    names = list(whole.federation.server.party.agreed.replica.parameters)
+    parameters = theta(whole.federation)
     loss = nn.functional.cross_entropy(whole.model.logits(batch.inputs), batch.labels)
     gradients = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
-    below = whole.simulation.server.boundaries[0].below
+    below = whole.federation.server.party.cohort.boundaries[0].below
     expected = {name: gradient.double() for name, gradient in gradients.items()}
     moves = {name: torch.zeros_like(expected[name]) for name in below}
     for p in range(2):
@@ -109,7 +115,7 @@ def test_a_step_is_the_gradients_above_and_its_exact_slopes_below(world: World, 
         slope = sum((expected[name] * u[name]).sum() for name in below)
         for name in below:
             moves[name] += slope * u[name] / 2
-    for name, old, new in zip(names, parameters, theta(stepped.simulation), strict=True):
+    for name, old, new in zip(names, parameters, theta(stepped.federation), strict=True):
         move = (old.double() - new.double()).detach() / 0.5
         # θ of size 1 is rounded at 6e-8, twice that in the move; gradients and slopes at 1e-6 to 1e-5 of their size.
         torch.testing.assert_close(move, (expected | moves)[name], rtol=1e-4, atol=2e-6)
@@ -117,8 +123,8 @@ def test_a_step_is_the_gradients_above_and_its_exact_slopes_below(world: World, 
 
 @pytest.mark.parametrize("boundary", [0, 1, 2, 3])
 def test_no_graph_reaches_below_the_boundary(world: World, boundary: int) -> None:
-    simulation = small.built(world(algorithm__boundaries=[boundary], clients=1, sampled_clients=1)).simulation
-    client = simulation.client(0)
+    simulation = small.built(world(algorithm__boundaries=[boundary], clients=1, sampled_clients=1)).federation
+    client = simulation.client(0).party
     assert client.local is not None
     bottom, running, saved = client.local.device.bottom, 0, 0
 
@@ -142,10 +148,10 @@ def test_a_higher_boundary_needs_less_memory_and_fewer_weights_up(tiny_bert: Pat
     peaks, sent = [], []
     for boundary in range(4):
         config = small.texts("ho_fl", tiny_bert, sentences, algorithm__boundaries=[boundary], batch_size=32)
-        simulation = small.built(config).simulation
+        simulation = small.built(config).federation
         small.run(simulation, 1, measure=True)
-        peaks.append(simulation.meters.client_peak_bytes)
-        sent.append(simulation.ledger.total("up"))
+        peaks.append(simulation.server.meters.client_peak_bytes)
+        sent.append(simulation.server.ledger.total("up"))
     assert peaks == sorted(peaks, reverse=True)
     assert len(set(peaks)) == 4
     # Slopes come instead of the first block's weights, with a message of their own.
@@ -156,23 +162,23 @@ def test_a_higher_boundary_needs_less_memory_and_fewer_weights_up(tiny_bert: Pat
 def test_the_ledger_holds_the_closed_form(world: World) -> None:
     """Down all of θ; up P slopes a step, none where all is backpropagated, and the weights above the boundary."""
     run = small.built(world(algorithm__boundaries=UNEQUAL, algorithm__directions=3, algorithm__beta=0))
-    simulation, expected = run.simulation, {"up": 0, "down": 0}
-    shapes = {name: tuple(p.shape) for name, p in simulation.server.replica.parameters.items()}
+    simulation, expected = run.federation, {"up": 0, "down": 0}
+    shapes = {name: tuple(p.shape) for name, p in simulation.server.party.agreed.replica.parameters.items()}
     for number in range(6):
-        for client in simulation.cohort(number):
-            below = simulation.server.boundaries[client].below
+        for client in simulation.server.cohort(number):
+            below = simulation.server.party.cohort.boundaries[client].below
             above = [shape for name, shape in shapes.items() if name not in below]
             assert bool(below) is (UNEQUAL[client] > 0)
             expected["up"] += JOIN + slopes(2 * 3 if below else 0) + weights(above)
             expected["down"] += weights(list(shapes.values())) + 2 * NOTHING
         small.run(simulation, 1, first=number, steps=2)
-    assert {client for n in range(6) for client in simulation.cohort(n)} == {0, 1, 2, 3}
-    assert {side: simulation.ledger.total(side) for side in ("up", "down")} == expected  # type: ignore[arg-type]
+    assert {client for n in range(6) for client in simulation.server.cohort(n)} == {0, 1, 2, 3}
+    assert {side: simulation.server.ledger.total(side) for side in ("up", "down")} == expected  # type: ignore[arg-type]
 
 
 def test_a_resumed_run_has_the_bits_of_an_unbroken_one(world: World, tmp_path: Path) -> None:
     config = world(algorithm__boundaries=UNEQUAL, bottom__optimizer="adamw", bottom__schedule="linear")
-    unbroken, broken, resumed = (small.built(config).simulation for _ in range(3))
+    unbroken, broken, resumed = (small.built(config).federation for _ in range(3))
     losses = small.run(unbroken, 6, steps=2)
     small.run(broken, 3, steps=2)
     checkpoint.save(tmp_path, 3, *broken.state())
@@ -185,11 +191,13 @@ def test_a_resumed_run_has_the_bits_of_an_unbroken_one(world: World, tmp_path: P
 
 def test_a_socket_carries_the_same_bits(world: World, tmp_path: Path) -> None:
     config = world(algorithm__boundaries=UNEQUAL, bottom__optimizer="adamw")
-    local, server = (small.built(config).simulation for _ in range(2))
+    local, server = (small.built(config).federation for _ in range(2))
     losses = small.run(local, 4, steps=2)
-    received = run_over_sockets(server, lambda: small.built(config).simulation, rounds=4, steps=2, folder=tmp_path)
+    received = run_over_sockets(
+        server, lambda n: small.built(config).federation.client(n), rounds=4, steps=2, folder=tmp_path
+    )
     assert received == losses
-    assert server.ledger.bytes_by_kind == local.ledger.bytes_by_kind
+    assert server.server.ledger.bytes_by_kind == local.server.ledger.bytes_by_kind
     assert all(torch.equal(one, other) for one, other in zip(theta(local), theta(server), strict=True))
 
 
@@ -246,7 +254,7 @@ SAID: dict[str, tuple[type[Message], Spoil, type[Exception], str]] = {
 def test_a_server_refuses_and_moves_nothing(what: str) -> None:
     kind, change, error, said = SAID[what]
     config = small.images("ho_fl", sampled_clients=4, algorithm__boundaries=[0, 1, 2, 2])
-    simulation = small.built(config).simulation
+    simulation = small.built(config).federation
     before = [tensor.detach().clone() for tensor in theta(simulation)]
     _spoil(simulation, kind, change)
     with pytest.raises(error, match=said) as caught:
@@ -255,24 +263,28 @@ def test_a_server_refuses_and_moves_nothing(what: str) -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, theta(simulation), strict=True))
 
 
-def _spoil(simulation: Simulation, kind: type[Message], change: Spoil) -> None:
+def _spoil(simulation: Federation, kind: type[Message], change: Spoil) -> None:
     """What client 3 says of this kind arrives otherwise."""
-    carry = simulation.link.carry
+    client_round = simulation.server.algorithm.client_round
 
-    def spoiled(client: int, direction: Any, message: Message, memory: Any = None) -> Message:
-        wrong = (client, direction) == (3, "up") and isinstance(message, kind)
-        return carry(client, direction, change(message) if wrong else message, memory)
+    def spoiled(client: Client, round: Round) -> Conversation:
+        talk = client_round(client, round)
+        return talk if client.id != 3 else saying(talk, lambda m: change(m) if isinstance(m, kind) else m)
 
-    simulation.link.carry = spoiled  # type: ignore[method-assign]
+    wrap(simulation, client_round=spoiled)
 
 
 def test_weights_before_the_slopes_are_refused() -> None:
-    simulation = small.built(small.images("ho_fl")).simulation
+    simulation = small.built(small.images("ho_fl")).federation
     small.run(simulation, 1)
-    names = [n for n in simulation.server.replica.parameters if n not in simulation.server.boundaries[3].below]
-    said = Weights(tuple(simulation.server.replica.parameters[name].detach() for name in names))
+    names = [
+        n
+        for n in simulation.server.party.agreed.replica.parameters
+        if n not in simulation.server.party.cohort.boundaries[3].below
+    ]
+    said = Weights(tuple(simulation.server.party.agreed.replica.parameters[name].detach() for name in names))
     with pytest.raises(PeerError, match="client 3: Weights: they came before the slopes of the round"):
-        simulation.algorithm.answer(simulation.server, {3: said})
+        simulation.server.algorithm.answer(simulation.server.party, {3: said})
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from test_hostile_server import spoil_answers
 
 from halfback.algorithms import algorithms
-from halfback.engine.federation import Simulation
+from halfback.engine.federation import Federation
 from halfback.errors import Diverged, PeerError
 from halfback.parties.server import Server
 from halfback.testing import small
 from halfback.testing.table import ROWS
+from halfback.testing.wrapped import wrap
 from halfback.wire.messages import (
     Activations,
     CutGradient,
@@ -207,19 +209,21 @@ def _cases(table: dict[str, list[Spoiled]]) -> list[Any]:
     ]
 
 
-def _built(name: str) -> Simulation:
+def _built(name: str) -> Federation:
     config = small.images(name, **ROWS[name].changes(sampled_clients=4, batch_size=4))
-    return small.built(config).simulation
+    return small.built(config).federation
 
 
-def _bits(simulation: Simulation) -> dict[str, torch.Tensor]:
-    named = {f"θ.{name}": p for name, p in simulation.server.replica.parameters.items()}
-    return {name: p.detach().clone() for name, p in {**named, **simulation.server.top.state_dict()}.items()}
+def _bits(simulation: Federation) -> dict[str, torch.Tensor]:
+    named = {f"θ.{name}": p for name, p in simulation.server.party.agreed.replica.parameters.items()}
+    return {
+        name: p.detach().clone() for name, p in {**named, **simulation.server.party.top.module.state_dict()}.items()
+    }
 
 
 def test_every_conversation_is_here() -> None:
     elsewhere = {"ho_sfl", "zo_sfl", "split_lora", "frozen_bottom", "ho_fl"}
-    speaking = {name for name in ROWS if name == ROWS[name].name and ROWS[name].traits.agreement != "alone"}
+    speaking = {name for name in ROWS if name == ROWS[name].name and ROWS[name].needs.agreement.name != "alone"}
     assert set(BY_A_CLIENT) == set(BY_THE_SERVER) == speaking - elsewhere
 
 
@@ -227,8 +231,8 @@ def test_every_conversation_is_here() -> None:
 def test_a_server_refuses(name: str, spoiled: Spoiled) -> None:
     """Also in the middle of a cohort: the server's parts are in their places afterwards."""
     simulation = _built(name)
-    answer, seen, optimizer = simulation.algorithm.answer, 0, simulation.server.optimizer
-    shared = dict(simulation.server.top.named_parameters())
+    answer, seen, optimizer = simulation.server.algorithm.answer, 0, simulation.server.party.top.first_order.optimizer
+    shared = dict(simulation.server.party.top.module.named_parameters())
 
     def listening(server: Server, messages: dict[int, Any]) -> Any:
         nonlocal seen
@@ -240,13 +244,13 @@ def test_a_server_refuses(name: str, spoiled: Spoiled) -> None:
                 messages = {HOSTILE: wrong} if mixed else messages | {HOSTILE: wrong}
         return answer(server, messages)
 
-    object.__setattr__(simulation.algorithm, "answer", listening)
+    wrap(simulation, answer=listening)
     with pytest.raises(spoiled.error, match=spoiled.says) as caught:
         small.run(simulation, 1, steps=2)
     assert f"client {HOSTILE}" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert simulation.server.optimizer is optimizer
-    now = dict(simulation.server.top.named_parameters())
+    assert simulation.server.party.top.first_order.optimizer is optimizer
+    now = dict(simulation.server.party.top.module.named_parameters())
     assert all(now[key] is parameter for key, parameter in shared.items())
 
 
@@ -254,13 +258,7 @@ def test_a_server_refuses(name: str, spoiled: Spoiled) -> None:
 def test_a_device_refuses(name: str, spoiled: Spoiled) -> None:
     simulation = _built(name)
     before = _bits(simulation) if spoiled.kind in (Weights, HandOver, History) else None  # first in a round
-    carry = simulation.link.carry
-
-    def listening(client: int, direction: Any, message: Message, memory: Any = None) -> Message:
-        wrong = direction == "down" and isinstance(message, spoiled.kind)
-        return carry(client, direction, spoiled.change(message) if wrong else message, memory)
-
-    simulation.link.carry = listening  # type: ignore[method-assign]
+    spoil_answers(simulation, spoiled.kind, spoiled.change)
     with pytest.raises(spoiled.error, match=spoiled.says) as caught:
         small.run(simulation, 1, steps=2)
     assert "server" in str(caught.value)
@@ -281,4 +279,4 @@ def test_one_machine_hears_nobody(name: str, message: Message) -> None:
 def test_nothing_is_kept_beyond_its_round(name: str) -> None:
     simulation = _built(name)
     small.run(simulation, 1, steps=2)
-    assert simulation.server.kept == {}
+    assert simulation.server.party.memory is None

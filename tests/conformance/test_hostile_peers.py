@@ -10,12 +10,16 @@ import torch
 
 from halfback.algorithms import algorithms
 from halfback.config import RunConfig
-from halfback.engine.federation import Simulation
+from halfback.engine.federation import Federation
 from halfback.errors import Diverged, PeerError
-from halfback.parties.exchange import mean_slopes
+from halfback.parties.by_slopes import mean_slopes
+from halfback.parties.client import Client
+from halfback.parties.holdings import Round
+from halfback.parties.protocol import Conversation
 from halfback.parties.server import Server
 from halfback.testing import small
 from halfback.testing.table import ROWS
+from halfback.testing.wrapped import saying, wrap
 from halfback.wire.messages import Activations, History, Join, Losses, Message, Slopes, Weights
 
 HONEST, HOSTILE = 0, 3
@@ -86,12 +90,12 @@ def names(*agreements: str) -> list[str]:
     The others call the same ones: `test_hostile_conversations` holds that they do.
     """
     four = ("ho_sfl", "zo_sfl", "split_lora", "frozen_bottom")
-    return [name for name in four if algorithms()[name].traits.agreement in agreements]
+    return [name for name in four if algorithms()[name]().needs.agreement.name in agreements]
 
 
-def spoil(simulation: Simulation, kind: type[Message], change: Spoil, *, at: int = 1) -> None:
+def spoil(simulation: Federation, kind: type[Message], change: Spoil, *, at: int = 1) -> None:
     """In the `at`-th exchange of this kind, one client's message is changed and the server is asked."""
-    answer, seen = simulation.algorithm.answer, 0
+    answer, seen = simulation.server.algorithm.answer, 0
 
     def spoiled(server: Server, messages: dict[int, Any]) -> Any:
         nonlocal seen
@@ -101,7 +105,7 @@ def spoil(simulation: Simulation, kind: type[Message], change: Spoil, *, at: int
                 messages = messages | {HOSTILE: change(messages[HOSTILE])}
         return answer(server, messages)
 
-    object.__setattr__(simulation.algorithm, "answer", spoiled)
+    wrap(simulation, answer=spoiled)
 
 
 def refused(
@@ -109,7 +113,7 @@ def refused(
 ) -> None:
     """The error says all this in one line, and names the client that did it."""
     config = config_of(row_or_config) if isinstance(row_or_config, str) else row_or_config
-    simulation = small.built(config.model_copy(update={"sampled_clients": 4})).simulation
+    simulation = small.built(config.model_copy(update={"sampled_clients": 4})).federation
     spoil(simulation, kind, change)
     with pytest.raises(error, match=said) as caught:
         small.run(simulation, 1)
@@ -165,7 +169,7 @@ def test_weights(what: str) -> None:
 @pytest.mark.parametrize("name", names("slopes", "weights", "frozen"))
 @pytest.mark.parametrize("kind", [History, Losses])
 def test_messages_that_only_a_server_says(name: str, kind: type[Message]) -> None:
-    server = small.built(config_of(name)).simulation.server
+    server = small.built(config_of(name)).federation.server.party
     message = History(0, torch.zeros(1, 1)) if kind is History else Losses(torch.zeros(1))
     with pytest.raises(PeerError, match=f"client {HOSTILE}: {kind.__name__}: "):
         algorithms()[name]().answer(server, {HOSTILE: message})
@@ -174,84 +178,85 @@ def test_messages_that_only_a_server_says(name: str, kind: type[Message]) -> Non
 @pytest.mark.parametrize("name", names("slopes", "weights"))
 def test_kinds_that_are_mixed(name: str) -> None:
     """An engine's affair: its error names every client with what it said, first the one that is alone with it."""
-    simulation = small.built(config_of(name).model_copy(update={"sampled_clients": 4})).simulation
-    carry, count = simulation.link.carry, 0
+    simulation = small.built(config_of(name).model_copy(update={"sampled_clients": 4})).federation
+    client_round = simulation.server.algorithm.client_round
 
-    def another(client: int, direction: Any, message: Message, memory: Any = None) -> Message:
-        nonlocal count
-        count += 1
-        return carry(client, direction, Losses(torch.zeros(1)) if count == HOSTILE + 1 else message, memory)
+    def another(client: Client, round: Round) -> Conversation:
+        talk = client_round(client, round)
+        return talk if client.id != HOSTILE else saying(talk, lambda _: Losses(torch.zeros(1)))
 
-    simulation.link.carry = another  # type: ignore[method-assign]
+    wrap(simulation, client_round=another)
     with pytest.raises(PeerError, match=f"exchange: Losses of client {HOSTILE}, Join of client {HONEST}.*one kind is"):
         small.run(simulation, 1)
 
 
-def _zo_server() -> tuple[Simulation, Activations]:
-    simulation = small.built(small.images("zo_sfl")).simulation
-    batch = simulation.sources[0].batch(0)
+def _zo_server() -> tuple[Federation, Activations]:
+    simulation = small.built(small.images("zo_sfl")).federation
+    batch = simulation.client(0).party.data.batch(0)
     with torch.no_grad():
-        hidden = simulation.bottom(batch.inputs)
+        hidden = simulation.server.bottom(batch.inputs)
     return simulation, Activations(hidden, None, batch.labels.int(), batch.sample_ids.int())
 
 
 def test_a_probe_before_its_batch() -> None:
     simulation, message = _zo_server()
     with pytest.raises(PeerError, match=f"client {HOSTILE}: Activations: a probe came before the batch"):
-        simulation.algorithm.answer(simulation.server, {HOSTILE: replace(message, labels=None)})
+        simulation.server.algorithm.answer(simulation.server.party, {HOSTILE: replace(message, labels=None)})
 
 
 def test_a_probe_of_another_size_than_its_batch() -> None:
     simulation, message = _zo_server()
-    simulation.algorithm.answer(simulation.server, {HOSTILE: message})
+    simulation.server.algorithm.answer(simulation.server.party, {HOSTILE: message})
     with pytest.raises(PeerError, match=f"client {HOSTILE}: Activations: a probe came before the batch"):
-        simulation.algorithm.answer(
-            simulation.server, {HOSTILE: replace(message, labels=None, hidden=message.hidden[:3])}
+        simulation.server.algorithm.answer(
+            simulation.server.party, {HOSTILE: replace(message, labels=None, hidden=message.hidden[:3])}
         )
 
 
 def test_a_probe_longer_than_its_mask(tiny_bert: Path, sentences: Path) -> None:
-    simulation = small.built(small.texts("zo_sfl", tiny_bert, sentences)).simulation
+    simulation = small.built(small.texts("zo_sfl", tiny_bert, sentences)).federation
     ids, mask = torch.arange(8).int(), torch.ones(8, 5, dtype=torch.bool)
     first = Activations(torch.zeros(8, 5, 16), mask, torch.zeros(8).int(), ids)
-    simulation.algorithm.answer(simulation.server, {HOSTILE: first})
+    simulation.server.algorithm.answer(simulation.server.party, {HOSTILE: first})
     with pytest.raises(PeerError, match=rf"client {HOSTILE}: Activations.mask: \(8, 5\) came, \(8, 6\) is needed"):
-        simulation.algorithm.answer(simulation.server, {HOSTILE: Activations(torch.zeros(8, 6, 16), None, None, ids)})
+        simulation.server.algorithm.answer(
+            simulation.server.party, {HOSTILE: Activations(torch.zeros(8, 6, 16), None, None, ids)}
+        )
 
 
 def test_slopes_before_their_batch() -> None:
     simulation, _ = _zo_server()
     with pytest.raises(PeerError, match=f"client {HOSTILE}: Slopes: they came before the batch"):
-        simulation.algorithm.answer(simulation.server, {HOSTILE: Slopes(0, torch.zeros(1))})
+        simulation.server.algorithm.answer(simulation.server.party, {HOSTILE: Slopes(0, torch.zeros(1))})
 
 
 def test_a_step_without_a_batch() -> None:
     """After an honest step: a gradient that was used is used up."""
-    simulation = small.built(small.images("ho_sfl")).simulation
+    simulation = small.built(small.images("ho_sfl")).federation
     small.run(simulation, 1)
-    before = {name: tensor.clone() for name, tensor in simulation.server.top.state_dict().items()}
-    directions = len(simulation.server.history[0])
+    before = {name: tensor.clone() for name, tensor in simulation.server.party.top.module.state_dict().items()}
+    directions = len(simulation.server.party.agreed.rows[0])
     with pytest.raises(PeerError, match=f"client {HOSTILE}: it wants step 1 taken, but no batch came for it"):
-        simulation.algorithm.answer(simulation.server, {HOSTILE: Slopes(1, torch.zeros(directions))})
-    assert all(torch.equal(before[n], t) for n, t in simulation.server.top.state_dict().items())
-    assert len(simulation.server.history) == 1
+        simulation.server.algorithm.answer(simulation.server.party, {HOSTILE: Slopes(1, torch.zeros(directions))})
+    assert all(torch.equal(before[n], t) for n, t in simulation.server.party.top.module.state_dict().items())
+    assert len(simulation.server.party.agreed.rows) == 1
 
 
 def test_slopes_whose_sum_overflows_have_a_finite_mean() -> None:
-    simulation = small.built(small.images("ho_sfl", algorithm__directions=2)).simulation
+    simulation = small.built(small.images("ho_sfl", algorithm__directions=2)).federation
     huge = {number: Slopes(0, torch.full((2,), 3e38)) for number in (HONEST, HOSTILE)}
-    assert torch.equal(mean_slopes(simulation.server, huge, 2), torch.full((2,), 3e38))
+    assert torch.equal(mean_slopes(simulation.server.party, huge, 2), torch.full((2,), 3e38))
 
 
 def test_a_text_longer_than_any_of_the_task(tiny_bert: Path, sentences: Path) -> None:
     """The top's attention costs the square of the length: a short message could keep a server busy for hours."""
-    simulation = small.built(small.texts("ho_sfl", tiny_bert, sentences, task__max_length=20)).simulation
+    simulation = small.built(small.texts("ho_sfl", tiny_bert, sentences, task__max_length=20)).federation
     ids, labels = torch.arange(2).int(), torch.zeros(2).int()
     long = Activations(torch.zeros(2, 21, 16), torch.ones(2, 21, dtype=torch.bool), labels, ids)
     with pytest.raises(
         PeerError, match=r"Activations.hidden: .*\(2, 21, 16\) came, .*\(any, up to 20, 16\) is allowed"
     ):
-        simulation.algorithm.answer(simulation.server, {HOSTILE: long})
+        simulation.server.algorithm.answer(simulation.server.party, {HOSTILE: long})
 
 
 @pytest.mark.parametrize("name", names("slopes", "weights", "frozen"))
@@ -263,12 +268,16 @@ def test_a_class_is_never_left_out(name: str) -> None:
 @pytest.mark.parametrize("name", names("slopes", "weights", "frozen"))
 def test_a_refused_message_moves_nothing(name: str) -> None:
     """What an error leaves behind is the state before the exchange: the server can go on without that client."""
-    simulation = small.built(config_of(name).model_copy(update={"sampled_clients": 4})).simulation
-    server = simulation.server
-    before = {n: t.clone() for part in (server.top, simulation.bottom) for n, t in part.state_dict().items()}
+    simulation = small.built(config_of(name).model_copy(update={"sampled_clients": 4})).federation
+    server = simulation.server.party
+    before = {
+        n: t.clone() for part in (server.top.module, simulation.server.bottom) for n, t in part.state_dict().items()
+    }
     spoil(simulation, Activations, lambda m: replace(m, labels=torch.full_like(m.labels, 99)))
     with pytest.raises(PeerError):
         small.run(simulation, 1)
-    after: dict[str, Any] = {n: t for part in (server.top, simulation.bottom) for n, t in part.state_dict().items()}
+    after: dict[str, Any] = {
+        n: t for part in (server.top.module, simulation.server.bottom) for n, t in part.state_dict().items()
+    }
     assert all(torch.equal(before[n], after[n]) for n in before)
-    assert server.history == server.losses == []
+    assert server.agreed.rows == server.losses == []

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from halfback.config import RunConfig
-from halfback.engine.federation import Simulation
+from halfback.engine.federation import Federation
 from halfback.errors import Diverged, PeerError
+from halfback.parties.server import Server
 from halfback.testing import small
 from halfback.testing.table import ROWS
+from halfback.testing.wrapped import wrap
 from halfback.wire.messages import CutGradient, History, HistoryOfTurns, Losses, Message, Nothing, Slopes, Weights
 
 Spoil = Callable[[Any], Message]
@@ -123,35 +125,34 @@ def config_of(row: str) -> RunConfig:
     return small.images(ROWS[row].name, **{k.replace(".", "__"): v for k, v in ROWS[row].settings.items()})
 
 
-def spoil_answers(simulation: Simulation, kind: type[Message], change: Spoil) -> None:
-    carry = simulation.link.carry
+def spoil_answers(simulation: Federation, kind: type[Message], change: Spoil) -> None:
+    answer = simulation.server.algorithm.answer
 
-    def spoiled(client: int, direction: Any, message: Message, memory: Any = None) -> Message:
-        wrong = direction == "down" and isinstance(message, kind)
-        return carry(client, direction, change(message) if wrong else message, memory)
+    def spoiled(server: Server, messages: Any) -> Any:
+        return {n: change(m) if isinstance(m, kind) else m for n, m in answer(server, messages).items()}
 
-    simulation.link.carry = spoiled  # type: ignore[method-assign]
+    wrap(simulation, answer=spoiled)
 
 
 @pytest.mark.parametrize("what", ANSWERS)
 def test_a_device_refuses(what: str) -> None:
     row, kind, change, error, said = ANSWERS[what]
-    simulation = small.built(config_of(row)).simulation
-    before = {name: tensor.clone() for name, tensor in simulation.bottom.state_dict().items()}
+    simulation = small.built(config_of(row)).federation
+    before = {name: tensor.clone() for name, tensor in simulation.server.bottom.state_dict().items()}
     spoil_answers(simulation, kind, change)
     with pytest.raises(error, match=said) as caught:
         small.run(simulation, 1)
     assert "\n" not in str(caught.value)
     assert "server" in str(caught.value)
-    after = simulation.bottom.state_dict()
+    after = simulation.server.bottom.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_repeated_row_does_not_set_a_client_back() -> None:
-    simulation = small.built(config_of("ho_sfl")).simulation
+    simulation = small.built(config_of("ho_sfl")).federation
     small.run(simulation, 3)
-    client = next(iter(simulation.clients.values()))
-    client.replay(client.position, simulation.server.missed(client.position))
-    assert client.position == 3
-    client.replay(0, simulation.server.history[0].unsqueeze(0))
-    assert client.position == 3
+    client = next(iter(simulation.clients.values())).party
+    client.theta.replay(client.theta.position, simulation.server.party.agreed.missed(client.theta.position))
+    assert client.theta.position == 3
+    client.theta.replay(0, simulation.server.party.agreed.rows[0].unsqueeze(0))
+    assert client.theta.position == 3

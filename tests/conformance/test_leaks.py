@@ -4,7 +4,7 @@ It has what it needs without asking: the recipe, hence a build of its own; the w
 of the run. `python -m pytest -rP tests/conformance/test_leaks.py` prints the counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,13 @@ from halfback.assembly import Built
 from halfback.config import RunConfig
 from halfback.data.sources import data_folder
 from halfback.models.adapters import trainable
+from halfback.parties.client import Client
+from halfback.parties.holdings import Round
+from halfback.parties.protocol import Algorithm, Conversation
+from halfback.parties.server import Server
 from halfback.testing import small
-from halfback.wire.messages import Activations, HeadGradient, MiddleActivations
+from halfback.testing.wrapped import Wrapped
+from halfback.wire.messages import Activations, HeadGradient, Message, MiddleActivations
 
 LINKS = ("activations_up", "activations_down", "gradient_up")
 Recipe = Callable[..., RunConfig]
@@ -56,21 +61,35 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 def one_round(run: Built, number: int) -> dict[int, Heard]:
     """What each client sent and was sent in a round, as it was read from the bytes that arrived."""
     heard: dict[int, Heard] = {client: {} for client in range(3)}
-    link = run.simulation.link
-    carry = {end: end.receive for client in heard for end in link.of(client)}
-    for client in heard:
-        for end in link.of(client):
+    algorithm = run.federation.server.algorithm
 
-            def listening(data: bytes, receive: Any = carry[end], said: Heard = heard[client]) -> Any:
-                message = receive(data)
-                said[type(message).__name__] = message
-                return message
+    def answer(server: Server, messages: Mapping[int, Message]) -> Mapping[int, Message]:
+        for client, message in messages.items():
+            heard[client][type(message).__name__] = message
+        return algorithm.answer(server, messages)
 
-            end.receive = listening  # type: ignore[method-assign]
-    small.run(run.simulation, 1, first=number)
-    for end, receive in carry.items():
-        end.receive = receive  # type: ignore[method-assign]
+    def client_round(client: Client, round: Round) -> Conversation:
+        talk, reply = algorithm.client_round(client, round), None
+        while True:
+            try:
+                message = talk.send(reply)
+            except StopIteration:
+                return
+            reply = yield message
+            heard[client.id][type(reply).__name__] = reply
+
+    listening: Any = Wrapped(algorithm, answer=answer, client_round=client_round)
+    _give(run, listening)
+    small.run(run.federation, 1, first=number)
+    _give(run, algorithm)
     return heard
+
+
+def _give(run: Built, algorithm: Algorithm) -> None:
+    """The server's algorithm and those of all clients."""
+    run.federation.server.algorithm = algorithm
+    for client in range(3):
+        run.federation.client(client).party.algorithm = algorithm
 
 
 def test_a_server_reads_the_labels_that_the_u_shape_keeps(recipe: Recipe) -> None:
@@ -80,9 +99,9 @@ def test_a_server_reads_the_labels_that_the_u_shape_keeps(recipe: Recipe) -> Non
     for number in range(4):
         for client, heard in one_round(run, number).items():
             guessed = _labels(own, heard["Activations"], heard["MiddleActivations"], heard["HeadGradient"])
-            right += int((guessed == run.simulation.sources[client].batch(number).labels).sum())
+            right += int((guessed == run.holdings.sources[client].batch(number).labels).sum())
             rows += len(guessed)
-    roles = {role for by_role in run.simulation.ledger.bytes_by_kind["up"].values() for role in by_role}
+    roles = {role for by_role in run.federation.server.ledger.bytes_by_kind["up"].values() for role in by_role}
     print(f"labels recovered from the U-shape's head gradients, batches of 16: {right} of {rows}")
     assert "labels" not in roles
     assert rows > 150
@@ -97,7 +116,7 @@ def _labels(own: Built, up: Activations, sent: MiddleActivations, came: HeadGrad
     distances = []
     for label in range(len(own.task.label_names)):
         logits = functional_call(head, weights, (hidden, up.mask))
-        loss = own.simulation.server.loss(logits, torch.full((len(hidden),), label))
+        loss = own.federation.server.party.top.loss(logits, torch.full((len(hidden),), label))
         (gradient,) = torch.autograd.grad(loss, hidden)
         distances.append((gradient - came.gradient).flatten(1).norm(dim=1))
     return torch.stack(distances).argmin(dim=0)
@@ -121,7 +140,7 @@ def test_a_server_reads_the_words_behind_a_first_block(recipe: Recipe) -> None:
             if place < message.hidden.shape[1]:
                 real = message.mask[:, place].bool()
                 guessed = (message.hidden[:, place] @ table.T).argmax(dim=1)
-                same = guessed == run.simulation.sources[client].batch(0).inputs["input_ids"][:, place]
+                same = guessed == run.holdings.sources[client].batch(0).inputs["input_ids"][:, place]
                 right, places = right + int((same & real).sum()), places + int(real.sum())
     print(f"word pieces recovered from the activations at cut 1: {right} of {places}")
     assert places > 250

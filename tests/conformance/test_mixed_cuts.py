@@ -10,11 +10,11 @@ from torch import Tensor
 
 from halfback.assembly import Built
 from halfback.config import RunConfig
-from halfback.engine.federation import Simulation
+from halfback.engine.client_side import ClientSide
+from halfback.engine.federation import Federation
 from halfback.errors import PeerError, UserError
 from halfback.models.adapters import trainable
-from halfback.parties.client import Client
-from halfback.parties.exchange import upload
+from halfback.parties.client_exchange import upload
 from halfback.runs import checkpoint
 from halfback.telemetry.meters import MemoryMeter
 from halfback.testing import small
@@ -57,7 +57,7 @@ def world(request: pytest.FixtureRequest) -> World:
 
 @every_variant
 def test_one_cut_given_as_a_list_is_the_plain_run(variant: str, world: World) -> None:
-    plain, listed = (small.built(world(variant, model__cut=cut)).simulation for cut in (2, [2, 2]))
+    plain, listed = (small.built(world(variant, model__cut=cut)).federation for cut in (2, [2, 2]))
     assert small.run(plain, 2, steps=2) == small.run(listed, 2, steps=2)
     small.assert_equal_states(plain, listed)
 
@@ -65,38 +65,37 @@ def test_one_cut_given_as_a_list_is_the_plain_run(variant: str, world: World) ->
 @pytest.mark.parametrize("variant", ["ho_sfl", "ho_sfl-u", "ho_sfl_pipelined", "zo_sfl"])
 def test_devices_that_hold_their_own_blocks_alone_agree(variant: str, world: World) -> None:
     """Each has a replica of what it holds and no more, and half of them are away in any round."""
-    shared, private = (small.built(world(variant)).simulation for _ in range(2))
+    shared, private = (small.built(world(variant)).federation for _ in range(2))
     _give_everyone_its_own(private)
     assert small.run(shared, 4, steps=2) == small.run(private, 4, steps=2)
-    for one, other in zip(shared.server.history, private.server.history, strict=True):
+    for one, other in zip(shared.server.party.agreed.rows, private.server.party.agreed.rows, strict=True):
         assert torch.equal(one, other)
-    shared.agreed_bottom()
-    private.agreed_bottom()
-    agreed = shared.server.replica
-    for client in private.clients.values():
-        client.replay(client.position, private.server.missed(client.position))
-        for name, parameter in client.replica.parameters.items():
+    shared.server.agreed_bottom()
+    private.server.agreed_bottom()
+    agreed = shared.server.party.agreed.replica
+    for client in (side.party for side in private.clients.values()):
+        client.theta.replay(client.theta.position, private.server.party.agreed.missed(client.theta.position))
+        for name, parameter in client.theta.replica.parameters.items():
             assert torch.equal(parameter, agreed.parameters[name])
-            assert all(torch.equal(client.replica.moments[m][name], agreed.moments[m][name]) for m in agreed.moments)
-    held = [len(client.replica.parameters) for client in private.clients.values()]
+            assert all(
+                torch.equal(client.theta.replica.moments[m][name], agreed.moments[m][name]) for m in agreed.moments
+            )
+    held = [len(side.party.theta.replica.parameters) for side in private.clients.values()]
     assert held[0] == held[2] < held[1] == held[3] == len(agreed.parameters)
     small.assert_equal_states(shared, private, but=("clients",))
 
 
-def _give_everyone_its_own(simulation: Simulation) -> None:
-    agreed = simulation.server.replica
-    for number, source in enumerate(simulation.sources):
-        bottom = simulation.bottoms.get(number, simulation.bottom)
-        own = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in trainable(bottom).items()}
-        groups = simulation.server.groups.get(number, range(2))
-        simulation.clients[number] = Client(
-            number, bottom, agreed.alike(own), source, groups=groups, head=simulation.head
-        )
+def _give_everyone_its_own(simulation: Federation) -> None:
+    agreed = simulation.server.party.agreed.replica
+    for number in range(simulation.server.sampling.clients):
+        party = simulation.client(number).party
+        own = {n: torch.nn.Parameter(p.detach().clone()) for n, p in trainable(party.bottom).items()}
+        party.theta.replica = agreed.alike(own)
 
 
 @every_variant
 def test_a_resumed_run_has_the_bits_of_an_unbroken_one(variant: str, world: World, tmp_path: Path) -> None:
-    unbroken, broken, resumed = (small.built(world(variant)).simulation for _ in range(3))
+    unbroken, broken, resumed = (small.built(world(variant)).federation for _ in range(3))
     losses = small.run(unbroken, 4, steps=2)
     small.run(broken, 2, steps=2)
     checkpoint.save(tmp_path, 2, *broken.state())
@@ -110,15 +109,15 @@ def test_a_resumed_run_has_the_bits_of_an_unbroken_one(variant: str, world: Worl
 @every_variant
 def test_a_socket_carries_the_same_bits(variant: str, world: World, tmp_path: Path) -> None:
     local, server = (small.built(world(variant)) for _ in range(2))
-    losses = small.run(local.simulation, 3, steps=2)
+    losses = small.run(local.federation, 3, steps=2)
 
-    def machine() -> Simulation:
-        return small.built(world(variant)).simulation
+    def machine(number: int) -> ClientSide:
+        return small.built(world(variant)).federation.client(number)
 
-    assert run_over_sockets(server.simulation, machine, rounds=3, steps=2, folder=tmp_path) == losses
-    assert server.simulation.ledger.bytes_by_kind == local.simulation.ledger.bytes_by_kind
+    assert run_over_sockets(server.federation, machine, rounds=3, steps=2, folder=tmp_path) == losses
+    assert server.federation.server.ledger.bytes_by_kind == local.federation.server.ledger.bytes_by_kind
     for run in (local, server):
-        run.simulation.agreed_bottom()
+        run.federation.server.agreed_bottom()
     theirs = server.model.whole.state_dict()
     assert [
         name for name, value in local.model.whole.state_dict().items() if not torch.equal(value, theirs[name])
@@ -128,11 +127,11 @@ def test_a_socket_carries_the_same_bits(variant: str, world: World, tmp_path: Pa
 def test_the_bytes_are_those_of_the_closed_form() -> None:
     """A client pays for its own cut's activations; the agreed slopes of both groups go to everyone."""
     directions, steps = 3, 2
-    simulation = small.built(small.images("ho_sfl", model__cut=[1, 2], algorithm__directions=directions)).simulation
+    simulation = small.built(small.images("ho_sfl", model__cut=[1, 2], algorithm__directions=directions)).federation
     up = down = taken = 0
     for number in range(3):
-        for client in simulation.cohort(number):
-            party = simulation.client(client)
+        for client in simulation.server.cohort(number):
+            party = simulation.client(client).party
             up += JOIN
             down += HEADER + INTEGER + tensor(taken - party.position, 2 * directions if taken else 0)
             for place in range(party.cursor, party.cursor + steps):
@@ -142,7 +141,7 @@ def test_the_bytes_are_those_of_the_closed_form() -> None:
                 down += HEADER + tensor(*hidden) + slopes(2 * directions)
         small.run(simulation, 1, first=number, steps=steps)
         taken += steps
-    assert (simulation.ledger.total("up"), simulation.ledger.total("down")) == (up, down)
+    assert (simulation.server.ledger.total("up"), simulation.server.ledger.total("down")) == (up, down)
 
 
 def test_each_group_follows_the_mean_gradient_of_those_who_have_it(tiny_bert: Path, sentences: Path) -> None:
@@ -155,14 +154,14 @@ def test_each_group_follows_the_mean_gradient_of_those_who_have_it(tiny_bert: Pa
     changes = {"clients": 2, "lora__rank": 1, "bottom__lr": 1.0, "bottom__law": "gaussian", "model__cut": [1, 2]}
     changes |= {"algorithm__directions": directions, "algorithm__estimator": "forward_ad"}
     built = small.built(small.texts("ho_sfl", tiny_bert, sentences, **changes))
-    simulation = built.simulation
-    replica = simulation.server.replica
+    simulation = built.federation
+    replica = simulation.server.party.agreed.replica
     shallow, deep = (_gradient(built, client) for client in range(2))
     first, second = replica.groups
     mean = {name: (shallow[name] + deep[name]) / 2 for name in first}
     before = {name: parameter.detach().clone() for name, parameter in replica.parameters.items()}
     small.run(simulation, 1)
-    simulation.agreed_bottom()
+    simulation.server.agreed_bottom()
     moved = {name: before[name] - parameter.detach() for name, parameter in replica.parameters.items()}
     others = {  # h: what stands beside the group in the slopes that its mean is made of
         0: _flat([deep[name] / 2 for name in second]),
@@ -181,7 +180,7 @@ def test_each_group_follows_the_mean_gradient_of_those_who_have_it(tiny_bert: Pa
 
 def _gradient(built: Built, client: int) -> dict[str, Tensor]:
     parameters = trainable(built.model.bottom)
-    batch = built.simulation.sources[client].batch(0)
+    batch = built.holdings.sources[client].batch(0)
     loss = torch.nn.functional.cross_entropy(built.model.logits(batch.inputs), batch.labels.long())
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
@@ -193,33 +192,33 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("variant", ["ho_sfl", "zo_sfl"])
 def test_a_group_that_nobody_has_stays_and_leaves_no_gradient(variant: str, world: World) -> None:
     settings = {"sampled_clients": 1, "bottom__optimizer": "sgd", "top__train": "full"}
-    simulation = small.built(world(variant, **settings)).simulation
-    first, second = simulation.server.replica.groups
-    parameters = simulation.server.replica.parameters
-    number = next(n for n in range(20) if simulation.cohort(n)[0] % 2 == 0)  # a round of a shallow client
+    simulation = small.built(world(variant, **settings)).federation
+    first, second = simulation.server.party.agreed.replica.groups
+    parameters = simulation.server.party.agreed.replica.parameters
+    number = next(n for n in range(20) if simulation.server.cohort(n)[0] % 2 == 0)  # a round of a shallow client
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     small.run(simulation, 1, first=number, steps=2)
-    simulation.agreed_bottom()
+    simulation.server.agreed_bottom()
     assert all(torch.equal(before[name], parameters[name]) for name in second)
     assert not all(torch.equal(before[name], parameters[name]) for name in first)
-    assert all(row[len(row) // 2 :].count_nonzero() == 0 for row in simulation.server.history)
+    assert all(row[len(row) // 2 :].count_nonzero() == 0 for row in simulation.server.party.agreed.rows)
     assert all(parameter.grad is None for parameter in parameters.values())
 
 
 def test_the_loss_falls() -> None:
     """As for every algorithm: two clients with eight rows each, and batches of eight."""
     changes = {"clients": 2, "task__train_rows": 16, "top__lr": 1e-2, "model__cut": [1, 2], **_ADAMW}
-    losses = small.run(small.built(small.images("ho_sfl", **changes)).simulation, 30)
+    losses = small.run(small.built(small.images("ho_sfl", **changes)).federation, 30)
     assert losses[-1] < 0.5 * losses[0], losses
 
 
 def test_a_client_is_charged_for_its_own_blocks() -> None:
-    simulation = small.built(small.images("ho_sfl", model__cut=[1, 3], **_ADAMW)).simulation
-    alone = {cut: small.built(small.images("ho_sfl", model__cut=cut, **_ADAMW)).simulation for cut in (1, 3)}
+    simulation = small.built(small.images("ho_sfl", model__cut=[1, 3], **_ADAMW)).federation
+    alone = {cut: small.built(small.images("ho_sfl", model__cut=cut, **_ADAMW)).federation for cut in (1, 3)}
     for number, cut in enumerate((1, 3)):
-        held, expected = (MemoryMeter(s.resident(s.client(number))).peak_bytes for s in (simulation, alone[cut]))
+        held, expected = (MemoryMeter(s.client(number).resident()).peak_bytes for s in (simulation, alone[cut]))
         assert held == expected
-    assert MemoryMeter(simulation.server_resident()).peak_bytes > MemoryMeter(alone[3].server_resident()).peak_bytes
+    assert MemoryMeter(simulation.server.resident()).peak_bytes > MemoryMeter(alone[3].server.resident()).peak_bytes
 
 
 @pytest.mark.parametrize(
@@ -248,17 +247,17 @@ def test_what_cannot_be_is_refused_in_one_line(algorithm: str, changes: dict[str
 
 def test_activations_of_another_clients_cut_are_refused() -> None:
     built = small.built(small.images("ho_sfl", model__cut=[1, 2]))
-    simulation, batch = built.simulation, built.simulation.sources[0].batch(0)
+    simulation, batch = built.federation, built.holdings.sources[0].batch(0)
     message = upload(batch, built.model.bottom(batch.inputs).detach())  # of the deeper cut
     with pytest.raises(PeerError, match=r"client 0: Activations.hidden: .*\(8, 32, 8, 8\) came.*\(any, 16, 16, 16\)"):
-        simulation.algorithm.answer(simulation.server, {0: message})
-    simulation.algorithm.answer(simulation.server, {1: message})
+        simulation.server.algorithm.answer(simulation.server.party, {0: message})
+    simulation.server.algorithm.answer(simulation.server.party, {1: message})
 
 
 def test_a_list_for_first_order_is_fine_where_all_clients_have_the_same_cut() -> None:
     run = small.built(small.images("split_lora", model__cut=[2, 1], clients=1, sampled_clients=1))
     assert run.model.at == 2
-    assert not run.simulation.server.above
+    assert not run.federation.server.party.top.above
 
 
 def test_a_device_without_adapters_is_refused() -> None:
@@ -267,4 +266,6 @@ def test_a_device_without_adapters_is_refused() -> None:
     changes |= {"model__name": "resnet18-32"}
     with pytest.raises(UserError, match=r"model\.cut=\[1, 3\]: with 1 of 8 blocks a device trains nothing"):
         small.built(small.images("ho_sfl", **changes))
-    assert small.built(small.images("frozen_bottom", **changes)).simulation.server.above  # where it needs nothing
+    assert small.built(
+        small.images("frozen_bottom", **changes)
+    ).federation.server.party.top.above  # where it needs nothing

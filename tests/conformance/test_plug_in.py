@@ -71,8 +71,8 @@ def test_the_documented_example_shows_and_passes(tmp_path: Path) -> None:
             id="global-generator",
         ),
         pytest.param(
-            "yield weights_of(client)",
-            "with torch.no_grad():\n            yield weights_of(client)",
+            "yield from self.needs.agreement.close(client)",
+            "with torch.no_grad():\n            yield from self.needs.agreement.close(client)",
             "no mode leaks out of a client [sign_sfl]: AssertionError: gradients are off behind a turn",
             id="no-grad",
         ),

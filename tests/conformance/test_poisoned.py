@@ -7,19 +7,19 @@ import pytest
 import torch
 from test_hostile_peers import HOSTILE, spoil
 
-from halfback.engine.federation import Simulation
+from halfback.engine.federation import Federation
 from halfback.errors import UserError
-from halfback.parties.exchange import mean_slopes
-from halfback.parties.server_robust import Robust
+from halfback.parties.by_slopes import mean_slopes
+from halfback.parties.cohort import Robust
 from halfback.testing import small
 from halfback.wire.messages import Slopes
 
 ABLE = ["ho_sfl", "zo_sfl", "decomfl"]
 
 
-def _run(algorithm: str, lie: bool, **changes: Any) -> Simulation:
+def _run(algorithm: str, lie: bool, **changes: Any) -> Federation:
     settings = {"sampled_clients": 4, "algorithm__directions": 3, **changes}
-    simulation = small.built(small.images(algorithm, **settings)).simulation
+    simulation = small.built(small.images(algorithm, **settings)).federation
     if lie:
         spoil(simulation, Slopes, lambda m: replace(m, values=-1e4 * m.values))
     small.run(simulation, 1)
@@ -29,9 +29,9 @@ def _run(algorithm: str, lie: bool, **changes: Any) -> Simulation:
 @pytest.mark.parametrize("algorithm", ABLE)
 @pytest.mark.parametrize("name", ["clip", "median", "trimmed_mean"])
 def test_a_liar_does_not_steer_the_step(algorithm: str, name: str) -> None:
-    honest = _run(algorithm, lie=False).server.history[0].abs().max()
-    steered = _run(algorithm, lie=True).server.history[0].abs().max()
-    kept = _run(algorithm, lie=True, robust__name=name).server.history[0].abs().max()
+    honest = _run(algorithm, lie=False).server.agreed.rows[0].abs().max()
+    steered = _run(algorithm, lie=True).server.agreed.rows[0].abs().max()
+    kept = _run(algorithm, lie=True, robust__name=name).server.agreed.rows[0].abs().max()
     assert steered > 100 * honest
     assert kept < 10 * honest
 
@@ -39,14 +39,14 @@ def test_a_liar_does_not_steer_the_step(algorithm: str, name: str) -> None:
 @pytest.mark.parametrize("algorithm", ABLE)
 def test_without_the_setting_a_run_has_the_bits_that_it_had(algorithm: str) -> None:
     plain = _run(algorithm, lie=False)
-    assert plain.server.robust == Robust()
+    assert plain.server.party.cohort.robust == Robust()
     small.assert_equal_states(plain, _run(algorithm, lie=False, robust__bound=1.0, robust__trim=2))
 
 
 def test_a_group_is_agreed_on_by_those_that_have_it() -> None:
     """Clients 1 and 3 have the deeper cut, and with it the second group: between two nobody can tell who lies."""
     settings = {"model__cut": [1, 2], "sampled_clients": 4, "algorithm__directions": 2, "robust__name": "median"}
-    server = small.built(small.images("ho_sfl", **settings)).simulation.server
+    server = small.built(small.images("ho_sfl", **settings)).federation.server.party
     said = {0: [1.0, 2.0], 1: [3.0, 4.0], 2: [5.0, 6.0], HOSTILE: [1000.0, -1000.0]}
     messages = {client: Slopes(0, torch.tensor(values)) for client, values in said.items()}
     assert mean_slopes(server, messages, 2).tolist() == [4.0, 3.0, 501.5, -498.0]
@@ -63,9 +63,9 @@ def test_spry_needs_clients_enough_for_each_group_of_layers() -> None:
 
 def test_spry_with_clients_enough_for_each_group_of_layers() -> None:
     settings = {"clients": 60, "sampled_clients": 60, "batch_size": 2, "robust__name": "median"}
-    simulation = small.built(small.images("spry", **settings)).simulation
-    groups = len(simulation.server.replica.groups)
+    simulation = small.built(small.images("spry", **settings)).federation
+    groups = len(simulation.server.party.agreed.replica.groups)
     assert groups <= 20
     spoil(simulation, Slopes, lambda m: replace(m, values=1e6 * torch.ones_like(m.values)))
     small.run(simulation, 1)
-    assert simulation.server.history[0].abs().max() < 1e4
+    assert simulation.server.party.agreed.rows[0].abs().max() < 1e4

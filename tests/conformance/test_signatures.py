@@ -13,7 +13,7 @@ from PIL import Image
 from halfback import config as configuration
 from halfback.algorithms import algorithms
 from halfback.testing import small
-from halfback.wire.messages import Message
+from halfback.wire.packing import unpack
 
 CLIENTS, ROUNDS, STEPS = 3, 2, 4
 ASKED = CLIENTS * ROUNDS
@@ -77,19 +77,14 @@ def test_the_wire_shows(name: str) -> None:
     signature = SIGNATURES[name]
     options = {f"algorithm__{option}": value for option, value in signature.options}
     config = small.images(name, clients=CLIENTS, sampled_clients=CLIENTS, batch_size=2, task__train_rows=60, **options)
-    simulation = small.built(config).simulation
-    carry, said = simulation.link.carry, {"up": list[str](), "down": list[str]()}
-
-    def listening(client: int, direction: Any, message: Message, memory: Any = None) -> Message:
-        said[direction].append(type(message).__name__)
-        return carry(client, direction, message, memory)
-
-    simulation.link.carry = listening  # type: ignore[method-assign]
+    simulation = small.built(config).federation
+    said = {"up": list[str](), "down": list[str]()}
+    simulation.tap = lambda _, direction, data: said[direction].append(type(unpack(data)).__name__)
     small.run(simulation, ROUNDS, steps=STEPS)
     up, down = (Counter(part for kind in said[way] for part in PARTS.get(kind, (kind,))) for way in ("up", "down"))
     assert up["Activations"] == signature.uploads * ASKED * STEPS
     assert down["CutGradient"] == (ASKED * STEPS if signature.cut_gradient else 0)
-    counted = simulation.ledger.bytes_by_kind
+    counted = simulation.server.ledger.bytes_by_kind
     carries_weights = [
         sum(parts[kind] for kind in ("Weights", "HandOver") if kind in counted[way])
         for way, parts in (("up", up), ("down", down))
@@ -101,7 +96,7 @@ def test_the_wire_shows(name: str) -> None:
         assert {role for by_role in counted[way].values() for role in by_role} <= roles
     if name in ("mezo", "centralised"):
         assert said == {"up": [], "down": []}
-        assert simulation.ledger.total("up") == simulation.ledger.total("down") == 0
+        assert simulation.server.ledger.total("up") == simulation.server.ledger.total("down") == 0
 
 
 @pytest.fixture
@@ -129,12 +124,12 @@ def test_the_weights_of_resnet18_to_the_last_byte(name: str, kind: str, transfer
     }
     changes = {"clients": 5, "sampled_clients": 5, "batch_size": 1, "bottom.train": "full", "top.train": "full"}
     built = small.built(configuration.from_tree(tree, small.SMALL | changes))
-    small.run(built.simulation, 3)
-    parameters = list(built.simulation.server.replica.parameters.values())
+    small.run(built.federation, 3)
+    parameters = list(built.federation.server.party.agreed.replica.parameters.values())
     values = sum(parameter.numel() * 4 for parameter in parameters)
     # A header, the field's type and count; of each tensor dtype and number of dimensions, and a word a dimension.
     framing = 4 + 1 + 4 + sum(2 + 4 * parameter.ndim for parameter in parameters)
-    counted = built.simulation.ledger.bytes_by_kind
+    counted = built.federation.server.ledger.bytes_by_kind
     entries = [counted[way][kind] for way in ("up", "down") if kind in counted[way]]
     assert sum(entry["weights"] for entry in entries) == transfers * values
     assert sum(sum(entry.values()) for entry in entries) == transfers * (values + framing)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from halfback.algorithms.spry import layers_in_turn
 from halfback.errors import PeerError, UserError
-from halfback.parties.exchange import mean_slopes
+from halfback.parties.by_slopes import mean_slopes
 from halfback.testing import small
 from halfback.wire.messages import Message, Share, Slopes
 
@@ -30,19 +30,19 @@ def test_a_layer_is_in_one_group_with_all_of_its_tensors(clients: int, groups: l
 
 
 def test_a_group_takes_the_mean_of_those_that_had_it() -> None:
-    server = small.built(small.images("spry", sampled_clients=3, clients=5)).simulation.server
-    server.groups = {0: (1,), 2: (2,), 4: (1,)}
-    values = {client: torch.tensor([client + 0.5, -2.0 * client]) for client in server.groups}
+    server = small.built(small.images("spry", sampled_clients=3, clients=5)).federation.server.party
+    server.cohort.groups = {0: (1,), 2: (2,), 4: (1,)}
+    values = {client: torch.tensor([client + 0.5, -2.0 * client]) for client in server.cohort.groups}
     row = mean_slopes(server, {client: Slopes(0, value) for client, value in values.items()}, 2)
     assert row.tolist() == [0.0, 0.0, 2.5, -4.0, 2.5, -4.0]
 
 
 def test_the_groups_turn_with_the_rounds() -> None:
-    simulation = small.built(small.images("spry", clients=3, sampled_clients=3)).simulation
+    simulation = small.built(small.images("spry", clients=3, sampled_clients=3)).federation
     seen = []
     for number in range(3):
         small.run(simulation, 1, first=number)
-        seen.append([simulation.server.groups[client][0] for client in range(3)])
+        seen.append([simulation.server.party.cohort.groups[client][0] for client in range(3)])
     assert seen == [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
 
 
@@ -51,18 +51,19 @@ def test_the_slopes_of_a_group_point_where_backpropagation_does(tiny_bert: Path,
     directions = 400
     changes = {"clients": 2, "lora__rank": 1, "bottom__lr": 1.0, "bottom__law": "gaussian", "steps": 1}
     changes |= {"algorithm__directions": directions}
-    simulation = small.built(small.texts("spry", tiny_bert, sentences, **changes)).simulation
-    replica = simulation.server.replica
-    assert simulation.local is not None
+    built = small.built(small.texts("spry", tiny_bert, sentences, **changes))
+    simulation, local = built.federation, built.holdings.local
+    replica = simulation.server.party.agreed.replica
+    assert local is not None
     exact: dict[int, Tensor] = {}
     for place, names in enumerate(replica.groups):
         parameters = [replica.parameters[name] for name in names]
-        loss = simulation.local(place).of(simulation.sources[place].batch(0))
+        loss = local(place).of(built.holdings.sources[place].batch(0))
         # The start of an adapter's second matrix is zero, and so is the gradient of its first: it counts all the same.
         exact[place] = _flat(list(torch.autograd.grad(loss, parameters)))
     before = {name: parameter.detach().clone() for name, parameter in replica.parameters.items()}
     small.run(simulation, 1)
-    simulation.agreed_bottom()
+    simulation.server.agreed_bottom()
     for place, names in enumerate(replica.groups):
         estimated = _flat([before[name] - replica.parameters[name] for name in names])
         expected = (directions / (directions + len(estimated) + 1)) ** 0.5
@@ -90,7 +91,7 @@ def _flat(tensors: list[Tensor]) -> Tensor:
     ],
 )
 def test_a_device_refuses(kind: type[Message], change: Callable[[Any], Message], said: str) -> None:
-    simulation = small.built(small.images("spry")).simulation
+    simulation = small.built(small.images("spry")).federation
     spoil_answers(simulation, kind, change)
     with pytest.raises(PeerError, match=said) as caught:
         small.run(simulation, 1)
@@ -98,9 +99,9 @@ def test_a_device_refuses(kind: type[Message], change: Callable[[Any], Message],
 
 
 def test_the_server_refuses_slopes_of_who_has_not_joined() -> None:
-    simulation = small.built(small.images("spry")).simulation
+    simulation = small.built(small.images("spry")).federation
     with pytest.raises(PeerError, match="client 0: Slopes: they came before it joined"):
-        simulation.algorithm.answer(simulation.server, {0: Slopes(0, torch.zeros(1))})
+        simulation.server.algorithm.answer(simulation.server.party, {0: Slopes(0, torch.zeros(1))})
 
 
 def test_the_options_are_checked() -> None:

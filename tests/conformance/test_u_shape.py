@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from halfback.assembly import Built
 from halfback.config import RunConfig
 from halfback.data.encode import Batch
-from halfback.engine.federation import Simulation
+from halfback.engine.federation import Federation
 from halfback.errors import Diverged, PeerError, UserError
 from halfback.models.adapters import trainable
 from halfback.models.cut import cut
@@ -61,30 +60,23 @@ def test_no_label_is_in_any_message(algorithm: str, head: int, world: World) -> 
     links = ("activations_up", "activations_down", "gradient_up", "gradient_down")
     codecs = {f"codecs__{link}": ["temporal", "int8"] for link in links}
     for inner, changes in ((head, {}), (head, codecs), (None, {})):
-        simulation = small.built(world(algorithm, model__head=inner, **changes)).simulation
-        labels = [_rows(simulation, client) for client in simulation.cohort(0)]
+        simulation = small.built(world(algorithm, model__head=inner, **changes)).federation
+        labels = [_rows(simulation, client) for client in simulation.server.cohort(0)]
         sent: list[bytes] = []
-        for client in simulation.cohort(0):
-            _, far = simulation.link.of(client)
-            far.receive = partial(_heard, far.receive, sent)  # type: ignore[method-assign]
+        simulation.tap = lambda _, direction, data, sent=sent: sent.append(data) if direction == "up" else None
         small.run(simulation, 1)
-        assert sum(map(len, sent)) == simulation.ledger.total("up")
+        assert sum(map(len, sent)) == simulation.server.ledger.total("up")
         found = any(form in data for data in sent for forms in labels for form in forms)
-        roles = {role for by_role in simulation.ledger.bytes_by_kind["up"].values() for role in by_role}
+        roles = {role for by_role in simulation.server.ledger.bytes_by_kind["up"].values() for role in by_role}
         assert ("labels" in roles) == found == (inner is None)
         kinds = {type(unpack(data)).__name__ for data in sent}
         assert ("HeadGradient" in kinds) == (inner is not None)
         assert ("Caches" in kinds) == bool(changes)
 
 
-def _heard(receive: Any, sent: list[bytes], data: bytes) -> Any:
-    sent.append(data)
-    return receive(data)
-
-
-def _rows(simulation: Simulation, client: int) -> list[bytes]:
+def _rows(simulation: Federation, client: int) -> list[bytes]:
     """The labels of a client's first batch, as they would be sent."""
-    labels = simulation.sources[client].batch(0).labels
+    labels = simulation.client(client).party.data.batch(0).labels
     return [labels.to(dtype).numpy().tobytes() for dtype in (torch.int8, torch.int32, torch.int64)]
 
 
@@ -95,12 +87,12 @@ def test_a_step_is_that_of_the_plain_shape_and_of_the_uncut_model(world: World) 
         f"{part}__{key}": value for part in ("bottom", "top") for key, value in (("optimizer", "sgd"), ("lr", 1.0))
     }
     runs = [small.built(world("split_lora", model__head=head, **changes)) for head in HEADS]
-    losses = [small.run(run.simulation, 1)[0] for run in runs]
+    losses = [small.run(run.federation, 1)[0] for run in runs]
     for run in runs:
-        run.simulation.agreed_bottom()
+        run.federation.server.agreed_bottom()
 
     whole = small.built(world("split_lora", **changes))
-    batch, moved = whole.simulation.sources[0].batch(0), _trained(whole)
+    batch, moved = whole.holdings.sources[0].batch(0), _trained(whole)
     uncut = loss(whole.task.objective, whole.model.logits(batch.inputs), batch.labels)
     gradients = torch.autograd.grad(uncut, list(moved.values()))
     wanted = {name: p.detach() - g for (name, p), g in zip(moved.items(), gradients, strict=True)}
@@ -179,11 +171,11 @@ def test_the_logits_of_one_row_alone_are_in_memory() -> None:
 
 
 def test_a_run_that_is_stopped_holds_the_head(world: World) -> None:
-    simulation = small.built(world("split_lora", model__head=1)).simulation
+    simulation = small.built(world("split_lora", model__head=1)).federation
     small.run(simulation, 1)
     tensors, _ = simulation.state()
-    assert simulation.server.head
-    assert all(torch.equal(tensors[f"top.{name}"], p) for name, p in simulation.server.head.items())
+    assert simulation.server.party.top.head
+    assert all(torch.equal(tensors[f"top.{name}"], p) for name, p in simulation.server.party.top.head.items())
 
 
 SAYS_HEAD_GRADIENT: dict[str, tuple[Spoil, type[Exception], str]] = {
@@ -219,13 +211,13 @@ SAYS_MIDDLE: dict[str, tuple[Spoil, type[Exception], str]] = {
 }
 
 
-def u_shaped(algorithm: str, **changes: Any) -> Simulation:
-    return small.built(small.images(algorithm, model__head=0, sampled_clients=4, **changes)).simulation
+def u_shaped(algorithm: str, **changes: Any) -> Federation:
+    return small.built(small.images(algorithm, model__head=0, sampled_clients=4, **changes)).federation
 
 
-def refused(simulation: Simulation, error: type[Exception], said: str, who: str) -> None:
+def refused(simulation: Federation, error: type[Exception], said: str, who: str) -> None:
     """One line that names who did it, and nothing has moved."""
-    parts = (simulation.bottom, simulation.server.top, simulation.head.module)  # type: ignore[union-attr]
+    parts = (simulation.server.bottom, simulation.server.party.top.module, simulation.client(0).party.head.module)  # type: ignore[union-attr]
     before = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
     with pytest.raises(error, match=said) as caught:
         small.run(simulation, 1)
@@ -265,7 +257,7 @@ def test_a_server_refuses_labels_and_activations_that_it_cannot_take(algorithm: 
 
 
 def test_a_mask_is_asked_for(tiny_bert: Path, sentences: Path) -> None:
-    simulation = small.built(small.texts("ho_sfl", tiny_bert, sentences, model__head=0, sampled_clients=4)).simulation
+    simulation = small.built(small.texts("ho_sfl", tiny_bert, sentences, model__head=0, sampled_clients=4)).federation
     spoil(simulation, Activations, lambda m: replace(m, mask=None))
     refused(simulation, PeerError, "Activations.mask: none came", f"client {HOSTILE}")
 
@@ -273,22 +265,23 @@ def test_a_mask_is_asked_for(tiny_bert: Path, sentences: Path) -> None:
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_gradients_before_their_batch(algorithm: str, head: int | None) -> None:
-    simulation = small.built(small.images(algorithm, model__head=head)).simulation
+    simulation = small.built(small.images(algorithm, model__head=head)).federation
     message = HeadGradient(torch.zeros(8, 64, 4, 4), torch.zeros(1), ())
     with pytest.raises(PeerError, match=f"client {HOSTILE}: HeadGradient: it came before the batch"):
-        simulation.algorithm.answer(simulation.server, {HOSTILE: message})
+        simulation.server.algorithm.answer(simulation.server.party, {HOSTILE: message})
 
 
 def test_gradients_of_a_batch_from_before_the_last_step() -> None:
     """The graph of that batch belongs to weights that are gone."""
     simulation = u_shaped("split_lora")
-    answer, server = simulation.algorithm.answer, simulation.server
-    batches = {m: simulation.sources[m].batch(0) for m in (0, HOSTILE)}
+    answer, server = simulation.server.algorithm.answer, simulation.server.party
+    batches = {m: simulation.client(m).party.data.batch(0) for m in (0, HOSTILE)}
     with torch.no_grad():
-        hidden = {m: simulation.bottom(batch.inputs) for m, batch in batches.items()}
+        hidden = {m: simulation.server.bottom(batch.inputs) for m, batch in batches.items()}
     middle = answer(server, {m: Activations(hidden[m], None, None, batches[m].sample_ids.int()) for m in batches})
-    assert simulation.head is not None
-    said = {m: head_gradient(simulation.head, batches[m], middle[m]) for m in batches}  # type: ignore[arg-type]
+    head = simulation.client(0).party.head
+    assert head is not None
+    said = {m: head_gradient(head, batches[m], middle[m]) for m in batches}  # type: ignore[arg-type]
     answer(server, {0: said[0]})
     with pytest.raises(PeerError, match=f"client {HOSTILE}: HeadGradient: it came before the batch"):
         answer(server, {HOSTILE: said[HOSTILE]})

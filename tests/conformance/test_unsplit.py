@@ -18,6 +18,7 @@ from halfback.models.cut import install
 from halfback.testing import small
 from halfback.testing.table import ROWS
 from halfback.testing.test_wire import assert_equal_models
+from halfback.zeroth.directions import Directions
 from halfback.zeroth.replay import Replica, UpdateRule
 
 World = Callable[..., RunConfig]
@@ -42,7 +43,7 @@ def test_every_registered_algorithm_has_a_row() -> None:
 
 def test_checkpointing_has_the_bits_of_storing_everything(world: World) -> None:
     stored, recomputed = (
-        small.built(world("split_lora", algorithm__checkpointing=enabled)).simulation for enabled in (False, True)
+        small.built(world("split_lora", algorithm__checkpointing=enabled)).federation for enabled in (False, True)
     )
     assert small.run(stored, 4, steps=2) == small.run(recomputed, 4, steps=2)
     small.assert_equal_states(stored, recomputed, but=("forward_passes",))
@@ -53,14 +54,14 @@ def test_split_lora_with_one_client_is_unsplit_training(world: World, optimizer:
     """Bit for bit: the same kernels run in the same order on either side of the cut, and the wire rounds nothing."""
     changes = {"clients": 1, "sampled_clients": 1, "bottom__optimizer": optimizer, "bottom__clip": None}
     split, whole = (small.built(world("split_lora", **changes)) for _ in range(2))
-    losses = small.run(split.simulation, 4, steps=2)
+    losses = small.run(split.federation, 4, steps=2)
 
     bottom, top = (list(trainable(half).values()) for half in (whole.model.bottom, whole.model.top))
     optimizers = [
         _plain_optimizer(optimizer, bottom, whole.config.bottom.lr),
         torch.optim.AdamW(top, whole.config.top.lr, weight_decay=0.0),
     ]
-    plain = [_plain_step(whole, optimizers, whole.simulation.sources[0].batch(number)) for number in range(8)]
+    plain = [_plain_step(whole, optimizers, whole.holdings.sources[0].batch(number)) for number in range(8)]
     assert losses == [(plain[place] + plain[place + 1]) / 2 for place in range(0, 8, 2)]
     assert_equal_models(split, whole)
 
@@ -89,14 +90,14 @@ def test_one_client_is_unsplit_training(world: World, name: str) -> None:
     """Bit for bit. SGD for the top: an SFL-V1 server's copies keep no moments beyond a round."""
     changes = {"clients": 1, "sampled_clients": 1, "bottom__optimizer": "adamw", "bottom__lr": 1e-3}
     split, whole = (small.built(world(name, top__optimizer="sgd", top__lr=1e-2, **changes)) for _ in range(2))
-    losses = small.run(split.simulation, 4, steps=2)
+    losses = small.run(split.federation, 4, steps=2)
 
     bottom, top = (list(trainable(half).values()) for half in (whole.model.bottom, whole.model.top))
-    if split.simulation.algorithm.traits.device == "whole":
+    if split.federation.server.algorithm.needs.holds == "whole":
         optimizers = [_plain_optimizer("adamw", [*bottom, *top], 1e-3)]
     else:
         optimizers = [_plain_optimizer("adamw", bottom, 1e-3), _plain_optimizer("sgd", top, 1e-2)]
-    plain = [_plain_step(whole, optimizers, whole.simulation.sources[0].batch(number)) for number in range(8)]
+    plain = [_plain_step(whole, optimizers, whole.holdings.sources[0].batch(number)) for number in range(8)]
     assert losses == [(plain[place] + plain[place + 1]) / 2 for place in range(0, 8, 2)]
     assert_equal_models(split, whole)
 
@@ -104,13 +105,13 @@ def test_one_client_is_unsplit_training(world: World, name: str) -> None:
 def test_a_relay_of_three_clients_is_plain_training_on_the_sequence_of_their_batches(world: World) -> None:
     changes = {"clients": 3, "sampled_clients": 3, "top__optimizer": "sgd", "top__lr": 1e-2}
     split, whole = (small.built(world("vanilla_split", **changes)) for _ in range(2))
-    losses = small.run(split.simulation, 3)
+    losses = small.run(split.federation, 3)
 
     optimizers = [
         _plain_optimizer("sgd", list(trainable(half).values()), 1e-2) for half in (whole.model.bottom, whole.model.top)
     ]
     turns = [(number, client) for number in range(3) for client in range(3)]
-    plain = [_plain_step(whole, optimizers, whole.simulation.sources[m].batch(number)) for number, m in turns]
+    plain = [_plain_step(whole, optimizers, whole.holdings.sources[m].batch(number)) for number, m in turns]
     assert losses == [sum(plain[place : place + 3]) / 3 for place in range(0, 9, 3)]
     assert_equal_models(split, whole)
 
@@ -123,27 +124,27 @@ def test_local_steps_of_one_client_are_those_of_one_machine(world: World, estima
         small.built(world(name, bottom__optimizer="momentum", bottom__lr=1e-3, **changes))
         for name in ("decomfl", "mezo")
     )
-    assert small.run(local.simulation, 2, steps=3) == small.run(alone.simulation, 2, steps=3)
+    assert small.run(local.federation, 2, steps=3) == small.run(alone.federation, 2, steps=3)
     assert_equal_models(local, alone)
-    mine, theirs = (run.simulation.server.replica.moments["velocity"] for run in (local, alone))
+    mine, theirs = (run.federation.server.party.agreed.replica.moments["velocity"] for run in (local, alone))
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_heron_with_one_client_is_the_plain_loop_on_bottom_and_head(world: World) -> None:
     """θ ± μu by hand, where the package perturbs one layer at a time in a scratch copy and sums row by row."""
     changes = {"clients": 1, "sampled_clients": 1, "algorithm__estimator": "central", "algorithm__radius": 1e-2}
-    run, plain = (small.built(world("heron_sfl", bottom__lr=0.1, **changes)).simulation for _ in range(2))
+    run, plain = (small.built(world("heron_sfl", bottom__lr=0.1, **changes)).federation for _ in range(2))
     small.run(run, 2, steps=2)
 
-    replica, local = plain.client(0).replica, plain.client(0).local
+    replica, local = plain.client(0).party.theta.replica, plain.client(0).party.local
     assert local is not None
-    install(plain.device_part, replica.parameters)
+    install(plain.server.part, replica.parameters)
     start = _flat(replica)
     with torch.no_grad():
         for step in range(4):
-            batch, moves = plain.sources[0].batch(step), []
+            batch, moves = plain.client(0).party.data.batch(step), []
             for p in range(2):
-                u = _direction(replica, replica.seed_of(step, p))
+                u = _direction(replica, replica.directions.seed_of(step, p))
                 losses = []
                 for side in (1e-2, -1e-2):
                     kept = {name: tensor.clone() for name, tensor in replica.parameters.items()}
@@ -155,7 +156,7 @@ def test_heron_with_one_client_is_the_plain_loop_on_bottom_and_head(world: World
                 moves.append({name: (losses[0] - losses[1]) / 2e-2 * each for name, each in u.items()})
             for name, tensor in replica.parameters.items():
                 tensor -= 0.1 * (moves[0][name] + moves[1][name]) / 2
-    moved, wanted = _flat(run.server.replica) - start, _flat(replica) - start
+    moved, wanted = _flat(run.server.party.agreed.replica) - start, _flat(replica) - start
     assert wanted.norm() > 0
     # A loss of about 1 is rounded at 1e-7, its slope by μ at 1e-5; slopes are about 0.01 on texts.
     assert (moved - wanted).norm() < 0.01 * wanted.norm()
@@ -164,7 +165,7 @@ def test_heron_with_one_client_is_the_plain_loop_on_bottom_and_head(world: World
 def _direction(replica: Replica, seed: int) -> dict[str, Tensor]:
     """u of a seed, as what a step of SGD with slope 1 takes off zeros."""
     zeros = {name: torch.zeros_like(parameter) for name, parameter in replica.parameters.items()}
-    Replica(zeros, rule=UpdateRule(lr=1.0), seed_of=lambda *_: seed, law=replica.law).replay(0, torch.ones(1, 1))
+    Replica(zeros, UpdateRule(lr=1.0), Directions(lambda *_: seed, replica.directions.law)).replay(0, torch.ones(1, 1))
     return {name: -tensor for name, tensor in zeros.items()}
 
 
@@ -174,7 +175,7 @@ RADIUS = 1e-2
 def _difference(run: Built, batch: Any, u: Tensor, radius: float) -> float:
     """The central difference of the loss along `u`, (d,), in float64."""
     bottom, top = copy.deepcopy((run.model.bottom, run.model.top))
-    names = run.simulation.server.replica.parameters
+    names = run.federation.server.party.agreed.replica.parameters
     parameters = [dict(bottom.double().named_parameters())[name] for name in names]
     pieces = u.split([parameter.numel() for parameter in parameters])
     losses = []
@@ -199,15 +200,17 @@ def test_slopes_are_those_of_the_gradient_of_the_uncut_model(name: str) -> None:
     changes |= {"algorithm__estimator": "forward_ad"} if exact else {"algorithm__radius": RADIUS}
     changes |= {"top__optimizer": "sgd", "top__lr": 1e-30}  # MU-SplitFed's top steps before its clients do
     run = small.built(small.images(name, **changes))
-    simulation = run.simulation
-    replica, batch = simulation.client(0).replica, simulation.sources[0].batch(0)
-    install(simulation.device_part, replica.parameters)
-    own = kind.traits.device == "auxiliary"  # a loss of the device's own, on its head
-    logits = simulation.device_part(batch.inputs) if own else run.model.logits(batch.inputs)
+    simulation = run.federation
+    replica, batch = simulation.client(0).party.theta.replica, run.holdings.sources[0].batch(0)
+    install(simulation.server.part, replica.parameters)
+    own = kind().needs.holds == "auxiliary"  # a loss of the device's own, on its head
+    logits = simulation.server.part(batch.inputs) if own else run.model.logits(batch.inputs)
     loss = nn.functional.cross_entropy(logits, batch.labels)
     parameters = list(replica.parameters.values())
     gradient = torch.cat([g.double().flatten() for g in torch.autograd.grad(loss, parameters)])
-    units = [torch.cat([u.double().flatten() for u in _direction(replica, s).values()]) for s in replica.seeds(4)]
+    units = [
+        torch.cat([u.double().flatten() for u in _direction(replica, s).values()]) for s in replica.seeds(4).numbers
+    ]
     slopes = [torch.dot(gradient, u).item() for u in units]
     if not exact:
         assert [_difference(run, batch, u, 1e-7) for u in units] == pytest.approx(slopes, rel=1e-3)
@@ -215,8 +218,8 @@ def test_slopes_are_those_of_the_gradient_of_the_uncut_model(name: str) -> None:
     wanted = -1e-3 * torch.stack([slope * u for slope, u in zip(slopes, units, strict=True)]).mean(dim=0)
     before = _flat(replica)
     small.run(simulation, 1)
-    simulation.agreed_bottom()
-    moved = _flat(simulation.server.replica) - before
+    simulation.server.agreed_bottom()
+    moved = _flat(simulation.server.party.agreed.replica) - before
     # Forward mode is exact up to float32. A loss of 2.3 is rounded at 2e-7, so its slopes by 2μ at 1e-5, and these are
     # about 0.1 here.
     assert (moved - wanted).norm() < 1e-3 * wanted.norm()
@@ -233,11 +236,11 @@ def test_many_exact_slopes_point_where_backpropagation_does(tiny_bert: Path, sen
         ),
     ):
         changes = {"clients": 1, "sampled_clients": 1, "lora__rank": 1, "bottom__lr": 1.0, **options}
-        simulation = small.built(small.texts(name, tiny_bert, sentences, **changes)).simulation
-        before = _flat(simulation.server.replica)
+        simulation = small.built(small.texts(name, tiny_bert, sentences, **changes)).federation
+        before = _flat(simulation.server.party.agreed.replica)
         small.run(simulation, 1)
-        simulation.agreed_bottom()
-        moves.append(_flat(simulation.server.replica) - before)
+        simulation.server.agreed_bottom()
+        moves.append(_flat(simulation.server.party.agreed.replica) - before)
     exact, estimated = moves
     expected = (directions / (directions + len(exact) + 1)) ** 0.5
     cosine = torch.nn.functional.cosine_similarity(exact, estimated, dim=0).item()

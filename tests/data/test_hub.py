@@ -11,7 +11,8 @@ import pyarrow.parquet
 import pytest
 from test_tasks import message
 
-from halfback.data.tasks import TaskOptions, load_task
+from halfback.data.options import TaskOptions
+from halfback.data.tasks import load_task
 
 CODES = ["01", "02", "1"]
 ROWS = [{"text": f"2020-01-{day:02}", "label": CODES[day % 3]} for day in range(1, 31)]

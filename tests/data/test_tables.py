@@ -13,8 +13,9 @@ from command import halfback, refusal
 from test_tasks import message
 
 from halfback.data.files import read_table
+from halfback.data.options import TaskOptions
 from halfback.data.tables import NoText
-from halfback.data.tasks import TaskOptions, load_task
+from halfback.data.tasks import load_task
 from halfback.deploy.site import read_site
 from halfback.errors import UserError
 from halfback.telemetry.records import read_summary

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from test_tasks import message, needs_data, write_csv
 
+from halfback.data.options import TaskOptions
 from halfback.data.sources import Source
 from halfback.data.targets import references
-from halfback.data.tasks import TaskOptions, load_task
+from halfback.data.tasks import load_task
 
 ROWS = [{"text": f"input {row // 3}", "target": f"target {row}"} for row in range(30)]
 

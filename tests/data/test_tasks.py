@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from halfback.data import sources
-from halfback.data.tasks import TaskOptions, describe_tasks, load_task
+from halfback.data.options import TaskOptions
+from halfback.data.tasks import describe_tasks, load_task
 from halfback.errors import UserError
 
 ROWS = [{"text": f"sentence {row}", "more": f"pair {row}", "label": str(row % 3 + 8)} for row in range(30)]

@@ -13,7 +13,7 @@ from halfback.deploy.relay import Relay, WorkerLost
 from halfback.deploy.serving import ENDED, RUN, serve
 from halfback.deploy.site import SiteConfig
 from halfback.engine.remote.frames import Frame, Longest
-from halfback.engine.remote.server import Came
+from halfback.engine.remote.presence import Came
 from halfback.errors import PeerError
 from halfback.runs import checkpoint
 

@@ -13,7 +13,7 @@ import pytest
 
 from halfback import config as configuration
 from halfback.config import RunConfig
-from halfback.data.tasks import TaskOptions
+from halfback.data.options import TaskOptions
 from halfback.deploy.folder import copy_run
 from halfback.deploy.here import at_client, at_server
 from halfback.deploy.order import opened, sealed

@@ -18,7 +18,7 @@ import pytest
 from hostile import altered, confined, in_time, mutated
 
 from halfback.config import RunConfig
-from halfback.engine.remote.client import Device
+from halfback.engine.remote.client import RemoteClient
 from halfback.engine.remote.frames import (
     Ancestor,
     Answer,
@@ -38,12 +38,13 @@ from halfback.engine.remote.frames import (
     read_question,
 )
 from halfback.engine.remote.stream import Gone, read_frame
+from halfback.engine.state import load_server
 from halfback.errors import Diverged, PeerError
 from halfback.parties.holdings import Round
 from halfback.testing import small
 from halfback.testing.table import ROWS
-from halfback.wire.messages import Caches, Message
-from halfback.wire.packing import pack, unpack
+from halfback.wire.messages import Message
+from halfback.wire.packing import Direction, pack, unpack
 
 MEGABYTES = 256  # that refusing, and one step of the smallest models, may take beside what is there before
 SECONDS = 60  # for one round on a busy machine; what hangs never ends
@@ -189,35 +190,23 @@ class Script:
     """An honest round of a small run: what was said by the clients, exchange by exchange, and to one of them."""
 
     def __init__(self, config: RunConfig) -> None:
-        simulation = small.built(config).simulation
-        self.client = simulation.cohort(0)[0]
+        simulation = small.built(config).federation
+        self.client = simulation.server.cohort(0)[0]
         self.up: list[dict[int, bytes]] = []
         self.down: list[bytes] = []
         ended = True  # the exchange: the server has spoken since
 
-        def listen(number: int, ends: tuple[Any, Any]) -> None:
+        def listen(number: int, direction: Direction, data: bytes) -> None:
             nonlocal ended
-            say, answer = ends[0].send, ends[1].send
-
-            def said(message: Message) -> Any:
-                nonlocal ended
-                packed = say(message)
+            if direction == "up":
                 if ended:
                     self.up.append({})
-                self.up[-1][number], ended = packed.data, False
-                return packed
+                self.up[-1][number] = data
+            elif number == self.client:
+                self.down.append(data)
+            ended = direction == "down"
 
-            def answered(message: Message) -> Any:
-                nonlocal ended
-                packed, ended = answer(message), True
-                if number == self.client:
-                    self.down.append(packed.data)
-                return packed
-
-            ends[0].send, ends[1].send = said, answered
-
-        for number in simulation.cohort(0):
-            listen(number, simulation.link.of(number))
+        simulation.tap = listen
         small.run(simulation, 1, steps=STEPS)
         self.known = [data for said in self.up for data in said.values()] + self.down
         self.messages = [unpack(data) for data in self.known]
@@ -235,19 +224,20 @@ class HostileClients:
         self.script = Script(config)
         self.dice = random.Random(seed)
         self.came = Counter[str]()
-        self.simulation = small.built(config).simulation
-        self.simulation.server.round = Round(0, STEPS, 0)
-        tensors, values = self.simulation.state()
+        federation = small.built(config).federation
+        self.server = federation.server
+        tensors, values = federation.state()
         self._begin = {name: tensor.detach().clone() for name, tensor in tensors.items()}, values
 
     def round(self) -> None:
         """One round from the same state, until the server refuses to go on."""
-        simulation, expelled = self.simulation, set[int]()
-        simulation.load_server_state(*self._begin)
-        greetings = {n: simulation.link.of(n)[1].hello(simulation.thresholds()) for n in simulation.cohort(0)}
+        server, expelled = self.server, set[int]()
+        load_server(server, *self._begin)
+        server.begin(Round(0, STEPS, 0), server.cohort(0))
         first = self.dice.randrange(len(self.script.up))
         for place, said in enumerate(self.script.up):
             messages: dict[int, Message] = {}
+            greetings = server.take_greetings()
             for number, data in said.items():
                 if number in expelled:
                     continue
@@ -255,10 +245,10 @@ class HostileClients:
                     self.came["inputs"] += 1
                     data = self.script.spoilt(data, self.dice)
                 try:
-                    messages[number] = simulation.link.hear(number, data)
-                    if isinstance(unpack(said[number]), Caches):
-                        simulation.link.of(number)[1].meet(messages[number])
-                        simulation.link.say(number, greetings[number])
+                    messages[number] = server.hear(number, data)
+                    if greetings:
+                        server.meet(number, messages[number])
+                        server.say(number, greetings[number])
                         del messages[number]
                 except PeerError as error:
                     assert spoilt or place > first
@@ -267,18 +257,18 @@ class HostileClients:
             if not messages:
                 continue
             try:
-                for number, answer in simulation.answers(messages).items():
-                    simulation.link.say(number, answer)
+                for number, answer in server.answers(messages).items():
+                    server.say(number, answer)
             except (PeerError, Diverged) as error:
                 assert place >= first
                 self._count(error, type(error).__name__)
                 return
             self.came["answered"] += 1
 
-    def _count(self, error: Exception, how: str) -> None:
+    def _count(self, error: PeerError | Diverged, how: str) -> None:
         check_line(error)
         if how == "PeerError":  # the engine must know who did it, so that the others can go on
-            assert "client " in str(error)
+            assert isinstance(error.sender, int)
         self.came[how] += 1
 
 
@@ -289,7 +279,8 @@ class HostileServer:
         self.script = Script(config)
         self.dice = random.Random(seed)
         self.came = Counter[str]()
-        self.device = Device(small.built(config).simulation, self.script.client, folder, most_steps=STEPS)
+        side = small.built(config).federation.client(self.script.client)
+        self.device = RemoteClient(side, folder, most_steps=STEPS)
 
     def round(self) -> None:
         """One round of a new lineage, until the device refuses to go on."""

@@ -57,27 +57,31 @@ def expected(tmp_path: Path, one_thread: None) -> Path:
     return tmp_path / "expected"
 
 
-def test_a_worker_that_is_killed_comes_back_with_the_same_bits(tmp_path: Path, expected: Path) -> None:
-    """Both ends of every link remember samples, so a state that came back wrong would show in the bits."""
-    relays = Relays(tmp_path, [0, 1])
-    tree = configuration.to_tree(config())
-    killed: list[int] = []
-    ask = relays.ask
+class Killing(Relays):
+    """Kills the worker of client 0 in the middle of round 2, and that of client 1 in round 10."""
 
-    def killing(questions: Any, *bounds: Any) -> Any:
+    def __init__(self, folder: Path, clients: list[int]) -> None:
+        super().__init__(folder, clients)
+        self.killed: list[int] = []
+
+    def ask(self, questions: Any, *bounds: Any) -> Any:
         asked = json.loads(next(iter(questions.values())).header)
         for client, at in ((0, 2), (1, 10)):
-            if asked["kind"] == "say" and asked["round"] == at and client not in killed:
-                killed.append(client)
-                os.kill(relays.by_client[client].pid, signal.SIGKILL)
-        return ask(questions, *bounds)
+            if asked["kind"] == "say" and asked["round"] == at and client not in self.killed:
+                self.killed.append(client)
+                os.kill(self.by_client[client].pid, signal.SIGKILL)
+        return super().ask(questions, *bounds)
 
-    relays.ask = killing  # type: ignore[method-assign]
+
+def test_a_worker_that_is_killed_comes_back_with_the_same_bits(tmp_path: Path, expected: Path) -> None:
+    """Both ends of every link remember samples, so a state that came back wrong would show in the bits."""
+    relays = Killing(tmp_path, [0, 1])
+    tree = configuration.to_tree(config())
     try:
         assert serve_here(tmp_path, tree, relays) == {"how": "finished", "why": ""}
     finally:
         relays.close()
-    assert killed == [0, 1]
+    assert relays.killed == [0, 1]
     assert_same(tmp_path / "job" / "run", expected, rounds=ROUNDS)
     events = [json.loads(line) for line in (tmp_path / "job" / "run" / "events.jsonl").read_text().splitlines()]
     assert [event["client"] for event in events if event["event"] == "returned"] == [0, 1]

@@ -19,8 +19,8 @@ from halfback.deploy.flare import read
 from halfback.deploy.relay import Relay
 from halfback.deploy.site import SiteConfig
 from halfback.deploy.worker import Worker, serve
-from halfback.engine.federation import take_losses
-from halfback.engine.remote.client import Device, digest_of, held_by_devices
+from halfback.engine.link import blamed
+from halfback.engine.remote.client import RemoteClient
 from halfback.engine.remote.frames import (
     MOST_MEMORY,
     Done,
@@ -34,6 +34,7 @@ from halfback.engine.remote.frames import (
     read_answer,
 )
 from halfback.engine.remote.stream import read_frame
+from halfback.engine.remote.weights import digest_of
 from halfback.errors import CohortLost, PeerError
 from halfback.telemetry.records import Record
 from halfback.testing import small
@@ -70,8 +71,8 @@ def test_a_worker_reads_no_body_before_its_model_is_here(tmp_path: Path) -> None
 
 
 def test_a_worker_takes_the_weights_to_begin_with_and_what_a_round_brings(tmp_path: Path) -> None:
-    server = machine()
-    held = {name: tensor + 1 for name, tensor in held_by_devices(server).items()}
+    side = machine().client(0)
+    held = {name: tensor + 1 for name, tensor in side.held().items()}
     body, digits = pack(Weights(tuple(held.values()))).data, tuple(str(digit) for digit in range(10))
     tree = to_tree(config())
     order = Prepare(run="0" * 16, client=0, config=tree, label_names=digits, weights=digest_of(held))
@@ -83,7 +84,7 @@ def test_a_worker_takes_the_weights_to_begin_with_and_what_a_round_brings(tmp_pa
     second = read_answer(worker.answer(frame(order, body)).header)
     assert isinstance(second, Ready)
     assert (second.fits, second.takes) == (True, worker.takes)
-    assert worker.takes >= server.link.of(0)[0].most_bytes
+    assert worker.takes >= side.near.most_bytes
 
 
 def test_a_relay_hands_no_longer_question_on_than_its_worker_takes(tmp_path: Path) -> None:
@@ -120,28 +121,28 @@ UP: dict[str, Callable[[Any], Message]] = {
 @pytest.mark.parametrize("what", UP)
 def test_a_server_reads_no_more_than_the_recipe_has(what: str) -> None:
     simulation = machine(steps=6)
-    batch = simulation.sources[0].batch(0)
+    batch = simulation.client(0).party.data.batch(0)
     with torch.no_grad():
-        hidden = simulation.bottom(batch.inputs)
+        hidden = simulation.server.bottom(batch.inputs)
     honest = Activations(hidden, None, batch.labels.int(), batch.sample_ids.int())
-    simulation.link.hear(0, pack(honest).data)
+    simulation.server.hear(0, pack(honest).data)
     with pytest.raises(PeerError, match=r"^client 0: .* (came|announced), (at most|up to) .* allowed"):
-        simulation.link.hear(0, pack(UP[what](honest)).data)
+        simulation.server.hear(0, pack(UP[what](honest)).data)
 
 
 def test_a_device_reads_no_more_than_the_recipe_has() -> None:
-    simulation = machine(steps=6)  # with 3 directions
-    simulation.link.receive(0, pack(History(0, torch.zeros(6, 3))).data)
+    side = machine(steps=6).client(0)  # with 3 directions
+    side.near.receive(pack(History(0, torch.zeros(6, 3))).data)
     for message in (History(0, torch.zeros(7, 3)), Weights((torch.zeros(1),)), Slopes(0, torch.zeros(99))):
-        with pytest.raises(PeerError, match=r"server: .* allowed"):
-            simulation.link.receive(0, pack(message).data)
+        with pytest.raises(PeerError, match=r"server: .* allowed"), blamed(None):
+            side.near.receive(pack(message).data)
 
 
 def test_a_codec_has_the_bound_of_what_it_makes() -> None:
     simulation = machine(codecs__activations_up=["temporal", "int8"], batch_size=4)
-    far = simulation.link.of(0)[1]
+    far = simulation.server.end(0)
     rows = 4 * 16  # an image's channels, of 16 · 16 values and a scale each
-    most = simulation.bounds.receiving("up", far._forms, far.receivers)
+    most = simulation.server.links.bounds.receiving("up", far._forms, far.receivers)
     assert most["activations"] == (rows * 260 + 4 * 5, 4, None)
 
 
@@ -188,7 +189,7 @@ def test_a_report_that_cannot_be_expels_its_client_and_enters_no_sum(
     assert world.happened("expelled") == [0]
     (why,) = [event["why"] for event in world.events if event["event"] == "expelled"]
     assert f"{field}: " in why
-    meters = world.server.meters
+    meters = world.server.server.meters
     assert meters.client.seconds + meters.wire.seconds < 60
     assert meters.forward_passes < 100
     assert meters.client_peak_bytes < 1 << 30
@@ -204,23 +205,23 @@ def test_a_loss_beyond_float32_is_none(loss: float) -> None:
     said = Done(lineage=LINEAGE, client_seconds=0.0, wire_seconds=0.0, losses=(3.4e38,), **counts)
     with pytest.raises(PeerError, match="losses"):
         read_answer(json.dumps(json.loads(frame(said).header) | {"losses": [loss]}))
-    mean = take_losses(machine().server, said.losses * 10_000)
+    mean = machine().server.take_losses(said.losses * 10_000)
     line = Record(1, 1, mean, None, None, 0, 0, 0.0, 0.0, 0.0, 0.0, 0, {}).to_json()
     assert Record.from_json(line).train_loss == pytest.approx(3.4e38)
 
 
 def test_a_report_is_of_its_own_round(tmp_path: Path) -> None:
     """What an abandoned round has cost belongs to no round that counts."""
-    own, server = machine(), machine()
-    device, lineage = Device(own, 0, tmp_path), "b" * 16
+    own, server = machine().client(0), machine().server
+    device, lineage = RemoteClient(own, tmp_path), "b" * 16
     device.answer(opening(0), b"")
     own.meters.forward_passes += 1000
     own.meters.client.seconds += 1000
-    server.server.round = small.Round(0, 1, 0)
+    server.party.round = small.Round(0, 1, 0)
     answer = device.answer(opening(0, lineage=lineage), b"")
     while isinstance(said := read_answer(answer.header), Said):
-        reply = server.answers({0: server.link.hear(0, answer.body)})[0]
-        answer = device.answer(Say(lineage=lineage, round=0, exchange=said.exchange), server.link.say(0, reply))
+        reply = server.answers({0: server.hear(0, answer.body)})[0]
+        answer = device.answer(Say(lineage=lineage, round=0, exchange=said.exchange), server.say(0, reply))
     assert isinstance(said, Done)
     assert said.forward_passes < 10
     assert said.client_seconds < 100

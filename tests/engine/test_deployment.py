@@ -3,23 +3,25 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from halfback.engine.federation import Simulation
-from halfback.engine.remote.client import Device, digest_of, held_by_devices
-from halfback.engine.remote.frames import Frame, Longest, Open, Prepare, Save, Say, frame, read_answer
-from halfback.engine.remote.server import Came, Deployment
+from halfback.engine.client_side import ClientSide
+from halfback.engine.federation import Federation
+from halfback.engine.remote.client import RemoteClient
+from halfback.engine.remote.frames import Frame, Longest, Open, Save, Say, frame, read_answer
+from halfback.engine.remote.presence import Came, Terms
+from halfback.engine.remote.server import RemoteServer
 from halfback.errors import CohortLost, PeerError, UserError
 from halfback.parties.holdings import Round
 from halfback.runs import checkpoint
 from halfback.testing import small
-from halfback.testing.remote import Sockets
-from halfback.wire.messages import Slopes, Weights
+from halfback.testing.remote import Sockets, deployed
+from halfback.testing.small import among
+from halfback.wire.messages import Slopes
 from halfback.wire.packing import pack, unpack
 
 LINEAGE = "0123456789abcdef"
@@ -32,8 +34,8 @@ def config(**changes: Any) -> Any:
     return small.images("ho_sfl", **settings | changes)
 
 
-def machine(**changes: Any) -> Simulation:
-    return small.built(config(**changes)).simulation
+def machine(**changes: Any) -> Federation:
+    return small.built(config(**changes)).federation
 
 
 @dataclass
@@ -66,9 +68,9 @@ class Faulty:
 class World:
     """A server, its clients, and what happened to them."""
 
-    server: Simulation
+    server: Federation
     carrier: Faulty
-    deployment: Deployment
+    deployment: RemoteServer
     events: list[dict[str, Any]]
 
     def run(self, rounds: int, *, first: int = 0, steps: int = 1) -> list[float]:
@@ -86,28 +88,28 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
     open_ones: list[Sockets] = []
 
     def make(
-        *, min_cohort: int | None = 1, patience: float = 60.0, absent: set[int] | None = None, **changes: Any
+        *,
+        min_cohort: int | None = 1,
+        patience: float = 60.0,
+        absent: set[int] | None = None,
+        alter: Callable[[int, ClientSide], None] = lambda number, side: None,
+        **changes: Any,
     ) -> World:
+        def client(number: int) -> ClientSide:
+            side = machine(**changes).client(number)
+            alter(number, side)
+            return side
+
         server = machine(**changes)
-        sockets = Sockets(partial(machine, **changes), len(server.sources), tmp_path / "clients")
+        sockets = Sockets(client, server.server.sampling.clients, tmp_path / "clients")
         open_ones.append(sockets)
         carrier, events, lock = Faulty(sockets, absent or set()), [], threading.Lock()
-        weights = {name: tensor.clone() for name, tensor in held_by_devices(server).items()}
 
         def take(event: dict[str, Any]) -> None:
             with lock:
                 events.append(event)
 
-        deployment = Deployment(
-            server,
-            carrier,
-            lambda n: Prepare(run="0" * 16, client=n, config={}, label_names=(), weights=digest_of(weights)),
-            lambda: pack(Weights(tuple(weights.values()))).data,
-            deadline=60.0,
-            min_cohort=min_cohort,
-            patience=patience,
-            events=take,
-        )
+        deployment = deployed(server, carrier, Terms(60.0, min_cohort, patience), take)
         return World(server, carrier, deployment, events)
 
     yield make
@@ -115,17 +117,13 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
         sockets.close()
 
 
-def among(simulation: Simulation, clients: Callable[[int], list[int]]) -> Simulation:
-    """The same run in one process with other cohorts: what a deployment with absent clients must come to."""
-    simulation.cohort = clients  # type: ignore[method-assign]
-    return simulation
-
-
-def assert_same(one: Simulation, other: Simulation) -> None:
-    assert len(one.server.history) == len(other.server.history)
-    assert all(torch.equal(a, b) for a, b in zip(one.server.history, other.server.history, strict=True))
+def assert_same(one: Federation, other: Federation) -> None:
+    assert len(one.server.party.agreed.rows) == len(other.server.party.agreed.rows)
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.server.party.agreed.rows, other.server.party.agreed.rows, strict=True)
+    )
     for simulation in (one, other):
-        simulation.agreed_bottom()
+        simulation.server.agreed_bottom()
     mine, theirs = (s.state()[0] for s in (one, other))
     names = [name for name in mine if name.startswith(("bottom", "top"))]
     assert names
@@ -140,11 +138,36 @@ def test_a_client_that_never_comes_is_not_in_the_mean(make_world: Callable[..., 
     assert_same(world.server, expected)
 
 
+def test_who_comes_late_without_the_weights_gets_those_of_the_beginning(make_world: Callable[..., World]) -> None:
+    """In the U-shape they are a part of what the server has trained since."""
+
+    def cohorts(number: int) -> list[int]:
+        return [0] if number < 2 else [0, 1]
+
+    def alter(number: int, side: ClientSide) -> None:
+        for tensor in side.held().values():
+            tensor += number  # of client 1 all are others
+
+    changes: dict[str, Any] = {"clients": 2, "sampled_clients": 2, "model__head": 0}
+    world = make_world(absent={1}, min_cohort=None, alter=alter, **changes)
+    among(world.server, cohorts)
+    head = world.server.server.party.head or {}
+    before = {name: parameter.detach().clone() for name, parameter in head.items()}
+    world.run(2)
+    assert any(not torch.equal(before[name], parameter) for name, parameter in head.items())
+    world.carrier.absent.clear()
+    world.run(2, first=2)
+    assert world.happened("was sent weights") == [1]
+    expected = among(machine(**changes), cohorts)
+    small.run(expected, 4)
+    assert_same(world.server, expected)
+
+
 def test_an_empty_seat_that_is_sampled_is_taken_by_a_client_that_is_there(make_world: Callable[..., World]) -> None:
     """Otherwise a run with seats to spare would wait for nobody."""
     world = make_world(absent={2}, min_cohort=2, clients=3, sampled_clients=2)
     world.run(6)
-    sampled = [machine(clients=3, sampled_clients=2).cohort(number) for number in range(6)]
+    sampled = [machine(clients=3, sampled_clients=2).server.cohort(number) for number in range(6)]
     assert any(2 in cohort for cohort in sampled)
     expected = among(machine(clients=3, sampled_clients=2), lambda _: [0, 1])
     small.run(expected, 6)
@@ -166,7 +189,7 @@ def test_a_client_that_is_late_for_the_slopes_is_not_in_their_mean(make_world: C
     world.carrier.change = late
     world.run(3)
     assert world.happened("dropped") == [1]
-    for step, row in enumerate(world.server.server.history):
+    for step, row in enumerate(world.server.server.party.agreed.rows):
         rows = torch.stack([values for at, values in means if at == step])
         assert step != 1 or len(rows) == 2
         assert torch.equal(row, rows.double().mean(dim=0).float())
@@ -187,12 +210,12 @@ def test_who_was_away_catches_up_bit_for_bit_and_pays_for_the_rows(
     assert catch_up >= 550 * 4 * P
     world.deployment.state()
     server = world.server
-    server.agreed_bottom()
+    server.server.agreed_bottom()
     for client in range(3):
         found = checkpoint.load(tmp_path / "clients" / str(client))
         assert found is not None
-        assert found[2]["position"] == len(server.server.history)
-        for name, parameter in server.server.replica.parameters.items():
+        assert found[2]["position"] == len(server.server.party.agreed.rows)
+        for name, parameter in server.server.party.agreed.replica.parameters.items():
             assert torch.equal(found[1][f"theta.{name}"], parameter)
 
 
@@ -206,8 +229,8 @@ def wait_until_back(world: World, client: int) -> None:
     raise AssertionError(f"client {client} did not come back: {world.events}")
 
 
-def _history_bytes(server: Simulation) -> int:
-    return sum(server.ledger.bytes_by_kind["down"].get("History", {}).values())
+def _history_bytes(server: Federation) -> int:
+    return sum(server.server.ledger.bytes_by_kind["down"].get("History", {}).values())
 
 
 def test_a_run_that_goes_back_has_the_bits_of_an_unbroken_one(make_world: Callable[..., World]) -> None:
@@ -253,7 +276,7 @@ def test_a_client_with_a_header_that_says_nothing_is_expelled(make_world: Callab
     world.carrier.change = lambda n, q, answer: Frame(header) if n == 0 and '"open"' in q.header else answer
     world.run(1)
     assert world.happened("expelled") == [0]
-    assert len(world.server.server.history) == 1
+    assert len(world.server.server.party.agreed.rows) == 1
 
 
 def test_numbers_that_are_not_finite_void_the_round_and_expel_who_sent_them(make_world: Callable[..., World]) -> None:
@@ -317,8 +340,8 @@ def test_a_client_that_answers_nonsense_when_states_are_written_is_dropped(make_
 
 
 @pytest.fixture
-def device(tmp_path: Path) -> Device:
-    return Device(machine(), 0, tmp_path)
+def device(tmp_path: Path) -> RemoteClient:
+    return RemoteClient(machine().client(0), tmp_path)
 
 
 def opening(round: int, lineage: str = LINEAGE, **changes: Any) -> Open:
@@ -326,24 +349,24 @@ def opening(round: int, lineage: str = LINEAGE, **changes: Any) -> Open:
     return Open(lineage=lineage, round=round, **values | changes)
 
 
-def test_a_message_that_comes_twice_or_late_changes_nothing(device: Device) -> None:
-    server = machine()
+def test_a_message_that_comes_twice_or_late_changes_nothing(device: RemoteClient) -> None:
+    server = machine().server
     first = device.answer(opening(0), b"")
-    join = server.link.hear(0, first.body)
-    history = server.link.say(0, server.answers({0: join})[0])
+    join = server.hear(0, first.body)
+    history = server.say(0, server.answers({0: join})[0])
     say = Say(lineage=LINEAGE, round=0, exchange=0)
     activations = device.answer(say, history)
     assert read_answer(activations.header).kind == "said"
     for late in (say, Say(lineage=LINEAGE, round=0, exchange=5), Say(lineage="f" * 16, round=0, exchange=1)):
         answer = read_answer(device.answer(late, history).header)
         assert (answer.kind, getattr(answer, "why", "")) == ("refused", "stale")
-    gradient = server.link.say(0, server.answers({0: server.link.hear(0, activations.body)})[0])
+    gradient = server.say(0, server.answers({0: server.hear(0, activations.body)})[0])
     slopes = device.answer(Say(lineage=LINEAGE, round=0, exchange=1), gradient)
     assert isinstance(unpack(slopes.body), Slopes)
     assert read_answer(device.answer(Save(lineage="f" * 16, rounds=1), b"").header).kind == "refused"
 
 
-def test_the_server_may_send_anything(device: Device) -> None:
+def test_the_server_may_send_anything(device: RemoteClient) -> None:
     device.answer(opening(0), b"")
     answer = read_answer(device.answer(Say(lineage=LINEAGE, round=0, exchange=0), b"rubbish").header)
     assert answer.kind == "refused"
@@ -353,21 +376,24 @@ def test_the_server_may_send_anything(device: Device) -> None:
 
 def test_a_new_process_finds_the_state_that_lies_on_the_servers_way(tmp_path: Path) -> None:
     """Of three states on disk, only that of an earlier round than the step back counts."""
-    device = Device(machine(), 0, tmp_path)
+    before, again, other = (machine().client(0) for _ in range(3))
+    device = RemoteClient(before, tmp_path)
     device.answer(opening(0), b"")
     for rounds in (3, 4):
+        before.party.position = rounds
         assert read_answer(device.answer(Save(lineage=LINEAGE, rounds=rounds), b"").header).kind == "saved"
     values = [checkpoint.load(tmp_path, number) for number in checkpoint.rounds(tmp_path)]
     assert [(found[2]["lineage"], found[2]["rounds"]) for found in values if found] == [(LINEAGE, 3), (LINEAGE, 4)]
-    again, loaded = Device(machine(), 0, tmp_path), []
-    again._load = lambda tensors, values: loaded.append(values.get("rounds"))  # type: ignore[method-assign]
-    again.answer(opening(3, lineage="b" * 16, ancestry=({"lineage": LINEAGE, "rounds": 3},)), b"")
-    again.answer(opening(4, lineage="b" * 16, ancestry=({"lineage": LINEAGE, "rounds": 3},)), b"")
-    assert loaded == [3]
-    other = Device(machine(), 0, tmp_path)
-    other._load = lambda tensors, values: loaded.append(values.get("rounds"))  # type: ignore[method-assign]
-    other.answer(opening(9, lineage="c" * 16), b"")
-    assert loaded == [3, None]  # of another way: it begins anew
+    device, ancestry = RemoteClient(again, tmp_path), ({"lineage": LINEAGE, "rounds": 3},)
+    device.answer(opening(3, lineage="b" * 16, ancestry=ancestry), b"")
+    assert again.party.position == 3
+    again.party.position = 5
+    device.answer(opening(4, lineage="b" * 16, ancestry=ancestry), b"")
+    assert again.party.position == 5  # what is in memory lies on the way
+    device = RemoteClient(other, tmp_path)
+    other.party.position = 5
+    device.answer(opening(9, lineage="c" * 16), b"")
+    assert other.party.position == 0  # of another way: it begins anew
 
 
 def test_a_question_has_the_same_text_wherever_it_is_read() -> None:
@@ -377,7 +403,7 @@ def test_a_question_has_the_same_text_wherever_it_is_read() -> None:
 
 def test_more_steps_than_a_round_of_the_recipe_has(tmp_path: Path) -> None:
     """A method that takes its steps by itself would take them all before it says a word."""
-    device = Device(machine(), 0, tmp_path, most_steps=2)
+    device = RemoteClient(machine().client(0), tmp_path, most_steps=2)
     order = opening(0, steps=1 << 60, measure=True)
     answer = read_answer(device.answer(order, b"").header)
     assert getattr(answer, "error", "") == f"server: Open.steps: {1 << 60} came, up to 2 are allowed"

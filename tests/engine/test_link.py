@@ -11,21 +11,21 @@ from torch import Tensor
 from halfback.codecs import parse
 from halfback.codecs.temporal import TemporalSender
 from halfback.engine.bounds import Bounds
-from halfback.engine.ends import ends_of
-from halfback.engine.link import End, HiddenForm, Link
+from halfback.engine.link import End, blamed
+from halfback.engine.links import Links
 from halfback.errors import Diverged, PeerError
-from halfback.telemetry.meters import Stopwatch
-from halfback.wire.ledger import Ledger
+from halfback.parties.holdings import HiddenForm
 from halfback.wire.messages import (
     Activations,
     Caches,
     CutGradient,
     Encoded,
     HeadGradient,
+    Message,
     MiddleActivations,
     Nothing,
 )
-from halfback.wire.packing import Most, pack, unpack
+from halfback.wire.packing import Direction, Ledger, Most, pack, unpack
 
 LONGEST, WIDTH = 6, 8
 TEXTS = HiddenForm((LONGEST, WIDTH), True, torch.float32)
@@ -33,6 +33,43 @@ IMAGES = HiddenForm((3, 2, 4), False, torch.float32)
 BOTH = {"activations_up": ["temporal"], "gradient_down": ["temporal", "int8"]}
 FOUR = BOTH | {"activations_down": ["temporal"], "gradient_up": ["temporal"]}
 CLIENT = 3
+Spoil = Callable[[Direction, Message], Message]
+
+
+class Link:
+    """Both ends of each client's link, and what is counted between them."""
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+        self.ledger = Ledger()
+        self.ends: dict[int, tuple[End, End]] = {}
+
+    def of(self, client: int) -> tuple[End, End]:
+        if client not in self.ends:
+            self.ends[client] = self._links.near(client), self._links.far(client)
+        return self.ends[client]
+
+    def carry(self, client: int, direction: Direction, message: Message) -> Message:
+        near, far = self.of(client)
+        sender, receiver = (near, far) if direction == "up" else (far, near)
+        with blamed(client if direction == "up" else None):
+            packed = sender.send(message)
+            self.ledger.add(direction, type(message).__name__, packed)
+            return receiver.receive(packed.data)
+
+    def open(self, client: int, thresholds: dict[str, float], spoil: Spoil = lambda _, message: message) -> None:
+        """First in a round; `spoil` changes what one of them says."""
+        near, far = self.of(client)
+        said = near.hello()
+        if said is not None:
+            answer = far.hello(thresholds)
+            assert answer is not None
+            heard = self.carry(client, "up", spoil("up", said))
+            with blamed(client):
+                far.meet(heard)
+            told = self.carry(client, "down", spoil("down", answer))
+            with blamed(None):
+                near.meet(told)
 
 
 def link(codecs: dict[str, list[Any]], form: HiddenForm = TEXTS) -> Link:
@@ -41,8 +78,9 @@ def link(codecs: dict[str, list[Any]], form: HiddenForm = TEXTS) -> Link:
     bounds = Bounds(
         rows=4, steps=1, directions=1, slopes={"up": 1, "down": 1}, weights={"up": Most(64), "down": Most(64)}
     )
-    make = ends_of(parsed, forms, others={}, bounds=bounds, longest=LONGEST, device=torch.device("cpu"), scratch=None)
-    return Link(Ledger(), Stopwatch(), make)
+    links = Links(parsed, {None: forms}, bounds, LONGEST, torch.device("cpu"), None)
+    links.check()
+    return Link(links)
 
 
 def texts(ids: list[int], *, seed: int = 0, shift: float = 0.0) -> Activations:
@@ -90,7 +128,7 @@ def test_nothing_is_said_of_padding_and_all_of_the_rest() -> None:
     assert not came[~message.mask].any()
     assert (came - gradient).abs().max() <= gradient.abs().max() / 254 + 1e-6
     tokens = int(message.mask.sum())
-    kinds = carrier._ledger.bytes_by_kind
+    kinds = carrier.ledger.bytes_by_kind
     assert kinds["down"]["CutGradient"]["gradient"] == tokens * (WIDTH + 4)
     # bfloat16 is what is remembered; the first time the values themselves are sent: 3 similarities, 3 bits of the map.
     assert kinds["up"]["Activations"]["activations"] == tokens * WIDTH * 4 + 3 * (4 + 1)
@@ -114,8 +152,8 @@ def test_a_link_without_a_codec_is_as_it_was() -> None:
     for carrier in (plain, one_way):
         open_(carrier)
         assert torch.equal(up(carrier, message), message.hidden)
-    assert plain._ledger.bytes_by_kind == one_way._ledger.bytes_by_kind
-    assert "Caches" not in plain._ledger.bytes_by_kind["up"]
+    assert plain.ledger.bytes_by_kind == one_way.ledger.bytes_by_kind
+    assert "Caches" not in plain.ledger.bytes_by_kind["up"]
 
 
 def test_the_four_links_of_the_u_shape_each_have_their_own_memory_and_threshold() -> None:
@@ -153,8 +191,8 @@ def test_the_greeting_is_counted() -> None:
     carrier = link(FOUR)
     open_(carrier)
     # Header, then a tensor field of one dimension: 1 + 2 + 4 and eight bytes a digest, four a threshold; none is 1.
-    assert carrier._ledger.total("up") == 4 + (7 + 4 * 8) + 1
-    assert carrier._ledger.total("down") == 4 + (7 + 4 * 8) + (7 + 4 * 4)
+    assert carrier.ledger.total("up") == 4 + (7 + 4 * 8) + 1
+    assert carrier.ledger.total("down") == 4 + (7 + 4 * 8) + (7 + 4 * 4)
 
 
 def lose(carrier: Link, side: int, older: Any) -> None:
@@ -188,7 +226,7 @@ def test_a_memory_that_is_lost_or_older_at_one_end_is_found_and_never_stale(side
             assert message.mask is not None
             received.append((up(carrier, message), down(carrier, message.hidden * message.mask.unsqueeze(-1))))
         assert all(torch.equal(one, other) for one, other in zip(*received, strict=True)), number
-    assert broken._ledger.bytes_by_kind == cleared._ledger.bytes_by_kind
+    assert broken.ledger.bytes_by_kind == cleared.ledger.bytes_by_kind
     for name, matrices in broken.of(CLIENT)[1].take_seen().items():
         skipped = [bool(one.skipped.any()) for one in matrices]
         assert any(skipped[3:10]), name  # there was something that could have been stale
@@ -265,18 +303,11 @@ THRESHOLDS: dict[str, Tensor | None] = {
 }
 
 
-def greet(carrier: Link, direction: str, change: Callable[[Caches], Any]) -> None:
+def greet(carrier: Link, direction: str, change: Callable[[Any], Any]) -> None:
     """A greeting in which one side says something else."""
-    carry = carrier.carry
-
-    def spoiled(client: int, way: Any, message: Any, memory: Any = None) -> Any:
-        return carry(client, way, change(message) if way == direction else message, memory)
-
-    carrier.carry = spoiled  # type: ignore[method-assign]
-    try:
-        open_(carrier)
-    finally:
-        carrier.carry = carry  # type: ignore[method-assign]
+    carrier.open(
+        CLIENT, dict.fromkeys(FOUR, 0.9), lambda way, message: change(message) if way == direction else message
+    )
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])

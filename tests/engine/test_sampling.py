@@ -39,10 +39,10 @@ def test_a_cohort_of_unequal_devices_has_k_clients_as_often_as_the_formula_says(
     deep = small.images(
         "ho_fl", clients=6, sampled_clients=2, algorithm__boundaries=[3, 1, 3, 3, 1, 3], algorithm__beta=0.75
     )
-    simulation, again = small.built(deep).simulation, small.built(deep).simulation
+    simulation, again = small.built(deep).federation, small.built(deep).federation
     draws = 3000
-    cohorts = [simulation.cohort(number) for number in range(draws)]
-    assert cohorts[:20] == [again.cohort(number) for number in reversed(range(20))][::-1]
+    cohorts = [simulation.server.cohort(number) for number in range(draws)]
+    assert cohorts[:20] == [again.server.cohort(number) for number in reversed(range(20))][::-1]
     assert all(len(set(cohort)) == 2 and cohort == sorted(cohort) for cohort in cohorts)
     for client, p in enumerate(2 * (0.25 / 6 + 0.75 / 2 * smallest) for smallest in (0, 1, 0, 0, 1, 0)):
         share = sum(client in cohort for cohort in cohorts) / draws
@@ -51,15 +51,17 @@ def test_a_cohort_of_unequal_devices_has_k_clients_as_often_as_the_formula_says(
 
 def test_devices_that_tie_for_the_last_place_share_it() -> None:
     config = small.images("ho_fl", clients=4, sampled_clients=2, algorithm__boundaries=[1, 2, 2, 3], algorithm__beta=1)
-    simulation = small.built(config).simulation
-    probabilities = simulation.algorithm.inclusion(simulation.server, 2)  # type: ignore[attr-defined]
+    simulation = small.built(config).federation
+    probabilities = simulation.server.algorithm.inclusion(simulation.server.party, 2)  # type: ignore[attr-defined]
     assert probabilities == [1.0, 0.5, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("changes", [{"algorithm__beta": 0.0, "algorithm__boundaries": [1, 2]}, {}])
 def test_devices_that_count_alike_are_drawn_as_by_every_other_method(changes: dict[str, object]) -> None:
     uneven, plain = (
-        small.built(small.images(name, clients=9, sampled_clients=4, **options)).simulation
+        small.built(small.images(name, clients=9, sampled_clients=4, **options)).federation
         for name, options in (("ho_fl", changes), ("fedavg", {}))
     )
-    assert [uneven.cohort(number) for number in range(30)] == [plain.cohort(number) for number in range(30)]
+    assert [uneven.server.cohort(number) for number in range(30)] == [
+        plain.server.cohort(number) for number in range(30)
+    ]

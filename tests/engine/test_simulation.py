@@ -6,13 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from halfback.engine.federation import Simulation
-from halfback.engine.link import End, Link, tensors_of
-from halfback.telemetry.meters import Stopwatch
+from halfback.engine.federation import Federation
+from halfback.engine.link import End, tensors_of
 from halfback.testing import small
-from halfback.wire.ledger import Ledger
 from halfback.wire.messages import ROLES, Activations, Join, Message, Nothing, Weights
-from halfback.wire.packing import Most
+from halfback.wire.packing import Ledger, Most
 from halfback.zeroth.directions import forget_tables
 
 
@@ -20,15 +18,15 @@ def end(side: Any) -> End:
     return End(side, torch.device("cpu"), forms={}, senders={}, receivers={}, most=dict.fromkeys(ROLES, Most(64)))
 
 
-def simulation(algorithm: str, **changes: Any) -> Simulation:
-    return small.built(small.images(algorithm, **changes)).simulation
+def simulation(algorithm: str, **changes: Any) -> Federation:
+    return small.built(small.images(algorithm, **changes)).federation
 
 
 def test_a_cohort_is_a_function_of_seed_and_round() -> None:
     one, same, other = (simulation("frozen_bottom", seed=seed, clients=30, sampled_clients=7) for seed in (1, 1, 2))
-    cohorts = [one.cohort(number) for number in range(20)]
-    assert cohorts == [same.cohort(number) for number in reversed(range(20))][::-1]
-    assert cohorts != [other.cohort(number) for number in range(20)]
+    cohorts = [one.server.cohort(number) for number in range(20)]
+    assert cohorts == [same.server.cohort(number) for number in reversed(range(20))][::-1]
+    assert cohorts != [other.server.cohort(number) for number in range(20)]
     assert all(len(set(cohort)) == 7 and cohort == sorted(cohort) for cohort in cohorts)
     # 140 draws of 30: that a given client is never drawn has probability (23/30)^20 = 0.5 %.
     assert len({client for cohort in cohorts for client in cohort}) >= 27
@@ -37,9 +35,9 @@ def test_a_cohort_is_a_function_of_seed_and_round() -> None:
 def test_only_sampled_clients_are_made_and_take_part() -> None:
     few = simulation("split_lora", clients=20, sampled_clients=3)
     small.run(few, 2, steps=2)
-    cohorts = [few.cohort(0), few.cohort(1)]
+    cohorts = [few.server.cohort(0), few.server.cohort(1)]
     taken = {client: 2 * sum(client in cohort for cohort in cohorts) for cohort in cohorts for client in cohort}
-    assert {number: client.cursor for number, client in few.clients.items()} == taken
+    assert {number: client.party.feed.cursor for number, client in few.clients.items()} == taken
 
 
 @pytest.mark.parametrize(
@@ -57,7 +55,7 @@ def test_only_sampled_clients_are_made_and_take_part() -> None:
 def test_forward_passes_are_counted(algorithm: str, options: dict[str, Any], passes: int) -> None:
     counted = simulation(algorithm, **{f"algorithm__{name}": value for name, value in options.items()})
     small.run(counted, 2, steps=2, measure=True)
-    assert counted.meters.forward_passes == 2 * 2 * 2 * passes  # rounds, steps, clients
+    assert counted.server.meters.forward_passes == 2 * 2 * 2 * passes  # rounds, steps, clients
 
 
 def test_a_forward_only_client_needs_less_memory_than_one_that_backpropagates() -> None:
@@ -65,7 +63,7 @@ def test_a_forward_only_client_needs_less_memory_than_one_that_backpropagates() 
     for name in ("frozen_bottom", "ho_sfl", "split_lora"):
         measured = simulation(name)
         small.run(measured, 1, measure=True)
-        peaks[name] = measured.meters
+        peaks[name] = measured.server.meters
     assert peaks["frozen_bottom"].client_peak_bytes < peaks["ho_sfl"].client_peak_bytes
     assert peaks["ho_sfl"].client_peak_bytes < peaks["split_lora"].client_peak_bytes
     assert peaks["frozen_bottom"].client_inference_peak_bytes == peaks["split_lora"].client_inference_peak_bytes
@@ -78,12 +76,12 @@ def test_a_peak_does_not_depend_on_what_the_process_did_before(law: str) -> None
     for _ in range(2):
         measured = simulation("ho_sfl", bottom__law=law)
         small.run(measured, 1, measure=True)
-        peaks.append(measured.meters.client_peak_bytes)
+        peaks.append(measured.server.meters.client_peak_bytes)
     assert peaks[0] == peaks[1]
     unwatched = simulation("ho_sfl", bottom__law=law)
     small.run(unwatched, 1)
     small.run(unwatched, 1, first=1, measure=True)
-    assert unwatched.meters.client_peak_bytes >= peaks[0]
+    assert unwatched.server.meters.client_peak_bytes >= peaks[0]
 
 
 @pytest.mark.parametrize("algorithm", ["ho_sfl", "zo_sfl", "frozen_bottom"])
@@ -103,9 +101,9 @@ def _bytes_kept(algorithm: str, clients: int) -> int:
     run = small.built(config)
     forget_tables()
     before = _live_bytes()
-    small.run(run.simulation, 1)
-    assert len(run.simulation.clients) == clients
-    replicas = {id(client.replica) for client in run.simulation.clients.values()}
+    small.run(run.federation, 1)
+    assert len(run.federation.clients) == clients
+    replicas = {id(client.party.theta.replica) for client in run.federation.clients.values()}
     assert len(replicas) == (clients if algorithm == "split_lora" else 1)
     return _live_bytes() - before
 
@@ -117,11 +115,13 @@ def _live_bytes() -> int:
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_link_hands_over_a_copy_of_what_it_counted(direction: Any) -> None:
+def test_a_link_hands_over_a_copy_of_what_is_counted(direction: Any) -> None:
     ledger = Ledger()
-    link = Link(ledger, Stopwatch(), lambda _: (end("client"), end("server")))
+    sender, receiver = (end(side) for side in (("client", "server") if direction == "up" else ("server", "client")))
     sent = Activations(torch.randn(2, 3, requires_grad=True), None, None, torch.arange(2).int())
-    received = link.carry(0, direction, sent)
+    packed = sender.send(sent)
+    ledger.add(direction, "Activations", packed)
+    received = receiver.receive(packed.data)
     assert isinstance(received, Activations)
     assert torch.equal(received.hidden, sent.hidden)
     assert received.hidden.data_ptr() != sent.hidden.data_ptr()

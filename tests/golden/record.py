@@ -49,7 +49,7 @@ def of_row(row: Row, model: Path | None = None, sentences: Path | None = None) -
         config = small.images(row.name, **row.changes())
     else:
         config = small.texts(row.name, model, sentences, **row.changes())
-    simulation = small.built(config).simulation
+    simulation = small.built(config).federation
     losses = small.run(simulation, 3, steps=2)
     tensors, values = simulation.state()
     return _digests(tensors, values["ledger"], losses)

@@ -17,7 +17,7 @@ from halfback.models.adapters import BottomTrained, Lora, export, set_trainable,
 from halfback.models.cut import CutModel, cut, recut
 from halfback.models.loading import load_model
 from halfback.zeroth.directions import direction_of
-from halfback.zeroth.perturb import perturbed
+from halfback.zeroth.slopes import perturbed
 
 NAMES = [*CONFIGS, "resnet8", "resnet18-32"]
 NO_BIASES = ("llama", "llama-tied", "mistral", "qwen3", "gemma3_text")

@@ -3,9 +3,8 @@
 import torch
 from messages_by_kind import MESSAGES
 
-from halfback.wire.ledger import Ledger
 from halfback.wire.messages import ROLES, Slopes
-from halfback.wire.packing import pack
+from halfback.wire.packing import Ledger, pack
 
 
 def test_totals_are_the_lengths_of_the_messages() -> None:

@@ -19,8 +19,8 @@ from halfback.zeroth.directions import (
     direction_rows,
     packs,
     philox,
+    seed_for,
 )
-from halfback.zeroth.seeds import seed_for
 
 LAWS: tuple[Law, ...] = ("rademacher", "gaussian")
 CPU = torch.device("cpu")

@@ -7,9 +7,8 @@ import torch
 from probed_models import NAMES, Run, build, conv_net, transformer, with_lora
 from torch import Tensor, nn
 
-from halfback.zeroth.directions import PACK_WIDTH, Law, direction_of
-from halfback.zeroth.perturb import perturbed
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import PACK_WIDTH, Law, direction_of, seed_for
+from halfback.zeroth.slopes import perturbed
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SEED = seed_for(3, "direction", 0, 1)

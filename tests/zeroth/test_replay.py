@@ -10,9 +10,8 @@ from torch import Tensor
 
 from halfback.errors import PeerError
 from halfback.telemetry.meters import MemoryMeter
-from halfback.zeroth.directions import PACK_WIDTH, Law, direction_of
-from halfback.zeroth.replay import Replica, UpdateRule
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import PACK_WIDTH, Directions, Law, direction_of, seed_for
+from halfback.zeroth.replay import Replica, RowForm, UpdateRule
 
 SHAPES = {"bias": (7,), "weight": (33, 129), "scalar": (), "none": (0, 4), "table": (300, 500), "tail": (1000,)}
 P = 3
@@ -38,7 +37,7 @@ def slopes(steps: int, directions: int = P) -> Tensor:
 
 
 def replica(rule: UpdateRule, held: Mapping[str, Tensor], law: Law = "rademacher") -> Replica:
-    return Replica(held, rule=rule, seed_of=seed_of, law=law)
+    return Replica(held, rule, Directions(seed_of, law))
 
 
 def assert_same(one: Replica, other: Replica) -> None:
@@ -288,9 +287,9 @@ def test_clip_bounds_the_length_of_the_gradient() -> None:
 
 def test_seeds_are_those_of_the_next_step() -> None:
     taken = replica(UpdateRule(), parameters())
-    assert taken.seeds(3) == [seed_of(0, p) for p in range(3)]
+    assert taken.seeds(3).numbers == tuple(seed_of(0, p) for p in range(3))
     taken.replay(0, slopes(4))
-    assert taken.seeds(2) == [seed_of(4, p) for p in range(2)]
+    assert taken.seeds(2).numbers == tuple(seed_of(4, p) for p in range(2))
 
 
 def test_moments() -> None:
@@ -353,7 +352,7 @@ def test_groups_are_replicas_of_their_own(optimizer: str, rule: str) -> None:
     chosen = dataclasses.replace(RULES[rule], optimizer=optimizer)  # type: ignore[arg-type]
     names = [["weight", "scalar"], ["bias", "none", "table"], ["tail"]]
     rows = group_rows(len(names))
-    together = Replica(parameters(), rule=chosen, seed_of=seed_of, groups=names)
+    together = Replica(parameters(), chosen, Directions(seed_of), form=RowForm(names))
     together.replay(0, rows)
     for number, own in enumerate(names):
         held = {name: tensor for name, tensor in parameters().items() if name in own}
@@ -364,7 +363,7 @@ def test_groups_are_replicas_of_their_own(optimizer: str, rule: str) -> None:
 
 
 def test_rows_that_don_t_divide_among_the_groups_are_refused() -> None:
-    grouped = Replica(parameters(), rule=UpdateRule(), seed_of=seed_of, groups=[["weight"], ["bias"]])
+    grouped = Replica(parameters(), UpdateRule(), Directions(seed_of), form=RowForm([["weight"], ["bias"]]))
     with pytest.raises(PeerError, match=r"\(1, 3\) from step 0 came, \(steps, 2 · P\) from step 0 is allowed"):
         grouped.replay(0, slopes(1))
 
@@ -389,7 +388,7 @@ def test_what_is_rehearsed_is_undone_to_the_bit(optimizer: str) -> None:
 def test_a_schedule_is_a_rate_of_its_own_in_each_step(optimizer: str) -> None:
     rate = {0: 1.0, 1: 0.5, 2: 0.25}
     rule = UpdateRule(optimizer=optimizer, lr=0.1, weight_decay=0.1)  # type: ignore[arg-type]
-    scheduled = Replica(parameters(), rule=rule, seed_of=seed_of, schedule=rate.__getitem__)
+    scheduled = Replica(parameters(), rule, Directions(seed_of), schedule=rate.__getitem__)
     scheduled.replay(0, slopes(3))
     by_hand = replica(rule, parameters())
     for step, row in enumerate(slopes(3)):
@@ -403,7 +402,7 @@ def test_rows_at_their_own_pace_take_the_rates_of_the_steps_that_are_told(optimi
     """Their numbers still give directions and the moments' age; what was taken already is skipped with its step."""
     rate, steps = {4: 1.0, 5: 0.5, 9: 0.25}, [4, 5, 4, 5, 9]
     rule = UpdateRule(optimizer=optimizer, lr=0.1, weight_decay=0.1)  # type: ignore[arg-type]
-    told = Replica(parameters(), rule=rule, seed_of=seed_of, schedule=rate.__getitem__, own_pace=True)
+    told = Replica(parameters(), rule, Directions(seed_of), schedule=rate.__getitem__, own_pace=True)
     told.replay(0, slopes(5)[:2], steps[:2])
     told.replay(0, slopes(5), steps)
     by_hand = replica(rule, parameters())
@@ -415,7 +414,7 @@ def test_rows_at_their_own_pace_take_the_rates_of_the_steps_that_are_told(optimi
 
 def test_rows_at_their_own_pace_are_not_taken_without_their_steps() -> None:
     before = parameters()
-    untold = Replica(parameters(), rule=UpdateRule(), seed_of=seed_of, own_pace=True)
+    untold = Replica(parameters(), UpdateRule(), Directions(seed_of), own_pace=True)
     for taker in (untold, untold.alike(parameters())):
         with pytest.raises(ValueError, match="steps"):
             taker.replay(0, slopes(1))
@@ -430,7 +429,7 @@ def exact_rows(steps: int = 5) -> Tensor:
 
 
 def with_exact(rule: UpdateRule, dtype: torch.dtype = torch.float32) -> Replica:
-    return Replica(parameters(dtype), rule=rule, seed_of=seed_of, exact=("bias", "weight"))
+    return Replica(parameters(dtype), rule, Directions(seed_of), form=RowForm(exact=("bias", "weight")))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

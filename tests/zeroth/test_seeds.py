@@ -4,7 +4,7 @@ from itertools import chain, product
 
 import pytest
 
-from halfback.zeroth.seeds import seed_for
+from halfback.zeroth.directions import seed_for
 
 
 def test_distinct_paths_have_distinct_seeds() -> None:

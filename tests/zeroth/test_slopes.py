@@ -1,7 +1,7 @@
 """Slopes against autograd, errors that fall at the right rate, and never a graph."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -9,16 +9,39 @@ import torch
 from probed_models import NAMES, Run, build, transformer, with_lora
 from torch import Tensor, nn
 
-from halfback.zeroth.directions import Law, direction_of
-from halfback.zeroth.perturb import perturbed
-from halfback.zeroth.seeds import seed_for
-from halfback.zeroth.slopes import Estimator, default_radius, estimate_slopes, inner
+from halfback.zeroth.directions import Law, Seeds, direction_of, seed_for
+from halfback.zeroth.slopes import (
+    Cotangent,
+    Estimator,
+    Probe,
+    default_radius,
+    estimate_slopes,
+    inner,
+    perturbed,
+)
 
 NO_BASE = torch.zeros(1)  # where it does not matter
 SEEDS = [seed_for(5, "direction", 0, p) for p in range(4)]
 LAWS: tuple[Law, ...] = ("rademacher", "gaussian")
 ESTIMATORS = ("forward", "central", "forward_ad")
 Parameters = dict[str, nn.Parameter]
+
+
+def slopes_of(
+    run: Run,
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    cotangent: Tensor,
+    base: Tensor,
+    seeds: Sequence[int],
+    *,
+    radius: float,
+    estimator: Estimator = "forward",
+    law: Law = "rademacher",
+    clip: float | None = None,
+) -> Tensor:
+    probe = Probe(len(seeds), radius, estimator, clip)
+    return estimate_slopes(run, model, parameters, Cotangent(cotangent, base), Seeds(tuple(seeds), law), probe)
 
 
 def cotangent_of(result: Tensor) -> Tensor:
@@ -59,9 +82,7 @@ def test_forward_mode_is_exact(name: str, law: Law) -> None:
     model, run = transformer(name, torch.float64)
     parameters = dict(model.named_parameters())
     wanted, cotangent = true_slopes(run, model, parameters, law)
-    got = estimate_slopes(
-        run, model, parameters, cotangent, NO_BASE, SEEDS, radius=math.nan, estimator="forward_ad", law=law
-    )
+    got = slopes_of(run, model, parameters, cotangent, NO_BASE, SEEDS, radius=math.nan, estimator="forward_ad", law=law)
     # No truncation; what is left is the rounding of thousands of float64 operations.
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=0)
 
@@ -72,16 +93,16 @@ def test_forward_mode_of_adapters(name: str, targets: list[str]) -> None:
     model, run = transformer(name, torch.float64)
     adapters = with_lora(model, targets)
     wanted, cotangent = true_slopes(run, model, adapters)
-    got = estimate_slopes(run, model, adapters, cotangent, NO_BASE, SEEDS, radius=1.0, estimator="forward_ad")
+    got = slopes_of(run, model, adapters, cotangent, NO_BASE, SEEDS, radius=1.0, estimator="forward_ad")
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=0)  # as above
-    central = estimate_slopes(run, model, adapters, cotangent, NO_BASE, SEEDS, radius=1e-5, estimator="central")
+    central = slopes_of(run, model, adapters, cotangent, NO_BASE, SEEDS, radius=1e-5, estimator="central")
     assert (central - wanted).norm() < 1e-5 * wanted.norm()  # μ² times a third derivative, some 1e4 here
 
 
 def test_forward_mode_of_a_result_that_no_parameter_reaches() -> None:
     model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     ones = torch.ones(1, 2)
-    got = estimate_slopes(
+    got = slopes_of(
         lambda: model[0](ones), model[1], dict(model[1].named_parameters()), ones, NO_BASE, SEEDS, radius=1.0,
         estimator="forward_ad",
     )  # fmt: skip
@@ -104,7 +125,7 @@ def test_difference_quotients_are_what_the_text_says(name: str) -> None:
     forward = (ahead - inner(cotangent, base)) / radius
     central = (ahead - behind) / (2 * radius)
     for estimator, wanted in (("forward", forward), ("central", central)):
-        got = estimate_slopes(
+        got = slopes_of(
             run, model, parameters, cotangent, inner(cotangent, base), SEEDS[:1], radius=radius, estimator=estimator
         )
         assert got.dtype == torch.float64
@@ -128,7 +149,7 @@ def test_error_falls_with_the_radius(
         base = inner(cotangent, run())
     errors = []
     for radius in radii:
-        got = estimate_slopes(run, model, parameters, cotangent, base, SEEDS, radius=radius, estimator=estimator)
+        got = slopes_of(run, model, parameters, cotangent, base, SEEDS, radius=radius, estimator=estimator)
         errors.append((got - wanted).norm().item())
     logs = torch.tensor([radii, errors], dtype=torch.float64).log()
     centred = logs - logs.mean(dim=1, keepdim=True)
@@ -148,7 +169,7 @@ def test_slopes_times_directions_are_the_gradient_on_average(estimator: str, law
     gradients = torch.autograd.grad((result * cotangent).sum(), list(parameters.values()))
     truth = torch.cat([gradient.flatten() for gradient in gradients])
     seeds = [seed_for("mean", i) for i in range(500)]
-    slopes = estimate_slopes(
+    slopes = slopes_of(
         lambda: model(inputs), model, parameters, cotangent, inner(cotangent, result), seeds,
         radius=1e-6, estimator=estimator, law=law,
     )  # fmt: skip
@@ -194,7 +215,7 @@ def test_no_graph_is_built(name: str, estimator: str) -> None:
         with pytest.raises(GraphBuilt):
             run()  # the trap works
         with torch.enable_grad():
-            estimate_slopes(watched, model, parameters, cotangent, NO_BASE, SEEDS[:2], radius=1e-3, estimator=estimator)
+            slopes_of(watched, model, parameters, cotangent, NO_BASE, SEEDS[:2], radius=1e-3, estimator=estimator)
     assert len(results) == (4 if estimator == "central" else 2)
     assert not any(result.requires_grad for result in results)
     assert all(parameter.grad is None for parameter in parameters.values())
@@ -255,9 +276,7 @@ def test_each_row_s_slope_is_clipped_before_the_mean(estimator: Estimator) -> No
     wanted = torch.stack([rows.clamp(-bound, bound).mean() for rows in exact])
     with torch.no_grad():
         base = inner(cotangent, run())
-    got = estimate_slopes(
-        run, model, parameters, cotangent, base, SEEDS[:2], radius=1e-6, estimator=estimator, clip=bound
-    )
+    got = slopes_of(run, model, parameters, cotangent, base, SEEDS[:2], radius=1e-6, estimator=estimator, clip=bound)
     # The forward difference of a square is off by μ·u'Hu/2: 1e-6 times some tens.
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
     assert not torch.allclose(got, torch.stack([rows.mean() for rows in exact]), rtol=0, atol=1e-2)

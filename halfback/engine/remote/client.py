@@ -5,39 +5,26 @@ checkpoint, or this process is new, the newest state on disk that lies on the se
 client begins anew, and where θ is a function of the history it catches up from there, bit for bit.
 """
 
-import hashlib
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-import torch
-from torch import Tensor, nn
-
-from halfback.engine.bounds import model_bound
-from halfback.engine.federation import Simulation
+from halfback.engine.client_side import ClientSide, Talk
 from halfback.engine.kept import going_on
 from halfback.engine.remote.frames import Done, Frame, Open, Question, Refused, Said, Save, Saved, Say, frame
-from halfback.engine.state import load_moments, load_optimizer_tensors, moments, optimizer_tensors, under
+from halfback.engine.remote.weights import longest_body
 from halfback.errors import Diverged, HalfbackError, PeerError, UserError
-from halfback.parties.checks import check_tensors
 from halfback.parties.holdings import Round
 from halfback.runs import checkpoint
-from halfback.telemetry.meters import MemoryMeter
-from halfback.wire.messages import Weights
-from halfback.wire.packing import most_bytes, unpack
-from halfback.zeroth.directions import forget_tables
-
-_Talk = Generator[bytes, bytes, None]
 
 
 @final
-class Device:
-    """Client `number` of the parties that `machine` holds; the others of them stay unused."""
+class RemoteClient:
+    """One client, which answers questions."""
 
     def __init__(
         self,
-        machine: Simulation,
-        number: int,
+        side: ClientSide,
         folder: Path,
         *,
         most_steps: int | None = None,
@@ -47,16 +34,14 @@ class Device:
 
         `about`: the fingerprint of the client's rows and model; a state that was left with another is refused.
         """
-        self._machine = machine
-        self._number = number
+        self._side = side
         self._folder = folder
         self._most_steps = most_steps
         self._about = dict(about or {})
-        self._client = machine.client(number)
-        self._begin = self._state()  # to begin anew with
-        self._begin = ({name: tensor.clone() for name, tensor in self._begin[0].items()}, self._begin[1])
+        tensors, values = side.state()
+        self._begin = ({name: tensor.clone() for name, tensor in tensors.items()}, values)  # to begin anew with
         self._label = ("", 1)  # of what is in memory: lineage and rounds; a new process looks for a state on disk first
-        self._talk: _Talk | None = None
+        self._talk: Talk | None = None
         self._turn: tuple[str, int, int] = ("", 0, 0)  # lineage, round and exchange of the last answer
         self._told = (0, 0.0, 0.0)  # forward passes and seconds before this round
 
@@ -80,7 +65,7 @@ class Device:
             case Say():
                 return _stale(f"exchange {question.exchange} of round {question.round}, the client is at {self._turn}")
             case Save() if question.lineage == self._label[0]:
-                tensors, values = self._state()
+                tensors, values = self._side.state()
                 values |= {"lineage": question.lineage, "rounds": question.rounds, "about": self._about}
                 checkpoint.save(self._folder, question.rounds, tensors, values, keep=2)
                 self._label = (question.lineage, question.rounds)
@@ -95,11 +80,11 @@ class Device:
         way |= {"": 0, order.lineage: order.round}
         if self._label[1] > way.get(self._label[0], -1):
             self._go_back(way)
-        client, meters = self._client, self._machine.meters
+        client, meters = self._side.party, self._side.meters
         self._told = (meters.forward_passes, meters.client.seconds, meters.wire.seconds)
-        client.cursor, client.losses = order.cursor, []
+        client.feed.cursor, client.losses = order.cursor, []
         self._label = (order.lineage, order.round + 1)
-        self._talk = self._conversation(Round(order.round, order.steps, order.first), order.measure)
+        self._talk = self._side.converse(Round(order.round, order.steps, order.first), measure_memory=order.measure)
         self._turn = (order.lineage, order.round, -1)
         return self._next(None)
 
@@ -111,9 +96,9 @@ class Device:
                 self._check_about(found[2].get("about"))
                 with going_on():
                     if found[2]["rounds"] <= way.get(found[2]["lineage"], -1):
-                        self._load(*found[1:])
+                        self._side.load_state(*found[1:])
                         return
-        self._load(*self._begin)
+        self._side.load_state(*self._begin)
 
     def _check_about(self, kept: Any) -> None:
         """Refuses a state of other rows or another model."""
@@ -137,33 +122,12 @@ class Device:
         self._talk, self._turn = talk, (lineage, number, exchange + 1)
         return frame(Said(lineage=lineage, round=number, exchange=exchange + 1), said)
 
-    def _conversation(self, round: Round, measure: bool) -> _Talk:
-        machine, client = self._machine, self._client
-        link, meters = machine.link, machine.meters
-        near, _ = link.of(self._number)
-        if (greeting := near.hello()) is not None:
-            near.meet(link.receive(self._number, (yield link.send(self._number, greeting))))
-        memory = MemoryMeter(machine.resident(client)) if measure else None
-        if measure:
-            forget_tables()
-            machine.measure_inference(client, round)
-        talk, reply = machine.algorithm.client_round(client, round), None
-        while (message := machine.let_speak(client, talk, reply, memory)) is not None:
-            said = link.send(self._number, message, memory)
-            del message, reply  # a device has no memory for what it has sent
-            heard = yield said
-            del said
-            reply = link.receive(self._number, heard, memory)
-            del heard
-        if memory is not None:
-            meters.client_peak_bytes = max(meters.client_peak_bytes, memory.peak_bytes)
-
     def _done(self) -> Done:
-        meters, client, told = self._machine.meters, self._client, self._told
+        meters, client, told = self._side.meters, self._side.party, self._told
         return Done(
             lineage=self._turn[0],
             round=self._turn[1],
-            cursor=client.cursor,
+            cursor=client.feed.cursor,
             forward_passes=meters.forward_passes - told[0],
             client_seconds=meters.client.seconds - told[1],
             wire_seconds=meters.wire.seconds - told[2],
@@ -172,70 +136,13 @@ class Device:
             losses=tuple(client.take_losses()),
         )
 
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        client, (near, _) = self._client, self._machine.link.of(self._number)
-        tensors = {f"theta.{name}": tensor.detach() for name, tensor in client.replica.parameters.items()}
-        tensors |= moments("moment", client.replica)
-        if client.optimizer is not None:
-            tensors |= optimizer_tensors("optimizer", client.optimizer)
-        of_link, link = near.state()
-        tensors |= {f"link.{name}": tensor for name, tensor in of_link.items()}
-        return tensors, {"position": client.position, "replayed": client.replica.position, "link": link}
 
-    @torch.no_grad()
-    def _load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        client, link = self._client, self._machine.link
-        for name, parameter in client.replica.parameters.items():
-            parameter.copy_(tensors[f"theta.{name}"])
-        load_moments("moment", client.replica, tensors)
-        if client.optimizer is not None:
-            load_optimizer_tensors("optimizer", client.optimizer, tensors)
-        client.position, client.replica.position = values["position"], values["replayed"]
-        link.ends.clear()
-        link.of(self._number)[0].load_state(under("link.", tensors), values["link"])
-
-
-def held_by_devices(machine: Simulation) -> dict[str, Tensor]:
-    """All tensors of what the devices hold of a model: its parts' parameters and buffers, by name."""
-    parts: list[nn.Module] = [machine.device_part] + ([] if machine.head is None else [machine.head.module])
-    held = {f"{place}.{name}": tensor for place, part in enumerate(parts) for name, tensor in part.state_dict().items()}
-    theta = {f"0.{name}": parameter.detach() for name, parameter in machine.server.replica.parameters.items()}
-    return held | theta
-
-
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """One text that differs where a name, a shape, a dtype or a bit does."""
-    sha = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
-
-
-def takes(machine: Simulation, client: int, *, begun: bool) -> int:
+def takes(side: ClientSide, *, begun: bool) -> int:
     """Bytes of the longest body that a client reads: of the weights to begin with, and when it has `begun`, of a round.
 
     Both follow from the recipe, as this site has it.
     """
-    of_rounds = machine.link.of(client)[0].most_bytes if begun else 0
-    return max(of_rounds, most_bytes(model_bound(held_by_devices(machine))))
-
-
-@torch.no_grad()
-def take_weights(machine: Simulation, body: bytes) -> None:
-    """Puts the server's weights to begin with in the place of this site's own.
-
-    Raises:
-        PeerError: the body is no message with these tensors.
-    """
-    held = held_by_devices(machine)
-    message = unpack(body, model_bound(held))
-    if not isinstance(message, Weights):
-        raise PeerError("", type(message).__name__, "Weights is allowed", sender="server")
-    check_tensors("server: Weights.tensors", message.tensors, held)
-    for tensor, theirs in zip(held.values(), message.tensors, strict=True):
-        tensor.copy_(theirs)
+    return max(side.near.most_bytes if begun else 0, longest_body(side.held()))
 
 
 def _stale(what: str) -> Frame:

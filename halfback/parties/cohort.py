@@ -1,4 +1,10 @@
-"""What the server makes of a cohort's slopes where some clients may lie about theirs.
+"""Who counts how in a cohort: each client's share of a mean, and what stands in for a mean where some may lie.
+
+A client counts like the others, or by its training rows. By rows is Federated Averaging's mean (McMahan et al., arXiv
+1602.05629, algorithm 1): client k counts n_k / Σ n, over the clients of the round. n_k is the number of rows that it
+trains on, not those of a batch: a batch stands for all of its client's rows, and the last of an epoch is smaller by
+chance. Ours: the means that belong to a step (of slopes, and of the top's gradients) go by the same shares as those of
+weights, so both parts descend on one objective.
 
 Coordinate-wise median and trimmed mean: Yin et al. (2018, arXiv 1803.01498), whose coordinates are the gradient's. Here
 they are the slopes along seeded directions.
@@ -7,14 +13,17 @@ Ours: `clip`, a mean of slopes whose size is bounded by the cohort's own median 
 paper has a share of them; in a cohort of 2 · `trim` clients or fewer, `trimmed_mean` is the median.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from halfback.errors import UserError
-from halfback.parties.shares import mean
+from halfback.parties.holdings import Boundary
+
+Aggregation = Literal["uniform", "rows"]
 
 
 @dataclass(frozen=True)
@@ -66,3 +75,35 @@ class Robust:
 def _trimmed_mean(rows: Tensor, trim: int) -> Tensor:
     """Without the `trim` smallest and largest; the median where that leaves one row or two."""
     return rows.sort(dim=0).values[trim : len(rows) - trim].mean(dim=0)
+
+
+def mean(stacked: Tensor, shares: Sequence[float] | None) -> Tensor:
+    """Along the first dimension, by the entries' `shares`, or alike without any; in the dtype of `stacked`."""
+    if shares is None:
+        return stacked.mean(dim=0)
+    weights = torch.tensor(shares, dtype=torch.float64, device=stacked.device)
+    return torch.tensordot(weights, stacked.double(), dims=1).to(stacked.dtype)
+
+
+@dataclass
+class Cohort:
+    """Who counts how, by client.
+
+    Attributes:
+        rows: the training rows by which a client counts in means; empty where all count alike.
+        robust: how the slopes of a cohort become those of the history.
+        groups: the groups of θ that a client measures, as in `Theta.groups`; all for one that is not there.
+        boundaries: of the clients by number, for methods whose devices have one each.
+    """
+
+    rows: dict[int, int] = field(default_factory=dict)
+    robust: Robust = Robust()
+    groups: dict[int, Sequence[int]] = field(default_factory=dict)
+    boundaries: Sequence[Boundary] = ()
+
+    def shares(self, clients: Collection[int]) -> list[float] | None:
+        """What each of these clients counts in their mean, all together 1; None where they count alike."""
+        counts = [self.rows[client] for client in clients] if self.rows else []
+        if len(set(counts)) < 2:
+            return None
+        return [count / sum(counts) for count in counts]

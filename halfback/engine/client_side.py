@@ -1,0 +1,150 @@
+"""A client where it runs: its part of the model, its end of the link, and what that costs. Nothing of the server."""
+
+from collections.abc import Generator, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from halfback.engine.held import held
+from halfback.engine.link import End, blamed, charged, tensors_of
+from halfback.engine.tensors import load_moments, load_optimizer_tensors, moments, optimizer_tensors, under
+from halfback.models.cut import Bottom, Device, install
+from halfback.parties.client import Client
+from halfback.parties.holdings import Round
+from halfback.parties.protocol import Algorithm, Conversation
+from halfback.telemetry.meters import ForwardCounter, MemoryMeter, Meters, inference_peak_bytes
+from halfback.wire.messages import Message
+from halfback.zeroth.directions import forget_tables
+
+Talk = Generator[bytes, bytes, None]
+"""A round of one client: the bytes of each message that it sends, and of the answer that it gets."""
+
+
+@final
+class ClientSide:
+    """One client. Those of one process may share a model, a replica of θ and meters; each has its own end of a link.
+
+    Attributes:
+        party: the client as its algorithm sees it.
+        part: where its θ is put before it runs; among others in one process, what the deepest of their cuts leaves.
+        near: its end of the link.
+        meters: what it cost so far.
+    """
+
+    def __init__(self, algorithm: Algorithm, party: Client, part: Bottom | Device, near: End, meters: Meters) -> None:
+        self.algorithm = algorithm
+        self.party = party
+        self.part = part
+        self.near = near
+        self.meters = meters
+
+    def converse(self, round: Round, *, measure_memory: bool) -> Talk:
+        """Carries the client's side of one round.
+
+        Raises:
+            PeerError: an answer is none that this client can take.
+            Diverged: the client's numbers, or those that it was sent, are not finite.
+        """
+        if (greeting := self.near.hello()) is not None:
+            theirs = self._heard((yield self._said(greeting, None)), None)
+            with blamed("server"):
+                self.near.meet(theirs)
+        memory = None
+        if measure_memory:
+            memory = MemoryMeter(self.resident())
+            forget_tables()  # it makes them anew, and is charged for them
+            self._measure_inference(round)
+        talk, reply = self.algorithm.client_round(self.party, round), None
+        while (message := self._speak(talk, reply, memory)) is not None:
+            said = [self._said(message, memory)]
+            del message, reply  # a device has no memory for what it has sent
+            heard = yield said.pop()
+            reply = self._heard(heard, memory)
+            del heard
+        self.near.take_seen()  # the server's end sees the same, and is asked for it
+        if memory is not None:
+            self.meters.client_peak_bytes = max(self.meters.client_peak_bytes, memory.peak_bytes)
+
+    def _said(self, message: Message, memory: MemoryMeter | None) -> bytes:
+        with self.meters.wire.running(), charged(memory):
+            return self.near.send(message).data
+
+    def _heard(self, data: bytes, memory: MemoryMeter | None) -> Message:
+        with self.meters.wire.running(), blamed("server"), charged(memory):
+            return self.near.receive(data)
+
+    def _speak(self, talk: Conversation, reply: Message | None, memory: MemoryMeter | None) -> Message | None:
+        if memory is not None and reply is not None:
+            memory.receive(tensors_of(reply))
+        install(self.part, self.party.theta.parameters)
+        # Inside the first block, which checkpointing runs again without passing by the bottom.
+        counter = ForwardCounter(next(self.part.blocks[0].children()))
+        with self.meters.client.running(), charged(memory):
+            try:
+                return talk.send(reply)
+            except StopIteration:
+                return None
+            finally:
+                counter.remove()
+                self.meters.forward_passes += counter.count
+
+    def _measure_inference(self, round: Round) -> None:
+        """The peak of plain inference on the batches that this round will use, of the head too if there is one."""
+        party, parts = self.party, self.parts()
+        install(self.part, party.theta.parameters)
+        for number in range(party.feed.cursor, party.feed.cursor + round.steps):
+            inputs = party.feed.data.batch(number).inputs
+            peak = inference_peak_bytes(nn.ModuleList(parts), lambda inputs=inputs: self._infer(inputs), [])  # type: ignore[misc]
+            self.meters.client_inference_peak_bytes = max(self.meters.client_inference_peak_bytes, peak)
+
+    def _infer(self, inputs: Mapping[str, Tensor]) -> None:
+        """What a device computes of one batch's logits; the server's part in between is not its own."""
+        hidden, head = self.parts()[0](inputs), self.party.head
+        if head is not None:
+            mask = inputs.get("attention_mask")
+            rows = hidden.shape[:1] if mask is None else mask.shape
+            head.module(hidden.new_zeros(*rows, *head.sizes), mask)  # on what the middle would make of it
+
+    def parts(self) -> list[nn.Module]:
+        """What the client holds of the model: the part that θ belongs to first."""
+        part = self.part if isinstance(self.part, Device) else self.party.bottom
+        return [part] if self.party.head is None else [part, self.party.head.module]
+
+    def held(self) -> dict[str, Tensor]:
+        """All tensors of what the client holds of the model, by name: its parts' parameters and buffers."""
+        return held(self.parts(), self.party.theta.parameters)
+
+    def resident(self) -> list[Tensor]:
+        """What the client holds between two rounds."""
+        party, parts = self.party, self.parts()
+        own = {name for name, _ in parts[0].named_parameters()}  # of θ, which has the blocks of the deepest cut
+        states = [party.theta.parameters, *party.theta.replica.moments.values()]
+        replayed = [tensor for by_name in states for name, tensor in by_name.items() if name in own]
+        optimizer = [] if party.descent is None else list(optimizer_tensors("", party.descent.optimizer).values())
+        frozen = [p for part in parts for p in part.parameters() if not p.requires_grad]  # a trained head comes anew
+        buffers = [buffer for part in parts for buffer in part.buffers()]
+        return [*replayed, *frozen, *buffers, *optimizer, *self.near.tensors()]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that this client needs to go on by itself, as named tensors and plain values."""
+        party = self.party
+        tensors = {f"theta.{name}": tensor.detach() for name, tensor in party.theta.parameters.items()}
+        tensors |= moments("moment", party.theta.replica)
+        if party.descent is not None:
+            tensors |= optimizer_tensors("optimizer", party.descent.optimizer)
+        of_link, link = self.near.state()
+        tensors |= {f"link.{name}": tensor for name, tensor in of_link.items()}
+        return tensors, {"position": party.theta.position, "replayed": party.theta.replica.position, "link": link}
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Continues from `state`."""
+        party = self.party
+        for name, parameter in party.theta.parameters.items():
+            parameter.copy_(tensors[f"theta.{name}"])
+        load_moments("moment", party.theta.replica, tensors)
+        if party.descent is not None:
+            load_optimizer_tensors("optimizer", party.descent.optimizer, tensors)
+        party.theta.position, party.theta.replica.position = values["position"], values["replayed"]
+        self.near.load_state(under("link.", tensors), values["link"])

@@ -1,0 +1,94 @@
+"""What both ends of every client's link are made of: the chains of codecs that a recipe chose, and what they carry."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from halfback.codecs import Codec, make_receiver, make_sender
+from halfback.codecs.protocol import Receiver, Sender
+from halfback.codecs.temporal import Temporal
+from halfback.engine.bounds import Bounds
+from halfback.engine.link import End, Side
+from halfback.errors import UserError
+from halfback.parties.holdings import HiddenForm
+
+CACHES = "caches-"  # how the temporary folder of what is remembered on disk begins
+
+Forms = Mapping[str, HiddenForm]
+"""What each link of a client carries, by the link's name."""
+
+
+@dataclass(frozen=True)
+class Links:
+    """The links of a run.
+
+    Attributes:
+        codecs: the chain of each link.
+        forms: what a client's links carry, by its number; under None those of all clients that have no entry.
+        bounds: what their messages may hold.
+        longest: tokens of the longest row, for texts.
+        device: where the tensors of received messages are put.
+        scratch: where what is remembered on disk gets a temporary folder; None for the system's place.
+    """
+
+    codecs: Mapping[str, tuple[Codec, ...]]
+    forms: Mapping[int | None, Forms]
+    bounds: Bounds
+    longest: int
+    device: torch.device
+    scratch: Path | None
+
+    def check(self) -> None:
+        """Refuses, before anything is trained, a chain that can't work on its link.
+
+        Raises:
+            UserError: names the link, and what is allowed.
+        """
+        for forms in [dict(kind) for kind in dict.fromkeys(tuple(each.items()) for each in self.forms.values())]:
+            for link, chain in self.codecs.items():
+                self._check(link, chain, forms)
+            for side in ("client", "server"):
+                self._end(side, -1, forms)
+
+    def near(self, client: int) -> End:
+        """The client's end of its link."""
+        return self._end("client", client, self._forms(client))
+
+    def far(self, client: int) -> End:
+        """The server's end of a client's link."""
+        return self._end("server", client, self._forms(client))
+
+    def _forms(self, client: int) -> Forms:
+        return self.forms.get(client) or self.forms[None]
+
+    def _end(self, side: Side, client: int, forms: Forms) -> End:
+        senders: dict[str, Sender] = {}
+        receivers: dict[str, Receiver] = {}
+        for link, chain in self.codecs.items():
+            form, where = forms[link], f"codecs.{link}"
+            if link.endswith("_up") == (side == "client"):
+                senders[link] = make_sender(chain, width=form.width, dtype=form.dtype, where=where)
+            else:
+                own = Path(self._folder.name) / f"{client}-{link}" if self._folder is not None else None
+                receivers[link] = make_receiver(chain, width=form.width, dtype=form.dtype, where=where, folder=own)
+        most = self.bounds.receiving("down" if side == "client" else "up", forms, receivers)
+        return End(side, self.device, forms=forms, senders=senders, receivers=receivers, most=most)
+
+    @cached_property
+    def _folder(self) -> "TemporaryDirectory[str] | None":
+        codecs = (codec for chain in self.codecs.values() for codec in chain)
+        on_disk = any(isinstance(codec, Temporal) and codec.where == "disk" for codec in codecs)
+        return TemporaryDirectory(prefix=CACHES, dir=self.scratch) if on_disk else None
+
+    def _check(self, link: str, chain: tuple[Codec, ...], forms: Forms) -> None:
+        if isinstance(chain[0], Temporal):
+            form = forms[link]
+            try:
+                tokens = self.longest if form.has_texts else form.shape[0]
+                chain[0].check_batch(self.bounds.rows * tokens, form.width)
+            except UserError as error:
+                raise UserError(f"codecs.{link}: {error}") from None

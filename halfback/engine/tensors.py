@@ -1,0 +1,52 @@
+"""What parties hold, as named tensors: for checkpoints, and for the meters of memory."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from halfback.parties.server import Server
+from halfback.zeroth.replay import Replica
+
+
+def trained_above(server: Server) -> dict[str, nn.Parameter]:
+    """The trainable tensors that are the server's to move, the devices' head among them; parts share no name."""
+    return {name: p for name, p in server.top.module.named_parameters() if p.requires_grad} | (server.top.head or {})
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def moments(prefix: str, replica: Replica) -> dict[str, Tensor]:
+    """The moments of a replica's optimiser."""
+    return {f"{prefix}.{m}.{name}": t for m, by_name in replica.moments.items() for name, t in by_name.items()}
+
+
+def load_moments(prefix: str, replica: Replica, tensors: Mapping[str, Tensor]) -> None:
+    """Puts back what `moments` took."""
+    for moment, by_name in replica.moments.items():
+        for name, tensor in by_name.items():
+            tensor.copy_(tensors[f"{prefix}.{moment}.{name}"])
+
+
+def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of a torch optimiser as named tensors: `prefix.<parameter number>.<entry>`."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}.{number}.{entry}": value
+        for number, entries in state.items()
+        for entry, value in entries.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Puts back what `optimizer_tensors` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(f"{prefix}."):
+            number, entry = name.removeprefix(f"{prefix}.").split(".", 1)
+            state.setdefault(int(number), {})[entry] = tensor.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

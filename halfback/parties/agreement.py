@@ -1,0 +1,153 @@
+"""How the clients of a run come to the same trained parameters θ: what every agreement supplies, and the plain ones.
+
+By slopes, θ is a function of the history of agreed slopes, which everyone replays (`by_slopes`). By weights, each
+client has a θ of its own and the server averages them, or hands one client's to the next (`by_weights`). Here are those
+without an exchange: one machine alone, and a θ that never moves.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from halfback.errors import PeerError
+from halfback.parties.client import Client
+from halfback.parties.cohort import Aggregation
+from halfback.parties.server import Server
+from halfback.wire.messages import Message
+from halfback.zeroth.replay import Replica
+from halfback.zeroth.slopes import Probe
+
+GroupsOf = Callable[[Sequence[str], int], list[list[str]]]
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The most that a client's messages of a round may hold of θ, by what its method agrees on.
+
+    Attributes:
+        up, down: slopes, exact gradients among them.
+        weights: the tensors that a client may send, none where it sends none of θ.
+    """
+
+    up: int = 0
+    down: int = 0
+    weights: Mapping[str, Tensor] | None = None
+
+
+class Agreement(Protocol):
+    """What a method's agreement on θ supplies, so that nobody asks which one it has."""
+
+    @property
+    def name(self) -> str:
+        """Of the kind, for reports."""
+        ...
+
+    @property
+    def moves(self) -> bool:
+        """Whether θ moves at all."""
+        ...
+
+    @property
+    def pools(self) -> bool:
+        """Whether one machine has the rows of all clients, and nothing is sent."""
+        ...
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether θ is a function of the agreed rows in `Server.agreed`."""
+        ...
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """How much each client of a cohort counts in the means of the method."""
+        ...
+
+    @property
+    def exact_blocks(self) -> int:
+        """The last blocks of a device whose gradients are agreed on as they are."""
+        ...
+
+    @property
+    def groups(self) -> GroupsOf | None:
+        """How θ is shared out, where a device measures only a part of it; None for one group of all.
+
+        It maps the names of the parameters and the clients of a cohort to the names of each group.
+        """
+        ...
+
+    def replica_for(self, agreed: Replica, client: int) -> Replica:
+        """The θ that a client gets: in one process `agreed` itself, or one of its own that starts there."""
+        ...
+
+    def kept_of(self, client: Client) -> Replica | None:
+        """The client's replica, where a checkpoint of all parties has its moments and position; None where not."""
+        ...
+
+    def allowed(self, agreed: Replica, probe: Probe | None, steps: int) -> Allowed:
+        """What messages may hold in a round of at most so many steps of a method that probes so."""
+        ...
+
+    def join(self, client: Client) -> Generator[Message, Any, None]:
+        """A client's first exchange of a round, after which it has the agreed θ."""
+        ...
+
+    def close(self, client: Client) -> Generator[Message, Any, None]:
+        """A client's last exchange of a round."""
+        ...
+
+    def answer(self, server: Server, messages: Mapping[int, Any]) -> dict[int, Message]:
+        """The server's side of `join` and `close`; PeerError for any other message."""
+        ...
+
+
+def unexpected(messages: Mapping[int, Any]) -> PeerError:
+    """The error for messages that have no place in an algorithm's conversation."""
+    client, message = next(iter(messages.items()))
+    return PeerError(type(message).__name__, "this algorithm expects no such message", sender=client)
+
+
+@dataclass(frozen=True)
+class Silent:
+    """An agreement without an exchange; `ALONE` is one, and so is a θ that never moves."""
+
+    name: str
+    moves: bool
+    pools: bool
+    aggregation: Aggregation = "uniform"
+    keeps_history: ClassVar[bool] = False
+    exact_blocks: ClassVar[int] = 0
+    groups: ClassVar[None] = None
+
+    def replica_for(self, agreed: Replica, client: int) -> Replica:
+        """The one that there is."""
+        return agreed
+
+    def kept_of(self, client: Client) -> Replica | None:
+        """None: a client has no replica of its own."""
+        return None
+
+    def allowed(self, agreed: Replica, probe: Probe | None, steps: int) -> Allowed:
+        """Nothing of θ."""
+        return Allowed()
+
+    def join(self, client: Client) -> Generator[Message, Any, None]:
+        """Says nothing."""
+        yield from ()
+
+    def close(self, client: Client) -> Generator[Message, Any, None]:
+        """Says nothing."""
+        yield from ()
+
+    def answer(self, server: Server, messages: Mapping[int, Any]) -> dict[int, Message]:
+        """Expects nothing."""
+        raise unexpected(messages)
+
+
+ALONE = Silent("alone", moves=True, pools=True)
+
+
+def frozen(aggregation: Aggregation) -> Silent:
+    """θ never moves; the top's gradients are averaged so."""
+    return Silent("frozen", moves=False, pools=False, aggregation=aggregation)

@@ -1,0 +1,222 @@
+"""Agreement by slopes: θ is a function of the history of agreed slopes, which everyone replays.
+
+A client that joins is told the rows that it missed. It replays them in order, with the moments that it kept.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from halfback.errors import Diverged, PeerError
+from halfback.parties.agreement import Allowed, GroupsOf, unexpected
+from halfback.parties.checks import all_finite, check_slopes, check_tensors
+from halfback.parties.client import Client
+from halfback.parties.client_exchange import received
+from halfback.parties.cohort import Aggregation
+from halfback.parties.server import Server
+from halfback.wire.messages import History, HistoryAndState, HistoryOfTurns, Join, Message, Share, Slopes
+from halfback.zeroth.replay import Replica
+from halfback.zeroth.slopes import Probe
+
+
+@dataclass(frozen=True)
+class BySlopes:
+    """θ moves along seeded directions, by slopes that the clients agree on.
+
+    Attributes:
+        directions: P, slopes of a step.
+        aggregation: how much each client counts in their mean.
+        exact_blocks: the last blocks of a device whose gradients are agreed on as they are, and ride behind the slopes.
+        groups: how θ is shared out, where a device measures only a part of it.
+    """
+
+    name: ClassVar[str] = "slopes"
+    moves: ClassVar[bool] = True
+    pools: ClassVar[bool] = False
+    keeps_history: ClassVar[bool] = True
+
+    directions: int
+    aggregation: Aggregation = "uniform"
+    exact_blocks: int = 0
+    groups: GroupsOf | None = None
+
+    def replica_for(self, agreed: Replica, client: int) -> Replica:
+        """The agreed one: θ of all clients is equal by construction."""
+        return agreed
+
+    def kept_of(self, client: Client) -> Replica | None:
+        """None: the history has it."""
+        return None
+
+    def allowed(self, agreed: Replica, probe: Probe | None, steps: int) -> Allowed:
+        """P slopes a step, those of every group on the way down; of a method that takes none, no more than θ has."""
+        exact, groups = agreed.width(0), len(agreed.groups)
+        if probe is None:  # it measures something else
+            count = sum(tensor.numel() for tensor in agreed.parameters.values())
+            return Allowed(up=count, down=count)
+        slopes = steps * probe.directions
+        return Allowed(up=slopes + exact, down=slopes * groups + exact)
+
+    def join(self, client: Client) -> Generator[Message, Any, None]:
+        """The client replays the steps that it missed; raises as `catch_up` does."""
+        catch_up(client, (yield Join(client.theta.position)), self.directions)
+
+    def close(self, client: Client) -> Generator[Message, Any, None]:
+        """Nothing is left to say."""
+        yield from ()
+
+    def agree(self, client: Client, said: Slopes, *, steps: int = 1) -> Generator[Message, Any, None]:
+        """The client says its slopes, and takes the step, or steps, that the cohort agrees on."""
+        take_agreed(client, (yield said), self.directions, steps=steps)
+
+    def answer(self, server: Server, messages: Mapping[int, Any]) -> dict[int, Message]:
+        """The missed rows for clients that join; PeerError for any other message."""
+        if not isinstance(next(iter(messages.values())), Join):
+            raise unexpected(messages)
+        return dict(missed_slopes(server, messages))
+
+    def mean(self, server: Server, messages: Mapping[int, Slopes], *, steps: int = 1) -> Tensor:
+        """The cohort's slopes of a step, or of several behind one another, as one; as `mean_slopes`."""
+        return mean_slopes(server, messages, steps * self.directions)
+
+
+def catch_up(client: Client, reply: Any, directions: int, kind: type[History] | type[Share] = History) -> None:
+    """Replays the steps that the client missed, from the answer to its `Join`.
+
+    Raises:
+        PeerError: other steps or shapes came than were asked for.
+        Diverged: a slope is not finite.
+    """
+    if client.theta.replica.exact:
+        _take_state(client, received(reply, HistoryAndState), directions)
+    elif isinstance(reply, HistoryOfTurns) and client.theta.replica.own_pace:
+        _replay(client, "HistoryOfTurns", reply.first, reply.slopes, directions, _turns(reply))
+    else:
+        said = received(reply, kind)
+        _replay(client, kind.__name__, said.first, said.slopes, directions)
+
+
+def take_share(client: Client, reply: Any, directions: int) -> None:
+    """Catches up, and from now on measures the group of θ that the server says; raises as `catch_up` does."""
+    group, count = received(reply, Share).group, len(client.theta.replica.groups)
+    if not 0 <= group < count:
+        raise PeerError("Share.group", group, f"0 to {count - 1} are allowed", sender="server")
+    catch_up(client, reply, directions, Share)
+    client.theta.groups = (group,)
+
+
+def take_agreed(client: Client, reply: Any, directions: int, *, steps: int = 1) -> None:
+    """Replays the step, or the steps, that the cohort has just agreed on; raises as `catch_up` does."""
+    agreed = received(reply, Slopes)
+    count = steps * client.theta.replica.width(directions)
+    if agreed.values.shape != (count,):
+        raise PeerError("Slopes", f"slopes {tuple(agreed.values.shape)}", f"({count},) is allowed", sender="server")
+    _replay(client, "Slopes", agreed.step, agreed.values.view(steps, -1), directions)
+
+
+def _take_state(client: Client, said: HistoryAndState, directions: int) -> None:
+    rows, field = said.slopes, "HistoryAndState.tensors"
+    width = directions * len(client.theta.replica.groups)
+    _check_rows(client, "HistoryAndState", said.first, rows, width)
+    allowed = client.theta.replica.exact_state() if len(rows) else {}
+    check_tensors(field, said.tensors, allowed, sender="server")
+    if not all(all_finite(tensor) for tensor in said.tensors):
+        raise Diverged(field, "are not finite", "lower bottom.lr or top.lr", sender="server")
+    client.theta.take_state(said.first, rows, said.tensors)
+
+
+def _replay(
+    client: Client, kind: str, first: int, rows: Tensor, directions: int, steps: Sequence[int] | None = None
+) -> None:
+    _check_rows(client, kind, first, rows, client.theta.replica.width(directions))
+    client.theta.replay(first, rows, range(first, first + len(rows)) if steps is None else steps)
+
+
+def _turns(said: HistoryOfTurns) -> Sequence[int]:
+    steps, count = said.steps, len(said.slopes)
+    if steps.shape != (count,) or steps.dtype != torch.int32 or bool((steps < 0).any()):
+        came = f"{steps.dtype} {tuple(steps.shape)}"
+        allowed = f"torch.int32 ({count},) from 0 on are allowed"
+        raise PeerError("HistoryOfTurns.steps", came, allowed, sender="server")
+    return steps.tolist()
+
+
+def _check_rows(client: Client, kind: str, first: int, rows: Tensor, width: int) -> None:
+    if first != client.theta.position:
+        raise PeerError(kind, f"step {first}", f"{client.theta.position} is allowed", sender="server")
+    if rows.ndim != 2 or (len(rows) and rows.shape[1] != width) or rows.dtype != torch.float32:
+        came = f"slopes {rows.dtype} {tuple(rows.shape)}"
+        raise PeerError(kind, came, f"torch.float32 with {width} a step are allowed", sender="server")
+    if not all_finite(rows):
+        what, cure = f"{kind}: slopes from step {first} on", "lower bottom.lr or top.lr"
+        raise Diverged(what, "are not finite", cure, sender="server")
+
+
+def missed_slopes(
+    server: Server, messages: Mapping[int, Join]
+) -> dict[int, History | HistoryOfTurns | HistoryAndState]:
+    """The answer to a client that joins: the agreed slopes of the steps that it has not replayed.
+
+    Where clients took turns, so that rows are not numbered as steps, the steps come too. Where blocks have exact
+    gradients, these are not kept: the state that they led to comes instead.
+
+    Raises:
+        PeerError: a client says that it replayed steps which were never taken.
+    """
+    for client, join in messages.items():
+        if not 0 <= join.position <= len(server.agreed.rows):
+            allowed = f"0 to {len(server.agreed.rows)} are allowed"
+            raise PeerError("Join.position", join.position, allowed, sender=client)
+    if not server.agreed.replica.exact:
+        return {client: _history(server, join.position) for client, join in messages.items()}
+    server.agreed.settle()
+    state = tuple(tensor.detach() for tensor in server.agreed.replica.exact_state().values())
+    return {
+        client: HistoryAndState(
+            join.position, server.agreed.missed(join.position), state if join.position < len(server.agreed.rows) else ()
+        )
+        for client, join in messages.items()
+    }
+
+
+def _history(server: Server, position: int) -> History | HistoryOfTurns:
+    rows = server.agreed.missed(position)
+    steps = server.agreed.steps_of(position, len(rows))
+    if steps == list(range(position, position + len(rows))):
+        return History(position, rows)
+    return HistoryOfTurns(position, rows, torch.tensor(steps, dtype=torch.int32))
+
+
+def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int) -> Tensor:
+    """v̄ = the mean over the cohort, by shares, or what the setting `robust` takes in its place: (P,) float32.
+
+    Where θ has groups, (groups · P,): for each that of the clients that measured it, zeros where none did **(ours)**.
+    Exact gradients come behind.
+
+    Raises:
+        PeerError: a client's slopes belong to another step or are not P floats.
+        Diverged: a slope is not finite.
+    """
+    exact = server.agreed.replica.width(0)
+    for client, message in messages.items():
+        check_slopes(server, client, message, directions + exact)
+    means = []
+    for place in range(len(server.agreed.replica.groups)) if directions else ():
+        measured = {
+            client: m.values[:directions]
+            for client, m in messages.items()
+            if place in server.cohort.groups.get(client, (place,))
+        }
+        if measured:
+            means.append(
+                server.cohort.robust.agreed(torch.stack(list(measured.values())), server.cohort.shares(measured))
+            )
+        else:
+            means.append(torch.zeros_like(next(iter(messages.values())).values[:directions]))
+    if exact:
+        given = torch.stack([m.values[directions:] for m in messages.values()])
+        means.append(server.cohort.robust.agreed(given, server.cohort.shares(messages)))
+    return torch.cat(means)
