@@ -54,4 +54,4 @@ def client_side(config: RunConfig, server: ServerSide, holdings: Holdings, numbe
         head=holdings.head,
         local=None if holdings.local is None else holdings.local(number),
     )
-    return ClientSide(server.algorithm, client, server.part, server.links.near(number), server.meters)
+    return ClientSide(server.algorithm, client, server.part, server.links, server.meters)
