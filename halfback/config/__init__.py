@@ -7,23 +7,26 @@ from halfback.config.recipes import (
     from_tree,
     load,
     parse_override,
+    read_recipe,
     recipes,
     resolve,
     to_tree,
 )
-from halfback.config.schema import BottomConfig, ModelConfig, RunConfig, TopConfig
+from halfback.config.schema import BottomConfig, ModelConfig, RunConfig, TopConfig, Tree
 
 __all__ = [
     "BottomConfig",
     "ModelConfig",
     "RunConfig",
     "TopConfig",
+    "Tree",
     "build_algorithm",
     "dump",
     "first_difference",
     "from_tree",
     "load",
     "parse_override",
+    "read_recipe",
     "recipes",
     "resolve",
     "to_tree",

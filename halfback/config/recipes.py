@@ -30,7 +30,7 @@ def resolve(recipe: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UserError: an unknown recipe, key or value; the message is one line and names the nearest key.
     """
-    tree = _read_recipe(recipe) if recipe is not None else {}
+    tree = read_recipe(recipe) if recipe is not None else {}
     changes = dict(parse_override(override) for override in overrides)  # of a key given twice the last counts
     return from_tree(tree, changes)
 
@@ -139,7 +139,12 @@ def first_difference(one: Tree, other: Tree, *, but: Collection[str] = ()) -> tu
     return None
 
 
-def _read_recipe(recipe: str) -> Tree:
+def read_recipe(recipe: str) -> Tree:
+    """The settings of a recipe, by a shipped name or the path of a YAML file, as they stand there.
+
+    Raises:
+        UserError: nobody knows it, or its text is none that we take.
+    """
     if recipe.endswith((".yaml", ".yml")) or "/" in recipe:
         return _read_yaml(Path(recipe))
     known = recipes()
