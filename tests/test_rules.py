@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from halfback import config
-from halfback.config.facts import Boundaries, Loaded, Moved, Pretraining, Probed, Shallow, Trained, method_of
+from halfback.config.facts import Boundaries, Moved, Pretraining, Probed, Rows, Shallow, Trained, method_of
 from halfback.config.rules import RULES, check
 from halfback.errors import UserError
 from halfback.zeroth.slopes import default_radius
@@ -38,7 +38,7 @@ def moved(dtype: torch.dtype, replays: bool = False, normalize: bool = False, **
     return Moved("top", config.TopConfig(**settings), weights(64, dtype), replays, normalize)
 
 
-TEXTS = Loaded(chosen("task.generated_rows=1", "task.objective=generation"), 20, 10, 74, None, None, 2, 2)
+TEXTS = Rows(chosen("task.generated_rows=1", "task.objective=generation"), 20, 10, 74, None, None, 2, 2)
 IMAGES = replace(TEXTS, longest=0, longest_prompt=0, positions=None, size=(32, 32), wanted=(32, 32), kinds=0)
 DIGITS = Pretraining("mnist", 1, 10, "digits", 1, 10)
 SPRY = "algorithm.name=spry", "sampled_clients=4", "robust.name=median"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from halfback.config import ModelConfig, RunConfig
-from halfback.config.facts import Loaded, Pretraining
+from halfback.config.facts import Pretraining, Rows
 from halfback.config.rules import check
 from halfback.data.batches import ClientData
 from halfback.data.encode import EncodedTask, encode
@@ -78,7 +78,7 @@ def check_rows(whole: Any, tokenizer: Any, raw: RawTask, task: EncodedTask, conf
         positions -= model.pad_token_id + 1  # its positions are counted from behind the padding's
     wanted = getattr(model, "image_size", None)
     found = [split.largest() for split in (task.train, task.validation)]
-    facts = Loaded(
+    facts = Rows(
         config,
         longest=max(task.train.longest(), task.validation.longest()),
         longest_prompt=max((len(prompt.tokens) for prompt in task.prompts), default=0),

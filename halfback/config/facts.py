@@ -80,8 +80,8 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """The model as it was loaded, and the rows that it is to take.
+class Rows:
+    """The rows, and the model that is to take them.
 
     Attributes:
         config: the settings.

@@ -14,10 +14,10 @@ import torch
 from halfback.config.facts import (
     Boundaries,
     Chosen,
-    Loaded,
     Moved,
     Pretraining,
     Probed,
+    Rows,
     Shallow,
     Trained,
     able,
@@ -140,7 +140,7 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
     ),
 )
 
-_LOADED: tuple[Rule[Loaded], ...] = (
+_ROWS: tuple[Rule[Rows], ...] = (
     Rule(
         "rows longer than positions",
         lambda f: f.positions is not None and f.longest > f.positions,
@@ -287,7 +287,7 @@ _BOUNDARIES: tuple[Rule[Boundaries], ...] = (
 
 RULES: dict[type[Any], tuple[Rule[Any], ...]] = {
     Chosen: _BEFORE,
-    Loaded: _LOADED,
+    Rows: _ROWS,
     Pretraining: _PRETRAINING,
     Trained: _TRAINED,
     Shallow: _SHALLOW,
