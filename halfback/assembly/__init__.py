@@ -12,6 +12,7 @@ from torch import Tensor
 
 from halfback.assembly.clients import Holdings, client_side
 from halfback.assembly.fingerprint import fingerprint
+from halfback.assembly.given import Given, check_fit, check_given, with_functions
 from halfback.assembly.parties import device_head, device_part, link_forms, make_locals, make_server, place_above
 from halfback.assembly.sources import Site, client_sources, pooled_source, site_sources
 from halfback.assembly.whole import (
@@ -63,24 +64,36 @@ class Built:
 
 
 def build(
-    config: RunConfig, *, pretrained: Path | None = None, scratch: Path | None = None, site: Site | None = None
+    config: RunConfig,
+    *,
+    pretrained: Path | None = None,
+    scratch: Path | None = None,
+    site: Site | None = None,
+    given: Given | None = None,
 ) -> Built:
     """Loads data and model, cuts, and sets up the parties.
 
     `pretrained`: where the weights of a recipe with `model.pretrain` are kept; trained and written there if absent, so
     a resumed run starts from the same bits. `scratch`: where codecs that remember on disk keep a temporary folder.
-    `site`: this is the machine of one client, whose server is elsewhere and has done the pretraining.
+    `site`: this is the machine of one client, whose server is elsewhere and has done the pretraining. `given`: what
+    the configuration calls "given".
     """
     algorithm, codecs, controller = check(config)
+    given = given or Given()
+    check_given(config, given)
     device = _device(config.device)
     how = preparation(config.model, config.task)
     classes = () if site is None else site.classes
-    raw = load_task(config.task, seed=seed_for(config.seed, "task"), classes=classes, how=how)
-    whole, tokenizer = load_whole(config.model, config.task, raw, seed_for(config.seed, "model"))
+    raw = load_task(config.task, seed=seed_for(config.seed, "task"), classes=classes, how=how, given=given.data)
+    whole, tokenizer = load_whole(config, raw, given)
     options = config.task
     continued = options.verbaliser is not None
     task = encode(raw, tokenizer, max_length=options.max_length, template=options.template, continued=continued)
     check_rows(whole, tokenizer, raw, task, config)
+    task = with_functions(task, given)
+    if given.model is not None or given.loss is not None:
+        piecewise = config.model.head is not None or algorithm.needs.holds != "bottom"
+        check_fit(whole, tokenizer, task, config, piecewise=piecewise)
     if config.model.pretrain is not None and site is None:
         pretrain_whole(whole.to(device), raw, config, device, pretrained, how)
     if site is not None and site.own_rows:
@@ -174,4 +187,4 @@ def _evaluate(
             batch = split.batch(rows).to(device)
             yield model.logits(batch.inputs), batch.labels
 
-    return evaluate(task.objective, results())
+    return evaluate(task.objective, results(), task.own_loss, task.own_metric)

@@ -15,7 +15,7 @@ from halfback.data.encode import EncodedTask, Split
 from halfback.models.adapters import trainable
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import Bottom, CutModel, Device
-from halfback.models.objectives import loss, terms
+from halfback.models.objectives import loss_of, terms
 from halfback.parties.cohort import Cohort
 from halfback.parties.holdings import Above, Descent, HiddenForm, Local
 from halfback.parties.holdings import Head as DeviceHead
@@ -65,7 +65,7 @@ def make_server(
     return Server(
         Top(
             nn.Module() if needs.top == "none" else model.top,
-            partial(loss, task.objective),
+            loss_of(task.objective, task.own_loss),
             form,
             head=head,
             descent=descent,
@@ -146,7 +146,7 @@ def make_locals(
     """The clients' own models, where they have any."""
     if not isinstance(part, Device):
         return None
-    local = Local(part, partial(loss, task.objective), partial(terms, task.objective), server.top.form.dtype)
+    local = Local(part, loss_of(task.objective, task.own_loss), partial(terms, task.objective), server.top.form.dtype)
     if algorithm.needs.boundaries is None:
         return lambda _: local
     rule = update_rule(config, config.bottom)
@@ -180,4 +180,4 @@ def device_head(model: CutModel, task: EncodedTask, device: torch.device) -> Dev
     batch = task.train.batch([0]).to(device)
     mask = batch.inputs.get("attention_mask")
     sizes = model.top(model.bottom(batch.inputs), mask).shape[1 if mask is None else 2 :]
-    return DeviceHead(model.head, partial(loss, task.objective), partial(terms, task.objective), tuple(sizes))
+    return DeviceHead(model.head, loss_of(task.objective, task.own_loss), partial(terms, task.objective), tuple(sizes))

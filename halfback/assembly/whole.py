@@ -10,13 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from halfback.assembly.given import Given, given_whole, settled_tokenizer
 from halfback.config import ModelConfig, RunConfig
 from halfback.config.facts import Pretraining, Rows
 from halfback.config.rules import check
 from halfback.data.batches import ClientData
 from halfback.data.encode import EncodedTask, encode
 from halfback.data.images import RGB_MEAN, RGB_STD
-from halfback.data.options import TaskOptions
+from halfback.data.options import GIVEN, TaskOptions
 from halfback.data.sources import Preparation, data_folder
 from halfback.data.tasks import RawTask, has_colour_images, load_task
 from halfback.errors import UserError, first_line
@@ -30,29 +31,32 @@ from halfback.zeroth.directions import seed_for
 log = logging.getLogger(__name__)
 
 
-def load_whole(config: ModelConfig, options: TaskOptions, raw: RawTask, seed: int) -> tuple[nn.Module, Any]:
-    """The model and its tokenizer (None for images), with the head that the task asks for."""
+def load_whole(config: RunConfig, raw: RawTask, given: Given) -> tuple[nn.Module, Any]:
+    """The model and its tokenizer (None for images), with the head that the task asks for, or as they were given."""
+    if given.model is not None:
+        return given_whole(given, raw)
     head: Head = "classifier"
     if raw.train.images is not None:
         head = "image"
     elif raw.objective != "classification":
         head = "causal_lm"
-    elif options.verbaliser is not None:
+    elif config.task.verbaliser is not None:
         head = "verbaliser"
-    return load_model(
-        _in_data_folder(config.name),
+    whole, tokenizer = load_model(
+        _in_data_folder(config.model.name),
         head=head,
         num_labels=max(len(raw.label_names), 1),
-        seed=seed,
-        dtype=getattr(torch, config.dtype),
+        seed=seed_for(config.seed, "model"),
+        dtype=getattr(torch, config.model.dtype),
         in_channels=raw.in_channels or 3,
         label_names=raw.label_names,
     )
+    return whole, tokenizer if given.tokenizer is None or tokenizer is None else settled_tokenizer(given, whole)
 
 
 def preparation(config: ModelConfig, options: TaskOptions) -> Preparation:
     """How the model wants the task's images; UserError for a preprocessor that can't be used, or not for this size."""
-    if not has_colour_images(options):
+    if config.name == GIVEN or not has_colour_images(options):
         return Preparation()
     name = _in_data_folder(config.name)
     return Preparation(own_processor(name, options.image_size), own_size(name))
@@ -62,7 +66,7 @@ def processor_of(how: Preparation, raw: RawTask) -> Any:
     """What says how this run's colour images were made, with a method `save_pretrained`; None for all else."""
     if isinstance(how.process, Processor):
         return how.process.own
-    images = raw.train.images
+    images = None if raw.name == GIVEN else raw.train.images
     return None if images is None or len(images[0]) != 3 else plain_processor(images.shape[1:], RGB_MEAN, RGB_STD)
 
 
@@ -89,7 +93,7 @@ def check_rows(whole: Any, tokenizer: Any, raw: RawTask, task: EncodedTask, conf
         known_kinds=getattr(model, "type_vocab_size", None),
     )
     check(facts)
-    if tokenizer is not None:
+    if tokenizer is not None and hasattr(whole, "get_input_embeddings"):
         token = max(max(token for token, _ in found), *(max(prompt.tokens) for prompt in task.prompts), -1)
         check_known(whole, tokenizer, token, f"model.name={config.model.name}")
 

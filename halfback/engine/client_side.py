@@ -40,9 +40,9 @@ class ClientSide:
         self.algorithm = algorithm
         self.party = party
         self.part = part
-        self.links = links
         self.near = links.near(party.id)
         self.meters = meters
+        self._links = links  # the folder of what its end remembers on disk goes with them
 
     def converse(self, round: Round, *, measure_memory: bool) -> Talk:
         """Carries the client's side of one round.
@@ -84,7 +84,7 @@ class ClientSide:
             memory.receive(tensors_of(reply))
         install(self.part, self.party.theta.parameters)
         # Inside the first block, which checkpointing runs again without passing by the bottom.
-        counter = ForwardCounter(next(self.part.blocks[0].children()))
+        counter = ForwardCounter(next(self.part.blocks[0].children(), self.part.blocks[0]))
         with self.meters.client.running(), charged(memory):
             try:
                 return talk.send(reply)

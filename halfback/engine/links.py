@@ -88,7 +88,7 @@ class Links:
         if isinstance(chain[0], Temporal):
             form = forms[link]
             try:
-                tokens = self.longest if form.has_texts else form.shape[0]
+                tokens = self.longest if form.has_texts else form.rows
                 chain[0].check_batch(self.bounds.rows * tokens, form.width)
             except UserError as error:
                 raise UserError(f"codecs.{link}: {error}") from None

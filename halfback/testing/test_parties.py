@@ -18,7 +18,7 @@ from halfback.testing import small
 from halfback.testing.observed import ROUNDS, STEPS, Observed
 from halfback.testing.table import Row
 from halfback.testing.wrapped import wrap
-from halfback.wire.messages import Activations, HandOver, SlopesAndActivations, Weights
+from halfback.wire.messages import Activations, HandOver, Weights, parts_of
 from halfback.wire.packing import unpack
 
 World = Callable[..., RunConfig]
@@ -177,8 +177,7 @@ class Watched:
                     for hook in hooks:
                         hook.remove()
                     return
-            if isinstance(message, Activations | SlopesAndActivations):
-                self.uploads.append(message.hidden)
+            self.uploads += [part.hidden for part in parts_of(message) if isinstance(part, Activations)]
             reply = yield message
 
     def _bottom_runs(self, change: int) -> None:

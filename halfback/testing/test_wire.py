@@ -16,7 +16,7 @@ from halfback.testing.formulas import greeting, reused, tensor
 from halfback.testing.observed import ROUNDS, STEPS, Arrived, Observed
 from halfback.testing.remote import run_over_sockets
 from halfback.testing.table import Row
-from halfback.wire.messages import FIELDS, Encoded, HandOver
+from halfback.wire.messages import FIELDS, Encoded, HandOver, parts_of
 from halfback.wire.packing import unpack
 
 World = Callable[..., RunConfig]
@@ -54,14 +54,14 @@ def test_the_bytes_are_those_of_the_closed_form(row: Row, observed: Observed) ->
                 expected[side] += count
     masks: dict[int, Tensor] = {}
     for client, side, data in observed.arrived:
-        message = unpack(data)
-        if isinstance(mask := getattr(message, "mask", None), Tensor):
-            masks[client] = mask
-        for name, (role, _) in FIELDS[type(message)].items():
-            if isinstance(value := getattr(message, name), Encoded):
-                saved, skips = _saved(row, f"{role}_{side}", value, masks.get(client))
-                expected[side] -= saved
-                skipped += skips
+        for part in parts_of(unpack(data)):
+            if isinstance(mask := getattr(part, "mask", None), Tensor):
+                masks[client] = mask
+            for name, (role, _) in FIELDS[type(part)].items():
+                if isinstance(value := getattr(part, name), Encoded):
+                    saved, skips = _saved(row, f"{role}_{side}", value, masks.get(client))
+                    expected[side] -= saved
+                    skipped += skips
     assert {side: observed.federation.server.ledger.total(side) for side in ("up", "down")} == expected
     assert (skipped > 0) is bool(row.reuses)
 

@@ -86,11 +86,11 @@ def test_moments_start_anew_in_each_participation(world: World) -> None:
     )
     for number in range(3):
         assert small.run(hybrid, 1, first=number, steps=2) == small.run(plain, 1, first=number, steps=2)
-        optimizer = plain.client(0).party.optimizer
-        assert optimizer is not None
-        assert optimizer.state
-        optimizer.state.clear()
-        assert not hybrid.client(0).party.optimizer.state  # type: ignore[union-attr]
+        descent = plain.client(0).party.descent
+        assert descent is not None
+        assert descent.optimizer.state
+        descent.optimizer.state.clear()
+        assert not hybrid.client(0).party.descent.optimizer.state  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("boundary", [1, 2, 3])
@@ -194,7 +194,7 @@ def test_a_socket_carries_the_same_bits(world: World, tmp_path: Path) -> None:
     local, server = (small.built(config).federation for _ in range(2))
     losses = small.run(local, 4, steps=2)
     received = run_over_sockets(
-        server, lambda n: small.built(config).federation.client(n), rounds=4, steps=2, folder=tmp_path
+        server, lambda n: small.built(config).federation.client(n).party, rounds=4, steps=2, folder=tmp_path
     )
     assert received == losses
     assert server.server.ledger.bytes_by_kind == local.server.ledger.bytes_by_kind

@@ -143,9 +143,9 @@ def test_the_bytes_are_those_of_the_closed_form() -> None:
         for client in simulation.server.cohort(number):
             party = simulation.client(client).party
             up += JOIN
-            down += HEADER + INTEGER + tensor(taken - party.position, 2 * directions if taken else 0)
-            for place in range(party.cursor, party.cursor + steps):
-                rows = len(party.data.batch(place).labels)
+            down += HEADER + INTEGER + tensor(taken - party.theta.position, 2 * directions if taken else 0)
+            for place in range(party.feed.cursor, party.feed.cursor + steps):
+                rows = len(party.feed.data.batch(place).labels)
                 hidden = (rows, 16, 16, 16) if client % 2 == 0 else (rows, 32, 8, 8)
                 up += activations(hidden, None) + slopes(directions)
                 down += HEADER + tensor(*hidden) + slopes(2 * directions)
