@@ -184,7 +184,7 @@ def test_cells_of_one_seed_begin_with_the_same_bits(out: Path) -> None:
         other = small.built(config.load(out / "cells" / folder / "config.yaml"))
         batches = [
             torch.equal(a.batch(n).sample_ids, b.batch(n).sample_ids)
-            for a, b in zip(first.holdings.sources, other.holdings.sources, strict=True)
+            for a, b in zip(small.sources(first), small.sources(other), strict=True)
             for n in range(5)
         ]
         ours, theirs = first.model.whole.state_dict(), other.model.whole.state_dict()

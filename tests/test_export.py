@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from halfback import config as configuration
-from halfback.assembly import build
+from halfback.assembly import build, build_client
 from halfback.assembly.sources import Site
 from halfback.errors import UserError
 from halfback.models.adapters import trainable
@@ -235,15 +235,15 @@ def test_every_machine_puts_a_head_in_the_federations_order(table: Path, tmp_pat
     rows = table.read_text().splitlines()
     (tmp_path / "good.csv").write_text("\n".join([rows[0], *(row for row in rows if ",good," in row)]))
 
-    def head(rows: Path, site: Site | None) -> torch.Tensor:
-        recipe = digits(tmp_path / "run", *settings(tmp_path, rows))[1:-2]
-        whole: Any = build(configuration.resolve(None, recipe), site=site).model.whole
-        return whole.score.weight
+    def configured(rows: Path) -> configuration.RunConfig:
+        return configuration.resolve(None, digits(tmp_path / "run", *settings(tmp_path, rows), "model.head=0")[1:-2])
 
-    server = head(table, None)
+    whole: Any = build(configured(table)).model.whole
+    server = whole.score.weight
     trained = load_file(tmp_path / "model.safetensors")["score.weight"]
     assert torch.equal(server, trained[[1, 0]])
-    assert torch.equal(head(tmp_path / "good.csv", Site(0, True, ("bad", "good"))), server)
+    head: Any = build_client(configured(tmp_path / "good.csv"), Site(0, True, ("bad", "good"))).side.party.head
+    assert torch.equal(head.module.body.score.weight, server)
 
 
 def test_settings_of_decoding_that_contradict_each_other_are_kept(table: Path, tmp_path: Path) -> None:

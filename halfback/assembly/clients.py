@@ -1,57 +1,51 @@
-"""Clients of one process: they share the frozen weights, and where they agree by slopes also θ."""
+"""Clients of one process: all of them beside a server, or one alone on a machine of its own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from torch import nn
-
+from halfback.assembly.ground import Ground, groups_of
 from halfback.assembly.motion import make_optimizer, make_schedule
-from halfback.config import RunConfig
 from halfback.engine.client_side import ClientSide
-from halfback.engine.server_side import ServerSide
-from halfback.models.cut import Bottom
+from halfback.engine.links import Links
 from halfback.parties.client import Client, Feed, Theta
-from halfback.parties.holdings import BatchSource, Descent, Head, Local
+from halfback.parties.holdings import BatchSource, Descent, Local
+from halfback.telemetry.meters import Meters
 
 
 @dataclass(frozen=True)
-class Holdings:
-    """What the clients of a process hold.
+class Clients:
+    """What the clients of a process are made of: they share frozen weights, and where they agree by slopes also θ.
 
     Attributes:
-        sources: their data, one each.
-        bottoms: of those whose cut is not the deepest.
-        head: theirs in the U-shape.
+        ground: what they stand on.
+        links: to the server.
+        sources: their data, by number.
         local: a client's own model, for methods that have one.
+        meters: what they cost, all together.
     """
 
-    sources: Sequence[BatchSource]
-    bottoms: Mapping[int, Bottom]
-    head: Head | None
+    ground: Ground
+    links: Links
+    sources: Mapping[int, BatchSource]
     local: Callable[[int], Local] | None
+    meters: Meters
 
-    def parts(self, server: ServerSide, number: int) -> list[nn.Module]:
-        """What client `number` holds of the model: the part that θ belongs to first."""
-        part = self.bottoms.get(number, server.part)
-        return [part] if self.head is None else [part, self.head.module]
-
-
-def client_side(config: RunConfig, server: ServerSide, holdings: Holdings, number: int) -> ClientSide:
-    """Client `number` beside its server."""
-    party, needs = server.party, server.algorithm.needs
-    replica, descent = needs.agreement.replica_for(party.agreed.replica, number), None
-    if needs.backpropagates:
-        make = partial(make_optimizer, config.bottom)
-        schedule = make_schedule(config, config.bottom)
-        descent = Descent(list(replica.parameters.values()), make, config.bottom.clip, schedule)
-    client = Client(
-        number,
-        holdings.bottoms.get(number, server.bottom),
-        Theta(replica, groups=party.cohort.groups.get(number)),
-        Feed(holdings.sources[number]),
-        descent=descent,
-        head=holdings.head,
-        local=None if holdings.local is None else holdings.local(number),
-    )
-    return ClientSide(server.algorithm, client, server.part, server.links, server.meters)
+    def side(self, number: int) -> ClientSide:
+        """Client `number`, anew."""
+        ground, descent = self.ground, None
+        config, needs = ground.config, ground.algorithm.needs
+        replica = needs.agreement.replica_for(ground.theta, number)
+        if needs.backpropagates:
+            make, schedule = partial(make_optimizer, config.bottom), make_schedule(config, config.bottom)
+            descent = Descent(list(replica.parameters.values()), make, config.bottom.clip, schedule)
+        client = Client(
+            number,
+            ground.level(number).bottom,
+            Theta(replica, groups=groups_of(ground, number)),
+            Feed(self.sources[number]),
+            descent=descent,
+            head=ground.head,
+            local=None if self.local is None else self.local(number),
+        )
+        return ClientSide(ground.algorithm, client, ground.part, self.links, self.meters)

@@ -27,9 +27,11 @@ _MEANS = {
 def fingerprint(whole: nn.Module, task: EncodedTask, sources: Sequence[OnDevice]) -> dict[str, str]:
     """Setting → digest of what it stands for; `whole` is the model before anything is trained in this run.
 
+    Of a model of which a part is held, that part counts.
+
     All bytes count, of weights once where layers share them; a second for two gigabytes or more.
     """
-    weights = [*whole.named_parameters(), *whole.named_buffers()]
+    weights = [(n, t) for n, t in (*whole.named_parameters(), *whole.named_buffers()) if not t.is_meta]
     prompts = [(prompt.tokens, prompt.references) for prompt in task.prompts]
     return {
         "model.name": _digest(weights, _settings(whole)),

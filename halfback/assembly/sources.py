@@ -41,11 +41,10 @@ class Site:
     classes: tuple[str, ...]
 
 
-def site_sources(config: RunConfig, train: Split, site: Site, device: torch.device) -> list[OnDevice]:
-    """The batches of a client whose rows nobody else has; in the other clients' places too, which stay unused."""
-    rows, seed = torch.arange(len(train.labels)).numpy(), seed_for(config.seed, "order", site.client)
-    own = OnDevice(ClientData(train, rows, batch_size=config.batch_size, seed=seed), device)
-    return [own] * config.clients
+def site_source(config: RunConfig, train: Split, client: int, device: torch.device) -> OnDevice:
+    """The batches of a client whose rows nobody else has."""
+    rows, seed = torch.arange(len(train.labels)).numpy(), seed_for(config.seed, "order", client)
+    return OnDevice(ClientData(train, rows, batch_size=config.batch_size, seed=seed), device)
 
 
 def client_sources(config: RunConfig, train: Split, device: torch.device) -> list[OnDevice]:

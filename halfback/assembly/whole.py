@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from halfback.assembly.given import Given, given_whole, settled_tokenizer
+from halfback.assembly.given import Given, check_given, given_whole, settled_tokenizer, with_functions
 from halfback.config import ModelConfig, RunConfig
 from halfback.config.facts import Pretraining, Rows
 from halfback.config.rules import check
@@ -19,11 +21,12 @@ from halfback.data.encode import EncodedTask, encode
 from halfback.data.images import RGB_MEAN, RGB_STD
 from halfback.data.options import GIVEN, TaskOptions
 from halfback.data.sources import Preparation, data_folder
-from halfback.data.tasks import RawTask, has_colour_images, load_task
+from halfback.data.tasks import RawTask, has_colour_images, load_task, to_train_on
 from halfback.errors import UserError, first_line
 from halfback.models.decoding import check_known
 from halfback.models.fitting import check_finite
-from halfback.models.loading import Head, load_model
+from halfback.models.loading import Head, files_here, load_model
+from halfback.models.part import Held
 from halfback.models.pretraining import pretrain
 from halfback.models.processor import Processor, own_processor, own_size, plain_processor
 from halfback.zeroth.directions import seed_for
@@ -31,7 +34,59 @@ from halfback.zeroth.directions import seed_for
 log = logging.getLogger(__name__)
 
 
-def load_whole(config: RunConfig, raw: RawTask, given: Given) -> tuple[nn.Module, Any]:
+@dataclass(frozen=True)
+class Loaded:
+    """A model before it is cut, and rows for it.
+
+    Attributes:
+        tokenizer: None for images.
+        how: the model wants the task's images.
+        raw, task: the rows as they were read, and encoded.
+    """
+
+    whole: nn.Module
+    tokenizer: Any
+    how: Preparation
+    raw: RawTask
+    task: EncodedTask
+
+    @property
+    def processor(self) -> Any:
+        """What says how colour images were made, with a method `save_pretrained`; None for all else."""
+        if isinstance(self.how.process, Processor):
+            return self.how.process.own
+        images = None if self.raw.name == GIVEN else self.raw.train.images
+        return None if images is None or len(images[0]) != 3 else plain_processor(images.shape[1:], RGB_MEAN, RGB_STD)
+
+
+def load(config: RunConfig, given: Given, *, site: Sequence[str] | None = None, held: Held | None = None) -> Loaded:
+    """The model with the head that the task asks for, and the rows as it takes them.
+
+    Args:
+        config: of the run.
+        given: what the configuration calls "given".
+        site: for a client's machine, where nothing is validated: the federation's classes, in order; empty where there
+            are none.
+        held: the part of the model that is loaded; None for the whole.
+
+    Raises:
+        UserError: a model or a data set is not there, is damaged, or doesn't fit the other.
+    """
+    check_given(config, given)
+    options = config.task
+    how = preparation(config.model, options)
+    classes = site or ()
+    raw = load_task(options, seed=seed_for(config.seed, "task"), classes=classes, how=how, given=given.data)
+    raw = raw if site is None else to_train_on(raw)
+    whole, tokenizer = _load_model(config, raw, given, held)
+    continued = options.verbaliser is not None
+    task = encode(raw, tokenizer, max_length=options.max_length, template=options.template, continued=continued)
+    loaded = Loaded(whole, tokenizer, how, raw, with_functions(task, given))
+    check_rows(loaded, config)
+    return loaded
+
+
+def _load_model(config: RunConfig, raw: RawTask, given: Given, held: Held | None) -> tuple[nn.Module, Any]:
     """The model and its tokenizer (None for images), with the head that the task asks for, or as they were given."""
     if given.model is not None:
         return given_whole(given, raw)
@@ -50,8 +105,14 @@ def load_whole(config: RunConfig, raw: RawTask, given: Given) -> tuple[nn.Module
         dtype=getattr(torch, config.model.dtype),
         in_channels=raw.in_channels or 3,
         label_names=raw.label_names,
+        held=held,
     )
     return whole, tokenizer if given.tokenizer is None or tokenizer is None else settled_tokenizer(given, whole)
+
+
+def has_weights(config: ModelConfig) -> bool:
+    """Whether the weights of the model are in files here, or can be fetched; not so for a folder that has none."""
+    return files_here(_in_data_folder(config.name))
 
 
 def preparation(config: ModelConfig, options: TaskOptions) -> Preparation:
@@ -62,21 +123,14 @@ def preparation(config: ModelConfig, options: TaskOptions) -> Preparation:
     return Preparation(own_processor(name, options.image_size), own_size(name))
 
 
-def processor_of(how: Preparation, raw: RawTask) -> Any:
-    """What says how this run's colour images were made, with a method `save_pretrained`; None for all else."""
-    if isinstance(how.process, Processor):
-        return how.process.own
-    images = None if raw.name == GIVEN else raw.train.images
-    return None if images is None or len(images[0]) != 3 else plain_processor(images.shape[1:], RGB_MEAN, RGB_STD)
-
-
-def check_rows(whole: Any, tokenizer: Any, raw: RawTask, task: EncodedTask, config: RunConfig) -> None:
+def check_rows(loaded: Loaded, config: RunConfig) -> None:
     """Refuses rows that a model can't take, before one is drawn in the middle of a run.
 
     Rows are too long or too large for it, or have tokens, or kinds of them, that it has no embedding for; padding is
     none of the rows' own.
     """
-    model = whole.config
+    whole: Any = loaded.whole
+    model, task, images = whole.config, loaded.task, loaded.raw.train.images
     positions = getattr(model, "max_position_embeddings", None)
     if positions is not None and "roberta" in model.model_type:
         positions -= model.pad_token_id + 1  # its positions are counted from behind the padding's
@@ -87,15 +141,15 @@ def check_rows(whole: Any, tokenizer: Any, raw: RawTask, task: EncodedTask, conf
         longest=max(task.train.longest(), task.validation.longest()),
         longest_prompt=max((len(prompt.tokens) for prompt in task.prompts), default=0),
         positions=positions,
-        size=None if raw.train.images is None else tuple(raw.train.images.shape[-2:]),
+        size=None if images is None else tuple(images.shape[-2:]),
         wanted=tuple(wanted) if isinstance(wanted, list | tuple) else None if wanted is None else (wanted, wanted),
         kinds=max(kind for _, kind in found) + 1,
         known_kinds=getattr(model, "type_vocab_size", None),
     )
     check(facts)
-    if tokenizer is not None and hasattr(whole, "get_input_embeddings"):
+    if loaded.tokenizer is not None and hasattr(whole, "get_input_embeddings"):
         token = max(max(token for token, _ in found), *(max(prompt.tokens) for prompt in task.prompts), -1)
-        check_known(whole, tokenizer, token, f"model.name={config.model.name}")
+        check_known(whole, loaded.tokenizer, token, f"model.name={config.model.name}")
 
 
 def _in_data_folder(name: str) -> str:

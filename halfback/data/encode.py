@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 import torch
@@ -242,14 +242,14 @@ def _encode_split(
     if template is not None:
         texts = fill(template, texts, pairs)
         pairs = None
-    encoded = tokenizer(texts, pairs, truncation=True, max_length=max_length)
+    encoded: Any = tokenizer(texts, pairs, truncation=True, max_length=max_length) if texts else {"input_ids": []}
     tokens: list[list[int]] = encoded["input_ids"]
     if continued:
         tokens = encode_prompts(texts, tokenizer, max_length)
     for text, row in zip(texts, tokens, strict=True):
         if not row:
             raise RowError(f"the text {text[:40]!r} has no tokens for this tokenizer")
-    if causal and max(map(len, tokens)) < 2:
+    if causal and texts and max(map(len, tokens)) < 2:
         raise UserError("task.objective=causal_lm: no text has a second token, so there is nothing to predict")
     return Split(
         raw.labels,

@@ -87,6 +87,8 @@ def _last(row: list[int], count: int) -> list[int]:
 
 def _bare(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Tokens without special ones. UserError for a text that has none."""
+    if not texts:  # of which a tokenizer makes nothing at all
+        return []
     rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     for text, row in zip(texts, rows, strict=True):
         if not row:

@@ -60,6 +60,20 @@ class RawTask:
     skipped_rows: int = 0
 
 
+def to_train_on(task: RawTask) -> RawTask:
+    """The same task without its validation rows, for who only trains."""
+    rows = task.validation
+    none = RawSplit(
+        texts=None if rows.texts is None else [],
+        pairs=None if rows.pairs is None else [],
+        images=None if rows.images is None else rows.images[:0],
+        labels=rows.labels[:0],
+        targets=None if rows.targets is None else [],
+        references=None if rows.references is None else [],
+    )
+    return replace(task, validation=none)
+
+
 def load_task(
     options: TaskOptions,
     *,

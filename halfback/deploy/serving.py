@@ -191,9 +191,9 @@ def _alone_soon(out: Path) -> Iterator[None]:
 
 def _remote(built: Built, tree: dict[str, Any], carrier: Carrier, token: str, serving: Serving) -> RemoteServer:
     config, server = built.config, built.federation.server
-    theta, holdings = server.party.agreed.replica.parameters, built.holdings
+    theta, ground = server.party.agreed.replica.parameters, built.ground
     kinds = {config.model.cut_of(number): number for number in range(config.clients)}
-    weights = {at: at_the_beginning(holdings.parts(server, number), theta) for at, number in kinds.items()}
+    weights = {at: at_the_beginning(ground.parts(number), theta) for at, number in kinds.items()}
     digests = {at: digest_of(tensors) for at, tensors in weights.items()}
 
     def question(number: int) -> Prepare:

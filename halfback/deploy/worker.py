@@ -16,7 +16,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from halfback import config as configuration
-from halfback.assembly import build, clear_scratch
+from halfback.assembly import build_client, clear_scratch
 from halfback.assembly.sources import Site
 from halfback.config.yaml_reading import check_plain
 from halfback.deploy.here import at_client
@@ -87,14 +87,14 @@ class Worker:
         site = Site(order.client, self._site.data is not None, order.label_names)
         clear_scratch(self._own(order))
         try:
-            built = build(config, site=site, scratch=self._own(order))
+            built = build_client(config, site, scratch=self._own(order))
         except UserError as error:
             if not self._site.keep_labels and not isinstance(error, RowError):
                 raise
             log.error("%s", error)
             raise UserError("what is wrong may quote a row or a label of this site; its own log says it") from None
         self._about = built.fingerprint
-        return built.federation.client(order.client)
+        return built.side
 
     def _own(self, order: Prepare) -> Path:
         folder = self._folder / order.run / f"client-{order.client}"

@@ -15,8 +15,7 @@ from halfback.codecs.protocol import Receiver
 from halfback.engine.remote.frames import Done
 from halfback.errors import PeerError
 from halfback.parties.holdings import HiddenForm
-from halfback.parties.protocol import Algorithm
-from halfback.parties.server import Server
+from halfback.parties.protocol import Needs
 from halfback.wire.messages import (
     Activations,
     HandOver,
@@ -30,6 +29,7 @@ from halfback.wire.messages import (
     parts_of,
 )
 from halfback.wire.packing import Direction, Most
+from halfback.zeroth.replay import Replica
 
 _CLOCKS = 1.01, 1.0  # by what share, and how many seconds, a client's clock may be ahead of the server's
 
@@ -138,17 +138,19 @@ class Tab:
                 raise PeerError(f"Done.{what}", f"{came:.10g}", possible, sender=self._client)
 
 
-def bounds_of(algorithm: Algorithm, server: Server, *, rows: int, steps: int) -> Bounds:
-    """The bounds of a run with batches of so many rows and with so many steps."""
-    needs, replica, head = algorithm.needs, server.agreed.replica, server.top.head or {}
-    allowed = needs.agreement.allowed(replica, needs.probe, steps)
+def bounds_of(needs: Needs, theta: Replica, head: Mapping[str, Tensor], *, rows: int, steps: int) -> Bounds:
+    """The bounds of a run with batches of so many rows and with so many steps.
+
+    `theta`: what is agreed on; `head`: the trained tensors of the devices' head, in the U-shape.
+    """
+    allowed = needs.agreement.allowed(theta, needs.probe, steps)
     own = [] if allowed.weights is None else [allowed.weights]
     return Bounds(
         rows=rows,
         steps=steps,
         directions=needs.directions,
         slopes={"up": allowed.up, "down": allowed.down},
-        weights={"up": _all(*own, head), "down": _all(*own, head, replica.exact_state())},
+        weights={"up": _all(*own, head), "down": _all(*own, head, theta.exact_state())},
     )
 
 

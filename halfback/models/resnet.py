@@ -7,9 +7,8 @@ ImageNet (ResNet-18 and -34 with option-B shortcuts and torchvision's parameter 
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,37 +90,41 @@ def file_names(model: ResNet) -> dict[str, str]:
     return names
 
 
-def load_weights(model: ResNet, tensors: Mapping[str, Tensor], source: str) -> FoundHead:
-    """Load tensors with the original names; a head that is not there, or for another number of classes, stays as it is.
+def load_weights(model: ResNet, file: Any, source: str) -> FoundHead:
+    """Load an open safetensors file with the original names; a head that is not there, or for another number of
+    classes, stays as it is. Of modules on the meta device nothing is read.
 
     Raises UserError, naming `source` and the tensor, if one is missing, unknown, or of another shape.
     """
     # Files of the CIFAR form come without the counters that batch norm keeps beside its statistics.
-    expected = {file: ours for ours, file in file_names(model).items()}
+    expected = {name: ours for ours, name in file_names(model).items()}
     state = model.state_dict()
-    unknown = sorted(set(tensors) - set(expected))
+    found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping, it has keys
+    unknown = sorted(set(found) - set(expected))
     if unknown:
         raise UserError(f"{source}: tensor {unknown[0]!r} is not one of {model.config.name}'s")
-    fitting: dict[str, Tensor] = {}
-    for file, ours in expected.items():
-        if file not in tensors:
-            if not file.endswith("num_batches_tracked") and not ours.startswith("head."):
-                raise UserError(f"{source}: tensor {file!r} of {model.config.name} is missing")
-        elif state[ours].is_floating_point() and not tensors[file].is_floating_point():
-            raise UserError(
-                f"{source}: tensor {file!r} is of {tensors[file].dtype}; weights are floating point numbers"
-            )
-        elif tensors[file].shape == state[ours].shape:
-            fitting[ours] = tensors[file]
+    fitting: dict[str, str] = {}
+    for name, ours in expected.items():
+        if name not in found:
+            if not name.endswith("num_batches_tracked") and not ours.startswith("head."):
+                raise UserError(f"{source}: tensor {name!r} of {model.config.name} is missing")
+            continue
+        shape, wanted = tuple(found[name].get_shape()), tuple(state[ours].shape)
+        if state[ours].is_floating_point() and not found[name].get_dtype().startswith(("F", "BF")):
+            dtype = file.get_tensor(name).dtype
+            raise UserError(f"{source}: tensor {name!r} is of {dtype}; weights are floating point numbers")
+        if shape == wanted:
+            fitting[ours] = name
         elif not ours.startswith("head."):
-            shape, wanted = tuple(tensors[file].shape), tuple(state[ours].shape)
-            raise UserError(f"{source}: tensor {file!r} has shape {shape}; {model.config.name} here needs {wanted}")
+            raise UserError(f"{source}: tensor {name!r} has shape {shape}; {model.config.name} here needs {wanted}")
     head = [ours for ours in state if ours.startswith("head.")]
     whole = all(ours in fitting for ours in head)
-    model.load_state_dict(state | {ours: tensor for ours, tensor in fitting.items() if whole or ours not in head})
-    name, layer = next(model.head.named_children())
-    weight = tensors.get(f"{name}.weight")
-    rows = len(weight) if weight is not None and weight.dim() else None
+    for ours, name in fitting.items():
+        if not state[ours].is_meta and (whole or ours not in head):
+            state[ours].copy_(file.get_tensor(name))
+    layer_name, layer = next(model.head.named_children())
+    weight = found.get(f"{layer_name}.weight")
+    rows = weight.get_shape()[0] if weight is not None and weight.get_shape() else None
     return FoundHead(cast(nn.Linear, layer), rows, "whole" if whole else "new")
 
 

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from halfback import config as configuration
-from halfback.assembly import Built, build
+from halfback.assembly import Built, build, build_client
+from halfback.assembly.sources import Site
 from halfback.config import RunConfig
+from halfback.engine.client_side import ClientSide
 from halfback.engine.federation import Federation
-from halfback.parties.holdings import Round
+from halfback.parties.holdings import BatchSource, Round
 
 SMALL: dict[str, Any] = {
     "device": "cpu",
@@ -44,6 +46,18 @@ def _config(algorithm: str, task: dict[str, Any], model: str, trained: str, chan
 def built(config: RunConfig) -> Built:
     torch.seed()  # whatever is drawn from the global generator differs between two builds
     return build(config)
+
+
+def alone(config: RunConfig, number: int) -> ClientSide:
+    """Client `number` with nothing else of the run, as on a machine of its own."""
+    torch.seed()
+    return build_client(config, Site(number, False, ())).side
+
+
+def sources(run: Built) -> list[BatchSource]:
+    """The clients' data, by number."""
+    federation = run.federation
+    return [federation.client(number).party.feed.data for number in range(federation.server.sampling.clients)]
 
 
 def run(simulation: Federation, rounds: int, *, first: int = 0, steps: int = 1, measure: bool = False) -> list[float]:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from halfback.assembly import Built
 from halfback.config import RunConfig
-from halfback.engine.client_side import ClientSide
 from halfback.testing import small
 from halfback.testing.formulas import greeting, reused, tensor
 from halfback.testing.observed import ROUNDS, STEPS, Arrived, Observed
@@ -81,8 +80,8 @@ def _saved(row: Row, link: str, value: Encoded, mask: Tensor | None) -> tuple[in
 
 @pytest.mark.rows(lambda row: row.needs.agreement.name != "alone")
 def test_a_socket_carries_the_same_bits(row: Row, world: World, observed: Observed, tmp_path: Path) -> None:
-    """The deployment engine; clients on a model, data and parameters of their own, each at the far end of a socket."""
-    local, server, machine = observed.built, small.built(world(row)), partial(_made, world, row)
+    """The deployment engine; clients that have their part of the model alone, each at the far end of a socket."""
+    local, server, machine = observed.built, small.built(world(row)), partial(small.alone, world(row))
     losses = run_over_sockets(server.federation, machine, rounds=ROUNDS, steps=STEPS, folder=tmp_path)
     assert losses == observed.losses
     assert server.federation.server.ledger.bytes_by_kind == local.federation.server.ledger.bytes_by_kind
@@ -94,10 +93,6 @@ def test_a_socket_carries_the_same_bits(row: Row, world: World, observed: Observ
         local.federation.server.party.agreed.rows, server.federation.server.party.agreed.rows, strict=True
     ):
         assert torch.equal(one, other)
-
-
-def _made(world: World, row: Row, number: int) -> ClientSide:
-    return small.built(world(row)).federation.client(number)
 
 
 def assert_equal_models(one: Built, other: Built) -> None:

@@ -47,7 +47,7 @@ def test_equal_rows_have_the_bits_of_equal_clients(name: str) -> None:
     alike, by_rows = (
         small.built(small.images(name, sampled_clients=3, algorithm__aggregation=how)) for how in ("uniform", "rows")
     )
-    assert {len(source) for source in by_rows.holdings.sources} == {30}
+    assert {len(source) for source in small.sources(by_rows)} == {30}
     assert small.run(alike.federation, 2, steps=2) == small.run(by_rows.federation, 2, steps=2)
     small.assert_equal_states(alike.federation, by_rows.federation)
 

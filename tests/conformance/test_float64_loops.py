@@ -90,11 +90,14 @@ class World:
         return self.federation.server.cohort(number)
 
     def shares(self, cohort: Sequence[int]) -> list[float]:
-        rows = [len(self.built.holdings.sources[c]) if self.options.aggregation == "rows" else 1 for c in cohort]
+        rows = [
+            len(self.built.federation.client(c).party.feed.data) if self.options.aggregation == "rows" else 1
+            for c in cohort
+        ]
         return [n / sum(rows) for n in rows]
 
     def batch(self, client: int, number: int) -> tuple[Tensor, Tensor]:
-        batch = self.built.holdings.sources[client].batch(number)
+        batch = self.built.federation.client(client).party.feed.data.batch(number)
         return batch.inputs["pixel_values"].double(), batch.labels.long()
 
     def _plain(self, vector: Vector) -> Vector:
@@ -166,7 +169,7 @@ def _inner(one: Vector, other: Vector) -> float:
 
 def _rounds(w: World) -> Any:
     """Round, its cohort, their shares, and the batches of each client by place; a client goes on where it was."""
-    cursor = dict.fromkeys(range(len(w.built.holdings.sources)), 0)
+    cursor = dict.fromkeys(range(len(small.sources(w.built))), 0)
     for number in range(STEPS // LOCAL):
         cohort = w.cohort(number)
         batches = {c: [w.batch(c, cursor[c] + place) for place in range(LOCAL)] for c in cohort}

@@ -36,7 +36,7 @@ class ByHand:
         self.device, self.top = (copy.deepcopy(part).double() for part in (simulation.server.part, run.model.top))
         self.theta = {name: p.detach().clone() for name, p in simulation.server.party.agreed.replica.parameters.items()}
         self.theta = {name: p.double() for name, p in self.theta.items()}
-        self.sources, self.cohort = run.holdings.sources, simulation.server.cohort
+        self.sources, self.cohort = small.sources(run), simulation.server.cohort
         self.cursors = dict.fromkeys(range(3), 0)
         self.heads: dict[int, dict[str, Tensor]] = {}
         self.sets: dict[int, list[tuple[Tensor, Tensor]]] = {}  # one row each

@@ -1,6 +1,7 @@
 """HO-FL: each device has a boundary of its own, and the server rebuilds what happened below it."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_a_step_is_the_gradients_above_and_its_exact_slopes_below(world: World, 
     stepped, whole = (small.built(world(**settings, **options)) for _ in range(2))
     small.run(stepped.federation, 1)
 
-    batch = whole.holdings.sources[0].batch(0)
+    batch = whole.federation.client(0).party.feed.data.batch(0)
     names = list(whole.federation.server.party.agreed.replica.parameters)
     parameters = theta(whole.federation)
     loss = nn.functional.cross_entropy(whole.model.logits(batch.inputs), batch.labels)
@@ -193,9 +194,7 @@ def test_a_socket_carries_the_same_bits(world: World, tmp_path: Path) -> None:
     config = world(algorithm__boundaries=UNEQUAL, bottom__optimizer="adamw")
     local, server = (small.built(config).federation for _ in range(2))
     losses = small.run(local, 4, steps=2)
-    received = run_over_sockets(
-        server, lambda n: small.built(config).federation.client(n).party, rounds=4, steps=2, folder=tmp_path
-    )
+    received = run_over_sockets(server, partial(small.alone, config), rounds=4, steps=2, folder=tmp_path)
     assert received == losses
     assert server.server.ledger.bytes_by_kind == local.server.ledger.bytes_by_kind
     assert all(torch.equal(one, other) for one, other in zip(theta(local), theta(server), strict=True))

@@ -99,7 +99,7 @@ def test_a_server_reads_the_labels_that_the_u_shape_keeps(recipe: Recipe) -> Non
     for number in range(4):
         for client, heard in one_round(run, number).items():
             guessed = _labels(own, heard["Activations"], heard["MiddleActivations"], heard["HeadGradient"])
-            right += int((guessed == run.holdings.sources[client].batch(number).labels).sum())
+            right += int((guessed == run.federation.client(client).party.feed.data.batch(number).labels).sum())
             rows += len(guessed)
     roles = {role for by_role in run.federation.server.ledger.bytes_by_kind["up"].values() for role in by_role}
     print(f"labels recovered from the U-shape's head gradients, batches of 16: {right} of {rows}")
@@ -140,7 +140,7 @@ def test_a_server_reads_the_words_behind_a_first_block(recipe: Recipe) -> None:
             if place < message.hidden.shape[1]:
                 real = message.mask[:, place].bool()
                 guessed = (message.hidden[:, place] @ table.T).argmax(dim=1)
-                same = guessed == run.holdings.sources[client].batch(0).inputs["input_ids"][:, place]
+                same = guessed == run.federation.client(client).party.feed.data.batch(0).inputs["input_ids"][:, place]
                 right, places = right + int((same & real).sum()), places + int(real.sum())
     print(f"word pieces recovered from the activations at cut 1: {right} of {places}")
     assert places > 250

@@ -1,6 +1,7 @@
 """A cut for each client: shared coordinates stay equal, the server holds the union, and slopes stay unbiased."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from halfback.assembly import Built
 from halfback.config import RunConfig
-from halfback.engine.client_side import ClientSide
 from halfback.engine.federation import Federation
 from halfback.errors import PeerError, UserError
 from halfback.models.adapters import trainable
@@ -118,11 +118,7 @@ def test_a_resumed_run_has_the_bits_of_an_unbroken_one(variant: str, world: Worl
 @cases(*VARIANTS)
 def test_a_socket_carries_the_same_bits(variant: str, world: World, tmp_path: Path) -> None:
     observed, server = observe(world(variant)), small.built(world(variant))
-    local = observed.built
-
-    def machine(number: int) -> ClientSide:
-        return small.built(world(variant)).federation.client(number)
-
+    local, machine = observed.built, partial(small.alone, world(variant))
     losses = run_over_sockets(server.federation, machine, rounds=ROUNDS, steps=STEPS, folder=tmp_path)
     assert losses == observed.losses
     assert server.federation.server.ledger.bytes_by_kind == local.federation.server.ledger.bytes_by_kind
@@ -190,7 +186,7 @@ def test_each_group_follows_the_mean_gradient_of_those_who_have_it(tiny_bert: Pa
 
 def _gradient(built: Built, client: int) -> dict[str, Tensor]:
     parameters = trainable(built.model.bottom)
-    batch = built.holdings.sources[client].batch(0)
+    batch = built.federation.client(client).party.feed.data.batch(0)
     loss = torch.nn.functional.cross_entropy(built.model.logits(batch.inputs), batch.labels.long())
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
@@ -257,7 +253,7 @@ def test_what_cannot_be_is_refused_in_one_line(algorithm: str, changes: dict[str
 
 def test_activations_of_another_clients_cut_are_refused() -> None:
     built = small.built(small.images("ho_sfl", model__cut=[1, 2]))
-    simulation, batch = built.federation, built.holdings.sources[0].batch(0)
+    simulation, batch = built.federation, built.federation.client(0).party.feed.data.batch(0)
     message = upload(batch, built.model.bottom(batch.inputs).detach())  # of the deeper cut
     with pytest.raises(PeerError, match=r"client 0: Activations.hidden: .*\(8, 32, 8, 8\) came.*\(any, 16, 16, 16\)"):
         simulation.server.algorithm.answer(simulation.server.party, {0: message})

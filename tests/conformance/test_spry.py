@@ -52,13 +52,13 @@ def test_the_slopes_of_a_group_point_where_backpropagation_does(tiny_bert: Path,
     changes = {"clients": 2, "lora__rank": 1, "bottom__lr": 1.0, "bottom__law": "gaussian", "steps": 1}
     changes |= {"algorithm__directions": directions}
     built = small.built(small.texts("spry", tiny_bert, sentences, **changes))
-    simulation, local = built.federation, built.holdings.local
+    simulation = built.federation
     replica = simulation.server.party.agreed.replica
-    assert local is not None
     exact: dict[int, Tensor] = {}
     for place, names in enumerate(replica.groups):
         parameters = [replica.parameters[name] for name in names]
-        loss = local(place).of(built.holdings.sources[place].batch(0))
+        client = simulation.client(place).party
+        loss = client.own.of(client.feed.data.batch(0))
         # The start of an adapter's second matrix is zero, and so is the gradient of its first: it counts all the same.
         exact[place] = _flat(list(torch.autograd.grad(loss, parameters)))
     before = {name: parameter.detach().clone() for name, parameter in replica.parameters.items()}

@@ -92,7 +92,7 @@ def test_a_step_is_that_of_the_plain_shape_and_of_the_uncut_model(world: World) 
         run.federation.server.agreed_bottom()
 
     whole = small.built(world("split_lora", **changes))
-    batch, moved = whole.holdings.sources[0].batch(0), _trained(whole)
+    batch, moved = whole.federation.client(0).party.feed.data.batch(0), _trained(whole)
     uncut = loss(whole.task.objective, whole.model.logits(batch.inputs), batch.labels)
     gradients = torch.autograd.grad(uncut, list(moved.values()))
     wanted = {name: p.detach() - g for (name, p), g in zip(moved.items(), gradients, strict=True)}

@@ -61,7 +61,9 @@ def test_split_lora_with_one_client_is_unsplit_training(world: World, optimizer:
         _plain_optimizer(optimizer, bottom, whole.config.bottom.lr),
         torch.optim.AdamW(top, whole.config.top.lr, weight_decay=0.0),
     ]
-    plain = [_plain_step(whole, optimizers, whole.holdings.sources[0].batch(number)) for number in range(8)]
+    plain = [
+        _plain_step(whole, optimizers, whole.federation.client(0).party.feed.data.batch(number)) for number in range(8)
+    ]
     assert losses == [(plain[place] + plain[place + 1]) / 2 for place in range(0, 8, 2)]
     assert_equal_models(split, whole)
 
@@ -97,7 +99,9 @@ def test_one_client_is_unsplit_training(world: World, name: str) -> None:
         optimizers = [_plain_optimizer("adamw", [*bottom, *top], 1e-3)]
     else:
         optimizers = [_plain_optimizer("adamw", bottom, 1e-3), _plain_optimizer("sgd", top, 1e-2)]
-    plain = [_plain_step(whole, optimizers, whole.holdings.sources[0].batch(number)) for number in range(8)]
+    plain = [
+        _plain_step(whole, optimizers, whole.federation.client(0).party.feed.data.batch(number)) for number in range(8)
+    ]
     assert losses == [(plain[place] + plain[place + 1]) / 2 for place in range(0, 8, 2)]
     assert_equal_models(split, whole)
 
@@ -111,7 +115,9 @@ def test_a_relay_of_three_clients_is_plain_training_on_the_sequence_of_their_bat
         _plain_optimizer("sgd", list(trainable(half).values()), 1e-2) for half in (whole.model.bottom, whole.model.top)
     ]
     turns = [(number, client) for number in range(3) for client in range(3)]
-    plain = [_plain_step(whole, optimizers, whole.holdings.sources[m].batch(number)) for number, m in turns]
+    plain = [
+        _plain_step(whole, optimizers, whole.federation.client(m).party.feed.data.batch(number)) for number, m in turns
+    ]
     assert losses == [sum(plain[place : place + 3]) / 3 for place in range(0, 9, 3)]
     assert_equal_models(split, whole)
 
@@ -201,7 +207,7 @@ def test_slopes_are_those_of_the_gradient_of_the_uncut_model(name: str) -> None:
     changes |= {"top__optimizer": "sgd", "top__lr": 1e-30}  # MU-SplitFed's top steps before its clients do
     run = small.built(small.images(name, **changes))
     simulation = run.federation
-    replica, batch = simulation.client(0).party.theta.replica, run.holdings.sources[0].batch(0)
+    replica, batch = simulation.client(0).party.theta.replica, run.federation.client(0).party.feed.data.batch(0)
     install(simulation.server.part, replica.parameters)
     own = kind().needs.holds == "auxiliary"  # a loss of the device's own, on its head
     logits = simulation.server.part(batch.inputs) if own else run.model.logits(batch.inputs)

@@ -1,0 +1,42 @@
+"""What a configuration chooses by name: the algorithm, the codecs, what sets their thresholds, and the device."""
+
+from collections.abc import Mapping
+
+import torch
+
+from halfback.codecs import Codec, parse
+from halfback.codecs.temporal import Temporal
+from halfback.config import RunConfig, build_algorithm
+from halfback.controllers import build as start_controller
+from halfback.controllers import read_options
+from halfback.controllers.protocol import Controller
+from halfback.errors import UserError
+from halfback.parties.protocol import Algorithm
+from halfback.zeroth.directions import seed_for
+
+
+def check(config: RunConfig) -> tuple[Algorithm, dict[str, tuple[Codec, ...]], Controller | None]:
+    """The chosen algorithm, the codecs by link, and what sets the thresholds.
+
+    Raises:
+        UserError: an option of one of them has a value that is not allowed.
+    """
+    codecs = {link: parse(chosen, f"codecs.{link}") for link, chosen in config.codecs if chosen}
+    return build_algorithm(config), codecs, _controller(config, codecs)
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a recipe's name for it; UserError where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device='cuda': no CUDA device is here; use device=cpu or device=auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _controller(config: RunConfig, codecs: Mapping[str, tuple[Codec, ...]]) -> Controller | None:
+    """What sets the thresholds; None where no link reuses anything."""
+    read_options(config.controller.name, config.controller.options())
+    links = sorted(link for link, chain in codecs.items() if isinstance(chain[0], Temporal))
+    if not links:
+        return None
+    seed = seed_for(config.seed, "controller")
+    return start_controller(config.controller.name, config.controller.options(), links, seed)

@@ -1,0 +1,84 @@
+"""The server side of a run."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from torch import nn
+
+from halfback.assembly.ground import Ground, groups_of
+from halfback.assembly.motion import make_optimizer, make_replica, make_schedule
+from halfback.config.facts import Moved, Probed
+from halfback.config.rules import check
+from halfback.controllers.protocol import Controller
+from halfback.engine.links import Links
+from halfback.engine.sampling import Sampling
+from halfback.engine.server_side import ServerSide
+from halfback.models.adapters import trainable
+from halfback.models.cut import Device
+from halfback.models.objectives import loss_of
+from halfback.parties.cohort import Cohort
+from halfback.parties.holdings import Above, Descent, Local
+from halfback.parties.server import Agreed, Server, Top
+
+
+def server_side(
+    ground: Ground,
+    links: Links,
+    rows: Mapping[int, int],
+    local: Callable[[int], Local] | None,
+    controller: Controller | None,
+) -> ServerSide:
+    """The server.
+
+    Args:
+        ground: what it stands on.
+        links: to its clients.
+        rows: the training rows of each client, by its number.
+        local: a client's own model, for methods that have one.
+        controller: what sets thresholds, where links have any.
+
+    Raises:
+        UserError: settings that train nothing, or that a dtype rounds away.
+    """
+    config, needs = ground.config, ground.algorithm.needs
+    cohort = Cohort(robust=config.robust)
+    if needs.agreement.aggregation == "rows":
+        cohort.rows = dict(rows)
+    if local is not None:
+        found = [local(client).boundary for client in range(config.clients)]
+        cohort.boundaries = tuple(boundary for boundary in found if boundary is not None)
+    top = _top(ground)
+    for client in range(config.clients):
+        if (groups := groups_of(ground, client)) is not None:
+            top.above[client] = Above(ground.level(client).top, links.forms[client]["activations_up"])
+            cohort.groups[client] = groups
+    part = ground.part
+    auxiliary = part.head if needs.holds == "auxiliary" and isinstance(part, Device) else None
+    server = Server(top, Agreed(ground.theta), cohort, auxiliary=auxiliary)
+    sampling = Sampling(config.seed, len(rows), 1 if needs.agreement.pools else config.sampled_clients)
+    return ServerSide(ground.algorithm, server, part, sampling, links, controller)
+
+
+def _top(ground: Ground) -> Top:
+    """The server's part of the model, and what moves it; rates and radii of θ are looked at too."""
+    config, needs, model, form = ground.config, ground.algorithm.needs, ground.model, ground.form
+    head = None if ground.head is None else ground.head.parameters
+    moved = {} if needs.top == "none" else trainable(model.top) | (head or {})
+    theta, replayed = ground.theta.parameters, needs.top == "replayed"
+    if needs.agreement.moves:
+        check(Moved("bottom", config.bottom, theta, needs.replays, config.bottom.normalize))
+    check(Moved("top", config.top, moved, replayed, replayed and config.bottom.normalize))
+    if needs.probe is not None and needs.probe.estimator != "forward_ad":
+        for parameters, replays in ((theta, needs.replays), (moved, replayed)):
+            if replays:
+                check(Probed(parameters, needs.probe.settled(parameters, form.dtype).moved))
+    descent = replica = None
+    if needs.top == "backpropagated":
+        make, schedule = partial(make_optimizer, config.top), make_schedule(config, config.top)
+        descent = Descent(list(moved.values()), make, config.top.clip, schedule)
+    elif replayed:
+        replica = make_replica(config, config.top, moved, "top", own_pace=True)
+    module = nn.Module() if needs.top == "none" else model.top
+    return Top(
+        module, loss_of(ground.task.objective, ground.task.own_loss), form, head=head, descent=descent, replica=replica
+    )
