@@ -87,8 +87,6 @@ class Links:
         return TemporaryDirectory(prefix=CACHES, dir=self.scratch) if on_disk else None
 
     def _check(self, link: str, chain: tuple[Codec, ...], forms: Forms) -> None:
-        if link not in forms:
-            raise UserError(f"codecs.{link}: nothing goes this way without a head on the device (model.head)")
         if isinstance(chain[0], Temporal):
             form = forms[link]
             try:
