@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfback.wire.messages import FIELDS, Encoded, Message
+from halfback.wire.messages import FIELDS, Encoded, Message, of_parts, parts_of
 
 EXTREMES = (b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\xff\xff\xff\x7f", b"\0\0\0\0", b"\x01\0\0\0")
 DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.bool)
@@ -51,16 +51,19 @@ def altered(message: Message, dice: random.Random, others: Sequence[Message]) ->
     if dice.random() < 0.1:
         return dice.choice(others)
     for _ in range(dice.randint(1, 2)):
-        fields = FIELDS[type(message)]
+        parts = list(parts_of(message))
+        place = dice.randrange(len(parts))
+        part, fields = parts[place], FIELDS[type(parts[place])]
         if not fields:
             return dice.choice(others)
         name, (_role, types) = dice.choice(list(fields.items()))
-        value = _altered(getattr(message, name), dice)
+        value = _altered(getattr(part, name), dice)
         if type(None) in types and dice.random() < 0.2:
             value = None
         if Encoded in types and dice.random() < 0.1:
             value = value.parts[0] if isinstance(value, Encoded) and value.parts else Encoded((torch.zeros(2, 2),))
-        message = replace(message, **{name: value})
+        parts[place] = replace(part, **{name: value})
+        message = of_parts(parts)
     return message
 
 

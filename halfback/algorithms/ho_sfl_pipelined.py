@@ -29,14 +29,14 @@ from torch import Tensor
 from halfback.errors import PeerError
 from halfback.parties.by_slopes import BySlopes, take_agreed
 from halfback.parties.client import Client
-from halfback.parties.client_exchange import cut_gradient, received, upload
+from halfback.parties.client_exchange import cut_gradient, received_both, upload
 from halfback.parties.client_feedback import feedback_slopes
 from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Round
 from halfback.parties.protocol import Conversation, Needs
 from halfback.parties.server import ByClient, Server
 from halfback.parties.server_top import backpropagate_top, step_top
-from halfback.wire.messages import Activations, CutGradient, Message, Slopes, SlopesAndActivations, SlopesAndGradient
+from halfback.wire.messages import Activations, Both, CutGradient, Message, Slopes
 from halfback.zeroth.slopes import Cotangent, Estimator, Probe
 
 
@@ -84,7 +84,9 @@ class HoSflPipelined:
             if said is None:
                 gradient = cut_gradient((yield upload(batch, hidden)), hidden)  # λ_t
             else:
-                gradient, agreed = _parted_answer((yield _with_slopes(upload(batch, hidden), said)), hidden)
+                agreed, answer = received_both((yield Both(said, upload(batch, hidden))), Slopes, CutGradient)
+                gradient = cut_gradient(answer, hidden)
+                del answer
             cotangent = Cotangent.at(gradient, hidden)
             del hidden, gradient  # the device needs their memory for what follows
             seeds = client.theta.seeds(self.directions, step=step)
@@ -101,12 +103,11 @@ class HoSflPipelined:
             case Activations():
                 gradients = _train_top(server, messages)
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
-            case SlopesAndActivations():
-                slopes, batches = _parted(messages)
-                mean = self._mean(server, slopes)
-                gradients = _train_top(server, batches)
+            case Both(Slopes(), Activations()):
+                mean = self._mean(server, {m: said.first for m, said in messages.items()})
+                gradients = _train_top(server, {m: said.second for m, said in messages.items()})
                 agreed = server.agreed.append(mean)
-                return {m: SlopesAndGradient(agreed.step, mean, gradient) for m, gradient in gradients.items()}
+                return {m: Both(agreed, CutGradient(gradient)) for m, gradient in gradients.items()}
             case Slopes():
                 agreed = server.agreed.append(self._mean(server, messages))
                 server.memory = None
@@ -133,19 +134,3 @@ def _train_top(server: Server, batches: Mapping[int, Activations]) -> dict[int, 
     step_top(server, batches)
     server.memory = ByClient(dict.fromkeys(gradients))
     return gradients
-
-
-def _with_slopes(batch: Activations, slopes: Slopes) -> SlopesAndActivations:
-    return SlopesAndActivations(slopes.step, slopes.values, batch.hidden, batch.mask, batch.labels, batch.sample_ids)
-
-
-def _parted(messages: Mapping[int, SlopesAndActivations]) -> tuple[dict[int, Slopes], dict[int, Activations]]:
-    slopes = {client: Slopes(said.step, said.values) for client, said in messages.items()}
-    return slopes, {
-        client: Activations(said.hidden, said.mask, said.labels, said.sample_ids) for client, said in messages.items()
-    }
-
-
-def _parted_answer(reply: Any, hidden: Tensor) -> tuple[Tensor, Slopes]:
-    both = received(reply, SlopesAndGradient)
-    return cut_gradient(CutGradient(both.gradient), hidden), Slopes(both.step, both.values)

@@ -16,6 +16,7 @@ from halfback.assembly.choices import device_of
 from halfback.assembly.client import build_client as build_client
 from halfback.assembly.clients import Clients
 from halfback.assembly.fingerprint import fingerprint
+from halfback.assembly.given import NOTHING, Given, check_fit
 from halfback.assembly.ground import Ground, forms_of, lay, make_links
 from halfback.assembly.local_models import make_locals
 from halfback.assembly.server import server_side
@@ -50,15 +51,21 @@ class Built:
     skipped_rows: int = 0
 
 
-def build(config: RunConfig, *, pretrained: Path | None = None, scratch: Path | None = None) -> Built:
+def build(
+    config: RunConfig, *, pretrained: Path | None = None, scratch: Path | None = None, given: Given = NOTHING
+) -> Built:
     """Loads data and model, cuts, and sets up the server and its clients.
 
     `pretrained`: where the weights of a recipe with `model.pretrain` are kept; trained and written there if absent, so
     a resumed run starts from the same bits. `scratch`: where codecs that remember on disk keep a temporary folder.
+    `given`: what the configuration calls "given".
     """
     algorithm, codecs, controller = check(config)
     device = device_of(config.device)
-    loaded = load(config)
+    loaded = load(config, given)
+    if given.model is not None or given.loss is not None:
+        piecewise = config.model.head is not None or algorithm.needs.holds != "bottom"
+        check_fit(loaded.whole, loaded.tokenizer, loaded.task, config, piecewise=piecewise)
     if config.model.pretrain is not None:
         pretrain_whole(loaded.whole.to(device), loaded.raw, config, device, pretrained, loaded.how)
     pools, train = algorithm.needs.agreement.pools, loaded.task.train
@@ -100,4 +107,4 @@ def _evaluate(
             batch = split.batch(rows).to(device)
             yield model.logits(batch.inputs), batch.labels
 
-    return evaluate(task.objective, results())
+    return evaluate(task.objective, results(), task.own_loss, task.own_metric)

@@ -48,4 +48,4 @@ class Clients:
             head=ground.head,
             local=None if self.local is None else self.local(number),
         )
-        return ClientSide(ground.algorithm, client, ground.part, self.links.near(number), self.meters)
+        return ClientSide(ground.algorithm, client, ground.part, self.links, self.meters)

@@ -20,7 +20,7 @@ from halfback.errors import UserError
 from halfback.models.adapters import set_trainable, trainable
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import Bottom, CutModel, Device, cut, recut
-from halfback.models.objectives import loss, terms
+from halfback.models.objectives import loss_of, terms
 from halfback.models.part import Held, place, shape_behind
 from halfback.parties.holdings import Head, HiddenForm
 from halfback.parties.protocol import Algorithm
@@ -223,7 +223,7 @@ def _head(level: CutModel, task: EncodedTask, device: torch.device) -> Head | No
         return None
     inputs = task.train.batch([0]).to(device).inputs
     sizes = shape_behind(level.top, level.bottom(inputs), inputs.get("attention_mask"))
-    return Head(level.head, partial(loss, task.objective), partial(terms, task.objective), sizes)
+    return Head(level.head, loss_of(task.objective, task.own_loss), partial(terms, task.objective), sizes)
 
 
 def forms_of(ground: Ground) -> dict[int | None, HiddenForm]:

@@ -10,7 +10,7 @@ from halfback.assembly.ground import Ground
 from halfback.assembly.motion import update_rule
 from halfback.errors import UserError
 from halfback.models.cut import CutModel, Device, recut
-from halfback.models.objectives import loss, terms
+from halfback.models.objectives import loss_of, terms
 from halfback.parties.holdings import Boundary, Local
 from halfback.zeroth.directions import Directions, seed_for
 from halfback.zeroth.replay import Replica, RowForm
@@ -23,10 +23,10 @@ def make_locals(ground: Ground) -> Callable[[int], Local] | None:
     Raises:
         UserError: a boundary is outside the model, or a radius is one that the dtype swallows.
     """
-    part, objective = ground.part, ground.task.objective
+    part, task = ground.part, ground.task
     if not isinstance(part, Device):
         return None
-    local = Local(part, partial(loss, objective), partial(terms, objective), ground.form.dtype)
+    local = Local(part, loss_of(task.objective, task.own_loss), partial(terms, task.objective), ground.form.dtype)
     return (lambda _: local) if ground.algorithm.needs.boundaries is None else _bounded(ground, local)
 
 

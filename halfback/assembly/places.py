@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from halfback.config import RunConfig
+from halfback.data.options import GIVEN
 from halfback.errors import UserError
 
 
@@ -27,7 +28,9 @@ def placed(config: RunConfig, start: Path) -> RunConfig:
         None if path is None else _found(start, path, f"task.{key}", needed=local) for key, path in named.items()
     )
     task = dataclasses.replace(task, train=train, validation=validation if local else task.validation)
-    model = config.model.model_copy(update={"name": _found(start, config.model.name, "model.name", needed=False)})
+    model = config.model
+    if model.name != GIVEN:
+        model = model.model_copy(update={"name": _found(start, model.name, "model.name", needed=False)})
     return config.model_copy(update={"task": task, "model": model})
 
 

@@ -13,7 +13,7 @@ from halfback.engine.sampling import Sampling
 from halfback.engine.server_side import ServerSide
 from halfback.models.adapters import trainable
 from halfback.models.cut import Device
-from halfback.models.objectives import loss
+from halfback.models.objectives import loss_of
 from halfback.parties.cohort import Cohort
 from halfback.parties.holdings import Above, Descent, Local
 from halfback.parties.server import Agreed, Server, Top
@@ -78,4 +78,6 @@ def _top(ground: Ground) -> Top:
     elif replayed:
         replica = make_replica(config, config.top, moved, "top", own_pace=True)
     module = nn.Module() if needs.top == "none" else model.top
-    return Top(module, partial(loss, ground.task.objective), form, head=head, descent=descent, replica=replica)
+    return Top(
+        module, loss_of(ground.task.objective, ground.task.own_loss), form, head=head, descent=descent, replica=replica
+    )

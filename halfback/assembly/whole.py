@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from halfback.assembly.given import NOTHING, Given, check_given, given_whole, settled_tokenizer, with_functions
 from halfback.config import ModelConfig, RunConfig
 from halfback.data.batches import ClientData
 from halfback.data.encode import EncodedTask, encode
 from halfback.data.images import RGB_MEAN, RGB_STD
-from halfback.data.options import TaskOptions
+from halfback.data.options import GIVEN, TaskOptions
 from halfback.data.sources import Preparation, data_folder
 from halfback.data.tasks import RawTask, has_colour_images, load_task, to_train_on
 from halfback.errors import UserError, first_line
@@ -52,15 +53,18 @@ class Loaded:
         """What says how colour images were made, with a method `save_pretrained`; None for all else."""
         if isinstance(self.how.process, Processor):
             return self.how.process.own
-        images = self.raw.train.images
+        images = None if self.raw.name == GIVEN else self.raw.train.images
         return None if images is None or len(images[0]) != 3 else plain_processor(images.shape[1:], RGB_MEAN, RGB_STD)
 
 
-def load(config: RunConfig, *, site: Sequence[str] | None = None, held: Held | None = None) -> Loaded:
+def load(
+    config: RunConfig, given: Given = NOTHING, *, site: Sequence[str] | None = None, held: Held | None = None
+) -> Loaded:
     """The model with the head that the task asks for, and the rows as it takes them.
 
     Args:
         config: of the run.
+        given: what the configuration calls "given".
         site: for a client's machine, where nothing is validated: the federation's classes, in order; empty where there
             are none.
         held: the part of the model that is loaded; None for the whole.
@@ -68,20 +72,23 @@ def load(config: RunConfig, *, site: Sequence[str] | None = None, held: Held | N
     Raises:
         UserError: a model or a data set is not there, is damaged, or doesn't fit the other.
     """
+    check_given(config, given)
     options = config.task
     how = preparation(config.model, options)
-    raw = load_task(options, seed=seed_for(config.seed, "task"), classes=site or (), how=how)
+    raw = load_task(options, seed=seed_for(config.seed, "task"), classes=site or (), how=how, given=given.data)
     raw = raw if site is None else to_train_on(raw)
-    whole, tokenizer = _load_model(config, raw, held)
+    whole, tokenizer = _load_model(config, raw, given, held)
     continued = options.verbaliser is not None
     task = encode(raw, tokenizer, max_length=options.max_length, template=options.template, continued=continued)
     check_sizes(whole, raw, task, config)
     check_tokens(whole, tokenizer, task, config.model.name)
-    return Loaded(whole, tokenizer, how, raw, task)
+    return Loaded(whole, tokenizer, how, raw, with_functions(task, given))
 
 
-def _load_model(config: RunConfig, raw: RawTask, held: Held | None) -> tuple[nn.Module, Any]:
-    """The model and its tokenizer (None for images), with the head that the task asks for."""
+def _load_model(config: RunConfig, raw: RawTask, given: Given, held: Held | None) -> tuple[nn.Module, Any]:
+    """The model and its tokenizer (None for images), with the head that the task asks for, or as they were given."""
+    if given.model is not None:
+        return given_whole(given, raw)
     head: Head = "classifier"
     if raw.train.images is not None:
         head = "image"
@@ -89,7 +96,7 @@ def _load_model(config: RunConfig, raw: RawTask, held: Held | None) -> tuple[nn.
         head = "causal_lm"
     elif config.task.verbaliser is not None:
         head = "verbaliser"
-    return load_model(
+    whole, tokenizer = load_model(
         _in_data_folder(config.model.name),
         head=head,
         num_labels=max(len(raw.label_names), 1),
@@ -99,6 +106,7 @@ def _load_model(config: RunConfig, raw: RawTask, held: Held | None) -> tuple[nn.
         label_names=raw.label_names,
         held=held,
     )
+    return whole, tokenizer if given.tokenizer is None or tokenizer is None else settled_tokenizer(given, whole)
 
 
 def has_weights(config: ModelConfig) -> bool:
@@ -108,7 +116,7 @@ def has_weights(config: ModelConfig) -> bool:
 
 def preparation(config: ModelConfig, options: TaskOptions) -> Preparation:
     """How the model wants the task's images; UserError for a preprocessor that can't be used, or not for this size."""
-    if not has_colour_images(options):
+    if config.name == GIVEN or not has_colour_images(options):
         return Preparation()
     name = _in_data_folder(config.name)
     return Preparation(own_processor(name, options.image_size), own_size(name))
@@ -140,7 +148,7 @@ def check_sizes(whole: Any, raw: RawTask, task: EncodedTask, config: RunConfig) 
 
 def check_tokens(whole: Any, tokenizer: Any, task: EncodedTask, name: str) -> None:
     """Refuses tokens, and kinds of them, that a model has no embedding for. Padding is none of the rows' own."""
-    if tokenizer is None:
+    if tokenizer is None or not hasattr(whole, "get_input_embeddings"):
         return
     found = [split.largest() for split in (task.train, task.validation)]
     token = max(max(token for token, _ in found), *(max(prompt.tokens) for prompt in task.prompts), -1)

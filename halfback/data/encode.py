@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, final
@@ -145,8 +145,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class EncodedTask:
-    """Both splits, ready for batches; `metric` is "accuracy" for classification, else "perplexity".
+    """Both splits, ready for batches; `metric` names what it is scored by.
 
+    `own_loss`: (logits, labels) → mean loss, a scalar, and `own_metric`: (logits, labels) of all validation rows →
+    number, more is better, where somebody gave them in the places of the objective's.
     `prompts`: the different validation inputs of a generation task, in the order of their first rows.
     """
 
@@ -156,6 +158,8 @@ class EncodedTask:
     label_names: list[str]
     metric: str
     prompts: tuple[Prompt, ...] = ()
+    own_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    own_metric: Callable[[Tensor, Tensor], float] | None = None
 
 
 def metric_of(objective: Objective) -> str:

@@ -1,10 +1,10 @@
 """What a recipe says about its data."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 Objective = Literal["classification", "causal_lm", "generation"]
-GIVEN = "given"
+GIVEN: Final = "given"
 """The name, in a configuration, of what was given in Python and has no name of its own."""
 
 
@@ -21,7 +21,8 @@ class TaskOptions:
     that share of the training rows, which leave training: for tuning without a look at the validation set. `template`
     and `max_length` (tokens) are for `encode`; `verbaliser` has one word for each class. `generated_rows` different
     validation inputs are continued at the end of a run and scored, by `beams` beams (1 is greedy) and with
-    `max_new_tokens` tokens at most. `image_size` is that of both sides of images from folders: unless given the model's
+    `max_new_tokens` tokens at most. `loss` and `metric` say that a run has functions of its own in their places, which
+    are given in Python. `image_size` is that of both sides of images from folders: unless given the model's
     own, or 32 where it takes any.
     """
 
@@ -46,3 +47,5 @@ class TaskOptions:
     generated_rows: int = 0
     beams: int = 1
     max_new_tokens: int = 64
+    loss: Literal["given"] | None = None
+    metric: Literal["given"] | None = None

@@ -50,15 +50,15 @@ def own_sources(data: Data, options: TaskOptions) -> tuple[Source, Source | None
     Raises:
         UserError: they are of no form that is known, a column is missing, or a row is not like the others.
     """
-    train = _source(data.train, "the given training rows", options)
-    return train, None if data.valid is None else _source(data.valid, "the given validation rows", options)
+    train = _source(data.train, "the given training set", options)
+    return train, None if data.valid is None else _source(data.valid, "the given validation set", options)
 
 
 def _source(rows: Any, where: str, options: TaskOptions) -> Source:
     second = options.target or "target" if options.objective == "generation" else options.label or "label"
     table, inputs = _table(rows, where, (options.text or _INPUTS[0], second))
     if not table.size:
-        raise UserError(f"{where} are empty: there are no rows")
+        raise UserError(f"{where} is empty: it has no rows")
     name = options.text or next((name for name in _INPUTS if name in inputs), _INPUTS[0])
     if name.strip() in inputs and not isinstance(first := inputs[name.strip()][0], str) and _is_array(first):
         return _of_tensors(table, inputs[name.strip()], name, options)
@@ -67,9 +67,9 @@ def _source(rows: Any, where: str, options: TaskOptions) -> Source:
 
 def _of_tensors(table: Table, values: Sequence[Any], name: str, options: TaskOptions) -> Source:
     if options.objective != "classification":
-        raise UserError(f"task.objective={options.objective!r} needs texts; {table.where} have tensors")
+        raise UserError(f"task.objective={options.objective!r} needs texts; {table.where} has tensors")
     if options.pair is not None:
-        raise UserError(f"task.pair={options.pair!r} has no meaning for tensors, which {table.where} have")
+        raise UserError(f"task.pair={options.pair!r} has no meaning for tensors, which {table.where} has")
     label = options.label or "label"
     labels, names = labels_of(replace(table, columns={label: column_of(table, label)}), label, None)
     tensors = [_tensor(values[row], f"{row_of(row)}, column {name!r} of {table.where}") for row in range(table.size)]
@@ -112,17 +112,17 @@ class _Texts(dict[str, Any]):
 def _columns(rows: Any, where: str, pair: tuple[str, str]) -> dict[str, Sequence[Any]]:
     if _is(rows, "pandas", "DataFrame"):
         if not rows.columns.is_unique:
-            raise UserError(f"{where} name a column twice")
+            raise UserError(f"{where} names a column twice")
         known = rows.astype(object).where(rows.notna(), None)
         return {str(name).strip(): known[name].tolist() for name in rows.columns}
     if isinstance(rows, Mapping):
         if bad := next((name for name, column in rows.items() if not _is_column(column)), None):
             raise UserError(
-                f"{where} have {type(rows[bad]).__name__} for column {bad!r}; a list of its cells is allowed"
+                f"{where} has {type(rows[bad]).__name__} for column {bad!r}; a list of its cells is allowed"
             )
         return {str(name).strip(): column for name, column in rows.items()}
     if isinstance(rows, str | bytes) or not (hasattr(rows, "__getitem__") and hasattr(rows, "__len__")):
-        raise UserError(f"{where} are {type(rows).__name__}; {_FORMS} is allowed")
+        raise UserError(f"{where} is {type(rows).__name__}; {_FORMS} is allowed")
     return _of_rows([rows[number] for number in range(len(rows))], where, pair)
 
 

@@ -22,10 +22,11 @@ from halfback.wire.messages import (
     HeadGradient,
     Join,
     Message,
+    Part,
     Role,
     Slopes,
-    SlopesAndActivations,
     Weights,
+    parts_of,
 )
 from halfback.wire.packing import Direction, Most
 from halfback.zeroth.replay import Replica
@@ -70,7 +71,7 @@ class Bounds:
         for role in ("activations", "gradient"):
             link = f"{role}_{direction}"
             if link in receivers:
-                most[role] = Most(*receivers[link].most(self.rows * forms[link].shape[0], self.rows))
+                most[role] = Most(*receivers[link].most(self.rows * forms[link].rows, self.rows))
             elif link in forms:
                 most[role] = _shaped((self.rows, *forms[link].shape), forms[link].dtype.itemsize)
         return most
@@ -96,13 +97,17 @@ class Tab:
         Raises:
             PeerError: that is one too many.
         """
+        for part in parts_of(message):
+            self._hear(part)
+
+    def _hear(self, message: Part) -> None:
         kind, most = type(message).__name__, self._steps
         match message:
             case Join() | Weights() | HandOver():
                 most = 1
             case Activations(sample_ids=None):
                 kind, most = "Activations of a batch that came before", most * 2 * max(self._bounds.directions, 1)
-            case Activations() | SlopesAndActivations():
+            case Activations():
                 kind = "Activations of a new batch"
             case Slopes() | HeadGradient():
                 pass

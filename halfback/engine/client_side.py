@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from halfback.engine.held import held
-from halfback.engine.link import End, blamed, charged, tensors_of
+from halfback.engine.link import blamed, charged, tensors_of
+from halfback.engine.links import Links
 from halfback.engine.tensors import load_moments, load_optimizer_tensors, moments, optimizer_tensors, under
 from halfback.models.cut import Bottom, Device, install
 from halfback.parties.client import Client
@@ -28,16 +29,20 @@ class ClientSide:
     Attributes:
         party: the client as its algorithm sees it.
         part: where its θ is put before it runs; among others in one process, what the deepest of their cuts leaves.
+        links: what the links of the run are made of; a folder that they keep lives as long as this.
         near: its end of the link.
         meters: what it cost so far.
     """
 
-    def __init__(self, algorithm: Algorithm, party: Client, part: Bottom | Device, near: End, meters: Meters) -> None:
+    def __init__(
+        self, algorithm: Algorithm, party: Client, part: Bottom | Device, links: Links, meters: Meters
+    ) -> None:
         self.algorithm = algorithm
         self.party = party
         self.part = part
-        self.near = near
+        self.near = links.near(party.id)
         self.meters = meters
+        self._links = links  # the folder of what its end remembers on disk goes with them
 
     def converse(self, round: Round, *, measure_memory: bool) -> Talk:
         """Carries the client's side of one round.
@@ -79,7 +84,7 @@ class ClientSide:
             memory.receive(tensors_of(reply))
         install(self.part, self.party.theta.parameters)
         # Inside the first block, which checkpointing runs again without passing by the bottom.
-        counter = ForwardCounter(next(self.part.blocks[0].children()))
+        counter = ForwardCounter(next(self.part.blocks[0].children(), self.part.blocks[0]))
         with self.meters.client.running(), charged(memory):
             try:
                 return talk.send(reply)

@@ -18,7 +18,7 @@ from halfback.engine.tensors import under
 from halfback.errors import Diverged, PeerError
 from halfback.parties.holdings import HiddenForm
 from halfback.telemetry.meters import MemoryMeter
-from halfback.wire.messages import CODED, FIELDS, Caches, Encoded, Message, Role
+from halfback.wire.messages import CODED, FIELDS, Caches, Encoded, Message, Part, Role, of_parts, parts_of
 from halfback.wire.packing import Direction, Most, Packed, most_bytes, pack, unpack
 
 Side = Literal["client", "server"]
@@ -59,7 +59,6 @@ class End:
         self._most = dict(most)
         self.most_bytes = most_bytes(most)
         self._batch: _Batch | None = None
-        self.folder: object = None  # of what is remembered on disk: it is gone when nobody holds it any more
         self.senders = dict(senders)
         self.receivers = dict(receivers)
         both: list[tuple[str, Any]] = sorted(self._ends())
@@ -117,6 +116,9 @@ class End:
 
     def send(self, message: Message) -> Packed:
         """The message as bytes."""
+        return pack(of_parts([self._encoded(part) for part in parts_of(message)]))
+
+    def _encoded(self, message: Part) -> Part:
         changed: dict[str, Any] = {}
         values = {name: getattr(message, name) for name in FIELDS[type(message)]}
         self._turn_to(type(message), values)
@@ -128,7 +130,7 @@ class End:
                     changed[name] = Encoded(self.senders[link].encode(matrix, samples))
                 except PeerError as error:
                     raise PeerError(f"{type(message).__name__}.{name}: {error}") from None
-        return pack(replace(message, **changed) if changed else message)
+        return replace(message, **changed) if changed else message
 
     def receive(self, data: bytes) -> Message:
         """The message in these bytes, with its tensors on this side's device.
@@ -146,6 +148,9 @@ class End:
 
     def decode(self, message: Message) -> Message:
         """An unpacked message as it was before this link's codecs; raises as `receive` does."""
+        return of_parts([self._decoded(part) for part in parts_of(message)])
+
+    def _decoded(self, message: Part) -> Part:
         kind = type(message)
         values = {name: self._placed(getattr(message, name)) for name in FIELDS[kind]}
         self._turn_to(kind, values)
@@ -163,7 +168,7 @@ class End:
                 values[name] = self._from_matrix(matrix, link)
         return kind(**values)
 
-    def _turn_to(self, kind: type[Message], values: Mapping[str, Any]) -> None:
+    def _turn_to(self, kind: type[Part], values: Mapping[str, Any]) -> None:
         """From a message that names its samples on, both ends are about these; the next ones go without their ids."""
         by_role = {role: values[name] for name, (role, _) in FIELDS[kind].items()}
         if not (self.senders or self.receivers) or "sample_ids" not in by_role:
@@ -195,7 +200,7 @@ class End:
         """Those of the step; without their ids where the message is one of several of them."""
         batch = self._step()
         repeated = "sample_ids" in values and values["sample_ids"] is None
-        rows = batch.tokens or (self._forms[link].shape[0],) * len(batch.ids)
+        rows = batch.tokens or (self._forms[link].rows,) * len(batch.ids)
         return Samples(None if repeated else batch.ids, rows)
 
     def _step(self) -> _Batch:
@@ -255,7 +260,7 @@ class End:
             end.load_state(under(f"{name}.", tensors), values[name])
 
 
-def _tokens(kind: type[Message], mask: Tensor | None, count: int, most: int) -> tuple[int, ...]:
+def _tokens(kind: type[Part], mask: Tensor | None, count: int, most: int) -> tuple[int, ...]:
     """Tokens of each sample, from a mask that may come from anyone."""
     if mask is None or mask.ndim != 2 or mask.dtype != torch.bool or len(mask) != count or mask.shape[1] > most:
         came = "none" if mask is None else f"{mask.dtype} {tuple(mask.shape)}"
@@ -282,6 +287,6 @@ def charged(meter: MemoryMeter | None) -> AbstractContextManager[None]:
 
 def tensors_of(message: Message) -> list[Tensor]:
     """Every tensor that a message holds."""
-    values = [getattr(message, name) for name in FIELDS[type(message)]]
+    values = [getattr(part, name) for part in parts_of(message) for name in FIELDS[type(part)]]
     flat = [item for value in values for item in (value if isinstance(value, tuple) else (value,))]
     return [item for item in flat if isinstance(item, Tensor)]

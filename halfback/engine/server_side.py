@@ -21,7 +21,7 @@ from halfback.parties.holdings import Round
 from halfback.parties.protocol import Algorithm, ChoosesClients
 from halfback.parties.server import Server
 from halfback.telemetry.meters import MemoryMeter, Meters
-from halfback.wire.messages import Caches, HandOver, Message
+from halfback.wire.messages import Caches, HandOver, Message, kinds_of, name_of
 from halfback.wire.packing import Ledger, split
 
 
@@ -92,7 +92,7 @@ class ServerSide:
         """
         with self.meters.wire.running(), blamed(client), charged(self._memory):
             message = self.end(client).unpack(data)
-            self.ledger.add("up", type(message).__name__, split(message, data))
+            self.ledger.add("up", message, split(message, data))
             return self.end(client).decode(message)
 
     def say(self, client: int, message: Message) -> bytes:
@@ -100,7 +100,7 @@ class ServerSide:
         with self.meters.wire.running(), charged(self._memory):
             packed = self.end(client).send(message)
         if not isinstance(message, HandOver):
-            self.ledger.add("down", type(message).__name__, packed)
+            self.ledger.add("down", message, packed)
         return packed.data
 
     def take_greetings(self) -> dict[int, Caches]:
@@ -127,7 +127,7 @@ class ServerSide:
 
     def answers(self, messages: Mapping[int, Message]) -> Mapping[int, Message]:
         """The server's answers to one exchange; PeerError unless all are of one kind, the odd one named first."""
-        kinds = {number: type(message).__name__ for number, message in messages.items()}
+        kinds = {number: name_of(kinds_of(message)) for number, message in messages.items()}
         alike = Counter(kinds.values())
         if len(alike) > 1:
             rarest_first = sorted(kinds.items(), key=lambda said: alike[said[1]])

@@ -12,12 +12,14 @@ from typing import Any, Literal, cast, get_args
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from halfback.errors import UserError
 from halfback.models.cut import Bottom, CutModel, Middle, Top
+from halfback.models.own import Stack
 from halfback.models.quiet import quiet
 from halfback.models.resnet import ResNet, file_names
 
@@ -34,7 +36,8 @@ _Part = Bottom | Middle | Top
 class Lora:
     """Low-rank adapters.
 
-    targets: module names (or dotted ends of them); empty means the family's default.
+    targets: module names (or dotted ends of them); empty means the family's default, and where it has none every
+        linear, convolution and embedding layer of the blocks.
     """
 
     rank: int = 8
@@ -113,21 +116,30 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+def merged(model: CutModel) -> nn.Module:
+    """A copy of the whole model with its adapters merged into the layers that they adapt; an `nn.Sequential` as one."""
+    whole = copy.deepcopy(model.whole)
+    for name, module in list(whole.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            whole.set_submodule(name, module.get_base_layer())
+    return whole.plain() if isinstance(whole, Stack) else whole
+
+
 def export(model: CutModel, folder: Path, label_names: Sequence[str] = (), *, pad: int | None = None) -> None:
     """Write the model, adapters merged into its weights, so that plain Transformers loads `folder`.
 
     A classifier is told its `label_names`, and that a row has one class, whatever it was made for. `pad`: the token
     that pads rows, which the classifier of a decoder looks for; None leaves it as it is.
 
-    A ResNet is written as `model.safetensors` with the original names and a `config.json` that `load_model` reads.
-    The live model is not changed.
+    A ResNet is written as `model.safetensors` with the original names and a `config.json` that `load_model` reads; a
+    module of somebody's own as `model.safetensors` alone, with its own names. The live model is not changed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    whole = copy.deepcopy(model.whole)
-    for name, module in list(whole.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            whole.set_submodule(name, module.get_base_layer())
+    whole: Any = merged(model)
+    if not isinstance(whole, PreTrainedModel | ResNet):
+        save_model(whole, str(folder / "model.safetensors"))
+        return
     last = cast(Top, model.head or model.top)
     config: Any = whole.config
     classes: dict[str, Any] = {}
@@ -194,6 +206,9 @@ def _match(part: _Part, side: str, targets: tuple[str, ...]) -> list[str]:
     """
     names = [name for name, module in part.named_modules() if isinstance(module, _ADAPTABLE)]
     wanted = targets or part.family.lora
+    if not wanted:
+        inside = tuple(name for name, _ in _blocks(part))
+        return [name for name in names if name.startswith(tuple(f"{block}." for block in inside)) or name in inside]
     matched = {target: [name for name in names if f".{name}".endswith(f".{target}")] for target in wanted}
     for target in targets:
         if not matched[target] and side not in ("head", "auxiliary"):

@@ -7,12 +7,14 @@ linear layer on pooled activations, or a copy of the top with its first blocks a
 import copy
 from typing import Literal, cast, final
 
+import torch
 from torch import Tensor, nn
 
 from halfback.errors import UserError
 from halfback.models.adapters import Lora, Trained, draw_start, set_trainable_copy, trainable, without_adapters
 from halfback.models.cut import CutModel, Top, top_body
 from halfback.models.families import Kind
+from halfback.models.own import OwnSettings
 from halfback.models.resnet import ResNet
 
 
@@ -33,14 +35,14 @@ class LinearHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Logits (B, classes), float32, from activations (B, T, H) or (B, C, H, W) and the mask (B, T) of texts."""
+        """Logits (B, classes), float32, from activations (B, T, H), (B, C, H, W) or (B, F), and the mask (B, T)."""
         return self.linear(self._pooled(hidden.float(), mask))
 
     def _pooled(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         if self.kind == "decoder":
             return hidden[:, -1]
         if self.kind == "image":
-            return hidden.mean(dim=(2, 3) if hidden.dim() == 4 else 1)
+            return hidden.mean(dim=(2, 3) if hidden.dim() == 4 else 1) if hidden.dim() > 2 else hidden
         if mask is None:
             raise ValueError("a text model needs the attention mask after a cut too")
         kept = mask.to(hidden.dtype)[..., None]
@@ -118,6 +120,11 @@ def _has_logits_for_every_token(model: CutModel) -> bool:
 
 def _width(model: CutModel) -> int:
     """Features of the activations at the cut: H, or C of a ResNet."""
+    if isinstance(model.whole.config, OwnSettings):
+        device = next(model.whole.parameters()).device
+        with torch.no_grad():
+            hidden = model.bottom({name: rows.to(device) for name, rows in model.whole.config.example.items()})
+        return hidden.shape[1] if hidden.dim() == 4 else hidden.shape[-1]
     if isinstance(model.whole, ResNet):
         return cast(nn.BatchNorm2d, model.whole.blocks[model.at - 1].bn2).num_features
     return cast(int, model.whole.config.hidden_size)  # type: ignore[union-attr]

@@ -60,14 +60,14 @@ class Bottom(nn.Module):
         inputs: `input_ids` and `attention_mask` (B, T), for encoders optionally `token_type_ids` (B, T);
         or `pixel_values` (B, C, H, W).
         """
-        arguments: dict[str, Any]
+        backbone = self.body.get_submodule(self.family.backbone)
         if self.family.kind == "image":
-            arguments = {"pixel_values": inputs["pixel_values"]}
+            output = backbone(inputs["pixel_values"])
         else:
             arguments = {"input_ids": inputs["input_ids"], **_text_arguments(self.family, inputs["attention_mask"])}
             if self.family.kind == "encoder" and "token_type_ids" in inputs:
                 arguments["token_type_ids"] = inputs["token_type_ids"]
-        output = self.body.get_submodule(self.family.backbone)(**arguments)
+            output = backbone(**arguments)
         return output if isinstance(output, Tensor) else output.last_hidden_state
 
 
@@ -81,8 +81,8 @@ class Middle(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """Activations at the second cut, before the final norm, from those at the first and the mask (B, T)."""
-        arguments = _activation_arguments(self.family, hidden, mask)
-        output = self.body.get_submodule(self.family.backbone)(**arguments)
+        positional, arguments = _activation_arguments(self.family, hidden, mask)
+        output = self.body.get_submodule(self.family.backbone)(*positional, **arguments)
         return output if isinstance(output, Tensor) else output.last_hidden_state
 
 
@@ -104,10 +104,10 @@ class Top(nn.Module):
         hidden: the activations at the cut before it. mask: the attention mask (B, T), None for images.
         Decoders read a row's answer at the last position, so their rows are padded on the left.
         """
-        arguments = _activation_arguments(self.family, hidden, mask)
+        positional, arguments = _activation_arguments(self.family, hidden, mask)
         if self.verbaliser is not None:
             arguments["logits_to_keep"] = 1
-        output = self.body(**arguments)
+        output = self.body(*positional, **arguments)
         logits = output if isinstance(output, Tensor) else output.logits
         return logits if self.verbaliser is None else logits[:, -1, list(self.verbaliser)]
 
@@ -206,13 +206,15 @@ def install(part: nn.Module, parameters: Mapping[str, Tensor]) -> None:
         part.get_submodule(path)._parameters[attribute] = parameter  # type: ignore[assignment]
 
 
-def _activation_arguments(family: Family, hidden: Tensor, mask: Tensor | None) -> dict[str, Any]:
-    """What the forward pass of a part after a cut takes."""
+def _activation_arguments(
+    family: Family, hidden: Tensor, mask: Tensor | None
+) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """What the forward pass of a part after a cut takes, by position and by name."""
     if family.kind == "image":
-        return {"pixel_values": hidden}
+        return (hidden,), {}
     if mask is None:
         raise ValueError("a text model needs the attention mask after a cut too")
-    return {"inputs_embeds": hidden, **_text_arguments(family, mask)}
+    return (), {"inputs_embeds": hidden, **_text_arguments(family, mask)}
 
 
 def _text_arguments(family: Family, mask: Tensor) -> dict[str, Any]:
@@ -258,10 +260,9 @@ def top_body(model: nn.Module, family: Family, start: int, end: int) -> nn.Modul
     """What a `Top` runs: the blocks `start` to `end` (exclusive) of the whole model, and all that follows its last."""
     body = _copy_with_blocks(model, family, slice(start, end))
     _without_entry(body, family)
-    config = cast(PreTrainedConfig, body.config)
-    if family.kind == "decoder" and config.pad_token_id is None:
+    if family.kind == "decoder" and getattr(body.config, "pad_token_id", 0) is None:
         # Heads of decoders refuse batches without a padding token, which they look for in the tokens alone.
-        config.pad_token_id = 0
+        cast(PreTrainedConfig, body.config).pad_token_id = 0
     for name in (type(model).__module__, "transformers.modeling_layers"):
         logging.getLogger(name).addFilter(_drop_padding_warning)
     return body

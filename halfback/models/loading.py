@@ -70,8 +70,8 @@ def describe_models() -> list[tuple[str, str]]:
     rows.append((f"resnet{depths}", "CIFAR form, random start; or the path of a file such as resnet20.safetensors"))
     for depth, stages in IMAGENET_STAGES.items():
         rows.append((f"resnet{depth}, resnet{depth}-32", f"ImageNet form, {sum(stages)} blocks; -32 for 32×32 images"))
-    for family in FAMILIES:
-        if family.name != "ResNet":
+    for family in FAMILIES.values():
+        if family.model_types and family.name != "ResNet":
             types = ", ".join(family.model_types)
             rows.append((family.name, f"{family.kind}: any folder or Hugging Face model of type {types}"))
     return rows
@@ -105,7 +105,7 @@ def load_model(
     with _seeded(seed), quiet():
         resnet = resnet_source(name)
         if resnet is not None:
-            _check_head(name, _family("ResNet"), head)
+            _check_head(name, FAMILIES["ResNet"], head)
             config = ResNetConfig(resnet[0], num_labels, in_channels)
             model: nn.Module = _load_resnet(config, resnet[1], label_names, held).to(dtype)
             tokenizer = None
@@ -113,10 +113,6 @@ def load_model(
             model, tokenizer = _load_pretrained(name, head, num_labels, dtype, in_channels, label_names, seed, held)
     check_finite(name, model)
     return model, tokenizer
-
-
-def _family(name: str) -> Family:
-    return next(family for family in FAMILIES if family.name == name)
 
 
 @contextlib.contextmanager
@@ -168,7 +164,7 @@ def _load_resnet(config: ResNetConfig, weights: Path | None, label_names: Sequen
     model = ResNet(config)
     start = copy.deepcopy(model.head.state_dict())
     if held is not None:  # a new model's values follow from those drawn before them, so all are drawn first
-        leave_out(model, _family("ResNet"), held)
+        leave_out(model, FAMILIES["ResNet"], held)
     if weights is not None and (held is None or held.read):
         try:
             with safe_open(weights, "pt") as file:
@@ -278,6 +274,12 @@ def _load_tokenizer(
         raise UserError(f"the tokenizer of model {name!r} cannot be loaded: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what Transformers makes of a folder without its files
         raise UserError(f"the tokenizer of model {name!r} knows no words; its files are missing beside the weights")
+    settle_padding(tokenizer, model, family)
+    return tokenizer
+
+
+def settle_padding(tokenizer: PreTrainedTokenizerBase, model: Any, family: Family) -> None:
+    """Makes a tokenizer pad on the side that the family reads, with a token that the model has."""
     tokenizer.padding_side = "left" if family.kind == "decoder" else "right"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -289,7 +291,6 @@ def _load_tokenizer(
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(known)
     if family.kind == "decoder":  # RoBERTa counts positions from behind its own
         model.config.pad_token_id = tokenizer.pad_token_id
-    return tokenizer
 
 
 def _find_config(name: str, source: str, gguf: dict[str, str]) -> Any:

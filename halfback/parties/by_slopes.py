@@ -14,10 +14,10 @@ from halfback.errors import Diverged, PeerError
 from halfback.parties.agreement import Allowed, GroupsOf, unexpected
 from halfback.parties.checks import all_finite, check_slopes, check_tensors
 from halfback.parties.client import Client
-from halfback.parties.client_exchange import received
+from halfback.parties.client_exchange import received, received_both
 from halfback.parties.cohort import Aggregation
 from halfback.parties.server import Server
-from halfback.wire.messages import History, HistoryAndState, HistoryOfTurns, Join, Message, Share, Slopes
+from halfback.wire.messages import Both, History, Join, Message, Share, Slopes, Turns, Weights
 from halfback.zeroth.replay import Replica
 from halfback.zeroth.slopes import Probe
 
@@ -76,7 +76,7 @@ class BySlopes:
         """The missed rows for clients that join; PeerError for any other message."""
         if not isinstance(next(iter(messages.values())), Join):
             raise unexpected(messages)
-        return dict(missed_slopes(server, messages))
+        return _missed(server, messages)
 
     def mean(self, server: Server, messages: Mapping[int, Slopes], *, steps: int = 1) -> Tensor:
         """The cohort's slopes of a step, or of several behind one another, as one; as `mean_slopes`."""
@@ -91,12 +91,13 @@ def catch_up(client: Client, reply: Any, directions: int, kind: type[History] | 
         Diverged: a slope is not finite.
     """
     if client.theta.replica.exact:
-        _take_state(client, received(reply, HistoryAndState), directions)
-    elif isinstance(reply, HistoryOfTurns) and client.theta.replica.own_pace:
-        _replay(client, "HistoryOfTurns", reply.first, reply.slopes, directions, _turns(reply))
+        _take_state(client, *received_both(reply, History, Weights), directions)
+    elif isinstance(reply, Both) and client.theta.replica.own_pace:
+        said, turns = received_both(reply, History, Turns)
+        _replay(client, "History", said.first, said.slopes, directions, _steps(turns, len(said.slopes)))
     else:
-        said = received(reply, kind)
-        _replay(client, kind.__name__, said.first, said.slopes, directions)
+        heard = received(reply, kind)
+        _replay(client, kind.__name__, heard.first, heard.slopes, directions)
 
 
 def take_share(client: Client, reply: Any, directions: int) -> None:
@@ -117,14 +118,14 @@ def take_agreed(client: Client, reply: Any, directions: int, *, steps: int = 1) 
     _replay(client, "Slopes", agreed.step, agreed.values.view(steps, -1), directions)
 
 
-def _take_state(client: Client, said: HistoryAndState, directions: int) -> None:
-    rows, field = said.slopes, "server: HistoryAndState.tensors"
+def _take_state(client: Client, said: History, state: Weights, directions: int) -> None:
+    rows, field = said.slopes, "server: Weights.tensors"
     width = directions * len(client.theta.replica.groups)
-    _check_rows(client, "HistoryAndState", said.first, rows, width)
-    check_tensors(field, said.tensors, client.theta.replica.exact_state() if len(rows) else {})
-    if not all(all_finite(tensor) for tensor in said.tensors):
+    _check_rows(client, "History", said.first, rows, width)
+    check_tensors(field, state.tensors, client.theta.replica.exact_state() if len(rows) else {})
+    if not all(all_finite(tensor) for tensor in state.tensors):
         raise Diverged(f"{field} are not finite; lower bottom.lr or top.lr")
-    client.theta.take_state(said.first, rows, said.tensors)
+    client.theta.take_state(said.first, rows, state.tensors)
 
 
 def _replay(
@@ -134,11 +135,11 @@ def _replay(
     client.theta.replay(first, rows, range(first, first + len(rows)) if steps is None else steps)
 
 
-def _turns(said: HistoryOfTurns) -> Sequence[int]:
-    steps, count = said.steps, len(said.slopes)
+def _steps(said: Turns, count: int) -> Sequence[int]:
+    steps = said.steps
     if steps.shape != (count,) or steps.dtype != torch.int32 or bool((steps < 0).any()):
         came = f"{steps.dtype} {tuple(steps.shape)}"
-        raise PeerError(f"server: HistoryOfTurns.steps: {came} came, torch.int32 ({count},) from 0 on are allowed")
+        raise PeerError(f"server: Turns.steps: {came} came, torch.int32 ({count},) from 0 on are allowed")
     return steps.tolist()
 
 
@@ -154,40 +155,40 @@ def _check_rows(client: Client, kind: str, first: int, rows: Tensor, width: int)
         raise Diverged(f"server: {kind}: slopes from step {first} on are not finite; lower bottom.lr or top.lr")
 
 
-def missed_slopes(
-    server: Server, messages: Mapping[int, Join]
-) -> dict[int, History | HistoryOfTurns | HistoryAndState]:
-    """The answer to a client that joins: the agreed slopes of the steps that it has not replayed.
-
-    Where clients took turns, so that rows are not numbered as steps, the steps come too. Where blocks have exact
-    gradients, these are not kept: the state that they led to comes instead.
+def missed_slopes(server: Server, messages: Mapping[int, Join]) -> dict[int, History]:
+    """The agreed slopes of the steps that each client which joins has not replayed.
 
     Raises:
         PeerError: a client says that it replayed steps which were never taken.
     """
+    agreed = server.agreed
     for client, join in messages.items():
-        if not 0 <= join.position <= len(server.agreed.rows):
+        if not 0 <= join.position <= len(agreed.rows):
             raise PeerError(
-                f"client {client}: Join.position: {join.position} came, 0 to {len(server.agreed.rows)} are allowed"
+                f"client {client}: Join.position: {join.position} came, 0 to {len(agreed.rows)} are allowed"
             )
-    if not server.agreed.replica.exact:
-        return {client: _history(server, join.position) for client, join in messages.items()}
-    server.agreed.settle()
-    state = tuple(tensor.detach() for tensor in server.agreed.replica.exact_state().values())
-    return {
-        client: HistoryAndState(
-            join.position, server.agreed.missed(join.position), state if join.position < len(server.agreed.rows) else ()
-        )
-        for client, join in messages.items()
-    }
+    agreed.settle()
+    return {client: History(join.position, agreed.missed(join.position)) for client, join in messages.items()}
 
 
-def _history(server: Server, position: int) -> History | HistoryOfTurns:
-    rows = server.agreed.missed(position)
-    steps = server.agreed.steps_of(position, len(rows))
-    if steps == list(range(position, position + len(rows))):
-        return History(position, rows)
-    return HistoryOfTurns(position, rows, torch.tensor(steps, dtype=torch.int32))
+def _missed(server: Server, messages: Mapping[int, Join]) -> dict[int, Message]:
+    """The answer to clients that join.
+
+    Where blocks have exact gradients, these are not kept: the state that they led to comes behind the slopes. Where
+    clients took turns, so that rows are not numbered as steps, the steps come.
+    """
+    agreed, answers = server.agreed, dict[int, Message]()
+    for client, history in missed_slopes(server, messages).items():
+        first, count = history.first, len(history.slopes)
+        steps = agreed.steps_of(first, count)
+        if agreed.replica.exact:
+            state = agreed.replica.exact_state().values() if count else ()
+            answers[client] = Both(history, Weights(tuple(tensor.detach() for tensor in state)))
+        elif steps != list(range(first, first + count)):
+            answers[client] = Both(history, Turns(torch.tensor(steps, dtype=torch.int32)))
+        else:
+            answers[client] = history
+    return answers
 
 
 def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int) -> Tensor:

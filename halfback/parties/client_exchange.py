@@ -11,9 +11,10 @@ from torch import Tensor
 from halfback.errors import Diverged, PeerError
 from halfback.parties.checks import all_finite
 from halfback.parties.holdings import Batch
-from halfback.wire.messages import Activations, CutGradient, Losses
+from halfback.wire.messages import Activations, Both, CutGradient, Losses, kinds_of, name_of
 
 Kind = TypeVar("Kind")
+Other = TypeVar("Other")
 
 
 def upload(batch: Batch, hidden: Tensor, *, repeated: bool = False, labels: bool = True) -> Activations:
@@ -36,8 +37,16 @@ def received(reply: Any, kind: type[Kind]) -> Kind:
         PeerError: it is another one.
     """
     if not isinstance(reply, kind):
-        raise PeerError(f"server: {type(reply).__name__} came, {kind.__name__} is allowed")
+        raise PeerError(f"server: {name_of(kinds_of(reply))} came, {kind.__name__} is allowed")
     return reply
+
+
+def received_both(reply: Any, first: type[Kind], second: type[Other]) -> tuple[Kind, Other]:
+    """The two messages in the server's, which must be of these kinds; raises as `received` does."""
+    if isinstance(reply, Both) and isinstance(reply.first, first) and isinstance(reply.second, second):
+        return reply.first, reply.second
+    came = name_of(kinds_of(reply))
+    raise PeerError(f"server: {came} came, {first.__name__}And{second.__name__} is allowed")
 
 
 def cut_gradient(reply: Any, hidden: Tensor) -> Tensor:

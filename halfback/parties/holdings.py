@@ -1,5 +1,6 @@
 """What both parties work on and hold: batches, rounds, parts of the model, and optimisers of them."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -107,9 +108,14 @@ class HiddenForm:
     dtype: torch.dtype
 
     @property
+    def rows(self) -> int:
+        """Rows of the matrix that codecs take, a sample: channels of an image, one of a vector; of texts at most."""
+        return self.shape[0] if len(self.shape) > 1 else 1
+
+    @property
     def width(self) -> int:
-        """Values in a row of the matrix that codecs take: of a token, or of an image's channel."""
-        return self.shape[-1] if len(self.shape) == 2 else self.shape[1] * self.shape[2]
+        """Values in such a row: of a token, of an image's channel, or of a vector."""
+        return math.prod(self.shape) // self.rows
 
 
 @dataclass(frozen=True)

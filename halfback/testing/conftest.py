@@ -9,6 +9,7 @@ import pytest
 from halfback import config as configuration
 from halfback.config import RunConfig
 from halfback.testing import small
+from halfback.testing.observed import Observed, observe
 from halfback.testing.table import ROWS, Row, rows_of
 from halfback.testing.texts import sentences as sentences
 from halfback.testing.texts import tiny_bert as tiny_bert
@@ -22,31 +23,41 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "rows(condition): the rows of the table that a check is about")
+    config.addinivalue_line("markers", "rows(condition, on): the rows of the table that a check is about, and on what")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A check that takes `row` is run for each that its marker lets pass, and with `world` on images and texts."""
+    """A check that takes `row` is run for each that its marker lets pass, and with `world` on images and texts.
+
+    All checks of a row are run by one process of pytest-xdist, so that they can share a run.
+    """
     if "row" not in metafunc.fixturenames:
         return
     marker = metafunc.definition.get_closest_marker("rows")
     rows = [(name, row) for name, row in _chosen(metafunc.config).items() if marker is None or marker.args[0](row)]
     if "world" not in metafunc.fixturenames:
-        metafunc.parametrize("row", [pytest.param(row, id=name) for name, row in rows])
+        metafunc.parametrize("row", [pytest.param(row, id=name, marks=_together("images", name)) for name, row in rows])
         return
     on = [
         (kind, name, row)
-        for kind in ("images", "texts")
+        for kind in (("images", "texts") if marker is None else marker.kwargs.get("on", ("images", "texts")))
         for name, row in rows
         if kind == "images" or (row.texts and not row.brief)
     ]
-    cases = [pytest.param(row, kind, id=f"{kind}-{name}") for kind, name, row in on]
+    cases = [pytest.param(row, kind, id=f"{kind}-{name}", marks=_together(kind, name)) for kind, name, row in on]
     metafunc.parametrize(("row", "world"), cases, indirect=["world"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A check that is about none of the rows is no check: pytest would report it as skipped."""
+    """The checks of a row follow one another, behind all other tests.
+
+    One that is about none of the rows is no check: pytest would report it as skipped.
+    """
     items[:] = [item for item in items if item.get_closest_marker("rows") is None or _row(item) is not None]
+    places: dict[str, int] = {}
+    for item in items:
+        places.setdefault(_group(item), len(places) if _group(item) else -1)
+    items.sort(key=lambda item: places[_group(item)])
 
 
 def _row(item: Any) -> Row | None:
@@ -54,11 +65,27 @@ def _row(item: Any) -> Row | None:
     return row if isinstance(row, Row) else None
 
 
+def _together(kind: str, name: str) -> pytest.MarkDecorator:
+    return pytest.mark.xdist_group(f"{kind}-{name}")
+
+
+def _group(item: pytest.Item) -> str:
+    """Of a check of a row; none of another test."""
+    mark = item.get_closest_marker("xdist_group") if "row" in getattr(item, "fixturenames", ()) else None
+    return mark.args[0] if mark is not None else ""
+
+
 def _chosen(config: pytest.Config) -> dict[str, Row]:
     name = config.getoption("--algorithm")
     if name is None:
         return ROWS
     return rows_of(name, dict(configuration.parse_override(text) for text in config.getoption("--setting")))
+
+
+@pytest.fixture
+def observed(row: Row, world: World) -> Observed:
+    """The run of this row that several checks ask about."""
+    return observe(world(row))
 
 
 @pytest.fixture

@@ -15,37 +15,39 @@ from halfback.parties.holdings import Round
 from halfback.parties.protocol import Conversation
 from halfback.runs import checkpoint
 from halfback.testing import small
+from halfback.testing.observed import ROUNDS, STEPS, Observed
 from halfback.testing.table import Row
 from halfback.testing.wrapped import wrap
-from halfback.wire.messages import Activations, HandOver, SlopesAndActivations, Weights
+from halfback.wire.messages import Activations, HandOver, Weights, parts_of
 from halfback.wire.packing import unpack
 
 World = Callable[..., RunConfig]
 
 
-def test_a_resumed_run_has_the_bits_of_an_unbroken_one(row: Row, world: World, tmp_path: Path) -> None:
-    unbroken, broken, resumed = (small.built(world(row)).federation for _ in range(3))
-    losses = small.run(unbroken, 6, steps=2)
-    small.run(broken, 3, steps=2)
-    checkpoint.save(tmp_path, 3, *broken.state())
+def test_a_resumed_run_has_the_bits_of_an_unbroken_one(
+    row: Row, world: World, observed: Observed, tmp_path: Path
+) -> None:
+    broken, resumed = (small.built(world(row)).federation for _ in range(2))
+    half = ROUNDS // 2
+    small.run(broken, half, steps=STEPS)
+    checkpoint.save(tmp_path, half, *broken.state())
     found = checkpoint.load(tmp_path)
     assert found is not None
     resumed.load_state(*found[1:])
-    assert small.run(resumed, 3, first=3, steps=2) == losses[3:]
-    small.assert_equal_states(unbroken, resumed)
+    assert small.run(resumed, half, first=half, steps=STEPS) == observed.losses[half:]
+    small.assert_equal_states(observed.federation, resumed)
 
 
 @pytest.mark.rows(lambda row: row.needs.agreement.name == "slopes")
-def test_clients_with_replicas_of_their_own_agree(row: Row, world: World) -> None:
+def test_clients_with_replicas_of_their_own_agree(row: Row, world: World, observed: Observed) -> None:
     """The simulation lets clients share one replica; here each has its own, and half of them are away in any round."""
-    shared, private = (small.built(world(row)).federation for _ in range(2))
+    shared, private = observed.federation, small.built(world(row)).federation
     _give_everyone_a_replica(private)
-    for number in range(6):
-        assert small.run(shared, 1, first=number, steps=2) == small.run(private, 1, first=number, steps=2)
+    for number in range(ROUNDS):
+        assert small.run(private, 1, first=number, steps=STEPS) == [observed.losses[number]]
         clients = [private.client(client).party for client in private.server.cohort(number)]
-        first, *others = (
-            c.theta.replica.parameters for c in clients if c.theta.position == len(private.server.party.agreed.rows)
-        )
+        taken = len(private.server.party.agreed.rows)
+        first, *others = (c.theta.parameters for c in clients if c.theta.position == taken)
         for other in others:
             assert all(torch.equal(first[name], other[name]) for name in first)
         assert row.needs.turns == "one_by_one" or len(others) + 1 == len(clients)
@@ -175,8 +177,7 @@ class Watched:
                     for hook in hooks:
                         hook.remove()
                     return
-            if isinstance(message, Activations | SlopesAndActivations):
-                self.uploads.append(message.hidden)
+            self.uploads += [part.hidden for part in parts_of(message) if isinstance(part, Activations)]
             reply = yield message
 
     def _bottom_runs(self, change: int) -> None:

@@ -6,56 +6,60 @@ from typing import Any
 import pytest
 import torch
 
-from halfback.assembly import Built
 from halfback.config import RunConfig
 from halfback.testing import small
+from halfback.testing.observed import ROUNDS, STEPS, Observed
 from halfback.testing.table import Row
 
 World = Callable[..., RunConfig]
 
 
 def test_the_loss_falls(row: Row, world: World) -> None:
-    """Two clients with eight rows each and batches of eight: no luck of the draw is left in the loss."""
+    """Two clients with eight rows each and batches of eight: no luck of the draw is left in the loss.
+
+    Most rows get there in ten rounds, the slowest take thirty.
+    """
     learns = {key.replace(".", "__"): value for key, value in row.learns.items()}
     run = small.built(world(row, **{"clients": 2, "task__train_rows": 16, "top__lr": 1e-2, **learns}))
-    losses = small.run(run.federation, 30)
-    # The slowest row, zeroth order on both parts of the text model, falls by 1 %; a loss is rounded at 1e-5 % of it.
-    assert losses[-1] < 0.995 * losses[0], losses
+    losses: list[float] = []
+    for first in (0, 10, 20):
+        losses += small.run(run.federation, 10, first=first)
+        # The slowest row, zeroth order on both parts of a text model, falls by 1 %; a loss is rounded at 1e-5 % of it.
+        if losses[-1] < 0.995 * losses[0]:
+            return
+    raise AssertionError(losses)
 
 
-@pytest.mark.rows(lambda row: not row.brief)
-def test_two_runs_of_a_seed_are_equal_and_another_seed_differs(row: Row) -> None:
-    one, same, other = (small.built(small.images(row.name, **row.changes(seed=seed))).federation for seed in (3, 3, 4))
-    losses = small.run(one, 3)
-    assert small.run(same, 3) == losses
-    small.assert_equal_states(one, same)
-    assert small.run(other, 3) != losses
+@pytest.mark.rows(lambda row: not row.brief, on=["images"])
+def test_two_runs_of_a_seed_are_equal_and_another_seed_differs(row: Row, observed: Observed) -> None:
+    same, other = (small.built(small.images(row.name, **row.changes(seed=seed))).federation for seed in (0, 1))
+    assert small.run(same, ROUNDS, steps=STEPS) == observed.losses
+    small.assert_equal_states(observed.federation, same)
+    assert small.run(other, 1, steps=STEPS) != observed.losses[:1]
 
 
-@pytest.mark.rows(lambda row: not row.brief)
-def test_measuring_memory_changes_no_bit(row: Row) -> None:
-    plain, measured = (small.built(small.images(row.name, **row.changes())).federation for _ in range(2))
-    assert small.run(plain, 3) == small.run(measured, 3, measure=True)
+@pytest.mark.rows(lambda row: not row.brief, on=["images"])
+def test_measuring_memory_changes_no_bit(row: Row, observed: Observed) -> None:
+    measured = small.built(small.images(row.name, **row.changes())).federation
+    assert small.run(measured, ROUNDS, steps=STEPS, measure=True) == observed.losses
     measured.server.meters.client_peak_bytes = measured.server.meters.client_inference_peak_bytes = 0
     measured.server.meters.server_peak_bytes = 0
-    small.assert_equal_states(plain, measured)
+    small.assert_equal_states(observed.federation, measured)
 
 
 @pytest.mark.rows(lambda row: row.needs.agreement.name != "frozen")
-def test_the_bottom_moves(row: Row, world: World) -> None:
-    assert _moved(small.built(world(row)), rounds=2)
+def test_the_bottom_moves(observed: Observed) -> None:
+    assert _moved(observed)
 
 
 @pytest.mark.rows(lambda row: row.needs.agreement.name == "frozen")
-def test_a_frozen_bottom_never_moves(row: Row, world: World) -> None:
-    assert not _moved(small.built(world(row)), rounds=6)
+def test_a_frozen_bottom_never_moves(observed: Observed) -> None:
+    assert not _moved(observed)
 
 
-def _moved(run: Built, *, rounds: int) -> bool:
-    before = {name: tensor.clone() for name, tensor in run.model.bottom.state_dict().items()}
-    small.run(run.federation, rounds)
+def _moved(run: Observed) -> bool:
     after = run.federation.server.agreed_bottom().state_dict()
-    return any(not torch.equal(before[name], after[name]) for name in before)
+    return any(not torch.equal(before, after[name]) for name, before in run.before.items())
 
 
 @pytest.mark.rows(lambda row: not row.brief)
@@ -71,8 +75,8 @@ def _moved(run: Built, *, rounds: int) -> bool:
 def test_any_division_of_the_data(row: Row, changes: dict[str, Any]) -> None:
     run = small.built(small.images(row.name, **row.changes(**changes)))
     simulation = run.federation
-    sizes = {len(source.data) for source in run.holdings.sources}  # type: ignore[attr-defined]
-    losses = small.run(simulation, 3, steps=2)
+    sizes = {len(source.data) for source in simulation.sources}  # type: ignore[attr-defined]
+    losses = small.run(simulation, 2, steps=2)
     assert all(0 < loss < 20 for loss in losses)  # finite, and of the size of a cross-entropy of ten classes
     if row.needs.agreement.name == "alone":
         assert sizes == {120}, "one machine holds the rows of all clients"
@@ -80,6 +84,6 @@ def test_any_division_of_the_data(row: Row, changes: dict[str, Any]) -> None:
         assert len(sizes) > 2
     else:
         assert sizes == {120 // changes.get("clients", 4)}
-    cohorts = {client for number in range(3) for client in simulation.server.cohort(number)}
+    cohorts = {client for number in range(2) for client in simulation.server.cohort(number)}
     assert set(simulation.clients) == cohorts
-    assert all(side.party.feed.cursor in (2, 4, 6) for side in simulation.clients.values())
+    assert all(side.party.feed.cursor in (2, 4) for side in simulation.clients.values())

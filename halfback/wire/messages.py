@@ -3,6 +3,7 @@
 A role says what a field holds whatever the algorithm, so the ledger splits bytes by it and a codec is chosen by it.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -148,49 +149,27 @@ class Share:
 
 
 @dataclass(frozen=True)
-class SlopesAndActivations:
-    """Up, where steps are pipelined: one client's `Slopes` of a step, and its `Activations` of the next one."""
-
-    step: int = _role("steps")
-    values: Tensor = _role("slopes")
-    hidden: Tensor = _role("activations")
-    mask: Tensor | None = _role("mask")
-    labels: Tensor | None = _role("labels")
-    sample_ids: Tensor | None = _role("sample_ids")
-
-
-@dataclass(frozen=True)
-class SlopesAndGradient:
-    """Down, where steps are pipelined: the agreed `Slopes` of a step, and the `CutGradient` of the next one."""
-
-    step: int = _role("steps")
-    values: Tensor = _role("slopes")
-    gradient: Tensor = _role("gradient")
-
-
-@dataclass(frozen=True)
-class HistoryAndState:
-    """Down, where blocks have exact gradients: as `History`, and what these gradients have made of θ.
-
-    `tensors` are the parameters of these blocks and then their moments, each in the order of their names; none where no
-    step was missed.
-    """
-
-    first: int = _role("steps")
-    slopes: Tensor = _role("slopes")
-    tensors: tuple[Tensor, ...] = _role("weights")
-
-
-@dataclass(frozen=True)
-class HistoryOfTurns:
-    """Down, where clients take turns: as `History`, whose rows are then not numbered as the run's steps.
+class Turns:
+    """Down, behind a `History` whose rows are not numbered as the run's steps, because clients take turns.
 
     `steps` (rows,) int32: of the run, that of each row.
     """
 
-    first: int = _role("steps")
-    slopes: Tensor = _role("slopes")
     steps: Tensor = _role("steps")
+
+
+@dataclass(frozen=True)
+class Both:
+    """Two messages that go as one; which two, `PAIRS` says.
+
+    Where steps are pipelined: up a client's `Slopes` of a step and its `Activations` of the next one, down the agreed
+    `Slopes` of a step and the `CutGradient` of the next one. Down, where blocks have exact gradients: `History`, and as
+    `Weights` what these gradients have made of θ: the parameters of these blocks and then their moments, each in the
+    order of their names, none where no step was missed. Down, where clients take turns: `History` and `Turns`.
+    """
+
+    first: "Part"
+    second: "Part"
 
 
 @dataclass(frozen=True)
@@ -200,27 +179,7 @@ class Encoded:
     parts: tuple[Tensor, ...]
 
 
-# The number on the wire is the place in this tuple: append, never reorder.
-KINDS: tuple[type["Message"], ...] = (
-    Nothing,
-    Join,
-    History,
-    Activations,
-    CutGradient,
-    Slopes,
-    Losses,
-    Weights,
-    MiddleActivations,
-    HeadGradient,
-    Caches,
-    HandOver,
-    Share,
-    SlopesAndActivations,
-    SlopesAndGradient,
-    HistoryAndState,
-    HistoryOfTurns,
-)
-Message = (
+Part = (
     Nothing
     | Join
     | History
@@ -234,11 +193,53 @@ Message = (
     | Caches
     | HandOver
     | Share
-    | SlopesAndActivations
-    | SlopesAndGradient
-    | HistoryAndState
-    | HistoryOfTurns
+    | Turns
 )
+Message = Part | Both
+_ALONE: tuple[type[Part], ...] = (
+    Nothing,
+    Join,
+    History,
+    Activations,
+    CutGradient,
+    Slopes,
+    Losses,
+    Weights,
+    MiddleActivations,
+    HeadGradient,
+    Caches,
+    HandOver,
+    Share,
+)
+PAIRS: tuple[tuple[type[Part], type[Part]], ...] = (
+    (Slopes, Activations),
+    (Slopes, CutGradient),
+    (History, Weights),
+    (History, Turns),
+)
+# What a message is made of, one kind or two. The number on the wire is the place in this tuple: append, never reorder.
+CODES: tuple[tuple[type[Part], ...], ...] = (*((kind,) for kind in _ALONE), *PAIRS, (Turns,))
+KINDS: tuple[type[Part], ...] = (*_ALONE, Turns)
+
+
+def parts_of(message: Message) -> tuple[Part, ...]:
+    """The messages in a message: two in `Both`, else itself."""
+    return (message.first, message.second) if isinstance(message, Both) else (message,)
+
+
+def of_parts(parts: Sequence[Part]) -> Message:
+    """The message of these parts, one or two."""
+    return Both(*parts) if len(parts) == 2 else parts[0]
+
+
+def kinds_of(message: Message) -> tuple[type[Part], ...]:
+    """What a message is made of, an entry of `CODES`."""
+    return tuple(type(part) for part in parts_of(message))
+
+
+def name_of(kinds: Iterable[type[Part]]) -> str:
+    """How a message of these kinds is called in the ledger, and in what is said of it."""
+    return "And".join(kind.__name__ for kind in kinds)
 
 
 class Field(NamedTuple):
@@ -255,7 +256,7 @@ def _types(role: Role, hint: Any) -> tuple[type, ...]:
     return (*types, Encoded) if role in CODED else types
 
 
-FIELDS: dict[type[Message], dict[str, Field]] = {
+FIELDS: dict[type[Part], dict[str, Field]] = {
     kind: {
         entry.name: Field(entry.metadata["role"], _types(entry.metadata["role"], get_type_hints(kind)[entry.name]))
         for entry in fields(kind)

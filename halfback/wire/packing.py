@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from halfback.errors import PeerError
-from halfback.wire.messages import FIELDS, KINDS, Encoded, Message, Role
+from halfback.wire.messages import CODES, FIELDS, Encoded, Message, Part, Role, kinds_of, name_of, of_parts, parts_of
 
 Direction = Literal["up", "down"]
 
@@ -54,8 +54,9 @@ class Most(NamedTuple):
 def most_bytes(most: Mapping[Role, Most]) -> int:
     """Of the longest message whose fields hold no more than this, by role; a role that is not there holds nothing."""
     return max(
-        _HEADER.size + sum(_most_of_field(most.get(role, Most(0, 0))) for role, _types in fields.values())
-        for fields in FIELDS.values()
+        _HEADER.size
+        + sum(_most_of_field(most.get(role, Most(0, 0))) for kind in kinds for role, _types in FIELDS[kind].values())
+        for kinds in CODES
     )
 
 
@@ -73,17 +74,19 @@ class Packed:
 
 def pack(message: Message) -> Packed:
     """Serialises a message; the result's length is what the ledger counts."""
-    parts: list[bytes | memoryview] = [_HEADER.pack(MAGIC, VERSION, KINDS.index(type(message)))]
-    for name in FIELDS[type(message)]:
-        _pack_field(parts, getattr(message, name))
+    parts: list[bytes | memoryview] = [_HEADER.pack(MAGIC, VERSION, CODES.index(kinds_of(message)))]
+    for part in parts_of(message):
+        for name in FIELDS[type(part)]:
+            _pack_field(parts, getattr(part, name))
     return split(message, b"".join(parts))
 
 
 def split(message: Message, data: bytes) -> Packed:
     """The bytes `data` that `message` was packed to, or unpacked from, with their roles."""
     by_role: dict[str, int] = {}
-    for name, (role, _types) in FIELDS[type(message)].items():
-        by_role[role] = by_role.get(role, 0) + _payload(getattr(message, name))
+    for part in parts_of(message):
+        for name, (role, _types) in FIELDS[type(part)].items():
+            by_role[role] = by_role.get(role, 0) + _payload(getattr(part, name))
     framing = len(data) - sum(by_role.values())
     return Packed(data, {role: count for role, count in by_role.items() if count} | {"framing": framing})
 
@@ -135,18 +138,22 @@ def unpack(data: bytes, most: Mapping[Role, Most] | None = None) -> Message:
     magic, version, kind_code = reader.read(_HEADER, "header")
     if magic != MAGIC or version != VERSION:
         raise PeerError(f"header: {magic!r} version {version} came, {MAGIC!r} version {VERSION} is allowed")
-    if kind_code >= len(KINDS):
-        raise PeerError(f"header: message kind {kind_code} came, 0 to {len(KINDS) - 1} are allowed")
-    kind = KINDS[kind_code]
+    if kind_code >= len(CODES):
+        raise PeerError(f"header: message kind {kind_code} came, 0 to {len(CODES) - 1} are allowed")
+    parts = [_part(reader, kind, most) for kind in CODES[kind_code]]
+    if reader.left:
+        name = name_of(CODES[kind_code])
+        raise PeerError(f"{name}: {reader.left} bytes follow the last field, none are allowed")
+    return of_parts(parts)
+
+
+def _part(reader: "_Reader", kind: type[Part], most: Mapping[Role, Most] | None) -> Part:
     values = {}
-    for name, (role, _types) in FIELDS[kind].items():
+    for name, (role, types) in FIELDS[kind].items():
         allowed = Most(MAX_BYTES, MAX_TENSORS) if most is None else most.get(role, Most(0, 0))
         values[name] = reader.field(f"{kind.__name__}.{name}", allowed)
-    if reader.left:
-        raise PeerError(f"{kind.__name__}: {reader.left} bytes follow the last field, none are allowed")
-    for name, (_role, types) in FIELDS[kind].items():
         if not isinstance(values[name], types):
-            wanted = " or ".join(allowed.__name__ for allowed in types)
+            wanted = " or ".join(each.__name__ for each in types)
             raise PeerError(f"{kind.__name__}.{name}: {type(values[name]).__name__} came, {wanted} is allowed")
     return kind(**values)
 
@@ -226,9 +233,9 @@ class Ledger:
     def __init__(self) -> None:
         self.bytes_by_kind: dict[str, dict[str, dict[str, int]]] = {"up": {}, "down": {}}
 
-    def add(self, direction: Direction, kind: str, packed: Packed) -> None:
-        """Enters one message."""
-        entry = self.bytes_by_kind[direction].setdefault(kind, {})
+    def add(self, direction: Direction, message: Message, packed: Packed) -> None:
+        """Enters one message, with the bytes that it was packed to."""
+        entry = self.bytes_by_kind[direction].setdefault(name_of(kinds_of(message)), {})
         for role, count in packed.bytes_by_role.items():
             entry[role] = entry.get(role, 0) + count
 

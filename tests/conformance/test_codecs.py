@@ -133,3 +133,13 @@ def test_files_of_what_is_remembered_are_in_the_scratch_folder_and_go(tmp_path: 
     del built, near, far
     gc.collect()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_client_by_itself_keeps_the_folder_of_what_it_remembers(tmp_path: Path) -> None:
+    chain = [{"name": "temporal", "where": "disk"}]
+    side = build(small.images("ho_sfl", **on("ho_sfl", chain)), scratch=tmp_path).federation.client(0)
+    gc.collect()
+    assert len(list(tmp_path.iterdir())) == 1
+    del side
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []

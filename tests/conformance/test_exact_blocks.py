@@ -14,7 +14,7 @@ from halfback.errors import Diverged, PeerError
 from halfback.models.adapters import trainable
 from halfback.parties.by_slopes import catch_up
 from halfback.testing import small
-from halfback.wire.messages import History, HistoryAndState, Join
+from halfback.wire.messages import History, Join, Weights
 
 P = 2
 
@@ -57,16 +57,32 @@ def test_the_history_keeps_no_exact_gradients() -> None:
     assert simulation.server.party.agreed.replica.position == 3
 
 
-SPOILT: dict[str, tuple[Callable[[HistoryAndState], Any], type[Exception], str]] = {
-    "step": (lambda m: replace(m, first=1), PeerError, "HistoryAndState: step 1 came, 0 is allowed"),
-    "width": (lambda m: replace(m, slopes=m.slopes[:, :1]), PeerError, r"slopes .* \(2, 1\) came, .* with 2 a step"),
-    "slopes": (lambda m: replace(m, slopes=m.slopes / 0), Diverged, "slopes from step 0 on are not finite"),
-    "fewer": (lambda m: replace(m, tensors=m.tensors[1:]), PeerError, "HistoryAndState.tensors: .* are allowed"),
-    "none": (lambda m: replace(m, tensors=()), PeerError, "HistoryAndState.tensors: 0 came"),
-    "shape": (lambda m: replace(m, tensors=(*m.tensors[:-1], torch.zeros(3))), PeerError, "square.*: torch.float32"),
-    "finite": (lambda m: replace(m, tensors=(m.tensors[0] / 0, *m.tensors[1:])), Diverged, "tensors are not finite"),
-    "without-steps": (lambda m: replace(m, slopes=m.slopes[:0]), PeerError, "came, 0 are allowed"),
-    "kind": (lambda m: History(0, m.slopes), PeerError, "History came, HistoryAndState is allowed"),
+SPOILT: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
+    "step": (lambda m: replace(m, first=replace(m.first, first=1)), PeerError, "History: step 1 came, 0 is allowed"),
+    "width": (
+        lambda m: replace(m, first=History(0, m.first.slopes[:, :1])),
+        PeerError,
+        r"slopes .* \(2, 1\) came, .* with 2 a step",
+    ),
+    "slopes": (
+        lambda m: replace(m, first=History(0, m.first.slopes / 0)),
+        Diverged,
+        "slopes from step 0 on are not finite",
+    ),
+    "fewer": (lambda m: replace(m, second=Weights(m.second.tensors[1:])), PeerError, "Weights.tensors: .* are allowed"),
+    "none": (lambda m: replace(m, second=Weights(())), PeerError, "Weights.tensors: 0 came"),
+    "shape": (
+        lambda m: replace(m, second=Weights((*m.second.tensors[:-1], torch.zeros(3)))),
+        PeerError,
+        "square.*: torch.float32",
+    ),
+    "finite": (
+        lambda m: replace(m, second=Weights((m.second.tensors[0] / 0, *m.second.tensors[1:]))),
+        Diverged,
+        "tensors are not finite",
+    ),
+    "without-steps": (lambda m: replace(m, first=History(0, m.first.slopes[:0])), PeerError, "came, 0 are allowed"),
+    "kind": (lambda m: m.first, PeerError, "History came, HistoryAndWeights is allowed"),
 }
 
 
@@ -75,12 +91,12 @@ def test_a_state_from_the_server_is_checked(what: str) -> None:
     simulation = _world(**EXACT).federation
     small.run(simulation, 2)
     away = simulation.client(2).party
-    away.position = 0
+    away.theta.position = 0
     said: Any = simulation.server.algorithm.answer(simulation.server.party, {2: Join(0)})[2]
     spoil, error, message = SPOILT[what]
-    before = {name: tensor.clone() for name, tensor in away.replica.parameters.items()}
+    before = {name: tensor.clone() for name, tensor in away.theta.replica.parameters.items()}
     with pytest.raises(error, match=message):
         catch_up(away, spoil(said), P)
-    assert all(torch.equal(tensor, away.replica.parameters[name]) for name, tensor in before.items())
+    assert all(torch.equal(tensor, away.theta.replica.parameters[name]) for name, tensor in before.items())
     catch_up(away, said, P)  # as it came, it is taken
-    assert away.position == 2
+    assert away.theta.position == 2

@@ -233,7 +233,7 @@ def test_a_device_that_lies_about_its_head_changes_no_other_ones() -> None:
 
 def test_an_upload_before_any_greeting_is_no_crash() -> None:
     simulation = small.built(small.images("fsl_sage")).federation
-    batch = simulation.client(0).party.data.batch(0)
+    batch = simulation.client(0).party.feed.data.batch(0)
     hidden = simulation.server.bottom(batch.inputs).detach()
     message = Activations(hidden, None, batch.labels.int(), batch.sample_ids.int())
     simulation.server.algorithm.answer(simulation.server.party, {0: message})

@@ -87,11 +87,11 @@ def test_moments_start_anew_in_each_participation(world: World) -> None:
     )
     for number in range(3):
         assert small.run(hybrid, 1, first=number, steps=2) == small.run(plain, 1, first=number, steps=2)
-        optimizer = plain.client(0).party.optimizer
-        assert optimizer is not None
-        assert optimizer.state
-        optimizer.state.clear()
-        assert not hybrid.client(0).party.optimizer.state  # type: ignore[union-attr]
+        descent = plain.client(0).party.descent
+        assert descent is not None
+        assert descent.optimizer.state
+        descent.optimizer.state.clear()
+        assert not hybrid.client(0).party.descent.optimizer.state  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("boundary", [1, 2, 3])

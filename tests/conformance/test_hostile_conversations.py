@@ -21,6 +21,7 @@ from halfback.testing.table import ROWS
 from halfback.testing.wrapped import wrap
 from halfback.wire.messages import (
     Activations,
+    Both,
     CutGradient,
     HandOver,
     History,
@@ -30,8 +31,6 @@ from halfback.wire.messages import (
     Nothing,
     Share,
     Slopes,
-    SlopesAndActivations,
-    SlopesAndGradient,
     Weights,
 )
 
@@ -82,18 +81,38 @@ BAD_PROBE = Spoiled(
 UNCALLED = [_instead(Join, CutGradient(torch.zeros(1)), "CutGradient: this algorithm expects no such message")]
 BATCHES = [NARROW, LABELS, UNLABELLED]
 AVERAGED = [_short(Weights), _not_finite(Weights), _instead(Weights, HandOver(()), "HandOver: this algorithm expects")]
-NEXT = SlopesAndActivations
+NEXT = Both  # slopes and the next step's activations
+
+
+def _first(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda m: replace(m, first=change(m.first))
+
+
+def _second(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda m: replace(m, second=change(m.second))
+
+
 BY_A_CLIENT: dict[str, list[Spoiled]] = {
     "ho_sfl_pipelined": [
         AHEAD,
         *BATCHES,
-        *(replace(spoiled, kind=NEXT) for spoiled in BATCHES),
-        Spoiled(NEXT, lambda m: replace(m, step=1), PeerError, "Slopes.step: 1 came, 0 is allowed"),
+        *(replace(spoiled, kind=NEXT, change=_second(spoiled.change)) for spoiled in BATCHES),
+        Spoiled(NEXT, _first(lambda m: replace(m, step=1)), PeerError, "Slopes.step: 1 came, 0 is allowed"),
         Spoiled(
-            NEXT, lambda m: replace(m, values=m.values[:1]), PeerError, r"Slopes.values: .* \(1,\) came, .* \(3,\)"
+            NEXT,
+            _first(lambda m: replace(m, values=m.values[:1])),
+            PeerError,
+            r"Slopes.values: .* \(1,\) came, .* \(3,\)",
         ),
-        Spoiled(NEXT, lambda m: replace(m, values=m.values / 0), Diverged, "Slopes.values of client 3 are not finite"),
-        Spoiled(NEXT, lambda m: replace(m, hidden=m.hidden / 0), Diverged, "step 1: Activations.hidden of client 3"),
+        Spoiled(
+            NEXT,
+            _first(lambda m: replace(m, values=m.values / 0)),
+            Diverged,
+            "Slopes.values of client 3 are not finite",
+        ),
+        Spoiled(
+            NEXT, _second(lambda m: replace(m, hidden=m.hidden / 0)), Diverged, "step 1: Activations.hidden of client 3"
+        ),
         _instead(Join, Slopes(0, torch.zeros(3)), "Slopes: they came before the batch that they belong to"),
         _instead(Activations, Slopes(0, torch.zeros(3)), "Slopes: they came before the batch that they belong to"),
         Spoiled(Slopes, lambda m: replace(m, step=0), PeerError, "Slopes.step: 0 came, 1 is allowed"),
@@ -150,21 +169,33 @@ PAST = [
     Spoiled(History, lambda m: replace(m, first=2), PeerError, "History: step 2 came, 0 is allowed"),
     Spoiled(History, lambda m: History(0, torch.zeros(1, 7)), PeerError, r"History: slopes .* \(1, 7\) came"),
 ]
-BACK = SlopesAndGradient
+BACK = Both  # agreed slopes and the next cut gradient
 BY_THE_SERVER: dict[str, list[Spoiled]] = {
     "ho_sfl_pipelined": [
         *PAST,
         *GRADIENT,
-        Spoiled(BACK, lambda m: replace(m, gradient=m.gradient[:1]), PeerError, "CutGradient.gradient: .* came"),
-        Spoiled(BACK, lambda m: replace(m, gradient=m.gradient / 0), Diverged, "CutGradient.gradient is not finite"),
         Spoiled(
-            BACK, lambda m: replace(m, values=m.values[:1]), PeerError, r"Slopes: slopes \(1,\) came, \(3,\) is all"
+            BACK, _second(lambda m: replace(m, gradient=m.gradient[:1])), PeerError, "CutGradient.gradient: .* came"
         ),
-        Spoiled(BACK, lambda m: replace(m, step=1), PeerError, "Slopes: step 1 came, 0 is allowed"),
-        Spoiled(BACK, lambda m: replace(m, values=m.values / 0), Diverged, "Slopes: slopes from step 0 on are not fin"),
-        _instead(BACK, Nothing(), "Nothing came, SlopesAndGradient is allowed"),
+        Spoiled(
+            BACK, _second(lambda m: replace(m, gradient=m.gradient / 0)), Diverged, "CutGradient.gradient is not finite"
+        ),
+        Spoiled(
+            BACK,
+            _first(lambda m: replace(m, values=m.values[:1])),
+            PeerError,
+            r"Slopes: slopes \(1,\) came, \(3,\) is all",
+        ),
+        Spoiled(BACK, _first(lambda m: replace(m, step=1)), PeerError, "Slopes: step 1 came, 0 is allowed"),
+        Spoiled(
+            BACK,
+            _first(lambda m: replace(m, values=m.values / 0)),
+            Diverged,
+            "Slopes: slopes from step 0 on are not fin",
+        ),
+        _instead(BACK, Nothing(), "Nothing came, SlopesAndCutGradient is allowed"),
         # Agreed slopes withheld.
-        Spoiled(BACK, lambda m: CutGradient(m.gradient), PeerError, "CutGradient came, SlopesAndGradient is allowed"),
+        Spoiled(BACK, lambda m: m.second, PeerError, "CutGradient came, SlopesAndCutGradient is allowed"),
         Spoiled(Slopes, lambda m: replace(m, step=0), PeerError, "Slopes: step 0 came, 1 is allowed"),
         _instead(Slopes, Nothing(), "Nothing came, Slopes is allowed"),
     ],

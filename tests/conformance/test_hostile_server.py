@@ -14,7 +14,7 @@ from halfback.parties.server import Server
 from halfback.testing import small
 from halfback.testing.table import ROWS
 from halfback.testing.wrapped import wrap
-from halfback.wire.messages import CutGradient, History, HistoryOfTurns, Losses, Message, Nothing, Slopes, Weights
+from halfback.wire.messages import Both, CutGradient, History, Losses, Message, Nothing, Slopes, Turns, Weights
 
 Spoil = Callable[[Any], Message]
 # (row, kind of the answer, how it is spoiled, error, what it says)
@@ -37,30 +37,30 @@ ANSWERS: dict[str, tuple[str, type[Message], Spoil, type[Exception], str]] = {
     "turns-where-none-are": (
         "ho_sfl",
         History,
-        lambda m: HistoryOfTurns(0, m.slopes, torch.zeros(0, dtype=torch.int32)),
+        lambda m: Both(m, Turns(torch.zeros(0, dtype=torch.int32))),
         PeerError,
-        "HistoryOfTurns came, History is allowed",
+        "HistoryAndTurns came, History is allowed",
     ),
     "turns-number": (
         "hosl",
         History,
-        lambda m: HistoryOfTurns(0, m.slopes, torch.zeros(1, dtype=torch.int32)),
+        lambda m: Both(m, Turns(torch.zeros(1, dtype=torch.int32))),
         PeerError,
-        r"HistoryOfTurns.steps: torch.int32 \(1,\) came, torch.int32 \(0,\) from 0 on",
+        r"Turns.steps: torch.int32 \(1,\) came, torch.int32 \(0,\) from 0 on",
     ),
     "turns-dtype": (
         "hosl",
         History,
-        lambda m: HistoryOfTurns(0, m.slopes, torch.zeros(0)),
+        lambda m: Both(m, Turns(torch.zeros(0))),
         PeerError,
-        r"HistoryOfTurns.steps: torch.float32 \(0,\) came",
+        r"Turns.steps: torch.float32 \(0,\) came",
     ),
     "turns-before-the-run": (
         "hosl",
         History,
-        lambda m: HistoryOfTurns(0, torch.zeros(1, 2), torch.tensor([-1], dtype=torch.int32)),
+        lambda m: Both(History(0, torch.zeros(1, 2)), Turns(torch.tensor([-1], dtype=torch.int32))),
         PeerError,
-        r"HistoryOfTurns.steps: torch.int32 \(1,\) came, torch.int32 \(1,\) from 0 on",
+        r"Turns.steps: torch.int32 \(1,\) came, torch.int32 \(1,\) from 0 on",
     ),
     "history-later": (
         "ho_sfl",

@@ -16,7 +16,7 @@ from halfback.parties.holdings import Round
 from halfback.parties.server import ByClient, Server
 from halfback.testing import small
 from halfback.testing.wrapped import wrap
-from halfback.wire.messages import Message
+from halfback.wire.messages import Both, Message, kinds_of, name_of
 from halfback.zeroth.directions import direction_of
 from halfback.zeroth.slopes import Cotangent, Probe, estimate_slopes
 
@@ -38,9 +38,7 @@ def test_a_round_costs_one_exchange_a_step_and_one_more(steps: int) -> None:
 
         def listening(server: Server, messages: Any, answer: Any = answer, kinds: list[str] = kinds) -> Any:
             answers = answer(server, messages)
-            kinds.append(
-                f"{type(next(iter(messages.values()))).__name__} {type(next(iter(answers.values()))).__name__}"
-            )
+            kinds.append(" ".join(name_of(kinds_of(next(iter(each.values())))) for each in (messages, answers)))
             return answers
 
         wrap(simulation, answer=listening)
@@ -48,7 +46,7 @@ def test_a_round_costs_one_exchange_a_step_and_one_more(steps: int) -> None:
         assert len(simulation.server.party.agreed.rows) == simulation.server.party.steps == steps
     join, first, last = "Join History", "Activations CutGradient", "Slopes Slopes"
     assert said["ho_sfl"] == [join, *[first, last] * steps]
-    assert said["ho_sfl_pipelined"] == [join, first, *["SlopesAndActivations SlopesAndGradient"] * (steps - 1), last]
+    assert said["ho_sfl_pipelined"] == [join, first, *["SlopesAndActivations SlopesAndCutGradient"] * (steps - 1), last]
     assert len(said["ho_sfl_pipelined"]) - 1 == steps + 1
 
 
@@ -205,7 +203,7 @@ class Carried:
 
     def _speak(self, client: int, talk: Generator[Message, Any, None], answer: Message | None) -> Message:
         party = self.federation.client(client).party
-        install(self.federation.server.part, party.replica.parameters)
+        install(self.federation.server.part, party.theta.replica.parameters)
         return talk.send(answer)
 
 
@@ -223,7 +221,7 @@ def test_a_client_that_leaves_in_mid_round_is_caught_up_in_a_later_one(exchange:
     assert len(server.agreed.rows) == server.steps == 2 * STEPS
     assert server.memory is None
     gone, *there = (carried.federation.client(client).party for client in (1, 0, 2))
-    assert STEPS <= gone.position == gone.replica.position < 2 * STEPS
+    assert STEPS <= gone.theta.position == gone.theta.replica.position < 2 * STEPS
     assert all(client.theta.position == 2 * STEPS for client in there)
     carried.round(2, steps=STEPS)
     server.agreed.catch_up()
@@ -259,10 +257,14 @@ def test_a_refused_exchange_moves_nothing_and_can_be_answered_without_its_sender
         nonlocal asked
         asked += 1
         if asked == 3:
-            wrong = messages[hostile]
-            false = replace(wrong, **{field: wrong.labels + 99 if field == "labels" else wrong.values[:1]})
-            messages = messages | {hostile: false}
-            before = {name: tensor.clone() for name, tensor in server.top.state_dict().items()}
+            said = messages[hostile]
+            labels, slopes = said.second, said.first
+            if field == "labels":
+                labels = replace(labels, labels=labels.labels + 99)
+            else:
+                slopes = replace(slopes, values=slopes.values[:1])
+            messages = messages | {hostile: Both(slopes, labels)}
+            before = {name: tensor.clone() for name, tensor in server.top.module.state_dict().items()}
             with pytest.raises(PeerError, match=f"client {hostile}: "):
                 answer(server, messages)
             assert all(torch.equal(before[name], tensor) for name, tensor in server.top.module.state_dict().items())

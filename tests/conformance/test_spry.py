@@ -48,7 +48,7 @@ def test_the_groups_turn_with_the_rounds() -> None:
 
 def test_the_slopes_of_a_group_point_where_backpropagation_does(tiny_bert: Path, sentences: Path) -> None:
     """Each group of d parameters moves along its own client's gradient: cosine √(P/(P+d+1)) for Gaussian directions."""
-    directions = 400
+    directions = 200
     changes = {"clients": 2, "lora__rank": 1, "bottom__lr": 1.0, "bottom__law": "gaussian", "steps": 1}
     changes |= {"algorithm__directions": directions}
     built = small.built(small.texts("spry", tiny_bert, sentences, **changes))
@@ -68,8 +68,8 @@ def test_the_slopes_of_a_group_point_where_backpropagation_does(tiny_bert: Path,
         estimated = _flat([before[name] - replica.parameters[name] for name in names])
         expected = (directions / (directions + len(estimated) + 1)) ** 0.5
         cosine = torch.nn.functional.cosine_similarity(exact[place], estimated, dim=0).item()
-        # It scatters by about (1 - expected²)/√(2·d) ≈ 0.015 around it: four of these. Another's batch gives < 0.5.
-        assert abs(cosine - expected) < 0.06, (cosine, expected, len(estimated))
+        # It scatters by about (1 - expected²)/√(2·d) ≈ 0.02 around it: four of these. Another's batch gives < 0.5.
+        assert abs(cosine - expected) < 0.08, (cosine, expected, len(estimated))
         length = torch.dot(exact[place], estimated) / torch.dot(exact[place], exact[place])
         assert abs(length.item() - 1) < 4 * (2 / directions) ** 0.5  # unbiased; standard error √(2/P) for Gaussians
 

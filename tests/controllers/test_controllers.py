@@ -10,6 +10,7 @@ import pytest
 
 from halfback.controllers import build, controllers, read_options
 from halfback.errors import UserError
+from halfback.testing import check_controller
 
 LINKS = ("activations_up", "gradient_down")
 
@@ -59,6 +60,11 @@ def test_options_can_be_listed_and_have_defaults() -> None:
 def test_a_bad_option_is_named_with_what_is_allowed(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(name, options, LINKS, seed=0)
+
+
+@pytest.mark.parametrize("name", list(controllers()))
+def test_every_rule_keeps_what_controllers_promise(name: str) -> None:
+    check_controller(name)
 
 
 @pytest.mark.parametrize("name", list(controllers()))

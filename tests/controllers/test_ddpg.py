@@ -1,12 +1,10 @@
 """The learned rule: on a toy whose best threshold is known, and to the bit after a restart."""
 
 import math
-import random
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from observed_rounds import link_use
@@ -104,20 +102,6 @@ def test_what_was_saved_does_not_follow_the_controller() -> None:
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
     trace(controller, range(20, 25))
     assert all(torch.equal(tensors[name], copy) for name, copy in copies.items())
-
-
-def test_the_global_generators_are_left_alone() -> None:
-    before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
-    trace(started(), range(20))
-    assert torch.equal(before[0], torch.random.get_rng_state())
-    assert random.getstate() == before[1]
-    assert np.array_equal(np.random.get_state()[1], before[2][1])
-
-
-def test_the_global_generators_do_not_matter() -> None:
-    first = trace(started(), range(20))
-    torch.rand(3)
-    assert trace(started(), range(20)) == first
 
 
 def test_rewards_and_states_are_the_stated_ones() -> None:

@@ -199,15 +199,15 @@ def test_a_client_that_is_late_for_the_slopes_is_not_in_their_mean(make_world: C
 def test_who_was_away_catches_up_bit_for_bit_and_pays_for_the_rows(
     make_world: Callable[..., World], tmp_path: Path
 ) -> None:
-    """500 steps: at most 500 · (8P + 16) bytes."""
-    world = make_world(absent={1}, min_cohort=1, steps=600)
-    world.run(11, steps=50)
+    """110 steps: at most 110 · (8P + 16) bytes."""
+    world = make_world(absent={1}, min_cohort=1, steps=160, batch_size=2)
+    world.run(11, steps=10)
     before = _history_bytes(world.server)
     world.carrier.absent.clear()
-    wait_until_back(world, 1)
+    wait_until_back(world, 1, first=110)
     catch_up = _history_bytes(world.server) - before
-    assert catch_up <= 550 * (8 * P + 16)
-    assert catch_up >= 550 * 4 * P
+    assert catch_up <= 110 * (8 * P + 16)
+    assert catch_up >= 110 * 4 * P
     world.deployment.state()
     server = world.server
     server.server.agreed_bottom()
@@ -219,9 +219,9 @@ def test_who_was_away_catches_up_bit_for_bit_and_pays_for_the_rows(
             assert torch.equal(found[1][f"theta.{name}"], parameter)
 
 
-def wait_until_back(world: World, client: int) -> None:
+def wait_until_back(world: World, client: int, *, first: int) -> None:
     """Rounds of one step until a client takes part again."""
-    for number in range(550, 600):
+    for number in range(first, first + 49):
         world.deployment.run_round(Round(number, 1, number), measure_memory=False)
         if client in world.happened("joined") + world.happened("returned"):
             world.deployment.run_round(Round(number + 1, 1, number + 1), measure_memory=False)

@@ -4,14 +4,13 @@ import torch
 
 from halfback.wire.messages import (
     Activations,
+    Both,
     Caches,
     CutGradient,
     Encoded,
     HandOver,
     HeadGradient,
     History,
-    HistoryAndState,
-    HistoryOfTurns,
     Join,
     Losses,
     Message,
@@ -19,8 +18,7 @@ from halfback.wire.messages import (
     Nothing,
     Share,
     Slopes,
-    SlopesAndActivations,
-    SlopesAndGradient,
+    Turns,
     Weights,
 )
 
@@ -35,9 +33,10 @@ MESSAGES: dict[str, Message] = {
     "history": History(7, _values(5, 2)),
     "history-empty": History(0, torch.zeros(0, 2)),
     "hand-over": HandOver((_values(2, 3), _values(4))),
-    "history-and-state": HistoryAndState(7, _values(5, 2), (_values(2, 3), _values(4))),
-    "history-and-state-of-nothing": HistoryAndState(7, _values(0, 2), ()),
-    "history-of-turns": HistoryOfTurns(7, _values(3, 2), torch.tensor([2, 3, 2], dtype=torch.int32)),
+    "history-and-state": Both(History(7, _values(5, 2)), Weights((_values(2, 3), _values(4)))),
+    "history-and-state-of-nothing": Both(History(7, _values(0, 2)), Weights(())),
+    "history-of-turns": Both(History(7, _values(3, 2)), Turns(torch.tensor([2, 3, 2], dtype=torch.int32))),
+    "turns": Turns(torch.tensor([5], dtype=torch.int32)),
     "share": Share(7, _values(5, 2), 3),
     "activations-text": Activations(
         _values(2, 3, 4),
@@ -66,15 +65,16 @@ MESSAGES: dict[str, Message] = {
     "caches-up": Caches(torch.tensor([7]), None),
     "middle": MiddleActivations(_values(2, 3, 4), (_values(2, 4),)),
     "middle-frozen-head": MiddleActivations(_values(2, 4, 2, 2), ()),
-    "slopes-and-activations": SlopesAndActivations(
-        7,
-        torch.tensor([0.5, -2.0]),
-        _values(1, 2, 4).bfloat16(),
-        torch.tensor([[True, False]]),
-        torch.tensor([3], dtype=torch.int32),
-        torch.tensor([2], dtype=torch.int32),
+    "slopes-and-activations": Both(
+        Slopes(7, torch.tensor([0.5, -2.0])),
+        Activations(
+            _values(1, 2, 4).bfloat16(),
+            torch.tensor([[True, False]]),
+            torch.tensor([3], dtype=torch.int32),
+            torch.tensor([2], dtype=torch.int32),
+        ),
     ),
-    "slopes-and-gradient": SlopesAndGradient(7, torch.tensor([0.5, -2.0]), _values(2, 2)),
-    "slopes-and-gradient-encoded": SlopesAndGradient(0, torch.zeros(0), Encoded((_values(1, 2),))),  # type: ignore[arg-type]
+    "slopes-and-gradient": Both(Slopes(7, torch.tensor([0.5, -2.0])), CutGradient(_values(2, 2))),
+    "slopes-and-gradient-encoded": Both(Slopes(0, torch.zeros(0)), CutGradient(Encoded((_values(1, 2),)))),  # type: ignore[arg-type]
     "head-gradient": HeadGradient(_values(2, 3, 4), torch.tensor([0.693]), (_values(2, 4), torch.tensor(0.5))),
 }

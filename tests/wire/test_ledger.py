@@ -12,7 +12,7 @@ def test_totals_are_the_lengths_of_the_messages() -> None:
     for direction, times in (("up", 2), ("down", 3)):
         for _ in range(times):
             for message in MESSAGES.values():
-                ledger.add(direction, type(message).__name__, pack(message))  # type: ignore[arg-type]
+                ledger.add(direction, message, pack(message))  # type: ignore[arg-type]
     once = sum(len(pack(message).data) for message in MESSAGES.values())
     assert ledger.total("up") == 2 * once
     assert ledger.total("down") == 3 * once
@@ -21,7 +21,7 @@ def test_totals_are_the_lengths_of_the_messages() -> None:
 def test_roles_are_those_of_the_fields() -> None:
     ledger = Ledger()
     for message in MESSAGES.values():
-        ledger.add("up", type(message).__name__, pack(message))
+        ledger.add("up", message, pack(message))
     kinds = ledger.bytes_by_kind["up"]
     assert set(kinds["Activations"]) == {"activations", "mask", "labels", "sample_ids", "framing"}
     assert set(kinds["Slopes"]) == {"steps", "slopes", "framing"}

@@ -12,7 +12,20 @@ from messages_by_kind import MESSAGES
 
 from halfback.errors import PeerError
 from halfback.wire import packing
-from halfback.wire.messages import FIELDS, KINDS, Activations, Caches, CutGradient, Encoded, Message, Slopes
+from halfback.wire.messages import (
+    CODES,
+    FIELDS,
+    KINDS,
+    Activations,
+    Both,
+    Caches,
+    CutGradient,
+    Encoded,
+    Message,
+    Slopes,
+    kinds_of,
+    parts_of,
+)
 from halfback.wire.packing import MAX_TENSORS, pack, unpack
 
 DTYPES = (
@@ -37,9 +50,9 @@ def values_of(value: Any) -> tuple[Any, ...]:
 
 
 def assert_same(came: Message, sent: Message) -> None:
-    assert type(came) is type(sent)
-    for entry in fields(sent):
-        one, other = getattr(came, entry.name), getattr(sent, entry.name)
+    assert kinds_of(came) == kinds_of(sent)
+    both = zip(parts_of(came), parts_of(sent), strict=True)
+    for one, other in ((getattr(a, entry.name), getattr(b, entry.name)) for a, b in both for entry in fields(b)):
         assert type(one) is type(other)
         for a, b in zip(values_of(one), values_of(other), strict=True):
             if isinstance(b, torch.Tensor):
@@ -51,7 +64,8 @@ def assert_same(came: Message, sent: Message) -> None:
 
 
 def test_every_kind_is_tried_here() -> None:
-    assert {type(message) for message in MESSAGES.values()} == set(KINDS)
+    assert {type(message) for message in MESSAGES.values()} <= {*KINDS, Both}
+    assert {kinds_of(message) for message in MESSAGES.values()} == set(CODES)
 
 
 @every_message
@@ -122,8 +136,9 @@ def test_bytes_by_role_add_up_to_the_message(message: Message) -> None:
     packed = pack(message)
     assert sum(packed.bytes_by_role.values()) == len(packed.data)
     sizes: dict[str, int] = {}
-    for name, (role, _types) in FIELDS[type(message)].items():
-        value = getattr(message, name)
+    fields_of = [(part, name, role) for part in parts_of(message) for name, (role, _) in FIELDS[type(part)].items()]
+    for part, name, role in fields_of:
+        value = getattr(part, name)
         size = 8 if isinstance(value, int) else 0
         for tensor in values_of(value):
             size += tensor.nbytes if isinstance(tensor, torch.Tensor) else 0
@@ -147,7 +162,7 @@ def test_bytes_after_the_last_field_are_refused(message: Message) -> None:
 
 
 def _header(kind: type[Message]) -> bytes:
-    return b"HB\x01" + bytes([KINDS.index(kind)])
+    return b"HB\x01" + bytes([CODES.index((kind,))])
 
 
 def _tensor(dtype: int, *shape: int, dimensions: int | None = None) -> bytes:
@@ -159,7 +174,7 @@ HOSTILE = {
     "empty": (b"", "header: 0 bytes are left, 4 are needed"),
     "magic": (b"XX\x01\x00", "header: b'XX' version 1 came, b'HB' version 1 is allowed"),
     "version": (b"HB\x02\x00", "version 2 came"),
-    "kind": (b"HB\x01\x63", f"message kind 99 came, 0 to {len(KINDS) - 1} are allowed"),
+    "kind": (b"HB\x01\x63", f"message kind 99 came, 0 to {len(CODES) - 1} are allowed"),
     "field-type": (GRADIENT + b"\x09", "CutGradient.gradient: field type 9 came"),
     "wrong-type": (GRADIENT + b"\x01" + bytes(8), "CutGradient.gradient: int came, Tensor or Encoded is allowed"),
     "none-where-needed": (GRADIENT + b"\x00", "CutGradient.gradient: NoneType came, Tensor or Encoded is allowed"),
