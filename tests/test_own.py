@@ -96,6 +96,16 @@ def test_a_sequential_on_lists_of_tensors_learns(changes: dict[str, Any]) -> Non
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
+def test_a_given_run_goes_on_from_its_state() -> None:
+    given = Given(model=perceptron(), data=Data(vectors()))
+    unbroken, first, second = (built(given, model__cut=2).federation for _ in range(3))
+    small.run(unbroken, 4)
+    small.run(first, 2)
+    second.load_state(*first.state())
+    small.run(second, 2, first=2)
+    small.assert_equal_states(unbroken, second)
+
+
 def test_what_was_trained_comes_back_as_the_module_that_was_given(tmp_path: Path) -> None:
     run = built(Given(model=perceptron(), data=Data(vectors())), model__cut=2, **LORA)
     small.run(run.federation, 3)
@@ -293,6 +303,10 @@ def test_bad_models_and_functions_are_one_clear_line(bert: tuple[nn.Module, Any]
     for says, given in cases.items():
         with pytest.raises(UserError, match=says):
             built(given)
+    widening = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 8), nn.Linear(8, 16), nn.Linear(16, 2))
+    small.run(built(Given(model=widening, data=rows), "heron_sfl", model__auxiliary=2).federation, 1)
+    with pytest.raises(UserError, match=r"^model.auxiliary: what these blocks of the given model give doesn't fit"):
+        built(Given(model=widening, data=rows), "heron_sfl", model__auxiliary=1)
     with pytest.raises(UserError, match="the given metric returns nan"):
         built(Given(model=perceptron(), data=rows, metric=lambda _z, _y: float("nan"))).evaluate()
 

@@ -133,11 +133,11 @@ def _of_rows(rows: list[Any], where: str, pair: tuple[str, str]) -> dict[str, An
     columns: dict[str, list[Any]] = {str(name).strip(): [] for name in names}
     for number, row in enumerate(rows):
         if isinstance(row, Mapping):
-            if list(row) != names:
+            if row.keys() != set(names):
                 raise UserError(
                     f"{row_of(number)} of {where} has {listed(map(str, row))}; the first has {listed(names)}"
                 )
-            cells = list(row.values())
+            cells = [row[name] for name in names]
         else:
             cells = [row] if isinstance(row, str) else list(row) if isinstance(row, tuple | list) else []
         if len(cells) != len(names):

@@ -75,7 +75,29 @@ def auxiliary(
                 f"auxiliary is {kind} and trains 'lora', which has nothing to adapt there; more blocks, or 'full', "
                 "are allowed"
             )
+    if isinstance(settings := model.whole.config, OwnSettings):
+        _check_fit(model, head, settings)
     return head.eval()
+
+
+def _check_fit(model: CutModel, head: LinearHead | Top, settings: OwnSettings) -> None:
+    """Runs a head of somebody's own module once: nobody knows beforehand which blocks' outputs fit what follows."""
+    try:
+        _example(model, settings, head)
+    except RuntimeError:
+        raise UserError(
+            "model.auxiliary: what these blocks of the given model give doesn't fit what follows its last block; use "
+            "another number of blocks, or 'linear'"
+        ) from None
+
+
+@torch.no_grad()
+def _example(model: CutModel, settings: OwnSettings, head: nn.Module | None = None) -> Tensor:
+    """The activations at the cut of one row, or what `head` makes of them."""
+    device = next(model.whole.parameters()).device
+    inputs = {name: rows.to(device) for name, rows in settings.example.items()}
+    hidden = model.bottom(inputs)
+    return hidden if head is None else head(hidden, inputs.get("attention_mask"))
 
 
 def _linear(model: CutModel, num_labels: int, seed: int) -> LinearHead:
@@ -121,9 +143,7 @@ def _has_logits_for_every_token(model: CutModel) -> bool:
 def _width(model: CutModel) -> int:
     """Features of the activations at the cut: H, or C of a ResNet."""
     if isinstance(model.whole.config, OwnSettings):
-        device = next(model.whole.parameters()).device
-        with torch.no_grad():
-            hidden = model.bottom({name: rows.to(device) for name, rows in model.whole.config.example.items()})
+        hidden = _example(model, model.whole.config)
         return hidden.shape[1] if hidden.dim() == 4 else hidden.shape[-1]
     if isinstance(model.whole, ResNet):
         return cast(nn.BatchNorm2d, model.whole.blocks[model.at - 1].bn2).num_features
