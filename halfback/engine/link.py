@@ -59,7 +59,6 @@ class End:
         self._most = dict(most)
         self.most_bytes = most_bytes(most)
         self._batch: _Batch | None = None
-        self.folder: object = None  # of what is remembered on disk: it is gone when nobody holds it any more
         self.senders = dict(senders)
         self.receivers = dict(receivers)
         both: list[tuple[str, Any]] = sorted(self._ends())

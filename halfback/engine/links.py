@@ -76,9 +76,7 @@ class Links:
                 own = Path(self._folder.name) / f"{client}-{link}" if self._folder is not None else None
                 receivers[link] = make_receiver(chain, width=form.width, dtype=form.dtype, where=where, folder=own)
         most = self.bounds.receiving("down" if side == "client" else "up", forms, receivers)
-        end = End(side, self.device, forms=forms, senders=senders, receivers=receivers, most=most)
-        end.folder = self._folder
-        return end
+        return End(side, self.device, forms=forms, senders=senders, receivers=receivers, most=most)
 
     @cached_property
     def _folder(self) -> "TemporaryDirectory[str] | None":
