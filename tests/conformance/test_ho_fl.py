@@ -60,7 +60,7 @@ def test_the_server_has_every_clients_parameters_to_the_bit(world: World, optimi
         before = [tensor.detach().clone() for tensor in theta(simulation)]
         small.run(simulation, 1, first=number, steps=3)
         held = [
-            list(simulation.clients[client].party.replica.parameters.values())
+            list(simulation.clients[client].party.theta.replica.parameters.values())
             for client in simulation.server.cohort(number)
         ]
         agreed = theta(simulation)

@@ -192,7 +192,7 @@ def test_kinds_that_are_mixed(name: str) -> None:
 
 def _zo_server() -> tuple[Federation, Activations]:
     simulation = small.built(small.images("zo_sfl")).federation
-    batch = simulation.client(0).party.data.batch(0)
+    batch = simulation.client(0).party.feed.data.batch(0)
     with torch.no_grad():
         hidden = simulation.server.bottom(batch.inputs)
     return simulation, Activations(hidden, None, batch.labels.int(), batch.sample_ids.int())

@@ -138,7 +138,7 @@ def test_the_update_is_late_by_one_step_in_plain_arithmetic() -> None:
     for step in range(steps):
         of_bottom, of_top = ({name: torch.zeros_like(p) for name, p in part.items()} for part in (theta, weights))
         for client in cohort:
-            batch = simulation.client(client).party.data.batch(step)
+            batch = simulation.client(client).party.feed.data.batch(step)
             here, above = ({n: p.clone().requires_grad_() for n, p in part.items()} for part in (theta, weights))
             hidden = functional_call(bottom, here, (batch.inputs,))
             loss = nn.functional.cross_entropy(functional_call(server.top.module, above, (hidden, None)), batch.labels)

@@ -76,7 +76,7 @@ def test_no_label_is_in_any_message(algorithm: str, head: int, world: World) -> 
 
 def _rows(simulation: Federation, client: int) -> list[bytes]:
     """The labels of a client's first batch, as they would be sent."""
-    labels = simulation.client(client).party.data.batch(0).labels
+    labels = simulation.client(client).party.feed.data.batch(0).labels
     return [labels.to(dtype).numpy().tobytes() for dtype in (torch.int8, torch.int32, torch.int64)]
 
 
@@ -275,7 +275,7 @@ def test_gradients_of_a_batch_from_before_the_last_step() -> None:
     """The graph of that batch belongs to weights that are gone."""
     simulation = u_shaped("split_lora")
     answer, server = simulation.server.algorithm.answer, simulation.server.party
-    batches = {m: simulation.client(m).party.data.batch(0) for m in (0, HOSTILE)}
+    batches = {m: simulation.client(m).party.feed.data.batch(0) for m in (0, HOSTILE)}
     with torch.no_grad():
         hidden = {m: simulation.server.bottom(batch.inputs) for m, batch in batches.items()}
     middle = answer(server, {m: Activations(hidden[m], None, None, batches[m].sample_ids.int()) for m in batches})

@@ -148,7 +148,7 @@ def test_heron_with_one_client_is_the_plain_loop_on_bottom_and_head(world: World
     start = _flat(replica)
     with torch.no_grad():
         for step in range(4):
-            batch, moves = plain.client(0).party.data.batch(step), []
+            batch, moves = plain.client(0).party.feed.data.batch(step), []
             for p in range(2):
                 u = _direction(replica, replica.directions.seed_of(step, p))
                 losses = []

@@ -121,7 +121,7 @@ UP: dict[str, Callable[[Any], Message]] = {
 @pytest.mark.parametrize("what", UP)
 def test_a_server_reads_no_more_than_the_recipe_has(what: str) -> None:
     simulation = machine(steps=6)
-    batch = simulation.client(0).party.data.batch(0)
+    batch = simulation.client(0).party.feed.data.batch(0)
     with torch.no_grad():
         hidden = simulation.server.bottom(batch.inputs)
     honest = Activations(hidden, None, batch.labels.int(), batch.sample_ids.int())

@@ -380,20 +380,20 @@ def test_a_new_process_finds_the_state_that_lies_on_the_servers_way(tmp_path: Pa
     device = RemoteClient(before, tmp_path)
     device.answer(opening(0), b"")
     for rounds in (3, 4):
-        before.party.position = rounds
+        before.party.theta.position = rounds
         assert read_answer(device.answer(Save(lineage=LINEAGE, rounds=rounds), b"").header).kind == "saved"
     values = [checkpoint.load(tmp_path, number) for number in checkpoint.rounds(tmp_path)]
     assert [(found[2]["lineage"], found[2]["rounds"]) for found in values if found] == [(LINEAGE, 3), (LINEAGE, 4)]
     device, ancestry = RemoteClient(again, tmp_path), ({"lineage": LINEAGE, "rounds": 3},)
     device.answer(opening(3, lineage="b" * 16, ancestry=ancestry), b"")
-    assert again.party.position == 3
-    again.party.position = 5
+    assert again.party.theta.position == 3
+    again.party.theta.position = 5
     device.answer(opening(4, lineage="b" * 16, ancestry=ancestry), b"")
-    assert again.party.position == 5  # what is in memory lies on the way
+    assert again.party.theta.position == 5  # what is in memory lies on the way
     device = RemoteClient(other, tmp_path)
-    other.party.position = 5
+    other.party.theta.position = 5
     device.answer(opening(9, lineage="c" * 16), b"")
-    assert other.party.position == 0  # of another way: it begins anew
+    assert other.party.theta.position == 0  # of another way: it begins anew
 
 
 def test_a_question_has_the_same_text_wherever_it_is_read() -> None:
