@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 
 from halfback import config as configuration
 from halfback.runs.cells import check_folder, finish, is_over
+from halfback.runs.opening import Given
 from halfback.telemetry.records import read_summary
 
 GRADIENT: Any = {"name": "temporal", "norm_guard": 1.0}
@@ -83,7 +84,7 @@ def finished(arguments: argparse.Namespace, changes: list[str], folder: Path) ->
     config = configuration.resolve(arguments.recipe, settings)
     check_folder(config, folder)
     if not is_over(folder):
-        finish(config, folder)
+        finish(config, folder, Given())
     return read_summary(folder)
 
 

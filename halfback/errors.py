@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class HalfbackError(Exception):
@@ -37,6 +38,19 @@ class Diverged(HalfbackError):
     """
 
     after_step = 0
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended a run or a comparison, or a notebook's stop button did.
+
+    Attributes:
+        folder: what was done so far, with a checkpoint of the last round that could be finished.
+    """
+
+    def __init__(self, folder: Path, way: str) -> None:
+        """`way`: what goes on from there."""
+        super().__init__(f"stopped; {way} goes on from the last checkpoint")
+        self.folder = folder
 
 
 def one_line(text: str) -> str:

@@ -1,5 +1,7 @@
 """What every test shares: tiny text models in a folder, and a table of film sentences."""
 
+import os
+import random
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,21 @@ import transformers
 from halfback.testing.texts import saved, tokenizer_with
 from halfback.testing.texts import sentences as sentences
 from halfback.testing.texts import tiny_bert as tiny_bert
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Chooses the moments at which a test kills; one that fails shows the setting with which they are the same."""
+    seed = int(os.environ.get("HALFBACK_TEST_SEED") or random.SystemRandom().randrange(10**9))
+    print(f"HALFBACK_TEST_SEED={seed}")  # shown with a failure alone
+    return random.Random(seed)
+
+
+@pytest.fixture(autouse=True)
+def empty_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second of each report is the drawing of its figures: only what is marked `drawn` looks at one."""
+    if request.node.get_closest_marker("drawn") is None:
+        monkeypatch.setattr("halfback.report.figures._svg", lambda figure, key: f'<svg id="{key}"></svg>')
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from command import Said, halfback, refusal
 from halfback import config as configuration
 from halfback.data.tasks import load_task
 from halfback.runs import checkpoint, run
+from halfback.runs.training import RunState
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 
@@ -256,12 +257,12 @@ def test_a_run_goes_on_over_the_rows_that_it_began_with_alone(copied: Path) -> N
     shutil.copy("a.csv", "train.csv")
     config = configuration.resolve(None, [*SETTINGS, "steps=16", "checkpoint_every=3", "eval_every=4"])
 
-    def stop(_: object, step: int, __: object) -> None:
-        if step == 9:
+    def stop(state: RunState) -> None:
+        if state.step == 9:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.train(config, Path("run"), watch=stop)
+        run.train(config, Path("run"), on_round=stop)
     for other in ("b.csv", "c.csv", "half.csv"):
         shutil.copy(other, "train.csv")
         for command in (["resume", "run"], ["export", "run", "--out", "model"]):

@@ -15,6 +15,7 @@ from halfback import config
 from halfback.engine.remote.client import RemoteClient
 from halfback.engine.remote.frames import Ancestor, Open, Save
 from halfback.runs import checkpoint, run
+from halfback.runs.training import RunState
 from halfback.testing import small
 
 
@@ -48,15 +49,15 @@ def begun(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, sentences: 
     shutil.copytree(tiny_bert, place / "model")
     before = Path.cwd()
 
-    def watch(_: object, step: int, __: object) -> None:
-        if step == 6:
+    def watch(state: RunState) -> None:
+        if state.step == 5:
             raise StopIteration
 
     os.chdir(place)
     try:
         assert halfback(*texts(Path("whole"))).status == 0
         with pytest.raises(StopIteration):
-            run.train(config.resolve(None, texts(Path("run"))[1:-2]), Path("run"), watch=watch)
+            run.train(config.resolve(None, texts(Path("run"))[1:-2]), Path("run"), on_round=watch)
     finally:
         os.chdir(before)
     return place

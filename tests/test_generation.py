@@ -199,6 +199,6 @@ def test_a_resumed_run_has_the_same_scores(trained: tuple[Path, Said], tmp_path:
     out, _ = trained
     before = read_summary(out)["generation"]
     (out / "summary.json").unlink()
-    run.resume(out)
+    run.load(out).resume()
     assert read_summary(out)["generation"] == before
     assert json.loads((out / "summary.json").read_text())["generation"] == before

@@ -62,10 +62,10 @@ def test_another_process_has_the_folder_and_dies_with_its_lock(finished: Path) -
 
 
 def test_a_run_holds_its_folder_and_that_of_what_runs_beside_it(tmp_path: Path) -> None:
-    """From its first round on; `watch` is called in the middle of it."""
+    """From its first round on; `watch` is told in the middle of it."""
     out, seen = tmp_path / "run", set()
 
-    def watch(built: object, step: int, record: object) -> None:
+    def watch(state: object) -> None:
         for folder in (out, out / "beside" / "frozen_bottom"):
             if folder.is_dir():
                 with pytest.raises(UserError, match="in use: another process writes in it"), unchanging(folder):
@@ -73,7 +73,7 @@ def test_a_run_holds_its_folder_and_that_of_what_runs_beside_it(tmp_path: Path) 
                 seen.add(folder)
         assert "is in use" in refusal(halfback("resume", out))
 
-    run.train(config.resolve(None, digits(out, "beside=[frozen_bottom]")[1:-2]), out, watch=watch)
+    run.train(config.resolve(None, digits(out, "beside=[frozen_bottom]")[1:-2]), out, on_round=watch)
     assert len(seen) == 2
     with alone(out), alone(out / "beside" / "frozen_bottom"):
         pass
@@ -82,7 +82,7 @@ def test_a_run_holds_its_folder_and_that_of_what_runs_beside_it(tmp_path: Path) 
 def test_a_run_whose_turn_beside_is_taken_says_so(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert halfback(*digits(out)).status == 0
-    settings = run.configuration.to_tree(config.load(out / "config.yaml")) | {"beside": ["frozen_bottom"]}
+    settings = config.to_tree(config.load(out / "config.yaml")) | {"beside": ["frozen_bottom"]}
     beside = tmp_path / "again" / "beside" / "frozen_bottom"
     beside.mkdir(parents=True)
     (tmp_path / "again" / "config.yaml").write_text(config.dump(config.from_tree(settings, {})))

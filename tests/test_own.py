@@ -15,7 +15,6 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-import halfback
 from halfback.assembly import Built, build
 from halfback.assembly.given import Given, settings_of
 from halfback.codecs import CODECS, codec
@@ -431,7 +430,6 @@ PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own_models_and_data.md")
 SCRIPTS = dict(re.findall(r"^## (.*?)\n```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
 
 
-@pytest.mark.skipif(not hasattr(halfback, "train"), reason="halfback.train comes with the branch api")
 @pytest.mark.parametrize("title", SCRIPTS)
 def test_a_script_of_the_page_runs_as_it_stands(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

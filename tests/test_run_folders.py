@@ -1,6 +1,6 @@
 """Run folders come from other people and other disks: whatever is wrong in one is one line, and nothing is changed.
 
-A mutation is made on a copy of a real run that was stopped after step 5 of 6, with its checkpoint of step 4.
+A mutation is made on a copy of a real run that was stopped after step 4 of 6.
 """
 
 import json
@@ -18,6 +18,7 @@ from test_run import loaded
 
 from halfback import config
 from halfback.runs import checkpoint, run
+from halfback.runs.training import RunState
 
 ROUND, TENSORS, VALUES = "round-00000004", "tensors.safetensors", "values.json"
 SETTINGS = ["steps=6", "eval_every=2", "checkpoint_every=1", "top.optimizer=adamw", "controller={name: bang_bang}"]
@@ -28,12 +29,12 @@ SETTINGS += ["codecs.activations_up=[temporal]", "bottom.optimizer=momentum"]
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("folders") / "run"
 
-    def watch(_: object, step: int, __: object) -> None:
-        if step == 5:
+    def watch(state: RunState) -> None:
+        if state.step == 4:
             raise StopIteration
 
     with pytest.raises(StopIteration):
-        run.train(config.resolve(None, digits(out, *SETTINGS)[1:-2]), out, watch=watch)
+        run.train(config.resolve(None, digits(out, *SETTINGS)[1:-2]), out, on_round=watch)
     return out
 
 
@@ -276,12 +277,17 @@ def contents(out: Path) -> dict[str, tuple[int, bytes]]:
     return {str(p): (p.lstat().st_mode, p.read_bytes() if p.is_file() else b"") for p in sorted(out.rglob("*"))}
 
 
+# What a run goes on from is read by one function; that every command calls it shows in one mutation of each file.
+BY_ALL = ("values-gone", "step-text", "tensors-cut", "tensor-missing", "memory-lost", "records-gone", "config-deep")
+
+
 @pytest.mark.parametrize("what", [*CHECKPOINTS, *RECORDS])
 def test_what_a_run_goes_on_from(copied: Path, what: str) -> None:
     mutate, said = (CHECKPOINTS | RECORDS)[what]
     mutate(copied)
     before = contents(copied)
-    for arguments in (["resume"], ["export", "--out", copied.parent / "model"], ["generate", "a text"]):
+    others = (["export", "--out", copied.parent / "model"], ["generate", "a text"]) if what in BY_ALL else ()
+    for arguments in (["resume"], *others):
         line = refusal(halfback(arguments[0], copied, *arguments[1:]))
         assert said in line, line
     assert contents(copied) == before
@@ -397,9 +403,8 @@ def test_pretrained_weights(from_pretrained: Path, tmp_path: Path, what: str) ->
     mutate, said = PRETRAINED[what]
     copy = Path(shutil.copytree(from_pretrained, tmp_path / "run"))
     mutate(copy)
-    for arguments in (["resume", copy], ["export", copy, "--out", tmp_path / "model"]):
-        line = refusal(halfback(*arguments))
-        assert said in line, line
+    line = refusal(halfback("resume", copy))
+    assert said in line, line
 
 
 def test_what_a_killed_save_left_is_removed(copied: Path) -> None:
@@ -449,7 +454,8 @@ def test_a_summary(compared: tuple[Path, list[object]], tmp_path: Path, what: st
     copy = Path(shutil.copytree(out, tmp_path / "out"))
     cell = copy / "cells" / "split_lora-0"
     mutate(cell)
-    for arguments in (["report", cell], ["resume", cell], [*work, "--out", copy]):
+    others = (["resume", cell], [*work, "--out", copy]) if what in ("cut", "pipe", "bytes-text") else ()
+    for arguments in (["report", cell], *others):
         line = refusal(halfback(*arguments))
         assert said in line, line
 
@@ -495,12 +501,12 @@ def learning(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rules = ["controller={name: ddpg, warm_up: 3, probe_every: 2}", "codecs.activations_up=[temporal]"]
     work = digits(out, *steps, *rules, "task.train_rows=32", "sampled_clients=4")
 
-    def watch(_: object, step: int, __: object) -> None:
-        if step == 11:
+    def watch(state: RunState) -> None:
+        if state.step == 10:
             raise StopIteration
 
     with pytest.raises(StopIteration):
-        run.train(config.resolve(None, work[1:-2]), out, watch=watch)
+        run.train(config.resolve(None, work[1:-2]), out, on_round=watch)
     return out
 
 
@@ -531,6 +537,5 @@ def test_what_a_learner_goes_on_from(learning: Path, tmp_path: Path, what: str) 
     number, held, told = loaded(copy)
     change(held, told)
     checkpoint.save(copy / "checkpoint", number, held, told)
-    for arguments in (["resume", copy], ["export", copy, "--out", tmp_path / "model"]):
-        line = refusal(halfback(*arguments))
-        assert said in line, line
+    line = refusal(halfback("resume", copy))
+    assert said in line, line

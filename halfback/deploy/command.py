@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from halfback import json_reading
 from halfback.config import RunConfig
@@ -16,19 +16,15 @@ from halfback.deploy.folder import ENDED, check_name, copy_run
 from halfback.deploy.job import deployable, write_job
 from halfback.errors import UserError, one_line, shown
 from halfback.report.page import write_report
-from halfback.runs.run import REPORT
+from halfback.runs.folder import REPORT
+from halfback.runs.summary import Summary
+from halfback.runs.training import OnRound, RunState
 from halfback.telemetry.records import Record, read_summary
 
 Kind = Literal["simulator", "poc", "prod"]
 JOBS = 20  # one after another, until a run that does not finish is given up
 
 log = logging.getLogger(__name__)
-
-
-class Display(Protocol):
-    """Shows how a run goes."""
-
-    def show(self, name: str, steps: int, metric: str, step: int, record: Record) -> None: ...
 
 
 def deploy(
@@ -40,8 +36,8 @@ def deploy(
     kit: Path | None,
     user: str | None,
     workspace: Path | None,
-    display: Display,
-) -> dict[str, Any]:
+    on_round: OnRound,
+) -> Summary:
     """Runs `config` with clients on other machines, or in other processes; returns the summary.
 
     name: the run's, on the server's site: the same name goes on with the same run. kit, user: of an admin, for `prod`.
@@ -72,12 +68,12 @@ def deploy(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         job = write_job(scratch, name, config)
         for number in range(JOBS):
-            left = environment.run(job, _follow(config, display), scratch / f"fetched-{number}")
+            left = environment.run(job, _follow(config, on_round), scratch / f"fetched-{number}")
             ended = {"how": "lost", "why": "its job ended"} if left is None else _ended(left / ENDED)
             if left is not None and ended["how"] == "finished":
                 copy_run(left, out)
                 write_report([out], out / REPORT)  # ours: a page that a server made is code for a browser
-                return read_summary(out)
+                return Summary.from_dict(read_summary(out))
             if ended["how"] == "failed":
                 raise UserError(f"{name} stopped: {ended['why']}")
             log.info("%s goes on from its last checkpoint: %s", name, ended["why"])
@@ -92,7 +88,7 @@ def _ended(path: Path) -> dict[str, str]:
     return {"how": said["how"], "why": one_line(said["why"][:4000])}
 
 
-def _follow(config: RunConfig, display: Display) -> Progress:
+def _follow(config: RunConfig, on_round: OnRound) -> Progress:
     metric = metric_of(objective_of(config.task))
 
     def progress(told: Mapping[str, Any]) -> None:
@@ -103,7 +99,7 @@ def _follow(config: RunConfig, display: Display) -> Progress:
         if newest is not None and newest.metric is None:  # an evaluation is among the records
             records.append(newest)
         for record in records:
-            display.show(config.algorithm.name, config.steps, metric, record.step, record)
+            on_round(RunState(config, metric, record))
 
     return progress
 

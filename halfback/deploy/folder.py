@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from halfback.errors import UserError, one_line
-from halfback.runs.run import CHECKPOINT, CONFIG, PRETRAINED, REPORT
+from halfback.runs.folder import CHECKPOINT, CONFIG, PRETRAINED, REPORT
 from halfback.telemetry.records import RECORDS, SUMMARY
 
 SEATS, EVENTS, ENDED = "seats.json", "events.jsonl", "ended.json"

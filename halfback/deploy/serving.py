@@ -25,8 +25,11 @@ from halfback.engine.remote.server import RemoteServer
 from halfback.engine.remote.weights import at_the_beginning, digest_of
 from halfback.errors import HalfbackError, RowError, UserError, shown
 from halfback.runs import run
+from halfback.runs.folder import check_config
 from halfback.runs.locks import alone
-from halfback.telemetry.records import RECORDS, Record, writing
+from halfback.runs.opening import Caller
+from halfback.runs.training import RunState
+from halfback.telemetry.records import RECORDS, writing
 from halfback.wire.messages import Weights
 from halfback.wire.packing import pack
 
@@ -73,10 +76,9 @@ class Serving:
                 file.write(json.dumps(named) + "\n")
         log.info("%s", named)
 
-    def watch(self, built: Built, step: int, record: Record) -> None:
-        """After each round."""
-        self._step, self._line = step, record.to_json()
-        self.heed()
+    def on_round(self, state: RunState) -> None:
+        """Keeps what there is to tell of a round; who was asked to stop does so as the next one begins."""
+        self._step, self._line = state.step, state.record.to_json()
 
     def heed(self) -> None:
         """Stops where it was asked to; Stopped is what ends the run."""
@@ -143,18 +145,17 @@ def serve(
         check_plain(tree, "the job's settings")
         config = at_server(configuration.from_tree(tree, {}), own)
         place = make_folder(folder(own) / "runs", name)
-        run.check_config(config, place)
+        check_config(config, place)
         out = place  # from here on it is this run's, and what it holds is for whoever submitted it
         with _alone_soon(out):
             (out / ENDED).unlink(missing_ok=True)
             serving = Serving(out, sites, config.clients)
             listen(serving.answer)
-            run.serve(
-                config,
-                out,
-                lambda built: _remote(built, tree, carrier(serving.seats), _run_token(out), serving),
-                serving.watch,
-            )
+
+            def engine(built: Built) -> RemoteServer:
+                return _remote(built, tree, carrier(serving.seats), _run_token(place), serving)
+
+            run.serve(config, place, Caller(on_round=serving.on_round, engine=engine))
             ended = {"how": "finished", "why": ""}
     except Stopped as error:
         ended = {"how": "stopped", "why": str(error)}

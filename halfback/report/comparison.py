@@ -206,6 +206,8 @@ def _score(score: float | None) -> str:
 
 def _chosen(tuning: Mapping[str, Any], label: str) -> str:
     marks = {None: "", "lower": " (lowest tried)", "upper": " (highest tried)", "diverged": " (all diverged)"}
+    if label not in tuning["chosen"]:
+        return NOTHING
     return tuning["chosen"][label] + marks[tuning["edge"][label]]
 
 
@@ -232,8 +234,10 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
     if tuning:
         steps = " or ".join(dict.fromkeys(f"{steps:,}" for steps in tuning["steps"].values()))
         share = " or ".join(dict.fromkeys(f"{share:.2%}" for share in tuning["held_back"].values()))
+        everyone = len(tuning["chosen"]) == len(comparison["algorithms"])
+        whom = "each algorithm" if everyone else " and ".join(tuning["chosen"])
         said.append(
-            f"{tuning['name']} was chosen for each algorithm among {', '.join(tuning['values'])}: the best "
+            f"{tuning['name']} was chosen for {whom} among {', '.join(tuning['values'])}: the best "
             f"{metric['name']} after {steps} steps, seed {tuning['seed']}, on {share} of the training rows, held back. "
             "Of equal ones the one with the lower loss."
         )

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +10,12 @@ from typing import Any, Literal
 from halfback import config as configuration
 from halfback import json_reading
 from halfback.config import RunConfig
+from halfback.config.values import first_difference
 from halfback.errors import Diverged, UserError, shown
 from halfback.runs import checkpoint, run, standing
+from halfback.runs.folder import CHECKPOINT, CONFIG, PRETRAINED, half_begun
+from halfback.runs.opening import Caller
+from halfback.runs.training import RunState
 from halfback.telemetry.records import RECORDS, SUMMARY, Record, read_records, replace_text
 
 DIVERGED = "diverged.json"
@@ -61,15 +65,14 @@ def run_cells(cells: Sequence[Cell], watch: Watch, earlier: Sequence[Cell] = ())
 
 def check_folder(config: RunConfig, folder: Path) -> None:
     """Refuses a folder that holds anything but this configuration's run, over or not."""
-    if (folder / run.CONFIG).exists():
-        ours, theirs = configuration.to_tree(config), configuration.to_tree(configuration.load(folder / run.CONFIG))
-        for key in ours:
-            if ours[key] != theirs[key]:
-                raise UserError(
-                    f"{folder} holds another configuration: {key} was {theirs[key]!r}, now it is {ours[key]!r}; "
-                    "name a new --out"
-                )
-    elif folder.exists() and (not folder.is_dir() or any(path != _half_begun(folder) for path in folder.iterdir())):
+    if (folder / CONFIG).exists():
+        kept = configuration.to_tree(configuration.load(folder / CONFIG))
+        if found := first_difference(config, kept):
+            key, ours, theirs = found
+            raise UserError(
+                f"{folder} holds another configuration: {key} was {theirs!r}, now it is {ours!r}; name a new --out"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(path != half_begun(folder) for path in folder.iterdir())):
         raise UserError(f"{folder} exists and is no run folder; name a new --out")
 
 
@@ -78,44 +81,30 @@ def is_over(folder: Path) -> bool:
     return (folder / SUMMARY).exists() or (folder / DIVERGED).exists()
 
 
-def finish(
-    config: RunConfig,
-    folder: Path,
-    *,
-    watch: run.Watch | None = None,
-    pretrained: Path | None = None,
-    like: Mapping[str, str] | None = None,
-) -> None:
+def finish(config: RunConfig, folder: Path, caller: Caller) -> None:
     """Runs a configuration into `folder`, or resumes it there; one that diverges leaves a note of that.
-
-    `pretrained`, `like`: as `run.train` takes them.
 
     Raises:
         UserError: the configuration can't be run.
     """
     try:
-        if (folder / run.CONFIG).exists():
-            run.resume(folder, watch=watch, like=like)
+        if (folder / CONFIG).exists():
+            run.resume(folder, caller)
         else:
-            _half_begun(folder).unlink(missing_ok=True)
-            run.train(config, folder, watch=watch, pretrained=pretrained, like=like)
+            half_begun(folder).unlink(missing_ok=True)
+            run.begin(config, folder, caller)
     except Diverged as error:
         if not folder.exists():  # a run that diverges before its first step leaves nothing
             folder.mkdir(parents=True)
-            replace_text(folder / run.CONFIG, configuration.dump(config))
+            replace_text(folder / CONFIG, configuration.dump(config))
         said = {"after_step": error.after_step, "error": str(error)}
         replace_text(folder / DIVERGED, json.dumps(said) + "\n")
-
-
-def _half_begun(folder: Path) -> Path:
-    """What a run leaves that is killed while it writes its first file."""
-    return folder / f"{run.CONFIG}.unfinished"
 
 
 def _pretrained(cell: Cell, cells: Sequence[Cell]) -> Path | None:
     """Weights that a cell with the same pretraining left: on CUDA a second pretraining would give others."""
     for other in cells:
-        file = other.folder / run.PRETRAINED
+        file = other.folder / PRETRAINED
         if cell.config.model.pretrain is not None and _starts_from(other) == _starts_from(cell) and file.exists():
             return file
     return None
@@ -127,12 +116,12 @@ def _starts_from(cell: Cell) -> tuple[object, ...]:
 
 
 def _run(cell: Cell, pretrained: Path | None, like: dict[str, str] | None, watch: Watch) -> None:
-    def told(_: object, step: int, record: Record) -> None:
-        watch(cell, "running", step, record)
+    def told(state: RunState) -> None:
+        watch(cell, "running", state.step, state.record)
 
     watch(cell, "running", 0, None)
     try:
-        finish(cell.config, cell.folder, watch=told, pretrained=pretrained, like=like)
+        finish(cell.config, cell.folder, Caller(on_round=told, pretrained=pretrained, like=like))
     except UserError as error:
         raise UserError(f"{cell.label}, seed {cell.config.seed}: {error}") from None
 
@@ -148,7 +137,7 @@ def _outcome(cell: Cell) -> dict[str, Any]:
     if (cell.folder / SUMMARY).exists():
         if not outcome["curve"]:
             raise UserError(f"{cell.folder / RECORDS} has no records, but the run is over; delete the folder")
-        return outcome | {"status": "finished", "summary": standing.finished(cell.config, cell.folder)}
+        return outcome | {"status": "finished", "summary": standing.finished(cell.config, cell.folder).to_dict()}
     return outcome | {"status": "diverged", **_diverged(cell.folder / DIVERGED)}
 
 
@@ -165,7 +154,7 @@ def _like(cell: Cell, cells: Sequence[Cell]) -> dict[str, str] | None:
     """The fingerprint of a cell that has the same work and has begun: a file may have changed since."""
     for other in cells:
         if other.folder != cell.folder and run.same_work(cell.config, other.config):
-            values = checkpoint.values_of(other.folder / run.CHECKPOINT)
+            values = checkpoint.values_of(other.folder / CHECKPOINT)
             if values and isinstance(values.get("fingerprint"), dict):
                 return dict(values["fingerprint"])
     return None

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as loaded
+from safetensors.torch import save_file
 from torch import Tensor
 from xxhash import xxh3_128
 
@@ -43,7 +44,7 @@ def save(
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished / _TENSORS)
-        told = {_SUM: _sum_of(unfinished / _TENSORS)} | dict(values)
+        told = {_SUM: _sum_of_file(unfinished / _TENSORS)} | dict(values)
         (unfinished / _VALUES).write_text(json.dumps(told))
         for path in (unfinished / _TENSORS, unfinished / _VALUES, unfinished):
             _to_disk(path)
@@ -72,12 +73,16 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(path for path in named if _WHOLE.fullmatch(path.name))
 
 
-def _sum_of(path: Path) -> str:
+def _sum_of_file(path: Path) -> str:
     """A checksum of a file's bytes: for damage and mix-ups, not against forgery."""
-    if path.exists() and not path.is_file():  # a pipe would never end
-        raise UserError(f"{path} is not a file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxh3_128).hexdigest()
+
+
+def _bytes_of(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise UserError(f"{path} is not a file")
+    return path.read_bytes()
 
 
 def values_of(folder: Path) -> dict[str, Any] | None:
@@ -113,9 +118,11 @@ def load(folder: Path, round_number: int | None = None) -> tuple[int, dict[str, 
         values = _values(newest)
         if _SUM not in values:
             raise UserError("it was written by an earlier version of halfback, which left out what is checked here")
-        if values.pop(_SUM) != _sum_of(newest / _TENSORS):
+        data = _bytes_of(newest / _TENSORS)  # read once, for the checksum and for the values
+        if values.pop(_SUM) != xxh3_128(data).hexdigest():
             raise UserError(f"{_TENSORS} is damaged, or not the one that was saved with {_VALUES}")
-        tensors = load_file(newest / _TENSORS)
+        tensors = dict(sorted(loaded(data).items()))
+        del data
     except (OSError, ValueError, SafetensorError, UserError) as error:
         raise UserError(f"checkpoint {newest} can't be read: {error}") from None
     for name, tensor in tensors.items():

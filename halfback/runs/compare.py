@@ -5,6 +5,7 @@ The seed fixes data, partition, order and first weights, so cells of one seed di
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,38 +24,53 @@ from halfback.report.comparison_page import write_comparison
 from halfback.report.tables import number
 from halfback.runs.cells import Cell, Watch, run_cells
 from halfback.runs.locks import alone
-from halfback.runs.tuning import Grid, choose
+from halfback.runs.tuning import choose
+from halfback.runs.variants import Grid, Variant, refuse_made
 from halfback.telemetry.records import replace_text, writing
 
 CELLS, PASSES, TUNE, RESULT = "cells", "cells-passes", "tune", "compare"
 TUNING_SEED = 0
-_RATES = ("bottom.lr", "top.lr")
 _HELD_BACK = ("holdout", "train_rows", "validation_rows", "generated_rows")  # of the task's options
-# What a comparison sets itself, and the option that it follows from.
-_MADE = {"algorithm.name": "--algorithms", "seed": "--seeds", "beside": "--algorithms", "per_algorithm": "--algorithms"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to compare, as on the command line.
+    """What to compare.
 
-    `algorithms`: names separated by commas, each with settings of its own behind colons; `tune`: a setting and values
-    to choose among, as in `lr=1e-4,1e-3` (`lr` is the rate of both parts); `target`: in the metric's unit.
+    Attributes:
+        recipe: a recipe's name or path, or None.
+        settings: for all algorithms, each as `key=value`.
+        variants: the algorithms, in the order of the tables.
+        out: the folder of the comparison.
+        seeds: run seeds 0 to `seeds` − 1.
+        tune: the values that a setting of every algorithm is chosen among.
+        tune_steps: steps of a run with one of them, None for as many as any other run has.
+        target: a metric, of which the cost is said; None for one that is made of the results.
+        equal: `passes` to run all once more, with as many client forward passes as the first algorithm had.
     """
 
     recipe: str | None
     settings: tuple[str, ...]
-    algorithms: str
+    variants: Sequence[Variant]
     out: Path
-    command: str
     seeds: int = 3
-    tune: str | None = None
+    tune: Grid | None = None
     tune_steps: int | None = None
     target: float | None = None
     equal: str = "steps"
 
+    @property
+    def command(self) -> str:
+        """What repeats the comparison on the command line."""
+        words = ["halfback", "compare", *([] if self.recipe is None else [self.recipe]), *self.settings]
+        words += ["--algorithms", ",".join(map(str, self.variants)), "--seeds", str(self.seeds)]
+        options = {"tune": self.tune, "tune-steps": self.tune_steps, "target": self.target}
+        words += [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
+        words += [] if self.equal == "steps" else ["--equal", self.equal]
+        return shlex.join([*words, "--out", str(self.out)])
 
-def compare(request: Request, watch: Watch) -> dict[str, Any]:
+
+def carry_out(request: Request, watch: Watch) -> dict[str, Any]:
     """Runs what is not there yet and writes compare.json, .md and .html into `out`; returns what compare.json holds.
 
     A cell that diverges is reported as that. Stopped at any time, the same request goes on where it was.
@@ -63,11 +79,11 @@ def compare(request: Request, watch: Watch) -> dict[str, Any]:
         UserError: the request can't be carried out, or `out` holds anything else.
     """
     work = _Work(request)
-    grid = _grid(request, work.methods)
+    grids = _grids(request)
     first = {label: work.cell(label, CELLS, 0) for label in work.methods}
-    for cell in first.values():
+    for label, cell in first.items():
         build_algorithm(cell.config)
-        if grid and cell.config.task.holdout:
+        if label in grids and cell.config.task.holdout:
             raise UserError(
                 f"task.holdout={cell.config.task.holdout}: --tune holds back itself; leave one of the two away"
             )
@@ -82,17 +98,19 @@ def compare(request: Request, watch: Watch) -> dict[str, Any]:
         request.out.mkdir(parents=True, exist_ok=True)
     with alone(request.out):
         try:
-            return _compared(work, grid, first, watch)
+            return _compared(work, grids, first, watch)
         finally:
             with suppress(OSError):
                 request.out.rmdir()  # where nothing could be run
 
 
-def _compared(work: "_Work", grid: Grid | None, first: Mapping[str, Cell], watch: Watch) -> dict[str, Any]:
+def _compared(work: "_Work", grids: Mapping[str, Grid], first: Mapping[str, Cell], watch: Watch) -> dict[str, Any]:
     request = work.request
     rises = better(objective_of(next(iter(first.values())).config.task), 1.0, 0.0)
-    tuning = None if grid is None else _tune(work, grid, rises, watch)
-    rates = {label: grid.changes(tuning["chosen"][label]) if grid and tuning else [] for label in work.methods}
+    tuning = _tune(work, grids, rises, watch) if grids else None
+    rates: dict[str, list[str]] = {label: [] for label in work.methods}
+    if tuning is not None:
+        rates |= {label: grid.changes(tuning["chosen"][label]) for label, grid in grids.items()}
     # Seed by seed, so that a comparison that is stopped early still has something to compare.
     seeds = range(request.seeds)
     found = run_cells([work.cell(label, CELLS, seed, rates[label]) for seed in seeds for label in first], watch)
@@ -109,47 +127,25 @@ class _Work:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.methods: dict[str, tuple[str, list[str]]] = {}  # label → name and settings of its own
+        self.methods: dict[str, Variant] = {}
         for setting in request.settings:
-            _refuse_made(setting)
-        for label in _split(request.algorithms, ","):
-            name, *settings = _split(label, ":")
-            if not name:
-                raise UserError(f"--algorithms {request.algorithms!r}: names are allowed, separated by single commas")
-            if label in self.methods:
-                raise UserError(f"--algorithms: {label!r} is there twice; each entry is allowed once")
-            for setting in settings:
-                _refuse_made(setting)
-            self.methods[label] = name, settings
+            refuse_made(setting)
+        for variant in request.variants:
+            if variant.label in self.methods:
+                raise UserError(f"--algorithms: {variant.label!r} is there twice; each entry is allowed once")
+            self.methods[variant.label] = variant
+        if not self.methods:
+            raise UserError("--algorithms: one or more are needed")
 
     def cell(self, label: str, place: str, seed: int, changes: Sequence[str] = (), name: str | None = None) -> Cell:
         """The cell in folder `place`/`label`-`name` (by default the seed) with `changes` of its settings."""
-        algorithm, own = self.methods[label]
-        made = (f"algorithm.name={algorithm}", f"seed={seed}", "beside=[]", "per_algorithm={}")
-        settings = (*self.request.settings, *own, *changes, *made)
+        variant = self.methods[label]
+        made = (f"algorithm.name={variant.algorithm}", f"seed={seed}", "beside=[]", "per_algorithm={}")
+        settings = (*self.request.settings, *variant.settings, *changes, *made)
         recipe = self.request.recipe
         config = configuration.resolve(recipe, settings)
         folder = self.request.out / place / quote(f"{label}-{name or seed}", safe="=:,+[]{} ")
         return Cell(label, settings if recipe is None else (recipe, *settings), config, folder)
-
-
-def _split(text: str, separator: str) -> list[str]:
-    """The stripped parts of a text, which is not split inside brackets."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter in "[{") - (letter in "]}")
-        if letter == separator and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part.strip() for part in parts]
-
-
-def _refuse_made(setting: str) -> None:
-    path = setting.partition("=")[0].strip()
-    for made, option in _MADE.items():
-        if path == made or path.startswith(f"{made}."):
-            raise UserError(f"{setting}: compare sets {made} itself; use {option}")
 
 
 def _check_out(out: Path) -> None:
@@ -160,46 +156,43 @@ def _check_out(out: Path) -> None:
             raise UserError(f"--out {out} holds {name}, which is no part of a comparison; name a new folder")
 
 
-def _grid(request: Request, methods: Mapping[str, tuple[str, list[str]]]) -> Grid | None:
-    if request.tune is None:
-        if request.tune_steps is not None:
-            raise UserError(f"--tune-steps {request.tune_steps}: there is nothing to tune without --tune")
-        return None
+def _grids(request: Request) -> dict[str, Grid]:
+    """The values that are tried, of each algorithm that something is chosen for."""
+    own = {variant.label: variant.grid for variant in request.variants if variant.grid is not None}
+    if request.tune is None and not own and request.tune_steps is not None:
+        raise UserError(f"--tune-steps {request.tune_steps}: there is nothing to tune without --tune")
     if request.tune_steps is not None and request.tune_steps < 1:
         raise UserError(f"--tune-steps {request.tune_steps}: 1 or more are allowed")
-    name, equals, given = request.tune.partition("=")
-    values = _split(given, ",")
-    if not equals or not name or "" in values or len(set(values)) < max(len(values), 2):
-        raise UserError(
-            f"--tune {request.tune}: a setting and two or more different values are allowed, as lr=1e-4,1e-3"
-        )
-    _refuse_made(request.tune)
-    grid = Grid(name, _RATES if name == "lr" else (name,), tuple(values))
-    for label, (_, settings) in methods.items():
-        if both := {setting.partition("=")[0].strip() for setting in settings} & {*grid.keys}:
-            raise UserError(f"--algorithms: {label} sets {both.pop()}, which --tune {request.tune} is to choose")
-    return grid
+    if request.tune is not None and own:
+        raise UserError(f"--tune {request.tune}: {next(iter(own))} has learning rates of its own; name them once")
+    grids = own if request.tune is None else {variant.label: request.tune for variant in request.variants}
+    for variant in request.variants:
+        grid = grids.get(variant.label)
+        if grid and (both := {setting.partition("=")[0].strip() for setting in variant.settings} & {*grid.keys}):
+            raise UserError(f"--algorithms: {variant.label} sets {both.pop()}, which --tune {grid} is to choose")
+    return grids
 
 
-def _tune(work: _Work, grid: Grid, rises: bool, watch: Watch) -> dict[str, Any]:
-    """Runs every algorithm with every value on held-back training rows; what compare.json says of that."""
-    configs = {label: work.cell(label, CELLS, TUNING_SEED).config for label in work.methods}
+def _tune(work: _Work, grids: Mapping[str, Grid], rises: bool, watch: Watch) -> dict[str, Any]:
+    """Runs algorithms with every value of their grids on held-back training rows; what compare.json says of that."""
+    configs = {label: work.cell(label, CELLS, TUNING_SEED).config for label in grids}
     options = {label: tuning_options(config.task) for label, config in configs.items()}
     steps = {label: work.request.tune_steps or config.steps for label, config in configs.items()}
 
     def cell(label: str, value: str) -> Cell:
         held = [f"task.{key}={json.dumps(getattr(options[label], key))}" for key in _HELD_BACK]
-        changes = [*held, f"steps={steps[label]}", *grid.changes(value)]
+        changes = [*held, f"steps={steps[label]}", *grids[label].changes(value)]
         return work.cell(label, TUNE, TUNING_SEED, changes, name=value)
 
+    one = next(iter(grids.values()))  # all are of one setting
     return {
-        "name": grid.name,
-        "keys": grid.keys,
-        "values": grid.values,
+        "name": one.name,
+        "keys": one.keys,
+        "values": list(dict.fromkeys(value for grid in grids.values() for value in grid.values)),
         "seed": TUNING_SEED,
         "steps": steps,
         "held_back": {label: of_task.holdout for label, of_task in options.items()},
-        **choose(grid, [*work.methods], cell, rises=rises, watch=watch),
+        **choose(grids, cell, rises=rises, watch=watch),
     }
 
 
@@ -252,7 +245,10 @@ def _write(
         "task": config.task.name,
         "model": config.model.name,
         "seeds": list(range(request.seeds)),
-        "algorithms": {label: {"name": name, "settings": own} for label, (name, own) in work.methods.items()},
+        "algorithms": {
+            label: {"name": variant.algorithm, "settings": list(variant.settings)}
+            for label, variant in work.methods.items()
+        },
         "metric": {"name": metric, "rises": rises, "initial": initial_of(found)},
         "target": {"value": target, "said": _about_target(request.target, target, metric)},
         "tuning": tuning,

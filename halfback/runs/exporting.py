@@ -12,19 +12,20 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from halfback.assembly import Built
+from halfback.assembly.given import Given
 from halfback.data.prompts import encode_prompts, first_tokens
 from halfback.errors import UserError
 from halfback.models import adapters
 from halfback.models.cut import CutModel
 from halfback.models.quiet import quiet
-from halfback.runs import run
+from halfback.runs.opening import reload
 
 log = logging.getLogger(__name__)
 
 _ROWS = 100  # that the exported tokenizer is tried on
 
 
-def export(folder: Path, out: Path) -> None:
+def export(folder: Path, out: Path, given: Given | None = None) -> None:
     """Writes the model of the run in `folder`, both parts joined and adapters merged, as the new folder `out`.
 
     A text reads there as in the run: with `truncation=True` it is cut where the run cut it, and padded rows of a batch
@@ -35,7 +36,7 @@ def export(folder: Path, out: Path) -> None:
     """
     if out.exists():
         raise UserError(f"--out {out} exists already; name a new folder")
-    built = run.reload(folder)
+    built = reload(folder, given)
     unfinished = out.with_name(f"{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of an export that was killed: nothing of it may stay in this one
     try:

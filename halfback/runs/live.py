@@ -1,4 +1,4 @@
-"""A comparison while it runs: a table on a terminal, one plain line a cell that is over elsewhere."""
+"""A comparison while it runs: a table on a terminal or in a notebook, one plain line a cell that is over elsewhere."""
 
 import math
 from typing import Any
@@ -19,17 +19,18 @@ class LiveTable:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._is_live = console.is_terminal or console.is_jupyter
         self._rows: dict[str, list[str]] = {}
         self._metrics: dict[str, float] = {}
         self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> "LiveTable":
-        if self._console.is_terminal:
+        if self._is_live:
             self._live.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._console.is_terminal:
+        if self._is_live:
             self._live.stop()
 
     def __call__(self, cell: Cell, state: State, step: int, record: Record | None) -> None:
@@ -43,7 +44,7 @@ class LiveTable:
         metric = number(self._metrics.get(name))
         size = NOTHING if record is None else short_size(record.up_bytes + record.down_bytes)
         self._rows[name] = [name, state, f"{step:,}/{cell.config.steps:,}", loss, metric, size]
-        if not self._console.is_terminal and state in ("kept", "finished", "diverged"):
+        if not self._is_live and state in ("kept", "finished", "diverged"):
             end = f"after step {step}" if state == "diverged" else f"loss {loss}  metric {metric}  bytes {size}"
             print(f"{name}  {state}  {end}", flush=True)
 

@@ -1,165 +1,279 @@
-"""One run from its first round to its summary, and from a checkpoint on."""
+"""Runs: begun, continued, looked at; the functions behind `halfback train`, `resume`, `export` and `generate`."""
 
-import logging
-import math
+import dataclasses
 import shutil
-import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
-from dataclasses import replace
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, final
 
-import torch
-from torch import Tensor
+from torch import nn
 
 from halfback import config as configuration
-from halfback.assembly import Built, build, build_algorithm, clear_scratch
-from halfback.assembly.fingerprint import check_same
-from halfback.assembly.places import placed
+from halfback.assembly import build_algorithm
+from halfback.assembly.given import Given, settings_of
 from halfback.config import RunConfig
-from halfback.errors import CohortLost, Diverged, UserError
-from halfback.parties.holdings import Round
+from halfback.config.values import Config, resolve_values
+from halfback.data.own import Data
+from halfback.errors import Diverged, HalfbackError, Interrupted, UserError
+from halfback.models.adapters import merged
+from halfback.models.objectives import Evaluation, Loss, Metric
 from halfback.report.page import write_report
-from halfback.runs import checkpoint, standing
-from halfback.runs.locks import alone, unchanging
-from halfback.runs.standing import CHECKPOINT as CHECKPOINT
-from halfback.runs.standing import CONFIG as CONFIG
-from halfback.runs.summary import summary_of
-from halfback.telemetry.records import (
-    SUMMARY,
-    Record,
-    truncate_records,
-    write_summary,
-    writing,
+from halfback.runs import checkpoint, exporting, generation, standing
+from halfback.runs.folder import (
+    BESIDE,
+    CHECKPOINT,
+    CONFIG,
+    PRETRAINED,
+    REPORT,
+    check_free,
+    config_of,
+    copy_weights,
+    make,
+    taken,
 )
-from halfback.telemetry.sinks import JsonLines, Sink, TensorBoard
+from halfback.runs.folder import begin as begin_folder
+from halfback.runs.locks import alone
+from halfback.runs.opening import Caller, Opening, reload
+from halfback.runs.progress import following
+from halfback.runs.summary import Summary
+from halfback.runs.training import OnRound, Training
+from halfback.telemetry.records import RECORDS, SUMMARY, Record, read_records
 
-_STEPS_BACK = 20  # to one checkpoint in a row, until a run with lost clients gives up
-PRETRAINED, REPORT = "pretrained.safetensors", "report.html"
 
-log = logging.getLogger(__name__)
+@final
+class Run:
+    """One run: its configuration, what it recorded, and the model that it trains; finished, or waiting to go on.
 
-Watch = Callable[[Built, int, Record], None]
-"""Called after each round with what runs, the step and the newest record (its loss and bytes are current)."""
+    All of it is read from the run's folder, so nothing here is lost with the Python process. A run that was trained
+    without `out` has a temporary folder, which is removed together with the last reference to its `Run`.
+
+    Attributes:
+        folder: where it is.
+        config: its configuration.
+    """
+
+    def __init__(self, folder: Path, given: Given | None = None) -> None:
+        """`load` and `train` make one; `given` are the parts that the configuration does not name."""
+        self.folder = folder
+        self.config = config_of(folder)
+        self._given = given
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "unfinished"
+        return f"<Run {str(self.folder)!r}: {self.config.algorithm.name} on {self.config.task.name}, {state}>"
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done and the summary is there."""
+        return (self.folder / SUMMARY).exists()
+
+    @property
+    def summary(self) -> Summary:
+        """What the run came to: its metric, its bytes, memory and seconds.
+
+        Raises:
+            UserError: the run is not finished.
+        """
+        if not self.finished:
+            raise UserError(f"{self.folder} is not finished; resume it first")
+        return standing.finished(self.config, self.folder)
+
+    @property
+    def records(self) -> list[Record]:
+        """One record for each evaluation so far, the first of them from before training."""
+        return read_records(self.folder) if (self.folder / RECORDS).exists() else []
+
+    @property
+    def beside(self) -> list["Run"]:
+        """The runs of the algorithms in the setting `beside`, on the same work, as far as they have begun."""
+        folders = [self.folder / BESIDE / name for name in self.config.beside]
+        return [Run(folder, self._given) for folder in folders if (folder / CONFIG).exists()]
+
+    def resume(self, *, on_round: OnRound | None = None, progress: bool = True) -> "Run":
+        """Continues the run from its last checkpoint, to the bits of one that was never stopped; returns itself.
+
+        Args:
+            on_round: called behind every round with a `RunState`.
+            progress: whether to show how the run goes.
+
+        Raises:
+            UserError: the checkpoint is damaged, or a file that the run began with has changed.
+        """
+        with following(on_round, progress=progress) as told:
+            resume(self.folder, Caller(on_round=told, given=self._given))
+        return self
+
+    def model(self) -> nn.Module:
+        """The whole model as the last checkpoint left it, both parts joined and adapters merged into the weights.
+
+        It is the model of Transformers, or the module, that the run began with; in eval mode, on the run's device.
+        """
+        return merged(reload(self.folder, self._given).model)
+
+    def evaluate(self) -> Evaluation:
+        """Mean loss and metric of the last checkpoint's model on all validation rows."""
+        return reload(self.folder, self._given).evaluate()
+
+    def export(self, out: str | Path) -> Path:
+        """Writes the model, and the tokenizer that gives it the run's tokens, as the new folder `out`; returns `out`.
+
+        Transformers loads it, but for our ResNets; `model.name` takes it.
+
+        Raises:
+            UserError: `out` is there already or can't be written, or the run has no checkpoint.
+        """
+        exporting.export(self.folder, Path(out), self._given)
+        return Path(out)
+
+    def generate(
+        self, texts: Sequence[str], *, beams: int | None = None, max_new_tokens: int | None = None
+    ) -> list[str]:
+        """What the fine-tuned model writes behind each text, once the task's template is put around it.
+
+        Args:
+            texts: what to continue.
+            beams: of the beam search, 1 for greedy decoding; by default the run's `task.beams`.
+            max_new_tokens: the longest continuation; by default the run's `task.max_new_tokens`.
+
+        Raises:
+            UserError: the run's model is a classifier, or a text is blank or too long.
+        """
+        chosen = {"beams": beams, "max_new_tokens": max_new_tokens}
+        changes: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+        for key, value in changes.items():
+            if value < 1:
+                raise UserError(f"{key}={value}: 1 or more are allowed")
+        built = reload(self.folder, self._given)
+        if built.task.objective == "classification":
+            raise UserError(
+                f"{self.folder} holds a classifier; generate takes runs with task.objective=generation or causal_lm"
+            )
+        options = dataclasses.replace(built.config.task, **changes)
+        return generation.respond(built.model.whole, built.tokenizer, texts, options, built.config.eval_batch_size)
 
 
 def train(
-    config: RunConfig,
-    out: Path,
+    config: Config = None,
+    out: str | Path | None = None,
     *,
+    model: nn.Module | Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
+    data: Data | None = None,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
+    on_round: OnRound | None = None,
     overwrite: bool = False,
-    watch: Watch | None = None,
-    pretrained: Path | None = None,
-    like: Mapping[str, str] | None = None,
-) -> list[dict[str, Any]]:
-    """Runs a configuration into the folder `out`; returns the summaries of the run and of those `beside` it.
+    progress: bool = True,
+    **settings: Any,
+) -> Run:
+    """Fine-tunes: a shipped recipe, a YAML file or a mapping of settings, with settings changed by keyword.
 
-    `pretrained` is a file of weights that another run of the same pretraining made; it is copied. `like` is the
-    fingerprint of a run that this one is to be compared with.
+    As in `train("quickstart", steps=300, bottom={"lr": 1e-3})`, where `**{"bottom.lr": 1e-3}` says the same.
+
+    Args:
+        config: a recipe's name, a path, a mapping, or a `RunConfig`; None where `settings` say everything.
+        out: the run's new folder; without it the run lives in a temporary one for as long as the returned `Run`.
+        model: a model of one's own, or settings of the section `model`.
+        tokenizer: that model's, where it takes texts.
+        data: rows of one's own to train and validate on.
+        loss: a loss of one's own, (logits, labels) → the mean loss of these rows, a scalar.
+        metric: a metric of one's own, (logits, labels) of all validation rows → a number, more is better.
+        on_round: called behind every round with a `RunState`. An exception from it stops the run, which can go on.
+        overwrite: whether to delete the run that `out` holds; any other folder is refused.
+        progress: whether to show how the run goes: a bar on a terminal or in a notebook, elsewhere a line for each
+            evaluation.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: a setting or a file is wrong; `out` is then as it was before.
+        Interrupted: Ctrl-C, behind the round that was running; a second one ends that round too.
+        Diverged: a loss is not finite.
+    """
+    if isinstance(model, Mapping):
+        settings, model = settings | {"model": model}, None
+    given = Given(model, tokenizer, data, loss, metric)
+    resolved = resolve_values(config, settings | settings_of(given))
+    with following(on_round, progress=progress) as told:
+        caller = Caller(on_round=told, given=given)
+        if out is None:
+            return _in_memory(resolved, caller)
+        place = Path(out).resolve()  # also where `out` is the current folder, and is replaced
+        begin(resolved, Path(out), caller, overwrite=overwrite)
+    return Run(place, given)
+
+
+def load(
+    folder: str | Path,
+    *,
+    model: nn.Module | None = None,
+    tokenizer: Any = None,
+    data: Data | None = None,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
+) -> Run:
+    """The run in a folder, finished or not; it is checked when something of it is asked for.
+
+    Args:
+        folder: of a run, be it from here or from the command line.
+        model: as `train` was given it, where it was; so are the others.
+        tokenizer: likewise.
+        data: likewise.
+        loss: likewise.
+        metric: likewise.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    return Run(Path(folder), Given(model, tokenizer, data, loss, metric))
+
+
+def begin(config: RunConfig, out: Path, caller: Caller, *, overwrite: bool = False) -> None:
+    """Runs a configuration into the folder `out`, and those `beside` it.
 
     Raises:
         UserError: the configuration can't be run, or `out` holds a run already and `overwrite` is not set; `out` is
             then as it was before.
     """
-    if (out / CONFIG).exists():
-        if not overwrite:
-            raise UserError(f"--out {out} holds a run already: continue with `halfback resume {out}`, or --overwrite")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} exists and is no run folder; name a new folder")
+    check_free(out, overwrite=overwrite)
     for name in config.beside:
         build_algorithm(_beside(config, name))
-    out, start = out.resolve(), Path.cwd()  # it is renamed below, also where it is the current folder
-    replaced = out.with_name(f"{out.name}.replaced")
-    with ExitStack() as locks:
-        if (out / CONFIG).exists():
-            locks.enter_context(alone(out))  # also where it is put back
-            shutil.rmtree(replaced, ignore_errors=True)
-            try:
-                out.rename(replaced)
-            except OSError as error:
-                raise UserError(f"--out {out} can't be replaced: {error.strerror}") from None
-        ours = False
-        try:
-            _make(out)
-            locks.enter_context(alone(out))
-            if (out / CONFIG).exists():
-                raise UserError(f"--out {out} holds a run already, begun by another process")
-            ours = True
-            _begin(config, out)
-            if pretrained is not None:
-                _copy(pretrained, out / PRETRAINED)
-            progress = _opened(config, out, watch, out / PRETRAINED, None, start=start, like=like)
-        except Exception:
-            if ours:
-                shutil.rmtree(out, ignore_errors=True)
-            if replaced.exists() and not out.exists():
-                replaced.rename(out)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
-        return _to_the_end(config, out, watch, progress, start)
+    place = out.resolve()  # it is renamed below, also where it is the current folder
+    opening = Opening(place, place / PRETRAINED, Path.cwd(), caller)
+    with _resumable(place), ExitStack() as locks:
+        with taken(place, locks):
+            begin_folder(config, place)
+            if caller.pretrained is not None:
+                copy_weights(caller.pretrained, place)
+            training = opening.training(config, None)
+        _carry_out(config, opening, training)
 
 
-def resume(out: Path, *, watch: Watch | None = None, like: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Continues what `train` began in `out` from the last checkpoint, bit for bit; returns the same summaries.
-
-    `like`: as for `train`.
+def resume(out: Path, caller: Caller) -> None:
+    """Continues what `begin` began in `out` from the last checkpoint, bit for bit.
 
     Raises:
         UserError: `out` holds no run, or its checkpoint belongs to another configuration.
     """
-    if not (out / CONFIG).exists():
-        raise UserError(f"{out} holds no run: there is no {CONFIG}")
-    with alone(out):
-        return _to_the_end(configuration.load(out / CONFIG), out, watch, None, Path.cwd(), like)
+    config = config_of(out)
+    with _resumable(out), alone(out):
+        _carry_out(config, Opening(out, out / PRETRAINED, Path.cwd(), caller), None)
 
 
-def reload(out: Path) -> Built:
-    """The model and the parties as the last checkpoint in `out` left them.
+def serve(config: RunConfig, out: Path, caller: Caller) -> None:
+    """Begins or continues a run in `out` (see `folder.check_config`) whose clients are elsewhere.
 
     Raises:
-        UserError: `out` holds no run, or no checkpoint of its configuration.
+        UserError: too few clients came.
     """
-    if not (out / CONFIG).exists():
-        raise UserError(f"{out} holds no run: there is no {CONFIG}")
-    with unchanging(out):
-        config = configuration.load(out / CONFIG)
-        found = standing.load(config, out)
-        if found is None:
-            raise UserError(f"{out} has no checkpoint yet; continue it with `halfback resume {out}`")
-        built = _built(config, out, out / PRETRAINED, found, None)
-        built.federation.load_state(found[1], found[2])
-    built.federation.server.agreed_bottom()
-    return built
-
-
-def _to_the_end(
-    config: RunConfig,
-    out: Path,
-    watch: Watch | None,
-    begun: "_Progress | None",
-    start: Path,
-    like: Mapping[str, str] | None = None,
-) -> list[dict[str, Any]]:
-    summaries = [_finish(out, watch, out / PRETRAINED, begun, start=start, like=like)]
+    make(out)
+    begin_folder(config, out)  # also anew: how long to wait for clients may be another than before
+    Opening(out, out / PRETRAINED, caller=caller).carried_on()
     write_report([out], out / REPORT)
-    kept = checkpoint.values_of(out / CHECKPOINT) if config.beside else None
-    start = Path((kept or {}).get("start") or start)
-    for name in config.beside:
-        folder = out / "beside" / name
-        _make(folder)
-        try:
-            with alone(folder):
-                if not (folder / CONFIG).exists():
-                    _begin(_beside(config, name), folder)
-                as_here = kept["fingerprint"] if kept and same_work(config, _beside(config, name)) else None
-                summaries.append(_finish(folder, watch, out / PRETRAINED, None, start=start, like=as_here))
-        except Diverged as error:
-            raise Diverged(
-                f"{name}, beside the finished {config.algorithm.name}: {error} (see {out / REPORT})"
-            ) from None
-        write_report([out], out / REPORT)
-    return summaries
 
 
 def same_work(one: RunConfig, other: RunConfig) -> bool:
@@ -171,289 +285,64 @@ def same_work(one: RunConfig, other: RunConfig) -> bool:
     return parts[0] == parts[1]
 
 
+def _in_memory(config: RunConfig, caller: Caller) -> Run:
+    """A run in a temporary folder, which goes with the `Run`; it stays where somebody stopped the run."""
+    folder = Path(tempfile.mkdtemp(prefix="halfback-"))
+    try:
+        begin(config, folder, caller)
+    except BaseException as error:
+        if isinstance(error, HalfbackError) or not (folder / CONFIG).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    run = Run(folder, caller.given)
+    weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
+    return run
+
+
+def _carry_out(config: RunConfig, opening: Opening, training: Training | None) -> None:
+    """The run to its end, then those beside it; `training` where it has been opened."""
+    out = opening.out
+    if training is None:
+        opening.carried_on()
+    else:
+        opening.finished(training)
+    write_report([out], out / REPORT)
+    kept = checkpoint.values_of(out / CHECKPOINT) if config.beside else None
+    start = opening.start if not kept or kept.get("start") is None else Path(kept["start"])
+    for name in config.beside:
+        folder, other = out / BESIDE / name, _beside(config, name)
+        make(folder)
+        like = kept["fingerprint"] if kept and same_work(config, other) else None
+        caller = dataclasses.replace(opening.caller, like=like)
+        try:
+            with alone(folder):
+                if not (folder / CONFIG).exists():
+                    begin_folder(other, folder)
+                Opening(folder, opening.weights, start, caller).carried_on()
+        except Diverged as error:
+            raise Diverged(
+                f"{name}, beside the finished {config.algorithm.name}: {error} (see {out / REPORT})"
+            ) from None
+        write_report([out], out / REPORT)
+
+
 def _beside(config: RunConfig, name: str) -> RunConfig:
     """The same work with another algorithm."""
     return configuration.from_tree(configuration.to_tree(config), {"algorithm.name": name, "beside": []})
 
 
-def _make(out: Path) -> None:
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """Whoever stops a run is told where it is, and how it goes on."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} can't be written: {error.strerror}") from None
-
-
-def _begin(config: RunConfig, out: Path) -> None:
-    try:
-        unfinished = out / f"{CONFIG}.unfinished"
-        unfinished.unlink(missing_ok=True)  # not written through, where it is a link
-        unfinished.write_text(configuration.dump(config))
-        unfinished.rename(out / CONFIG)
-    except OSError as error:
-        raise UserError(f"--out {out} can't be written: {error.strerror}") from None
-
-
-def _copy(source: Path, target: Path) -> None:
-    unfinished = target.with_suffix(".unfinished")
-    with writing(target):
-        shutil.copyfile(source, unfinished)
-        unfinished.rename(target)
-
-
-_Found = tuple[int, dict[str, Tensor], dict[str, Any]]
-
-
-def _opened(
-    config: RunConfig,
-    out: Path,
-    watch: Watch | None,
-    pretrained: Path,
-    found: _Found | None,
-    engine: "Callable[[Built], Engine] | None" = None,
-    *,
-    start: Path | None = None,
-    like: Mapping[str, str] | None = None,
-) -> "_Progress":
-    built = _built(config, out, pretrained, found, start, scratch=out)
-    if like is not None:
-        check_same(like, built.fingerprint, "what this run is compared with")
-    start = start if found is None else _start_of(found)
-    progress = _Progress(built, out, watch, built.federation if engine is None else engine(built), start)
-    if found is None:
-        progress.begin()
-    else:
-        progress.load(*found)
-    return progress
-
-
-def _built(
-    config: RunConfig,
-    out: Path,
-    pretrained: Path,
-    found: _Found | None,
-    start: Path | None,
-    scratch: Path | None = None,
-) -> Built:
-    """Everything that the run needs, from the files that it began with; UserError where they have changed."""
-    start = start if found is None else _start_of(found)
-    here = config if start is None else placed(config, start)
-    built = replace(build(here, pretrained=pretrained, scratch=scratch), config=config)
-    if found is not None:
-        if lost := sorted(built.fingerprint.keys() ^ found[2]["fingerprint"].keys()):
-            raise UserError(f"checkpoint {out / CHECKPOINT} can't be read: values.json: fingerprint: {lost[0]} is due")
-        check_same(found[2]["fingerprint"], built.fingerprint, out)
-    return built
-
-
-def _start_of(found: _Found) -> Path | None:
-    return None if found[2].get("start") is None else Path(found[2]["start"])
-
-
-def check_config(config: RunConfig, out: Path) -> None:
-    """UserError if `out` holds a run of another configuration; how long to wait for clients may be another."""
-    if (out / CONFIG).exists():
-        kept = configuration.load(out / CONFIG)
-        ours, theirs = configuration.to_tree(config), configuration.to_tree(kept)
-        if key := next((key for key in ours if key != "deployment" and ours[key] != theirs[key]), None):
-            raise UserError(
-                f"{out} holds another run: {key} was {theirs[key]!r}, now it is {ours[key]!r}; "
-                "give this one another --name"
-            )
-
-
-def serve(config: RunConfig, out: Path, engine: "Callable[[Built], Engine]", watch: Watch) -> dict[str, Any]:
-    """Begins or continues a run in `out` (see `check_config`) whose clients are elsewhere; returns its summary.
-
-    Raises:
-        UserError: too few clients came.
-    """
-    _make(out)
-    _begin(config, out)  # also anew: how long to wait for clients may be another than before
-    summary = _finish(out, watch, out / PRETRAINED, None, engine)
-    write_report([out], out / REPORT)
-    return summary
-
-
-def _finish(
-    out: Path,
-    watch: Watch | None,
-    pretrained: Path,
-    progress: "_Progress | None",
-    engine: "Callable[[Built], Engine] | None" = None,
-    *,
-    start: Path | None = None,
-    like: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """`start`: where one that begins here is begun, None where nobody needs to know; `like`: as `train` takes it."""
-    if progress is None:
-        clear_scratch(out)
-        config = configuration.load(out / CONFIG)
-        found = standing.load(config, out)
-        if found is not None and (out / SUMMARY).exists():
-            if found[2]["step"] < config.steps:
-                raise UserError(f"{out / SUMMARY} is there, but the checkpoint is that of step {found[2]['step']}")
-            log.info("%s: complete", out)
-            return standing.finished(config, out)
-        if found is None:
-            _check_place(out / CHECKPOINT)
-        else:
-            log.info("%s: continuing from step %d of %d", out, found[2]["step"], config.steps)
-        progress = _opened(config, out, watch, pretrained, found, engine, start=start, like=like)
-    with closing(progress):
-        try:
-            progress.to_the_end()
-        except Diverged as error:
-            error.after_step = progress.step
-            raise
-    summary = summary_of(progress.built, out)
-    write_summary(out, summary)
-    return summary
-
-
-def _check_place(folder: Path) -> None:
-    """Refuses what no checkpoint can be written into, before the records of what was there are taken away."""
-    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
-        raise UserError(f"checkpoint {folder} can't be read: it is no folder")
-
-
-class Engine(Protocol):
-    """What carries a run's rounds: the federation in one process, or its server with clients elsewhere."""
-
-    def run_round(self, round: Round, *, measure_memory: bool) -> float: ...
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
-
-    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None: ...
-
-
-class _Progress:
-    """Where a run stands, and the three things done with that: evaluate, save, finish."""
-
-    def __init__(self, built: Built, out: Path, watch: Watch | None, engine: Engine, start: Path | None) -> None:
-        self.built = built
-        self.start = start
-        self.engine = engine
-        self.config = built.config
-        self.out = out
-        self.watch = watch
-        self.round = 0
-        self.step = 0
-        self.losses: list[float] = []  # of the rounds since the last record
-        self.seconds_before = 0.0
-        self.started = time.perf_counter()
-        self.sinks: list[Sink] = []
-        self.steps_back = 0  # in a row, to the same checkpoint
-
-    def begin(self) -> None:
-        """The first record and the first checkpoint, before anything is trained."""
-        truncate_records(self.out, -1)
-        self.evaluate()
-        self.save()
-
-    def to_the_end(self) -> None:
-        config, server = self.config, self.built.federation.server
-        rounds = math.ceil(config.steps / config.steps_per_round)
-        while self.round < rounds:
-            steps = min(config.steps_per_round, config.steps - self.step)
-            measure = self.round % config.memory_every == 0
-            round = Round(self.round, steps, self.step)
-            try:
-                loss = self.engine.run_round(round, measure_memory=measure)
-            except CohortLost as error:
-                self.go_back(error)
-                continue
-            self.losses.append(loss)
-            self.round += 1
-            self.step += steps
-            last = self.round == rounds
-            validation_loss = None
-            if last or self.round % config.eval_every == 0:
-                validation_loss = self.evaluate()
-            elif self.watch is not None:
-                self.watch(self.built, self.step, self.record(None, None))
-            server.steer(round, train_loss=loss, validation_loss=validation_loss)
-            if last or self.round % config.checkpoint_every == 0:
-                self.save()
-
-    def record(self, validation_loss: float | None, metric: float | None) -> Record:
-        server = self.built.federation.server
-        meters = server.meters
-        return Record(
-            round=self.round,
-            step=self.step,
-            train_loss=sum(self.losses) / len(self.losses) if self.losses else math.nan,
-            validation_loss=validation_loss,
-            metric=metric,
-            up_bytes=server.ledger.total("up"),
-            down_bytes=server.ledger.total("down"),
-            client_seconds=meters.client.seconds,
-            server_seconds=meters.server.seconds,
-            wire_seconds=meters.wire.seconds,
-            wall_seconds=self.seconds_before + time.perf_counter() - self.started,
-            forward_passes=meters.forward_passes,
-            thresholds=server.thresholds(),
-        )
-
-    def evaluate(self) -> float:
-        """Writes a record; returns the validation loss."""
-        result = self.built.evaluate()
-        if not math.isfinite(result.loss):
-            raise Diverged(
-                f"step {self.step}: the validation loss is {result.loss}; lower the learning rates (top.lr, bottom.lr)"
-            )
-        record = self.record(result.loss, result.metric)
-        if not self.sinks:
-            self.sinks.append(JsonLines(self.out))
-            if self.config.tensorboard:
-                self.sinks.append(TensorBoard(self.out, self.step or None))
-        for sink in self.sinks:
-            sink.write(record)
-        self.losses = []
-        if self.watch is not None:
-            self.watch(self.built, self.step, record)
-        return result.loss
-
-    def save(self) -> None:
-        tensors, values = self.engine.state()
-        if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-            raise Diverged(
-                f"step {self.step}: {broken[0]} is not finite; lower the learning rates (top.lr, bottom.lr) or clip "
-                "(top.clip, bottom.clip). The last checkpoint is kept"
-            )
-        values |= {
-            "config": configuration.to_tree(self.config),
-            "step": self.step,
-            "losses": self.losses,
-            "wall_seconds": self.seconds_before + time.perf_counter() - self.started,
-            "fingerprint": dict(self.built.fingerprint),
-            "start": None if self.start is None else str(self.start),
-        }
-        checkpoint.save(self.out / CHECKPOINT, self.round, tensors, values)
-        self.steps_back = 0
-
-    def load(self, round_number: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        self.engine.load_state(tensors, values)
-        self.round, self.step, self.losses = round_number, values["step"], values["losses"]
-        self.seconds_before, self.started = values["wall_seconds"], time.perf_counter()
-        truncate_records(self.out, round_number)
-
-    def go_back(self, error: CohortLost) -> None:
-        """To the last checkpoint, unless that has led nowhere again and again."""
-        self.steps_back += 1
-        if self.steps_back > _STEPS_BACK:
-            raise UserError(f"went back to the checkpoint of round {self.round} {_STEPS_BACK} times, still: {error}")
-        log.info("%s; going back to the last checkpoint", error)
-        found = standing.load(self.config, self.out)
-        if found is None:
-            raise UserError(f"{self.out / CHECKPOINT} is gone, and with it what the run would go on from") from None
-        self.close_sinks()  # the records after the checkpoint are taken away under them
-        self.load(*found)
-
-    def close_sinks(self) -> None:
-        for sink in self.sinks:
-            sink.close()
-        self.sinks = []
-
-    def close(self) -> None:
-        self.close_sinks()
-        clear_scratch(self.out)
+        yield
+    except KeyboardInterrupt:
+        if (out / CONFIG).exists():
+            raise Interrupted(out, f"halfback.load({str(out)!r}).resume()") from None
+        raise
+    except HalfbackError:
+        raise
+    except Exception as error:
+        if checkpoint.rounds(out / CHECKPOINT):
+            error.add_note(f"the run is kept in {out}: halfback.load({str(out)!r}).resume() goes on with it")
+        raise

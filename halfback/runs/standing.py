@@ -7,14 +7,15 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from halfback import config as configuration
 from halfback.config import RunConfig
+from halfback.config.values import first_difference
 from halfback.engine.kept import Count, EngineValues, Seconds, checked
 from halfback.errors import UserError, shown
 from halfback.runs import checkpoint
+from halfback.runs.folder import CHECKPOINT, CONFIG
+from halfback.runs.summary import Summary
 from halfback.telemetry.records import RECORDS, SUMMARY, read_records, read_summary
 
-CONFIG, CHECKPOINT = "config.yaml", "checkpoint"
 _OF_CONFIG = ("clients", "sampled_clients", "steps", "seed")  # that a summary repeats as they are
 
 
@@ -47,14 +48,11 @@ def load(config: RunConfig, out: Path) -> tuple[int, dict[str, Any], dict[str, A
             raise UserError(f"values.json: {shown(unknown[0])} is there, and nothing has this name")
     except UserError as error:
         raise UserError(f"checkpoint {out / CHECKPOINT} can't be read: {error}") from None
-    ours, theirs = configuration.to_tree(config), kept.config
-    # How long a server waits for clients changes nothing of what is trained.
-    changed = [key for key in ours if key != "deployment" and ours[key] != theirs.get(key)]
-    if changed:
-        key = changed[0]
+    if changed := first_difference(config, kept.config):
+        key, ours, theirs = changed
         raise UserError(
-            f"checkpoint {out / CHECKPOINT} belongs to another configuration: {key} was {shown(theirs.get(key))}, "
-            f"{CONFIG} says {shown(ours[key])}"
+            f"checkpoint {out / CHECKPOINT} belongs to another configuration: {key} was {shown(theirs)}, "
+            f"{CONFIG} says {shown(ours)}"
         )
     rounds = math.ceil(config.steps / config.steps_per_round)
     step = min(number * config.steps_per_round, config.steps)
@@ -89,7 +87,7 @@ def _check_records(config: RunConfig, out: Path, number: int, rounds: int, value
             )
 
 
-def finished(config: RunConfig, out: Path) -> dict[str, Any]:
+def finished(config: RunConfig, out: Path) -> Summary:
     """The summary of a run that is over; UserError where it is that of another run."""
     summary = read_summary(out)
     told = {key: getattr(config, key) for key in _OF_CONFIG}
@@ -97,4 +95,4 @@ def finished(config: RunConfig, out: Path) -> dict[str, Any]:
     for key, value in told.items():
         if summary[key] != value:
             raise UserError(f"{out / SUMMARY} is that of another run: {key} is {shown(summary[key])}, not {value!r}")
-    return summary
+    return Summary.from_dict(summary)

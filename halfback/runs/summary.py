@@ -1,5 +1,7 @@
 """What a finished run came to, in plain values."""
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,98 @@ from halfback.runs import generation
 from halfback.telemetry.records import read_records
 
 
-def summary_of(built: Built, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Metric:
+    """A run's metric on its validation rows: before the first step, at the end, and the best of all evaluations.
+
+    `name` says what it is: accuracy in percent, or perplexity. None is a number that was not finite.
+    """
+
+    name: str
+    initial: float | None
+    final: float | None
+    best: float | None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How many parameters are trained in each part of the model: on a device, and on the server."""
+
+    bottom: int
+    top: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """How well a trained model writes: BLEU and chrF (0 to 100) of `rows` decoded validation inputs."""
+
+    bleu: float
+    chrf: float
+    rows: int
+    decoding: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run came to: `summary.json`, by the same names.
+
+    Bytes and forward passes are totals over all clients; seconds are those of one process, each counted where it was
+    spent; peaks are bytes of live tensors, of one client and of the server, in the rounds that were measured.
+
+    Attributes:
+        skipped_rows: rows of the data that were left out on request.
+        cut: blocks on the device, or a list of them for the clients in turn.
+        head: blocks of the head on the device in the U-shape, else None.
+        bytes_by_kind: `up` or `down` → kind of message → role of its field → bytes.
+        client_inference_peak_bytes: what plain inference of the same client's part takes, for comparison.
+        generation: of runs with `task.generated_rows`, else None.
+        versions: package → version that the run was made with.
+    """
+
+    algorithm: str
+    task: str
+    skipped_rows: int
+    model: str
+    cut: int | list[int]
+    head: int | None
+    clients: int
+    sampled_clients: int
+    steps: int
+    seed: int
+    metric: Metric
+    train_loss: float | None
+    up_bytes: int
+    down_bytes: int
+    bytes_by_kind: dict[str, dict[str, dict[str, int]]]
+    client_peak_bytes: int
+    client_inference_peak_bytes: int
+    server_peak_bytes: int
+    client_seconds: float
+    server_seconds: float
+    wire_seconds: float
+    wall_seconds: float
+    forward_passes: int
+    generation: Written | None
+    trainable_parameters: Parts
+    versions: dict[str, str]
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> "Summary":
+        """The summary that `to_dict` gave, as `telemetry.records.read_summary` reads and checks it."""
+        written = found["generation"]
+        nested = {
+            "metric": Metric(**found["metric"]),
+            "trainable_parameters": Parts(**found["trainable_parameters"]),
+            "generation": None if written is None else Written(**written),
+        }
+        return cls(**{**found, **nested})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `summary.json` has them."""
+        return asdict(self)
+
+
+def summary_of(built: Built, out: Path) -> Summary:
     """The summary of a run that has just ended in the folder `out`, which holds its records."""
     config, server, model = built.config, built.federation.server, built.model
     records = read_records(out)
@@ -22,36 +115,35 @@ def summary_of(built: Built, out: Path) -> dict[str, Any]:
     last, meters = records[-1], server.meters
     frozen = not server.algorithm.needs.agreement.moves
     server.agreed_bottom()  # which `model.whole` shares
-    return {
-        "algorithm": config.algorithm.name,
-        "task": config.task.name,
-        "skipped_rows": built.skipped_rows,
-        "model": config.model.name,
-        "cut": config.model.cut,
-        "head": config.model.head,
-        "clients": config.clients,
-        "sampled_clients": config.sampled_clients,
-        "steps": config.steps,
-        "seed": config.seed,
-        "metric": {"name": built.task.metric, "initial": metrics[0], "final": metrics[-1], "best": best},
-        "train_loss": last.train_loss,
-        "up_bytes": last.up_bytes,
-        "down_bytes": last.down_bytes,
-        "bytes_by_kind": server.ledger.bytes_by_kind,
-        "client_peak_bytes": meters.client_peak_bytes,
-        "client_inference_peak_bytes": meters.client_inference_peak_bytes,
-        "server_peak_bytes": meters.server_peak_bytes,
-        "client_seconds": last.client_seconds,
-        "server_seconds": last.server_seconds,
-        "wire_seconds": last.wire_seconds,
-        "wall_seconds": last.wall_seconds,
-        "forward_passes": last.forward_passes,
-        "generation": generation.score(
-            model.whole, built.tokenizer, built.task.prompts, config.task, config.eval_batch_size
+    written = generation.score(model.whole, built.tokenizer, built.task.prompts, config.task, config.eval_batch_size)
+    return Summary(
+        algorithm=config.algorithm.name,
+        task=config.task.name,
+        skipped_rows=built.skipped_rows,
+        model=config.model.name,
+        cut=config.model.cut,
+        head=config.model.head,
+        clients=config.clients,
+        sampled_clients=config.sampled_clients,
+        steps=config.steps,
+        seed=config.seed,
+        metric=Metric(built.task.metric, metrics[0], metrics[-1], best),
+        train_loss=last.train_loss,
+        up_bytes=last.up_bytes,
+        down_bytes=last.down_bytes,
+        bytes_by_kind=server.ledger.bytes_by_kind,
+        client_peak_bytes=meters.client_peak_bytes,
+        client_inference_peak_bytes=meters.client_inference_peak_bytes,
+        server_peak_bytes=meters.server_peak_bytes,
+        client_seconds=last.client_seconds,
+        server_seconds=last.server_seconds,
+        wire_seconds=last.wire_seconds,
+        wall_seconds=last.wall_seconds,
+        forward_passes=last.forward_passes,
+        generation=None if written is None else Written(**written),
+        trainable_parameters=Parts(
+            bottom=0 if frozen else sum(p.numel() for p in trainable(model.bottom).values()),
+            top=sum(p.numel() for part in (model.top, model.head) if part for p in trainable(part).values()),
         ),
-        "trainable_parameters": {
-            "bottom": 0 if frozen else sum(p.numel() for p in trainable(model.bottom).values()),
-            "top": sum(p.numel() for part in (model.top, model.head) if part for p in trainable(part).values()),
-        },
-        "versions": {name: version(name) for name in ("halfback", "torch", "transformers", "peft")},
-    }
+        versions={name: version(name) for name in ("halfback", "torch", "transformers", "peft")},
+    )

@@ -1,8 +1,7 @@
 """One setting, chosen for each algorithm among the values of a grid, which is widened where its best is at an edge."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from halfback import config as configuration
@@ -10,6 +9,7 @@ from halfback.assembly import build_algorithm
 from halfback.config import RunConfig
 from halfback.errors import UserError
 from halfback.runs.cells import Cell, Watch, run_cells
+from halfback.runs.variants import Grid
 
 MOST = 6  # values that a grid is widened by, for each algorithm: of a grid in steps of three a factor of 729
 Edge = Literal["lower", "upper", "diverged"]
@@ -18,34 +18,20 @@ Ranks = Mapping[str, tuple[float, float] | None]
 the run diverged."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The values of a setting (of several at once, with `lr`) as they were given, two or more."""
-
-    name: str
-    keys: tuple[str, ...]
-    values: tuple[str, ...]
-
-    def changes(self, value: str) -> list[str]:
-        """The settings that a run with this value has."""
-        return [f"{key}={value}" for key in self.keys]
-
-
 def choose(
-    grid: Grid,
-    labels: Sequence[str],
+    grids: Mapping[str, Grid],
     cell: Callable[[str, str], Cell],
     *,
     rises: bool,
     watch: Watch,
 ) -> dict[str, Any]:
-    """Runs every algorithm with every value, and beyond; what came of it, each by the algorithm's label.
+    """Runs algorithms with every value of their grids, and beyond; what came of it, each by the algorithm's label.
 
-    `cell` gives the run of an algorithm with a value. The best metric at the end is chosen, of equal ones that with the
-    lowest loss on the same rows, then the one given first; a run that diverges is the worst. Where the best is at an
-    edge of the grid, the next value in the grid's own ratio is run too, until the best is inside, `MOST` have been, or
-    the setting ends there. Only a fraction (a float) above 0 is widened: a whole number, such as a cut or a number of
-    directions, changes what a run costs.
+    `grids` has those that something is chosen for, by their labels. `cell` gives the run of an algorithm with a value.
+    The best metric at the end is chosen, of equal ones that with the lowest loss on the same rows, then the one given
+    first; a run that diverges is the worst. Where the best is at an edge of the grid, the next value in the grid's own
+    ratio is run too, until the best is inside, `MOST` have been, or the setting ends there. Only a fraction (a float)
+    above 0 is widened: a whole number, such as a cut or a number of directions, changes what a run costs.
 
     Returns `scores` and `losses` of each value (None where it diverged), the value that is `chosen`, the values that a
     grid was `widened` by, the `edge` that the best is still at, and the `cells`.
@@ -53,11 +39,12 @@ def choose(
     Raises:
         UserError: as `run_cells`.
     """
-    asked = {(label, value): cell(label, value) for label in labels for value in grid.values}
+    labels = [*grids]
+    asked = {(label, value): cell(label, value) for label, grid in grids.items() for value in grid.values}
     cells = run_cells([*asked.values()], watch)
-    tried = {label: dict(zip(grid.values, cells[label], strict=True)) for label in labels}
+    tried = {label: dict(zip(grid.values, cells[label], strict=True)) for label, grid in grids.items()}
     widened: dict[str, list[str]] = {label: [] for label in labels}
-    going = [label for label in labels if _is_fraction(grid, asked[label, grid.values[0]].config)]
+    going = [label for label, grid in grids.items() if _is_fraction(grid, asked[label, grid.values[0]].config)]
     for _ in range(MOST):
         more = {}
         for label in going:

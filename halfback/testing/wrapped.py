@@ -11,7 +11,7 @@ from halfback.wire.messages import Message
 class Wrapped:
     """An algorithm, of which a test has replaced the server's side of an exchange, the client's of a round, or both.
 
-    It is put in the place of `ServerSide.algorithm` before the first client is made: clients take the server's.
+    `wrap` puts it in the place of the server's and of all clients'.
     """
 
     def __init__(
@@ -34,6 +34,8 @@ def wrap(federation: Federation, **replaced: Callable[..., Any]) -> None:
     assert not federation.clients
     wrapped: Any = Wrapped(federation.server.algorithm, **replaced)
     federation.server.algorithm = wrapped
+    for number in range(federation.server.sampling.clients):
+        federation.client(number).algorithm = wrapped
 
 
 def saying(talk: Conversation, change: Callable[[Message], Message]) -> Conversation:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,17 @@ from halfback.runs import checkpoint
 
 
 class Relays:
-    """Carries questions to the workers of this machine."""
+    """Carries questions to the workers of this machine; `before` sees them first."""
 
-    def __init__(self, folder: Path, clients: list[int], sites: Mapping[int, SiteConfig] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clients: list[int],
+        sites: Mapping[int, SiteConfig] | None = None,
+        before: Callable[[Mapping[int, Frame]], None] = lambda questions: None,
+    ) -> None:
         self.by_client = {n: Relay((sites or {}).get(n, SiteConfig()), folder / f"site-{n}") for n in clients}
+        self._before = before
 
     def reachable(self) -> set[int]:
         return set(self.by_client)
@@ -31,6 +38,7 @@ class Relays:
         return client in self.by_client
 
     def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
+        self._before(questions)
         with ThreadPoolExecutor(max(len(questions), 1)) as threads:
             calls = {n: threads.submit(self._one, n, question, seconds) for n, question in questions.items()}
             return {n: call.result() for n, call in calls.items()}

@@ -100,7 +100,7 @@ def test_events_that_a_server_left_are_a_claim_too(held: bytes, tmp_path: Path) 
 def test_no_event_moves_the_cursor_of_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
     from halfback.deploy.command import _follow
 
-    follow = _follow(small.images("ho_sfl"), SimpleNamespace(show=lambda *_: None))
+    follow = _follow(small.images("ho_sfl"), lambda _: None)
     with caplog.at_level(logging.INFO):
         follow({"events": [{"event": "\x1b[2J", "client": "a\n", "site": "\u202e", "why": "x" * 10**6}]})
     assert caplog.records[0].getMessage().isprintable()
@@ -124,17 +124,17 @@ def test_the_page_of_a_fetched_run_is_ours(tmp_path: Path, monkeypatch: pytest.M
         kit=None,
         user=None,
         workspace=None,
-        display=SimpleNamespace(show=lambda *_: None),
+        on_round=lambda _: None,
     )
     assert "script" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_what_a_summary_says_is_no_markup(tmp_path: Path) -> None:
-    from halfback import cli
+    from halfback.cli import printing
 
     out = tmp_path / "[" / "x]"
     assert halfback(*digits(out, "steps=1")).status == 0
-    with cli.console.capture() as capture:
-        cli._print_table(["", "[/b]\x1b[2J"], [["x", "[red]\n"]])
+    with printing.console.capture() as capture:
+        printing.print_table(["", "[/b]\x1b[2J"], [["x", "[red]\n"]])
     assert "[/b] [2J" in capture.get()
     assert "[red]" in capture.get()

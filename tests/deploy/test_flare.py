@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from halfback import config as configuration
+from halfback.runs import run as training
 from halfback.testing import small
 
 pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
@@ -83,9 +85,11 @@ def halfback(*arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def expected(place: Path, recipe: Path) -> Path:
-    """The run in one process."""
-    command = halfback("train", str(recipe), "--out", str(place / "expected"))
-    subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, timeout=PATIENCE)
+    """The run in one process, with as many threads as the workers have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    training.train(configuration.load(recipe), place / "expected")
+    torch.set_num_threads(threads)
     return place / "expected"
 
 
@@ -146,10 +150,11 @@ def addresses(numbers: list[int]) -> set[str]:
     return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets}
 
 
+@pytest.mark.slow
 def test_a_job_that_calls_itself_a_trial_gets_past_no_sites_file(
     federation: tuple[Path, str], recipe: Path, place: Path
 ) -> None:
-    """Both sites keep their labels, and the job asks for them."""
+    """Both sites keep their labels, and the job asks for them; test_attacks.py asks the component alone."""
     kit, user = federation
     files = [kit.parent / site / "local" / FILE for site in ("site-1", "site-2")]
     for file in files:

@@ -12,6 +12,8 @@ from halfback.errors import UserError
 from halfback.report.page import write_report
 from halfback.report.tables import NOTHING, rows, short_size, size
 
+pytestmark = pytest.mark.drawn
+
 VOID = {"meta", "br", "hr", "img", "link"}
 
 

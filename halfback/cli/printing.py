@@ -1,0 +1,53 @@
+"""What the commands print, and how they read a recipe with settings."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import get_console
+from rich.table import Table
+
+from halfback.errors import one_line
+
+if TYPE_CHECKING:
+    from halfback.runs.summary import Summary
+
+console = get_console()
+
+
+def recipe_and_settings(given: list[str]) -> tuple[str | None, list[str]]:
+    """The recipe, if there is one before the settings, and the settings."""
+    named = bool(given) and "=" not in given[0]
+    return (given[0], given[1:]) if named else (None, given)
+
+
+def parsed(settings: list[str]) -> dict[str, Any]:
+    """Each setting's value by its path; of one that is given twice the last counts."""
+    from halfback.config import parse_override
+
+    return dict(parse_override(setting) for setting in settings)
+
+
+def print_rows(rows: list[tuple[str, str]]) -> None:
+    """A name and a line each."""
+    width = max(len(name) for name, _ in rows)
+    for name, line in rows:
+        print(f"{name:<{width}}  {line}")
+
+
+def print_closing(summaries: "Sequence[Summary]", folder: Path) -> None:
+    """The table of what runs came to, and where their page is."""
+    from halfback.report.tables import rows
+
+    print_table(*rows([summary.to_dict() for summary in summaries]))
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, markup=False)
+
+
+def print_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> None:
+    """Columns of numbers behind one of names."""
+    table = Table(*map(one_line, header), box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify, column.overflow = "right", "fold"
+    for row in body:
+        table.add_row(*map(one_line, row))
+    console.print(table, markup=False)

@@ -1,0 +1,129 @@
+"""Commands about runs: train, resume, compare, report, generate, export."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halfback.cli.printing import console, print_closing, print_table, recipe_and_settings
+
+
+def train(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE]...",
+            show_default=False,
+            help="As in: quickstart steps=100 partition.name=dirichlet",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; by default runs/RECIPE, without a recipe runs/ALGORITHM.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run that OUT holds; any other folder is refused.")
+    ] = False,
+) -> None:
+    """Fine-tune: a shipped recipe or a YAML file, with settings changed by key=value (see docs/quick_start.md)."""
+    from halfback import config as configuration
+    from halfback.runs import run
+
+    recipe, given = recipe_and_settings(settings or [])
+    config = configuration.resolve(recipe, given)
+    folder = out or Path("runs") / (Path(recipe).stem if recipe else config.algorithm.name)
+    trained = run.train(config, folder, overwrite=overwrite)
+    print_closing([trained.summary, *(other.summary for other in trained.beside)], folder)
+
+
+def resume(folder: Annotated[Path, typer.Argument(help="Folder of a run that was interrupted.")]) -> None:
+    """Continue a run from its last checkpoint, bit for bit."""
+    from halfback.runs import run
+
+    trained = run.load(folder).resume()
+    print_closing([trained.summary, *(other.summary for other in trained.beside)], folder)
+
+
+def compare(
+    settings: Annotated[
+        list[str],
+        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", show_default=False, help="The work, as for train."),
+    ],
+    algorithms: Annotated[
+        str, typer.Option(help="Separated by commas; settings of one behind colons: split_lora:steps_per_round=10")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; the same command goes on with it.")],
+    seeds: Annotated[int, typer.Option(help="Run seeds 0 to SEEDS − 1.")] = 3,
+    tune: Annotated[
+        str | None, typer.Option(help="Choose for each algorithm: lr=1e-4,1e-3 (both parts) or KEY=VALUE,VALUE...")
+    ] = None,
+    tune_steps: Annotated[int | None, typer.Option(help="Steps of a tuning run; by default the recipe's.")] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(help="Metric to say the cost of; by default 95 % of the way to the best mean final one."),
+    ] = None,
+    equal: Annotated[
+        str,
+        typer.Option(metavar="steps|passes", help="passes: once more, with the client forward passes of the first."),
+    ] = "steps",
+) -> None:
+    """Run several algorithms on the same work with several seeds; write compare.json, compare.md and compare.html."""
+    from halfback.report.comparison import TITLES, results_table, tuning_notes
+    from halfback.runs.compare import Request
+    from halfback.runs.comparison import compared
+    from halfback.runs.variants import Grid, parse_variants
+
+    recipe, given = recipe_and_settings(settings)
+    request = Request(
+        recipe=recipe,
+        settings=tuple(given),
+        variants=parse_variants(algorithms),
+        out=out,
+        seeds=seeds,
+        tune=None if tune is None else Grid.parse(tune),
+        tune_steps=tune_steps,
+        target=target,
+        equal=equal,
+    )
+    comparison = compared(request, progress=True).values
+    for part in comparison["parts"]:
+        header, body = results_table(part, comparison)
+        console.print(TITLES[part["equal"]], style="bold")
+        print_table(["", *(row[0] for row in body)], zip(header[1:], *(row[1:] for row in body), strict=True))
+    said = [*(tuning_notes(comparison) if comparison["tuning"] else []), comparison["target"]["said"]]
+    console.print("\n".join([*said, f"report: {out / 'compare.html'}"]), soft_wrap=True, highlight=False, markup=False)
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first folder.")] = None,
+) -> None:
+    """Write one self-contained HTML page with the curves, the bytes and the memory of runs."""
+    from halfback.report.page import write_report
+
+    print(write_report(folders, out or folders[0] / "report.html"))
+
+
+def generate(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run with task.objective generation or causal_lm.")],
+    texts: Annotated[list[str], typer.Argument(help="What to continue; the task's template is put around it.")],
+    beams: Annotated[int | None, typer.Option(min=1, help="1 is greedy; by default the run's task.beams.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="By default the run's task.max_new_tokens.")] = None,
+) -> None:
+    """Print what the fine-tuned model writes behind each text."""
+    from halfback.runs import run
+
+    for written in run.load(folder).generate(texts, beams=beams, max_new_tokens=max_new_tokens):
+        print(written)
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[Path, typer.Option(help="Folder of the model.")],
+) -> None:
+    """Write the fine-tuned model, both parts joined and adapters merged, as a folder that `model.name` takes.
+
+    Transformers loads it too, but for our ResNets.
+    """
+    from halfback.runs import run
+
+    print(run.load(folder).export(out))

@@ -1,0 +1,147 @@
+"""From a run's folder to the objects that go on with it, and on to its summary."""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from halfback.assembly import Built, build, clear_scratch
+from halfback.assembly.fingerprint import check_same
+from halfback.assembly.given import Given
+from halfback.assembly.places import placed
+from halfback.config import RunConfig
+from halfback.errors import Diverged, UserError
+from halfback.runs import standing
+from halfback.runs.folder import CHECKPOINT, PRETRAINED, config_of
+from halfback.runs.locks import unchanging
+from halfback.runs.summary import Summary, summary_of
+from halfback.runs.training import Engine, OnRound, Training
+from halfback.telemetry.records import SUMMARY, write_summary
+
+log = logging.getLogger(__name__)
+
+Found = tuple[int, dict[str, Tensor], dict[str, Any]]
+"""A checkpoint: its round, tensors and plain values."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What a run's caller gives beside its configuration; none of it is in the run's folder.
+
+    Attributes:
+        on_round: who is told of each round.
+        given: parts that are Python objects, which the configuration calls "given".
+        like: the fingerprint of a run that this one is to be compared with.
+        pretrained: weights that another run of the same pretraining made; the file is copied.
+        engine: what carries the rounds, where the clients are on other machines.
+    """
+
+    on_round: OnRound | None = None
+    given: Given | None = None
+    like: Mapping[str, str] | None = None
+    pretrained: Path | None = None
+    engine: Callable[[Built], Engine] | None = None
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A run in the folder `out`, about to be built and carried to its end.
+
+    Attributes:
+        weights: the file of the pretrained weights, which is made where it is not there.
+        start: the folder that relative paths are from, None where nobody needs to know; a checkpoint knows better.
+    """
+
+    out: Path
+    weights: Path
+    start: Path | None = None
+    caller: Caller = field(default_factory=Caller)
+
+    def built(self, config: RunConfig, found: Found | None, *, scratch: Path | None = None) -> Built:
+        """Everything that the run needs, from the files that it began with; UserError where they have changed."""
+        start = self._start(found)
+        here = config if start is None else placed(config, start)
+        built = replace(
+            build(here, pretrained=self.weights, scratch=scratch, given=self.caller.given),
+            config=config,
+        )
+        if found is not None:
+            kept = found[2]["fingerprint"]
+            if lost := sorted(built.fingerprint.keys() ^ kept.keys()):
+                what = f"values.json: fingerprint: {lost[0]} is due"
+                raise UserError(f"checkpoint {self.out / CHECKPOINT} can't be read: {what}")
+            check_same(kept, built.fingerprint, self.out)
+        return built
+
+    def training(self, config: RunConfig, found: Found | None) -> Training:
+        """The run from its first record on, or from a checkpoint on."""
+        built = self.built(config, found, scratch=self.out)
+        if self.caller.like is not None:
+            check_same(self.caller.like, built.fingerprint, "what this run is compared with")
+        engine = built.federation if self.caller.engine is None else self.caller.engine(built)
+        training = Training(built, self.out, engine, self._start(found), self.caller.on_round)
+        if found is None:
+            training.begin()
+        else:
+            training.load(*found)
+        return training
+
+    def carried_on(self) -> Summary:
+        """Goes on from the folder's checkpoint, or begins where there is none, up to the summary."""
+        clear_scratch(self.out)
+        config = config_of(self.out)
+        found = standing.load(config, self.out)
+        if found is not None and (self.out / SUMMARY).exists():
+            if found[2]["step"] < config.steps:
+                raise UserError(f"{self.out / SUMMARY} is there, but the checkpoint is that of step {found[2]['step']}")
+            log.info("%s: complete", self.out)
+            return standing.finished(config, self.out)
+        if found is None:
+            _check_place(self.out / CHECKPOINT)
+        else:
+            log.info("%s: continuing from step %d of %d", self.out, found[2]["step"], config.steps)
+        return self.finished(self.training(config, found))
+
+    def finished(self, training: Training) -> Summary:
+        """Carries out all rounds that are left, and writes the summary."""
+        with closing(training):
+            try:
+                training.to_the_end()
+            except Diverged as error:
+                error.after_step = training.step
+                raise
+        summary = summary_of(training.built, self.out)
+        write_summary(self.out, summary.to_dict())
+        return summary
+
+    def _start(self, found: Found | None) -> Path | None:
+        if found is None:
+            return self.start
+        return None if found[2].get("start") is None else Path(found[2]["start"])
+
+
+def reload(out: Path, given: Given | None = None) -> Built:
+    """The model and the parties as the last checkpoint in `out` left them.
+
+    Raises:
+        UserError: `out` holds no run, or no checkpoint of its configuration.
+    """
+    config = config_of(out)
+    with unchanging(out):
+        found = standing.load(config, out)
+        if found is None:
+            raise UserError(f"{out} has no checkpoint yet; continue it with `halfback resume {out}`")
+        built = Opening(out, out / PRETRAINED, caller=Caller(given=given)).built(config, found)
+        built.federation.load_state(found[1], found[2])
+    built.federation.server.agreed_bottom()
+    return built
+
+
+def _check_place(folder: Path) -> None:
+    """Refuses what no checkpoint can be written into, before the records of what was there are taken away."""
+    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+        raise UserError(f"checkpoint {folder} can't be read: it is no folder")

@@ -1,0 +1,270 @@
+"""A run while it goes: its rounds one after the other, with the records and the checkpoints between them."""
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from halfback import config as configuration
+from halfback.assembly import Built, clear_scratch
+from halfback.config import RunConfig
+from halfback.errors import CohortLost, Diverged, UserError
+from halfback.parties.holdings import Round
+from halfback.runs import checkpoint, standing
+from halfback.runs.folder import CHECKPOINT
+from halfback.telemetry.records import Record, truncate_records
+from halfback.telemetry.sinks import JsonLines, Sink, TensorBoard
+
+_STEPS_BACK = 20  # to one checkpoint in a row, until a run with lost clients gives up
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands behind a round, as the function `on_round` is told.
+
+    Attributes:
+        config: the run's configuration.
+        metric_name: what `record.metric` is, as `accuracy` (in percent) or `perplexity`.
+        record: step, losses, metric, bytes and seconds; the validation loss and the metric are None behind a round
+            that is followed by no evaluation.
+    """
+
+    config: RunConfig
+    metric_name: str
+    record: Record
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps that have been taken; `config.steps` is how many there will be."""
+        return self.record.step
+
+    @property
+    def train_loss(self) -> float:
+        """Mean training loss of the rounds since the last evaluation; NaN before the first round."""
+        return self.record.train_loss
+
+    @property
+    def metric(self) -> float | None:
+        """The metric on the validation rows, where this round was followed by an evaluation."""
+        return self.record.metric
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes that all clients have sent and received since the run began."""
+        return self.record.up_bytes + self.record.down_bytes
+
+
+OnRound = Callable[[RunState], object]
+"""Called behind every round, and once before the first; an exception from it stops the run, which can go on."""
+
+
+class Engine(Protocol):
+    """What carries a run's rounds: the federation in one process, or its server with clients elsewhere."""
+
+    def run_round(self, round: Round, *, measure_memory: bool) -> float: ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None: ...
+
+
+class Training:
+    """Where a run stands, and what is done with that: rounds, evaluations, checkpoints."""
+
+    def __init__(self, built: Built, out: Path, engine: Engine, start: Path | None, on_round: OnRound | None) -> None:
+        """`start`: the folder that the configuration's relative paths are from, None where nobody needs to know."""
+        self.built = built
+        self.config = built.config
+        self.out = out
+        self.engine = engine
+        self.start = start
+        self.on_round = on_round
+        self.round = 0
+        self.step = 0
+        self.losses: list[float] = []  # of the rounds since the last record
+        self.seconds_before = 0.0
+        self.started = time.perf_counter()
+        self.sinks: list[Sink] = []
+        self.first: Record | None = None  # before training, of which nobody has been told yet
+        self.saved = -1  # the round of the last checkpoint
+        self.steps_back = 0  # in a row, to the same checkpoint
+
+    def begin(self) -> None:
+        """The first record and the first checkpoint, before anything is trained."""
+        truncate_records(self.out, -1)
+        self.first = self._evaluated()
+        self.save()
+
+    def load(self, round_number: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Goes on from a checkpoint, as `checkpoint.load` has it."""
+        self.engine.load_state(tensors, values)
+        self.round, self.step, self.losses = round_number, values["step"], values["losses"]
+        self.saved = round_number
+        self.seconds_before, self.started = values["wall_seconds"], time.perf_counter()
+        truncate_records(self.out, round_number)
+
+    def to_the_end(self) -> None:
+        """All rounds that are left.
+
+        Ctrl-C, or an exception of whoever is told of a round, leaves a checkpoint of the last whole round.
+        """
+        rounds = math.ceil(self.config.steps / self.config.steps_per_round)
+        with _Interrupts() as interrupts:
+            if self.first is not None:
+                self._tell(self.first)
+            while self.round < rounds:
+                try:
+                    self._run_round(rounds)
+                except CohortLost as error:
+                    self._go_back(error)
+                if interrupts.asked:
+                    self._keep()
+                    raise KeyboardInterrupt
+
+    def save(self) -> None:
+        """Writes a checkpoint of the round that has just ended."""
+        tensors, values = self.engine.state()
+        if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+            raise Diverged(
+                f"step {self.step}: {broken[0]} is not finite; lower the learning rates (top.lr, bottom.lr) or clip "
+                "(top.clip, bottom.clip). The last checkpoint is kept"
+            )
+        values |= {
+            "config": configuration.to_tree(self.config),
+            "step": self.step,
+            "losses": self.losses,
+            "wall_seconds": self._seconds(),
+            "fingerprint": dict(self.built.fingerprint),
+            "start": None if self.start is None else str(self.start),
+        }
+        checkpoint.save(self.out / CHECKPOINT, self.round, tensors, values)
+        self.saved, self.steps_back = self.round, 0
+
+    def close(self) -> None:
+        """Ends the files of records, and removes what codecs kept on disk."""
+        self._close_sinks()
+        clear_scratch(self.out)
+
+    def _run_round(self, rounds: int) -> None:
+        config, server = self.config, self.built.federation.server
+        steps = min(config.steps_per_round, config.steps - self.step)
+        round = Round(self.round, steps, self.step)
+        loss = self.engine.run_round(round, measure_memory=self.round % config.memory_every == 0)
+        self.losses.append(loss)
+        self.round += 1
+        self.step += steps
+        last = self.round == rounds
+        is_due = last or self.round % config.eval_every == 0
+        record = self._evaluated() if is_due else self._record(None, None)
+        server.steer(round, train_loss=loss, validation_loss=record.validation_loss)
+        if last or self.round % config.checkpoint_every == 0:
+            self.save()
+        self._tell(record)
+
+    def _tell(self, record: Record) -> None:
+        if self.on_round is None:
+            return
+        try:
+            self.on_round(RunState(self.config, self.built.task.metric, record))
+        except BaseException:  # whoever is told may end the run, which goes on from here
+            self._keep()
+            raise
+
+    def _keep(self) -> None:
+        if self.saved != self.round:
+            self.save()
+
+    def _record(self, validation_loss: float | None, metric: float | None) -> Record:
+        server = self.built.federation.server
+        meters = server.meters
+        return Record(
+            round=self.round,
+            step=self.step,
+            train_loss=sum(self.losses) / len(self.losses) if self.losses else math.nan,
+            validation_loss=validation_loss,
+            metric=metric,
+            up_bytes=server.ledger.total("up"),
+            down_bytes=server.ledger.total("down"),
+            client_seconds=meters.client.seconds,
+            server_seconds=meters.server.seconds,
+            wire_seconds=meters.wire.seconds,
+            wall_seconds=self._seconds(),
+            forward_passes=meters.forward_passes,
+            thresholds=server.thresholds(),
+        )
+
+    def _evaluated(self) -> Record:
+        """The record of an evaluation, which is written."""
+        result = self.built.evaluate()
+        if not math.isfinite(result.loss):
+            raise Diverged(
+                f"step {self.step}: the validation loss is {result.loss}; lower the learning rates (top.lr, bottom.lr)"
+            )
+        record = self._record(result.loss, result.metric)
+        if not self.sinks:
+            self.sinks.append(JsonLines(self.out))
+            if self.config.tensorboard:
+                self.sinks.append(TensorBoard(self.out, self.step or None))
+        for sink in self.sinks:
+            sink.write(record)
+        self.losses = []
+        return record
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def _go_back(self, error: CohortLost) -> None:
+        """To the last checkpoint, unless that has led nowhere again and again."""
+        self.steps_back += 1
+        if self.steps_back > _STEPS_BACK:
+            raise UserError(f"went back to the checkpoint of round {self.round} {_STEPS_BACK} times, still: {error}")
+        log.info("%s; going back to the last checkpoint", error)
+        found = standing.load(self.config, self.out)
+        if found is None:
+            raise UserError(f"{self.out / CHECKPOINT} is gone, and with it what the run would go on from") from None
+        self._close_sinks()  # the records after the checkpoint are taken away under them
+        self.load(*found)
+
+    def _close_sinks(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+        self.sinks = []
+
+
+class _Interrupts:
+    """Ctrl-C while a run goes: the first ends it behind the round, the next at once.
+
+    Only where an interrupt would raise KeyboardInterrupt, as Python has it by itself: nobody else's handler is touched.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._is_ours = False
+
+    def __enter__(self) -> "_Interrupts":
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            signal.signal(signal.SIGINT, self._ask)
+            self._is_ours = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        log.info("stopping behind this round; once more stops at once, at the last checkpoint")
