@@ -48,7 +48,12 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, folder: Path, way: str) -> None:
-        """`way`: what goes on from there."""
+        """Says what was ended, and how to go on.
+
+        Args:
+            folder: with what was done so far.
+            way: the command or call that goes on from there.
+        """
         super().__init__(f"stopped; {way} goes on from the last checkpoint")
         self.folder = folder
 

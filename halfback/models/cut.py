@@ -132,9 +132,16 @@ class Device(nn.Module):
 
 @dataclass(frozen=True)
 class CutModel:
-    """A model in parts; `whole` shares their parameters. The first `at` of `blocks` blocks are in the bottom.
+    """A model in parts, which share their parameters with the whole.
 
-    In the U-shape `top` is the middle and `head` what follows it; else `head` is None.
+    Attributes:
+        bottom: what runs on a device: all up to the cut.
+        top: what runs on the server: all behind the cut, or in the U-shape the middle.
+        whole: the model that was cut.
+        blocks: how many it has.
+        at: how many of them are in the bottom.
+        family: where the model's modules are.
+        head: in the U-shape what follows the middle, on a device again; else None.
     """
 
     bottom: Bottom
@@ -146,21 +153,35 @@ class CutModel:
     head: Top | None = None
 
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The parts one after the other: what `Top.forward` gives, from what `Bottom.forward` takes."""
+        """Runs the parts one after the other.
+
+        Args:
+            inputs: a batch as the model takes it, by the names of the arguments.
+
+        Returns:
+            The logits: (B, classes), or of a language model (B, tokens, vocabulary).
+        """
         mask = inputs.get("attention_mask")
         hidden = self.top(self.bottom(inputs), mask)
         return hidden if self.head is None else self.head(hidden, mask)
 
 
 def cut(model: nn.Module, at: int, *, head: int | None = None, verbaliser: Sequence[int] | None = None) -> CutModel:
-    """Cut `model` after its first `at` blocks. The model is put in eval mode and frozen (see `adapters.set_trainable`).
+    """Cuts a model in two, or for the U-shape in three; it is put in eval mode and frozen.
 
-    at: 1 to the number of blocks; with all blocks in the bottom, the top has the final norm and the head layer.
-    head: None, or for the U-shape the number of last blocks (0 or more) that stay with the final norm and the head
-    layer; the middle keeps at least one block.
-    verbaliser: token ids, one a class; the last part of a causal language model then gives (B, classes) at the last
-    position.
-    Raises UserError for an unknown family, `at` or `head` out of range, or a verbaliser that the model cannot have.
+    Args:
+        model: of a known family, with the head of a task.
+        at: how many blocks are in the bottom, 1 to all; with all, the top has the final norm and the head layer.
+        head: for the U-shape the number of last blocks (0 or more) that stay with the final norm and the head layer; the
+            middle keeps at least one block. None for two parts.
+        verbaliser: token ids, one a class; the last part of a causal language model then gives (B, classes), at the last
+            position. None for the model's own logits.
+
+    Returns:
+        The parts, which have the model's own parameters; together they give its bits.
+
+    Raises:
+        UserError: the family is unknown, `at` or `head` out of range, or the verbaliser none that the model can have.
     """
     family = family_of(model)
     blocks = len(cast(nn.ModuleList, model.get_submodule(family.backbone).get_submodule(family.blocks)))

@@ -56,7 +56,12 @@ class Run:
     """
 
     def __init__(self, folder: Path, given: Given | None = None) -> None:
-        """`load` and `train` make one; `given` are the parts that the configuration does not name."""
+        """`load` and `train` make one.
+
+        Args:
+            folder: where it is.
+            given: what was given in Python, in place of names in the configuration.
+        """
         self.folder = folder
         self.config = config_of(folder)
         self._given = given
@@ -93,11 +98,14 @@ class Run:
         return [Run(folder, self._given) for folder in folders if (folder / CONFIG).exists()]
 
     def resume(self, *, on_round: OnRound | None = None, progress: bool = True) -> "Run":
-        """Continues the run from its last checkpoint, to the bits of one that was never stopped; returns itself.
+        """Continues the run from its last checkpoint, to the bits of one that was never stopped.
 
         Args:
             on_round: called behind every round with a `RunState`.
             progress: whether to show how the run goes.
+
+        Returns:
+            Itself, finished.
 
         Raises:
             UserError: the checkpoint is damaged, or a file that the run began with has changed.
@@ -109,18 +117,29 @@ class Run:
     def model(self) -> nn.Module:
         """The whole model as the last checkpoint left it, both parts joined and adapters merged into the weights.
 
-        It is the model of Transformers, or the module, that the run began with; in eval mode, on the run's device.
+        Returns:
+            The model of Transformers, or the module, that the run began with; in eval mode, on the run's device.
         """
         return merged(reload(self.folder, self._given).model)
 
     def evaluate(self) -> Evaluation:
-        """Mean loss and metric of the last checkpoint's model on all validation rows."""
+        """Evaluates the last checkpoint's model on all validation rows.
+
+        Returns:
+            The mean loss, and the metric.
+        """
         return reload(self.folder, self._given).evaluate()
 
     def export(self, out: str | Path) -> Path:
-        """Writes the model, and the tokenizer that gives it the run's tokens, as the new folder `out`; returns `out`.
+        """Writes the model, and the tokenizer that gives it the run's tokens, as a new folder.
 
         Transformers loads it, but for our ResNets; `model.name` takes it.
+
+        Args:
+            out: the folder, which is not there yet.
+
+        Returns:
+            The folder.
 
         Raises:
             UserError: `out` is there already or can't be written, or the run has no checkpoint.
@@ -137,6 +156,9 @@ class Run:
             texts: what to continue.
             beams: of the beam search, 1 for greedy decoding; by default the run's `task.beams`.
             max_new_tokens: the longest continuation; by default the run's `task.max_new_tokens`.
+
+        Returns:
+            What comes behind each text, in their order.
 
         Raises:
             UserError: the run's model is a classifier, or a text is blank or too long.
@@ -185,6 +207,7 @@ def train(
         overwrite: whether to delete the run that `out` holds; any other folder is refused.
         progress: whether to show how the run goes: a bar on a terminal or in a notebook, elsewhere a line for each
             evaluation.
+        **settings: of a recipe, each by its section's or its own name.
 
     Returns:
         The finished run.
@@ -225,6 +248,9 @@ def load(
         data: likewise.
         loss: likewise.
         metric: likewise.
+
+    Returns:
+        The run.
 
     Raises:
         UserError: the folder holds no run.
