@@ -3,6 +3,10 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
+
+Peer = int | Literal["server"] | None
+"""Who said it: a client, by its number, or the server; None where that is not known, or not yet."""
 
 
 class HalfbackError(Exception):
@@ -24,7 +28,27 @@ class RowError(UserError):
 
 
 class PeerError(HalfbackError):
-    """Bytes or a message from the other side are wrong; the message names the field and what is allowed."""
+    """Bytes or a message from the other side are wrong; the message names the sender, the field and what is allowed.
+
+    Attributes:
+        field: what is wrong, `Kind.field` of a message say, and within it from the outside to the inside.
+        came: what came of it, or what is wrong with it where nothing else would be `allowed`.
+        allowed: what is, with its verb.
+        sender: who sent it, and alone is to blame.
+    """
+
+    def __init__(self, field: str, came: object = "", allowed: str = "", *, sender: Peer = None) -> None:
+        said = f"{came} came, {allowed}" if allowed else str(came)
+        super().__init__(": ".join(filter(None, (_named(sender), field, said))))
+        self.field, self.came, self.allowed, self.sender = field, came, allowed, sender
+
+    def within(self, field: str) -> "PeerError":
+        """The same, of what this larger field holds."""
+        return PeerError(f"{field}: {self.field}", self.came, self.allowed, sender=self.sender)
+
+    def of(self, sender: Peer) -> "PeerError":
+        """The same, once it is known who sent it."""
+        return PeerError(self.field, self.came, self.allowed, sender=sender)
 
 
 class CohortLost(HalfbackError):
@@ -32,12 +56,30 @@ class CohortLost(HalfbackError):
 
 
 class Diverged(HalfbackError):
-    """The loss or a slope is no longer finite; the message names the step and the client.
+    """The loss or a slope is no longer finite; the message names the step, the sender and what may help.
 
-    `after_step`: how many steps the run had taken.
+    Attributes:
+        what: is not finite, and how that is said; cure: what may help.
+        step: of the run; None where a client can't say it.
+        sender: who sent it, or whose rows it comes from.
+        after_step: how many steps the run had taken.
     """
 
-    after_step = 0
+    def __init__(
+        self, what: str, how: str = "", cure: str = "", *, step: int | None = None, sender: Peer = None
+    ) -> None:
+        who = _named(sender)
+        if step is None:
+            begin = f"{who}: {what}" if who else what
+        else:
+            begin = f"step {step}: {what} of {who}" if who else f"step {step}: {what}"
+        super().__init__("; ".join(filter(None, (f"{begin} {how}" if how else begin, cure))))
+        self.what, self.how, self.cure, self.step, self.sender = what, how, cure, step, sender
+        self.after_step = 0
+
+
+def _named(sender: Peer) -> str:
+    return f"client {sender}" if isinstance(sender, int) else sender or ""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -18,7 +18,7 @@ from command import Said, digits, halfback, process, refusal
 from rich.console import Console
 
 from halfback import config
-from halfback.data.tasks import load_task, tuning_options
+from halfback.data.tasks import TaskOptions, load_task, tuning_options
 from halfback.report.comparison import bytes_table, results_table, summarise, target_of
 from halfback.report.comparison_page import undominated, write_comparison
 from halfback.report.tables import NOTHING
@@ -264,7 +264,7 @@ def test_tuning_takes_the_best_rate_and_survives_one_that_diverges(tmp_path: Pat
 def test_what_is_held_back_are_training_rows_alone() -> None:
     options = config.resolve(None, digits(Path("x"))[1:-2]).task
     tuning = tuning_options(options)
-    held, whole = load_task(tuning, seed=3), load_task(config.TaskOptions("digits"), seed=3)
+    held, whole = load_task(tuning, seed=3), load_task(TaskOptions("digits"), seed=3)
     assert len(held.validation.labels) == 24  # a fifth of the 120 rows that are trained on
     assert len(held.train.labels) == 120
     assert held.validation.images is not None
@@ -280,7 +280,7 @@ def test_what_is_held_back_are_training_rows_alone() -> None:
 )
 def test_as_many_rows_are_held_back_as_are_validated_on(changes: dict[str, int], held: int) -> None:
     """The digits have 1,297 rows to train on and 500 to validate on; a fifth is the most."""
-    task = load_task(tuning_options(config.TaskOptions("digits", **changes)), seed=0)
+    task = load_task(tuning_options(TaskOptions("digits", **changes)), seed=0)
     assert len(task.validation.labels) == min(held, 1297 // 5)
     assert len(task.train.labels) == 1297 - min(held, 1297 // 5)
 

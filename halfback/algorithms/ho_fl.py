@@ -125,10 +125,10 @@ class HoFl:
         """All of θ_m, from the client's slopes and what it said of its upper part."""
         agreed, boundary = server.agreed.replica.parameters, server.cohort.boundaries[m]
         above = {name: parameter for name, parameter in agreed.items() if name not in boundary.below}
-        check_weights(f"client {m}", said, above, server.round.first)
+        check_weights(m, said, above, server.round.first)
         measured = _measured(server).pop(m, None)
         if measured is None:
-            raise PeerError(f"client {m}: Weights: they came before the slopes of the round")
+            raise PeerError("Weights", "they came before the slopes of the round", sender=m)
         theta = {name: agreed[name].detach().clone() for name in boundary.below}
         if theta:
             rows = measured.view(server.round.steps, self.directions)

@@ -118,7 +118,7 @@ class HoSflPipelined:
 
     def _mean(self, server: Server, slopes: Mapping[int, Slopes]) -> Tensor:
         if early := slopes.keys() - _due(server).keys():
-            raise PeerError(f"client {min(early)}: Slopes: they came before the batch that they belong to")
+            raise PeerError("Slopes", "they came before the batch that they belong to", sender=min(early))
         return self._agreement.mean(server, slopes)
 
 

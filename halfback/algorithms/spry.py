@@ -85,7 +85,7 @@ class Spry:
                 return {m: Share(missed[m].first, missed[m].slopes, group) for m, group in shares.items()}
             case Slopes():
                 if early := messages.keys() - server.cohort.groups.keys():
-                    raise PeerError(f"client {min(early)}: Slopes: they came before it joined and was given a group")
+                    raise PeerError("Slopes", "they came before it joined and was given a group", sender=min(early))
                 mean = server.agreed.append(self._agreement.mean(server, messages))
                 server.steps += 1
                 return dict.fromkeys(messages, mean)

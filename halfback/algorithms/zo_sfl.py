@@ -80,7 +80,7 @@ class ZoSfl:
             case Slopes():
                 mean = self._agreement.mean(server, messages)
                 if early := messages.keys() - kept_of(server).keys():
-                    raise PeerError(f"client {min(early)}: Slopes: they came before the batch that they belong to")
+                    raise PeerError("Slopes", "they came before the batch that they belong to", sender=min(early))
                 self._step_top(server)
                 return dict.fromkeys(messages, server.agreed.append(mean))
             case _:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfback.assembly.choices import build_algorithm as build_algorithm
 from halfback.assembly.choices import check as check
 from halfback.assembly.choices import device_of
 from halfback.assembly.client import build_client as build_client

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
-from halfback.algorithms import algorithms
 from halfback.codecs import Codec, parse
 from halfback.codecs.temporal import Temporal
-from halfback.config import RunConfig
+from halfback.config import RunConfig, build_algorithm
 from halfback.controllers import build as start_controller
 from halfback.controllers import read_options
 from halfback.controllers.protocol import Controller
@@ -25,21 +23,6 @@ def check(config: RunConfig) -> tuple[Algorithm, dict[str, tuple[Codec, ...]], C
     """
     codecs = {link: parse(chosen, f"codecs.{link}") for link, chosen in config.codecs if chosen}
     return build_algorithm(config), codecs, _controller(config, codecs)
-
-
-def build_algorithm(config: RunConfig) -> Algorithm:
-    """The chosen algorithm with its options.
-
-    Raises:
-        UserError: an option has a value that is not allowed.
-    """
-    kind = algorithms()[config.algorithm.name]
-    try:
-        return TypeAdapter(kind).validate_python(config.algorithm.options())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"algorithm.{path}={first['input']!r}: {first['msg']}") from None
 
 
 def device_of(name: str) -> torch.device:

@@ -42,6 +42,9 @@ class Given:
     metric: Metric | None = None
 
 
+NOTHING = Given()
+
+
 def settings_of(given: Given) -> dict[str, Any]:
     """The settings, by key path, that say of a configuration what was given: "given" where an object stands for a name.
 

@@ -13,10 +13,11 @@ from halfback.assembly.motion import make_replica
 from halfback.assembly.whole import Loaded
 from halfback.codecs import Codec
 from halfback.config import RunConfig
+from halfback.config.facts import Shallow, Trained, method_of
+from halfback.config.rules import check
 from halfback.data.encode import EncodedTask, verbaliser_ids
 from halfback.engine.bounds import bounds_of
 from halfback.engine.links import Forms, Links
-from halfback.errors import UserError
 from halfback.models.adapters import set_trainable, trainable
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import Bottom, CutModel, Device, cut, recut
@@ -96,11 +97,6 @@ def lay(
         lora=config.lora,
         seed=seed_for(config.seed, "adapters"),
     )
-    if not trainable(model.bottom) and algorithm.needs.agreement.moves:
-        raise UserError(
-            f"bottom.train={config.bottom.train!r}: {config.algorithm.name} needs something to train on the device; "
-            "any other value is allowed, or algorithm.name=frozen_bottom"
-        )
     levels = {at: recut(model, at, head=config.model.head) for at in cuts[:-1]} | {model.at: model}
     part = _part(config, algorithm, model, task)
     place(part, device)
@@ -135,14 +131,9 @@ def _theta(config: RunConfig, algorithm: Algorithm, part: Bottom | Device, level
     groups = _between_cuts(names, levels[:-1])
     if agreement.groups is not None:
         groups = agreement.groups(names, config.sampled_clients)
-        robust, each = config.robust, config.sampled_clients // len(groups)
-        if each < robust.needed:
-            raise UserError(
-                f"robust.name={robust.name}: {config.algorithm.name} has {each} of sampled_clients="
-                f"{config.sampled_clients} measure a group of layers, and {robust.needed} are needed to tell who lies; "
-                "sample more, or use robust.name=none"
-            )
-    exact = _exact(config, agreement.exact_blocks, levels[-1], trainable(part))
+    exact, model = _exact(agreement.exact_blocks, levels[-1], trainable(part)), levels[-1]
+    count = 1 if groups is None else len(groups)
+    check(Trained(config, method_of(algorithm), len(trainable(model.bottom)), len(exact), count))
     return make_replica(
         config,
         config.bottom if needs.replays else None,
@@ -153,25 +144,10 @@ def _theta(config: RunConfig, algorithm: Algorithm, part: Bottom | Device, level
     )
 
 
-def _exact(config: RunConfig, count: int, model: CutModel, theta: Mapping[str, Tensor]) -> list[str]:
-    """The names of θ in the blocks whose gradient a device takes exactly."""
-    if count == 0:
-        return []
-    if not isinstance(config.model.cut, int):
-        raise UserError(f"algorithm.exact_blocks={count}: one cut for all clients is needed, not {config.model.cut}")
-    if count >= model.at:
-        raise UserError(
-            f"algorithm.exact_blocks={count}: with model.cut={model.at}, 0 to {model.at - 1} are allowed (for all "
-            "blocks: algorithm.name=split_lora algorithm.checkpointing=true)"
-        )
-    inside = [{id(p) for p in block.parameters()} for block in model.bottom.blocks[-count:]]
-    exact = [name for block in inside for name, parameter in theta.items() if id(parameter) in block]
-    if not exact:
-        raise UserError(
-            f"algorithm.exact_blocks={count}: bottom.train={config.bottom.train} has nothing to train in these blocks; "
-            "use algorithm.exact_blocks=0, or a bottom.train that has"
-        )
-    return exact
+def _exact(count: int, model: CutModel, theta: Mapping[str, Tensor]) -> list[str]:
+    """The names of θ in the last so many blocks of the bottom, whose gradient a device takes exactly."""
+    inside = [{id(p) for p in block.parameters()} for block in model.bottom.blocks[model.at - count :]]
+    return [name for block in inside for name, parameter in theta.items() if id(parameter) in block]
 
 
 def _between_cuts(names: Sequence[str], levels: Sequence[CutModel]) -> list[list[str]] | None:
@@ -198,11 +174,7 @@ def groups_of(ground: Ground, client: int) -> Sequence[int] | None:
         return None
     inside = dict(level.bottom.named_parameters())
     groups = [place for place, names in enumerate(ground.theta.groups) if names and names[0] in inside]
-    if ground.algorithm.needs.agreement.moves and not groups:
-        raise UserError(
-            f"model.cut={ground.config.model.cut}: with {level.at} of {level.blocks} blocks a device trains nothing; "
-            "use a deeper cut, or other lora.targets"
-        )
+    check(Shallow(ground.config, method_of(ground.algorithm), level.at, level.blocks, len(groups)))
     return groups
 
 

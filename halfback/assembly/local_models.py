@@ -8,13 +8,13 @@ from torch import Tensor
 
 from halfback.assembly.ground import Ground
 from halfback.assembly.motion import update_rule
-from halfback.errors import UserError
+from halfback.config.facts import Boundaries, Probed
+from halfback.config.rules import check
 from halfback.models.cut import CutModel, Device, recut
 from halfback.models.objectives import loss_of, terms
 from halfback.parties.holdings import Boundary, Local
 from halfback.zeroth.directions import Directions, seed_for
 from halfback.zeroth.replay import Replica, RowForm
-from halfback.zeroth.slopes import check_radius
 
 
 def make_locals(ground: Ground) -> Callable[[int], Local] | None:
@@ -36,11 +36,7 @@ def _bounded(ground: Ground, local: Local) -> Callable[[int], Local]:
     assert needs.boundaries is not None, "a method with boundaries says where"
     assert needs.probe is not None, "a method with boundaries probes below them"
     chosen = needs.boundaries.blocks or (model.at,)
-    if not all(0 <= at <= model.blocks for at in chosen):
-        raise UserError(
-            f"algorithm.boundaries={list(chosen)}: {type(model.whole).__name__} has {model.blocks} blocks, so 0 to "
-            f"{model.blocks} are allowed"
-        )
+    check(Boundaries(chosen, type(model.whole).__name__, model.blocks))
     turns = [chosen[client % len(chosen)] for client in range(clients)]
     cuts = {at: _recut(local, model, at) for at in {*turns}}
     below = {at: _names(agreed.parameters, own) if at else () for at, own in cuts.items()}
@@ -59,7 +55,7 @@ def _bounded(ground: Ground, local: Local) -> Callable[[int], Local]:
     if needs.probe.estimator != "forward_ad":
         for names in {*below.values()}:
             moved = {name: agreed.parameters[name] for name in names}
-            check_radius(moved, needs.probe.settled(moved, ground.form.dtype).moved)
+            check(Probed(moved, needs.probe.settled(moved, ground.form.dtype).moved))
     return lambda client: replace(cuts[turns[client]], boundary=boundary_of(client))
 
 

@@ -1,4 +1,4 @@
-"""How parameters move: replicas, optimisers, schedules, and the rates that mean something in their dtype."""
+"""How parameters move: replicas, optimisers and schedules."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from halfback.config import BottomConfig, RunConfig, TopConfig
-from halfback.errors import UserError
 from halfback.zeroth.directions import Directions, seed_for
 from halfback.zeroth.replay import PLAIN, Replica, RowForm, Schedule, UpdateRule, schedule
-from halfback.zeroth.slopes import least_move, swallowed
 
 
 def make_replica(
@@ -55,26 +53,3 @@ def make_optimizer(part: BottomConfig | TopConfig, parameters: Sequence[Tensor])
 def make_schedule(config: RunConfig, part: BottomConfig | TopConfig) -> Schedule:
     """The learning rate's factor by the run's step."""
     return schedule(part.schedule, warmup=part.warmup, total=config.steps)
-
-
-def check_lr(
-    side: str, part: BottomConfig | TopConfig, parameters: Mapping[str, Tensor], replays: bool, normalize: bool
-) -> None:
-    """Refuses an optimiser that gradients don't have here, and steps that the weights' dtype rounds away.
-
-    AdamW's steps and normalised ones are about as long as the rate.
-    """
-    dtypes = {parameter.dtype for parameter in parameters.values()}
-    if not replays and part.optimizer == "sign":
-        raise UserError(f"{side}.optimizer=sign: it is for replayed slopes; sgd, momentum or adamw are allowed")
-    if not replays and part.optimizer == "adamw" and torch.float16 in dtypes:
-        raise UserError(
-            f"{side}.optimizer=adamw: its squared gradients vanish in float16; use model.dtype=bfloat16 or float32, "
-            f"or {side}.optimizer=sgd"
-        )
-    if (part.optimizer in ("adamw", "sign") or normalize) and (unchanged := swallowed(parameters, part.lr)) > 0.5:
-        names = "/".join(sorted(str(dtype)[6:] for dtype in dtypes))
-        raise UserError(
-            f"{side}.lr={part.lr:g} is too small for {names}: a step rounds away in {unchanged:.0%} of the weights; "
-            f"use at least {least_move(parameters, part.lr):.2g}, or train in float32"
-        )

@@ -6,7 +6,9 @@ from functools import partial
 from torch import nn
 
 from halfback.assembly.ground import Ground, groups_of
-from halfback.assembly.motion import check_lr, make_optimizer, make_replica, make_schedule
+from halfback.assembly.motion import make_optimizer, make_replica, make_schedule
+from halfback.config.facts import Moved, Probed
+from halfback.config.rules import check
 from halfback.controllers.protocol import Controller
 from halfback.engine.links import Links
 from halfback.engine.sampling import Sampling
@@ -17,7 +19,6 @@ from halfback.models.objectives import loss_of
 from halfback.parties.cohort import Cohort
 from halfback.parties.holdings import Above, Descent, Local
 from halfback.parties.server import Agreed, Server, Top
-from halfback.zeroth.slopes import check_radius
 
 
 def server_side(
@@ -65,12 +66,12 @@ def _top(ground: Ground) -> Top:
     moved = {} if needs.top == "none" else trainable(model.top) | (head or {})
     theta, replayed = ground.theta.parameters, needs.top == "replayed"
     if needs.agreement.moves:
-        check_lr("bottom", config.bottom, theta, needs.replays, config.bottom.normalize)
-    check_lr("top", config.top, moved, replayed, replayed and config.bottom.normalize)
+        check(Moved("bottom", config.bottom, theta, needs.replays, config.bottom.normalize))
+    check(Moved("top", config.top, moved, replayed, replayed and config.bottom.normalize))
     if needs.probe is not None and needs.probe.estimator != "forward_ad":
         for parameters, replays in ((theta, needs.replays), (moved, replayed)):
             if replays:
-                check_radius(parameters, needs.probe.settled(parameters, form.dtype).moved)
+                check(Probed(parameters, needs.probe.settled(parameters, form.dtype).moved))
     descent = replica = None
     if needs.top == "backpropagated":
         make, schedule = partial(make_optimizer, config.top), make_schedule(config, config.top)

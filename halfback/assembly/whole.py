@@ -14,6 +14,8 @@ from torch import nn
 
 from halfback.assembly.given import Given, check_given, given_whole, settled_tokenizer, with_functions
 from halfback.config import ModelConfig, RunConfig
+from halfback.config.facts import Pretraining, Rows
+from halfback.config.rules import check
 from halfback.data.batches import ClientData
 from halfback.data.encode import EncodedTask, encode
 from halfback.data.images import RGB_MEAN, RGB_STD
@@ -79,9 +81,9 @@ def load(config: RunConfig, given: Given, *, site: Sequence[str] | None = None, 
     whole, tokenizer = _load_model(config, raw, given, held)
     continued = options.verbaliser is not None
     task = encode(raw, tokenizer, max_length=options.max_length, template=options.template, continued=continued)
-    check_sizes(whole, raw, task, config)
-    check_tokens(whole, tokenizer, task, config.model.name)
-    return Loaded(whole, tokenizer, how, raw, with_functions(task, given))
+    loaded = Loaded(whole, tokenizer, how, raw, with_functions(task, given))
+    check_rows(loaded, config)
+    return loaded
 
 
 def _load_model(config: RunConfig, raw: RawTask, given: Given, held: Held | None) -> tuple[nn.Module, Any]:
@@ -121,42 +123,33 @@ def preparation(config: ModelConfig, options: TaskOptions) -> Preparation:
     return Preparation(own_processor(name, options.image_size), own_size(name))
 
 
-def check_sizes(whole: Any, raw: RawTask, task: EncodedTask, config: RunConfig) -> None:
-    """Refuses rows that a model can't take, before one is drawn in the middle of a run."""
-    name, model = config.model.name, whole.config
+def check_rows(loaded: Loaded, config: RunConfig) -> None:
+    """Refuses rows that a model can't take, before one is drawn in the middle of a run.
+
+    Rows are too long or too large for it, or have tokens, or kinds of them, that it has no embedding for; padding is
+    none of the rows' own.
+    """
+    whole: Any = loaded.whole
+    model, task, images = whole.config, loaded.task, loaded.raw.train.images
     positions = getattr(model, "max_position_embeddings", None)
     if positions is not None and "roberta" in model.model_type:
         positions -= model.pad_token_id + 1  # its positions are counted from behind the padding's
-    longest = max(task.train.longest(), task.validation.longest())
-    if positions is not None and longest > positions:
-        raise UserError(
-            f"task.max_length={config.task.max_length}: a row has {longest} tokens; {name} takes up to {positions}"
-        )
-    longest, tokens = max((len(prompt.tokens) for prompt in task.prompts), default=0), config.task.max_new_tokens
-    if positions is not None and config.task.generated_rows and longest + tokens > positions:
-        raise UserError(
-            f"task.max_new_tokens={tokens}: a prompt has {longest} tokens; {name} takes up to {positions} in all"
-        )
     wanted = getattr(model, "image_size", None)
-    if wanted is not None and raw.train.images is not None:
-        wanted = tuple(wanted) if isinstance(wanted, list | tuple) else (wanted, wanted)
-        size = tuple(raw.train.images.shape[-2:])
-        if size != wanted:
-            raise UserError(f"task.image_size: images are {size[0]}×{size[1]}; {name} takes {wanted[0]}×{wanted[1]}")
-
-
-def check_tokens(whole: Any, tokenizer: Any, task: EncodedTask, name: str) -> None:
-    """Refuses tokens, and kinds of them, that a model has no embedding for. Padding is none of the rows' own."""
-    if tokenizer is None:
-        return
     found = [split.largest() for split in (task.train, task.validation)]
-    token = max(max(token for token, _ in found), *(max(prompt.tokens) for prompt in task.prompts), -1)
-    check_known(whole, tokenizer, token, f"model.name={name}")
-    types, kinds = max(kind for _, kind in found) + 1, getattr(whole.config, "type_vocab_size", None)
-    if kinds is not None and types > kinds:
-        raise UserError(
-            f"model.name={name}: the tokenizer tells {types} texts of a pair apart, the model {kinds}: they don't fit"
-        )
+    facts = Rows(
+        config,
+        longest=max(task.train.longest(), task.validation.longest()),
+        longest_prompt=max((len(prompt.tokens) for prompt in task.prompts), default=0),
+        positions=positions,
+        size=None if images is None else tuple(images.shape[-2:]),
+        wanted=tuple(wanted) if isinstance(wanted, list | tuple) else None if wanted is None else (wanted, wanted),
+        kinds=max(kind for _, kind in found) + 1,
+        known_kinds=getattr(model, "type_vocab_size", None),
+    )
+    check(facts)
+    if loaded.tokenizer is not None and hasattr(whole, "get_input_embeddings"):
+        token = max(max(token for token, _ in found), *(max(prompt.tokens) for prompt in task.prompts), -1)
+        check_known(whole, loaded.tokenizer, token, f"model.name={config.model.name}")
 
 
 def _in_data_folder(name: str) -> str:
@@ -199,16 +192,8 @@ def pretrain_whole(
         check_finite(str(kept), model)
         return
     raw = load_task(TaskOptions(settings.task), seed=seed_for(config.seed, "task"), how=how)
-    if raw.train.images is None or raw.in_channels != target.in_channels:
-        raise UserError(
-            f"model.pretrain.task={settings.task!r}: images with {target.in_channels} channels are allowed, like those "
-            f"of {target.name}"
-        )
-    if len(raw.label_names) > len(target.label_names):
-        raise UserError(
-            f"model.pretrain.task={settings.task!r} has {len(raw.label_names)} classes; at most "
-            f"{len(target.label_names)} are allowed, like those of {target.name}"
-        )
+    classes, allowed = len(raw.label_names), len(target.label_names)
+    check(Pretraining(settings.task, raw.in_channels, classes, target.name, target.in_channels, allowed))
     source = ClientData(
         encode(raw, None, max_length=config.task.max_length, template=None).train,
         torch.arange(len(raw.train.labels)).numpy(),

@@ -41,7 +41,7 @@ class Chain:
             PeerError: another number of tensors came, or one has another shape or dtype than `encode` gives.
         """
         if len(parts) != self.parts:
-            raise PeerError(f"codec: {len(parts)} tensors came, {self.parts} are allowed")
+            raise PeerError("codec", f"{len(parts)} tensors", f"{self.parts} are allowed")
         matrix, extras = parts[0], parts[1:]
         last = self.stages[-1] if self.stages else self
         expect("codec: payload", matrix, last.dtype, rows, last.width)

@@ -26,7 +26,7 @@ class Plain:
         """The matrix; raises as `Chain.decode`, and for values that are not finite, before anyone remembers them."""
         matrix = self._chain.decode(parts, sum(samples.rows))
         if not finite(matrix):
-            raise PeerError("codec: payload: a value came that is not finite")
+            raise PeerError("codec: payload", "a value came that is not finite")
         return matrix
 
     def most(self, rows: int, samples: int) -> tuple[int, int]:

@@ -212,4 +212,4 @@ def expect(what: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> None:
         PeerError: names what came and what is allowed.
     """
     if tensor.dtype != dtype or tuple(tensor.shape) != shape:
-        raise PeerError(f"{what}: {tensor.dtype} {tuple(tensor.shape)} came, {dtype} {shape} is allowed")
+        raise PeerError(what, f"{tensor.dtype} {tuple(tensor.shape)}", f"{dtype} {shape} is allowed")

@@ -106,5 +106,5 @@ def quantised(matrix: Tensor, largest: int) -> tuple[Tensor, Parts]:
 def _checked_scale(scale: Tensor, rows: int) -> Tensor:
     expect("codec: scale", scale, torch.float32, rows, 1)
     if not bool(((scale >= 0) & torch.isfinite(scale)).all()):
-        raise PeerError("codec: scale: a negative or infinite value came, finite values from 0 are allowed")
+        raise PeerError("codec: scale", "a negative or infinite value", "finite values from 0 are allowed")
     return scale

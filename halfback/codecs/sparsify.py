@@ -93,7 +93,7 @@ class _TopK:
         expect("codec: places", extras[0], self.places, len(payload), self.width)
         places = extras[0].long()
         if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < self.columns:
-            raise PeerError(f"codec: places: one outside the row came, 0 to {self.columns - 1} are allowed")
+            raise PeerError("codec: places", "one outside the row", f"0 to {self.columns - 1} are allowed")
         return payload.new_zeros(len(payload), self.columns).scatter_(1, places, payload)
 
 

@@ -172,15 +172,15 @@ class TemporalReceiver:
             PeerError: the skip map names a sample that is not here as it is now, or a tensor is malformed.
         """
         if len(parts) < 2:
-            raise PeerError(f"codec: {len(parts)} tensors came, {2 + self._chain.parts} are allowed")
+            raise PeerError("codec", f"{len(parts)} tensors", f"{2 + self._chain.parts} are allowed")
         (similarity, skipped), parts = parts[:2], parts[2:]
         expect("codec: similarities", similarity, torch.float32, len(samples.rows))
         if not bool(((similarity.abs() <= 1) | similarity.isnan()).all()):  # a controller reckons with them
-            raise PeerError("codec: similarities: one outside [-1, 1] came")
+            raise PeerError("codec: similarities", "one outside [-1, 1] came")
         expect("codec: skip map", skipped, torch.bool, len(samples.rows))
         skip = skipped.tolist()
         if samples.ids is None and any(skip):
-            raise PeerError("codec: skip map: a sample is skipped where all must come, as in a repeated upload")
+            raise PeerError("codec: skip map", "a sample is skipped where all must come, as in a repeated upload")
         ids = samples.ids
         if ids is not None:
             check_unique(ids)
@@ -221,10 +221,10 @@ class TemporalReceiver:
 
     def _check_here(self, sample: int, rows: int) -> None:
         if sample not in self.cache:
-            raise PeerError(f"codec: skip map: sample {sample} came, but it was never sent or has left the cache")
+            raise PeerError("codec: skip map", f"sample {sample}", "but it was never sent or has left the cache")
         held = len(self.cache.get(sample)[0])
         if held != rows:
-            raise PeerError(f"codec: skip map: sample {sample} came with {rows} rows, {held} are in the cache")
+            raise PeerError("codec: skip map", f"sample {sample} came with {rows} rows, {held} are in the cache")
 
     def state(self) -> State:
         """The values, and what the inner end remembers."""
@@ -247,7 +247,7 @@ def check_unique(ids: Sequence[int]) -> None:
     """
     if len(set(ids)) < len(ids):
         twice = next(sample for place, sample in enumerate(ids) if sample in ids[:place])
-        raise PeerError(f"codec: sample id {twice} came twice in one batch; temporal reuse needs one id a sample")
+        raise PeerError("codec", f"sample id {twice} came twice in one batch; temporal reuse needs one id a sample")
 
 
 def _stored(values: Tensor, dtype: CacheDtype) -> Parts:

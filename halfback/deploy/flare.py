@@ -53,7 +53,7 @@ class FlareCarrier:
         except CollabCallError as error:
             return one_line(str(error)[:2000])  # it may quote the site's own words
         if not isinstance(answer, list | tuple) or len(answer) != 3:
-            return PeerError(f"{type(answer).__name__} came, a header, a body and a reason are due")
+            return PeerError("", type(answer).__name__, "a header, a body and a reason are due")
         header, body, why = answer
         try:
             return one_line(str(why)[:2000]) if why is not None else read(header, body, longest)
@@ -80,7 +80,7 @@ def read(header: Any, body: Any, longest: Longest) -> Frame:
     is_tensor = isinstance(body, Tensor) and body.dtype == torch.uint8 and body.ndim == 1
     if not isinstance(header, str) or not (is_bytes or is_tensor):
         came = f"{type(header).__name__} and {type(body).__name__}"
-        raise PeerError(f"frame: {came} came, text and bytes are allowed, from {_SMALL} bytes on as a tensor")
+        raise PeerError("frame", came, f"text and bytes are allowed, from {_SMALL} bytes on as a tensor")
     longest.check(len(header), len(body))
     return Frame(header, body if isinstance(body, bytes) else body.numpy().tobytes())
 

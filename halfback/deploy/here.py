@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from halfback import config as configuration
-from halfback.algorithms import algorithms
 from halfback.config import RunConfig
 from halfback.data.options import TaskOptions
 from halfback.data.prompts import check_template
@@ -24,7 +23,7 @@ _NO_PATH = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 
 def check_apart(config: RunConfig) -> None:
     """UserError for an algorithm that has nothing which could be elsewhere: no server would hear of what it trains."""
-    if algorithms()[config.algorithm.name]().needs.agreement.pools:
+    if configuration.build_algorithm(config).needs.agreement.pools:
         raise UserError(f"algorithm.name={config.algorithm.name} runs on one machine: use `halfback train`")
 
 
@@ -69,7 +68,7 @@ def at_server(config: RunConfig, site: SiteConfig) -> RunConfig:
 def _check_labels_stay(config: RunConfig, site: SiteConfig) -> None:
     """Of a site that keeps its labels: none is sent, and none is fed to the model, under whatever name."""
     name, data = config.algorithm.name, site.data
-    is_whole = algorithms()[name]().needs.holds == "whole"  # nothing of a batch is sent
+    is_whole = configuration.build_algorithm(config).needs.holds == "whole"  # nothing of a batch is sent
     if config.model.head is None and not is_whole:
         raise UserError(
             f"this site keeps its labels (keep_labels), and {name} with model.head=null sends them; use model.head=0"

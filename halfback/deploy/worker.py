@@ -51,7 +51,7 @@ class Worker:
             if isinstance(question, Prepare):
                 return self._prepare(question, asked.body)
             if self._client is None:
-                raise PeerError(f"{question.kind} came, prepare is due first")
+                raise PeerError("", question.kind, "prepare is due first")
             return self._client.answer(question, asked.body)
         except HalfbackError as error:
             return refused("peer" if isinstance(error, PeerError) else "user", error)
@@ -83,7 +83,7 @@ class Worker:
         check_plain(order.config, "Prepare.config")
         config = at_client(configuration.from_tree(order.config, {}), self._site)
         if order.client >= config.clients:
-            raise PeerError(f"server: Prepare.client: {order.client} came, 0 to {config.clients - 1} are allowed")
+            raise PeerError("Prepare.client", order.client, f"0 to {config.clients - 1} are allowed", sender="server")
         site = Site(order.client, self._site.data is not None, order.label_names)
         clear_scratch(self._own(order))
         try:

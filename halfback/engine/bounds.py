@@ -115,10 +115,8 @@ class Tab:
                 return  # the greeting; of the others no method takes any from a client
         self._said[kind] += 1
         if self._said[kind] > most:
-            raise PeerError(
-                f"client {self._client}: {kind}: {self._said[kind]} came in a round of {self._steps} steps, at most "
-                f"{most} are allowed"
-            )
+            came = f"{self._said[kind]} came in a round of {self._steps} steps, at most {most} are allowed"
+            raise PeerError(kind, came, sender=self._client)
 
     def check(self, report: Done) -> None:
         """What the client says that the round has cost it, against what that can have cost.
@@ -136,9 +134,8 @@ class Tab:
         )
         for what, came, least, most in figures:
             if not least <= came <= most:
-                raise PeerError(
-                    f"client {self._client}: Done.{what}: {came:.10g} came, {least} to {most:.10g} are possible"
-                )
+                possible = f"{least} to {most:.10g} are possible"
+                raise PeerError(f"Done.{what}", f"{came:.10g}", possible, sender=self._client)
 
 
 def bounds_of(needs: Needs, theta: Replica, head: Mapping[str, Tensor], *, rows: int, steps: int) -> Bounds:

@@ -53,7 +53,7 @@ class ClientSide:
         """
         if (greeting := self.near.hello()) is not None:
             theirs = self._heard((yield self._said(greeting, None)), None)
-            with blamed(None):
+            with blamed("server"):
                 self.near.meet(theirs)
         memory = None
         if measure_memory:
@@ -76,7 +76,7 @@ class ClientSide:
             return self.near.send(message).data
 
     def _heard(self, data: bytes, memory: MemoryMeter | None) -> Message:
-        with self.meters.wire.running(), blamed(None), charged(memory):
+        with self.meters.wire.running(), blamed("server"), charged(memory):
             return self.near.receive(data)
 
     def _speak(self, talk: Conversation, reply: Message | None, memory: MemoryMeter | None) -> Message | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from halfback.codecs.protocol import Receiver, Samples, Seen, Sender, finite
 from halfback.codecs.temporal import TemporalReceiver, TemporalSender, check_unique
 from halfback.engine.tensors import under
-from halfback.errors import Diverged, PeerError
+from halfback.errors import Diverged, Peer, PeerError
 from halfback.parties.holdings import HiddenForm
 from halfback.telemetry.meters import MemoryMeter
 from halfback.wire.messages import CODED, FIELDS, Caches, Encoded, Message, Part, Role, of_parts, parts_of
@@ -59,7 +59,6 @@ class End:
         self._most = dict(most)
         self.most_bytes = most_bytes(most)
         self._batch: _Batch | None = None
-        self.folder: object = None  # of what is remembered on disk: it is gone when nobody holds it any more
         self.senders = dict(senders)
         self.receivers = dict(receivers)
         both: list[tuple[str, Any]] = sorted(self._ends())
@@ -90,21 +89,18 @@ class End:
         """
         count = len(self._temporal)
         if not isinstance(theirs, Caches):
-            raise PeerError(f"{type(theirs).__name__} came first in a round, Caches is allowed")
+            raise PeerError("", f"{type(theirs).__name__} came first in a round, Caches is allowed")
         digests, thresholds = theirs.digests.cpu(), theirs.thresholds
         if digests.shape != (count,) or digests.dtype != torch.int64:
-            raise PeerError(
-                f"Caches.digests: {digests.dtype} {tuple(digests.shape)} came, torch.int64 ({count},) is allowed"
-            )
+            came = f"{digests.dtype} {tuple(digests.shape)}"
+            raise PeerError("Caches.digests", came, f"torch.int64 ({count},) is allowed")
         if (thresholds is None) != (self._side == "server"):
-            raise PeerError("Caches.thresholds: the server says them, and only the server")
+            raise PeerError("Caches.thresholds", "the server says them, and only the server")
         if thresholds is not None:
             fits = thresholds.shape == (count,) and thresholds.dtype == torch.float32
             if not fits or not bool((thresholds.abs() <= 1).all()):
-                raise PeerError(
-                    f"Caches.thresholds: {thresholds.dtype} {tuple(thresholds.shape)} came, torch.float32 ({count},) "
-                    "from -1 to 1 is allowed"
-                )
+                came = f"{thresholds.dtype} {tuple(thresholds.shape)}"
+                raise PeerError("Caches.thresholds", came, f"torch.float32 ({count},) from -1 to 1 is allowed")
             self._take(thresholds.cpu())
         for link, digest in zip(self._temporal.values(), digests.tolist(), strict=True):
             if link.cache.digest() != digest:
@@ -130,7 +126,7 @@ class End:
                     matrix, samples = self._to_matrix(values[name], link), self._samples(values, link)
                     changed[name] = Encoded(self.senders[link].encode(matrix, samples))
                 except PeerError as error:
-                    raise PeerError(f"{type(message).__name__}.{name}: {error}") from None
+                    raise error.within(f"{type(message).__name__}.{name}") from None
         return replace(message, **changed) if changed else message
 
     def receive(self, data: bytes) -> Message:
@@ -144,7 +140,7 @@ class End:
     def unpack(self, data: bytes) -> Message:
         """The message in these bytes as its sender packed it; raises as `receive` does."""
         if len(data) > self.most_bytes:
-            raise PeerError(f"message: {len(data)} bytes came, at most {self.most_bytes} are allowed")
+            raise PeerError("message", f"{len(data)} bytes", f"at most {self.most_bytes} are allowed")
         return unpack(data, self._most)
 
     def decode(self, message: Message) -> Message:
@@ -160,12 +156,12 @@ class End:
             receiver = self.receivers.get(link) if role in CODED else None
             if isinstance(values[name], Encoded) != (receiver is not None):
                 came, allowed = ("encoded values", "a tensor") if receiver is None else ("a tensor", "encoded values")
-                raise PeerError(f"{kind.__name__}.{name}: {came} came, {allowed} is allowed on this link")
+                raise PeerError(f"{kind.__name__}.{name}", came, f"{allowed} is allowed on this link")
             if receiver is not None:
                 try:
                     matrix = receiver.decode(values[name].parts, self._samples(values, link))
                 except PeerError as error:
-                    raise PeerError(f"{kind.__name__}.{name}: {error}") from None
+                    raise error.within(f"{kind.__name__}.{name}") from None
                 values[name] = self._from_matrix(matrix, link)
         return kind(**values)
 
@@ -177,25 +173,22 @@ class End:
         ids, mask, hidden = (by_role.get(role) for role in ("sample_ids", "mask", "activations"))
         if ids is not None:
             if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool or not len(ids):
-                raise PeerError(
-                    f"{kind.__name__}.sample_ids: {ids.dtype} {tuple(ids.shape)} came, integers (B,) are allowed"
-                )
+                came = f"{ids.dtype} {tuple(ids.shape)}"
+                raise PeerError(f"{kind.__name__}.sample_ids", came, "integers (B,) are allowed")
             samples = tuple(ids.tolist())
             if self._temporal:  # now, when it is known who said it, and not where the answer is encoded
                 try:
                     check_unique(samples)
                 except PeerError as error:
-                    raise PeerError(f"{kind.__name__}.sample_ids: {error}") from None
+                    raise error.within(f"{kind.__name__}.sample_ids") from None
             form = next(iter(self._forms.values()))
             tokens = _tokens(kind, mask, len(ids), form.shape[0]) if form.has_texts else None
             self._batch = _Batch(samples, mask if form.has_texts else None, tokens)
         batch = self._step()
         rows = (len(batch.ids),) if batch.mask is None else tuple(batch.mask.shape)
         if isinstance(hidden, Tensor) and hidden.shape[: len(rows)] != rows:  # what is encoded is counted by its codec
-            raise PeerError(
-                f"{kind.__name__}: hidden states {tuple(hidden.shape)} came for samples and tokens {rows}, "
-                "which is what they must begin with"
-            )
+            came = f"hidden states {tuple(hidden.shape)} came for samples and tokens {rows}"
+            raise PeerError(kind.__name__, f"{came}, which is what they must begin with")
 
     def _samples(self, values: Mapping[str, Any], link: str) -> Samples:
         """Those of the step; without their ids where the message is one of several of them."""
@@ -206,7 +199,7 @@ class End:
 
     def _step(self) -> _Batch:
         if self._batch is None:
-            raise PeerError("sample ids: none came in this round yet, they are needed to decode")
+            raise PeerError("sample ids", "none came in this round yet, they are needed to decode")
         return self._batch
 
     def _to_matrix(self, hidden: Tensor, link: str) -> Tensor:
@@ -214,7 +207,7 @@ class End:
         mask = self._step().mask
         matrix = hidden[mask.to(hidden.device)] if mask is not None else hidden.reshape(-1, self._forms[link].width)
         if not finite(matrix):
-            raise Diverged(f"{self._side}: hidden states or gradients are not finite; lower the learning rates")
+            raise Diverged(f"{self._side}: hidden states or gradients", "are not finite", "lower the learning rates")
         return matrix
 
     def _from_matrix(self, matrix: Tensor, link: str) -> Tensor:
@@ -265,20 +258,20 @@ def _tokens(kind: type[Part], mask: Tensor | None, count: int, most: int) -> tup
     """Tokens of each sample, from a mask that may come from anyone."""
     if mask is None or mask.ndim != 2 or mask.dtype != torch.bool or len(mask) != count or mask.shape[1] > most:
         came = "none" if mask is None else f"{mask.dtype} {tuple(mask.shape)}"
-        raise PeerError(f"{kind.__name__}.mask: {came} came, torch.bool ({count}, up to {most}) is allowed")
+        raise PeerError(f"{kind.__name__}.mask", came, f"torch.bool ({count}, up to {most}) is allowed")
     rows = mask.sum(dim=1)
     if not bool((rows > 0).all()):
-        raise PeerError(f"{kind.__name__}.mask: a row without a token came")
+        raise PeerError(f"{kind.__name__}.mask", "a row without a token came")
     return tuple(rows.tolist())
 
 
 @contextmanager
-def blamed(client: int | None) -> Iterator[None]:
-    """An error names the side that said what is wrong: this client, or with None the server."""
+def blamed(sender: Peer) -> Iterator[None]:
+    """An error says who sent what is wrong."""
     try:
         yield
     except PeerError as error:
-        raise PeerError(f"{'server' if client is None else f'client {client}'}: {error}") from None
+        raise error.of(sender) from None
 
 
 def charged(meter: MemoryMeter | None) -> AbstractContextManager[None]:

@@ -76,9 +76,7 @@ class Links:
                 own = Path(self._folder.name) / f"{client}-{link}" if self._folder is not None else None
                 receivers[link] = make_receiver(chain, width=form.width, dtype=form.dtype, where=where, folder=own)
         most = self.bounds.receiving("down" if side == "client" else "up", forms, receivers)
-        end = End(side, self.device, forms=forms, senders=senders, receivers=receivers, most=most)
-        end.folder = self._folder
-        return end
+        return End(side, self.device, forms=forms, senders=senders, receivers=receivers, most=most)
 
     @cached_property
     def _folder(self) -> "TemporaryDirectory[str] | None":
@@ -87,8 +85,6 @@ class Links:
         return TemporaryDirectory(prefix=CACHES, dir=self.scratch) if on_disk else None
 
     def _check(self, link: str, chain: tuple[Codec, ...], forms: Forms) -> None:
-        if link not in forms:
-            raise UserError(f"codecs.{link}: nothing goes this way without a head on the device (model.head)")
         if isinstance(chain[0], Temporal):
             form = forms[link]
             try:

@@ -132,7 +132,7 @@ class ServerSide:
         if len(alike) > 1:
             rarest_first = sorted(kinds.items(), key=lambda said: alike[said[1]])
             came = ", ".join(f"{kind} of client {number}" for number, kind in rarest_first)
-            raise PeerError(f"exchange: {came} came together, one kind is allowed")
+            raise PeerError("exchange", f"{came} came together, one kind is allowed", sender=rarest_first[0][0])
         if self._memory is not None:
             for message in messages.values():
                 self._memory.receive(tensors_of(message))

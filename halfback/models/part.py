@@ -97,12 +97,15 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     return model._apply(moved)
 
 
+@torch.no_grad()
 def shape_behind(middle: nn.Module, hidden: Tensor, mask: Tensor | None) -> tuple[int, ...]:
     """The shape of what a middle makes of activations, behind the batch dimension (and for texts the tokens).
 
-    Nothing is computed, and the middle's values need not be there.
+    Of a middle that isn't held it follows without a computation.
     """
+    if not any(parameter.is_meta for parameter in middle.parameters()):
+        return tuple(middle(hidden, mask).shape[1 if mask is None else 2 :])
     if mask is not None:
-        return tuple(hidden.shape[2:])  # every block of such a model gives what it takes
+        return tuple(hidden.shape[2:])  # every block of a model that is read from files gives what it takes
     shapes = {name: tensor.to("meta") for name, tensor in (*middle.named_parameters(), *middle.named_buffers())}
     return tuple(functional_call(middle, shapes, (hidden.to("meta"), None)).shape[1:])

@@ -163,7 +163,7 @@ def unexpected(messages: Mapping[int, Any]) -> PeerError:
         An error that names the first client and its message.
     """
     client, message = next(iter(messages.items()))
-    return PeerError(f"client {client}: {type(message).__name__}: this algorithm expects no such message")
+    return PeerError(type(message).__name__, "this algorithm expects no such message", sender=client)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def take_share(client: Client, reply: Any, directions: int) -> None:
     """Catches up, and from now on measures the group of θ that the server says; raises as `catch_up` does."""
     group, count = received(reply, Share).group, len(client.theta.replica.groups)
     if not 0 <= group < count:
-        raise PeerError(f"server: Share.group: {group} came, 0 to {count - 1} are allowed")
+        raise PeerError("Share.group", group, f"0 to {count - 1} are allowed", sender="server")
     catch_up(client, reply, directions, Share)
     client.theta.groups = (group,)
 
@@ -114,17 +114,18 @@ def take_agreed(client: Client, reply: Any, directions: int, *, steps: int = 1) 
     agreed = received(reply, Slopes)
     count = steps * client.theta.replica.width(directions)
     if agreed.values.shape != (count,):
-        raise PeerError(f"server: Slopes: slopes {tuple(agreed.values.shape)} came, ({count},) is allowed")
+        raise PeerError("Slopes", f"slopes {tuple(agreed.values.shape)}", f"({count},) is allowed", sender="server")
     _replay(client, "Slopes", agreed.step, agreed.values.view(steps, -1), directions)
 
 
 def _take_state(client: Client, said: History, state: Weights, directions: int) -> None:
-    rows, field = said.slopes, "server: Weights.tensors"
+    rows, field = said.slopes, "Weights.tensors"
     width = directions * len(client.theta.replica.groups)
     _check_rows(client, "History", said.first, rows, width)
-    check_tensors(field, state.tensors, client.theta.replica.exact_state() if len(rows) else {})
+    allowed = client.theta.replica.exact_state() if len(rows) else {}
+    check_tensors(field, state.tensors, allowed, sender="server")
     if not all(all_finite(tensor) for tensor in state.tensors):
-        raise Diverged(f"{field} are not finite; lower bottom.lr or top.lr")
+        raise Diverged(field, "are not finite", "lower bottom.lr or top.lr", sender="server")
     client.theta.take_state(said.first, rows, state.tensors)
 
 
@@ -139,20 +140,20 @@ def _steps(said: Turns, count: int) -> Sequence[int]:
     steps = said.steps
     if steps.shape != (count,) or steps.dtype != torch.int32 or bool((steps < 0).any()):
         came = f"{steps.dtype} {tuple(steps.shape)}"
-        raise PeerError(f"server: Turns.steps: {came} came, torch.int32 ({count},) from 0 on are allowed")
+        allowed = f"torch.int32 ({count},) from 0 on are allowed"
+        raise PeerError("Turns.steps", came, allowed, sender="server")
     return steps.tolist()
 
 
 def _check_rows(client: Client, kind: str, first: int, rows: Tensor, width: int) -> None:
     if first != client.theta.position:
-        raise PeerError(f"server: {kind}: step {first} came, {client.theta.position} is allowed")
+        raise PeerError(kind, f"step {first}", f"{client.theta.position} is allowed", sender="server")
     if rows.ndim != 2 or (len(rows) and rows.shape[1] != width) or rows.dtype != torch.float32:
-        raise PeerError(
-            f"server: {kind}: slopes {rows.dtype} {tuple(rows.shape)} came, torch.float32 with {width} a step "
-            "are allowed"
-        )
+        came = f"slopes {rows.dtype} {tuple(rows.shape)}"
+        raise PeerError(kind, came, f"torch.float32 with {width} a step are allowed", sender="server")
     if not all_finite(rows):
-        raise Diverged(f"server: {kind}: slopes from step {first} on are not finite; lower bottom.lr or top.lr")
+        what, cure = f"{kind}: slopes from step {first} on", "lower bottom.lr or top.lr"
+        raise Diverged(what, "are not finite", cure, sender="server")
 
 
 def missed_slopes(server: Server, messages: Mapping[int, Join]) -> dict[int, History]:
@@ -164,9 +165,8 @@ def missed_slopes(server: Server, messages: Mapping[int, Join]) -> dict[int, His
     agreed = server.agreed
     for client, join in messages.items():
         if not 0 <= join.position <= len(agreed.rows):
-            raise PeerError(
-                f"client {client}: Join.position: {join.position} came, 0 to {len(agreed.rows)} are allowed"
-            )
+            allowed = f"0 to {len(agreed.rows)} are allowed"
+            raise PeerError("Join.position", join.position, allowed, sender=client)
     agreed.settle()
     return {client: History(join.position, agreed.missed(join.position)) for client, join in messages.items()}
 

@@ -114,7 +114,7 @@ def average_weights(server: Server, messages: Mapping[int, Weights]) -> dict[int
     """
     agreed = server.agreed.replica.parameters
     for client, message in messages.items():
-        check_weights(f"client {client}", message, agreed, server.steps)
+        check_weights(client, message, agreed, server.steps)
     shares = server.cohort.shares(messages)
     for place, parameter in enumerate(agreed.values()):
         parameter.copy_(mean(torch.stack([message.tensors[place] for message in messages.values()]), shares))

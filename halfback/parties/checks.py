@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from halfback.errors import Diverged, PeerError
+from halfback.errors import Diverged, Peer, PeerError
 from halfback.parties.server import Server
 from halfback.wire.messages import Activations, HandOver, HeadGradient, Slopes, Weights
 
@@ -26,24 +26,19 @@ def check_activations(server: Server, client: int, message: Activations) -> None
     fits = fits and (hidden.shape[1] <= length if form.has_texts else hidden.shape[1] == length)
     if not fits or hidden.numel() == 0 or hidden.dtype != form.dtype:
         wanted = ("any", f"up to {length}" if form.has_texts else length, *sizes)
-        raise PeerError(
-            f"client {client}: Activations.hidden: {hidden.dtype} {tuple(hidden.shape)} came, "
-            f"{form.dtype} of shape ({', '.join(map(str, wanted))}) is allowed"
-        )
+        came, allowed = f"{hidden.dtype} {tuple(hidden.shape)}", f"({', '.join(map(str, wanted))})"
+        raise PeerError("Activations.hidden", came, f"{form.dtype} of shape {allowed} is allowed", sender=client)
     for name, tensor in (("mask", mask), ("labels", labels)):
         if tensor is not None and (tensor.shape[:1] != hidden.shape[:1] or tensor.is_floating_point()):
-            raise PeerError(
-                f"client {client}: Activations.{name}: {tensor.dtype} {tuple(tensor.shape)} came, "
-                f"integers for a batch of {len(hidden)} are allowed"
-            )
+            came = f"{tensor.dtype} {tuple(tensor.shape)}"
+            allowed = f"integers for a batch of {len(hidden)} are allowed"
+            raise PeerError(f"Activations.{name}", came, allowed, sender=client)
     if mask is not None and mask.shape != hidden.shape[:2]:
-        raise PeerError(
-            f"client {client}: Activations.mask: {tuple(mask.shape)} came, {tuple(hidden.shape[:2])} is allowed"
-        )
+        allowed = f"{tuple(hidden.shape[:2])} is allowed"
+        raise PeerError("Activations.mask", tuple(mask.shape), allowed, sender=client)
     if not all_finite(hidden):
-        raise Diverged(
-            f"step {server.steps}: Activations.hidden of client {client} is not finite; lower bottom.lr or bottom.clip"
-        )
+        cure = "lower bottom.lr or bottom.clip"
+        raise Diverged("Activations.hidden", "is not finite", cure, step=server.steps, sender=client)
 
 
 def check_slopes(server: Server, client: int, message: Slopes, count: int, *, step: int | None = None) -> None:
@@ -56,19 +51,16 @@ def check_slopes(server: Server, client: int, message: Slopes, count: int, *, st
     step = len(server.agreed.rows) if step is None else step
     values = message.values
     if message.step != step:
-        raise PeerError(f"client {client}: Slopes.step: {message.step} came, {step} is allowed")
+        raise PeerError("Slopes.step", message.step, f"{step} is allowed", sender=client)
     if values.shape != (count,) or values.dtype != torch.float32:
-        raise PeerError(
-            f"client {client}: Slopes.values: {values.dtype} {tuple(values.shape)} came, "
-            f"torch.float32 ({count},) is allowed"
-        )
+        came = f"{values.dtype} {tuple(values.shape)}"
+        raise PeerError("Slopes.values", came, f"torch.float32 ({count},) is allowed", sender=client)
     if not all_finite(values):
-        raise Diverged(
-            f"step {step}: Slopes.values of client {client} are not finite; lower bottom.lr or set algorithm.radius"
-        )
+        cure = "lower bottom.lr or set algorithm.radius"
+        raise Diverged("Slopes.values", "are not finite", cure, step=step, sender=client)
 
 
-def check_weights(sender: str, message: Weights | HandOver, agreed: Mapping[str, Tensor], step: int) -> None:
+def check_weights(sender: Peer, message: Weights | HandOver, agreed: Mapping[str, Tensor], step: int) -> None:
     """Refuses weights that are not those of θ, from either side.
 
     Raises:
@@ -76,10 +68,10 @@ def check_weights(sender: str, message: Weights | HandOver, agreed: Mapping[str,
         Diverged: a weight is not finite.
     """
     field = f"{type(message).__name__}.tensors"
-    check_tensors(f"{sender}: {field}", message.tensors, agreed)
+    check_tensors(field, message.tensors, agreed, sender=sender)
     for name, tensor in zip(agreed, message.tensors, strict=True):
         if not all_finite(tensor):
-            raise Diverged(f"step {step}: {field}, {name} of {sender} is not finite; lower bottom.lr")
+            raise Diverged(f"{field}, {name}", "is not finite", "lower bottom.lr", step=step, sender=sender)
 
 
 def check_head_gradient(server: Server, client: int, message: HeadGradient, hidden: Tensor) -> None:
@@ -89,31 +81,28 @@ def check_head_gradient(server: Server, client: int, message: HeadGradient, hidd
         PeerError: names the client, the field, what came and what is allowed.
         Diverged: a gradient or the loss is not finite.
     """
-    sender, head = f"client {client}: HeadGradient", server.top.head or {}
-    check_tensors(f"{sender}.gradient", (message.gradient,), {"the second cut": hidden})
-    check_tensors(f"{sender}.loss", (message.loss,), {"the batch": torch.empty(1, dtype=torch.float32)})
-    check_tensors(f"{sender}.head", message.head, head)
+    head = server.top.head or {}
+    check_tensors("HeadGradient.gradient", (message.gradient,), {"the second cut": hidden}, sender=client)
+    loss = torch.empty(1, dtype=torch.float32)
+    check_tensors("HeadGradient.loss", (message.loss,), {"the batch": loss}, sender=client)
+    check_tensors("HeadGradient.head", message.head, head, sender=client)
     if not all(all_finite(tensor) for tensor in (message.gradient, message.loss, *message.head)):
-        raise Diverged(
-            f"step {server.steps}: HeadGradient of client {client} is not finite; lower the learning rates (top.lr, "
-            "bottom.lr) or clip the top (top.clip)"
-        )
+        cure = "lower the learning rates (top.lr, bottom.lr) or clip the top (top.clip)"
+        raise Diverged("HeadGradient", "is not finite", cure, step=server.steps, sender=client)
 
 
-def check_tensors(field: str, tensors: Sequence[Tensor], agreed: Mapping[str, Tensor]) -> None:
+def check_tensors(field: str, tensors: Sequence[Tensor], agreed: Mapping[str, Tensor], *, sender: Peer) -> None:
     """Refuses tensors that differ from the agreed ones in number, shape or dtype.
 
     Raises:
-        PeerError: begins with `field` and names the tensor, what came and what is allowed.
+        PeerError: names the sender, the field and the tensor, what came and what is allowed.
     """
     if len(tensors) != len(agreed):
-        raise PeerError(f"{field}: {len(tensors)} came, {len(agreed)} are allowed")
+        raise PeerError(field, len(tensors), f"{len(agreed)} are allowed", sender=sender)
     for (name, wanted), tensor in zip(agreed.items(), tensors, strict=True):
         if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
-            raise PeerError(
-                f"{field}, {name}: {tensor.dtype} {tuple(tensor.shape)} came, "
-                f"{wanted.dtype} {tuple(wanted.shape)} is allowed"
-            )
+            came, allowed = (f"{each.dtype} {tuple(each.shape)}" for each in (tensor, wanted))
+            raise PeerError(f"{field}, {name}", came, f"{allowed} is allowed", sender=sender)
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -37,7 +37,7 @@ def received(reply: Any, kind: type[Kind]) -> Kind:
         PeerError: it is another one.
     """
     if not isinstance(reply, kind):
-        raise PeerError(f"server: {name_of(kinds_of(reply))} came, {kind.__name__} is allowed")
+        raise PeerError("", name_of(kinds_of(reply)), f"{kind.__name__} is allowed", sender="server")
     return reply
 
 
@@ -46,7 +46,7 @@ def received_both(reply: Any, first: type[Kind], second: type[Other]) -> tuple[K
     if isinstance(reply, Both) and isinstance(reply.first, first) and isinstance(reply.second, second):
         return reply.first, reply.second
     came = name_of(kinds_of(reply))
-    raise PeerError(f"server: {came} came, {first.__name__}And{second.__name__} is allowed")
+    raise PeerError("", came, f"{first.__name__}And{second.__name__} is allowed", sender="server")
 
 
 def cut_gradient(reply: Any, hidden: Tensor) -> Tensor:
@@ -58,12 +58,11 @@ def cut_gradient(reply: Any, hidden: Tensor) -> Tensor:
     """
     gradient = received(reply, CutGradient).gradient
     if gradient.shape != hidden.shape or gradient.dtype != hidden.dtype:
-        raise PeerError(
-            f"server: CutGradient.gradient: {gradient.dtype} {tuple(gradient.shape)} came, "
-            f"{hidden.dtype} {tuple(hidden.shape)} is allowed"
-        )
+        came, allowed = (f"{each.dtype} {tuple(each.shape)}" for each in (gradient, hidden))
+        raise PeerError("CutGradient.gradient", came, f"{allowed} is allowed", sender="server")
     if not all_finite(gradient):
-        raise Diverged("server: CutGradient.gradient is not finite; lower top.lr or clip the top (top.clip)")
+        cure = "lower top.lr or clip the top (top.clip)"
+        raise Diverged("CutGradient.gradient", "is not finite", cure, sender="server")
     return gradient
 
 
@@ -76,9 +75,9 @@ def loss_value(reply: Any) -> float:
     """
     values = received(reply, Losses).values
     if values.shape != (1,) or values.dtype != torch.float32:
-        raise PeerError(
-            f"server: Losses.values: {values.dtype} {tuple(values.shape)} came, torch.float32 (1,) is allowed"
-        )
+        came = f"{values.dtype} {tuple(values.shape)}"
+        raise PeerError("Losses.values", came, "torch.float32 (1,) is allowed", sender="server")
     if not all_finite(values):
-        raise Diverged("server: Losses.values is not finite; lower the learning rates (top.lr, bottom.lr)")
+        cure = "lower the learning rates (top.lr, bottom.lr)"
+        raise Diverged("Losses.values", "is not finite", cure, sender="server")
     return float(values)

@@ -54,10 +54,11 @@ def submit(client: Client, batch: Batch, hidden: Tensor) -> Generator[Message, A
     wanted = hidden.new_empty(()).expand(*rows, *client.head.sizes)
     answer = received((yield upload(batch, hidden, labels=False)), MiddleActivations)
     del hidden  # a caller that has no more use of it wants its memory back
-    check_tensors("server: MiddleActivations.hidden", (answer.hidden,), {"the second cut": wanted})
-    check_tensors("server: MiddleActivations.head", answer.head, client.head.parameters)
+    check_tensors("MiddleActivations.hidden", (answer.hidden,), {"the second cut": wanted}, sender="server")
+    check_tensors("MiddleActivations.head", answer.head, client.head.parameters, sender="server")
     if not all(all_finite(tensor) for tensor in (answer.hidden, *answer.head)):
-        raise Diverged("server: MiddleActivations is not finite; lower top.lr or clip the top (top.clip)")
+        cure = "lower top.lr or clip the top (top.clip)"
+        raise Diverged("MiddleActivations", "is not finite", cure, sender="server")
     said = head_gradient(client.head, batch, answer)
     del answer
     return (yield said)

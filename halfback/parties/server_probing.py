@@ -54,7 +54,7 @@ def probe_loss(server: Server, client: int, hidden: Activations) -> Tensor:
     kept = kept_of(server)
     first = kept[client].batch if client in kept else None
     if first is None or first.labels is None or len(first.labels) != len(hidden.hidden):
-        raise PeerError(f"client {client}: Activations: a probe came before the batch and its labels")
+        raise PeerError("Activations", "a probe came before the batch and its labels", sender=client)
     return loss_of(server, client, hidden.hidden, first.mask, first.labels)
 
 

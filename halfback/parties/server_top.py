@@ -26,20 +26,16 @@ def loss_of(server: Server, client: int, hidden: Tensor, mask: Tensor | None, la
     """
     logits = _through_top(server, client, hidden, mask)
     if labels.shape != logits.shape[:-1]:
-        raise PeerError(
-            f"client {client}: Activations.labels: {tuple(labels.shape)} came, {tuple(logits.shape[:-1])} is allowed"
-        )
+        allowed = f"{tuple(logits.shape[:-1])} is allowed"
+        raise PeerError("Activations.labels", tuple(labels.shape), allowed, sender=client)
     unscored = (labels == NO_LOSS) & (labels.ndim == 2)  # only a token may go without a loss
     if outside := labels[(labels >= logits.shape[-1]) | ((labels < 0) & ~unscored)].tolist():
-        raise PeerError(
-            f"client {client}: Activations.labels: {outside[0]} came, 0 to {logits.shape[-1] - 1} are allowed"
-        )
+        allowed = f"0 to {logits.shape[-1] - 1} are allowed"
+        raise PeerError("Activations.labels", outside[0], allowed, sender=client)
     loss = server.top.loss(logits, labels.long())
     if not torch.isfinite(loss):
-        raise Diverged(
-            f"step {server.steps}: the loss of client {client} is {loss.item()}; "
-            "lower the learning rates (top.lr, bottom.lr) or clip the top (top.clip)"
-        )
+        cure = "lower the learning rates (top.lr, bottom.lr) or clip the top (top.clip)"
+        raise Diverged("the loss", f"is {loss.item()}", cure, step=server.steps, sender=client)
     return loss
 
 
@@ -53,7 +49,8 @@ def middle_activations(server: Server, messages: Mapping[int, Activations]) -> d
     for client, message in messages.items():
         check_activations(server, client, message)
         if message.labels is not None:
-            raise PeerError(f"client {client}: Activations.labels: some came, none are allowed where devices keep them")
+            allowed = "none are allowed where devices keep them"
+            raise PeerError("Activations.labels", "some", allowed, sender=client)
         hidden = message.hidden.detach().requires_grad_()
         out = _through_top(server, client, hidden, message.mask)
         server.top.passes[client] = (hidden, out)
@@ -64,7 +61,7 @@ def middle_activations(server: Server, messages: Mapping[int, Activations]) -> d
 def _through_top(server: Server, client: int, hidden: Tensor, mask: Tensor | None) -> Tensor:
     if server.top.form.has_texts and (mask is None or mask.shape != hidden.shape[:2]):
         came = "none" if mask is None else tuple(mask.shape)
-        raise PeerError(f"client {client}: Activations.mask: {came} came, {tuple(hidden.shape[:2])} is needed")
+        raise PeerError("Activations.mask", came, f"{tuple(hidden.shape[:2])} is needed", sender=client)
     if server.top.above:
         server.agreed.catch_up()  # blocks of θ stand between the cuts
     return server.top.of(client).module(hidden, mask)
@@ -73,7 +70,7 @@ def _through_top(server: Server, client: int, hidden: Tensor, mask: Tensor | Non
 def backpropagate_middle(server: Server, client: int, message: HeadGradient, weight: float) -> Tensor:
     """The activations that came, with `weight` times their gradient; so much of the head's is added to its tensors'."""
     if client not in server.top.passes:
-        raise PeerError(f"client {client}: HeadGradient: it came before the batch that it belongs to")
+        raise PeerError("HeadGradient", "it came before the batch that it belongs to", sender=client)
     hidden, out = server.top.passes[client]
     check_head_gradient(server, client, message, out)
     del server.top.passes[client]
@@ -113,10 +110,8 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadG
         gradient = cast(Tensor, hidden.grad)
         gradients[client] = gradient if weight == 1 else gradient / weight
         if not all_finite(gradients[client]):
-            raise Diverged(
-                f"step {server.steps}: the cut gradient of client {client} is not finite; "
-                "lower top.lr or clip the top (top.clip)"
-            )
+            cure = "lower top.lr or clip the top (top.clip)"
+            raise Diverged("the cut gradient", "is not finite", cure, step=server.steps, sender=client)
     for parameter in descent.parameters:
         if parameter.grad is not None:
             parameter.grad /= count
@@ -131,7 +126,8 @@ def step_top(server: Server, asked_by: Iterable[int]) -> None:
         PeerError: no batch came since the last step; names one of the clients that want it taken all the same.
     """
     if all(parameter.grad is None for parameter in server.top.first_order.parameters):
-        raise PeerError(f"client {min(asked_by)}: it wants step {server.steps} taken, but no batch came for it")
+        wants = f"it wants step {server.steps} taken, but no batch came for it"
+        raise PeerError("", wants, sender=min(asked_by))
     server.top.move(server.steps)
     server.steps += 1
 
@@ -153,5 +149,5 @@ def step_top_by_client(server: Server, messages: Mapping[int, Activations], *, e
 
 def _labels(client: int, message: Activations) -> Tensor:
     if message.labels is None:
-        raise PeerError(f"client {client}: Activations.labels: none came, integers are needed for the loss")
+        raise PeerError("Activations.labels", "none", "integers are needed for the loss", sender=client)
     return message.labels

@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import quote
 
 from halfback import config as configuration
-from halfback.assembly import build_algorithm
 from halfback.config import RunConfig
 from halfback.data.tasks import objective_of, tuning_options
 from halfback.errors import UserError
@@ -82,7 +81,6 @@ def carry_out(request: Request, watch: Watch) -> dict[str, Any]:
     grids = _grids(request)
     first = {label: work.cell(label, CELLS, 0) for label in work.methods}
     for label, cell in first.items():
-        build_algorithm(cell.config)
         if label in grids and cell.config.task.holdout:
             raise UserError(
                 f"task.holdout={cell.config.task.holdout}: --tune holds back itself; leave one of the two away"

@@ -12,7 +12,6 @@ from typing import Any, final
 from torch import nn
 
 from halfback import config as configuration
-from halfback.assembly import build_algorithm
 from halfback.assembly.given import Given, settings_of
 from halfback.config import RunConfig
 from halfback.config.values import Config, resolve_values
@@ -207,7 +206,7 @@ def train(
         overwrite: whether to delete the run that `out` holds; any other folder is refused.
         progress: whether to show how the run goes: a bar on a terminal or in a notebook, elsewhere a line for each
             evaluation.
-        **settings: of a recipe, each by its section's or its own name.
+        **settings: of the recipe, by section or by path.
 
     Returns:
         The finished run.
@@ -267,7 +266,7 @@ def begin(config: RunConfig, out: Path, caller: Caller, *, overwrite: bool = Fal
     """
     check_free(out, overwrite=overwrite)
     for name in config.beside:
-        build_algorithm(_beside(config, name))
+        _beside(config, name)  # what is wrong with it is said before anything runs
     place = out.resolve()  # it is renamed below, also where it is the current folder
     opening = Opening(place, place / PRETRAINED, Path.cwd(), caller)
     with _resumable(place), ExitStack() as locks:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from halfback import config as configuration
-from halfback.assembly import build_algorithm
 from halfback.config import RunConfig
 from halfback.errors import UserError
 from halfback.runs.cells import Cell, Watch, run_cells
@@ -132,11 +131,9 @@ def _is_fraction(grid: Grid, config: RunConfig) -> bool:
 def _allowed(cell: Callable[[str, str], Cell], label: str, value: str) -> Cell | None:
     """The run with a value that nobody asked for; None beyond the setting's range."""
     try:
-        found = cell(label, value)
-        build_algorithm(found.config)
+        return cell(label, value)
     except UserError:
         return None
-    return found
 
 
 def _ranks(tried: Mapping[str, Mapping[str, Any]], rises: bool) -> Ranks:

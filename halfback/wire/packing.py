@@ -133,17 +133,17 @@ def unpack(data: bytes, most: Mapping[Role, Most] | None = None) -> Message:
             allowed.
     """
     if len(data) > MAX_BYTES:
-        raise PeerError(f"message: {len(data)} bytes came, at most {MAX_BYTES} are allowed")
+        raise PeerError("message", f"{len(data)} bytes", f"at most {MAX_BYTES} are allowed")
     reader = _Reader(data)
     magic, version, kind_code = reader.read(_HEADER, "header")
     if magic != MAGIC or version != VERSION:
-        raise PeerError(f"header: {magic!r} version {version} came, {MAGIC!r} version {VERSION} is allowed")
+        raise PeerError("header", f"{magic!r} version {version}", f"{MAGIC!r} version {VERSION} is allowed")
     if kind_code >= len(CODES):
-        raise PeerError(f"header: message kind {kind_code} came, 0 to {len(CODES) - 1} are allowed")
+        raise PeerError("header", f"message kind {kind_code}", f"0 to {len(CODES) - 1} are allowed")
     parts = [_part(reader, kind, most) for kind in CODES[kind_code]]
     if reader.left:
         name = name_of(CODES[kind_code])
-        raise PeerError(f"{name}: {reader.left} bytes follow the last field, none are allowed")
+        raise PeerError(name, f"{reader.left} bytes follow the last field, none are allowed")
     return of_parts(parts)
 
 
@@ -154,7 +154,7 @@ def _part(reader: "_Reader", kind: type[Part], most: Mapping[Role, Most] | None)
         values[name] = reader.field(f"{kind.__name__}.{name}", allowed)
         if not isinstance(values[name], types):
             wanted = " or ".join(each.__name__ for each in types)
-            raise PeerError(f"{kind.__name__}.{name}: {type(values[name]).__name__} came, {wanted} is allowed")
+            raise PeerError(f"{kind.__name__}.{name}", type(values[name]).__name__, f"{wanted} is allowed")
     return kind(**values)
 
 
@@ -175,7 +175,7 @@ class _Reader:
 
     def read(self, layout: struct.Struct, name: str) -> tuple[Any, ...]:
         if layout.size > self.left:
-            raise PeerError(f"{name}: {self.left} bytes are left, {layout.size} are needed")
+            raise PeerError(name, f"{self.left} bytes are left, {layout.size} are needed")
         values = layout.unpack_from(self._data, self._at)
         self._at += layout.size
         return values
@@ -191,39 +191,39 @@ class _Reader:
         if code in (_TENSORS, _ENCODED):
             (count,) = self.read(struct.Struct("<I"), name)
             if count > MAX_TENSORS:
-                raise PeerError(f"{name}: {count} tensors announced, at most {MAX_TENSORS} are allowed")
+                raise PeerError(name, f"{count} tensors announced, at most {MAX_TENSORS} are allowed")
             if count * 2 > self.left:  # a tensor takes at least two bytes
-                raise PeerError(f"{name}: {count} tensors announced, but only {self.left} bytes are left")
+                raise PeerError(name, f"{count} tensors announced, but only {self.left} bytes are left")
             if count > most.tensors:
-                raise PeerError(f"{name}: {count} tensors announced, at most {most.tensors} are allowed")
+                raise PeerError(name, f"{count} tensors announced, at most {most.tensors} are allowed")
             tensors: list[Tensor] = []
             for place in range(count):
                 tensors.append(self.tensor(f"{name}[{place}]", most))
                 most = Most(most.bytes - tensors[-1].nbytes)
             return Encoded(tuple(tensors)) if code == _ENCODED else tuple(tensors)
-        raise PeerError(f"{name}: field type {code} came, 0 to {_ENCODED} are allowed")
+        raise PeerError(name, f"field type {code}", f"0 to {_ENCODED} are allowed")
 
     def tensor(self, name: str, most: Most) -> Tensor:
         code, dimensions = self.read(struct.Struct("<BB"), name)
         if code >= len(_DTYPES):
-            raise PeerError(f"{name}: dtype {code} came, 0 to {len(_DTYPES) - 1} are allowed")
+            raise PeerError(name, f"dtype {code}", f"0 to {len(_DTYPES) - 1} are allowed")
         if dimensions > MAX_DIMENSIONS:
-            raise PeerError(f"{name}: {dimensions} dimensions came, at most {MAX_DIMENSIONS} are allowed")
+            raise PeerError(name, f"{dimensions} dimensions", f"at most {MAX_DIMENSIONS} are allowed")
         shape = self.read(struct.Struct(f"<{dimensions}I"), name)
         dtype = _DTYPES[code]
         size = math.prod(shape) * dtype.itemsize
         if size > self.left:
-            raise PeerError(f"{name}: shape {shape} of {dtype} needs {size} bytes, but only {self.left} are left")
+            raise PeerError(name, f"shape {shape} of {dtype} needs {size} bytes, but only {self.left} are left")
         if size > most.bytes:
-            raise PeerError(f"{name}: {dtype} {shape} came, at most {most.bytes} bytes are allowed")
+            raise PeerError(name, f"{dtype} {shape}", f"at most {most.bytes} bytes are allowed")
         if most.shape is not None and not _within(shape, most.shape):
-            raise PeerError(f"{name}: {dtype} {shape} came, up to {most.shape} is allowed")
+            raise PeerError(name, f"{dtype} {shape}", f"up to {most.shape} is allowed")
         if not size and math.prod(max(length, 1) for length in shape) > MAX_BYTES:  # its strides could overflow
-            raise PeerError(f"{name}: empty shape {shape} came, other lengths up to {MAX_BYTES} in all are allowed")
+            raise PeerError(name, f"empty shape {shape}", f"other lengths up to {MAX_BYTES} in all are allowed")
         raw = bytearray(self._data[self._at : self._at + size])
         self._at += size
         if dtype == torch.bool and any(raw.translate(None, b"\x00\x01")):
-            raise PeerError(f"{name}: a byte other than 0 and 1 came in a bool tensor")
+            raise PeerError(name, "a byte other than 0 and 1 came in a bool tensor")
         return torch.frombuffer(raw, dtype=dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
 
 

@@ -181,9 +181,8 @@ class Replica:
         wrong = measured < 0 or measured % count or not (measured or given)
         if slopes.ndim != 2 or (len(slopes) and wrong) or first < 0:
             wanted = ("P" if count == 1 else f"{count} · P") + (f" + {given}" if given else "")
-            raise PeerError(
-                f"history: {tuple(slopes.shape)} from step {first} came, (steps, {wanted}) from step 0 is allowed"
-            )
+            came = f"{tuple(slopes.shape)} from step {first}"
+            raise PeerError("history", came, f"(steps, {wanted}) from step 0 is allowed")
         new, at = self._untaken(first, slopes), self._steps_of_untaken(first, len(slopes), steps)
         if not len(new):
             return
@@ -206,7 +205,7 @@ class Replica:
     def _untaken(self, first: int, rows: Tensor) -> Tensor:
         """Those of the rows from step `first` on that are still to be taken; raises as `replay` does."""
         if first > self.position:
-            raise PeerError(f"history: rows begin at step {first}, but this replica is at step {self.position}")
+            raise PeerError("history", f"rows begin at step {first}, but this replica is at step {self.position}")
         return rows[self.position - first :]
 
     def exact_state(self) -> dict[str, Tensor]:

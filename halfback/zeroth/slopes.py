@@ -194,24 +194,6 @@ def default_radius(parameters: Mapping[str, Tensor], dtype: torch.dtype) -> floa
     return min(1e-4, 0.25 / math.sqrt(max(dimension, 1))) * coarser ** (1 / 3)
 
 
-def check_radius(parameters: Mapping[str, Tensor], radius: float) -> None:
-    """Refuses a radius that the dtype swallows: θ + μu would be θ.
-
-    Raises:
-        UserError: μ is not a positive number, or leaves most of the values as they were.
-    """
-    if not (radius > 0 and math.isfinite(radius)):
-        raise UserError(f"algorithm.radius={radius:g}: the probe radius must be a positive number")
-    unchanged = swallowed(parameters, radius)
-    if unchanged > 0.5:
-        dtypes = "/".join(sorted({str(parameter.dtype)[6:] for parameter in parameters.values()}))
-        otherwise = "" if dtypes == "float32" else ", or model.dtype=float32"
-        raise UserError(
-            f"algorithm.radius={radius:g} is too small for {dtypes}: θ+μu rounds to θ in {unchanged:.0%} of the "
-            f"weights; use at least {least_move(parameters, radius):.2g}{otherwise}"
-        )
-
-
 def least_move(parameters: Mapping[str, Tensor], move: float) -> float:
     """`move` times the smallest power of ten with which most values change."""
     while swallowed(parameters, move) > 0.5:

@@ -265,10 +265,10 @@ class HostileClients:
                 return
             self.came["answered"] += 1
 
-    def _count(self, error: Exception, how: str) -> None:
+    def _count(self, error: PeerError | Diverged, how: str) -> None:
         check_line(error)
         if how == "PeerError":  # the engine must know who did it, so that the others can go on
-            assert "client " in str(error)
+            assert isinstance(error.sender, int)
         self.came[how] += 1
 
 

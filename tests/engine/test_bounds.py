@@ -134,7 +134,7 @@ def test_a_device_reads_no_more_than_the_recipe_has() -> None:
     side = machine(steps=6).client(0)  # with 3 directions
     side.near.receive(pack(History(0, torch.zeros(6, 3))).data)
     for message in (History(0, torch.zeros(7, 3)), Weights((torch.zeros(1),)), Slopes(0, torch.zeros(99))):
-        with pytest.raises(PeerError, match=r"server: .* allowed"), blamed(None):
+        with pytest.raises(PeerError, match=r"server: .* allowed"), blamed("server"):
             side.near.receive(pack(message).data)
 
 

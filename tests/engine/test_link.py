@@ -52,7 +52,7 @@ class Link:
     def carry(self, client: int, direction: Direction, message: Message) -> Message:
         near, far = self.of(client)
         sender, receiver = (near, far) if direction == "up" else (far, near)
-        with blamed(client if direction == "up" else None):
+        with blamed(client if direction == "up" else "server"):
             packed = sender.send(message)
             self.ledger.add(direction, type(message).__name__, packed)
             return receiver.receive(packed.data)
@@ -68,7 +68,7 @@ class Link:
             with blamed(client):
                 far.meet(heard)
             told = self.carry(client, "down", spoil("down", answer))
-            with blamed(None):
+            with blamed("server"):
                 near.meet(told)
 
 

@@ -1,7 +1,6 @@
 """Slopes against autograd, errors that fall at the right rate, and never a graph."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -10,13 +9,11 @@ import torch
 from probed_models import NAMES, Run, build, transformer, with_lora
 from torch import Tensor, nn
 
-from halfback.errors import UserError
 from halfback.zeroth.directions import Law, Seeds, direction_of, seed_for
 from halfback.zeroth.slopes import (
     Cotangent,
     Estimator,
     Probe,
-    check_radius,
     default_radius,
     estimate_slopes,
     inner,
@@ -257,39 +254,6 @@ def test_default_radius() -> None:
     radii = [default_radius({"w": torch.empty(10**k, device="meta")}, torch.float32) for k in range(10)]
     assert radii == sorted(radii, reverse=True)
     assert radii[-1] < radii[0]
-
-
-def test_check_radius_accepts_the_default() -> None:
-    parameters = weights(4096) | {"bias": torch.zeros(16), "none": torch.zeros(0)}
-    check_radius(parameters, default_radius(parameters, torch.float32))
-
-
-@pytest.mark.parametrize("radius", [0.0, -1e-3, math.inf, -math.inf, math.nan])
-def test_check_radius_refuses_what_is_not_positive(radius: float) -> None:
-    with pytest.raises(UserError, match=f"radius={radius:g}: the probe radius must be a positive number"):
-        check_radius(weights(8), radius)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_check_radius_refuses_what_the_dtype_swallows(dtype: torch.dtype) -> None:
-    parameters = {"fine": torch.zeros(3, dtype=dtype)} | weights(4096, dtype)
-    too_small = 1e-3 * torch.finfo(dtype).eps
-    with pytest.raises(UserError) as error:
-        check_radius(parameters, too_small)
-    message = str(error.value)
-    assert re.search(rf"radius={too_small:g} is too small for {str(dtype)[6:]}: θ\+μu rounds to θ in \d+% of", message)
-    found = re.search(r"use at least ([0-9.e-]+)", message)
-    assert found
-    check_radius(parameters, float(found[1]))  # the advice is good
-    with pytest.raises(UserError):
-        check_radius(parameters, float(found[1]) / 16)  # and not far from the edge
-
-
-def test_check_radius_leaves_parameters_alone() -> None:
-    parameters = weights(64)
-    before = parameters["w"].clone()
-    check_radius(parameters, 1e-3)
-    assert torch.equal(parameters["w"], before)
 
 
 @pytest.mark.parametrize("estimator", ["forward", "central", "forward_ad"])

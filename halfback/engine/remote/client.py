@@ -75,7 +75,7 @@ class RemoteClient:
 
     def _open(self, order: Open) -> Frame:
         if self._most_steps is not None and order.steps > self._most_steps:  # some methods take them all at once
-            raise PeerError(f"server: Open.steps: {order.steps} came, up to {self._most_steps} are allowed")
+            raise PeerError("Open.steps", order.steps, f"up to {self._most_steps} are allowed", sender="server")
         way = {ancestor.lineage: ancestor.rounds for ancestor in order.ancestry}
         way |= {"": 0, order.lineage: order.round}
         if self._label[1] > way.get(self._label[0], -1):

@@ -7,7 +7,6 @@ A lineage is a stretch of a run without a step back: a server that starts again 
 says in `ancestry` which lineages led to it and after which round each was left.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -150,10 +149,8 @@ class Longest(NamedTuple):
             PeerError: says what came and what is allowed.
         """
         if header > 4 * self.header or body > self.body:  # a character takes up to four bytes
-            raise PeerError(
-                f"frame: a header of {header} bytes and a body of {body} came, at most {4 * self.header} and "
-                f"{self.body} are allowed"
-            )
+            came = f"a header of {header} bytes and a body of {body}"
+            raise PeerError("frame", came, f"at most {4 * self.header} and {self.body} are allowed")
 
 
 def longest_answer(steps: int, body: int) -> Longest:
@@ -186,13 +183,10 @@ def read_answer(header: str) -> Answer:
 def _read(adapter: TypeAdapter[Read], header: str) -> Read:
     if not isinstance(header, str) or len(header) > MAX_HEADER:
         came = f"{len(header)} characters" if isinstance(header, str) else type(header).__name__
-        raise PeerError(f"header: {came} came, text of at most {MAX_HEADER} is allowed")
+        raise PeerError("header", came, f"text of at most {MAX_HEADER} is allowed")
     try:
         return adapter.validate_json(header)
     except ValidationError as error:
-        raise PeerError(_said(error.errors(include_url=False)[0])) from None
-
-
-def _said(first: Mapping[str, Any]) -> str:
-    path = ".".join(str(part) for part in first["loc"])
-    return one_line(f"header{'.' if path else ''}{path}: {first['msg']}"[:500])  # it quotes what came
+        first = error.errors(include_url=False)[0]
+        field = ".".join(("header", *map(str, first["loc"])))
+        raise PeerError(field[:200], first["msg"][:300]) from None  # both quote what came

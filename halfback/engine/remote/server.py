@@ -6,7 +6,6 @@ not sampled. Where fewer answer than the recipe wants, the round is void, the ru
 waits. A client that sends what no client may send is expelled for as long as this server runs.
 """
 
-import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -37,8 +36,6 @@ from halfback.errors import CohortLost, Diverged, HalfbackError, PeerError, User
 from halfback.parties.holdings import Round
 from halfback.wire.messages import Message
 from halfback.zeroth.directions import seed_for
-
-_ERRORS = {"peer": PeerError, "user": UserError, "diverged": Diverged}  # of a client's own, by what it calls them
 
 
 @dataclass
@@ -117,7 +114,7 @@ class RemoteServer:
                             messages[number] = self._side.hear(number, body)
                             talks.tabs[number].hear(messages[number])
                         case _:
-                            raise PeerError(f"client {number}: {answer.kind} came, exchange {talks.exchange} is due")
+                            raise PeerError("", answer.kind, f"exchange {talks.exchange} is due", sender=number)
                 except PeerError as error:  # the server's state is as it was
                     messages.pop(number, None)
                     self._expel(number, error, talks)
@@ -138,10 +135,9 @@ class RemoteServer:
             answers = self._side.answers(messages)
         except (PeerError, Diverged) as error:
             # How far the server's state has moved depends on the method, so the round can't go on without the culprit.
-            culprit = _blamed(error)
-            if culprit is None or culprit not in messages:
+            if not isinstance(error.sender, int) or error.sender not in messages:
                 raise
-            self._expel(culprit, error, talks)
+            self._expel(error.sender, error, talks)
             raise CohortLost(f"round {talks.round.number}: {error}") from None
         return {number: answers[number] for number in messages}
 
@@ -177,10 +173,10 @@ class RemoteServer:
             try:
                 answer = read(came)
             except PeerError as error:
-                self._expel(number, PeerError(f"client {number}: {error}"), talks)
+                self._expel(number, error.of(number), talks)
                 continue
-            if isinstance(answer, Refused) and answer.why in _ERRORS and self._terms.needs_all:
-                raise _ERRORS[answer.why](f"client {number}: {answer.error}")  # it would come again and again
+            if self._terms.needs_all and isinstance(answer, Refused) and (told := _reported(number, answer)):
+                raise told  # it would come again and again
             if isinstance(answer, str | Refused):
                 why = answer if isinstance(answer, str) else answer.error
                 self._presence.lose(number, why)
@@ -221,8 +217,8 @@ class RemoteServer:
         if saving:
             for number, came in self._carrier.ask(saving, self._terms.deadline, longest_answer(0, 0)).items():
                 answer = read_or_why(came)
-                if isinstance(answer, Refused) and answer.why in _ERRORS and self._terms.needs_all:
-                    raise _ERRORS[answer.why](f"client {number}: {answer.error}")
+                if self._terms.needs_all and isinstance(answer, Refused) and (told := _reported(number, answer)):
+                    raise told
                 if not isinstance(answer, Saved):
                     self._presence.lose(
                         number, answer if isinstance(answer, str) else getattr(answer, "error", answer.kind)
@@ -260,7 +256,14 @@ class RemoteServer:
         self._events({"event": "went back", "round": self._rounds})
 
 
-def _blamed(error: HalfbackError) -> int | None:
-    """The client that an error of a message is about."""
-    found = re.search(r"\bclient (\d+)\b", str(error))
-    return int(found[1]) if found else None
+def _reported(number: int, refusal: Refused) -> HalfbackError | None:
+    """The error that a client says it met; None where it may answer if it is asked again."""
+    match refusal.why:
+        case "peer":
+            return PeerError(refusal.error, sender=number)
+        case "diverged":
+            return Diverged(refusal.error, sender=number)
+        case "user":
+            return UserError(f"client {number}: {refusal.error}")
+        case _:
+            return None

@@ -37,7 +37,7 @@ def read_frame(stream: socket.socket, longest: Longest) -> Frame:
     try:
         text = bytes(_exactly(stream, header)).decode()
     except UnicodeDecodeError:
-        raise PeerError("frame: a header came that is no UTF-8 text") from None
+        raise PeerError("frame", "a header came that is no UTF-8 text") from None
     return Frame(text, bytes(_exactly(stream, body)))
 
 

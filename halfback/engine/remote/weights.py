@@ -49,7 +49,7 @@ def take_weights(tensors: Mapping[str, Tensor], body: bytes) -> None:
     """
     message = unpack(body, model_bound(tensors))
     if not isinstance(message, Weights):
-        raise PeerError(f"server: {type(message).__name__} came, Weights is allowed")
-    check_tensors("server: Weights.tensors", message.tensors, tensors)
+        raise PeerError("", type(message).__name__, "Weights is allowed", sender="server")
+    check_tensors("Weights.tensors", message.tensors, tensors, sender="server")
     for tensor, theirs in zip(tensors.values(), message.tensors, strict=True):
         tensor.copy_(theirs)

@@ -1,0 +1,178 @@
+"""What is known of a run at the moments at which its settings are held against one another: the facts of `rules`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from halfback.algorithms import algorithms
+from halfback.config.schema import BottomConfig, RunConfig, TopConfig
+from halfback.parties.protocol import Algorithm
+
+
+@dataclass(frozen=True)
+class Method:
+    """An algorithm with its options, as rules see it.
+
+    Attributes:
+        slopes: its devices have slopes of what zeroth order moves, not gradients alone.
+        gradients: its bottom is moved by gradients. trains: it is moved at all.
+        u_shape, mixed_cuts: it can leave the head on the device; it can have a cut for each client.
+        slopes_meet: slopes of several clients come together, of which some may be false.
+        grouped: a device measures one of several groups of θ.
+        by_rows: a client counts by its rows. exact_blocks: whose gradient a device takes exactly.
+    """
+
+    slopes: bool
+    gradients: bool
+    trains: bool
+    u_shape: bool
+    mixed_cuts: bool
+    slopes_meet: bool
+    grouped: bool
+    by_rows: bool
+    exact_blocks: int
+
+
+def method_of(algorithm: Algorithm) -> Method:
+    """What a rule may ask of an algorithm."""
+    needs = algorithm.needs
+    return Method(
+        slopes=not needs.backpropagates or needs.boundaries is not None,
+        gradients=needs.backpropagates and needs.agreement.moves,
+        trains=needs.agreement.moves,
+        u_shape="u_shape" in needs.fits,
+        mixed_cuts="mixed_cuts" in needs.fits,
+        slopes_meet=needs.agreement.keeps_history and needs.turns != "one_by_one",
+        grouped=needs.agreement.groups is not None,
+        by_rows=needs.agreement.aggregation == "rows",
+        exact_blocks=needs.agreement.exact_blocks,
+    )
+
+
+def able(what: str) -> str:
+    """The names of the algorithms of which this is true by default, for a message."""
+    return ", ".join(name for name, kind in algorithms().items() if getattr(method_of(kind()), what))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Before anything is loaded: the settings, and the algorithm with its options."""
+
+    config: RunConfig
+    algorithm: Algorithm
+
+    @property
+    def method(self) -> Method:
+        """What the algorithm is."""
+        return method_of(self.algorithm)
+
+    @property
+    def mixes_cuts(self) -> bool:
+        """Whether clients have different cuts."""
+        return len({self.config.model.cut_of(client) for client in range(self.config.clients)}) > 1
+
+    @property
+    def idle_links(self) -> list[str]:
+        """The links that have codecs and carry nothing: those of the U-shape, where this is none."""
+        codecs, has_head = self.config.codecs, self.config.model.head is not None
+        return [link for link in ("activations_down", "gradient_up") if getattr(codecs, link) and not has_head]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows, and the model that is to take them.
+
+    Attributes:
+        config: the settings.
+        longest: tokens of the longest row, of training and validation; longest_prompt: of the longest prompt.
+        positions: tokens that the model takes; None for any number.
+        size: height and width of the images, None for texts; wanted: those that the model takes, None for any.
+        kinds: texts that the tokenizer tells apart in a row; known_kinds: those of the model, None for any number.
+    """
+
+    config: RunConfig
+    longest: int
+    longest_prompt: int
+    positions: int | None
+    size: tuple[int, ...] | None
+    wanted: tuple[int, ...] | None
+    kinds: int
+    known_kinds: int | None
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The rows of `model.pretrain.task` and those of the task: channels of images (None for texts), classes, names."""
+
+    name: str
+    channels: int | None
+    classes: int
+    target: str
+    target_channels: int | None
+    target_classes: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How many tensors are trained in the bottom, and in its exact blocks, and in how many groups they are."""
+
+    config: RunConfig
+    method: Method
+    tensors: int
+    exact: int
+    groups: int
+
+    @property
+    def of_a_group(self) -> int:
+        """Clients of a cohort that measure the same group."""
+        return self.config.sampled_clients // self.groups
+
+
+@dataclass(frozen=True)
+class Shallow:
+    """A client whose cut is not the deepest: after `at` of the model's blocks, with so many groups of θ before it."""
+
+    config: RunConfig
+    method: Method
+    at: int
+    blocks: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What an optimiser moves on a side (`bottom` or `top`), by replayed slopes or by gradients."""
+
+    side: str
+    settings: BottomConfig | TopConfig
+    parameters: Mapping[str, Tensor]
+    replays: bool
+    normalize: bool
+
+    @property
+    def is_as_long_as_the_rate(self) -> bool:
+        """Whether a step changes each value by about the learning rate, whatever the slopes are."""
+        return self.settings.optimizer in ("adamw", "sign") or self.normalize
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What is probed, at distance μ."""
+
+    parameters: Mapping[str, Tensor]
+    radius: float
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """Where zeroth order ends on the devices, as numbers of blocks of a model."""
+
+    boundaries: Sequence[int]
+    model: str
+    blocks: int
+
+
+def dtypes_of(parameters: Mapping[str, Tensor]) -> str:
+    """The dtypes of parameters, for a message."""
+    return "/".join(sorted({str(parameter.dtype)[6:] for parameter in parameters.values()}))

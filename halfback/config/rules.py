@@ -1,0 +1,298 @@
+"""What settings may not say together: one table of conditions and messages.
+
+A setting that is wrong by itself is refused where it is declared. Here stands what two settings say against each other,
+or a setting against the model or the data that another one names: before these are known, and after. Only `check` walks
+the table.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from halfback.config.facts import (
+    Boundaries,
+    Chosen,
+    Moved,
+    Pretraining,
+    Probed,
+    Rows,
+    Shallow,
+    Trained,
+    able,
+    dtypes_of,
+)
+from halfback.errors import UserError
+from halfback.zeroth.slopes import least_move, swallowed
+
+F = TypeVar("F")
+
+
+@dataclass(frozen=True)
+class Rule(Generic[F]):
+    """What facts of one kind may not be: a name, when they break it, and what is then said to the user."""
+
+    name: str
+    broken: Callable[[F], bool]
+    says: Callable[[F], str]
+
+
+def check(facts: Any) -> None:
+    """Holds facts against every rule about their kind.
+
+    Raises:
+        UserError: what the first rule says that they break: the setting, its value and what is allowed.
+    """
+    for rule in RULES[type(facts)]:
+        if rule.broken(facts):
+            raise UserError(rule.says(facts))
+
+
+_BEFORE: tuple[Rule[Chosen], ...] = (
+    Rule(
+        "normalize without slopes",
+        lambda f: f.config.bottom.normalize and not f.method.slopes,
+        lambda f: (
+            f"bottom.normalize=true: {f.config.algorithm.name} has gradients, not slopes; set bottom.normalize=false"
+        ),
+    ),
+    Rule(
+        "head on the device",
+        lambda f: f.config.model.head is not None and not f.method.u_shape,
+        lambda f: (
+            f"model.head={f.config.model.head}: {f.config.algorithm.name} can't leave the head on the device; use "
+            f"model.head=null, or one of {able('u_shape')}"
+        ),
+    ),
+    Rule(
+        "mixed cuts",
+        lambda f: f.mixes_cuts and not f.method.mixed_cuts,
+        lambda f: (
+            f"model.cut={f.config.model.cut}: {f.config.algorithm.name} has one cut for all clients; use a number, or "
+            f"one of {able('mixed_cuts')}"
+        ),
+    ),
+    Rule(
+        "least cohort",
+        lambda f: (f.config.deployment.min_cohort or 0) > f.config.sampled_clients,
+        lambda f: (
+            f"deployment.min_cohort={f.config.deployment.min_cohort}: at most sampled_clients="
+            f"{f.config.sampled_clients} are allowed, or null"
+        ),
+    ),
+    Rule(
+        "more sampled than there are",
+        lambda f: f.config.sampled_clients > f.config.clients,
+        lambda f: f"sampled_clients={f.config.sampled_clients}: at most clients={f.config.clients} are allowed",
+    ),
+    Rule(
+        "robust without slopes that meet",
+        lambda f: f.config.robust.name != "none" and not f.method.slopes_meet,
+        lambda f: (
+            f"robust.name={f.config.robust.name}: no slopes of several clients come together in "
+            f"{f.config.algorithm.name}; use robust.name=none, or one of {able('slopes_meet')}"
+        ),
+    ),
+    Rule(
+        "robust among too few",
+        lambda f: f.config.sampled_clients < f.config.robust.needed,
+        lambda f: (
+            f"sampled_clients={f.config.sampled_clients}: too few to tell who lies; robust.name={f.config.robust.name}"
+            f"{f' with robust.trim={f.config.robust.trim}' if f.config.robust.name == 'trimmed_mean' else ''} needs "
+            f"{f.config.robust.needed} or more"
+        ),
+    ),
+    Rule(
+        "robust by rows",
+        lambda f: f.config.robust.name != "none" and f.method.by_rows,
+        lambda f: (
+            f"algorithm.aggregation=rows: robust.name={f.config.robust.name} counts clients alike; use "
+            "algorithm.aggregation=uniform, or robust.name=none"
+        ),
+    ),
+    Rule(
+        "exact blocks with a list of cuts",
+        lambda f: f.method.exact_blocks > 0 and not isinstance(f.config.model.cut, int),
+        lambda f: (
+            f"algorithm.exact_blocks={f.method.exact_blocks}: one cut for all clients is needed, not "
+            f"{f.config.model.cut}"
+        ),
+    ),
+    Rule(
+        "exact blocks alone",
+        lambda f: 1 <= f.config.model.cut_of(0) <= f.method.exact_blocks,
+        lambda f: (
+            f"algorithm.exact_blocks={f.method.exact_blocks}: with model.cut={f.config.model.cut}, 0 to "
+            f"{f.config.model.cut_of(0) - 1} are allowed (for all blocks: algorithm.name=split_lora "
+            "algorithm.checkpointing=true)"
+        ),
+    ),
+    Rule(
+        "sign of gradients",
+        lambda f: f.config.bottom.optimizer == "sign" and f.method.gradients,
+        lambda _: "bottom.optimizer=sign: it is for replayed slopes; sgd, momentum or adamw are allowed",
+    ),
+    Rule(
+        "codecs where nothing goes",
+        lambda f: f.idle_links != [],
+        lambda f: f"codecs.{f.idle_links[0]}: nothing goes this way without a head on the device (model.head)",
+    ),
+)
+
+_ROWS: tuple[Rule[Rows], ...] = (
+    Rule(
+        "rows longer than positions",
+        lambda f: f.positions is not None and f.longest > f.positions,
+        lambda f: (
+            f"task.max_length={f.config.task.max_length}: a row has {f.longest} tokens; {f.config.model.name} takes up "
+            f"to {f.positions}"
+        ),
+    ),
+    Rule(
+        "answers longer than positions",
+        lambda f: (
+            f.positions is not None
+            and f.config.task.generated_rows > 0
+            and f.longest_prompt + f.config.task.max_new_tokens > f.positions
+        ),
+        lambda f: (
+            f"task.max_new_tokens={f.config.task.max_new_tokens}: a prompt has {f.longest_prompt} tokens; "
+            f"{f.config.model.name} takes up to {f.positions} in all"
+        ),
+    ),
+    Rule(
+        "images of another size",
+        lambda f: f.size is not None and f.wanted is not None and f.size != f.wanted,
+        lambda f: (
+            f"task.image_size: images are {'×'.join(map(str, f.size or ()))}; {f.config.model.name} takes "
+            f"{'×'.join(map(str, f.wanted or ()))}"
+        ),
+    ),
+    Rule(
+        "tokenizer of another model",
+        lambda f: f.known_kinds is not None and f.kinds > f.known_kinds,
+        lambda f: (
+            f"model.name={f.config.model.name}: the tokenizer tells {f.kinds} texts of a pair apart, the model "
+            f"{f.known_kinds}: they don't fit"
+        ),
+    ),
+)
+
+_PRETRAINING: tuple[Rule[Pretraining], ...] = (
+    Rule(
+        "pretraining on other images",
+        lambda f: f.channels is None or f.channels != f.target_channels,
+        lambda f: (
+            f"model.pretrain.task={f.name!r}: images with {f.target_channels} channels are allowed, like those of "
+            f"{f.target}"
+        ),
+    ),
+    Rule(
+        "pretraining on more classes",
+        lambda f: f.classes > f.target_classes,
+        lambda f: (
+            f"model.pretrain.task={f.name!r} has {f.classes} classes; at most {f.target_classes} are allowed, like "
+            f"those of {f.target}"
+        ),
+    ),
+)
+
+_TRAINED: tuple[Rule[Trained], ...] = (
+    Rule(
+        "nothing to train",
+        lambda f: f.tensors == 0 and f.method.trains,
+        lambda f: (
+            f"bottom.train={f.config.bottom.train!r}: {f.config.algorithm.name} needs something to train on the "
+            "device; any other value is allowed, or algorithm.name=frozen_bottom"
+        ),
+    ),
+    Rule(
+        "robust among too few of a group",
+        lambda f: f.method.grouped and f.of_a_group < f.config.robust.needed,
+        lambda f: (
+            f"robust.name={f.config.robust.name}: {f.config.algorithm.name} has {f.of_a_group} of sampled_clients="
+            f"{f.config.sampled_clients} measure a group of layers, and {f.config.robust.needed} are needed to tell "
+            "who lies; sample more, or use robust.name=none"
+        ),
+    ),
+    Rule(
+        "exact blocks with nothing to train",
+        lambda f: f.method.exact_blocks > 0 and f.exact == 0,
+        lambda f: (
+            f"algorithm.exact_blocks={f.method.exact_blocks}: bottom.train={f.config.bottom.train} has nothing to "
+            "train in these blocks; use algorithm.exact_blocks=0, or a bottom.train that has"
+        ),
+    ),
+)
+
+_SHALLOW: tuple[Rule[Shallow], ...] = (
+    Rule(
+        "cut before anything to train",
+        lambda f: f.method.trains and f.groups == 0,
+        lambda f: (
+            f"model.cut={f.config.model.cut}: with {f.at} of {f.blocks} blocks a device trains nothing; use a deeper "
+            "cut, or other lora.targets"
+        ),
+    ),
+)
+
+_MOVED: tuple[Rule[Moved], ...] = (
+    Rule(
+        "adamw in float16",
+        lambda f: (
+            not f.replays
+            and f.settings.optimizer == "adamw"
+            and any(parameter.dtype == torch.float16 for parameter in f.parameters.values())
+        ),
+        lambda f: (
+            f"{f.side}.optimizer=adamw: its squared gradients vanish in float16; use model.dtype=bfloat16 or float32, "
+            f"or {f.side}.optimizer=sgd"
+        ),
+    ),
+    Rule(
+        "rate that rounds away",
+        lambda f: f.is_as_long_as_the_rate and swallowed(f.parameters, f.settings.lr) > 0.5,
+        lambda f: (
+            f"{f.side}.lr={f.settings.lr:g} is too small for {dtypes_of(f.parameters)}: a step rounds away in "
+            f"{swallowed(f.parameters, f.settings.lr):.0%} of the weights; use at least "
+            f"{least_move(f.parameters, f.settings.lr):.2g}, or train in float32"
+        ),
+    ),
+)
+
+_PROBED: tuple[Rule[Probed], ...] = (
+    Rule(
+        "radius that rounds away",
+        lambda f: swallowed(f.parameters, f.radius) > 0.5,
+        lambda f: (
+            f"algorithm.radius={f.radius:g} is too small for {dtypes_of(f.parameters)}: θ+μu rounds to θ in "
+            f"{swallowed(f.parameters, f.radius):.0%} of the weights; use at least "
+            f"{least_move(f.parameters, f.radius):.2g}"
+            f"{'' if dtypes_of(f.parameters) == 'float32' else ', or model.dtype=float32'}"
+        ),
+    ),
+)
+
+_BOUNDARIES: tuple[Rule[Boundaries], ...] = (
+    Rule(
+        "boundary outside of the model",
+        lambda f: not all(0 <= at <= f.blocks for at in f.boundaries),
+        lambda f: (
+            f"algorithm.boundaries={list(f.boundaries)}: {f.model} has {f.blocks} blocks, so 0 to {f.blocks} are "
+            "allowed"
+        ),
+    ),
+)
+
+RULES: dict[type[Any], tuple[Rule[Any], ...]] = {
+    Chosen: _BEFORE,
+    Rows: _ROWS,
+    Pretraining: _PRETRAINING,
+    Trained: _TRAINED,
+    Shallow: _SHALLOW,
+    Moved: _MOVED,
+    Probed: _PROBED,
+    Boundaries: _BOUNDARIES,
+}
+"""The table: the rules by the kind of facts that they are about, each kind's in the order in which they are asked."""

@@ -1,0 +1,192 @@
+"""The sections of a configuration: their settings, with kinds and bounds of each by itself."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from halfback.data.options import TaskOptions
+from halfback.models.adapters import BottomTrained, Lora
+from halfback.parties.cohort import Robust
+from halfback.zeroth.replay import Shape
+
+Tree = dict[str, Any]
+
+_MANY = 1_000_000_000  # of whatever is counted
+_CLIENTS = 1_000_000  # each has a place in lists
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class AlgorithmConfig(BaseModel):
+    """Which algorithm; the other keys are the options that it declares."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    def options(self) -> Tree:
+        """The options alone."""
+        return dict(self.model_extra or {})
+
+
+class PretrainConfig(_Section):
+    """The server's own training of the whole model before it is cut and handed out."""
+
+    task: str
+    steps: int = Field(ge=1, le=_MANY)
+    batch_size: int = Field(default=64, ge=1, le=_MANY)
+    lr: float = Field(default=1e-3, gt=0, le=1e4)
+
+
+class ModelConfig(_Section):
+    """The model and where it is cut."""
+
+    name: str
+    """A packaged model, a ResNet, a local folder or file, or a Hugging Face name; see `halfback models`."""
+    cut: int | list[int]
+    """How many of the model's blocks run on the device; a list gives client i the entry i modulo its length."""
+    head: int | None = None
+    """U-shape: how many of the last blocks run on the device too, with the final norm and the head layer, so that
+    labels are not sent (the gradients that are tell them: docs/privacy.md). Null: all after the cut is the server's."""
+    auxiliary: Literal["linear"] | int = "linear"
+    """What gives a device a loss of its own, for methods that need one (CSE-FSL, FSL-SAGE, HERON-SFL): a linear layer
+    on pooled activations, or a copy of that many of the top's first blocks with its norm and head layer."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    pretrain: PretrainConfig | None = None
+
+    def cut_of(self, client: int) -> int:
+        """Blocks that run on this client."""
+        return self.cut if isinstance(self.cut, int) else self.cut[client % len(self.cut)]
+
+    @field_validator("cut", mode="before")
+    @classmethod
+    def _one_or_a_list(cls, value: Any) -> Any:
+        entries = value if isinstance(value, list) and value else [value]
+        if not all(type(entry) is int for entry in entries):
+            raise PydanticCustomError(
+                "cut", "a number of blocks, or a list of them for the clients in turn, is allowed"
+            )
+        return value
+
+    @field_validator("auxiliary", mode="before")
+    @classmethod
+    def _linear_or_blocks(cls, value: Any) -> Any:
+        if value != "linear" and type(value) is not int:
+            # A union would answer with one line for each of its kinds.
+            raise PydanticCustomError("auxiliary", "'linear' or a number of blocks is allowed")
+        return value
+
+
+class BottomConfig(_Section):
+    """How the device's part is trained."""
+
+    train: BottomTrained = "lora"
+    """What of it; see `models.adapters.set_trainable`."""
+    optimizer: Literal["sgd", "momentum", "adamw", "sign"] = "adamw"
+    """`sign`: of the estimate, for algorithms that replay slopes."""
+    lr: float = Field(default=1e-3, gt=0, le=1e4)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e4)
+    schedule: Shape = "constant"
+    """How the learning rate goes on behind the warm-up, to nothing at the last step unless it is constant."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises."""
+    clip: float | None = Field(default=None, gt=0)
+    normalize: bool = False
+    """Divide each update by the norm of its own slopes; for algorithms that replay slopes."""
+    law: Literal["rademacher", "gaussian"] = "rademacher"
+    """Law of the directions, for algorithms that replay slopes."""
+
+
+class TopConfig(_Section):
+    """How the server's part is trained."""
+
+    train: Literal["lora", "full"] = "lora"
+    optimizer: Literal["sgd", "momentum", "adamw"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0, le=1e4)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e4)
+    schedule: Shape = "constant"
+    warmup: int = Field(default=0, ge=0)
+    clip: float | None = Field(default=None, gt=0)
+
+
+class PartitionConfig(_Section):
+    """Which client holds which training rows."""
+
+    name: Literal["iid", "dirichlet", "shards"] = "iid"
+    alpha: float = Field(default=0.5, gt=0)
+
+
+class CodecsConfig(_Section):
+    """What each link does to its values: names of codecs, or mappings of a name and options, applied in this order."""
+
+    activations_up: tuple[str | Tree, ...] = ()
+    activations_down: tuple[str | Tree, ...] = ()
+    gradient_up: tuple[str | Tree, ...] = ()
+    gradient_down: tuple[str | Tree, ...] = ()
+
+
+class ControllerConfig(BaseModel):
+    """What sets the thresholds of temporal reuse; the other keys are the options that it declares."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "fixed"
+
+    def options(self) -> Tree:
+        """The options alone."""
+        return dict(self.model_extra or {})
+
+
+class DeploymentConfig(_Section):
+    """What the server does about clients on other machines that are late or gone; see docs/deploy.md."""
+
+    deadline: float = Field(default=120, gt=0, le=1e6)
+    """Seconds that a client has for an answer in a round; one that needs longer is dropped from the round."""
+    min_cohort: int | None = Field(default=None, ge=1)
+    """Clients of a cohort that are enough to go on with; null for all of them, and then a run has the bits that it
+    would have in one process, whatever dies and comes back."""
+    patience: float = Field(default=600, gt=0, le=1e6)
+    """Seconds that a round waits for enough clients until the run stops."""
+
+
+class RunConfig(_Section):
+    """One run."""
+
+    algorithm: AlgorithmConfig
+    task: TaskOptions
+    model: ModelConfig
+    bottom: BottomConfig = BottomConfig()
+    top: TopConfig = TopConfig()
+    lora: Lora = Lora()
+    partition: PartitionConfig = PartitionConfig()
+    codecs: CodecsConfig = CodecsConfig()
+    controller: ControllerConfig = ControllerConfig()
+    robust: Robust = Robust()
+    deployment: DeploymentConfig = DeploymentConfig()
+    clients: int = Field(default=10, ge=1, le=_CLIENTS)
+    sampled_clients: int = Field(default=3, ge=1, le=_CLIENTS)
+    steps: int = Field(default=300, ge=1, le=_MANY)
+    """Optimiser steps: one batch of each sampled client."""
+    steps_per_round: int = Field(default=1, ge=1, le=_MANY)
+    """Steps that a sampled cohort takes before the next one is sampled."""
+    batch_size: int = Field(default=16, ge=1, le=_MANY)
+    """Rows of one client's batch."""
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    eval_every: int = Field(default=50, ge=1, le=_MANY)
+    """Rounds between two evaluations."""
+    eval_batch_size: int = Field(default=128, ge=1, le=_MANY)
+    checkpoint_every: int = Field(default=50, ge=1, le=_MANY)
+    """Rounds between two checkpoints."""
+    memory_every: int = Field(default=100, ge=1, le=_MANY)
+    """Rounds between two in which memory is measured; measuring slows a round down."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensorboard: bool = False
+    per_algorithm: dict[str, Tree] = Field(default_factory=dict)
+    """Settings that another algorithm takes instead when it is chosen, as `key.path: value`."""
+    beside: tuple[str, ...] = ()
+    """Algorithms to run after this one on the same work, for the closing table."""

@@ -1,0 +1,232 @@
+"""What settings may not say together: each rule of the table, where it is broken and where it is just kept."""
+
+import math
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from halfback import config
+from halfback.config.facts import Boundaries, Moved, Pretraining, Probed, Rows, Shallow, Trained, method_of
+from halfback.config.rules import RULES, check
+from halfback.config.values import first_difference
+from halfback.errors import UserError
+from halfback.zeroth.slopes import default_radius
+
+
+def chosen(*settings: str) -> config.RunConfig:
+    digits = ["algorithm.name=ho_sfl", "task.name=digits", "model={name: resnet8, cut: 2}"]
+    return config.resolve(None, [*digits, *settings])
+
+
+def weights(count: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    return {"w": torch.randn(count, generator=torch.Generator().manual_seed(0)).to(dtype)}
+
+
+def trained(tensors: int, exact: int, groups: int, *settings: str) -> Trained:
+    own = chosen(*settings)
+    return Trained(own, method_of(config.build_algorithm(own)), tensors, exact, groups)
+
+
+def shallow(groups: int, *settings: str) -> Shallow:
+    own = chosen("model.cut=[1, 2]", *settings)
+    return Shallow(own, method_of(config.build_algorithm(own)), 1, 3, groups)
+
+
+def moved(dtype: torch.dtype, replays: bool = False, normalize: bool = False, **settings: Any) -> Moved:
+    return Moved("top", config.TopConfig(**settings), weights(64, dtype), replays, normalize)
+
+
+TEXTS = Rows(chosen("task.generated_rows=1", "task.objective=generation"), 20, 10, 74, None, None, 2, 2)
+IMAGES = replace(TEXTS, longest=0, longest_prompt=0, positions=None, size=(32, 32), wanted=(32, 32), kinds=0)
+DIGITS = Pretraining("mnist", 1, 10, "digits", 1, 10)
+SPRY = "algorithm.name=spry", "sampled_clients=4", "robust.name=median"
+
+BEFORE: dict[str, tuple[list[str], list[str], str]] = {
+    "normalize without slopes": (
+        ["bottom.normalize=true", "algorithm.name=split_lora"],
+        ["bottom.normalize=true", "algorithm.name=ho_fl"],
+        "bottom.normalize=true: split_lora has gradients, not slopes; set bottom.normalize=false",
+    ),
+    "head on the device": (
+        ["model.head=0", "algorithm.name=zo_sfl"],
+        ["model.head=0"],
+        "model.head=0: zo_sfl can't leave the head on the device; use model.head=null, or one of ho_sfl, split_lo",
+    ),
+    "mixed cuts": (
+        ["model.cut=[1, 2]", "algorithm.name=split_lora"],
+        ["model.cut=[1, 1]", "algorithm.name=split_lora"],
+        "model.cut=[1, 2]: split_lora has one cut for all clients; use a number, or one of ho_sfl, ",
+    ),
+    "least cohort": (
+        ["deployment.min_cohort=4"],
+        ["deployment.min_cohort=3"],
+        "deployment.min_cohort=4: at most sampled_clients=3 are allowed, or null",
+    ),
+    "more sampled than there are": (
+        ["sampled_clients=4", "clients=3"],
+        ["sampled_clients=3", "clients=3"],
+        "sampled_clients=4: at most clients=3 are allowed",
+    ),
+    "robust without slopes that meet": (
+        ["robust.name=median", "algorithm.name=split_lora"],
+        ["robust.name=median", "algorithm.name=zo_sfl"],
+        "robust.name=median: no slopes of several clients come together in split_lora; use robust.name=none, or one of",
+    ),
+    "robust among too few": (
+        ["robust={name: trimmed_mean, trim: 2}", "sampled_clients=4"],
+        ["robust={name: trimmed_mean, trim: 2}", "sampled_clients=5"],
+        "sampled_clients=4: too few to tell who lies; robust.name=trimmed_mean with robust.trim=2 needs 5 or more",
+    ),
+    "robust by rows": (
+        ["robust.name=clip", "algorithm.aggregation=rows"],
+        ["robust.name=clip"],
+        "algorithm.aggregation=rows: robust.name=clip counts clients alike; use algorithm.aggregation=uniform, or robu",
+    ),
+    "exact blocks with a list of cuts": (
+        ["algorithm.exact_blocks=1", "model.cut=[2, 2]"],
+        ["algorithm.exact_blocks=0", "model.cut=[2, 2]"],
+        "algorithm.exact_blocks=1: one cut for all clients is needed, not [2, 2]",
+    ),
+    "exact blocks alone": (
+        ["algorithm.exact_blocks=2"],
+        ["algorithm.exact_blocks=1"],
+        "algorithm.exact_blocks=2: with model.cut=2, 0 to 1 are allowed (for all blocks: algorithm.name=split_lora alg",
+    ),
+    "sign of gradients": (
+        ["bottom.optimizer=sign", "algorithm.name=ho_fl"],
+        ["bottom.optimizer=sign", "algorithm.name=frozen_bottom"],
+        "bottom.optimizer=sign: it is for replayed slopes; sgd, momentum or adamw are allowed",
+    ),
+    "codecs where nothing goes": (
+        ["codecs.gradient_up=[int8]"],
+        ["codecs.gradient_up=[int8]", "model.head=0"],
+        "codecs.gradient_up: nothing goes this way without a head on the device (model.head)",
+    ),
+}
+
+AFTER: dict[str, tuple[Any, Any, str]] = {
+    "rows longer than positions": (
+        replace(TEXTS, longest=75),
+        TEXTS,
+        "task.max_length=128: a row has 75 tokens; resnet8 takes up to 74",
+    ),
+    "answers longer than positions": (
+        replace(TEXTS, positions=73),
+        TEXTS,
+        "task.max_new_tokens=64: a prompt has 10 tokens; resnet8 takes up to 73 in all",
+    ),
+    "images of another size": (
+        replace(IMAGES, wanted=(32, 64)),
+        IMAGES,
+        "task.image_size: images are 32×32; resnet8 takes 32×64",
+    ),
+    "tokenizer of another model": (
+        replace(TEXTS, known_kinds=1),
+        replace(TEXTS, known_kinds=None),
+        "model.name=resnet8: the tokenizer tells 2 texts of a pair apart, the model 1: they don't fit",
+    ),
+    "pretraining on other images": (
+        replace(DIGITS, channels=None, target_channels=None),
+        DIGITS,
+        "model.pretrain.task='mnist': images with None channels are allowed, like those of digits",
+    ),
+    "pretraining on more classes": (
+        replace(DIGITS, classes=11),
+        replace(DIGITS, classes=9),
+        "model.pretrain.task='mnist' has 11 classes; at most 10 are allowed, like those of digits",
+    ),
+    "nothing to train": (
+        trained(0, 0, 1),
+        trained(0, 0, 1, "algorithm.name=frozen_bottom"),
+        "bottom.train='lora': ho_sfl needs something to train on the device; any other value is allowed, or algorithm.",
+    ),
+    "robust among too few of a group": (
+        trained(2, 0, 2, *SPRY),
+        trained(2, 0, 1, *SPRY),
+        "robust.name=median: spry has 2 of sampled_clients=4 measure a group of layers, and 3 are needed to tell who l",
+    ),
+    "exact blocks with nothing to train": (
+        trained(2, 0, 1, "algorithm.exact_blocks=1"),
+        trained(2, 1, 1, "algorithm.exact_blocks=1"),
+        "algorithm.exact_blocks=1: bottom.train=lora has nothing to train in these blocks; use algorithm.exact_blocks=",
+    ),
+    "cut before anything to train": (
+        shallow(0),
+        shallow(0, "algorithm.name=frozen_bottom"),
+        "model.cut=[1, 2]: with 1 of 3 blocks a device trains nothing; use a deeper cut, or other lora.targets",
+    ),
+    "adamw in float16": (
+        moved(torch.float16, lr=1e-2),
+        moved(torch.float16, lr=1e-2, replays=True),
+        "top.optimizer=adamw: its squared gradients vanish in float16; use model.dtype=bfloat16 or float32, or top.opt",
+    ),
+    "rate that rounds away": (
+        moved(torch.bfloat16, lr=1e-6, optimizer="sgd", normalize=True),
+        moved(torch.bfloat16, lr=1e-6, optimizer="sgd"),
+        "top.lr=1e-06 is too small for bfloat16: a step rounds away in 100% of the weights; use at least 0.01, or trai",
+    ),
+    "radius that rounds away": (
+        Probed(weights(64), 1e-12),
+        Probed(weights(64), 1e-4),
+        "algorithm.radius=1e-12 is too small for float32: θ+μu rounds to θ in 100% of the weights; use at least 1e-07",
+    ),
+    "boundary outside of the model": (
+        Boundaries((0, 4), "Resnet", 3),
+        Boundaries((0, 3), "Resnet", 3),
+        "algorithm.boundaries=[0, 4]: Resnet has 3 blocks, so 0 to 3 are allowed",
+    ),
+}
+
+
+def test_every_rule_has_a_row() -> None:
+    assert [rule.name for rules in RULES.values() for rule in rules] == [*BEFORE, *AFTER]
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_a_rule_about_settings(name: str) -> None:
+    broken, kept, says = BEFORE[name]
+    chosen(*kept)
+    with pytest.raises(UserError, match=f"^{re.escape(says)}"):
+        chosen(*broken)
+
+
+@pytest.mark.parametrize("name", AFTER)
+def test_a_rule_about_the_model_or_the_rows(name: str) -> None:
+    broken, kept, says = AFTER[name]
+    check(kept)
+    with pytest.raises(UserError, match=f"^{re.escape(says)}"):
+        check(broken)
+
+
+def test_the_default_radius_is_large_enough() -> None:
+    parameters = weights(4096) | {"bias": torch.zeros(16), "none": torch.zeros(0)}
+    check(Probed(parameters, default_radius(parameters, torch.float32)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_radius_that_is_advised_is_just_large_enough(dtype: torch.dtype) -> None:
+    parameters = {"fine": torch.zeros(3, dtype=dtype)} | weights(4096, dtype)
+    before = parameters["w"].clone()
+    with pytest.raises(UserError) as error:
+        check(Probed(parameters, 1e-3 * torch.finfo(dtype).eps))
+    found = re.search(rf"for {str(dtype)[6:]}: .* in \d+% of .* use at least ([0-9.e-]+)", str(error.value))
+    assert found
+    check(Probed(parameters, float(found[1])))
+    with pytest.raises(UserError):
+        check(Probed(parameters, float(found[1]) / 16))
+    assert torch.equal(parameters["w"], before)
+    assert math.isfinite(float(found[1]))
+
+
+def test_the_first_difference_of_two_configurations() -> None:
+    """How long a server waits for its clients makes no difference."""
+    one = chosen()
+    same, other = config.to_tree(one), config.to_tree(one) | {"steps": 1, "deployment": {}, "seed": 4}
+    assert first_difference(one, same) is None
+    assert first_difference(one, other) == ("steps", 300, 1)
+    assert first_difference(one, {**same, "deployment": {}}) is None
+    without = {key: value for key, value in same.items() if key != "clients"}
+    assert first_difference(one, without) == ("clients", 10, None)
