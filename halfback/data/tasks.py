@@ -263,8 +263,7 @@ def task(name: str) -> Callable[[Callable[[], Data]], Task]:
         name: that `task.name` takes.
 
     Returns:
-        The decorator; what it leaves is the task itself, which a package declares under the entry points
-        `halfback.tasks`.
+        The decorator; it leaves the task itself, which a package declares under the entry points `halfback.tasks`.
     """
 
     def register(rows: Callable[[], Data]) -> Task:
