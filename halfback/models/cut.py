@@ -287,11 +287,8 @@ def _without_entry(body: nn.Module, family: Family) -> None:
     """Replaces what runs before the first block by stand-ins."""
     backbone = body.get_submodule(family.backbone)
     dtype = next(body.parameters()).dtype
-    made: dict[str, Callable[[], nn.Module | None]] = {
-        "none": lambda: None,
-        "zero": _Zero,
-        "pass": lambda: _Pass(dtype),
-    }
+    made: dict[str, Callable[[], nn.Module | None]]
+    made = {"none": lambda: None, "zero": _Zero, "pass": lambda: _Pass(dtype)}
     for name, stand_in in family.before.items():
         backbone._modules[name] = made[stand_in]()
     for name, module in backbone.named_children():
