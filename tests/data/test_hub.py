@@ -47,13 +47,13 @@ def hub(folder, **options):
         ("data__train.csv", CSV),
         ("train__rows.csv", CSV),
         ("csv__train.csv", CSV),
-        ("train.csv.gz", gzip.compress(CSV.encode())),
+        ("train.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
         ("train.csv", CSV.replace(",", ";")),
         ("train.csv", CSV.encode("utf-16")),
         ("train.tsv", CSV.replace(",", "\t")),
         ("train.jsonl", LINES),
         ("train.json", json.dumps(ROWS)),
-        ("train.jsonl.gz", gzip.compress(LINES.encode())),
+        ("train.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
     ],
 )
 def test_cells_are_the_text_as_written(folder, name, content, capfd):

@@ -87,8 +87,8 @@ def lines(*rows):
 )
 def test_one_table_in_many_ways(tmp_path, content):
     assert columns(tmp_path, content) == CELLS
-    assert columns(tmp_path, gzip.compress(content.encode()), "a.csv.gz") == CELLS
-    assert columns(tmp_path, gzip.compress(content.encode()), "called.csv") == CELLS
+    assert columns(tmp_path, gzip.compress(content.encode(), mtime=0), "a.csv.gz") == CELLS
+    assert columns(tmp_path, gzip.compress(content.encode(), mtime=0), "called.csv") == CELLS
     assert columns(tmp_path, b"\xef\xbb\xbf" + content.encode()) == CELLS
     assert columns(tmp_path, content.encode("utf-16")) == CELLS
 
@@ -288,7 +288,7 @@ def test_a_byte_order_mark_is_right(tmp_path):
     [
         ("text\n\u00e9\n".encode() + b"\xe9\n", "line 3 is not 'utf-8', though what stands before it is; save it anew"),
         (b"text\n" + b"a\n" * 200 + b"a\0\n", "line 202 has a zero byte, which no text in 'utf-8' has; take it out"),
-        (gzip.compress(gzip.compress(b"text\na\n")), "is compressed twice"),
+        (gzip.compress(gzip.compress(b"text\na\n", mtime=0), mtime=0), "is compressed twice"),
         (bz2.compress(b"text\na\n"), "is compressed with bzip2"),
         (lzma.compress(b"text\na\n"), "is compressed with xz"),
         (b"PK\3\4\x14\0", "is a zip archive or a spreadsheet"),
@@ -318,10 +318,10 @@ def test_what_is_no_encoding(tmp_path, encoding):
         ("a.csv", b"\xef\xbb\xbf", "is empty"),
         ("a.csv", b"text,label\n", "is empty: it has no rows"),
         ("a.csv.gz", b"", "is empty"),
-        ("a.csv.gz", gzip.compress(b""), "is empty"),
+        ("a.csv.gz", gzip.compress(b"", mtime=0), "is empty"),
         ("a.csv.gz", PLAIN.encode(), "cannot be read: Not a gzipped file"),
-        ("a.csv.gz", gzip.compress(PLAIN.encode())[:-9], "cannot be read: Compressed file ended"),
-        ("a.jsonl.gz", gzip.compress(PLAIN.encode())[:12] + b"\x99" * 40, "cannot be read: "),
+        ("a.csv.gz", gzip.compress(PLAIN.encode(), mtime=0)[:-9], "cannot be read: Compressed file ended"),
+        ("a.jsonl.gz", gzip.compress(PLAIN.encode(), mtime=0)[:12] + b"\x99" * 40, "cannot be read: "),
         ("a.json", b"[]", "is empty: it has no rows"),
         ("a.jsonl", b"\n\n", "is empty"),
     ],
@@ -364,7 +364,7 @@ def test_json_cells(tmp_path, written, cell):
     expected = {"id": ["1", "2"], "text": [cell, cell]}
     assert columns(tmp_path, "\n".join(rows), "a.jsonl") == expected
     assert columns(tmp_path, "[" + ",\n".join(rows) + "]", "a.json") == expected
-    assert columns(tmp_path, gzip.compress(("[" + ",".join(rows) + "]").encode()), "a.json.gz") == expected
+    assert columns(tmp_path, gzip.compress(("[" + ",".join(rows) + "]").encode(), mtime=0), "a.json.gz") == expected
     assert columns(tmp_path, "\ufeff" + "\r\n".join(rows), "a.json") == expected
 
 
@@ -600,7 +600,7 @@ def test_a_file_replaced_with_the_same_time_is_read_again(tmp_path, name, task):
             content = lines({"text": text, "label": 1}, {"text": text, "label": 2}).encode()
         else:
             content = f"text,label\n{text},1\n{text},2\n".encode()
-        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        path.write_bytes(gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
         os.utime(path, (1, 1))
         train, part = (str(path), str(path)) if task == "csv" else (str(folder), "train")
         assert load_task(TaskOptions(task, train=train, validation=part), seed=0).train.texts == [text, text]
