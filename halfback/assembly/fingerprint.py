@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from xxhash import xxh3_128
 
-from halfback.assembly.sources import OnDevice
+from halfback.data.batches import ClientData
 from halfback.data.encode import EncodedTask
 from halfback.errors import UserError
 
@@ -24,7 +24,7 @@ _MEANS = {
 }
 
 
-def fingerprint(whole: nn.Module, task: EncodedTask, sources: Sequence[OnDevice]) -> dict[str, str]:
+def fingerprint(whole: nn.Module, task: EncodedTask, sources: Sequence[ClientData]) -> dict[str, str]:
     """Setting → digest of what it stands for; `whole` is the model before anything is trained in this run.
 
     Of a model of which a part is held, that part counts.
@@ -37,7 +37,7 @@ def fingerprint(whole: nn.Module, task: EncodedTask, sources: Sequence[OnDevice]
         "model.name": _digest(weights, _settings(whole)),
         "task.train": _digest(task.train.contents().items(), [task.objective, task.label_names]),
         "task.validation": _digest(task.validation.contents().items(), prompts),
-        "partition": _digest((str(n), torch.from_numpy(source.data.rows)) for n, source in enumerate(sources)),
+        "partition": _digest((str(n), torch.from_numpy(source.rows)) for n, source in enumerate(sources)),
     }
 
 

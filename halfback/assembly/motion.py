@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from halfback.config import BottomConfig, RunConfig, TopConfig
-from halfback.zeroth.directions import Directions, seed_for
+from halfback.zeroth.directions import Directions, seeds_under
 from halfback.zeroth.replay import PLAIN, Replica, RowForm, Schedule, UpdateRule, schedule
 
 
@@ -23,7 +23,7 @@ def make_replica(
     return Replica(
         parameters,
         UpdateRule() if part is None else update_rule(config, part),
-        Directions(lambda row, p: seed_for(config.seed, "direction", side, row, p), config.bottom.law),
+        Directions(seeds_under(config.seed, "direction", side), config.bottom.law),
         schedule=make_schedule(config, config.bottom if part is None else part),
         form=form,
         own_pace=own_pace,

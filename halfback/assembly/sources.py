@@ -1,29 +1,13 @@
 """Who has which rows: the clients, or one machine that has them all."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from halfback.config import RunConfig
-from halfback.data.batches import ClientData
-from halfback.data.encode import Split
+from halfback.data.batches import ClientData, Split
 from halfback.data.partition import partition
 from halfback.zeroth.directions import seed_for
-
-
-@dataclass(frozen=True)
-class OnDevice:
-    """A client's batches, placed where the model is."""
-
-    data: ClientData
-    device: torch.device
-
-    def batch(self, number: int) -> Any:
-        return self.data.batch(number).to(self.device)
-
-    def __len__(self) -> int:
-        return len(self.data)
 
 
 @dataclass(frozen=True)
@@ -41,13 +25,13 @@ class Site:
     classes: tuple[str, ...]
 
 
-def site_source(config: RunConfig, train: Split, client: int, device: torch.device) -> OnDevice:
+def site_source(config: RunConfig, train: Split, client: int, device: torch.device) -> ClientData:
     """The batches of a client whose rows nobody else has."""
     rows, seed = torch.arange(len(train.labels)).numpy(), seed_for(config.seed, "order", client)
-    return OnDevice(ClientData(train, rows, batch_size=config.batch_size, seed=seed), device)
+    return ClientData(train, rows, batch_size=config.batch_size, seed=seed, device=device)
 
 
-def client_sources(config: RunConfig, train: Split, device: torch.device) -> list[OnDevice]:
+def client_sources(config: RunConfig, train: Split, device: torch.device) -> list[ClientData]:
     """Each client's rows, in batches of its own order."""
     parts = partition(
         train.labels,
@@ -57,15 +41,15 @@ def client_sources(config: RunConfig, train: Split, device: torch.device) -> lis
         seed=seed_for(config.seed, "partition"),
     )
     return [
-        OnDevice(
-            ClientData(train, rows, batch_size=config.batch_size, seed=seed_for(config.seed, "order", number)), device
+        ClientData(
+            train, rows, batch_size=config.batch_size, seed=seed_for(config.seed, "order", number), device=device
         )
         for number, rows in enumerate(parts)
     ]
 
 
-def pooled_source(config: RunConfig, train: Split, device: torch.device) -> list[OnDevice]:
+def pooled_source(config: RunConfig, train: Split, device: torch.device) -> list[ClientData]:
     """One machine's data: the rows of all clients, and in a batch as many as those of a cohort together."""
     rows = torch.arange(len(train.labels)).numpy()
     size = config.batch_size * config.sampled_clients
-    return [OnDevice(ClientData(train, rows, batch_size=size, seed=seed_for(config.seed, "order", 0)), device)]
+    return [ClientData(train, rows, batch_size=size, seed=seed_for(config.seed, "order", 0), device=device)]

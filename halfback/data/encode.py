@@ -5,14 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from halfback.data.batches import Split
 from halfback.data.options import Objective
 from halfback.data.prompts import check_template, encode_prompts, encode_rows, fill, generation_template
 from halfback.data.tasks import RawSplit, RawTask
@@ -20,119 +17,6 @@ from halfback.errors import RowError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-IGNORED = -100  # the label of positions that the loss leaves out, as torch's cross_entropy has it
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B rows ready for a model.
-
-    inputs: for texts `input_ids` (B, T) int64 and `attention_mask` (B, T) bool, with `token_type_ids` (B, T) int64
-    for sentence pairs of tokenizers that have them; for images `pixel_values` (B, C, H, W) float32.
-    labels: (B,) int64 class numbers, or for language modelling and generation (B, T) int64: the input tokens, not
-    shifted, -100 on padding and on prompts. sample_ids: (B,) int64 row numbers in the split.
-    """
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-    sample_ids: Tensor
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch with every tensor on `device`."""
-        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.labels.to(device), self.sample_ids.to(device))
-
-
-@final
-class Split:
-    """Encoded rows of one split: images (N, C, H, W), or token lists with how to pad them."""
-
-    def __init__(
-        self,
-        labels: Tensor,
-        *,
-        images: Tensor | None = None,
-        tokens: list[list[int]] | None = None,
-        token_types: list[list[int]] | None = None,
-        pad_id: int = 0,
-        padding_side: Literal["left", "right"] = "right",
-        unscored: list[int] | None = None,
-    ) -> None:
-        """`unscored`: how many tokens at a row's beginning have no loss, where tokens have one at all."""
-        if (images is None) == (tokens is None):
-            raise ValueError("a split holds either images or tokens")
-        self.labels = labels
-        self._images = images
-        self._tokens = tokens
-        self._token_types = token_types
-        self._pad_id = pad_id
-        self._side = padding_side
-        self._unscored = unscored
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, indices: Sequence[int] | Tensor) -> Batch:
-        """The rows `indices` (at least one, in this order), padded to the longest of them."""
-        rows = torch.as_tensor(indices, dtype=torch.int64)
-        labels = self.labels[rows]
-        if self._images is not None:
-            return Batch({"pixel_values": self._images[rows]}, labels, rows)
-        assert self._tokens is not None
-        input_ids = self._padded(self._tokens, rows, self._pad_id)
-        lengths = torch.tensor([len(self._tokens[row]) for row in rows.tolist()])[:, None]
-        place = torch.arange(input_ids.shape[1])[None]
-        # From the lengths and not from the pad token: a tokenizer without one pads with a token that texts hold too.
-        mask = place < lengths if self._side == "right" else place >= input_ids.shape[1] - lengths
-        inputs = {"input_ids": input_ids, "attention_mask": mask}
-        if self._token_types is not None:
-            inputs["token_type_ids"] = self._padded(self._token_types, rows, 0)
-        if self._unscored is not None:
-            start = torch.tensor([self._unscored[row] for row in rows.tolist()])[:, None]
-            if self._side == "left":
-                start = start + input_ids.shape[1] - lengths
-            labels = input_ids.masked_fill(~mask | (place < start), IGNORED)
-        return Batch(inputs, labels, rows)
-
-    def shortest_first(self) -> Tensor:
-        """(N,) row numbers by length, so that batches taken in this order carry little padding."""
-        lengths = [0] * len(self) if self._tokens is None else [len(row) for row in self._tokens]
-        return torch.argsort(torch.tensor(lengths), stable=True)
-
-    def longest(self) -> int:
-        """Tokens of the longest row; 0 for images."""
-        return max((len(row) for row in self._tokens or []), default=0)
-
-    def last_tokens(self) -> set[int]:
-        """The tokens that rows end with; empty for images."""
-        return {row[-1] for row in self._tokens or []}
-
-    def largest(self) -> tuple[int, int]:
-        """The largest token and the largest token type; -1 where there are none."""
-        tokens, types = (
-            max((max(row) for row in rows or []), default=-1) for rows in (self._tokens, self._token_types)
-        )
-        return tokens, types
-
-    def some_tokens(self, rows: int) -> list[list[int]]:
-        """The tokens of the first rows, this many at most; empty for images."""
-        return (self._tokens or [])[:rows]
-
-    def contents(self) -> dict[str, Tensor]:
-        """All that batches are made of, for a fingerprint: token lists as one row of ids each, and their lengths."""
-        found = {"labels": self.labels} if self._images is None else {"labels": self.labels, "images": self._images}
-        for name, lists in {"tokens": self._tokens, "token_types": self._token_types}.items():
-            if lists is not None:
-                ids = np.fromiter(chain.from_iterable(lists), dtype=np.int64)
-                found |= {name: torch.from_numpy(ids), f"{name}.lengths": torch.tensor([len(row) for row in lists])}
-        if self._unscored is not None:
-            found["unscored"] = torch.tensor(self._unscored)
-        return found | {"padding": torch.tensor([self._pad_id, self._side == "left"])}
-
-    def _padded(self, lists: list[list[int]], rows: Tensor, value: int) -> Tensor:
-        tensors = [torch.tensor(lists[row]) for row in rows.tolist()]
-        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=self._side)
 
 
 @dataclass(frozen=True)

@@ -75,15 +75,15 @@ def _moved(run: Observed) -> bool:
 def test_any_division_of_the_data(row: Row, changes: dict[str, Any]) -> None:
     run = small.built(small.images(row.name, **row.changes(**changes)))
     simulation = run.federation
-    sizes = {len(source.data) for source in simulation.sources}  # type: ignore[attr-defined]
     losses = small.run(simulation, 2, steps=2)
     assert all(0 < loss < 20 for loss in losses)  # finite, and of the size of a cross-entropy of ten classes
+    cohorts = {client for number in range(2) for client in simulation.server.cohort(number)}
+    assert set(simulation.clients) == cohorts
+    assert all(side.party.feed.cursor in (2, 4) for side in simulation.clients.values())
+    sizes = {len(source) for source in small.sources(run)}
     if row.needs.agreement.name == "alone":
         assert sizes == {120}, "one machine holds the rows of all clients"
     elif "partition__name" in changes:
         assert len(sizes) > 2
     else:
         assert sizes == {120 // changes.get("clients", 4)}
-    cohorts = {client for number in range(2) for client in simulation.server.cohort(number)}
-    assert set(simulation.clients) == cohorts
-    assert all(side.party.feed.cursor in (2, 4) for side in simulation.clients.values())

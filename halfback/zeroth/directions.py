@@ -45,6 +45,11 @@ def seed_for(*path: int | str) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
+def seeds_under(*path: int | str) -> Callable[[int, int], int]:
+    """The seed of direction p of a row, as (row, p) → seed: that of the path which goes on by these two from `path`."""
+    return lambda row, p: seed_for(*path, row, p)
+
+
 @dataclass(frozen=True)
 class Seeds:
     """The directions of one step: a seed each, and the law that all of them have."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from halfback.assembly import Built
 from halfback.config import RunConfig
-from halfback.data.encode import Batch
+from halfback.data.batches import Batch
 from halfback.engine.federation import Federation
 from halfback.errors import Diverged, PeerError, UserError
 from halfback.models.adapters import trainable

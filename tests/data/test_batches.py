@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from halfback.data.batches import ClientData
-from halfback.data.encode import Split
+from halfback.data.batches import ClientData, Split
 
 ROWS = np.array([3, 5, 8, 13, 21, 34, 2, 1, 0, 40])
 

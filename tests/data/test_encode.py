@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 
-from halfback.data.encode import Batch, encode, verbaliser_ids
+from halfback.data.batches import Batch
+from halfback.data.encode import encode, verbaliser_ids
 from halfback.data.tasks import RawSplit, RawTask
 from halfback.errors import UserError
 
