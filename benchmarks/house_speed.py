@@ -7,6 +7,7 @@ other does, so that a slow minute of the machine meets both. Counted is the time
 """
 
 import argparse
+import importlib
 import os
 import statistics
 import subprocess
@@ -67,14 +68,9 @@ def work(out: Path, block: int, recipe: str, settings: list[str]) -> None:
     import halfback
     from halfback import config
 
-    try:
-        from halfback.runs.run import train
-    except ImportError:  # the layout before the rooms
-        from halfback.run import train
-
     answers, sys.stdout = sys.stdout, sys.stderr
     print(Path(halfback.__file__).parent, file=answers, flush=True)
-    rounds, began = -1, 0.0  # the record before the first round is watched too
+    rounds, began = -1, 0.0  # the first that is told of is the beginning, before any round or behind the first
 
     def watch(*_: object) -> None:
         nonlocal rounds, began
@@ -86,7 +82,11 @@ def work(out: Path, block: int, recipe: str, settings: list[str]) -> None:
                 raise SystemExit
             began = time.perf_counter()
 
-    train(config.resolve(recipe, settings), out, watch=watch)
+    if hasattr(halfback, "train"):
+        halfback.train(config.resolve(recipe, settings), out, on_round=watch, progress=False)
+    else:  # the layout before the rooms
+        run = importlib.import_module("halfback.run")
+        run.train(config.resolve(recipe, settings), out, watch=watch)
 
 
 def main() -> None:

@@ -86,13 +86,17 @@ def fields(node: ast.ClassDef) -> list[str]:
 
 
 def widths(trees: dict[str, ast.Module]) -> list[tuple[int, str]]:
-    """(parameters, where) of every function of the core, the widest first; `self` and `cls` are not counted."""
+    """(parameters, where) of every function of the core, the widest first; `self` and `cls` are not counted.
+
+    What `import halfback` gives is left out: there keywords are what a command's options are.
+    """
+    given = {name for name in getattr(halfback, "__all__", ()) if name.islower()}
     found = []
     for file, tree in trees.items():
         if file.split("/")[0] in OUTSIDE:
             continue
         for node in ast.walk(tree):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            if isinstance(node, ast.FunctionDef) and not (node in tree.body and node.name in given):
                 of = node.args
                 listed = [*of.posonlyargs, *of.args, *of.kwonlyargs, *filter(None, (of.vararg, of.kwarg))]
                 names = [argument.arg for argument in listed if argument.arg not in ("self", "cls")]

@@ -38,16 +38,31 @@ class PeerError(HalfbackError):
     """
 
     def __init__(self, field: str, came: object = "", allowed: str = "", *, sender: Peer = None) -> None:
+        """The attributes, from which the message is made."""
         said = f"{came} came, {allowed}" if allowed else str(came)
         super().__init__(": ".join(filter(None, (_named(sender), field, said))))
         self.field, self.came, self.allowed, self.sender = field, came, allowed, sender
 
     def within(self, field: str) -> "PeerError":
-        """The same, of what this larger field holds."""
+        """Says of what larger field this one is.
+
+        Args:
+            field: the larger one.
+
+        Returns:
+            The same error, with both.
+        """
         return PeerError(f"{field}: {self.field}", self.came, self.allowed, sender=self.sender)
 
     def of(self, sender: Peer) -> "PeerError":
-        """The same, once it is known who sent it."""
+        """Says who sent it, once that is known.
+
+        Args:
+            sender: a client's number, or "server".
+
+        Returns:
+            The same error, with the sender.
+        """
         return PeerError(self.field, self.came, self.allowed, sender=sender)
 
 
@@ -59,7 +74,9 @@ class Diverged(HalfbackError):
     """The loss or a slope is no longer finite; the message names the step, the sender and what may help.
 
     Attributes:
-        what: is not finite, and how that is said; cure: what may help.
+        what: is not finite.
+        how: that is said, such as "is not finite".
+        cure: what may help.
         step: of the run; None where a client can't say it.
         sender: who sent it, or whose rows it comes from.
         after_step: how many steps the run had taken.
@@ -90,7 +107,12 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, folder: Path, way: str) -> None:
-        """`way`: what goes on from there."""
+        """Says what was ended, and how to go on.
+
+        Args:
+            folder: with what was done so far.
+            way: the command or call that goes on from there.
+        """
         super().__init__(f"stopped; {way} goes on from the last checkpoint")
         self.folder = folder
 

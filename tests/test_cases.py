@@ -21,6 +21,7 @@ from command import Said, halfback, refusal
 from halfback import config as configuration
 from halfback.data.tasks import load_task
 from halfback.runs import checkpoint, run
+from halfback.runs.folder import CHECKPOINT
 from halfback.runs.training import RunState
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
@@ -270,7 +271,7 @@ def test_a_run_goes_on_over_the_rows_that_it_began_with_alone(copied: Path) -> N
     shutil.copy("a.csv", "train.csv")
     assert halfback("resume", "run").status == 0
     run.train(config, Path("unbroken"))
-    tensors = [checkpoint.load(Path(folder, run.CHECKPOINT)) for folder in ("run", "unbroken")]
+    tensors = [checkpoint.load(Path(folder, CHECKPOINT)) for folder in ("run", "unbroken")]
     one, other = (found[1] for found in tensors if found is not None)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -75,7 +75,8 @@ def missing(thing: Any) -> list[str]:
         lacking += [f"Attributes: {f.name}" for f in fields if f.name not in section(doc, "Attributes") and f.init]
         if "__init__" in vars(thing) and not fields and not getattr(thing, "_is_protocol", False):
             made = inspect.cleandoc(vars(thing)["__init__"].__doc__ or "")
-            lacking += _arguments(vars(thing)["__init__"], f"{doc}\n{made}\n")
+            attributes = {f"Args: {name}" for name in section(doc, "Attributes")}
+            lacking += [name for name in _arguments(vars(thing)["__init__"], f"{made}\n") if name not in attributes]
         return lacking
     lacking += _arguments(thing, doc)
     gives = thing.__annotations__.get("return")

@@ -255,10 +255,15 @@ class Task:
 
 
 def task(name: str) -> Callable[[Callable[[], Data]], Task]:
-    """A decorator: `@task("my_task")` on a function without arguments that gives the rows as a `Data`.
+    """Makes a decorator: `@task("my_task")` on a function without arguments that gives the rows as a `Data`.
 
-    The first line of the function's docstring is shown in lists; the function is called when a run needs the rows. What
-    the decorator leaves is the task itself, which a package declares under the entry points `halfback.tasks`.
+    The first line of the function's docstring is shown in lists; the function is called when a run needs the rows.
+
+    Args:
+        name: that `task.name` takes.
+
+    Returns:
+        The decorator; it leaves the task itself, which a package declares under the entry points `halfback.tasks`.
     """
 
     def register(rows: Callable[[], Data]) -> Task:

@@ -24,7 +24,7 @@ from halfback.engine.remote.presence import Beginning, Came, Carrier, Terms
 from halfback.engine.remote.server import RemoteServer
 from halfback.engine.remote.weights import at_the_beginning, digest_of
 from halfback.errors import HalfbackError, RowError, UserError, shown
-from halfback.runs import run
+from halfback.runs import execution
 from halfback.runs.folder import check_config
 from halfback.runs.locks import alone
 from halfback.runs.opening import Caller
@@ -155,7 +155,7 @@ def serve(
             def engine(built: Built) -> RemoteServer:
                 return _remote(built, tree, carrier(serving.seats), _run_token(place), serving)
 
-            run.serve(config, place, Caller(on_round=serving.on_round, engine=engine))
+            execution.serve(config, place, Caller(on_round=serving.on_round, engine=engine))
             ended = {"how": "finished", "why": ""}
     except Stopped as error:
         ended = {"how": "stopped", "why": str(error)}

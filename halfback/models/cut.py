@@ -7,7 +7,7 @@ bits of the uncut model, whatever the model does between its blocks.
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from halfback.errors import UserError
-from halfback.models.families import Family, StandIn, family_of
+from halfback.models.families import Family, family_of
 
 
 class _Pass(nn.Module):
@@ -132,9 +132,16 @@ class Device(nn.Module):
 
 @dataclass(frozen=True)
 class CutModel:
-    """A model in parts; `whole` shares their parameters. The first `at` of `blocks` blocks are in the bottom.
+    """A model in parts, which share their parameters with the whole.
 
-    In the U-shape `top` is the middle and `head` what follows it; else `head` is None.
+    Attributes:
+        bottom: what runs on a device: all up to the cut.
+        top: what runs on the server: all behind the cut, or in the U-shape the middle.
+        whole: the model that was cut.
+        blocks: how many it has.
+        at: how many of them are in the bottom.
+        family: where the model's modules are.
+        head: in the U-shape what follows the middle, on a device again; else None.
     """
 
     bottom: Bottom
@@ -146,21 +153,33 @@ class CutModel:
     head: Top | None = None
 
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The parts one after the other: what `Top.forward` gives, from what `Bottom.forward` takes."""
+        """Runs the parts one after the other.
+
+        Args:
+            inputs: a batch as the model takes it, by the names of the arguments.
+
+        Returns:
+            The logits: (B, classes), or of a language model (B, tokens, vocabulary).
+        """
         mask = inputs.get("attention_mask")
         hidden = self.top(self.bottom(inputs), mask)
         return hidden if self.head is None else self.head(hidden, mask)
 
 
 def cut(model: nn.Module, at: int, *, head: int | None = None, verbaliser: Sequence[int] | None = None) -> CutModel:
-    """Cut `model` after its first `at` blocks. The model is put in eval mode and frozen (see `adapters.set_trainable`).
+    """Cuts a model in two, or for the U-shape in three; it is put in eval mode and frozen.
 
-    at: 1 to the number of blocks; with all blocks in the bottom, the top has the final norm and the head layer.
-    head: None, or for the U-shape the number of last blocks (0 or more) that stay with the final norm and the head
-    layer; the middle keeps at least one block.
-    verbaliser: token ids, one a class; the last part of a causal language model then gives (B, classes) at the last
-    position.
-    Raises UserError for an unknown family, `at` or `head` out of range, or a verbaliser that the model cannot have.
+    Args:
+        model: of a known family, with the head of a task.
+        at: how many blocks are in the bottom, 1 to all.
+        head: for the U-shape, how many of the last blocks stay with the final norm and the head layer, 0 or more.
+        verbaliser: token ids, one a class, whose logits at the last position are then those of the classes.
+
+    Returns:
+        The parts, which have the model's own parameters; together they give its bits.
+
+    Raises:
+        UserError: the family is unknown, `at` or `head` out of range, or the verbaliser none that the model can have.
     """
     family = family_of(model)
     blocks = len(cast(nn.ModuleList, model.get_submodule(family.backbone).get_submodule(family.blocks)))
@@ -185,8 +204,7 @@ def recut(model: CutModel, at: int, *, head: int | None = None) -> CutModel:
     """The same model, and what is trained of it, with its (first) cut elsewhere; called after `set_trainable`.
 
     Modules are shared with the parts of `model`, so these ones see what `install` puts in theirs, and the adapters.
-    head: as `model` was cut with.
-    Raises UserError for `at` out of range.
+    `head` is as `model` was cut with; UserError for `at` out of range.
     """
     _check_cut(model.whole, at, model.blocks)
     family = model.family
@@ -244,16 +262,13 @@ def _check_verbaliser(model: nn.Module, verbaliser: Sequence[int]) -> None:
 
 
 def _bottom_body(model: nn.Module, family: Family, at: int) -> nn.Module:
-    body = _copy_with_blocks(model, family, slice(0, at))
-    _without_exit(body, family)
-    return body
+    return _without_exit(_copy_with_blocks(model, family, slice(0, at)), family)
 
 
 def _middle_body(model: nn.Module, family: Family, at: int, end: int) -> nn.Module:
     body = _copy_with_blocks(model, family, slice(at, end))
     _without_entry(body, family)
-    _without_exit(body, family)
-    return body
+    return _without_exit(body, family)
 
 
 def top_body(model: nn.Module, family: Family, start: int, end: int) -> nn.Module:
@@ -272,16 +287,18 @@ def _without_entry(body: nn.Module, family: Family) -> None:
     """Replaces what runs before the first block by stand-ins."""
     backbone = body.get_submodule(family.backbone)
     dtype = next(body.parameters()).dtype
+    made: dict[str, Callable[[], nn.Module | None]]
+    made = {"none": lambda: None, "zero": _Zero, "pass": lambda: _Pass(dtype)}
     for name, stand_in in family.before.items():
-        backbone._modules[name] = _stand_in(stand_in, dtype)
+        backbone._modules[name] = made[stand_in]()
     for name, module in backbone.named_children():
         # All parts need the rotary frequencies, which are buffers: each its own, as parts may be on two devices.
         if next(module.buffers(), None) is not None and next(module.parameters(), None) is None:
             backbone._modules[name] = _shallow(module)
 
 
-def _without_exit(body: nn.Module, family: Family) -> None:
-    """Drops what runs after the last block."""
+def _without_exit(body: nn.Module, family: Family) -> nn.Module:
+    """Drops what runs after the last block; returns `body`."""
     backbone = body.get_submodule(family.backbone)
     for name in family.after:
         backbone._modules[name] = nn.Identity()
@@ -290,6 +307,7 @@ def _without_exit(body: nn.Module, family: Family) -> None:
         for name in body._modules:
             if name != on_the_way:
                 body._modules[name] = None
+    return body
 
 
 def _drop_padding_warning(record: logging.LogRecord) -> bool:
@@ -297,18 +315,12 @@ def _drop_padding_warning(record: logging.LogRecord) -> bool:
     return "will not detect padding tokens in `inputs_embeds`" not in record.getMessage()
 
 
-def _stand_in(kind: StandIn, dtype: torch.dtype) -> nn.Module | None:
-    if kind == "none":
-        return None
-    return _Zero() if kind == "zero" else _Pass(dtype)
-
-
 def _copy_with_blocks(model: nn.Module, family: Family, keep: slice) -> nn.Module:
     """A copy of the modules on the way to the blocks, with the blocks `keep`; all other modules are shared."""
     body = _shallow(model)
     config = _sliced_config(getattr(model, "config", None), keep)
     module = body
-    for name in _parts(family):
+    for name in ".".join(filter(None, (family.backbone, family.blocks))).split("."):
         module._modules[name] = _shallow(cast(nn.Module, module._modules[name]))
         if hasattr(module, "config"):
             module.config = config
@@ -316,10 +328,6 @@ def _copy_with_blocks(model: nn.Module, family: Family, keep: slice) -> nn.Modul
     # The blocks keep their numbers, so that a parameter has one name in its part and in the whole model.
     module._modules = dict(list(module._modules.items())[keep])
     return body
-
-
-def _parts(family: Family) -> Iterator[str]:
-    return (name for path in (family.backbone, family.blocks) if path for name in path.split("."))
 
 
 def _shallow(module: nn.Module) -> nn.Module:

@@ -187,6 +187,9 @@ def family(
         before: names of the modules that run before the first block. The server has none of them: what it has instead
             gives its input back ("pass"), or nothing ("none"), or zero ("zero", for a term that is added again).
         after: names of the modules that run after the last block: the head, which is trained in full.
+
+    Returns:
+        The decorator, which leaves the class as it is.
     """
 
     def register(module: M) -> M:

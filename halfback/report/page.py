@@ -12,7 +12,14 @@ from halfback.report.tables import NOTHING, metric_name, rows, short_size
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Path:
-    """Write the page for the runs in `folders` and in their `beside/`; return its path.
+    """Writes one HTML page about runs, and about those beside them.
+
+    Args:
+        folders: of the runs.
+        out: the page.
+
+    Returns:
+        The page's path.
 
     Raises:
         UserError: a run folder is missing, has no records or is corrupt; `out` cannot be written.

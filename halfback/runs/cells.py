@@ -12,7 +12,7 @@ from halfback import json_reading
 from halfback.config import RunConfig
 from halfback.config.values import first_difference
 from halfback.errors import Diverged, UserError, shown
-from halfback.runs import checkpoint, run, standing
+from halfback.runs import checkpoint, execution, standing
 from halfback.runs.folder import CHECKPOINT, CONFIG, PRETRAINED, half_begun
 from halfback.runs.opening import Caller
 from halfback.runs.training import RunState
@@ -89,10 +89,10 @@ def finish(config: RunConfig, folder: Path, caller: Caller) -> None:
     """
     try:
         if (folder / CONFIG).exists():
-            run.resume(folder, caller)
+            execution.resume(folder, caller)
         else:
             half_begun(folder).unlink(missing_ok=True)
-            run.begin(config, folder, caller)
+            execution.begin(config, folder, caller)
     except Diverged as error:
         if not folder.exists():  # a run that diverges before its first step leaves nothing
             folder.mkdir(parents=True)
@@ -153,7 +153,7 @@ def _diverged(path: Path) -> dict[str, Any]:
 def _like(cell: Cell, cells: Sequence[Cell]) -> dict[str, str] | None:
     """The fingerprint of a cell that has the same work and has begun: a file may have changed since."""
     for other in cells:
-        if other.folder != cell.folder and run.same_work(cell.config, other.config):
+        if other.folder != cell.folder and execution.same_work(cell.config, other.config):
             values = checkpoint.values_of(other.folder / CHECKPOINT)
             if values and isinstance(values.get("fingerprint"), dict):
                 return dict(values["fingerprint"])

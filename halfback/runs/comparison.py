@@ -118,7 +118,7 @@ class Comparison:
     """
 
     def __init__(self, folder: Path, values: dict[str, Any]) -> None:
-        """`values`: what `compare.json` holds."""
+        """`compare` makes one."""
         self.folder = folder
         self.values = values
         self.metric_name: str = values["metric"]["name"]
@@ -132,7 +132,14 @@ class Comparison:
         return f"<Comparison {str(self.folder)!r}: final {self.metric_name} {means}>"
 
     def runs(self, label: str) -> list[Run]:
-        """The runs of a variant that finished, one for each seed."""
+        """The runs of a variant that finished, one for each seed.
+
+        Args:
+            label: the variant's, as in `rows`.
+
+        Returns:
+            The runs, which `load` would give too.
+        """
         cells = self.values["parts"][0]["methods"][label]["cells"]
         return [Run(self.folder / cell["folder"]) for cell in cells if cell["status"] == "finished"]
 
@@ -164,7 +171,10 @@ def compare(
         target: a metric to say the cost of; by default 95 % of the way to the best mean final one.
         equal: `"passes"` runs all once more, with as many client forward passes as the first algorithm had.
         progress: whether to show how the runs go.
-        settings: by keyword, for all algorithms, as `train` takes them.
+        **settings: by keyword, for all algorithms, as `train` takes them.
+
+    Returns:
+        The comparison, whose runs are all over.
 
     Raises:
         UserError: a setting is wrong, or `out` holds anything else.

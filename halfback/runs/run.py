@@ -1,44 +1,32 @@
-"""Runs: begun, continued, looked at; the functions behind `halfback train`, `resume`, `export` and `generate`."""
+"""Runs from Python: `train` and `load` give a `Run`, which goes on, is looked at, exported, and asked to write."""
 
 import dataclasses
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 from torch import nn
 
-from halfback import config as configuration
 from halfback.assembly.given import Given, settings_of
 from halfback.config import RunConfig
 from halfback.config.values import Config, resolve_values
 from halfback.data.own import Data
-from halfback.errors import Diverged, HalfbackError, Interrupted, UserError
+from halfback.errors import HalfbackError, UserError
 from halfback.models.adapters import merged
 from halfback.models.objectives import Evaluation, Loss, Metric
-from halfback.report.page import write_report
-from halfback.runs import checkpoint, exporting, generation, standing
+from halfback.runs import execution, exporting, generation, standing
 from halfback.runs.folder import (
     BESIDE,
-    CHECKPOINT,
     CONFIG,
-    PRETRAINED,
-    REPORT,
-    check_free,
     config_of,
-    copy_weights,
-    make,
-    taken,
 )
-from halfback.runs.folder import begin as begin_folder
-from halfback.runs.locks import alone
-from halfback.runs.opening import Caller, Opening, reload
+from halfback.runs.opening import Caller, reload
 from halfback.runs.progress import following
 from halfback.runs.summary import Summary
-from halfback.runs.training import OnRound, Training
+from halfback.runs.training import OnRound
 from halfback.telemetry.records import RECORDS, SUMMARY, Record, read_records
 
 
@@ -55,7 +43,12 @@ class Run:
     """
 
     def __init__(self, folder: Path, given: Given | None = None) -> None:
-        """`load` and `train` make one; `given` are the parts that the configuration does not name."""
+        """`load` and `train` make one.
+
+        Args:
+            folder: where it is.
+            given: what was given in Python, in place of names in the configuration.
+        """
         self.folder = folder
         self.config = config_of(folder)
         self._given = given
@@ -92,34 +85,48 @@ class Run:
         return [Run(folder, self._given) for folder in folders if (folder / CONFIG).exists()]
 
     def resume(self, *, on_round: OnRound | None = None, progress: bool = True) -> "Run":
-        """Continues the run from its last checkpoint, to the bits of one that was never stopped; returns itself.
+        """Continues the run from its last checkpoint, to the bits of one that was never stopped.
 
         Args:
             on_round: called behind every round with a `RunState`.
             progress: whether to show how the run goes.
 
+        Returns:
+            Itself, finished.
+
         Raises:
             UserError: the checkpoint is damaged, or a file that the run began with has changed.
         """
         with following(on_round, progress=progress) as told:
-            resume(self.folder, Caller(on_round=told, given=self._given))
+            execution.resume(self.folder, Caller(on_round=told, given=self._given))
         return self
 
     def model(self) -> nn.Module:
         """The whole model as the last checkpoint left it, both parts joined and adapters merged into the weights.
 
-        It is the model of Transformers, or the module, that the run began with; in eval mode, on the run's device.
+        Returns:
+            The model of Transformers, or the module, that the run began with; in eval mode, on the run's device.
         """
         return merged(reload(self.folder, self._given).model)
 
     def evaluate(self) -> Evaluation:
-        """Mean loss and metric of the last checkpoint's model on all validation rows."""
+        """Evaluates the last checkpoint's model on all validation rows.
+
+        Returns:
+            The mean loss, and the metric.
+        """
         return reload(self.folder, self._given).evaluate()
 
     def export(self, out: str | Path) -> Path:
-        """Writes the model, and the tokenizer that gives it the run's tokens, as the new folder `out`; returns `out`.
+        """Writes the model, and the tokenizer that gives it the run's tokens, as a new folder.
 
         Transformers loads it, but for our ResNets; `model.name` takes it.
+
+        Args:
+            out: the folder, which is not there yet.
+
+        Returns:
+            The folder.
 
         Raises:
             UserError: `out` is there already or can't be written, or the run has no checkpoint.
@@ -136,6 +143,9 @@ class Run:
             texts: what to continue.
             beams: of the beam search, 1 for greedy decoding; by default the run's `task.beams`.
             max_new_tokens: the longest continuation; by default the run's `task.max_new_tokens`.
+
+        Returns:
+            What comes behind each text, in their order.
 
         Raises:
             UserError: the run's model is a classifier, or a text is blank or too long.
@@ -203,7 +213,7 @@ def train(
         if out is None:
             return _in_memory(resolved, caller)
         place = Path(out).resolve()  # also where `out` is the current folder, and is replaced
-        begin(resolved, Path(out), caller, overwrite=overwrite)
+        execution.begin(resolved, Path(out), caller, overwrite=overwrite)
     return Run(place, given)
 
 
@@ -226,70 +236,20 @@ def load(
         loss: likewise.
         metric: likewise.
 
+    Returns:
+        The run.
+
     Raises:
         UserError: the folder holds no run.
     """
     return Run(Path(folder), Given(model, tokenizer, data, loss, metric))
 
 
-def begin(config: RunConfig, out: Path, caller: Caller, *, overwrite: bool = False) -> None:
-    """Runs a configuration into the folder `out`, and those `beside` it.
-
-    Raises:
-        UserError: the configuration can't be run, or `out` holds a run already and `overwrite` is not set; `out` is
-            then as it was before.
-    """
-    check_free(out, overwrite=overwrite)
-    for name in config.beside:
-        _beside(config, name)  # what is wrong with it is said before anything runs
-    place = out.resolve()  # it is renamed below, also where it is the current folder
-    opening = Opening(place, place / PRETRAINED, Path.cwd(), caller)
-    with _resumable(place), ExitStack() as locks:
-        with taken(place, locks):
-            begin_folder(config, place)
-            if caller.pretrained is not None:
-                copy_weights(caller.pretrained, place)
-            training = opening.training(config, None)
-        _carry_out(config, opening, training)
-
-
-def resume(out: Path, caller: Caller) -> None:
-    """Continues what `begin` began in `out` from the last checkpoint, bit for bit.
-
-    Raises:
-        UserError: `out` holds no run, or its checkpoint belongs to another configuration.
-    """
-    config = config_of(out)
-    with _resumable(out), alone(out):
-        _carry_out(config, Opening(out, out / PRETRAINED, Path.cwd(), caller), None)
-
-
-def serve(config: RunConfig, out: Path, caller: Caller) -> None:
-    """Begins or continues a run in `out` (see `folder.check_config`) whose clients are elsewhere.
-
-    Raises:
-        UserError: too few clients came.
-    """
-    make(out)
-    begin_folder(config, out)  # also anew: how long to wait for clients may be another than before
-    Opening(out, out / PRETRAINED, caller=caller).carried_on()
-    write_report([out], out / REPORT)
-
-
-def same_work(one: RunConfig, other: RunConfig) -> bool:
-    """Whether two configurations have the same rows, shared out alike, and begin from the same weights."""
-    parts = [
-        (c.seed, c.task, c.clients, c.partition, c.model.model_copy(update={"cut": 0, "head": None, "auxiliary": 0}))
-        for c in (one, other)
-    ]
-    return parts[0] == parts[1]
-
-
 def _in_memory(config: RunConfig, caller: Caller) -> Run:
     """A run in a temporary folder, which goes with the `Run`; it stays where somebody stopped the run."""
     folder = Path(tempfile.mkdtemp(prefix="halfback-"))
     try:
-        begin(config, folder, caller)
+        execution.begin(config, folder, caller)
     except BaseException as error:
         if isinstance(error, HalfbackError) or not (folder / CONFIG).exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -297,52 +257,3 @@ def _in_memory(config: RunConfig, caller: Caller) -> Run:
     run = Run(folder, caller.given)
     weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
     return run
-
-
-def _carry_out(config: RunConfig, opening: Opening, training: Training | None) -> None:
-    """The run to its end, then those beside it; `training` where it has been opened."""
-    out = opening.out
-    if training is None:
-        opening.carried_on()
-    else:
-        opening.finished(training)
-    write_report([out], out / REPORT)
-    kept = checkpoint.values_of(out / CHECKPOINT) if config.beside else None
-    start = opening.start if not kept or kept.get("start") is None else Path(kept["start"])
-    for name in config.beside:
-        folder, other = out / BESIDE / name, _beside(config, name)
-        make(folder)
-        like = kept["fingerprint"] if kept and same_work(config, other) else None
-        caller = dataclasses.replace(opening.caller, like=like)
-        try:
-            with alone(folder):
-                if not (folder / CONFIG).exists():
-                    begin_folder(other, folder)
-                Opening(folder, opening.weights, start, caller).carried_on()
-        except Diverged as error:
-            raise Diverged(
-                f"{name}, beside the finished {config.algorithm.name}: {error} (see {out / REPORT})"
-            ) from None
-        write_report([out], out / REPORT)
-
-
-def _beside(config: RunConfig, name: str) -> RunConfig:
-    """The same work with another algorithm."""
-    return configuration.from_tree(configuration.to_tree(config), {"algorithm.name": name, "beside": []})
-
-
-@contextmanager
-def _resumable(out: Path) -> Iterator[None]:
-    """Whoever stops a run is told where it is, and how it goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if (out / CONFIG).exists():
-            raise Interrupted(out, f"halfback.load({str(out)!r}).resume()") from None
-        raise
-    except HalfbackError:
-        raise
-    except Exception as error:
-        if checkpoint.rounds(out / CHECKPOINT):
-            error.add_note(f"the run is kept in {out}: halfback.load({str(out)!r}).resume() goes on with it")
-        raise

@@ -52,12 +52,31 @@ class Summary:
     spent; peaks are bytes of live tensors, of one client and of the server, in the rounds that were measured.
 
     Attributes:
+        algorithm: its name.
+        task: its name.
         skipped_rows: rows of the data that were left out on request.
+        model: its name.
         cut: blocks on the device, or a list of them for the clients in turn.
         head: blocks of the head on the device in the U-shape, else None.
+        clients: of the run.
+        sampled_clients: of a round.
+        steps: optimiser steps, of one batch of each sampled client.
+        seed: that everything random follows from.
+        metric: on the validation rows.
+        train_loss: of the last rounds.
+        up_bytes: sent by all clients together.
+        down_bytes: received by all clients together.
         bytes_by_kind: `up` or `down` → kind of message → role of its field → bytes.
+        client_peak_bytes: of the client that took most.
         client_inference_peak_bytes: what plain inference of the same client's part takes, for comparison.
+        server_peak_bytes: of the server.
+        client_seconds: spent by clients, all together.
+        server_seconds: spent by the server.
+        wire_seconds: spent by both on packing and unpacking, and on codecs.
+        wall_seconds: of the run, evaluations included, pauses not.
+        forward_passes: of what a client holds on one batch, all clients together.
         generation: of runs with `task.generated_rows`, else None.
+        trainable_parameters: of each part.
         versions: package → version that the run was made with.
     """
 
@@ -90,7 +109,14 @@ class Summary:
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "Summary":
-        """The summary that `to_dict` gave, as `telemetry.records.read_summary` reads and checks it."""
+        """Makes a summary of plain values.
+
+        Args:
+            found: as `to_dict` gives them; they are not checked.
+
+        Returns:
+            The summary.
+        """
         written = found["generation"]
         nested = {
             "metric": Metric(**found["metric"]),
@@ -100,7 +126,11 @@ class Summary:
         return cls(**{**found, **nested})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `summary.json` has them."""
+        """Makes plain values of the summary.
+
+        Returns:
+            As `summary.json` has them.
+        """
         return asdict(self)
 
 

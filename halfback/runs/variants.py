@@ -92,7 +92,14 @@ class Variant:
 
     @classmethod
     def parse(cls, text: str) -> "Variant":
-        """The variant that `NAME:KEY=VALUE:…` says; its label is the text as it stands."""
+        """Reads a variant as the command line takes it.
+
+        Args:
+            text: `NAME:KEY=VALUE:…`.
+
+        Returns:
+            The variant, whose label is the text as it stands.
+        """
         name, *settings = split(text, ":")
         for setting in settings:
             refuse_made(setting)

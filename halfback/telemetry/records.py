@@ -66,11 +66,27 @@ _MOST_COUNT = 1 << 63  # below it; what other readers of JSON hold too
 
 @dataclass(frozen=True)
 class Record:
-    """Where a run stood at one evaluation; bytes, seconds and forward passes are totals since the run began."""
+    """Where a run stood at one evaluation; bytes, seconds and forward passes are totals since the run began.
+
+    Attributes:
+        round: rounds that are done.
+        step: optimiser steps that are done.
+        train_loss: mean of the rounds since the record before; NaN when it was not finite or nothing was trained yet.
+        validation_loss: mean over the validation rows; None when it was not finite.
+        metric: of the task, on the validation rows: accuracy in percent, perplexity, or one's own.
+        up_bytes: sent by all clients together.
+        down_bytes: received by all clients together.
+        client_seconds: spent by clients, all together.
+        server_seconds: spent by the server.
+        wire_seconds: spent by both on packing and unpacking, and on codecs.
+        wall_seconds: since the run began, evaluations included, pauses not.
+        forward_passes: of what a client holds on one batch, all clients together.
+        thresholds: by link that reuses values, the similarity below which a sample is sent until the next round.
+    """
 
     round: int
     step: int
-    train_loss: float  # NaN when the loss was not finite or nothing has been trained yet
+    train_loss: float
     validation_loss: float | None
     metric: float | None
     up_bytes: int
@@ -80,10 +96,13 @@ class Record:
     wire_seconds: float
     wall_seconds: float
     forward_passes: int
-    thresholds: dict[str, float]  # of the links that reuse values, until the next round
+    thresholds: dict[str, float]
 
     def to_json(self) -> str:
-        """One line of standard JSON, without its end of line.
+        """Writes the record down.
+
+        Returns:
+            One line of standard JSON, without its end of line.
 
         Raises:
             UserError: a value is one that `from_json` refuses: what can't be read again is not written.
@@ -96,7 +115,13 @@ class Record:
 
     @classmethod
     def from_json(cls, line: str) -> "Record":
-        """The record that `to_json` wrote; a null `train_loss` is NaN.
+        """Reads a record.
+
+        Args:
+            line: as `to_json` wrote it; a null `train_loss` is NaN.
+
+        Returns:
+            The record.
 
         Raises:
             UserError: not JSON, a field is missing or unknown, or a value is not a number that a run can come to.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from halfback import config as configuration
 from halfback.runs import checkpoint, run
+from halfback.runs.folder import CHECKPOINT
 from halfback.testing import small
 from halfback.testing.table import Row
 
@@ -59,7 +60,7 @@ def of_recipe(name: str, folder: Path) -> dict[str, Any]:
     """A shipped recipe, shortened."""
     torch.set_num_threads(1)
     run.train(configuration.resolve(name, [*_OF_RECIPES, *RECIPES[name]]), folder)
-    found = checkpoint.load(folder / run.CHECKPOINT)
+    found = checkpoint.load(folder / CHECKPOINT)
     assert found is not None
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     kept = ("train_loss", "validation_loss", "metric")

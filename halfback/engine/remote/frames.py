@@ -7,7 +7,7 @@ A lineage is a stretch of a run without a step back: a server that starts again 
 says in `ancestry` which lineages led to it and after which round each was left.
 """
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -131,6 +131,7 @@ class Refused(_Header):
 
 Question = Prepare | Open | Say | Save
 Answer = Ready | Said | Done | Saved | Refused
+Read = TypeVar("Read")
 _QUESTION: TypeAdapter[Question] = TypeAdapter(Annotated[Question, Field(discriminator="kind")])
 _ANSWER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="kind")])
 
@@ -179,7 +180,7 @@ def read_answer(header: str) -> Answer:
     return _read(_ANSWER, header)
 
 
-def _read(adapter: TypeAdapter[Any], header: str) -> Any:
+def _read(adapter: TypeAdapter[Read], header: str) -> Read:
     if not isinstance(header, str) or len(header) > MAX_HEADER:
         came = f"{len(header)} characters" if isinstance(header, str) else type(header).__name__
         raise PeerError("header", came, f"text of at most {MAX_HEADER} is allowed")
