@@ -151,7 +151,7 @@ def test_who_comes_late_without_the_weights_gets_those_of_the_beginning(make_wor
     changes: dict[str, Any] = {"clients": 2, "sampled_clients": 2, "model__head": 0}
     world = make_world(absent={1}, min_cohort=None, alter=alter, **changes)
     among(world.server, cohorts)
-    head = world.server.server.party.head or {}
+    head = world.server.server.party.top.head or {}
     before = {name: parameter.detach().clone() for name, parameter in head.items()}
     world.run(2)
     assert any(not torch.equal(before[name], parameter) for name, parameter in head.items())

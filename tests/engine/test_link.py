@@ -54,7 +54,7 @@ class Link:
         sender, receiver = (near, far) if direction == "up" else (far, near)
         with blamed(client if direction == "up" else "server"):
             packed = sender.send(message)
-            self.ledger.add(direction, type(message).__name__, packed)
+            self.ledger.add(direction, message, packed)
             return receiver.receive(packed.data)
 
     def open(self, client: int, thresholds: dict[str, float], spoil: Spoil = lambda _, message: message) -> None:
