@@ -27,8 +27,8 @@ class OnDevice:
 
 
 @dataclass(frozen=True)
-class Site:
-    """Where one client's rows are, on a machine of its own.
+class Seat:
+    """Which client of the federation a machine of its own is, and what rows it has.
 
     Attributes:
         client: its number.
