@@ -1,10 +1,10 @@
-"""The worker of `transport.py`: at the end of a relay's line, it answers sizes with sizes."""
+"""The worker of `transport.py`: at the end of a relay's line, it replies to sizes with sizes."""
 
 import json
 import socket
 import sys
 
-from transport import _ANSWER, SMALL
+from transport import _REPLY, SMALL
 
 from halfback.engine.remote.frames import Longest, Ready, frame
 from halfback.engine.remote.stream import Gone, read_frame, write_frame
@@ -12,8 +12,8 @@ from halfback.wire.packing import MAX_BYTES
 
 
 def main(descriptor: int, size: int) -> None:
-    """Answers until the site is gone."""
-    large, small = frame(_ANSWER, bytes(size)), frame(_ANSWER, bytes(SMALL))
+    """Replies until the site is gone."""
+    large, small = frame(_REPLY, bytes(size)), frame(_REPLY, bytes(SMALL))
     ready = frame(Ready(fits=True, takes=MAX_BYTES, rows=1))
     with socket.socket(fileno=descriptor) as line:
         while True:

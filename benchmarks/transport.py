@@ -37,7 +37,7 @@ from halfback.wire.packing import MAX_BYTES, pack, unpack
 SERVER, PORT, SMALL = "localhost", 8102, 100  # bytes of a message of slopes
 _TOKEN = "0" * 16
 _LIMIT = 60.0  # seconds for one call
-_ANSWER = Said(lineage=_TOKEN, round=0, exchange=1)
+_REPLY = Said(lineage=_TOKEN, round=0, exchange=1)
 
 
 def question(size: int) -> Frame:
@@ -46,7 +46,7 @@ def question(size: int) -> Frame:
 
 
 class EchoSite(Site):
-    """A site whose worker answers a small message with a large one and the other way round."""
+    """A site whose worker replies to a small message with a large one and the other way round."""
 
     def __init__(self, size: int, folder: str) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Measuring:
         def ours(sizes: tuple[int, int]) -> None:
             for size in sizes:
                 found = carrier.ask(dict.fromkeys(range(len(proxies)), question(size)), _LIMIT, Longest(MAX_BYTES))
-                assert all(isinstance(answer, Frame) for answer in found.values()), found
+                assert all(isinstance(reply, Frame) for reply in found.values()), found
 
         def bare() -> None:
             for body in (as_body(bytes(SMALL)), as_body(bytes(self.size))):
@@ -120,7 +120,7 @@ class Measuring:
                 "bare": bare,
                 "relay": relay,
                 "packing": packing,
-                "tiny": lambda: ours((1, 1)),  # answered by small ones
+                "tiny": lambda: ours((1, 1)),  # replied to with small ones
             }
             seconds: dict[str, list[float]] = {name: [] for name in parts}
             for repeat in range(self.repeats + 2):

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from halfback import config as configuration
 from halfback.assembly import build, build_client
-from halfback.assembly.sources import Site
+from halfback.assembly.sources import Seat
 from halfback.errors import UserError
 from halfback.models.adapters import trainable
 from halfback.runs import exporting, generation
@@ -242,7 +242,7 @@ def test_every_machine_puts_a_head_in_the_federations_order(table: Path, tmp_pat
     server = whole.score.weight
     trained = load_file(tmp_path / "model.safetensors")["score.weight"]
     assert torch.equal(server, trained[[1, 0]])
-    head: Any = build_client(configured(tmp_path / "good.csv"), Site(0, True, ("bad", "good"))).side.party.head
+    head: Any = build_client(configured(tmp_path / "good.csv"), Seat(0, True, ("bad", "good"))).side.party.head
     assert torch.equal(head.module.body.score.weight, server)
 
 

@@ -188,8 +188,8 @@ def test_a_client_elsewhere_is_not_continued_over_other_rows(tmp_path: Path) -> 
     same, one, two = {"task.train": "1", "model.name": "1"}, 16 * "1", 16 * "2"
     turn = {"first": 0, "steps": 1, "cursor": 0, "measure": False}
     before = RemoteClient(side, tmp_path, about=same)
-    assert "said" in before.answer(Open(lineage=one, ancestry=(), round=0, **turn), b"").header
-    assert "saved" in before.answer(Save(lineage=one, rounds=1), b"").header
+    assert "said" in before.reply(Open(lineage=one, ancestry=(), round=0, **turn), b"").header
+    assert "saved" in before.reply(Save(lineage=one, rounds=1), b"").header
     order = Open(lineage=two, ancestry=(Ancestor(lineage=one, rounds=1),), round=1, **turn)
     for about, said in ((same | {"task.train": "2"}, "task.train has changed on this site"), (same, "said")):
-        assert said in RemoteClient(side, tmp_path, about=about).answer(order, b"").header
+        assert said in RemoteClient(side, tmp_path, about=about).reply(order, b"").header

@@ -10,7 +10,7 @@ from halfback.assembly.fingerprint import fingerprint
 from halfback.assembly.given import Given
 from halfback.assembly.ground import held_by, lay, make_links
 from halfback.assembly.local_models import make_locals
-from halfback.assembly.sources import Site, client_sources, site_source
+from halfback.assembly.sources import Seat, client_sources, site_source
 from halfback.assembly.whole import has_weights, load
 from halfback.config import RunConfig
 from halfback.engine.client_side import ClientSide
@@ -25,7 +25,7 @@ class BuiltClient:
     fingerprint: Mapping[str, str]
 
 
-def build_client(config: RunConfig, site: Site, *, scratch: Path | None = None) -> BuiltClient:
+def build_client(config: RunConfig, seat: Seat, *, scratch: Path | None = None) -> BuiltClient:
     """A client whose server is elsewhere.
 
     What it doesn't hold of the model is neither read nor allocated; where the recipe pretrains, or this machine has no
@@ -35,15 +35,15 @@ def build_client(config: RunConfig, site: Site, *, scratch: Path | None = None) 
     algorithm, codecs, _ = check(config)
     device = device_of(config.device)
     read = config.model.pretrain is None and has_weights(config.model)
-    held = held_by(config, algorithm, site.client, read=read)
-    loaded = load(config, Given(), site=site.classes, held=held)
+    held = held_by(config, algorithm, seat.client, read=read)
+    loaded = load(config, Given(), site=seat.classes, held=held)
     train = loaded.task.train
-    if site.own_rows:
-        source = site_source(config, train, site.client, device)
+    if seat.own_rows:
+        source = site_source(config, train, seat.client, device)
     else:
-        source = client_sources(config, train, device)[site.client]
+        source = client_sources(config, train, device)[seat.client]
     about = fingerprint(loaded.whole, loaded.task, [source])
-    ground = lay(config, algorithm, loaded, device, site.client)
+    ground = lay(config, algorithm, loaded, device, seat.client)
     links = make_links(ground, codecs, {None: ground.form}, scratch)
-    clients = Clients(ground, links, {site.client: source}, make_locals(ground), Meters())
-    return BuiltClient(clients.side(site.client), about)
+    clients = Clients(ground, links, {seat.client: source}, make_locals(ground), Meters())
+    return BuiltClient(clients.side(seat.client), about)

@@ -20,7 +20,7 @@ from halfback.engine.bounds import bounds_of
 from halfback.engine.links import Forms, Links
 from halfback.models.adapters import set_trainable, trainable
 from halfback.models.auxiliary import auxiliary
-from halfback.models.cut import Bottom, CutModel, Device, cut, recut
+from halfback.models.cut import Bottom, CutModel, LocalModel, cut, recut
 from halfback.models.objectives import loss_of, terms
 from halfback.models.part import Held, place, shape_behind
 from halfback.parties.holdings import Head, HiddenForm
@@ -46,7 +46,7 @@ class Ground:
     device: torch.device
     task: EncodedTask
     levels: Mapping[int, CutModel]
-    part: Bottom | Device
+    part: Bottom | LocalModel
     theta: Replica
     head: Head | None
     form: HiddenForm
@@ -62,7 +62,7 @@ class Ground:
 
     def parts(self, client: int) -> list[nn.Module]:
         """What a client holds of the model: the part that θ belongs to first."""
-        part = self.part if isinstance(self.part, Device) else self.level(client).bottom
+        part = self.part if isinstance(self.part, LocalModel) else self.level(client).bottom
         return [part] if self.head is None else [part, self.head.module]
 
 
@@ -106,13 +106,13 @@ def lay(
     return Ground(config, algorithm, device, task, levels, part, theta, head, form)
 
 
-def _part(config: RunConfig, algorithm: Algorithm, model: CutModel, task: EncodedTask) -> Bottom | Device:
+def _part(config: RunConfig, algorithm: Algorithm, model: CutModel, task: EncodedTask) -> Bottom | LocalModel:
     """What θ belongs to."""
     match algorithm.needs.holds:
         case "bottom":
             return model.bottom
         case "whole":
-            return Device(model.bottom, model.top)
+            return LocalModel(model.bottom, model.top)
         case "auxiliary":
             head = auxiliary(
                 model,
@@ -122,10 +122,10 @@ def _part(config: RunConfig, algorithm: Algorithm, model: CutModel, task: Encode
                 lora=config.lora,
                 seed=seed_for(config.seed, "auxiliary"),
             )
-            return Device(model.bottom, head)
+            return LocalModel(model.bottom, head)
 
 
-def _theta(config: RunConfig, algorithm: Algorithm, part: Bottom | Device, levels: Sequence[CutModel]) -> Replica:
+def _theta(config: RunConfig, algorithm: Algorithm, part: Bottom | LocalModel, levels: Sequence[CutModel]) -> Replica:
     """The trained parameters of a part as the federation moves them; those that this process doesn't hold left out."""
     needs, agreement, names = algorithm.needs, algorithm.needs.agreement, list(trainable(part))
     groups = _between_cuts(names, levels[:-1])

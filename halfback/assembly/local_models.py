@@ -10,7 +10,7 @@ from halfback.assembly.ground import Ground
 from halfback.assembly.motion import update_rule
 from halfback.config.facts import Boundaries, Probed
 from halfback.config.rules import check
-from halfback.models.cut import CutModel, Device, recut
+from halfback.models.cut import CutModel, LocalModel, recut
 from halfback.models.objectives import loss_of, terms
 from halfback.parties.holdings import Boundary, Local
 from halfback.zeroth.directions import Directions, seed_for
@@ -24,7 +24,7 @@ def make_locals(ground: Ground) -> Callable[[int], Local] | None:
         UserError: a boundary is outside the model, or a radius is one that the dtype swallows.
     """
     part, objective = ground.part, ground.task.objective
-    if not isinstance(part, Device):
+    if not isinstance(part, LocalModel):
         return None
     local = Local(part, loss_of(objective, ground.task.own_loss), partial(terms, objective), ground.form.dtype)
     return (lambda _: local) if ground.algorithm.needs.boundaries is None else _bounded(ground, local)
@@ -64,10 +64,10 @@ def _recut(local: Local, model: CutModel, at: int) -> Local:
     if at == 0:
         return local
     own = recut(model, at)
-    return replace(local, device=Device(own.bottom, own.top))
+    return replace(local, model=LocalModel(own.bottom, own.top))
 
 
 def _names(theta: Mapping[str, Tensor], local: Local) -> tuple[str, ...]:
     """The parameters of θ below the boundary of this model, which has θ's own in it."""
-    own = {id(parameter) for parameter in local.device.bottom.parameters()}
+    own = {id(parameter) for parameter in local.model.bottom.parameters()}
     return tuple(name for name, parameter in theta.items() if id(parameter) in own)

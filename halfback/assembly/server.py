@@ -14,7 +14,7 @@ from halfback.engine.links import Links
 from halfback.engine.sampling import Sampling
 from halfback.engine.server_side import ServerSide
 from halfback.models.adapters import trainable
-from halfback.models.cut import Device
+from halfback.models.cut import LocalModel
 from halfback.models.objectives import loss_of
 from halfback.parties.cohort import Cohort
 from halfback.parties.holdings import Above, Descent, Local
@@ -53,7 +53,7 @@ def server_side(
             top.above[client] = Above(ground.level(client).top, links.forms[client]["activations_up"])
             cohort.groups[client] = groups
     part = ground.part
-    auxiliary = part.head if needs.holds == "auxiliary" and isinstance(part, Device) else None
+    auxiliary = part.head if needs.holds == "auxiliary" and isinstance(part, LocalModel) else None
     server = Server(top, Agreed(ground.theta), cohort, auxiliary=auxiliary)
     sampling = Sampling(config.seed, len(rows), 1 if needs.agreement.pools else config.sampled_clients)
     return ServerSide(ground.algorithm, server, part, sampling, links, controller)

@@ -11,8 +11,8 @@ from halfback.zeroth.directions import seed_for
 
 
 @dataclass(frozen=True)
-class Site:
-    """Where one client's rows are, on a machine of its own.
+class Seat:
+    """Which client of the federation a machine of its own is, and what rows it has.
 
     Attributes:
         client: its number.

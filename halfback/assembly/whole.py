@@ -25,7 +25,7 @@ from halfback.data.tasks import RawTask, has_colour_images, load_task, to_train_
 from halfback.errors import UserError, first_line
 from halfback.models.decoding import check_known
 from halfback.models.fitting import check_finite
-from halfback.models.loading import Head, files_here, load_model
+from halfback.models.loading import HeadKind, files_here, load_model
 from halfback.models.part import Held
 from halfback.models.pretraining import pretrain
 from halfback.models.processor import Processor, own_processor, own_size, plain_processor
@@ -90,7 +90,7 @@ def _load_model(config: RunConfig, raw: RawTask, given: Given, held: Held | None
     """The model and its tokenizer (None for images), with the head that the task asks for, or as they were given."""
     if given.model is not None:
         return given_whole(given, raw)
-    head: Head = "classifier"
+    head: HeadKind = "classifier"
     if raw.train.images is not None:
         head = "image"
     elif raw.objective != "classification":

@@ -146,7 +146,7 @@ class DeploymentConfig(_Section):
     """What the server does about clients on other machines that are late or gone; see docs/deploy.md."""
 
     deadline: float = Field(default=120, gt=0, le=1e6)
-    """Seconds that a client has for an answer in a round; one that needs longer is dropped from the round."""
+    """Seconds that a client has for a reply in a round; one that needs longer is dropped from the round."""
     min_cohort: int | None = Field(default=None, ge=1)
     """Clients of a cohort that are enough to go on with; null for all of them, and then a run has the bits that it
     would have in one process, whatever dies and comes back."""

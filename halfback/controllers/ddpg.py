@@ -17,7 +17,7 @@ them too. They can't see damage that sits in the weights, since a probe has it a
 
 The first `warm_up` thresholds are drawn uniformly from the bounds, so that the critic sees all of them; later ones are
 the policy's with Gaussian noise, which fades over `noise_rounds` to a tenth. Rounds in which nothing could be compared
-(the first epoch) keep the initial threshold and serve as probes, since there no threshold has any effect. A loss that
+(the first epoch) keep the initial threshold and act as probes, since there no threshold has any effect. A loss that
 is not finite is an increase of 1 and no reference. Validation losses come too rarely and are not used.
 
 It needs hundreds of rounds: see docs/controllers.md for figures, and take `bang_bang` for fewer.

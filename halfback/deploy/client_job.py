@@ -24,7 +24,7 @@ class Site:
 
     @collab.init
     def start(self) -> None:
-        """Reads the site's file and starts the worker; a wrong file is what every question is answered with."""
+        """Reads the site's file and starts the worker; with a wrong file, every question gets what is wrong with it."""
         be_quiet()
         local = Path(collab.workspace.get_site_config_dir())
         try:
@@ -37,7 +37,7 @@ class Site:
 
     @collab.publish
     def exchange(self, header: str, body: Any, seconds: float) -> list[Any]:
-        """One question, one answer: [header, body, None], or why there is none in the third place."""
+        """One question, one reply: [header, body, None], or why there is none in the third place."""
         if collab.caller != SERVER:  # FLARE lets every site of a job call every other
             return ["", b"", f"questions come from the server, not from {collab.caller}"]
         if self._relay is None:
@@ -45,10 +45,10 @@ class Site:
         try:
             asked = read(header, body, self._relay.longest)
             del body
-            answer = self._relay.exchange(asked, min(float(seconds), 1e6))
+            reply = self._relay.exchange(asked, min(float(seconds), 1e6))
         except (WorkerLost, PeerError) as error:
             return ["", b"", str(error)]
-        return [answer.header, as_body(answer.body), None]
+        return [reply.header, as_body(reply.body), None]
 
     @collab.publish
     def worker(self) -> int:

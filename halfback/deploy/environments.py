@@ -39,8 +39,8 @@ Progress = Callable[[Mapping[str, Any]], None]
 """Takes what `heard` lets through."""
 
 
-class _Answer(BaseModel):
-    """What `Serving.answer` says, as far as it is read here."""
+class _Reply(BaseModel):
+    """What `Serving.reply` says, as far as it is read here."""
 
     model_config = ConfigDict(strict=True)
 
@@ -60,7 +60,7 @@ def heard(told: Any) -> dict[str, Any]:
         UserError: it is nothing that one of ours would tell.
     """
     try:
-        return _Answer.model_validate(told).model_dump(exclude_unset=True, exclude_none=True)
+        return _Reply.model_validate(told).model_dump(exclude_unset=True, exclude_none=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])
@@ -206,7 +206,7 @@ class Federation:
         return since
 
     def _told(self, number: str, asked: dict[str, Any]) -> dict[str, Any] | None:
-        """What the job answers; None where it isn't running."""
+        """What the job replies; None where it isn't running."""
         try:
             found = self._asked(lambda session: session.do_app_command(number, PROGRESS, asked), once=True)
         except JobNotRunning:
@@ -216,7 +216,7 @@ class Federation:
                 log.warning("how the run goes can't be shown: %s", error)
             self._refused = True
             return {}
-        except Exception:  # it is starting, or too busy to answer: the next look tells
+        except Exception:  # it is starting, or too busy to reply: the next look tells
             return {}
         return heard(found) if isinstance(found, dict) else {}
 
@@ -236,7 +236,7 @@ class Federation:
             time.sleep(POLL)
 
     def _asked(self, question: Callable[[Any], Any], *, once: bool = False) -> Any:
-        """The answer of FLARE's server, which may be starting anew."""
+        """The reply of FLARE's server, which may be starting anew."""
         until = time.monotonic() + self._patience
         while True:
             is_new = self._session is None

@@ -49,12 +49,12 @@ class FlareCarrier:
     def _one(self, number: int, question: Frame, seconds: float, longest: Longest) -> Came:
         proxy = self._seats[number](timeout=seconds + _GRACE)
         try:
-            answer = proxy.exchange(question.header, as_body(question.body), seconds)
+            reply = proxy.exchange(question.header, as_body(question.body), seconds)
         except CollabCallError as error:
             return one_line(str(error)[:2000])  # it may quote the site's own words
-        if not isinstance(answer, list | tuple) or len(answer) != 3:
-            return PeerError("", type(answer).__name__, "a header, a body and a reason are due")
-        header, body, why = answer
+        if not isinstance(reply, list | tuple) or len(reply) != 3:
+            return PeerError("", type(reply).__name__, "a header, a body and a reason are due")
+        header, body, why = reply
         try:
             return one_line(str(why)[:2000]) if why is not None else read(header, body, longest)
         except PeerError as error:

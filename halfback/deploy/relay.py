@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import final
 
 from halfback.deploy.site import SiteConfig
-from halfback.engine.remote.frames import Frame, Longest, Ready, read_answer
+from halfback.engine.remote.frames import Frame, Longest, Ready, read_reply
 from halfback.engine.remote.stream import Gone, read_frame, write_frame
 from halfback.wire.packing import MAX_BYTES
 
@@ -22,7 +22,7 @@ _READY = '{"kind":"ready"'  # how a header begins that says what the worker take
 
 
 class WorkerLost(Exception):
-    """The worker died, or did not answer in time; another one is on its way."""
+    """The worker died, or did not reply in time; another one is on its way."""
 
 
 @final
@@ -35,7 +35,7 @@ class Relay:
         self._arguments = {"site": site.model_dump(), "folder": str(folder)}
         self._one_at_a_time = threading.Lock()
         self.longest = Longest(0)  # question that the worker takes, as it says itself when it is ready
-        self._late = False  # an answer to an earlier question is still to come
+        self._late = False  # a reply to an earlier question is still to come
         self._closed = False
         self._start()
 
@@ -56,7 +56,7 @@ class Relay:
         log.info("worker %d started", self._process.pid)
 
     def exchange(self, asked: Frame, seconds: float) -> Frame:
-        """The worker's answer.
+        """The worker's reply.
 
         Raises:
             PeerError: the question is longer than the worker takes.
@@ -86,13 +86,13 @@ class Relay:
     def _read(self, until: float) -> Frame:
         self._line.settimeout(max(until - time.monotonic(), 0.001))
         try:
-            answer = read_frame(self._line, Longest(MAX_BYTES))  # the site's own process
+            reply = read_frame(self._line, Longest(MAX_BYTES))  # the site's own process
         finally:
             self._line.settimeout(None)
         self._late = False
-        if answer.header.startswith(_READY) and isinstance(said := read_answer(answer.header), Ready):
+        if reply.header.startswith(_READY) and isinstance(said := read_reply(reply.header), Ready):
             self.longest = Longest(said.takes)
-        return answer
+        return reply
 
     def _restarted(self) -> str:
         """Starts another worker; how the last one ended."""
@@ -105,7 +105,7 @@ class Relay:
         return f"status {status}"
 
     def close(self) -> None:
-        """Ends the worker; whoever waits for its answer hears that it is gone."""
+        """Ends the worker; whoever waits for its reply hears that it is gone."""
         self._closed = True
         self._process.kill()
         self._process.wait()

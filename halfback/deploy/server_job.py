@@ -33,10 +33,10 @@ class Server:
             sites=list(sites),
             carrier=lambda seats: FlareCarrier({number: sites[name] for number, name in seats.items()}),
             job=job,
-            listen=lambda answer: engine.register_app_command(PROGRESS, _command, answer),
+            listen=lambda reply: engine.register_app_command(PROGRESS, _command, reply),
         )
 
 
-def _command(topic: str, data: Any, fl_ctx: Any, answer: Any) -> dict[str, Any]:
-    found = answer(data if isinstance(data, dict) else {})
+def _command(topic: str, data: Any, fl_ctx: Any, reply: Any) -> dict[str, Any]:
+    found = reply(data if isinstance(data, dict) else {})
     return found if isinstance(found, dict) else {}

@@ -85,7 +85,7 @@ class Serving:
         if self._stop:
             raise Stopped(f"asked to stop at step {self._step}")
 
-    def answer(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def reply(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """What `halfback deploy` wants to know; `stop`: end after this round. Plain values alone."""
         if asked.get("stop") is True:
             self._stop = True
@@ -150,12 +150,12 @@ def serve(
         with _alone_soon(out):
             (out / ENDED).unlink(missing_ok=True)
             serving = Serving(out, sites, config.clients)
-            listen(serving.answer)
+            listen(serving.reply)
 
             def engine(built: Built) -> RemoteServer:
                 return _remote(built, tree, carrier(serving.seats), _run_token(place), serving)
 
-            execution.serve(config, place, Caller(on_round=serving.on_round, engine=engine))
+            execution.run_deployed(config, place, Caller(on_round=serving.on_round, engine=engine))
             ended = {"how": "finished", "why": ""}
     except Stopped as error:
         ended = {"how": "stopped", "why": str(error)}

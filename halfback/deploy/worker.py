@@ -1,4 +1,4 @@
-"""The process that does a client's work: it answers the questions that its site's FLARE process hands on.
+"""The process that does a client's work: it replies to the questions that its site's FLARE process hands on.
 
 It is a process of its own so that one that is killed, by the system or by anyone, takes nothing else with it: the site
 starts it again, and it goes on from the state on its disk.
@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from halfback import config as configuration
 from halfback.assembly import build_client, clear_scratch
-from halfback.assembly.sources import Site
+from halfback.assembly.sources import Seat
 from halfback.config.yaml_reading import check_plain
 from halfback.deploy.here import at_client
 from halfback.deploy.site import SiteConfig
@@ -44,19 +44,19 @@ class Worker:
         self._about: Mapping[str, str] = {}
         self._client: RemoteClient | None = None
 
-    def answer(self, asked: Frame) -> Frame:
-        """Answers one question, whatever came."""
+    def reply(self, asked: Frame) -> Frame:
+        """Replies to one question, whatever came."""
         try:
             question = read_question(asked.header)
             if isinstance(question, Prepare):
                 return self._prepare(question, asked.body)
             if self._client is None:
                 raise PeerError("", question.kind, "prepare is due first")
-            return self._client.answer(question, asked.body)
+            return self._client.reply(question, asked.body)
         except HalfbackError as error:
             return refused("peer" if isinstance(error, PeerError) else "user", error)
         except Exception as error:
-            log.exception("a question could not be answered")
+            log.exception("a question could not be replied to")
             # Its text may quote a row; the log stays on this site.
             return refused("failed", RuntimeError(f"{type(error).__name__}; this site's log says more"))
 
@@ -84,10 +84,10 @@ class Worker:
         config = at_client(configuration.from_tree(order.config, {}), self._site)
         if order.client >= config.clients:
             raise PeerError("Prepare.client", order.client, f"0 to {config.clients - 1} are allowed", sender="server")
-        site = Site(order.client, self._site.data is not None, order.label_names)
+        seat = Seat(order.client, self._site.data is not None, order.label_names)
         clear_scratch(self._own(order))
         try:
-            built = build_client(config, site, scratch=self._own(order))
+            built = build_client(config, seat, scratch=self._own(order))
         except UserError as error:
             if not self._site.keep_labels and not isinstance(error, RowError):
                 raise
@@ -105,12 +105,12 @@ class Worker:
         return folder
 
 
-def serve(line: socket.socket, worker: Worker) -> None:
-    """Answers until the other side is gone."""
+def work(line: socket.socket, worker: Worker) -> None:
+    """Replies until the other side is gone."""
     while True:
         try:
             asked = read_frame(line, Longest(worker.takes))  # longer ones the relay holds back
-            write_frame(line, worker.answer(asked))
+            write_frame(line, worker.reply(asked))
         except Gone:
             return
 
@@ -120,7 +120,7 @@ def main(arguments: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     site = SiteConfig.model_validate(arguments["site"])
     with socket.socket(fileno=arguments["descriptor"]) as line:
-        serve(line, Worker(site, Path(arguments["folder"])))
+        work(line, Worker(site, Path(arguments["folder"])))
 
 
 if __name__ == "__main__":

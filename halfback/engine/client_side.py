@@ -10,7 +10,7 @@ from halfback.engine.held import held
 from halfback.engine.link import blamed, charged, tensors_of
 from halfback.engine.links import Links
 from halfback.engine.tensors import load_moments, load_optimizer_tensors, moments, optimizer_tensors, under
-from halfback.models.cut import Bottom, Device, install
+from halfback.models.cut import Bottom, LocalModel, install
 from halfback.parties.client import Client
 from halfback.parties.holdings import Round
 from halfback.parties.protocol import Algorithm, Conversation
@@ -35,7 +35,7 @@ class ClientSide:
     """
 
     def __init__(
-        self, algorithm: Algorithm, party: Client, part: Bottom | Device, links: Links, meters: Meters
+        self, algorithm: Algorithm, party: Client, part: Bottom | LocalModel, links: Links, meters: Meters
     ) -> None:
         self.algorithm = algorithm
         self.party = party
@@ -113,7 +113,7 @@ class ClientSide:
 
     def parts(self) -> list[nn.Module]:
         """What the client holds of the model: the part that θ belongs to first."""
-        part = self.part if isinstance(self.part, Device) else self.party.bottom
+        part = self.part if isinstance(self.part, LocalModel) else self.party.bottom
         return [part] if self.party.head is None else [part, self.party.head.module]
 
     def held(self) -> dict[str, Tensor]:

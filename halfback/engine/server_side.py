@@ -16,7 +16,7 @@ from halfback.engine.links import Links
 from halfback.engine.sampling import Sampler
 from halfback.engine.tensors import moments, optimizer_tensors
 from halfback.errors import PeerError
-from halfback.models.cut import Bottom, Device, install
+from halfback.models.cut import Bottom, LocalModel, install
 from halfback.parties.holdings import Round
 from halfback.parties.protocol import Algorithm, ChoosesClients
 from halfback.parties.server import Server
@@ -43,7 +43,7 @@ class ServerSide:
         self,
         algorithm: Algorithm,
         party: Server,
-        part: Bottom | Device,
+        part: Bottom | LocalModel,
         sampling: Sampler,
         links: Links,
         controller: Controller | None,
@@ -176,7 +176,7 @@ class ServerSide:
     @property
     def bottom(self) -> Bottom:
         """The bottom of the deepest cut."""
-        return self.part.bottom if isinstance(self.part, Device) else self.part
+        return self.part.bottom if isinstance(self.part, LocalModel) else self.part
 
     def agreed_bottom(self) -> Bottom:
         """The bottom with the parameters that the federation has agreed on."""

@@ -112,7 +112,7 @@ class Top(nn.Module):
         return logits if self.verbaliser is None else logits[:, -1, list(self.verbaliser)]
 
 
-class Device(nn.Module):
+class LocalModel(nn.Module):
     """A bottom with a head behind it, auxiliary or the whole top: a device's own way from the inputs to logits."""
 
     def __init__(self, bottom: Bottom, head: nn.Module) -> None:

@@ -38,13 +38,13 @@ from halfback.models.resnet import (
     load_weights,
 )
 
-Head = Literal["classifier", "verbaliser", "causal_lm", "image"]
-_HEADS: dict[Kind, tuple[Head, ...]] = {
+HeadKind = Literal["classifier", "verbaliser", "causal_lm", "image"]
+_HEADS: dict[Kind, tuple[HeadKind, ...]] = {
     "decoder": ("classifier", "verbaliser", "causal_lm"),
     "encoder": ("classifier",),
     "image": ("image",),
 }
-_AUTO_CLASSES: dict[Head, str] = {
+_AUTO_CLASSES: dict[HeadKind, str] = {
     "classifier": "AutoModelForSequenceClassification",
     "verbaliser": "AutoModelForCausalLM",
     "causal_lm": "AutoModelForCausalLM",
@@ -80,7 +80,7 @@ def describe_models() -> list[tuple[str, str]]:
 def load_model(
     name: str,
     *,
-    head: Head,
+    head: HeadKind,
     num_labels: int,
     seed: int,
     dtype: torch.dtype = torch.float32,
@@ -123,7 +123,7 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _check_head(name: str, family: Family, head: Head) -> None:
+def _check_head(name: str, family: Family, head: HeadKind) -> None:
     allowed = _HEADS[family.kind]
     if head not in allowed:
         why = "; language modelling and generation need a decoder" if head == "causal_lm" else ""
@@ -183,7 +183,7 @@ def _load_resnet(config: ResNetConfig, weights: Path | None, label_names: Sequen
 
 def _load_pretrained(
     name: str,
-    head: Head,
+    head: HeadKind,
     num_labels: int,
     dtype: torch.dtype,
     in_channels: int,

@@ -26,14 +26,14 @@ def local_slopes(client: Client, batch: Batch, probe: Probe) -> Tensor:
     of = torch.full((len(batch.labels),), 1 / len(batch.labels), device=batch.labels.device)
     cotangent = Cotangent(of, inner(of, run()) if probe.estimator == "forward" else of)
     seeds, settled = client.theta.seeds(probe.directions), probe.settled(measured, local.dtype)
-    slopes = estimate_slopes(run, local.device, measured, cotangent, seeds, settled)
+    slopes = estimate_slopes(run, local.model, measured, cotangent, seeds, settled)
     client.losses.append(taken[0].item())
     return slopes.to(torch.float32)
 
 
 def row_losses(local: Local, batch: Batch) -> Tensor:
     """The part of each row in the mean loss of a batch, times their number: (B,), whose mean is that loss."""
-    logits, labels = local.device(batch.inputs), batch.labels.long()
+    logits, labels = local.model(batch.inputs), batch.labels.long()
     total = max(local.terms(labels), 1)
     losses = [
         local.loss(logits[i : i + 1], labels[i : i + 1]) * (local.terms(labels[i : i + 1]) * len(labels) / total)
@@ -48,7 +48,7 @@ def descend_local(client: Client, batch: Batch, step: int, *, frozen: str | None
     Parameters whose names begin with `frozen` get no gradient and stay.
     """
     local, kept = client.own, []
-    hook = local.device.bottom.register_forward_hook(lambda _module, _args, hidden: kept.append(hidden.detach()))
+    hook = local.model.bottom.register_forward_hook(lambda _module, _args, hidden: kept.append(hidden.detach()))
     try:
         loss = local.of(batch)
     finally:
@@ -76,7 +76,7 @@ def hybrid_step(client: Client, batch: Batch, below: Replica, step: int, probe: 
         The slopes of ⟨λ, z⟩, with λ the gradient at the boundary: (P,) float32.
     """
     local = client.own
-    bottom, head = local.device.bottom, local.device.head
+    bottom, head = local.model.bottom, local.model.head
     with torch.no_grad():
         hidden = bottom(batch.inputs)
     loss = local.loss(head(hidden.requires_grad_(), batch.inputs.get("attention_mask")), batch.labels.long())

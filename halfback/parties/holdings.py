@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from halfback.models.adapters import trainable
-from halfback.models.cut import Device
+from halfback.models.cut import LocalModel
 from halfback.models.cut import Top as TopModule
 from halfback.zeroth.replay import Replica, Schedule, constant
 
@@ -82,13 +82,13 @@ class Local:
     """A model of the device's own, from the inputs to the loss: for methods with an auxiliary head or without a cut.
 
     Attributes:
-        device: the bottom and the head behind it; the engine installs this client's parameters before it runs.
+        model: the bottom and the head behind it; the engine installs this client's parameters before it runs.
         loss: (logits, labels) → mean loss of a batch, a scalar; `terms`: labels → how many terms that mean has.
         dtype: of the activations in it.
         boundary: for methods whose devices have one each; then the bottom is what lies below it.
     """
 
-    device: Device
+    model: LocalModel
     loss: Callable[[Tensor, Tensor], Tensor]
     terms: Callable[[Tensor], int]
     dtype: torch.dtype = torch.float32
@@ -96,7 +96,7 @@ class Local:
 
     def of(self, batch: Batch) -> Tensor:
         """The mean loss of a batch, a scalar."""
-        return self.loss(self.device(batch.inputs), batch.labels.long())
+        return self.loss(self.model(batch.inputs), batch.labels.long())
 
 
 @dataclass(frozen=True)

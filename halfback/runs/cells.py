@@ -40,7 +40,7 @@ Watch = Callable[[Cell, State, int, Record | None], None]
 def run_cells(cells: Sequence[Cell], watch: Watch, earlier: Sequence[Cell] = ()) -> dict[str, list[dict[str, Any]]]:
     """Runs what is not over yet; label → what came of its cells, in order, as `report.comparison` takes it.
 
-    `earlier`: cells that are over, whose pretrained weights serve these too.
+    `earlier`: cells that are over, whose pretrained weights are for these too.
 
     Raises:
         UserError: a folder holds anything else (then nothing was run), or a configuration can't be run.

@@ -60,7 +60,7 @@ def resume(out: Path, caller: Caller) -> None:
         _carry_out(config, Opening(out, out / PRETRAINED, Path.cwd(), caller), None)
 
 
-def serve(config: RunConfig, out: Path, caller: Caller) -> None:
+def run_deployed(config: RunConfig, out: Path, caller: Caller) -> None:
     """Begins or continues a run in `out` (see `folder.check_config`) whose clients are elsewhere.
 
     Raises:

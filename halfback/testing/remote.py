@@ -1,4 +1,4 @@
-"""The deployment engine on this machine: for each client a device, in a thread, at the far end of a socket."""
+"""The deployment engine on this machine: each client in a thread, at the far end of a socket."""
 
 import socket
 import threading
@@ -44,18 +44,18 @@ class Sockets:
             if number not in self._lines:
                 self._lines[number], far = socket.socketpair()
                 self._lines[number].settimeout(PATIENCE)
-                threading.Thread(target=self._serve, args=(number, far), daemon=True).start()
+                threading.Thread(target=self._work, args=(number, far), daemon=True).start()
             write_frame(self._lines[number], question)
-        return {number: self._answer(number, longest) for number in questions}
+        return {number: self._reply(number, longest) for number in questions}
 
-    def _answer(self, number: int, longest: Longest) -> Came:
+    def _reply(self, number: int, longest: Longest) -> Came:
         try:
             return read_frame(self._lines[number], longest)
         except PeerError as error:
             self._lines.pop(number).close()  # what follows on this line is no frame
             return error
 
-    def _serve(self, number: int, line: socket.socket) -> None:
+    def _work(self, number: int, line: socket.socket) -> None:
         with line:
             with _ONE_AT_A_TIME:  # Transformers changes its own classes while it loads a model
                 side = self._make_client(number)
@@ -74,8 +74,8 @@ class Sockets:
                         continue
                     assert client is not None
                     with _ONE_AT_A_TIME:
-                        answer = client.answer(question, body)
-                    write_frame(line, answer)
+                        reply = client.reply(question, body)
+                    write_frame(line, reply)
             except (Gone, PeerError):
                 return
 

@@ -9,7 +9,7 @@ import torch
 
 from halfback import config as configuration
 from halfback.assembly import Built, build, build_client
-from halfback.assembly.sources import Site
+from halfback.assembly.sources import Seat
 from halfback.config import RunConfig
 from halfback.engine.client_side import ClientSide
 from halfback.engine.federation import Federation
@@ -51,7 +51,7 @@ def built(config: RunConfig) -> Built:
 def alone(config: RunConfig, number: int) -> ClientSide:
     """Client `number` with nothing else of the run, as on a machine of its own."""
     torch.seed()
-    return build_client(config, Site(number, False, ())).side
+    return build_client(config, Seat(number, False, ())).side
 
 
 def sources(run: Built) -> list[BatchSource]:

@@ -8,7 +8,7 @@ import torch
 
 from halfback import config
 from halfback.algorithms import algorithms
-from halfback.engine.remote.frames import MAX_ROWS, Frame, Ready, frame, read_answer
+from halfback.engine.remote.frames import MAX_ROWS, Frame, Ready, frame, read_reply
 from halfback.engine.remote.presence import Terms
 from halfback.engine.remote.server import RemoteServer
 from halfback.errors import PeerError, UserError
@@ -92,12 +92,12 @@ class Claiming(Sockets):
     claims: dict[int, int]
 
     def ask(self, questions: Any, *bounds: Any) -> Any:
-        answers = dict(super().ask(questions, *bounds))
+        replies = dict(super().ask(questions, *bounds))
         for number, rows in self.claims.items():
-            if number in answers and isinstance(answer := read_answer(answers[number].header), Ready):
-                header = answer.model_dump_json().replace(f'"rows":{answer.rows}', f'"rows":{rows}')
-                answers[number] = Frame(header, answers[number].body)
-        return answers
+            if number in replies and isinstance(reply := read_reply(replies[number].header), Ready):
+                header = reply.model_dump_json().replace(f'"rows":{reply.rows}', f'"rows":{rows}')
+                replies[number] = Frame(header, replies[number].body)
+        return replies
 
 
 def _served(tmp_path: Path, claims: dict[int, int]) -> tuple[RemoteServer, Claiming, Any]:
@@ -124,7 +124,7 @@ def test_a_site_says_its_rows_and_counts_by_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [0, -1, MAX_ROWS + 1])
 def test_impossible_numbers_of_rows_are_refused(tmp_path: Path, rows: int) -> None:
     with pytest.raises(PeerError, match="rows"):
-        read_answer(frame(Ready(fits=True, takes=0, rows=1)).header.replace('"rows":1', f'"rows":{rows}'))
+        read_reply(frame(Ready(fits=True, takes=0, rows=1)).header.replace('"rows":1', f'"rows":{rows}'))
     deployment, carrier, _ = _served(tmp_path, {1: rows})
     with pytest.raises(UserError, match=r"client 1: header.ready.rows"):
         deployment.run_round(small.Round(0, 1, 0), measure_memory=False)

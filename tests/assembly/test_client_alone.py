@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from halfback.assembly import build_client
-from halfback.assembly.sources import Site
+from halfback.assembly.sources import Seat
 from halfback.config import RunConfig
 from halfback.engine.remote.weights import at_the_beginning, digest_of, take_weights
 from halfback.errors import UserError
-from halfback.models.cut import Device
+from halfback.models.cut import LocalModel
 from halfback.testing import small
 from halfback.testing.table import ROWS
 from halfback.wire.messages import Weights
@@ -52,7 +52,7 @@ def test_it_holds_what_it_would_hold_in_one_process(config: RunConfig) -> None:
 
 def test_nothing_else_of_the_model_is_there(config: RunConfig) -> None:
     side = small.alone(config, 0)
-    part = side.part.bottom if isinstance(side.part, Device) else side.part
+    part = side.part.bottom if isinstance(side.part, LocalModel) else side.part
     deeper = [name for name, parameter in part.body.named_parameters() if parameter.is_meta]
     assert bool(deeper) is not isinstance(config.model.cut, int)
     assert all(not tensor.is_meta for tensor in side.held().values())
@@ -78,9 +78,9 @@ def test_without_a_file_of_the_weights_it_takes_the_servers(config: RunConfig) -
 def test_rows_to_validate_on_are_of_no_account(tiny_bert: Path, sentences: Path) -> None:
     """Nobody validates on a client: what it keeps of its rows is the same with others."""
     config = small.texts("ho_sfl", tiny_bert, sentences)
-    found = build_client(config, Site(0, False, ())).fingerprint
+    found = build_client(config, Seat(0, False, ())).fingerprint
     other = small.texts("ho_sfl", tiny_bert, sentences, task__validation_rows=5)
-    assert build_client(other, Site(0, False, ())).fingerprint == found
+    assert build_client(other, Seat(0, False, ())).fingerprint == found
 
 
 def test_the_table_has_a_row_of_each_kind_of_part() -> None:

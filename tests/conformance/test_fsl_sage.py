@@ -33,7 +33,7 @@ class ByHand:
 
     def __init__(self, run: Built) -> None:
         simulation = run.federation
-        self.device, self.top = (copy.deepcopy(part).double() for part in (simulation.server.part, run.model.top))
+        self.local, self.top = (copy.deepcopy(part).double() for part in (simulation.server.part, run.model.top))
         self.theta = {name: p.detach().clone() for name, p in simulation.server.party.agreed.replica.parameters.items()}
         self.theta = {name: p.double() for name, p in self.theta.items()}
         self.sources, self.cohort = small.sources(run), simulation.server.cohort
@@ -78,14 +78,14 @@ class ByHand:
         self.heads[m] = {name: p.detach() for name, p in own.items()}
 
     def _train(self, m: int, theta: dict[str, Tensor], t: int) -> tuple[list[tuple[Tensor, Tensor]], dict[str, Tensor]]:
-        named = dict(self.device.named_parameters())
+        named = dict(self.local.named_parameters())
         for name, value in theta.items():
             named[name].data.copy_(value)
         uploaded: list[tuple[Tensor, Tensor]] = []
         for step in (2 * t, 2 * t + 1):
             batch = self.sources[m].batch(self.cursors[m])
             self.cursors[m] += 1
-            hidden = self.device.bottom({"pixel_values": batch.inputs["pixel_values"].double()})
+            hidden = self.local.bottom({"pixel_values": batch.inputs["pixel_values"].double()})
             loss = self._loss(self._logits(theta, hidden), batch.labels)
             bottoms = {name: named[name] for name in theta if not name.startswith(HEAD)}
             for parameter, gradient in zip(

@@ -127,7 +127,7 @@ def test_no_graph_reaches_below_the_boundary(world: World, boundary: int) -> Non
     simulation = small.built(world(algorithm__boundaries=[boundary], clients=1, sampled_clients=1)).federation
     client = simulation.client(0).party
     assert client.local is not None
-    bottom, running, saved = client.local.device.bottom, 0, 0
+    bottom, running, saved = client.local.model.bottom, 0, 0
 
     def runs(change: int) -> None:
         nonlocal running

@@ -66,7 +66,7 @@ def serve_here(
         sites=[f"site-{number}" for number in relays.by_client],
         carrier=lambda seats: relays,
         job=folder / "job",
-        listen=lambda answer: None,
+        listen=lambda reply: None,
     )
     ended = json.loads((folder / "job" / RUN / ENDED).read_text())
     assert isinstance(ended, dict)

@@ -19,7 +19,7 @@ from halfback.deploy.here import at_client, at_server
 from halfback.deploy.order import opened, sealed
 from halfback.deploy.site import TRIAL, SiteConfig, SiteData, read_site
 from halfback.deploy.worker import Worker
-from halfback.engine.remote.frames import Prepare, Refused, frame, read_answer
+from halfback.engine.remote.frames import Prepare, Refused, frame, read_reply
 from halfback.errors import UserError
 from halfback.runs import run
 from halfback.runs.locks import alone
@@ -377,8 +377,8 @@ PREPARED = {"run": "0" * 16, "client": 0, "weights": "0"}
 def refusal(site: SiteConfig, config: RunConfig, place: Path, classes: tuple[str, ...] = ("dull", "great")) -> str:
     """Why a site's worker takes no part in a run; empty if it does."""
     order = Prepare.model_validate(PREPARED | {"config": configuration.to_tree(config), "label_names": classes})
-    answer = read_answer(Worker(site, place).answer(frame(order)).header)
-    return answer.error if isinstance(answer, Refused) else ""
+    reply = read_reply(Worker(site, place).reply(frame(order)).header)
+    return reply.error if isinstance(reply, Refused) else ""
 
 
 @pytest.mark.parametrize("algorithm", ["mezo", "centralised"])

@@ -1,7 +1,7 @@
 """Hostile peers by the thousand: whatever comes is refused in one line, by name, at once and for little memory.
 
 The messages are those of small real runs, changed as bytes or field by field, and said in their turn. A server may
-answer with PeerError or Diverged and nothing else; a device always answers with a frame. `tests/wire` does the same to
+reply with PeerError or Diverged and nothing else; a client always replies with a frame. `tests/wire` does the same to
 `unpack`.
 """
 
@@ -21,7 +21,6 @@ from halfback.config import RunConfig
 from halfback.engine.remote.client import RemoteClient
 from halfback.engine.remote.frames import (
     Ancestor,
-    Answer,
     Done,
     Longest,
     Open,
@@ -29,13 +28,14 @@ from halfback.engine.remote.frames import (
     Question,
     Ready,
     Refused,
+    Reply,
     Said,
     Save,
     Saved,
     Say,
     frame,
-    read_answer,
     read_question,
+    read_reply,
 )
 from halfback.engine.remote.stream import Gone, read_frame
 from halfback.engine.state import load_server
@@ -50,7 +50,7 @@ MEGABYTES = 256  # that refusing, and one step of the smallest models, may take 
 SECONDS = 60  # for one round on a busy machine; what hangs never ends
 STEPS = 2
 TOKEN = "0123456789abcdef"
-FRAMES: list[Question | Answer] = [
+FRAMES: list[Question | Reply] = [
     Prepare(run=TOKEN, client=3, config={"steps": 5, "model": {"cut": 1}}, label_names=("a", "b"), weights="00ff"),
     Open(
         lineage=TOKEN,
@@ -134,7 +134,7 @@ def _fuzz_headers(inputs: int) -> Counter[str]:
     dice, came = random.Random(inputs), Counter[str]()
     for _ in range(inputs):
         header = _spoilt_header(dice)
-        for read in (read_question, read_answer):
+        for read in (read_question, read_reply):
             try:
                 found = read(header)
             except PeerError as error:
@@ -273,17 +273,17 @@ class HostileClients:
 
 
 class HostileServer:
-    """A device of a small run that is asked the round's questions, spoilt from some exchange on."""
+    """A client of a small run that is asked the round's questions, spoilt from some exchange on."""
 
     def __init__(self, config: RunConfig, seed: int, folder: Path) -> None:
         self.script = Script(config)
         self.dice = random.Random(seed)
         self.came = Counter[str]()
         side = small.built(config).federation.client(self.script.client)
-        self.device = RemoteClient(side, folder, most_steps=STEPS)
+        self.client = RemoteClient(side, folder, most_steps=STEPS)
 
     def round(self) -> None:
-        """One round of a new lineage, until the device refuses to go on."""
+        """One round of a new lineage, until the client refuses to go on."""
         lineage = secrets.token_hex(8)
         asked: list[Open | Say] = [
             Open(
@@ -305,13 +305,13 @@ class HostileServer:
                     body = self.script.spoilt(body, self.dice)
                 else:
                     question = self._spoilt(question)
-            answer = read_answer(self.device.answer(question, body).header)
-            if isinstance(answer, Refused):
-                assert spoilt or place > first, answer
-                check_line(answer.error)
-                self.came[answer.why] += 1
+            reply = read_reply(self.client.reply(question, body).header)
+            if isinstance(reply, Refused):
+                assert spoilt or place > first, reply
+                check_line(reply.error)
+                self.came[reply.why] += 1
                 return
-            self.came["answered"] += 1
+            self.came["replied"] += 1
 
     def _spoilt(self, question: Open | Say) -> Question:
         """Another question, or one with another value that its field may have."""
@@ -370,4 +370,4 @@ def test_a_device(case: str, config: RunConfig, inputs: int, tmp_path: Path) -> 
         while hostile.came["inputs"] < inputs:
             with in_time(SECONDS):
                 hostile.round()
-    assert min(hostile.came[how] for how in ("peer", "answered")) > inputs // 50
+    assert min(hostile.came[how] for how in ("peer", "replied")) > inputs // 50

@@ -18,7 +18,7 @@ from halfback.config import to_tree
 from halfback.deploy.flare import read
 from halfback.deploy.relay import Relay
 from halfback.deploy.site import SiteConfig
-from halfback.deploy.worker import Worker, serve
+from halfback.deploy.worker import Worker, work
 from halfback.engine.link import blamed
 from halfback.engine.remote.client import RemoteClient
 from halfback.engine.remote.frames import (
@@ -31,7 +31,7 @@ from halfback.engine.remote.frames import (
     Said,
     Say,
     frame,
-    read_answer,
+    read_reply,
 )
 from halfback.engine.remote.stream import read_frame
 from halfback.engine.remote.weights import digest_of
@@ -67,7 +67,7 @@ def test_a_worker_reads_no_body_before_its_model_is_here(tmp_path: Path) -> None
         far.settimeout(5)
         near.sendall(struct.pack("<II", 2, HUGE))
         with pytest.raises(PeerError, match=rf"a body of {HUGE} came, at most \d+ and 0 are allowed"):
-            serve(far, Worker(SiteConfig(), tmp_path))
+            work(far, Worker(SiteConfig(), tmp_path))
 
 
 def test_a_worker_takes_the_weights_to_begin_with_and_what_a_round_brings(tmp_path: Path) -> None:
@@ -77,11 +77,11 @@ def test_a_worker_takes_the_weights_to_begin_with_and_what_a_round_brings(tmp_pa
     tree = to_tree(config())
     order = Prepare(run="0" * 16, client=0, config=tree, label_names=digits, weights=digest_of(held))
     worker = Worker(SiteConfig(), tmp_path)
-    first = read_answer(worker.answer(frame(order)).header)
+    first = read_reply(worker.reply(frame(order)).header)
     assert isinstance(first, Ready)
     assert (first.fits, first.takes) == (False, worker.takes)
     assert len(body) <= worker.takes < len(body) + 64 * len(held)
-    second = read_answer(worker.answer(frame(order, body)).header)
+    second = read_reply(worker.reply(frame(order, body)).header)
     assert isinstance(second, Ready)
     assert (second.fits, second.takes) == (True, worker.takes)
     assert worker.takes >= side.near.most_bytes
@@ -150,9 +150,9 @@ def test_who_says_the_same_again_and_again_is_stopped(make_world: Callable[..., 
     """Each time the server would answer, for ever, and the other clients would wait."""
     world = make_world(min_cohort=1, clients=1, sampled_clients=1)
 
-    def again(number: int, question: Frame, answer: Frame) -> Frame:
+    def again(number: int, question: Frame, reply: Frame) -> Frame:
         if "exchange" not in question.header:
-            return answer
+            return reply
         at = json.loads(question.header)["exchange"] + 1
         return frame(Said(lineage=json.loads(question.header)["lineage"], round=0, exchange=at), pack(Join(0)).data)
 
@@ -179,10 +179,10 @@ def test_a_report_that_cannot_be_expels_its_client_and_enters_no_sum(
 ) -> None:
     world = make_world(min_cohort=1)
 
-    def lie(number: int, question: Frame, answer: Frame) -> Frame:
-        tree = json.loads(answer.header)
+    def lie(number: int, question: Frame, reply: Frame) -> Frame:
+        tree = json.loads(reply.header)
         wrong = number == 0 and tree["kind"] == "done"
-        return Frame(json.dumps(tree | {field: LIES[field]})) if wrong else answer
+        return Frame(json.dumps(tree | {field: LIES[field]})) if wrong else reply
 
     world.carrier.change = lie
     world.run(2)
@@ -204,7 +204,7 @@ def test_a_loss_beyond_float32_is_none(loss: float) -> None:
     counts = dict.fromkeys(("round", "cursor", "forward_passes", "peak_bytes", "inference_peak_bytes"), 0)
     said = Done(lineage=LINEAGE, client_seconds=0.0, wire_seconds=0.0, losses=(3.4e38,), **counts)
     with pytest.raises(PeerError, match="losses"):
-        read_answer(json.dumps(json.loads(frame(said).header) | {"losses": [loss]}))
+        read_reply(json.dumps(json.loads(frame(said).header) | {"losses": [loss]}))
     mean = machine().server.take_losses(said.losses * 10_000)
     line = Record(1, 1, mean, None, None, 0, 0, 0.0, 0.0, 0.0, 0.0, 0, {}).to_json()
     assert Record.from_json(line).train_loss == pytest.approx(3.4e38)
@@ -213,15 +213,15 @@ def test_a_loss_beyond_float32_is_none(loss: float) -> None:
 def test_a_report_is_of_its_own_round(tmp_path: Path) -> None:
     """What an abandoned round has cost belongs to no round that counts."""
     own, server = machine().client(0), machine().server
-    device, lineage = RemoteClient(own, tmp_path), "b" * 16
-    device.answer(opening(0), b"")
+    client, lineage = RemoteClient(own, tmp_path), "b" * 16
+    client.reply(opening(0), b"")
     own.meters.forward_passes += 1000
     own.meters.client.seconds += 1000
     server.party.round = small.Round(0, 1, 0)
-    answer = device.answer(opening(0, lineage=lineage), b"")
-    while isinstance(said := read_answer(answer.header), Said):
-        reply = server.answers({0: server.hear(0, answer.body)})[0]
-        answer = device.answer(Say(lineage=lineage, round=0, exchange=said.exchange), server.say(0, reply))
+    reply = client.reply(opening(0, lineage=lineage), b"")
+    while isinstance(said := read_reply(reply.header), Said):
+        answer = server.answers({0: server.hear(0, reply.body)})[0]
+        reply = client.reply(Say(lineage=lineage, round=0, exchange=said.exchange), server.say(0, answer))
     assert isinstance(said, Done)
     assert said.forward_passes < 10
     assert said.client_seconds < 100

@@ -12,7 +12,7 @@ import torch
 from halfback.engine.client_side import ClientSide
 from halfback.engine.federation import Federation
 from halfback.engine.remote.client import RemoteClient
-from halfback.engine.remote.frames import Frame, Longest, Open, Save, Say, frame, read_answer
+from halfback.engine.remote.frames import Frame, Longest, Open, Save, Say, frame, read_reply
 from halfback.engine.remote.presence import Came, Terms
 from halfback.engine.remote.server import RemoteServer
 from halfback.errors import CohortLost, PeerError, UserError
@@ -26,7 +26,7 @@ from halfback.wire.packing import pack, unpack
 
 LINEAGE = "0123456789abcdef"
 P = 3
-Change = Callable[[int, Frame, Frame], Frame | str]  # client, question, answer → what arrives in its place
+Change = Callable[[int, Frame, Frame], Frame | str]  # client, question, reply → what arrives in its place
 
 
 def config(**changes: Any) -> Any:
@@ -44,7 +44,7 @@ class Faulty:
 
     inner: Sockets
     absent: set[int] = field(default_factory=set)
-    change: Change = lambda number, question, answer: answer
+    change: Change = lambda number, question, reply: reply
     asked: list[tuple[int, str]] = field(default_factory=list)
 
     def reachable(self) -> set[int]:
@@ -56,12 +56,10 @@ class Faulty:
     def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
         there = {number: question for number, question in questions.items() if number not in self.absent}
         self.asked += [(number, question.header) for number, question in there.items()]
-        answers: dict[int, Came] = dict.fromkeys(questions, "no answer came")
-        for number, answer in self.inner.ask(there, seconds, longest).items():
-            answers[number] = (
-                answer if isinstance(answer, PeerError) else self.change(number, questions[number], answer)
-            )
-        return answers
+        replies: dict[int, Came] = dict.fromkeys(questions, "no reply came")
+        for number, reply in self.inner.ask(there, seconds, longest).items():
+            replies[number] = reply if isinstance(reply, PeerError) else self.change(number, questions[number], reply)
+        return replies
 
 
 @dataclass
@@ -179,12 +177,12 @@ def test_a_client_that_is_late_for_the_slopes_is_not_in_their_mean(make_world: C
     world = make_world(min_cohort=2)
     means = []
 
-    def late(number: int, question: Frame, answer: Frame) -> Frame | str:
-        if answer.body and isinstance(message := unpack(answer.body), Slopes):
+    def late(number: int, question: Frame, reply: Frame) -> Frame | str:
+        if reply.body and isinstance(message := unpack(reply.body), Slopes):
             if number == 1 and message.step == 1:
                 return "it needs longer"
             means.append((message.step, message.values))
-        return answer
+        return reply
 
     world.carrier.change = late
     world.run(3)
@@ -241,11 +239,11 @@ def test_a_run_that_goes_back_has_the_bits_of_an_unbroken_one(make_world: Callab
     kept = ({name: tensor.clone() for name, tensor in kept[0].items()}, kept[1])
     silent = [2]  # once
 
-    def change(number: int, question: Frame, answer: Frame) -> Frame | str:
+    def change(number: int, question: Frame, reply: Frame) -> Frame | str:
         if number in silent and '"round":3' in question.header and '"say"' in question.header:
             silent.remove(number)
             return "gone"
-        return answer
+        return reply
 
     world.carrier.change = change
     with pytest.raises(CohortLost, match="client 2: gone"):
@@ -260,9 +258,7 @@ def test_a_run_that_goes_back_has_the_bits_of_an_unbroken_one(make_world: Callab
 
 def test_a_client_that_sends_rubbish_is_expelled_and_the_others_go_on(make_world: Callable[..., World]) -> None:
     world = make_world(min_cohort=1)
-    world.carrier.change = lambda n, _, answer: (
-        Frame(answer.header, b"HB rubbish") if n == 0 and answer.body else answer
-    )
+    world.carrier.change = lambda n, _, reply: Frame(reply.header, b"HB rubbish") if n == 0 and reply.body else reply
     world.run(3)
     assert world.happened("expelled") == [0]
     expected = among(machine(), lambda _: [1, 2])
@@ -273,7 +269,7 @@ def test_a_client_that_sends_rubbish_is_expelled_and_the_others_go_on(make_world
 @pytest.mark.parametrize("header", ["", "{}", '{"kind":"done"}', "[" * 10_000, '{"kind":"said","lineage":"x"}'])
 def test_a_client_with_a_header_that_says_nothing_is_expelled(make_world: Callable[..., World], header: str) -> None:
     world = make_world(min_cohort=1, clients=2, sampled_clients=2)
-    world.carrier.change = lambda n, q, answer: Frame(header) if n == 0 and '"open"' in q.header else answer
+    world.carrier.change = lambda n, q, reply: Frame(header) if n == 0 and '"open"' in q.header else reply
     world.run(1)
     assert world.happened("expelled") == [0]
     assert len(world.server.server.party.agreed.rows) == 1
@@ -282,10 +278,10 @@ def test_a_client_with_a_header_that_says_nothing_is_expelled(make_world: Callab
 def test_numbers_that_are_not_finite_void_the_round_and_expel_who_sent_them(make_world: Callable[..., World]) -> None:
     world = make_world(min_cohort=1)
 
-    def poison(number: int, question: Frame, answer: Frame) -> Frame:
-        if number == 1 and answer.body and isinstance(message := unpack(answer.body), Slopes):
-            return Frame(answer.header, pack(Slopes(message.step, message.values * float("nan"))).data)
-        return answer
+    def poison(number: int, question: Frame, reply: Frame) -> Frame:
+        if number == 1 and reply.body and isinstance(message := unpack(reply.body), Slopes):
+            return Frame(reply.header, pack(Slopes(message.step, message.values * float("nan"))).data)
+        return reply
 
     world.carrier.change = poison
     kept = world.deployment.state()
@@ -308,7 +304,7 @@ def test_a_run_stops_with_a_name_where_too_few_come(make_world: Callable[..., Wo
 
 def test_a_run_stops_with_the_reason_where_who_is_needed_is_expelled(make_world: Callable[..., World]) -> None:
     world = make_world(min_cohort=None)
-    world.carrier.change = lambda n, _, answer: Frame(answer.header, b"") if n == 0 and answer.body else answer
+    world.carrier.change = lambda n, _, reply: Frame(reply.header, b"") if n == 0 and reply.body else reply
     with pytest.raises(CohortLost, match="client 0"):
         world.run(1)
     with pytest.raises(PeerError, match="round 0 needs 3 clients, and one is expelled: client 0: header"):
@@ -328,10 +324,10 @@ def test_a_client_that_cannot_write_its_state_stops_a_run_that_needs_it(
         world.deployment.state()
 
 
-def test_a_client_that_answers_nonsense_when_states_are_written_is_dropped(make_world: Callable[..., World]) -> None:
+def test_a_client_that_replies_nonsense_when_states_are_written_is_dropped(make_world: Callable[..., World]) -> None:
     world = make_world()
     world.run(1)
-    world.carrier.change = lambda n, _, answer: Frame("{}") if n == 1 else answer
+    world.carrier.change = lambda n, _, reply: Frame("{}") if n == 1 else reply
     world.deployment.state()
     assert world.happened("dropped") == [1]
 
@@ -340,7 +336,7 @@ def test_a_client_that_answers_nonsense_when_states_are_written_is_dropped(make_
 
 
 @pytest.fixture
-def device(tmp_path: Path) -> RemoteClient:
+def client(tmp_path: Path) -> RemoteClient:
     return RemoteClient(machine().client(0), tmp_path)
 
 
@@ -349,50 +345,50 @@ def opening(round: int, lineage: str = LINEAGE, **changes: Any) -> Open:
     return Open(lineage=lineage, round=round, **values | changes)
 
 
-def test_a_message_that_comes_twice_or_late_changes_nothing(device: RemoteClient) -> None:
+def test_a_message_that_comes_twice_or_late_changes_nothing(client: RemoteClient) -> None:
     server = machine().server
-    first = device.answer(opening(0), b"")
+    first = client.reply(opening(0), b"")
     join = server.hear(0, first.body)
     history = server.say(0, server.answers({0: join})[0])
     say = Say(lineage=LINEAGE, round=0, exchange=0)
-    activations = device.answer(say, history)
-    assert read_answer(activations.header).kind == "said"
+    activations = client.reply(say, history)
+    assert read_reply(activations.header).kind == "said"
     for late in (say, Say(lineage=LINEAGE, round=0, exchange=5), Say(lineage="f" * 16, round=0, exchange=1)):
-        answer = read_answer(device.answer(late, history).header)
-        assert (answer.kind, getattr(answer, "why", "")) == ("refused", "stale")
+        reply = read_reply(client.reply(late, history).header)
+        assert (reply.kind, getattr(reply, "why", "")) == ("refused", "stale")
     gradient = server.say(0, server.answers({0: server.hear(0, activations.body)})[0])
-    slopes = device.answer(Say(lineage=LINEAGE, round=0, exchange=1), gradient)
+    slopes = client.reply(Say(lineage=LINEAGE, round=0, exchange=1), gradient)
     assert isinstance(unpack(slopes.body), Slopes)
-    assert read_answer(device.answer(Save(lineage="f" * 16, rounds=1), b"").header).kind == "refused"
+    assert read_reply(client.reply(Save(lineage="f" * 16, rounds=1), b"").header).kind == "refused"
 
 
-def test_the_server_may_send_anything(device: RemoteClient) -> None:
-    device.answer(opening(0), b"")
-    answer = read_answer(device.answer(Say(lineage=LINEAGE, round=0, exchange=0), b"rubbish").header)
-    assert answer.kind == "refused"
-    assert getattr(answer, "error", "").startswith("server: ")
-    assert read_answer(device.answer(opening(1), b"").header).kind == "said"
+def test_the_server_may_send_anything(client: RemoteClient) -> None:
+    client.reply(opening(0), b"")
+    reply = read_reply(client.reply(Say(lineage=LINEAGE, round=0, exchange=0), b"rubbish").header)
+    assert reply.kind == "refused"
+    assert getattr(reply, "error", "").startswith("server: ")
+    assert read_reply(client.reply(opening(1), b"").header).kind == "said"
 
 
 def test_a_new_process_finds_the_state_that_lies_on_the_servers_way(tmp_path: Path) -> None:
     """Of three states on disk, only that of an earlier round than the step back counts."""
     before, again, other = (machine().client(0) for _ in range(3))
-    device = RemoteClient(before, tmp_path)
-    device.answer(opening(0), b"")
+    client = RemoteClient(before, tmp_path)
+    client.reply(opening(0), b"")
     for rounds in (3, 4):
         before.party.theta.position = rounds
-        assert read_answer(device.answer(Save(lineage=LINEAGE, rounds=rounds), b"").header).kind == "saved"
+        assert read_reply(client.reply(Save(lineage=LINEAGE, rounds=rounds), b"").header).kind == "saved"
     values = [checkpoint.load(tmp_path, number) for number in checkpoint.rounds(tmp_path)]
     assert [(found[2]["lineage"], found[2]["rounds"]) for found in values if found] == [(LINEAGE, 3), (LINEAGE, 4)]
-    device, ancestry = RemoteClient(again, tmp_path), ({"lineage": LINEAGE, "rounds": 3},)
-    device.answer(opening(3, lineage="b" * 16, ancestry=ancestry), b"")
+    client, ancestry = RemoteClient(again, tmp_path), ({"lineage": LINEAGE, "rounds": 3},)
+    client.reply(opening(3, lineage="b" * 16, ancestry=ancestry), b"")
     assert again.party.theta.position == 3
     again.party.theta.position = 5
-    device.answer(opening(4, lineage="b" * 16, ancestry=ancestry), b"")
+    client.reply(opening(4, lineage="b" * 16, ancestry=ancestry), b"")
     assert again.party.theta.position == 5  # what is in memory lies on the way
-    device = RemoteClient(other, tmp_path)
+    client = RemoteClient(other, tmp_path)
     other.party.theta.position = 5
-    device.answer(opening(9, lineage="c" * 16), b"")
+    client.reply(opening(9, lineage="c" * 16), b"")
     assert other.party.theta.position == 0  # of another way: it begins anew
 
 
@@ -403,8 +399,8 @@ def test_a_question_has_the_same_text_wherever_it_is_read() -> None:
 
 def test_more_steps_than_a_round_of_the_recipe_has(tmp_path: Path) -> None:
     """A method that takes its steps by itself would take them all before it says a word."""
-    device = RemoteClient(machine().client(0), tmp_path, most_steps=2)
+    client = RemoteClient(machine().client(0), tmp_path, most_steps=2)
     order = opening(0, steps=1 << 60, measure=True)
-    answer = read_answer(device.answer(order, b"").header)
-    assert getattr(answer, "error", "") == f"server: Open.steps: {1 << 60} came, up to 2 are allowed"
-    assert read_answer(device.answer(opening(0, steps=2), b"").header).kind == "said"
+    reply = read_reply(client.reply(order, b"").header)
+    assert getattr(reply, "error", "") == f"server: Open.steps: {1 << 60} came, up to 2 are allowed"
+    assert read_reply(client.reply(opening(0, steps=2), b"").header).kind == "said"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from halfback.engine.remote.frames import Refused, read_answer, read_question
+from halfback.engine.remote.frames import Refused, read_question, read_reply
 from halfback.errors import PeerError
 
 
@@ -20,5 +20,5 @@ def test_a_refusal_that_quotes_a_header_is_one_line(header: str) -> None:
 
 
 def test_an_error_that_a_client_tells_is_one_line() -> None:
-    answer = read_answer('{"kind":"refused","why":"failed","error":"RuntimeError:\\nline two\\u2028three"}')
-    assert answer == Refused(why="failed", error="RuntimeError: line two three")
+    reply = read_reply('{"kind":"refused","why":"failed","error":"RuntimeError:\\nline two\\u2028three"}')
+    assert reply == Refused(why="failed", error="RuntimeError: line two three")

@@ -16,7 +16,7 @@ from halfback.errors import UserError
 from halfback.models.adapters import Lora, set_trainable, trainable
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import CutModel, cut
-from halfback.models.loading import Head, load_model
+from halfback.models.loading import HeadKind, load_model
 from halfback.models.part import Held, place
 from halfback.models.resnet import file_names
 
@@ -30,7 +30,7 @@ class World:
     def __init__(self, name: str, folder: Path, *, language: bool = False, labels: int = 3) -> None:
         self.folder = folder
         self.labels = labels
-        self.head: Head = "classifier"
+        self.head: HeadKind = "classifier"
         if name.startswith("resnet"):
             model = resnet(name)
             names = file_names(model)

@@ -1,4 +1,4 @@
-"""A device that has the whole model can be cut anywhere, in the modules of the parts that gave θ its names."""
+"""A client's model that is whole can be cut anywhere, in the modules of the parts that gave θ its names."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from tiny_models import BLOCKS, CONFIGS, DECODERS, ENCODERS, classifier, languag
 from torch import Tensor, nn
 
 from halfback.models.adapters import Lora, Trained, set_trainable, trainable
-from halfback.models.cut import Device, cut, install, recut
+from halfback.models.cut import LocalModel, cut, install, recut
 
 MODELS = [*CONFIGS, "resnet8", "resnet18-32"]
 
@@ -35,19 +35,19 @@ def test_every_boundary_sees_the_parameters_that_are_installed(
     for model in models_of(name):
         parts = cut(model, 1)
         set_trainable(parts, bottom=trained, top=trained, lora=Lora(), seed=0)
-        device = Device(parts.bottom, parts.top)
-        theta = trainable(device)
-        before = device(inputs)
+        local = LocalModel(parts.bottom, parts.top)
+        theta = trainable(local)
+        before = local(inputs)
         cuts = [recut(parts, at) for at in range(1, parts.blocks + 1)]
-        boundaries = {own.at: Device(own.bottom, own.top) for own in cuts}
+        boundaries = {own.at: LocalModel(own.bottom, own.top) for own in cuts}
         assert parts.blocks == BLOCKS or name == "resnet18-32"
         for own in boundaries.values():
             assert torch.equal(own(inputs), before)
             assert {id(p) for p in trainable(own).values()} == {id(p) for p in theta.values()}
 
         others = {n: nn.Parameter(p + 0.01 * torch.randn_like(p)) for n, p in theta.items()}
-        install(device, others)
-        after = device(inputs)
+        install(local, others)
+        after = local(inputs)
         assert not torch.equal(after, before)
         fewer = -1
         for own in boundaries.values():

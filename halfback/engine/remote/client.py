@@ -1,4 +1,4 @@
-"""One client of a run whose server is elsewhere: it answers the server's questions, and can start again after a kill.
+"""One client of a run whose server is elsewhere: it replies to the server's questions, and survives a kill.
 
 Its state is good for the lineage and the rounds that it belongs to (`frames`). Where the server has gone back to a
 checkpoint, or this process is new, the newest state on disk that lies on the server's way is put back; without one the
@@ -20,7 +20,7 @@ from halfback.runs import checkpoint
 
 @final
 class RemoteClient:
-    """One client, which answers questions."""
+    """One client, which replies to questions."""
 
     def __init__(
         self,
@@ -42,13 +42,13 @@ class RemoteClient:
         self._begin = ({name: tensor.clone() for name, tensor in tensors.items()}, values)  # to begin anew with
         self._label = ("", 1)  # of what is in memory: lineage and rounds; a new process looks for a state on disk first
         self._talk: Talk | None = None
-        self._turn: tuple[str, int, int] = ("", 0, 0)  # lineage, round and exchange of the last answer
+        self._turn: tuple[str, int, int] = ("", 0, 0)  # lineage, round and exchange of the last reply
         self._told = (0, 0.0, 0.0)  # forward passes and seconds before this round
 
-    def answer(self, question: Question, body: bytes) -> Frame:
-        """Answers one question; one that comes twice, late or out of turn changes nothing."""
+    def reply(self, question: Question, body: bytes) -> Frame:
+        """Replies to one question; one that comes twice, late or out of turn changes nothing."""
         try:
-            return self._answered(question, body)
+            return self._replied(question, body)
         except Diverged as error:
             return refused("diverged", error)
         except PeerError as error:
@@ -56,7 +56,7 @@ class RemoteClient:
         except HalfbackError as error:
             return refused("user", error)
 
-    def _answered(self, question: Question, body: bytes) -> Frame:
+    def _replied(self, question: Question, body: bytes) -> Frame:
         match question:
             case Open():
                 return self._open(question)
@@ -150,5 +150,5 @@ def _stale(what: str) -> Frame:
 
 
 def refused(why: Any, error: Exception) -> Frame:
-    """The answer to a question that an error has ended."""
+    """The reply to a question that an error has ended."""
     return frame(Refused(why=why, error=str(error)[:2000]))

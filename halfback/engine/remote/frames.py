@@ -1,4 +1,4 @@
-"""What an engine says to a client's site beside the algorithm's own bytes: questions and answers, checked on arrival.
+"""What an engine says to a client's site beside the algorithm's own bytes: questions and replies, checked on arrival.
 
 A frame is a header (JSON of one of these) and a body: the bytes of a packed message, or none. A question names the
 lineage, the round and the exchange that it belongs to, so that whatever comes twice, late or out of turn is recognised.
@@ -49,7 +49,7 @@ class Prepare(_Header):
 
 
 class Open(_Header):
-    """Question: begin a round; the answer has the first message."""
+    """Question: begin a round; the reply has the first message."""
 
     kind: Literal["open"] = "open"
     lineage: _Token
@@ -79,7 +79,7 @@ class Save(_Header):
 
 
 class Ready(_Header):
-    """Answer to `Prepare`; `fits` is false where the weights to begin with are needed.
+    """Reply to `Prepare`; `fits` is false where the weights to begin with are needed.
 
     `takes`: bytes of the longest body that the client reads from now on, for what stands before it on its own site.
     `rows`: it trains on so many.
@@ -92,7 +92,7 @@ class Ready(_Header):
 
 
 class Said(_Header):
-    """Answer: a message, in the body, of this exchange."""
+    """Reply: a message, in the body, of this exchange."""
 
     kind: Literal["said"] = "said"
     lineage: _Token
@@ -101,7 +101,7 @@ class Said(_Header):
 
 
 class Done(_Header):
-    """Answer: the client has said all of this round; what the round cost it, and its peaks so far."""
+    """Reply: the client has said all of this round; what the round cost it, and its peaks so far."""
 
     kind: Literal["done"] = "done"
     lineage: _Token
@@ -116,13 +116,13 @@ class Done(_Header):
 
 
 class Saved(_Header):
-    """Answer to `Save`."""
+    """Reply to `Save`."""
 
     kind: Literal["saved"] = "saved"
 
 
 class Refused(_Header):
-    """Answer: no, and why. `stale`: the question belongs to another time; the others are the kinds of error."""
+    """Reply: no, and why. `stale`: the question belongs to another time; the others are the kinds of error."""
 
     kind: Literal["refused"] = "refused"
     why: Literal["stale", "peer", "diverged", "user", "failed"]
@@ -130,10 +130,10 @@ class Refused(_Header):
 
 
 Question = Prepare | Open | Say | Save
-Answer = Ready | Said | Done | Saved | Refused
+Reply = Ready | Said | Done | Saved | Refused
 Read = TypeVar("Read")
 _QUESTION: TypeAdapter[Question] = TypeAdapter(Annotated[Question, Field(discriminator="kind")])
-_ANSWER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="kind")])
+_REPLY: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="kind")])
 
 
 class Longest(NamedTuple):
@@ -153,7 +153,7 @@ class Longest(NamedTuple):
             raise PeerError("frame", came, f"at most {4 * self.header} and {self.body} are allowed")
 
 
-def longest_answer(steps: int, body: int) -> Longest:
+def longest_reply(steps: int, body: int) -> Longest:
     """In a round of so many steps: a refusal, or a report with a loss for each."""
     return Longest(body, (1 << 14) + 32 * steps)
 
@@ -165,7 +165,7 @@ class Frame(NamedTuple):
     body: bytes = b""
 
 
-def frame(header: Question | Answer, body: bytes = b"") -> Frame:
+def frame(header: Question | Reply, body: bytes = b"") -> Frame:
     """The frame to send."""
     return Frame(header.model_dump_json(), body)
 
@@ -175,9 +175,9 @@ def read_question(header: str) -> Question:
     return _read(_QUESTION, header)
 
 
-def read_answer(header: str) -> Answer:
-    """The answer in a header; PeerError names the field that is wrong."""
-    return _read(_ANSWER, header)
+def read_reply(header: str) -> Reply:
+    """The reply in a header; PeerError names the field that is wrong."""
+    return _read(_REPLY, header)
 
 
 def _read(adapter: TypeAdapter[Read], header: str) -> Read:

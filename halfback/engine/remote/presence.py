@@ -15,8 +15,8 @@ from halfback.engine.remote.frames import (
     Question,
     Ready,
     frame,
-    longest_answer,
-    read_answer,
+    longest_reply,
+    read_reply,
 )
 from halfback.errors import HalfbackError, PeerError, UserError
 
@@ -27,25 +27,25 @@ _PAUSE = 0.05  # seconds between two looks for clients that are back
 _RETRY = 2.0  # seconds until a client that could not be prepared is asked again
 
 Came = Frame | str | PeerError
-"""The answer that came, why none did, or what was wrong with it."""
+"""The reply that came, why none did, or what was wrong with it."""
 
 Events = Callable[[dict[str, Any]], None]
 """Takes what happens to clients, as plain values."""
 
 
 class Carrier(Protocol):
-    """Takes questions to sites and brings their answers; it may be used by several threads."""
+    """Takes questions to sites and brings their replies; it may be used by several threads."""
 
     def reachable(self) -> set[int]:
-        """The clients that have a site which could answer."""
+        """The clients that have a site which could reply."""
         ...
 
     def is_there(self, client: int) -> bool:
-        """Whether its site answers at all, found out in a few seconds."""
+        """Whether its site replies at all, found out in a few seconds."""
         ...
 
     def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
-        """All at once; of each client the answer, or why there is none after at most so many seconds.
+        """All at once; of each client the reply, or why there is none after at most so many seconds.
 
         What is longer than allowed is a PeerError, and is not read.
         """
@@ -65,7 +65,7 @@ class Terms:
     """How long the server waits.
 
     Attributes:
-        deadline: seconds that a client has for an answer in a round.
+        deadline: seconds that a client has for a reply in a round.
         min_cohort: clients that a round needs; None for all that are sampled.
         patience: seconds that a round waits for them until the run stops.
     """
@@ -89,7 +89,7 @@ class Presence:
     """The clients that a carrier can reach.
 
     Attributes:
-        ready: those that have built their part of the run and answer.
+        ready: those that have built their part of the run and reply.
         rows: training rows that each has said it has.
     """
 
@@ -192,35 +192,35 @@ class Presence:
     def _prepared(self, number: int) -> str | UserError | None:
         """Has a client build its part of the run; why that failed, for good where it is an error, or None."""
         if not self._carrier.is_there(number):
-            return "its site does not answer"
+            return "its site does not reply"
         question = self._beginning.question(number)
-        answer = self._ask(number, question, b"")
-        if isinstance(answer, Ready) and not answer.fits:
+        reply = self._ask(number, question, b"")
+        if isinstance(reply, Ready) and not reply.fits:
             weights = self._beginning.weights(number)
             self._events({"event": "was sent weights", "round": self._round, "client": number, "bytes": len(weights)})
-            answer = self._ask(number, question, weights)
-        if not isinstance(answer, Ready):
-            return answer if isinstance(answer, str) else getattr(answer, "error", f"{answer.kind} came, ready is due")
-        if not answer.fits:
+            reply = self._ask(number, question, weights)
+        if not isinstance(reply, Ready):
+            return reply if isinstance(reply, str) else getattr(reply, "error", f"{reply.kind} came, ready is due")
+        if not reply.fits:
             return "its model differs from the server's, also after it got the weights"
-        if (before := self.rows.setdefault(number, answer.rows)) != answer.rows:
-            return UserError(f"client {number}: it said that it has {before} training rows, and says {answer.rows} now")
+        if (before := self.rows.setdefault(number, reply.rows)) != reply.rows:
+            return UserError(f"client {number}: it said that it has {before} training rows, and says {reply.rows} now")
         return None
 
     def _ask(self, number: int, question: Question, body: bytes) -> Any:
-        asked = self._carrier.ask({number: frame(question, body)}, self._terms.patience, longest_answer(0, 0))
+        asked = self._carrier.ask({number: frame(question, body)}, self._terms.patience, longest_reply(0, 0))
         return read_or_why(asked[number])
 
 
 def read(came: Came) -> Any:
-    """The answer that came, or why there is none; PeerError for what is none."""
+    """The reply that came, or why there is none; PeerError for what is none."""
     if isinstance(came, PeerError):
         raise came
-    return came if isinstance(came, str) else read_answer(came.header)
+    return came if isinstance(came, str) else read_reply(came.header)
 
 
 def read_or_why(came: Came) -> Any:
-    """The answer that came, or why there is none that can be read."""
+    """The reply that came, or why there is none that can be read."""
     try:
         return read(came)
     except PeerError as error:

@@ -1,8 +1,8 @@
 """The server of a run whose clients are elsewhere: the same conversations as in one process, carried by questions.
 
-A client that doesn't answer in time is dropped from the round: the means of its steps are over those who answered. It
+A client that doesn't reply in time is dropped from the round: the means of its steps are over those who replied. It
 is asked again in the background, and takes part once it is back; what it missed it gets as any client does that was
-not sampled. Where fewer answer than the recipe wants, the round is void, the run goes back to its last checkpoint and
+not sampled. Where fewer reply than the recipe wants, the round is void, the run goes back to its last checkpoint and
 waits. A client that sends what no client may send is expelled for as long as this server runs.
 """
 
@@ -27,7 +27,7 @@ from halfback.engine.remote.frames import (
     Saved,
     Say,
     frame,
-    longest_answer,
+    longest_reply,
 )
 from halfback.engine.remote.presence import Beginning, Came, Carrier, Events, Presence, Terms, read, read_or_why
 from halfback.engine.server_side import ServerSide
@@ -104,17 +104,17 @@ class RemoteServer:
         while questions:
             self._changed.update(questions)
             messages: dict[int, Message] = {}
-            for number, (answer, body) in self._asked(questions, talks).items():
+            for number, (reply, body) in self._asked(questions, talks).items():
                 try:
-                    match answer:
+                    match reply:
                         case Done(lineage=self._lineage, round=talks.round.number):
-                            talks.tabs[number].check(answer)
-                            reports[number] = answer
+                            talks.tabs[number].check(reply)
+                            reports[number] = reply
                         case Said(lineage=self._lineage, round=talks.round.number, exchange=talks.exchange):
                             messages[number] = self._side.hear(number, body)
                             talks.tabs[number].hear(messages[number])
                         case _:
-                            raise PeerError("", answer.kind, f"exchange {talks.exchange} is due", sender=number)
+                            raise PeerError("", reply.kind, f"exchange {talks.exchange} is due", sender=number)
                 except PeerError as error:  # the server's state is as it was
                     messages.pop(number, None)
                     self._expel(number, error, talks)
@@ -161,30 +161,30 @@ class RemoteServer:
         )
 
     def _asked(self, questions: Mapping[int, Frame], talks: _Talks) -> dict[int, tuple[Any, bytes]]:
-        """The answers by client, in the order of their numbers; who gave none is dropped."""
+        """The replies by client, in the order of their numbers; who gave none is dropped."""
         longest = max(self._side.end(number).most_bytes for number in questions)
         began = time.monotonic()
-        found = self._carrier.ask(questions, self._terms.deadline, longest_answer(talks.round.steps, longest))
+        found = self._carrier.ask(questions, self._terms.deadline, longest_reply(talks.round.steps, longest))
         for number in questions:
             talks.tabs[number].seconds += time.monotonic() - began
-        answers: dict[int, tuple[Any, bytes]] = {}
+        replies: dict[int, tuple[Any, bytes]] = {}
         for number in sorted(questions):
             came: Came = found[number]
             try:
-                answer = read(came)
+                reply = read(came)
             except PeerError as error:
                 self._expel(number, error.of(number), talks)
                 continue
-            if self._terms.needs_all and isinstance(answer, Refused) and (told := _reported(number, answer)):
+            if self._terms.needs_all and isinstance(reply, Refused) and (told := _reported(number, reply)):
                 raise told  # it would come again and again
-            if isinstance(answer, str | Refused):
-                why = answer if isinstance(answer, str) else answer.error
+            if isinstance(reply, str | Refused):
+                why = reply if isinstance(reply, str) else reply.error
                 self._presence.lose(number, why)
                 self._go_on_without(number, why, talks)
             else:
                 assert isinstance(came, Frame)
-                answers[number] = (answer, came.body)
-        return answers
+                replies[number] = (reply, came.body)
+        return replies
 
     def _expel(self, number: int, error: HalfbackError, talks: _Talks) -> None:
         self._presence.expel(number, error)
@@ -215,13 +215,13 @@ class RemoteServer:
             n: frame(Save(lineage=self._lineage, rounds=self._rounds)) for n in self._changed & self._presence.ready
         }
         if saving:
-            for number, came in self._carrier.ask(saving, self._terms.deadline, longest_answer(0, 0)).items():
-                answer = read_or_why(came)
-                if self._terms.needs_all and isinstance(answer, Refused) and (told := _reported(number, answer)):
+            for number, came in self._carrier.ask(saving, self._terms.deadline, longest_reply(0, 0)).items():
+                reply = read_or_why(came)
+                if self._terms.needs_all and isinstance(reply, Refused) and (told := _reported(number, reply)):
                     raise told
-                if not isinstance(answer, Saved):
+                if not isinstance(reply, Saved):
                     self._presence.lose(
-                        number, answer if isinstance(answer, str) else getattr(answer, "error", answer.kind)
+                        number, reply if isinstance(reply, str) else getattr(reply, "error", reply.kind)
                     )
         self._changed = set()
         tensors, values = state_of_server(self._side)
@@ -257,7 +257,7 @@ class RemoteServer:
 
 
 def _reported(number: int, refusal: Refused) -> HalfbackError | None:
-    """The error that a client says it met; None where it may answer if it is asked again."""
+    """The error that a client says it met; None where it may reply if it is asked again."""
     match refusal.why:
         case "peer":
             return PeerError(refusal.error, sender=number)
