@@ -8,7 +8,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from halfback.models.adapters import Lora, set_trainable, trainable
 from halfback.models.cut import Bottom, cut
-from halfback.models.loading import load_model
+from halfback.models.loading import ModelRequest, load_model
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class OneBatch:
 def make_bottom(name: str, train: str, dtype: torch.dtype = torch.float32, *, blocks: int = 3) -> tuple[Bottom, int]:
     """(bottom, vocabulary): the first blocks of `minilm`, or of a random `opt` of OPT-125M's size."""
     if name == "minilm":
-        whole = load_model("all-minilm-l6-v2", head="classifier", num_labels=2, seed=0, dtype=dtype)[0]
+        whole = load_model("all-minilm-l6-v2", ModelRequest(head="classifier", num_labels=2, seed=0, dtype=dtype))[0]
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

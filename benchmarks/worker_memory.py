@@ -22,7 +22,7 @@ from typing import Any
 
 from halfback import config as configuration
 from halfback.deploy.relay import Relay
-from halfback.deploy.serving import ENDED, RUN, serve
+from halfback.deploy.serving import ENDED, RUN, Surroundings, serve
 from halfback.deploy.site import SiteConfig
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{number}" for number in range(996))]
@@ -158,12 +158,14 @@ def main() -> None:
         serve(
             "run",
             tree,
-            site=lambda: SiteConfig(trial=True),
-            folder=lambda _: folder / "server",
-            sites=["site-0"],
-            carrier=lambda _: site,
-            job=folder / "job",
-            listen=lambda _: None,
+            Surroundings(
+                site=lambda: SiteConfig(trial=True),
+                folder=lambda _: folder / "server",
+                sites=["site-0"],
+                carrier=lambda _: site,
+                job=folder / "job",
+                listen=lambda _: None,
+            ),
         )
         ended = json.loads((folder / "job" / RUN / ENDED).read_text())
         if ended["how"] != "finished":

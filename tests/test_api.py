@@ -86,11 +86,11 @@ def test_the_command_line_does_the_same_to_the_bit(run: hb.Run, tmp_path: Path) 
 
 
 def test_the_model_is_the_one_that_is_exported(run: hb.Run, tmp_path: Path) -> None:
-    from halfback.models.loading import load_model
+    from halfback.models.loading import ModelRequest, load_model
 
     whole = run.model()
     folder = run.export(tmp_path / "model")
-    again, _ = load_model(str(folder), head="image", num_labels=10, seed=99, in_channels=1)
+    again, _ = load_model(str(folder), ModelRequest(head="image", num_labels=10, seed=99, in_channels=1))
     images = torch.rand(3, 1, 8, 8)
     assert torch.equal(whole(images), again(images))
     with pytest.raises(hb.UserError, match="exists already"):

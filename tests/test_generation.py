@@ -10,7 +10,7 @@ import torch
 import transformers
 from command import Said, digits, halfback, refusal
 
-from halfback.models.loading import load_model
+from halfback.models.loading import ModelRequest, load_model
 from halfback.runs import checkpoint, run
 from halfback.runs.generation import bleu_and_chrf
 from halfback.telemetry.records import read_summary
@@ -137,7 +137,7 @@ def test_a_language_model_goes_on(tmp_path: Path, tiny_llama: Path, table: Path)
     assert train(tmp_path / "run", tiny_llama, table, "steps=1", *settings).status == 0
     said = halfback("generate", tmp_path / "run", "the film", "--max-new-tokens", "3")
     assert (said.status, said.err) == (0, "")
-    _, tokenizer = load_model(str(tiny_llama), head="causal_lm", num_labels=1, seed=0)
+    _, tokenizer = load_model(str(tiny_llama), ModelRequest(head="causal_lm", num_labels=1, seed=0))
     assert tokenizer is not None
     assert 0 < len(tokenizer(said.out)["input_ids"]) <= 3
 

@@ -20,7 +20,7 @@ from command import digits, halfback, process, refusal
 
 from halfback import config
 from halfback.models.adapters import trainable
-from halfback.models.loading import load_model
+from halfback.models.loading import ModelRequest, load_model
 from halfback.runs import checkpoint, run
 from halfback.runs.training import RunState
 from halfback.telemetry.records import SUMMARY_KEYS, Record, read_records, read_summary
@@ -309,7 +309,7 @@ def test_a_resnet_is_exported_and_loaded_again(tmp_path: Path) -> None:
     out, model = tmp_path / "run", tmp_path / "model"
     assert halfback(*digits(out)).status == 0
     assert halfback("export", out, "--out", model).status == 0
-    again, _ = load_model(str(model), head="image", num_labels=10, seed=99, in_channels=1)
+    again, _ = load_model(str(model), ModelRequest(head="image", num_labels=10, seed=99, in_channels=1))
     built = run.reload(out)
     batch = built.task.validation.batch(range(20))
     with torch.no_grad():

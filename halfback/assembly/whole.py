@@ -25,7 +25,7 @@ from halfback.data.tasks import RawTask, has_colour_images, load_task, to_train_
 from halfback.errors import UserError, first_line
 from halfback.models.decoding import check_known
 from halfback.models.fitting import check_finite
-from halfback.models.loading import HeadKind, files_here, load_model
+from halfback.models.loading import HeadKind, ModelRequest, files_here, load_model
 from halfback.models.part import Held
 from halfback.models.pretraining import pretrain
 from halfback.models.processor import Processor, own_processor, own_size, plain_processor
@@ -97,16 +97,15 @@ def _load_model(config: RunConfig, raw: RawTask, given: Given, held: Held | None
         head = "causal_lm"
     elif config.task.verbaliser is not None:
         head = "verbaliser"
-    whole, tokenizer = load_model(
-        _in_data_folder(config.model.name),
+    asked = ModelRequest(
         head=head,
         num_labels=max(len(raw.label_names), 1),
         seed=seed_for(config.seed, "model"),
         dtype=getattr(torch, config.model.dtype),
         in_channels=raw.in_channels or 3,
         label_names=raw.label_names,
-        held=held,
     )
+    whole, tokenizer = load_model(_in_data_folder(config.model.name), asked, held=held)
     return whole, tokenizer if given.tokenizer is None or tokenizer is None else settled_tokenizer(given, whole)
 
 

@@ -33,6 +33,7 @@ def deploy(
     recipe, given = recipe_and_settings(settings)
     config = configuration.resolve(recipe, given)
     try:
+        from halfback.deploy.command import Destination
         from halfback.deploy.command import deploy as deploying
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "nvflare":
@@ -42,17 +43,9 @@ def deploy(
 
     called = name or (Path(recipe).stem if recipe else config.algorithm.name)
     folder = out or Path("runs") / called
+    to = Destination(cast(Any, env), kit, user, workspace)
     with Bars(console) as bars:
-        summary = deploying(
-            config,
-            called,
-            folder,
-            kind=cast(Any, env),
-            kit=kit,
-            user=user,
-            workspace=workspace,
-            on_round=bars,
-        )
+        summary = deploying(config, called, folder, to, on_round=bars)
     print_closing([summary], folder)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from halfback.data import images
 from halfback.data.files import read_table
 from halfback.data.hub import read_splits, typed
-from halfback.data.sources import Source, data_folder, nearest_first, read_hub, text_source
+from halfback.data.sources import Columns, Source, data_folder, nearest_first, read_hub, text_source
 from halfback.data.tables import Table
 from halfback.errors import UserError
 
@@ -16,20 +17,26 @@ if TYPE_CHECKING:
     from halfback.data.options import TaskOptions
 
 
+@dataclass(frozen=True)
+class OnHub:
+    """A data set of the Hugging Face hub, and its columns that have another name here: name there → name here."""
+
+    name: str
+    renamed: dict[str, str]
+
+
 def text_files(
     folder: str,
-    hub: str | None,
+    hub: OnHub | None,
+    columns: Columns,
     *,
-    text: str,
-    pair: str | None = None,
-    hub_columns: dict[str, str] | None = None,
     names: list[str],
     train_file: str = "train",
     reshape: Callable[[Table], Table] | None = None,
 ) -> Callable[[TaskOptions], tuple[Source, Source]]:
     """Loader of a named text task: the local folder's training file and validation.csv.gz, else the hub's splits.
 
-    `hub_columns` renames the hub's columns to those of the local files; `reshape` makes the columns that are read.
+    `reshape` makes the columns that are read; the label's is the one that the options name.
     """
 
     def load(options: TaskOptions) -> tuple[Source, Source]:
@@ -41,14 +48,12 @@ def text_files(
             advice = f"give a folder with {folder}/{train_file}.csv.gz and validation.csv.gz in HALFBACK_DATA"
             if hub is None:
                 raise UserError(f"the data of task {options.name!r} are not here and not on the hub; {advice}")
-            splits = read_hub(hub, advice=f"; or {advice}").rename_columns(hub_columns or {})
+            splits = read_hub(hub.name, advice=f"; or {advice}").rename_columns(hub.renamed)
             tables = {part: typed(splits[part], f"{options.name} {part}") for part in files}
         if reshape is not None:
             tables = {part: reshape(table) for part, table in tables.items()}
-        label = _label(options)
-        train, validation = (
-            text_source(tables[part], text=text, pair=pair, label=label, names=names) for part in files
-        )
+        labelled = replace(columns, label=_label(options))
+        train, validation = (text_source(tables[part], labelled, names=names) for part in files)
         return train, validation
 
     return load
@@ -101,7 +106,7 @@ def own_source(table: Table, options: TaskOptions) -> Source:
     for option, column in (("label", label), ("target", target)):
         if column is not None and column.strip() in fed:
             raise UserError(f"task.{option}={column!r} is also what the model reads (task.text, task.pair)")
-    return text_source(table, text=text, pair=options.pair, label=label, target=target, skip=options.skip_bad_rows)
+    return text_source(table, Columns(text, options.pair, label, target), skip=options.skip_bad_rows)
 
 
 def _label(options: TaskOptions) -> str | None:

@@ -58,6 +58,19 @@ class Source:
     skipped: int = 0
 
 
+@dataclass(frozen=True)
+class Columns:
+    """What a table's columns are for, by their names; None for what isn't read.
+
+    text: what the model reads, after it `pair`, a second text. label: the class. target: the text to generate.
+    """
+
+    text: str
+    pair: str | None = None
+    label: str | None = None
+    target: str | None = None
+
+
 def nearest_first(name: str, allowed: Iterable[str]) -> str:
     """The allowed names for a message, the most alike first."""
     return ", ".join(ranked(name, allowed))
@@ -135,23 +148,15 @@ def read_hub(
     raise UserError(f"hub data set {name!r} cannot be had: {reason(causes[0])}{advice}") from causes[0]
 
 
-def text_source(
-    table: Table,
-    *,
-    text: str,
-    pair: str | None,
-    label: str | None,
-    target: str | None = None,
-    names: Sequence[str] | None = None,
-    skip: bool = False,
-) -> Source:
-    """The named columns of a table. `label` None leaves labels out; `names` gives whole-number labels their names.
+def text_source(table: Table, columns: Columns, *, names: Sequence[str] | None = None, skip: bool = False) -> Source:
+    """The named columns of a table; `names` gives whole-number labels their names.
 
     `skip` leaves out rows that lack one of them, and says how many.
 
     Raises:
         UserError: a column is not there, a row lacks one of them, or something else than a text stands there.
     """
+    text, pair, label, target = columns.text, columns.pair, columns.label, columns.target
     wanted = [column for column in (text, pair, label, target) if column is not None]
     table = replace(table, columns={column: column_of(table, column) for column in wanted})
     if skip:

@@ -9,7 +9,7 @@ import json
 from dataclasses import replace
 
 from halfback.data import loaders
-from halfback.data.sources import column_of
+from halfback.data.sources import Columns, column_of
 from halfback.data.tables import Table
 from halfback.errors import RowError
 
@@ -46,21 +46,19 @@ def _bare(word: str) -> str:
 
 
 boolq = loaders.text_files(
-    "superglue_fewshot/boolq", None, text="passage", pair="question", names=_TRUTH, train_file="train32"
+    "superglue_fewshot/boolq", None, Columns("passage", "question"), names=_TRUTH, train_file="train32"
 )
 cb = loaders.text_files(
     "superglue_fewshot/cb",
     None,
-    text="premise",
-    pair="hypothesis",
+    Columns("premise", "hypothesis"),
     names=["entailment", "contradiction", "neutral"],
     train_file="train32",
 )
 wic = loaders.text_files(
     "superglue_fewshot/wic",
     None,
-    text="text",
-    pair="sentence2",
+    Columns("text", "sentence2"),
     names=_TRUTH,
     train_file="train32",
     reshape=_word_before_sentence,
@@ -69,8 +67,7 @@ wic = loaders.text_files(
 wsc = loaders.text_files(
     "superglue_fewshot/wsc",
     None,
-    text="text",
-    pair="candidate",
+    Columns("text", "candidate"),
     names=_TRUTH,
     train_file="dev32",
     reshape=_pronoun_and_candidate,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from halfback.data.files import read_table
-from halfback.data.sources import Source, column_of, data_folder, is_blank, read_hub, text_source
+from halfback.data.sources import Columns, Source, column_of, data_folder, is_blank, read_hub, text_source
 from halfback.data.tables import Table
 from halfback.errors import UserError
 
@@ -85,9 +85,8 @@ def _load(
         advice = f"; or give a folder with {name}/train.csv.gz and validation.csv.gz in HALFBACK_DATA"
         splits = read_hub(hub, converted=config, advice=advice)
         tables = {part: _flat(splits[part], pairs, f"{name} {part}") for part in parts}
-    train, validation = (
-        text_source(_with_target(tables[part]), text="input", pair=None, label=None, target="target") for part in parts
-    )
+    columns = Columns("input", target="target")
+    train, validation = (text_source(_with_target(tables[part]), columns) for part in parts)
     return train, validation
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from halfback.data import images, loaders, superglue, targets
 from halfback.data.options import GIVEN, Objective, TaskOptions
 from halfback.data.own import Data, own_sources
-from halfback.data.sources import Preparation, Source, class_names, class_numbers, nearest_first
+from halfback.data.sources import Columns, Preparation, Source, class_names, class_numbers, nearest_first
 from halfback.errors import UserError
 from halfback.registry import Registry
 
@@ -291,17 +291,15 @@ _OURS: dict[str, Task] = {
     "sst2": Task(
         "sentiment of film sentences (GLUE)",
         loaders.text_files(
-            "sst2", "nyu-mll/glue/sst2", text="text", hub_columns={"sentence": "text"}, names=_SENTIMENT
+            "sst2", loaders.OnHub("nyu-mll/glue/sst2", {"sentence": "text"}), Columns("text"), names=_SENTIMENT
         ),
     ),
     "rte": Task(
         "does one sentence follow from another (GLUE)",
         loaders.text_files(
             "rte",
-            "nyu-mll/glue/rte",
-            text="premise",
-            pair="hypothesis",
-            hub_columns={"sentence1": "premise", "sentence2": "hypothesis"},
+            loaders.OnHub("nyu-mll/glue/rte", {"sentence1": "premise", "sentence2": "hypothesis"}),
+            Columns("premise", "hypothesis"),
             names=["entailment", "not_entailment"],
         ),
     ),
@@ -311,7 +309,7 @@ _OURS: dict[str, Task] = {
     "wsc": Task("does a pronoun mean these words; 32 training rows (SuperGLUE)", superglue.wsc),
     "movies": Task(
         "sentiment of film sentences (VADER's ratings); never train on it and score SST-2: they share sentences",
-        loaders.text_files("vader_sentiment/movies", None, text="text", names=_SENTIMENT),
+        loaders.text_files("vader_sentiment/movies", None, Columns("text"), names=_SENTIMENT),
     ),
     "e2e": Task(
         "generation: restaurants' slots to sentences (E2E challenge)",

@@ -4,6 +4,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,21 +28,25 @@ JOBS = 20  # one after another, until a run that does not finish is given up
 log = logging.getLogger(__name__)
 
 
-def deploy(
-    config: RunConfig,
-    name: str,
-    out: Path,
-    *,
-    kind: Kind,
-    kit: Path | None,
-    user: str | None,
-    workspace: Path | None,
-    on_round: OnRound,
-) -> Summary:
+@dataclass(frozen=True)
+class Destination:
+    """The federation that a run goes to.
+
+    kind: in FLARE's simulator, of processes on this machine, or of sites that somebody has set up.
+    kit, user: the startup kit and the name of an admin, for `prod`.
+    workspace: where `simulator` and `poc` keep their sites, by default beside the fetched run.
+    """
+
+    kind: Kind
+    kit: Path | None = None
+    user: str | None = None
+    workspace: Path | None = None
+
+
+def deploy(config: RunConfig, name: str, out: Path, to: Destination, *, on_round: OnRound) -> Summary:
     """Runs `config` with clients on other machines, or in other processes; returns the summary.
 
-    name: the run's, on the server's site: the same name goes on with the same run. kit, user: of an admin, for `prod`.
-    workspace: where `simulator` and `poc` keep their sites, by default beside `out`.
+    name: the run's, on the server's site: the same name goes on with the same run. out: where its folder comes to.
 
     Raises:
         UserError: the run can't be deployed, stopped for a reason that it names, or does not finish.
@@ -51,13 +56,14 @@ def deploy(
     if out.exists() and any(out.iterdir()) and not (out / ENDED).exists():
         raise UserError(f"--out {out} exists and holds no fetched run; name a new folder")
     needed = config.deployment.min_cohort or config.clients
-    place = (workspace or out.with_name(f"{out.name}.flare")).resolve()
+    place = (to.workspace or out.with_name(f"{out.name}.flare")).resolve()
     with ExitStack() as stack:
         environment: Environment
-        if kind == "simulator":
+        if to.kind == "simulator":
             environment = Simulator(config.clients, place)
         else:
-            if kind == "poc":
+            kit, user = to.kit, to.user
+            if to.kind == "poc":
                 kit, user = stack.enter_context(poc(config.clients, place))
             if kit is None or user is None:
                 raise UserError("--env prod needs --kit, an admin's startup kit, and --user, that admin's name")

@@ -7,7 +7,7 @@ from nvflare.collab import collab
 
 from halfback.deploy.flare import PROGRESS, FlareCarrier, be_quiet, folder_of
 from halfback.deploy.order import opened
-from halfback.deploy.serving import serve
+from halfback.deploy.serving import Surroundings, serve
 from halfback.deploy.site import FILE, read_site
 
 
@@ -28,12 +28,14 @@ class Server:
         job = Path(workspace.get_run_dir(collab.fl_ctx.get_job_id()))
         serve(
             *opened(self.order),
-            site=lambda: read_site(local / FILE),
-            folder=lambda site: folder_of(site, local),
-            sites=list(sites),
-            carrier=lambda seats: FlareCarrier({number: sites[name] for number, name in seats.items()}),
-            job=job,
-            listen=lambda reply: engine.register_app_command(PROGRESS, _command, reply),
+            Surroundings(
+                site=lambda: read_site(local / FILE),
+                folder=lambda site: folder_of(site, local),
+                sites=list(sites),
+                carrier=lambda seats: FlareCarrier({number: sites[name] for number, name in seats.items()}),
+                job=job,
+                listen=lambda reply: engine.register_app_command(PROGRESS, _command, reply),
+            ),
         )
 
 

@@ -121,39 +121,47 @@ class _Heeding:
         return self.carrier.ask(questions, seconds, longest)
 
 
-def serve(
-    name: object,
-    tree: object,
-    *,
-    site: Callable[[], SiteConfig],
-    folder: Callable[[SiteConfig], Path],
-    sites: Sequence[str],
-    carrier: Callable[[Mapping[int, str]], Carrier],
-    job: Path,
-    listen: Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], None],
-) -> None:
-    """Runs or continues the run `name`, and copies to `job` what it hands out, with a word on how it ended.
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run finds around it on the server's site: FLARE's job there, or what stands in for one.
+
+    site: reads the site's file. folder: where a site with such a file keeps what is halfback's.
+    sites: the names of the clients' sites that are here. carrier: what reaches them, by each client's number and site.
+    job: a folder that goes to whoever submitted the run.
+    listen: takes what answers the questions of `halfback deploy` from here on.
+    """
+
+    site: Callable[[], SiteConfig]
+    folder: Callable[[SiteConfig], Path]
+    sites: Sequence[str]
+    carrier: Callable[[Mapping[int, str]], Carrier]
+    job: Path
+    listen: Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], None]
+
+
+def serve(name: object, tree: object, around: Surroundings) -> None:
+    """Runs or continues the run `name`, and copies to the job what it hands out, with a word on how it ended.
 
     name, tree: whatever a job has brought as the run's name and its settings.
     """
     out: Path | None = None
     own = SiteConfig()
     try:
-        own = site()
+        own = around.site()
         if not isinstance(tree, dict):
             raise UserError("the job holds no settings of a run, or not as `halfback deploy` seals them")
         check_plain(tree, "the job's settings")
         config = at_server(configuration.from_tree(tree, {}), own)
-        place = make_folder(folder(own) / "runs", name)
+        place = make_folder(around.folder(own) / "runs", name)
         check_config(config, place)
         out = place  # from here on it is this run's, and what it holds is for whoever submitted it
         with _alone_soon(out):
             (out / ENDED).unlink(missing_ok=True)
-            serving = Serving(out, sites, config.clients)
-            listen(serving.reply)
+            serving = Serving(out, around.sites, config.clients)
+            around.listen(serving.reply)
 
             def engine(built: Built) -> RemoteServer:
-                return _remote(built, tree, carrier(serving.seats), _run_token(place), serving)
+                return _remote(built, tree, around.carrier(serving.seats), _run_token(place), serving)
 
             execution.run_deployed(config, place, Caller(on_round=serving.on_round, engine=engine))
             ended = {"how": "finished", "why": ""}
@@ -163,15 +171,16 @@ def serve(
         log.error("%s", error)
         is_private = isinstance(error, RowError) and own.data is not None
         ended = {"how": "failed", "why": _PRIVATE if is_private else str(error)}
-    (job / RUN).mkdir(parents=True, exist_ok=True)
+    left = around.job / RUN
+    left.mkdir(parents=True, exist_ok=True)
     try:
         if out is not None and out.is_dir():
-            copy_run(out, job / RUN)
+            copy_run(out, left)
     except OSError as error:  # on a full disk the word on how it ended may still find a place
         why = ": ".join(filter(None, [ended["why"], f"{out} can't be copied for the one who submitted it"]))
         log.error("%s: %s", why, error)
         ended = {"how": "failed", "why": why}
-    (job / RUN / ENDED).write_text(json.dumps(ended))
+    (left / ENDED).write_text(json.dumps(ended))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -51,13 +52,31 @@ _AUTO_CLASSES: dict[HeadKind, str] = {
     "image": "AutoModelForImageClassification",
 }
 
-
 # What Transformers, and torch's reader of .bin files, let through where a file is not what it seems.
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError, EOFError),
     *(AssertionError, ArithmeticError),
     *(UnpicklingError, SafetensorError, StrictDataclassError),
 )
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What is asked of a model that is loaded, whatever its name.
+
+    head: what it ends in: a classifier of texts or images, or the next token, for words that stand for classes
+    (`verbaliser`) or for texts (`causal_lm`). num_labels: the classifier's classes.
+    seed: decides every weight that is not loaded. dtype: of all weights. in_channels: of the images.
+    label_names: the data's classes in order. A head that comes with the weights is put in their order, or starts anew
+    where it is for other classes, which is logged; without them it stays as it is.
+    """
+
+    head: HeadKind
+    num_labels: int
+    seed: int
+    dtype: torch.dtype = torch.float32
+    in_channels: int = 3
+    label_names: Sequence[str] = ()
 
 
 def describe_models() -> list[tuple[str, str]]:
@@ -78,39 +97,29 @@ def describe_models() -> list[tuple[str, str]]:
 
 
 def load_model(
-    name: str,
-    *,
-    head: HeadKind,
-    num_labels: int,
-    seed: int,
-    dtype: torch.dtype = torch.float32,
-    in_channels: int = 3,
-    label_names: Sequence[str] = (),
-    held: Held | None = None,
+    name: str, asked: ModelRequest, *, held: Held | None = None
 ) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
-    """The model, on the CPU, and its tokenizer (None for images).
+    """The model as it is asked for, on the CPU, and its tokenizer (None for images).
 
     name: a packaged name, a ResNet's (`resnet20`) or the path of its `.safetensors` file, a folder, or a hub name.
-    seed: decides every weight that is not loaded; the global generator is left as it was.
-    label_names: the data's classes in order. A head that comes with the weights is put in their order, or starts anew
-    where it is for other classes, which is logged; without them it stays as it is.
     held: the part of it that is loaded, to the bits that it has in the whole model; all else has shapes and no values
     (it is on the meta device), and nothing of it is read. None for the whole model.
-    The tokenizer pads on the left for decoders, on the right for encoders, and with a token that the model has.
+    The tokenizer pads on the left for decoders, on the right for encoders, and with a token that the model has. The
+    global generator is left as it was.
     Raises UserError if there is no such model, it cannot have this head, a package is missing, or the weights are not
     the whole model's: all but a task's head must be in the file, and finite.
     """
-    if head not in _HEADS["decoder"] + _HEADS["image"]:
-        raise UserError(f"head is {head!r}; allowed are {', '.join(_AUTO_CLASSES)}")
-    with _seeded(seed), quiet():
+    if asked.head not in _HEADS["decoder"] + _HEADS["image"]:
+        raise UserError(f"head is {asked.head!r}; allowed are {', '.join(_AUTO_CLASSES)}")
+    with _seeded(asked.seed), quiet():
         resnet = resnet_source(name)
         if resnet is not None:
-            _check_head(name, FAMILIES["ResNet"], head)
-            config = ResNetConfig(resnet[0], num_labels, in_channels)
-            model: nn.Module = _load_resnet(config, resnet[1], label_names, held).to(dtype)
+            _check_head(name, FAMILIES["ResNet"], asked.head)
+            config = ResNetConfig(resnet[0], asked.num_labels, asked.in_channels)
+            model: nn.Module = _load_resnet(config, resnet[1], asked.label_names, held).to(asked.dtype)
             tokenizer = None
         else:
-            model, tokenizer = _load_pretrained(name, head, num_labels, dtype, in_channels, label_names, seed, held)
+            model, tokenizer = _load_pretrained(name, asked, held)
     check_finite(name, model)
     return model, tokenizer
 
@@ -182,14 +191,7 @@ def _load_resnet(config: ResNetConfig, weights: Path | None, label_names: Sequen
 
 
 def _load_pretrained(
-    name: str,
-    head: HeadKind,
-    num_labels: int,
-    dtype: torch.dtype,
-    in_channels: int,
-    label_names: Sequence[str],
-    seed: int,
-    held: Held | None,
+    name: str, asked: ModelRequest, held: Held | None
 ) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
     package = packaged_models().get(name)
     source, gguf = name, {}
@@ -207,25 +209,25 @@ def _load_pretrained(
         _refuse_adapter(name, source)
     config = _find_config(name, source, gguf)
     family = family_of_type(config.model_type)
-    _check_head(name, family, head)
-    if family.kind == "image" and config.num_channels != in_channels:
-        raise UserError(f"model {name!r} takes images of {config.num_channels} channels, not {in_channels}")
+    _check_head(name, family, asked.head)
+    if family.kind == "image" and config.num_channels != asked.in_channels:
+        raise UserError(f"model {name!r} takes images of {config.num_channels} channels, not {asked.in_channels}")
     if not gguf and getattr(config, "quantization_config", None) is not None:
         raise UserError(
             f"model {name!r} is quantised (quantization_config in config.json); name one with plain weights"
         )
     if family.kind != "image":
         check_padding(name, config, family)
-    new_head = head in ("classifier", "image")
+    new_head = asked.head in ("classifier", "image")
     own = own_names(name, _written(source)) if new_head and not gguf else []
     if new_head:
-        config.num_labels = num_labels
+        config.num_labels = asked.num_labels
     try:
         if not is_folder:
             _refuse_adapter(name, source)
-        kind = _get_model_class(config, getattr(transformers, _AUTO_CLASSES[head])._model_mapping)
+        kind = _get_model_class(config, getattr(transformers, _AUTO_CLASSES[asked.head])._model_mapping)
         kind = kind if held is None else reading_part(kind, family, held)
-        model, loaded = _read(kind, source if held is None or held.read else None, config, dtype, gguf)
+        model, loaded = _read(kind, source if held is None or held.read else None, config, asked.dtype, gguf)
     except UnpicklingError as error:
         raise UserError(f"model {name!r} cannot be loaded: its weights are a pickle of more than tensors") from error
     except _UNREADABLE as error:
@@ -237,7 +239,7 @@ def _load_pretrained(
         check_files(name, Path(source), model.base_model_prefix)
         if new_head and (held is None or held.last is not None):
             found = found_head(model, family, loaded)
-            settle_head(name, found, own, label_names, lambda layer: redraw(model, layer, seed))
+            settle_head(name, found, own, asked.label_names, lambda layer: redraw(model, layer, asked.seed))
     if family.kind == "image":
         return model, None
     return model, _load_tokenizer(name, source, family, model, gguf)

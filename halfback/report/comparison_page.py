@@ -68,7 +68,7 @@ def _figures(part: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
             if row["final"] is not None
         ]
         if ends:
-            found.append(_pareto(labels, ends, x_label, name, x_text, metric["rises"], key=f"{key}p{place}"))
+            found.append(_pareto(labels, ends, x_label, x_text, metric, key=f"{key}p{place}"))
     if not found:
         return '<p class="note">No cell finished.</p>'
     return f'{legend(labels)}<div class="curves">{"".join(found)}</div>'
@@ -90,19 +90,18 @@ def _pareto(
     labels: Sequence[str],
     ends: Sequence[tuple[int, float, float]],
     x_label: str,
-    metric: str,
     x_text: Text,
-    rises: bool,
+    metric: Mapping[str, Any],
     key: str,
 ) -> str:
-    best = undominated(ends, rises=rises)
-    drawn = points(ends, best, x_label, f"{metric} at the end", x_text, key)
+    name, best = metric["name"], undominated(ends, rises=metric["rises"])
+    drawn = points(ends, best, x_label, f"{name} at the end", x_text, key)
     told = "; ".join(
         f"{labels[order]}: {number(y)} at {x_text(x)}{', not dominated' if order in best else ''}"
         for order, x, y in ends
     )
-    caption = f"Final {metric} against {x_label}. Ringed: no other is both as good and as cheap, and better in one."
-    return figure(drawn, f"final {metric} against {x_label}. {told}", caption)
+    caption = f"Final {name} against {x_label}. Ringed: no other is both as good and as cheap, and better in one."
+    return figure(drawn, f"final {name} against {x_label}. {told}", caption)
 
 
 def undominated(ends: Sequence[tuple[int, float, float]], *, rises: bool) -> set[int]:

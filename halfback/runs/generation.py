@@ -9,7 +9,7 @@ from halfback.data.encode import Prompt
 from halfback.data.options import TaskOptions
 from halfback.data.prompts import check_template, encode_prompts, fill, generation_template
 from halfback.errors import UserError
-from halfback.models.decoding import check_known, continue_prompts
+from halfback.models.decoding import Decoding, check_known, continue_prompts
 
 
 def score(
@@ -33,15 +33,8 @@ def write(
     whole: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], options: TaskOptions, batch_size: int
 ) -> list[str]:
     """The model's continuation of each prompt, without white space around it."""
-    rows = continue_prompts(
-        whole,
-        prompts,
-        pad=tokenizer.pad_token_id,
-        end=tokenizer.eos_token_id,
-        beams=options.beams,
-        max_new_tokens=options.max_new_tokens,
-        batch_size=max(batch_size // options.beams, 1),  # each beam is a row
-    )
+    how = Decoding(tokenizer.pad_token_id, tokenizer.eos_token_id, options.beams, options.max_new_tokens)
+    rows = continue_prompts(whole, prompts, how, batch_size=max(batch_size // options.beams, 1))  # each beam is a row
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
 
 

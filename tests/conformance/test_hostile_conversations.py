@@ -262,7 +262,8 @@ def test_every_conversation_is_here() -> None:
 def test_a_server_refuses(name: str, spoiled: Spoiled) -> None:
     """Also in the middle of a cohort: the server's parts are in their places afterwards."""
     simulation = _built(name)
-    answer, seen, optimizer = simulation.server.algorithm.answer, 0, simulation.server.party.top.first_order.optimizer
+    answer, seen, descent = simulation.server.algorithm.answer, 0, simulation.server.party.top.descent
+    optimizer = None if descent is None else descent.optimizer
     shared = dict(simulation.server.party.top.module.named_parameters())
 
     def listening(server: Server, messages: dict[int, Any]) -> Any:
@@ -280,7 +281,8 @@ def test_a_server_refuses(name: str, spoiled: Spoiled) -> None:
         small.run(simulation, 1, steps=2)
     assert f"client {HOSTILE}" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert simulation.server.party.top.first_order.optimizer is optimizer
+    assert simulation.server.party.top.descent is descent
+    assert descent is None or descent.optimizer is optimizer
     now = dict(simulation.server.party.top.module.named_parameters())
     assert all(now[key] is parameter for key, parameter in shared.items())
 

@@ -18,7 +18,7 @@ from halfback.engine.federation import Federation
 from halfback.errors import Diverged, PeerError, UserError
 from halfback.models.adapters import trainable
 from halfback.models.cut import cut
-from halfback.models.loading import load_model
+from halfback.models.loading import ModelRequest, load_model
 from halfback.models.objectives import loss, terms
 from halfback.parties.client_feedback import head_gradient
 from halfback.parties.holdings import Head
@@ -116,7 +116,9 @@ def test_both_shapes_evaluate_alike(world: World) -> None:
 
 
 def _language_model_head(folder: Path) -> Head:
-    model, _ = load_model(str(folder), head="causal_lm", num_labels=1, seed=0, dtype=torch.float32, in_channels=3)
+    model, _ = load_model(
+        str(folder), ModelRequest(head="causal_lm", num_labels=1, seed=0, dtype=torch.float32, in_channels=3)
+    )
     last = cut(model, 1, head=1).head
     assert last is not None
     last.body.lm_head.requires_grad_(True)  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from halfback.deploy.relay import Relay, WorkerLost
-from halfback.deploy.serving import ENDED, RUN, serve
+from halfback.deploy.serving import ENDED, RUN, Surroundings, serve
 from halfback.deploy.site import SiteConfig
 from halfback.engine.remote.frames import Frame, Longest
 from halfback.engine.remote.presence import Came
@@ -61,12 +61,14 @@ def serve_here(
     serve(
         name,
         tree,
-        site=lambda: server or SiteConfig(),
-        folder=lambda _: folder / "server",
-        sites=[f"site-{number}" for number in relays.by_client],
-        carrier=lambda seats: relays,
-        job=folder / "job",
-        listen=lambda reply: None,
+        Surroundings(
+            site=lambda: server or SiteConfig(),
+            folder=lambda _: folder / "server",
+            sites=[f"site-{number}" for number in relays.by_client],
+            carrier=lambda seats: relays,
+            job=folder / "job",
+            listen=lambda reply: None,
+        ),
     )
     ended = json.loads((folder / "job" / RUN / ENDED).read_text())
     assert isinstance(ended, dict)

@@ -116,16 +116,8 @@ def test_the_page_of_a_fetched_run_is_ours(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "left" / "report.html").write_text("<script>fetch('http://elsewhere')</script>")
     (tmp_path / "left" / "ended.json").write_text('{"how": "finished", "why": ""}')
     monkeypatch.setattr(command, "Simulator", lambda *_: SimpleNamespace(run=lambda *_: tmp_path / "left"))
-    command.deploy(
-        small.images("ho_sfl", steps=1),
-        "ours",
-        tmp_path / "out",
-        kind="simulator",
-        kit=None,
-        user=None,
-        workspace=None,
-        on_round=lambda _: None,
-    )
+    config, to = small.images("ho_sfl", steps=1), command.Destination("simulator")
+    command.deploy(config, "ours", tmp_path / "out", to, on_round=lambda _: None)
     assert "script" not in (tmp_path / "out" / "report.html").read_text()
 
 

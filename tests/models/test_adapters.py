@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from halfback.errors import UserError
 from halfback.models.adapters import Lora, export, set_trainable, trainable
 from halfback.models.cut import CutModel, cut
-from halfback.models.loading import load_model
+from halfback.models.loading import ModelRequest, load_model
 
 Tokens = dict[str, Tensor]
 _Q, _V = "body.model.layers.0.self_attn.q_proj", "body.model.layers.0.self_attn.v_proj"
@@ -224,7 +224,7 @@ def test_export_resnet(name: str, tmp_path: Path) -> None:
     names = set(load_file(tmp_path / "model.safetensors"))
     assert {"conv1.weight", "layer2.0.bn2.running_var", f"{classifier_name}.bias"} <= names
     assert not any("lora" in tensor or "block" in tensor for tensor in names)
-    loaded, _ = load_model(str(tmp_path), head="image", num_labels=3, seed=0)
+    loaded, _ = load_model(str(tmp_path), ModelRequest(head="image", num_labels=3, seed=0))
     torch.testing.assert_close(loaded(images), _logits(model, {"pixel_values": images}), rtol=0, atol=1e-4)
 
 

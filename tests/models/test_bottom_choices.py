@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from halfback.errors import UserError
 from halfback.models.adapters import BottomTrained, Lora, export, set_trainable, trainable, without_adapters
 from halfback.models.cut import CutModel, cut, recut
-from halfback.models.loading import load_model
+from halfback.models.loading import ModelRequest, load_model
 from halfback.zeroth.directions import direction_of
 from halfback.zeroth.slopes import perturbed
 
@@ -151,7 +151,7 @@ def test_an_exported_model_gives_the_same_logits(kind: str, name: str, inputs_of
     export(model, tmp_path)
     assert all(torch.equal(state[key], tensor) for key, tensor in model.whole.state_dict().items())
     if name.startswith("resnet"):
-        again: Any = load_model(str(tmp_path), head="image", num_labels=3, seed=0)[0]
+        again: Any = load_model(str(tmp_path), ModelRequest(head="image", num_labels=3, seed=0))[0]
     elif name == "vit":
         again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path)
     else:

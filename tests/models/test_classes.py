@@ -18,7 +18,7 @@ from halfback.models.classes import match_rows, own_names
 from halfback.models.cut import cut
 from halfback.models.families import family_of
 from halfback.models.fitting import Loaded, found_head
-from halfback.models.loading import load_model
+from halfback.models.loading import ModelRequest, load_model
 
 NAMES = ("bad", "fair", "good")
 
@@ -95,7 +95,7 @@ def with_names(folder: Path, names: tuple[str, ...]) -> None:
 
 def loaded(folder: Path, name: str, names: tuple[str, ...]) -> nn.Module:
     head = "image" if name.startswith(("vit", "resnet")) else "classifier"
-    return load_model(str(folder), head=head, num_labels=len(names), seed=1, label_names=names)[0]
+    return load_model(str(folder), ModelRequest(head=head, num_labels=len(names), seed=1, label_names=names))[0]
 
 
 def parameters(layer: nn.Linear) -> dict[str, Tensor]:
@@ -162,7 +162,7 @@ def test_an_exported_resnet_keeps_its_names(tmp_path: Path, caplog: pytest.LogCa
     model = resnet("resnet8")
     trained, start = (
         parameters(last_layer(model)),
-        parameters(last_layer(load_model("resnet8", head="image", num_labels=3, seed=1)[0])),
+        parameters(last_layer(load_model("resnet8", ModelRequest(head="image", num_labels=3, seed=1))[0])),
     )
     adapters.export(cut(model, 1), tmp_path, NAMES)
     again = parameters(last_layer(loaded(tmp_path, "resnet", ("good", "bad", "fair"))))

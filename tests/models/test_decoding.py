@@ -7,7 +7,7 @@ from torch import Tensor
 
 from halfback.models.adapters import Lora, set_trainable, trainable
 from halfback.models.cut import CutModel, cut
-from halfback.models.decoding import continue_prompts
+from halfback.models.decoding import Decoding, continue_prompts
 
 PROMPTS = [[7, 8, 9, 10, 11, 12], [20], [5, 6, 50]]
 TOKENS = 8
@@ -39,8 +39,7 @@ def by_hand(model: CutModel, prompt: list[int], end: int | None) -> list[int]:
 
 
 def decode(model: CutModel, beams: int = 1, end: int | None = None, batch_size: int = 2) -> list[list[int]]:
-    settings = {"pad": 0, "end": end, "max_new_tokens": TOKENS, "batch_size": batch_size}
-    return continue_prompts(model.whole, PROMPTS, beams=beams, **settings)
+    return continue_prompts(model.whole, PROMPTS, Decoding(0, end, beams, TOKENS), batch_size=batch_size)
 
 
 @pytest.mark.parametrize("bottom", ["lora", "full"])
@@ -76,7 +75,7 @@ def test_as_many_beams_as_tokens_find_the_likeliest_pair() -> None:
     rows = torch.cat([prompt.expand(99, -1), torch.arange(99)[:, None]], dim=1)
     together = first[:, None] + log_probabilities(rows)
     best = divmod(int(together.argmax()), 99)
-    found = continue_prompts(model.whole, PROMPTS[:1], pad=0, end=None, beams=99, max_new_tokens=2, batch_size=1)
+    found = continue_prompts(model.whole, PROMPTS[:1], Decoding(0, None, beams=99, max_new_tokens=2), batch_size=1)
     assert found == [list(best)]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from halfback.errors import UserError
 from halfback.models.families import family_of
-from halfback.models.loading import load_model
+from halfback.models.loading import ModelRequest, load_model
 from halfback.models.resnet import file_names
 
 Weights = dict[str, Tensor]
@@ -39,7 +39,9 @@ def saved(model: nn.Module, folder: Path) -> Weights:
 
 def loaded(folder: Path, name: str, labels: int = 3, **arguments: object) -> nn.Module:
     head = "image" if name == "vit" else "classifier"
-    return load_model(str(folder), head=head, num_labels=labels, seed=1, **{"dtype": torch.float32, **arguments})[0]
+    return load_model(
+        str(folder), ModelRequest(head=head, num_labels=labels, seed=1, **{"dtype": torch.float32, **arguments})
+    )[0]
 
 
 def block(weights: Weights, number: int) -> list[str]:
@@ -222,23 +224,23 @@ def test_a_language_models_own_head(name: str, tmp_path: Path) -> None:
     weights = saved(model, tmp_path)
     tied = model.config.tie_word_embeddings
     assert all(key.startswith(f"{model.base_model_prefix}.") for key in weights) == tied
-    head = load_model(str(tmp_path), head="causal_lm", num_labels=1, seed=1)[0]
+    head = load_model(str(tmp_path), ModelRequest(head="causal_lm", num_labels=1, seed=1))[0]
     assert torch.equal(head.lm_head.weight, model.lm_head.weight)
     loaded(tmp_path, name)  # a classifier leaves the head unused
     save_file(weights | {"lm_head.bias": torch.ones(99)}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"'lm_head\.bias' of the file has no place"):
-        load_model(str(tmp_path), head="causal_lm", num_labels=1, seed=1)
+        load_model(str(tmp_path), ModelRequest(head="causal_lm", num_labels=1, seed=1))
     embedding = next(key for key in weights if key.endswith(f"{next(iter(family_of(model).before))}.weight"))
     rest = {key: tensor for key, tensor in weights.items() if key not in (embedding, "lm_head.weight")}
     save_file(rest, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"(embed_\w+|wte|lm_head)\.weight' \(99, \d+\) is missing"):
-        load_model(str(tmp_path), head="causal_lm", num_labels=1, seed=1)
+        load_model(str(tmp_path), ModelRequest(head="causal_lm", num_labels=1, seed=1))
     if not tied:
         saved(original(name), tmp_path)
         with pytest.raises(
             UserError, match=r"'lm_head\.weight' \(99, 32\) is missing; the file is no language model's"
         ):
-            load_model(str(tmp_path), head="causal_lm", num_labels=1, seed=1)
+            load_model(str(tmp_path), ModelRequest(head="causal_lm", num_labels=1, seed=1))
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -312,21 +314,21 @@ def test_a_resnets_file(tmp_path: Path) -> None:
 
     def state(**changes: Tensor) -> Weights:
         save_file(tensors | changes, path)
-        return load_model(str(path), head="image", num_labels=3, seed=1)[0].state_dict()
+        return load_model(str(path), ModelRequest(head="image", num_labels=3, seed=1))[0].state_dict()
 
     assert torch.equal(state()["head.linear.weight"], tensors["linear.weight"])
     save_file({f"module.{key}": tensor for key, tensor in tensors.items()}, path)
     with pytest.raises(UserError, match=r"'module\.bn1\.bias' is not one of resnet8's"):
-        load_model(str(path), head="image", num_labels=3, seed=1)
+        load_model(str(path), ModelRequest(head="image", num_labels=3, seed=1))
     with pytest.raises(UserError, match=r"'stem\.bn1\.running_var' has values that are not finite"):
         state(**{"bn1.running_var": tensors["bn1.running_var"] * torch.inf})
     with pytest.raises(UserError, match=r"'conv1\.weight' is of torch\.int8; weights are floating point numbers"):
         state(**{"conv1.weight": tensors["conv1.weight"].to(torch.int8)})
-    start = load_model("resnet8", head="image", num_labels=3, seed=1)[0].state_dict()
+    start = load_model("resnet8", ModelRequest(head="image", num_labels=3, seed=1))[0].state_dict()
     assert torch.equal(state(**{"linear.weight": torch.ones(())})["head.linear.weight"], start["head.linear.weight"])
     for gone in (("linear.bias",), ("linear.weight",), ("linear.bias", "linear.weight")):
         save_file({key: tensor for key, tensor in tensors.items() if key not in gone}, path)
-        found = load_model(str(path), head="image", num_labels=3, seed=1)[0].state_dict()
+        found = load_model(str(path), ModelRequest(head="image", num_labels=3, seed=1))[0].state_dict()
         assert torch.equal(found["head.linear.weight"], start["head.linear.weight"])
         assert torch.equal(found["head.linear.bias"], start["head.linear.bias"])
         assert torch.equal(found["stem.conv1.weight"], tensors["conv1.weight"])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfback.models.adapters import Lora, export, set_trainable, trainable
 from halfback.models.cut import cut
-from halfback.models.loading import load_model
+from halfback.models.loading import ModelRequest, load_model
 
 
 @pytest.mark.parametrize("head", [None, 1])
@@ -41,6 +41,6 @@ def test_a_resnets_file_keeps_its_dtypes(images: Tensor, tmp_path: Path) -> None
     with torch.no_grad():
         wanted = model.logits({"pixel_values": images})
     export(model, tmp_path)
-    again = load_model(str(tmp_path), head="image", num_labels=3, seed=0, dtype=torch.float16)[0]
+    again = load_model(str(tmp_path), ModelRequest(head="image", num_labels=3, seed=0, dtype=torch.float16))[0]
     with torch.no_grad():
         torch.testing.assert_close(again(images), wanted, rtol=0.02, atol=0.02, check_dtype=False)

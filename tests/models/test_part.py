@@ -16,7 +16,7 @@ from halfback.errors import UserError
 from halfback.models.adapters import Lora, set_trainable, trainable
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import CutModel, cut
-from halfback.models.loading import HeadKind, load_model
+from halfback.models.loading import HeadKind, ModelRequest, load_model
 from halfback.models.part import Held, place
 from halfback.models.resnet import file_names
 
@@ -47,7 +47,9 @@ class World:
         saved(vit() if name == "vit" else language_model(name) if language else classifier(name), folder)
 
     def load(self, held: Held | None, **arguments: Any) -> nn.Module:
-        return load_model(self.name, head=self.head, num_labels=self.labels, seed=1, held=held, **arguments)[0]
+        return load_model(
+            self.name, ModelRequest(head=self.head, num_labels=self.labels, seed=1, **arguments), held=held
+        )[0]
 
 
 def trained(model: nn.Module, at: int, head: int | None = None, **arguments: Any) -> CutModel:
@@ -150,7 +152,9 @@ def test_a_bottom_and_an_auxiliary_head(name: str, kind: Auxiliary, tmp_path: Pa
 @pytest.mark.parametrize("name", ["resnet8", "resnet18-32"])
 def test_a_part_of_a_new_model(name: str) -> None:
     """All is drawn from the seed, and what isn't held is dropped."""
-    whole, own = (load_model(name, head="image", num_labels=4, seed=3, held=held)[0] for held in (None, Held(1, 0)))
+    whole, own = (
+        load_model(name, ModelRequest(head="image", num_labels=4, seed=3), held=held)[0] for held in (None, Held(1, 0))
+    )
     halves = [trained(model, 1, 0) for model in (whole, own)]
     assert_same(halves[1].bottom, halves[0].bottom)
     assert_same(halves[1].head, halves[0].head)
