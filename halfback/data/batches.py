@@ -35,6 +35,14 @@ class Batch:
         return Batch(inputs, self.labels.to(device), self.sample_ids.to(device))
 
 
+@dataclass(frozen=True)
+class Padding:
+    """The token that fills short rows of a batch, and on which side of them."""
+
+    token: int = 0
+    side: Literal["left", "right"] = "right"
+
+
 @final
 class Split:
     """Encoded rows of one split: images (N, C, H, W), or token lists with how to pad them."""
@@ -46,8 +54,7 @@ class Split:
         images: Tensor | None = None,
         tokens: list[list[int]] | None = None,
         token_types: list[list[int]] | None = None,
-        pad_id: int = 0,
-        padding_side: Literal["left", "right"] = "right",
+        padding: Padding = Padding(),
         unscored: list[int] | None = None,
     ) -> None:
         """`unscored`: how many tokens at a row's beginning have no loss, where tokens have one at all."""
@@ -57,8 +64,7 @@ class Split:
         self._images = images
         self._tokens = tokens
         self._token_types = token_types
-        self._pad_id = pad_id
-        self._side = padding_side
+        self._padding = padding
         self._unscored = unscored
 
     def __len__(self) -> int:
@@ -71,17 +77,17 @@ class Split:
         if self._images is not None:
             return Batch({"pixel_values": self._images[rows]}, labels, rows)
         assert self._tokens is not None
-        input_ids = self._padded(self._tokens, rows, self._pad_id)
+        input_ids = self._padded(self._tokens, rows, self._padding.token)
         lengths = torch.tensor([len(self._tokens[row]) for row in rows.tolist()])[:, None]
         place = torch.arange(input_ids.shape[1])[None]
         # From the lengths and not from the pad token: a tokenizer without one pads with a token that texts hold too.
-        mask = place < lengths if self._side == "right" else place >= input_ids.shape[1] - lengths
+        mask = place < lengths if self._padding.side == "right" else place >= input_ids.shape[1] - lengths
         inputs = {"input_ids": input_ids, "attention_mask": mask}
         if self._token_types is not None:
             inputs["token_type_ids"] = self._padded(self._token_types, rows, 0)
         if self._unscored is not None:
             start = torch.tensor([self._unscored[row] for row in rows.tolist()])[:, None]
-            if self._side == "left":
+            if self._padding.side == "left":
                 start = start + input_ids.shape[1] - lengths
             labels = input_ids.masked_fill(~mask | (place < start), IGNORED)
         return Batch(inputs, labels, rows)
@@ -119,11 +125,11 @@ class Split:
                 found |= {name: torch.from_numpy(ids), f"{name}.lengths": torch.tensor([len(row) for row in lists])}
         if self._unscored is not None:
             found["unscored"] = torch.tensor(self._unscored)
-        return found | {"padding": torch.tensor([self._pad_id, self._side == "left"])}
+        return found | {"padding": torch.tensor([self._padding.token, self._padding.side == "left"])}
 
     def _padded(self, lists: list[list[int]], rows: Tensor, value: int) -> Tensor:
         tensors = [torch.tensor(lists[row]) for row in rows.tolist()]
-        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=self._side)
+        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=self._padding.side)
 
 
 @final

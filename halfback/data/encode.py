@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from halfback.data.batches import Split
+from halfback.data.batches import Padding, Split
 from halfback.data.options import Objective
 from halfback.data.prompts import check_template, encode_prompts, encode_rows, fill, generation_template
 from halfback.data.tasks import RawSplit, RawTask
@@ -139,8 +139,7 @@ def _encode_split(
         raw.labels,
         tokens=tokens,
         token_types=encoded.get("token_type_ids") if pairs is not None else None,
-        pad_id=_pad_id(tokenizer),
-        padding_side=tokenizer.padding_side,
+        padding=_padding(tokenizer),
         # Before its first token a row has nothing, or padding, and neither tells of it.
         unscored=[1] * len(tokens) if causal else None,
     )
@@ -162,8 +161,7 @@ def _encode_generation(
             Split(
                 raw.labels,
                 tokens=tokens,
-                pad_id=_pad_id(tokenizer),
-                padding_side=tokenizer.padding_side,
+                padding=_padding(tokenizer),
                 unscored=unscored,
             )
         )
@@ -173,5 +171,6 @@ def _encode_generation(
     return EncodedTask(splits[0], splits[1], task.objective, [], "perplexity", found)
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    return (tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id) or 0
+def _padding(tokenizer: PreTrainedTokenizerBase) -> Padding:
+    token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return Padding(token or 0, tokenizer.padding_side)
