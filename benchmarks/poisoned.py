@@ -24,6 +24,7 @@ from halfback.errors import Diverged
 from halfback.parties.client import Client
 from halfback.parties.holdings import Round
 from halfback.parties.protocol import Conversation
+from halfback.testing.wrapped import give
 from halfback.wire.messages import Activations, Message, Slopes
 
 Lie = Callable[[Message, torch.Generator], Message]
@@ -76,7 +77,7 @@ def final(settings: list[str], pretrained: Path, liars: int, lie: Lie | None) ->
     config = configuration.resolve("quickstart", settings)
     run = build(config, pretrained=pretrained)
     if lie is not None:
-        run.federation.server.algorithm = Poisoned(run.federation.server.algorithm, range(liars), lie)
+        give(run.federation, Poisoned(run.federation.server.algorithm, range(liars), lie))
     try:
         for number in range(config.steps):
             run.federation.run_round(Round(number, 1, number), measure_memory=False)

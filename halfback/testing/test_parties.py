@@ -17,7 +17,7 @@ from halfback.runs import checkpoint
 from halfback.testing import small
 from halfback.testing.observed import ROUNDS, STEPS, Observed
 from halfback.testing.table import Row
-from halfback.testing.wrapped import wrap
+from halfback.testing.wrapped import give, wrap
 from halfback.wire.messages import Activations, HandOver, Weights, parts_of
 from halfback.wire.packing import unpack
 
@@ -187,8 +187,8 @@ class Watched:
 @pytest.mark.rows(lambda row: not row.needs.backpropagates)
 def test_a_forward_only_client_builds_no_graph(row: Row, world: World) -> None:
     simulation = small.built(world(row)).federation
-    watched: Any = Watched(simulation.server.algorithm)
-    simulation.server.algorithm = watched
+    watched = Watched(simulation.server.algorithm)
+    give(simulation, watched)
     small.run(simulation, 2, steps=2)
     assert watched.uploads or row.needs.holds == "whole"
     assert not any(hidden.requires_grad or hidden.grad_fn for hidden in watched.uploads)
@@ -199,8 +199,8 @@ def test_a_forward_only_client_builds_no_graph(row: Row, world: World) -> None:
 @pytest.mark.rows(lambda row: row.needs.backpropagates)
 def test_a_client_that_backpropagates_is_caught_by_the_same_watch(row: Row) -> None:
     simulation = small.built(small.images(row.name, **row.changes())).federation
-    watched: Any = Watched(simulation.server.algorithm)
-    simulation.server.algorithm = watched
+    watched = Watched(simulation.server.algorithm)
+    give(simulation, watched)
     with pytest.raises(GraphError):
         small.run(simulation, 1)
 

@@ -29,13 +29,16 @@ class Wrapped:
         return getattr(self._algorithm, name)
 
 
-def wrap(federation: Federation, **replaced: Callable[..., Any]) -> None:
-    """Replaces `answer`, `client_round` or both in a federation without clients yet."""
-    assert not federation.clients
-    wrapped: Any = Wrapped(federation.server.algorithm, **replaced)
-    federation.server.algorithm = wrapped
+def give(federation: Federation, algorithm: Any) -> None:
+    """Puts an algorithm in the place of the server's and of all clients'."""
+    federation.server.algorithm = algorithm
     for number in range(federation.server.sampling.clients):
-        federation.client(number).algorithm = wrapped
+        federation.client(number).algorithm = algorithm
+
+
+def wrap(federation: Federation, **replaced: Callable[..., Any]) -> None:
+    """Replaces `answer`, `client_round` or both of the algorithm."""
+    give(federation, Wrapped(federation.server.algorithm, **replaced))
 
 
 def saying(talk: Conversation, change: Callable[[Message], Message]) -> Conversation:

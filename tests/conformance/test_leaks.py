@@ -20,10 +20,10 @@ from halfback.data.sources import data_folder
 from halfback.models.adapters import trainable
 from halfback.parties.client import Client
 from halfback.parties.holdings import Round
-from halfback.parties.protocol import Algorithm, Conversation
+from halfback.parties.protocol import Conversation
 from halfback.parties.server import Server
 from halfback.testing import small
-from halfback.testing.wrapped import Wrapped
+from halfback.testing.wrapped import Wrapped, give
 from halfback.wire.messages import Activations, HeadGradient, Message, MiddleActivations
 
 LINKS = ("activations_up", "activations_down", "gradient_up")
@@ -78,18 +78,11 @@ def one_round(run: Built, number: int) -> dict[int, Heard]:
             reply = yield message
             heard[client.id][type(reply).__name__] = reply
 
-    listening: Any = Wrapped(algorithm, answer=answer, client_round=client_round)
-    _give(run, listening)
+    listening = Wrapped(algorithm, answer=answer, client_round=client_round)
+    give(run.federation, listening)
     small.run(run.federation, 1, first=number)
-    _give(run, algorithm)
+    give(run.federation, algorithm)
     return heard
-
-
-def _give(run: Built, algorithm: Algorithm) -> None:
-    """The server's algorithm and those of all clients."""
-    run.federation.server.algorithm = algorithm
-    for client in range(3):
-        run.federation.client(client).party.algorithm = algorithm
 
 
 def test_a_server_reads_the_labels_that_the_u_shape_keeps(recipe: Recipe) -> None:
