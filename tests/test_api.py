@@ -14,7 +14,7 @@ import torch
 from command import digits, halfback
 
 import halfback as hb
-from halfback.runs import checkpoint
+from halfback.engine import checkpoint
 from halfback.testing.small import SMALL
 
 TASK = {"name": "digits", "train_rows": 120, "validation_rows": 60}

@@ -20,7 +20,8 @@ from command import Said, halfback, refusal
 
 from halfback import config as configuration
 from halfback.data.tasks import load_task
-from halfback.runs import checkpoint, run
+from halfback.engine import checkpoint
+from halfback.runs import run
 from halfback.runs.folder import CHECKPOINT
 from halfback.runs.training import RunState
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from halfback.engine import checkpoint
 from halfback.errors import UserError
-from halfback.runs import checkpoint
 
 TENSORS = {"weight": torch.arange(6.0).view(2, 3).t(), "steps": torch.tensor(3), "half": torch.ones(2).bfloat16()}
 VALUES = {"config": {"seed": 1}, "losses": [0.1 + 0.2, 1e-300], "nothing": None}

@@ -12,9 +12,10 @@ from command import digits, halfback, refusal
 from safetensors.torch import load_file, save_file
 
 from halfback import config
+from halfback.engine import checkpoint
 from halfback.engine.remote.client import RemoteClient
 from halfback.engine.remote.frames import Ancestor, Open, Save
-from halfback.runs import checkpoint, run
+from halfback.runs import run
 from halfback.runs.training import RunState
 from halfback.testing import small
 

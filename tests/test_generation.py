@@ -10,8 +10,9 @@ import torch
 import transformers
 from command import Said, digits, halfback, refusal
 
+from halfback.engine import checkpoint
 from halfback.models.loading import ModelRequest, load_model
-from halfback.runs import checkpoint, run
+from halfback.runs import run
 from halfback.runs.generation import bleu_and_chrf
 from halfback.telemetry.records import read_summary
 

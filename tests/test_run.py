@@ -19,9 +19,10 @@ import yaml
 from command import digits, halfback, process, refusal
 
 from halfback import config
+from halfback.engine import checkpoint
 from halfback.models.adapters import trainable
 from halfback.models.loading import ModelRequest, load_model
-from halfback.runs import checkpoint, run
+from halfback.runs import run
 from halfback.runs.training import RunState
 from halfback.telemetry.records import SUMMARY_KEYS, Record, read_records, read_summary
 from halfback.testing import small

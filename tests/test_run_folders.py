@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from test_run import loaded
 
 from halfback import config
-from halfback.runs import checkpoint, run
+from halfback.engine import checkpoint
+from halfback.runs import run
 from halfback.runs.training import RunState
 
 ROUND, TENSORS, VALUES = "round-00000004", "tensors.safetensors", "values.json"

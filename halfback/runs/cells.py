@@ -11,8 +11,9 @@ from halfback import config as configuration
 from halfback import json_reading
 from halfback.config import RunConfig
 from halfback.config.values import first_difference
+from halfback.engine import checkpoint
 from halfback.errors import Diverged, UserError, shown
-from halfback.runs import checkpoint, execution, standing
+from halfback.runs import execution, standing
 from halfback.runs.folder import CHECKPOINT, CONFIG, PRETRAINED, half_begun
 from halfback.runs.opening import Caller
 from halfback.runs.training import RunState

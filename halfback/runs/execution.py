@@ -7,9 +7,9 @@ from pathlib import Path
 
 from halfback import config as configuration
 from halfback.config import RunConfig
+from halfback.engine import checkpoint
 from halfback.errors import Diverged, HalfbackError, Interrupted
 from halfback.report.page import write_report
-from halfback.runs import checkpoint
 from halfback.runs.folder import (
     BESIDE,
     CHECKPOINT,

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from halfback.config import RunConfig
 from halfback.config.values import first_difference
+from halfback.engine import checkpoint
 from halfback.engine.kept import Count, EngineValues, Seconds, checked
 from halfback.errors import UserError, shown
-from halfback.runs import checkpoint
 from halfback.runs.folder import CHECKPOINT, CONFIG
 from halfback.runs.summary import Summary
 from halfback.telemetry.records import RECORDS, SUMMARY, read_records, read_summary

@@ -16,9 +16,10 @@ from torch import Tensor
 from halfback import config as configuration
 from halfback.assembly import Built, clear_scratch
 from halfback.config import RunConfig
+from halfback.engine import checkpoint
 from halfback.errors import CohortLost, Diverged, UserError
 from halfback.parties.holdings import Round
-from halfback.runs import checkpoint, standing
+from halfback.runs import standing
 from halfback.runs.folder import CHECKPOINT
 from halfback.telemetry.records import Record, truncate_records
 from halfback.telemetry.sinks import JsonLines, Sink, TensorBoard

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from halfback.config import RunConfig
+from halfback.engine import checkpoint
 from halfback.engine.federation import Federation
 from halfback.parties.client import Client
 from halfback.parties.holdings import Round
 from halfback.parties.protocol import Conversation
-from halfback.runs import checkpoint
 from halfback.testing import small
 from halfback.testing.observed import ROUNDS, STEPS, Observed
 from halfback.testing.table import Row

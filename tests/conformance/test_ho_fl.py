@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from halfback.config import RunConfig
+from halfback.engine import checkpoint
 from halfback.engine.federation import Federation
 from halfback.errors import Diverged, PeerError, UserError
 from halfback.parties.client import Client
 from halfback.parties.holdings import Round
 from halfback.parties.protocol import Conversation
-from halfback.runs import checkpoint
 from halfback.testing import small
 from halfback.testing.formulas import JOIN, NOTHING, slopes, weights
 from halfback.testing.remote import run_over_sockets

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from halfback.assembly import Built
 from halfback.config import RunConfig
+from halfback.engine import checkpoint
 from halfback.engine.federation import Federation
 from halfback.errors import PeerError, UserError
 from halfback.models.adapters import trainable
 from halfback.parties.client_exchange import upload
-from halfback.runs import checkpoint
 from halfback.telemetry.meters import MemoryMeter
 from halfback.testing import small
 from halfback.testing.formulas import HEADER, INTEGER, JOIN, activations, slopes, tensor

@@ -11,7 +11,7 @@ from observed_rounds import link_use
 
 from halfback.controllers import build
 from halfback.controllers.protocol import Controller, Observation
-from halfback.runs import checkpoint
+from halfback.engine import checkpoint
 
 pytest.importorskip("torchrl", reason="the `ddpg` controller needs halfback[rl]")
 

@@ -12,10 +12,10 @@ import torch
 from halfback.deploy.relay import Relay, WorkerLost
 from halfback.deploy.serving import ENDED, RUN, Surroundings, serve
 from halfback.deploy.site import SiteConfig
+from halfback.engine import checkpoint
 from halfback.engine.remote.frames import Frame, Longest
 from halfback.engine.remote.presence import Came
 from halfback.errors import PeerError
-from halfback.runs import checkpoint
 
 
 class Relays:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from halfback.engine import checkpoint
 from halfback.engine.client_side import ClientSide
 from halfback.engine.federation import Federation
 from halfback.engine.remote.client import RemoteClient
@@ -17,7 +18,6 @@ from halfback.engine.remote.presence import Came, Terms
 from halfback.engine.remote.server import RemoteServer
 from halfback.errors import CohortLost, PeerError, UserError
 from halfback.parties.holdings import Round
-from halfback.runs import checkpoint
 from halfback.testing import small
 from halfback.testing.remote import Sockets, deployed
 from halfback.testing.small import among

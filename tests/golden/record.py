@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from halfback import config as configuration
-from halfback.runs import checkpoint, run
+from halfback.engine import checkpoint
+from halfback.runs import run
 from halfback.runs.folder import CHECKPOINT
 from halfback.testing import small
 from halfback.testing.table import Row

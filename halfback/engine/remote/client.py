@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+from halfback.engine import checkpoint
 from halfback.engine.client_side import ClientSide, Talk
 from halfback.engine.kept import going_on
 from halfback.engine.remote.frames import Done, Frame, Open, Question, Refused, Said, Save, Saved, Say, frame
 from halfback.engine.remote.weights import longest_body
 from halfback.errors import Diverged, HalfbackError, PeerError, UserError
 from halfback.parties.holdings import Round
-from halfback.runs import checkpoint
 
 
 @final
