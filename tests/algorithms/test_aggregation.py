@@ -114,7 +114,7 @@ def _served(tmp_path: Path, claims: dict[int, int]) -> tuple[RemoteServer, Claim
 def test_a_site_says_its_rows_and_counts_by_them(tmp_path: Path) -> None:
     """The server has other data than a site with rows of its own, so what the site says holds."""
     deployment, carrier, server = _served(tmp_path, {1: 10**6})
-    counts = dict(server.party.rows)
+    counts = dict(server.party.cohort.rows)
     deployment.run_round(small.Round(0, 1, 0), measure_memory=False)
     carrier.close()
     assert server.party.cohort.rows == counts | {1: 10**6}

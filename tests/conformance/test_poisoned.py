@@ -29,9 +29,9 @@ def _run(algorithm: str, lie: bool, **changes: Any) -> Federation:
 @pytest.mark.parametrize("algorithm", ABLE)
 @pytest.mark.parametrize("name", ["clip", "median", "trimmed_mean"])
 def test_a_liar_does_not_steer_the_step(algorithm: str, name: str) -> None:
-    honest = _run(algorithm, lie=False).server.agreed.rows[0].abs().max()
-    steered = _run(algorithm, lie=True).server.agreed.rows[0].abs().max()
-    kept = _run(algorithm, lie=True, robust__name=name).server.agreed.rows[0].abs().max()
+    honest = _run(algorithm, lie=False).server.party.agreed.rows[0].abs().max()
+    steered = _run(algorithm, lie=True).server.party.agreed.rows[0].abs().max()
+    kept = _run(algorithm, lie=True, robust__name=name).server.party.agreed.rows[0].abs().max()
     assert steered > 100 * honest
     assert kept < 10 * honest
 
