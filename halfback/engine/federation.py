@@ -41,9 +41,10 @@ class Federation:
         self._make_client = make_client
 
     def client(self, number: int) -> ClientSide:
-        """Client `number`, made when it is first sampled."""
+        """Client `number` and the server's end of its link, made when it is first sampled."""
         if number not in self.clients:
             self.clients[number] = self._make_client(number)
+            self.server.end(number)
         return self.clients[number]
 
     def run_round(self, round: Round, *, measure_memory: bool) -> float:

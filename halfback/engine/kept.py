@@ -105,6 +105,8 @@ def check_state(
     """
     clients, server, needs = side.sampling.clients, side.party, side.algorithm.needs
     _check_values(values, clients)
+    if client is not None and (lost := sorted({*values["far"]} ^ {*values["clients"]})):
+        raise UserError(f"values.json: client {lost[0]} has a place in one of far and clients, not in both")
     agreed, top = server.agreed.replica, server.top
     fixed = {f"bottom.{name}": p for name, p in agreed.parameters.items()}
     fixed |= moments("bottom_moment", agreed) | {f"top.{n}": p for n, p in trained_above(server).items()}
