@@ -72,7 +72,7 @@ def test_a_label_that_the_server_does_not_know_is_named(
     tmp_path: Path, write: Write, tiny_bert: Path, sentences: Path
 ) -> None:
     recipe = small.texts(
-        "ho_sfl", tiny_bert, sentences, clients=1, sampled_clients=1, steps=2, deployment__patience=200.0
+        "ho_sfl", tiny_bert, sentences, clients=1, sampled_clients=1, steps=2, deployment__patience=30.0
     )
     relays = Relays(tmp_path, [0], {0: data(tiny_bert, train=write("a", [*GOOD, ("odd", "so-so")]))})
     try:
