@@ -1,6 +1,5 @@
 """Models, rows, losses and metrics of one's own, and what other packages register."""
 
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -424,17 +423,3 @@ def test_a_registry_takes_entry_points_and_keeps_its_own_names(tmp_path: Path, m
     with pytest.raises(UserError, match="'own' is halfback's own"):
         found.add("own", "theirs")
     sys.modules.pop("other_things")
-
-
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own_models_and_data.md").read_text(encoding="utf-8")
-SCRIPTS = dict(re.findall(r"^## (.*?)\n```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
-
-
-@pytest.mark.parametrize("title", SCRIPTS)
-def test_a_script_of_the_page_runs_as_it_stands(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    exec(compile(SCRIPTS[title], f"docs/own_models_and_data.md, {title}", "exec"), {"__name__": "__main__"})
-
-
-def test_every_script_of_the_page_is_run() -> None:
-    assert len(SCRIPTS) == PAGE.count("```python\n")

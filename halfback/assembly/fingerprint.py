@@ -14,6 +14,7 @@ from xxhash import xxh3_128
 
 from halfback.data.batches import ClientData
 from halfback.data.encode import EncodedTask
+from halfback.engine.tensors import feed
 from halfback.errors import UserError
 
 _MEANS = {
@@ -57,7 +58,5 @@ def _settings(whole: Any) -> Any:
 def _digest(tensors: Iterable[tuple[str, Tensor]], also: Any = None) -> str:
     digest = xxh3_128(json.dumps(also, sort_keys=True, default=str).encode())
     for name, tensor in tensors:
-        flat = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}\n".encode())
-        digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
+        feed(digest, name, tensor)
     return digest.hexdigest()

@@ -152,8 +152,7 @@ def check_fit(whole: Any, tokenizer: Any, task: EncodedTask, config: RunConfig, 
     Raises:
         UserError: the model in parts is not the whole model, its logits don't fit the classes, or the loss is no mean.
     """
-    words = config.task.verbaliser
-    ids = verbaliser_ids(words, tokenizer) if words is not None and tokenizer is not None else None
+    ids = verbaliser_ids(config.task.verbaliser, tokenizer)
     batch = task.train.batch(list(range(min(len(task.train), 4))))
     if isinstance(whole.config, OwnSettings):
         whole.config.example = task.train.batch([0]).inputs

@@ -86,8 +86,7 @@ def lay(
     Raises:
         UserError: a setting trains nothing on a device, or asks for blocks that the model has not.
     """
-    words, task = config.task.verbaliser, loaded.task
-    ids = verbaliser_ids(words, loaded.tokenizer) if words is not None and loaded.tokenizer is not None else None
+    task, ids = loaded.task, verbaliser_ids(config.task.verbaliser, loaded.tokenizer)
     cuts = sorted({config.model.cut_of(client) for client in range(config.clients)})
     model = cut(place(loaded.whole, device), cuts[-1], head=config.model.head, verbaliser=ids)
     set_trainable(

@@ -93,8 +93,14 @@ def encode(
     return EncodedTask(train, validation, task.objective, task.label_names, metric)
 
 
-def verbaliser_ids(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """For each class its word's first token as it follows other text. UserError if two classes share one."""
+def verbaliser_ids(words: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase | None) -> list[int] | None:
+    """For each class its word's first token as it follows other text; None without words, or for images.
+
+    Raises:
+        UserError: two classes share one, or a word has none.
+    """
+    if words is None or tokenizer is None:
+        return None
     # Behind a word: " great" alone would give some tokenizers a second blank, and others none.
     before = tokenizer("was", add_special_tokens=False)["input_ids"]
     ids: dict[int, str] = {}

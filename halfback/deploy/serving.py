@@ -153,7 +153,7 @@ def serve(name: object, tree: object, around: Surroundings) -> None:
         check_plain(tree, "the job's settings")
         config = at_server(configuration.from_tree(tree, {}), own)
         place = make_folder(around.folder(own) / "runs", name)
-        check_config(config, place)
+        check_config(config, place, other="run", cure="give this one another --name")
         out = place  # from here on it is this run's, and what it holds is for whoever submitted it
         with _alone_soon(out):
             (out / ENDED).unlink(missing_ok=True)

@@ -1,6 +1,7 @@
-"""What parties hold, as named tensors: for checkpoints, and for the meters of memory."""
+"""What parties hold, as named tensors: for checkpoints, for the meters of memory, and for digests."""
 
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,3 +51,16 @@ def load_optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer, tensor
             number, entry = name.removeprefix(f"{prefix}.").split(".", 1)
             state.setdefault(int(number), {})[entry] = tensor.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class Digest(Protocol):
+    """A hash that is fed piece by piece, of `hashlib` or of xxhash."""
+
+    def update(self, data: Any, /) -> None: ...
+
+
+def feed(digest: Digest, name: str, tensor: Tensor) -> None:
+    """Enters a tensor into a digest: its name, dtype, shape and bytes."""
+    flat = tensor.detach().cpu().contiguous()
+    digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}\n".encode())
+    digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)

@@ -10,11 +10,10 @@ from typing import Any, Literal
 from halfback import config as configuration
 from halfback import json_reading
 from halfback.config import RunConfig
-from halfback.config.values import first_difference
 from halfback.engine import checkpoint
 from halfback.errors import Diverged, UserError, shown
 from halfback.runs import execution, standing
-from halfback.runs.folder import CHECKPOINT, CONFIG, PRETRAINED, half_begun
+from halfback.runs.folder import CHECKPOINT, CONFIG, PRETRAINED, check_config, half_begun
 from halfback.runs.opening import Caller
 from halfback.runs.training import RunState
 from halfback.telemetry.records import RECORDS, SUMMARY, Record, read_records, replace_text
@@ -67,12 +66,7 @@ def run_cells(cells: Sequence[Cell], watch: Watch, earlier: Sequence[Cell] = ())
 def check_folder(config: RunConfig, folder: Path) -> None:
     """Refuses a folder that holds anything but this configuration's run, over or not."""
     if (folder / CONFIG).exists():
-        kept = configuration.to_tree(configuration.load(folder / CONFIG))
-        if found := first_difference(config, kept):
-            key, ours, theirs = found
-            raise UserError(
-                f"{folder} holds another configuration: {key} was {theirs!r}, now it is {ours!r}; name a new --out"
-            )
+        check_config(config, folder, other="configuration", cure="name a new --out")
     elif folder.exists() and (not folder.is_dir() or any(path != half_begun(folder) for path in folder.iterdir())):
         raise UserError(f"{folder} exists and is no run folder; name a new --out")
 

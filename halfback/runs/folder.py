@@ -32,15 +32,16 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"--out {out} exists and is no run folder; name a new folder")
 
 
-def check_config(config: RunConfig, out: Path) -> None:
-    """UserError if `out` holds a run of another configuration; how long to wait for clients may be another."""
+def check_config(config: RunConfig, out: Path, *, other: str, cure: str) -> None:
+    """Refuses a folder that holds another configuration; how long to wait for clients may be another.
+
+    `other`: what it holds then, for the error; `cure`: what to do.
+    """
     if (out / CONFIG).exists():
         kept = configuration.to_tree(configuration.load(out / CONFIG))
         if found := first_difference(config, kept):
             key, ours, theirs = found
-            raise UserError(
-                f"{out} holds another run: {key} was {theirs!r}, now it is {ours!r}; give this one another --name"
-            )
+            raise UserError(f"{out} holds another {other}: {key} was {theirs!r}, now it is {ours!r}; {cure}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from halfback.engine.bounds import model_bound
 from halfback.engine.held import held
+from halfback.engine.tensors import feed
 from halfback.errors import PeerError
 from halfback.parties.checks import check_tensors
 from halfback.wire.messages import Weights
@@ -29,9 +30,7 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """One text that differs where a name, a shape, a dtype or a bit does."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        feed(sha, name, tensors[name])
     return sha.hexdigest()
 
 
