@@ -96,11 +96,11 @@ class ClientSide:
 
     def _measure_inference(self, round: Round) -> None:
         """The peak of plain inference on the batches that this round will use, of the head too if there is one."""
-        party, parts = self.party, self.parts()
-        install(self.part, party.theta.parameters)
-        for number in range(party.feed.cursor, party.feed.cursor + round.steps):
-            inputs = party.feed.data.batch(number).inputs
-            peak = inference_peak_bytes(nn.ModuleList(parts), lambda inputs=inputs: self._infer(inputs), [])  # type: ignore[misc]
+        feed, parts = self.party.feed, nn.ModuleList(self.parts())
+        install(self.part, self.party.theta.parameters)
+        for number in range(feed.cursor, feed.cursor + round.steps):
+            # The batch is made where it counts, as in a round.
+            peak = inference_peak_bytes(parts, lambda n=number: self._infer(feed.data.batch(n).inputs), [])  # type: ignore[misc]
             self.meters.client_inference_peak_bytes = max(self.meters.client_inference_peak_bytes, peak)
 
     def _infer(self, inputs: Mapping[str, Tensor]) -> None:

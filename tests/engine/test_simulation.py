@@ -8,6 +8,7 @@ import torch
 
 from halfback.engine.federation import Federation
 from halfback.engine.link import End, tensors_of
+from halfback.telemetry.meters import inference_peak_bytes
 from halfback.testing import small
 from halfback.wire.messages import ROLES, Activations, Join, Message, Nothing, Weights
 from halfback.wire.packing import Ledger, Most
@@ -67,6 +68,16 @@ def test_a_forward_only_client_needs_less_memory_than_one_that_backpropagates() 
     assert peaks["frozen_bottom"].client_peak_bytes < peaks["ho_sfl"].client_peak_bytes
     assert peaks["ho_sfl"].client_peak_bytes < peaks["split_lora"].client_peak_bytes
     assert peaks["frozen_bottom"].client_inference_peak_bytes == peaks["split_lora"].client_inference_peak_bytes
+
+
+def test_the_peak_of_inference_has_the_batch_in_it() -> None:
+    measured = simulation("ho_sfl", clients=1, sampled_clients=1)
+    small.run(measured, 1, measure=True)
+    party = measured.client(0).party
+    batch = party.feed.data.batch(0).inputs
+    peak = inference_peak_bytes(party.bottom, lambda: party.bottom(batch), list(batch.values()))
+    assert measured.server.meters.client_inference_peak_bytes == peak
+    assert peak > inference_peak_bytes(party.bottom, lambda: party.bottom(batch), [])
 
 
 @pytest.mark.parametrize("law", ["rademacher", "gaussian"])
