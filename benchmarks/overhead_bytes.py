@@ -1,4 +1,4 @@
-"""Bytes of a run beyond what no split method can save: activations, cut gradients, labels and masks.
+"""Bytes of a run beyond what no split method can save: activations, cut gradients, labels and lengths.
 
 python benchmarks/overhead_bytes.py runs/quickstart [more run folders]
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from halfback.telemetry.records import read_summary
 
-NEEDED = ("activations", "gradient", "labels", "mask")
+NEEDED = ("activations", "gradient", "labels", "lengths")
 
 
 def main() -> None:

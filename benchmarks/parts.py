@@ -7,8 +7,9 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 from halfback.models.adapters import Lora, set_trainable, trainable
-from halfback.models.cut import Bottom, cut
+from halfback.models.cut import cut
 from halfback.models.loading import ModelRequest, load_model
+from halfback.models.running import Bottom
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ def make_bottom(name: str, train: str, dtype: torch.dtype = torch.float32, *, bl
 def make_batch(vocabulary: int, rows: int, length: int) -> FixedBatch:
     """Random tokens: (rows, length)."""
     generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(5, vocabulary, (rows, length), generator=generator)
+    ids = torch.randint(5, vocabulary, (rows * length,), generator=generator)
     return FixedBatch(
-        {"input_ids": ids, "attention_mask": torch.ones(rows, length, dtype=torch.bool)},
+        {"input_ids": ids, "lengths": torch.full((rows,), length)},
         torch.zeros(rows, dtype=torch.int64),
         torch.arange(rows),
     )

@@ -11,18 +11,19 @@ never comes down. The server keeps each client's head honest by aligning it with
 5. client → server: θ_m, a_m; server: the mean of θ_m over m
 Heads, sets, epochs and the size of set and batches are as in the authors' code, where every client is in every round.
 Ours: a newcomer begins with the mean of the last round's heads, and who was away at an alignment is aligned when back;
-the mismatch is divided by ‖λ‖²; Adam starts anew each time; a batch has rows of one length, as they came.
+the mismatch is divided by ‖λ‖²; Adam starts anew each time.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from halfback.models.packing import parts
 from halfback.parties.by_weights import ByWeights
 from halfback.parties.client import Client
 from halfback.parties.client_exchange import upload
@@ -36,6 +37,7 @@ from halfback.wire.messages import Activations, Join, Message, Nothing, Weights
 
 HEAD = "head."  # how the names of the head's parameters begin in θ
 BATCH = 100  # rows of one step of an alignment
+FIELDS = ("z", "lengths", "labels")  # of a row in a set
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class FslSage:
 
     def _weights_for(self, server: Server, m: int) -> Weights:
         held, due = _held(server, m), server.round.number // self.align_every
-        if held["aligned"] < due and _uploads(held):
+        if held["aligned"] < due and held["rows"] > 0:
             self._align(server, m, held)
         held["aligned"] = torch.tensor(due)
         return Weights(tuple(held.get(name, p) for name, p in server.agreed.replica.parameters.items()))
@@ -98,13 +100,13 @@ class FslSage:
         assert server.auxiliary is not None, "where devices hold an auxiliary head the server has it too"
         own = {n.removeprefix(HEAD): t.clone().requires_grad_() for n, t in held.items() if n.startswith(HEAD)}
         refreshed = []
-        for hidden, mask, labels in _batches(held):
-            (true,) = torch.autograd.grad(loss_of(server, m, hidden.requires_grad_(), mask, labels), hidden)
-            refreshed.append((hidden, mask, labels, true))
+        for hidden, lengths, labels in _batches(held):
+            (true,) = torch.autograd.grad(loss_of(server, m, hidden.requires_grad_(), lengths, labels), hidden)
+            refreshed.append((hidden, lengths, labels, true))
         optimizer = torch.optim.Adam(own.values(), lr=self.alignment_lr)
-        for hidden, mask, labels, true in refreshed * self.alignment_epochs:
+        for hidden, lengths, labels, true in refreshed * self.alignment_epochs:
             with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels can't be differentiated twice
-                loss = server.top.loss(functional_call(server.auxiliary, own, (hidden, mask)), labels.long())
+                loss = server.top.loss(functional_call(server.auxiliary, own, (hidden, lengths)), labels.long())
                 (estimate,) = torch.autograd.grad(loss, hidden, create_graph=True)
                 size = true.square().sum().clamp(min=torch.finfo(true.dtype).tiny)
                 ((estimate - true).square().sum() / size).backward(inputs=list(own.values()))
@@ -113,19 +115,20 @@ class FslSage:
         held |= {HEAD + name: tensor.detach() for name, tensor in own.items()}
 
     def _keep(self, held: dict[str, Tensor], message: Activations) -> None:
-        first, rows = int(held["rows"]), {"z": message.hidden, "mask": message.mask, "labels": message.labels}
-        held |= {f"{field}.{first}": tensor for field, tensor in rows.items() if tensor is not None}
-        held["rows"] = torch.tensor(first + len(message.hidden))
-        oldest = int(held["rows"]) - self.alignment_rows
-        for start in [start for start in _uploads(held) if start < oldest]:
-            for field in rows:
-                tensor = held.pop(f"{field}.{start}", None)
-                if tensor is not None and len(tensor) > oldest - start:
-                    held[f"{field}.{oldest}"] = tensor[oldest - start :].clone()  # a view would keep all of it
+        hidden, lengths, labels = message.hidden, message.lengths, cast(Tensor, message.labels)
+        for place, part in enumerate(parts(hidden, lengths)):
+            number, own = int(held["rows"]), slice(place, place + 1)
+            held[f"z.{number}"] = hidden[part].clone()  # a view would keep all of it
+            held[f"labels.{number}"] = labels[part if len(labels) == len(hidden) else own].clone()
+            if lengths is not None:
+                held[f"lengths.{number}"] = lengths[own].clone()
+            held["rows"] = held["rows"] + 1
+            for field in FIELDS:
+                held.pop(f"{field}.{number - self.alignment_rows}", None)
 
 
 def _held(server: Server, m: int) -> dict[str, Tensor]:
-    """What lasts of client m: its head, when that was `aligned`, and its set: uploads by the number of a first row."""
+    """What lasts of client m: its head, when that was `aligned`, and its set: each row by its number."""
     held = server.recall(TensorsByClient).of
     if m not in held:
         heads = ((n, p) for n, p in server.agreed.replica.parameters.items() if n.startswith(HEAD))
@@ -133,18 +136,9 @@ def _held(server: Server, m: int) -> dict[str, Tensor]:
     return held[m]
 
 
-def _uploads(held: Mapping[str, Tensor]) -> list[int]:
-    """The numbers of the uploads in a client's set, the oldest first."""
-    return sorted(int(name.removeprefix("z.")) for name in held if name.startswith("z."))
-
-
 def _batches(held: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-    """A client's set in batches of rows of one length: activations, mask and labels."""
-    alike: dict[torch.Size, list[int]] = {}
-    for number in _uploads(held):
-        alike.setdefault(held[f"z.{number}"].shape[1:], []).append(number)
-    for numbers in alike.values():
-        hidden, labels = (torch.cat([held[f"{field}.{n}"] for n in numbers]) for field in ("z", "labels"))
-        mask = torch.cat([held[f"mask.{n}"] for n in numbers]) if f"mask.{numbers[0]}" in held else None
-        for part in (slice(at, at + BATCH) for at in range(0, len(hidden), BATCH)):
-            yield hidden[part], None if mask is None else mask[part], labels[part]
+    """A client's set in batches: activations, lengths of texts and labels."""
+    numbers = sorted(int(name.removeprefix("z.")) for name in held if name.startswith("z."))
+    for own in (numbers[at : at + BATCH] for at in range(0, len(numbers), BATCH)):
+        rows = {f: torch.cat([held[f"{f}.{n}"] for n in own]) for f in FIELDS if f"{f}.{own[0]}" in held}
+        yield rows["z"], rows.get("lengths"), rows["labels"]

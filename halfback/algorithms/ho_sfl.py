@@ -4,7 +4,7 @@ The server backpropagates its top and returns the cut gradient λ; a device meas
 changes along P seeded directions, and only these P slopes are averaged. One step, K sampled clients, equal θ:
 
 1. shared seeds s_1..s_P of the step, derived by everyone: nothing is sent
-2. client m: z_m = f_b(x_m; θ), no graph → z_m, labels, mask
+2. client m: z_m = f_b(x_m; θ), no graph → z_m, labels
 3. server: one backward of ℓ_m = ℓ(f_t(z_m), y_m) → λ_m = ∂ℓ_m/∂z_m
 4. client: v_{m,p} = ⟨λ_m, f_b(x_m; θ+μu_p) − z_m⟩ / μ → P scalars
 5. server: v̄_p = mean over m → P scalars; its own step on the averaged ∂ℓ/∂θ_t
@@ -86,9 +86,10 @@ class HoSfl:
         """What a batch says of the direction in which θ should move."""
         with entries(client.bottom, self.exact_blocks) as noted:
             hidden = client.forward(batch)  # z_m
-        cotangent = Cotangent.at((yield from feedback(client, batch, hidden)), hidden)  # λ_m
-        del hidden  # the device needs its memory for what follows
-        exact = exact_gradient(noted, cotangent.of, client.theta.exact)
+        gradient = yield from feedback(client, batch, hidden)  # λ_m
+        cotangent = Cotangent.at(gradient, hidden, batch.inputs.get("lengths"))
+        del hidden, gradient  # the device needs their memory for what follows
+        exact = exact_gradient(noted, cotangent.of, client.theta.exact, client.bottom.layout(batch.inputs))
         slopes = feedback_slopes(client, batch, cotangent, client.theta.seeds(self.directions), self._probe)  # v_{m,p}
         del cotangent
         return Slopes(client.theta.position, torch.cat([slopes, exact]))

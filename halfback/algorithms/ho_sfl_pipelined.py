@@ -3,7 +3,7 @@
 Ours: as `ho_sfl` (arXiv 2603.14773), with one exchange a step instead of two, and one more at a round's end. A round
 of S steps t, K sampled clients, equal θ_0:
 
-1. client m: z_t = f_b(x_t; θ_t), no graph → z_t, labels, mask; for t > 0 with them its slopes v_{t−1}
+1. client m: z_t = f_b(x_t; θ_t), no graph → z_t, labels; for t > 0 with them its slopes v_{t−1}
 2. server: v̄_{t−1} = mean over m; one backward of the loss at z_t → λ_t; its own step on the averaged ∂ℓ/∂θ_t of the
    top → λ_t and v̄_{t−1}
 3. client: v_t = slopes of ⟨λ_t, f_b(x_t; θ_t)⟩ along the directions of step t
@@ -87,7 +87,7 @@ class HoSflPipelined:
                 agreed, answer = received_both((yield Both(said, upload(batch, hidden))), Slopes, CutGradient)
                 gradient = cut_gradient(answer, hidden)
                 del answer
-            cotangent = Cotangent.at(gradient, hidden)
+            cotangent = Cotangent.at(gradient, hidden, batch.inputs.get("lengths"))
             del hidden, gradient  # the device needs their memory for what follows
             seeds = client.theta.seeds(self.directions, step=step)
             said = Slopes(step, feedback_slopes(client, batch, cotangent, seeds, self._probe))  # v_t

@@ -2,13 +2,13 @@
 
 No gradient comes down: the device differences the true loss, which the server takes through its top. One step:
 
-1. client: z = f_b(x; θ) → z, labels, mask; the server keeps them
+1. client: z = f_b(x; θ) → z, labels; the server keeps them
 2. client, for q = 1, …, Q: z± = f_b(x; θ ± μu_q) → each; server, without a graph: ℓ± = ℓ(f_t(z±), y) → one scalar each
 3. server: a first-order step of its top on ℓ(f_t(z), y)
 4. client: θ moves by the optimiser on (1/Q) Σ_q v_q u_q with v_q = (ℓ⁺ − ℓ⁻) / 2μ
 
 Traffic a step: 2Q + 1 activations up, 2Q scalars down. Ours: z goes first, where the paper sends it last, so labels and
-mask travel once; the server steps on it after the last probe, as in the paper, so all losses are of one top. Several
+lengths travel once; the server steps on it after the last probe, as in the paper, so all losses are of one top. Several
 clients take turns, and replay the steps of the others, whose slopes the server has from its own losses.
 """
 

@@ -3,7 +3,7 @@
 One step, K sampled clients, each with a bottom θ_m of its own within a round:
 
 1. server → client, once a round: the averaged bottom
-2. client: z = f_b(x; θ_m) → z, labels, mask; server: τ zeroth-order steps of its top ψ on the mean loss of the z
+2. client: z = f_b(x; θ_m) → z, labels; server: τ zeroth-order steps of its top ψ on the mean loss of the z
 3. client, for p = 1, …, P: z± = f_b(x; θ_m ± μu_p) → each; server: ℓ⁺ − ℓ⁻ → one scalar
 4. client: θ_m moves by the optimiser on (1/P) Σ_p (ℓ⁺ − ℓ⁻) / 2μ · u_p
 5. client → server, once a round: θ_m; server: θ = mean over m

@@ -2,7 +2,7 @@
 
 The end-to-end scheme that MU-SplitFed describes with one server step a client step. One step, K sampled clients:
 
-1. client m: z_m = f_b(x_m; θ) → z_m, labels, mask
+1. client m: z_m = f_b(x_m; θ) → z_m, labels
 2. server: its own slopes along P seeded directions w_p of ψ, by central differences on the stored z_m, averaged
 3. client: f_b(x_m; θ ± μu_p) for each p → server: the loss of each, one scalar down
 4. client: v_{m,p} = (ℓ⁺ − ℓ⁻) / 2μ → P scalars; server: v̄_p = mean over m → P scalars

@@ -161,10 +161,10 @@ def check_fit(whole: Any, tokenizer: Any, task: EncodedTask, config: RunConfig, 
     with torch.no_grad():
         logits = cut(whole, 1, verbaliser=ids).logits(batch.inputs)
     classes = len(task.label_names)
-    wanted = 2 if task.objective == "classification" else 3
-    if logits.ndim != wanted or logits.shape[-1] < classes:
-        form = f"({len(batch.labels)}, {classes})" if wanted == 2 else f"({len(batch.labels)}, tokens, vocabulary)"
-        raise UserError(f"model: it gives logits {tuple(logits.shape)} for {len(batch.labels)} rows; {form} is needed")
+    if logits.ndim != 2 or len(logits) != len(batch.labels) or logits.shape[-1] < classes:
+        what, width = ("rows", classes) if task.objective == "classification" else ("tokens", "vocabulary")
+        needed = f"({len(batch.labels)}, {width}) is needed"
+        raise UserError(f"model: it gives logits {tuple(logits.shape)} for {len(batch.labels)} {what}; {needed}")
     if task.own_loss is not None:
         loss_of(task.objective, task.own_loss)(logits, batch.labels)
         if piecewise and task.objective != "classification":

@@ -20,9 +20,10 @@ from halfback.engine.bounds import bounds_of
 from halfback.engine.links import Forms, Links
 from halfback.models.adapters import set_trainable, trainable
 from halfback.models.auxiliary import auxiliary
-from halfback.models.cut import Bottom, CutModel, LocalModel, cut, recut
+from halfback.models.cut import CutModel, cut, recut
 from halfback.models.objectives import loss_of, terms
 from halfback.models.part import Held, place, shape_behind
+from halfback.models.running import Bottom, LocalModel
 from halfback.parties.holdings import Head, HiddenForm
 from halfback.parties.protocol import Algorithm
 from halfback.zeroth.directions import seed_for
@@ -182,9 +183,9 @@ def form_at(level: CutModel, config: RunConfig, task: EncodedTask, device: torch
     """The form of the activations at a cut."""
     inputs = task.train.batch([0]).to(device).inputs
     hidden = level.bottom(inputs)
-    has_texts = "attention_mask" in inputs
-    tokens = config.task.max_length if has_texts else hidden.shape[1]
-    return HiddenForm((tokens, *hidden.shape[2:]), has_texts, hidden.dtype)
+    has_texts = "lengths" in inputs
+    shape = (config.task.max_length, *hidden.shape[1:]) if has_texts else tuple(hidden.shape[1:])
+    return HiddenForm(shape, has_texts, hidden.dtype)
 
 
 @torch.no_grad()
@@ -193,7 +194,7 @@ def _head(level: CutModel, task: EncodedTask, device: torch.device) -> Head | No
     if level.head is None:
         return None
     inputs = task.train.batch([0]).to(device).inputs
-    sizes = shape_behind(level.top, level.bottom(inputs), inputs.get("attention_mask"))
+    sizes = shape_behind(level.top, level.bottom(inputs), inputs.get("lengths"))
     return Head(level.head, loss_of(task.objective, task.own_loss), partial(terms, task.objective), sizes)
 
 

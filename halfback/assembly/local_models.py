@@ -10,8 +10,9 @@ from halfback.assembly.ground import Ground
 from halfback.assembly.motion import update_rule
 from halfback.config.facts import Boundaries, Probed
 from halfback.config.rules import check
-from halfback.models.cut import CutModel, LocalModel, recut
+from halfback.models.cut import CutModel, recut
 from halfback.models.objectives import loss_of, terms
+from halfback.models.running import LocalModel
 from halfback.parties.holdings import Boundary, Local
 from halfback.zeroth.directions import Directions, seed_for
 from halfback.zeroth.replay import Replica, RowForm

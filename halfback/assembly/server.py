@@ -14,8 +14,8 @@ from halfback.engine.links import Links
 from halfback.engine.sampling import Sampling
 from halfback.engine.server_side import ServerSide
 from halfback.models.adapters import trainable
-from halfback.models.cut import LocalModel
 from halfback.models.objectives import loss_of
+from halfback.models.running import LocalModel
 from halfback.parties.cohort import Cohort
 from halfback.parties.holdings import Above, Descent, Local
 from halfback.parties.server import Agreed, Server, Top

@@ -24,6 +24,7 @@ from halfback.data.sources import Preparation, data_folder
 from halfback.data.tasks import RawTask, has_colour_images, load_task, to_train_on
 from halfback.errors import UserError, first_line
 from halfback.models.decoding import check_known
+from halfback.models.families import family_of
 from halfback.models.fitting import check_finite
 from halfback.models.loading import HeadKind, ModelRequest, files_here, load_model
 from halfback.models.part import Held
@@ -131,8 +132,8 @@ def check_rows(loaded: Loaded, config: RunConfig) -> None:
     whole: Any = loaded.whole
     model, task, images = whole.config, loaded.task, loaded.raw.train.images
     positions = getattr(model, "max_position_embeddings", None)
-    if positions is not None and "roberta" in model.model_type:
-        positions -= model.pad_token_id + 1  # its positions are counted from behind the padding's
+    if positions is not None and family_of(whole).positions_behind_padding:
+        positions -= model.pad_token_id + 1
     wanted = getattr(model, "image_size", None)
     found = [split.largest() for split in (task.train, task.validation)]
     facts = Rows(

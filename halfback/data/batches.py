@@ -1,16 +1,15 @@
-"""Encoded rows, batches padded to their longest row, and those of one client in an order of its own."""
+"""Encoded rows, batches of them, and those of one client in an order of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, final
+from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 IGNORED = -100  # the label of positions that the loss leaves out, as torch's cross_entropy has it
 
@@ -19,10 +18,11 @@ IGNORED = -100  # the label of positions that the loss leaves out, as torch's cr
 class Batch:
     """B rows ready for a model.
 
-    inputs: for texts `input_ids` (B, T) int64 and `attention_mask` (B, T) bool, with `token_type_ids` (B, T) int64
-    for sentence pairs of tokenizers that have them; for images `pixel_values` (B, C, H, W) float32.
-    labels: (B,) int64 class numbers, or for language modelling and generation (B, T) int64: the input tokens, not
-    shifted, -100 on padding and on prompts. sample_ids: (B,) int64 row numbers in the split.
+    inputs: for texts `input_ids` (N,) int64, the N tokens of all rows one behind the other, and `lengths` (B,) int64,
+    how many are of each, with `token_type_ids` (N,) int64 for sentence pairs of tokenizers that have them; for images
+    `pixel_values` (B, C, H, W) float32. labels: (B,) int64 class numbers, or for language modelling and generation
+    (N,) int64: the tokens, not shifted, -100 on prompts and on each row's first. sample_ids: (B,) int64 row numbers
+    in the split.
     """
 
     inputs: dict[str, Tensor]
@@ -35,17 +35,9 @@ class Batch:
         return Batch(inputs, self.labels.to(device), self.sample_ids.to(device))
 
 
-@dataclass(frozen=True)
-class Padding:
-    """The token that fills short rows of a batch, and on which side of them."""
-
-    token: int = 0
-    side: Literal["left", "right"] = "right"
-
-
 @final
 class Split:
-    """Encoded rows of one split: images (N, C, H, W), or token lists with how to pad them."""
+    """Encoded rows of one split: images (N, C, H, W), or token lists."""
 
     def __init__(
         self,
@@ -54,48 +46,39 @@ class Split:
         images: Tensor | None = None,
         tokens: list[list[int]] | None = None,
         token_types: list[list[int]] | None = None,
-        padding: Padding = Padding(),
         unscored: list[int] | None = None,
     ) -> None:
-        """`unscored`: how many tokens at a row's beginning have no loss, where tokens have one at all."""
+        """`unscored`: how many tokens at a row's beginning have no loss, 1 or more, where tokens have one at all."""
         if (images is None) == (tokens is None):
             raise ValueError("a split holds either images or tokens")
+        if unscored is not None and min(unscored, default=1) < 1:
+            raise ValueError("a row's first token has no loss: nothing is before it")
         self.labels = labels
         self._images = images
         self._tokens = tokens
         self._token_types = token_types
-        self._padding = padding
         self._unscored = unscored
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: Sequence[int] | Tensor) -> Batch:
-        """The rows `indices` (at least one, in this order), padded to the longest of them."""
+        """The rows `indices` (at least one, in this order)."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         labels = self.labels[rows]
         if self._images is not None:
             return Batch({"pixel_values": self._images[rows]}, labels, rows)
         assert self._tokens is not None
-        input_ids = self._padded(self._tokens, rows, self._padding.token)
-        lengths = torch.tensor([len(self._tokens[row]) for row in rows.tolist()])[:, None]
-        place = torch.arange(input_ids.shape[1])[None]
-        # From the lengths and not from the pad token: a tokenizer without one pads with a token that texts hold too.
-        mask = place < lengths if self._padding.side == "right" else place >= input_ids.shape[1] - lengths
-        inputs = {"input_ids": input_ids, "attention_mask": mask}
+        input_ids = _joined(self._tokens, rows)
+        inputs = {"input_ids": input_ids, "lengths": torch.tensor([len(self._tokens[row]) for row in rows.tolist()])}
         if self._token_types is not None:
-            inputs["token_type_ids"] = self._padded(self._token_types, rows, 0)
+            inputs["token_type_ids"] = _joined(self._token_types, rows)
         if self._unscored is not None:
-            start = torch.tensor([self._unscored[row] for row in rows.tolist()])[:, None]
-            if self._padding.side == "left":
-                start = start + input_ids.shape[1] - lengths
-            labels = input_ids.masked_fill(~mask | (place < start), IGNORED)
+            firsts = inputs["lengths"].cumsum(0) - inputs["lengths"]
+            labels = input_ids.clone()
+            for first, row in zip(firsts.tolist(), rows.tolist(), strict=True):
+                labels[first : first + self._unscored[row]] = IGNORED
         return Batch(inputs, labels, rows)
-
-    def shortest_first(self) -> Tensor:
-        """(N,) row numbers by length, so that batches taken in this order carry little padding."""
-        lengths = [0] * len(self) if self._tokens is None else [len(row) for row in self._tokens]
-        return torch.argsort(torch.tensor(lengths), stable=True)
 
     def longest(self) -> int:
         """Tokens of the longest row; 0 for images."""
@@ -123,13 +106,12 @@ class Split:
             if lists is not None:
                 ids = np.fromiter(chain.from_iterable(lists), dtype=np.int64)
                 found |= {name: torch.from_numpy(ids), f"{name}.lengths": torch.tensor([len(row) for row in lists])}
-        if self._unscored is not None:
-            found["unscored"] = torch.tensor(self._unscored)
-        return found | {"padding": torch.tensor([self._padding.token, self._padding.side == "left"])}
+        return found if self._unscored is None else found | {"unscored": torch.tensor(self._unscored)}
 
-    def _padded(self, lists: list[list[int]], rows: Tensor, value: int) -> Tensor:
-        tensors = [torch.tensor(lists[row]) for row in rows.tolist()]
-        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=self._padding.side)
+
+def _joined(lists: list[list[int]], rows: Tensor) -> Tensor:
+    """The numbers of some rows, one behind the other."""
+    return torch.tensor([number for row in rows.tolist() for number in lists[row]])
 
 
 @final

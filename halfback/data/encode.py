@@ -1,4 +1,4 @@
-"""Texts to tokens, and batches padded to their longest row."""
+"""Texts to tokens, and rows of them ready for batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from halfback.data.batches import Padding, Split
+from halfback.data.batches import Split
 from halfback.data.options import Objective
 from halfback.data.prompts import check_template, encode_prompts, encode_rows, fill, generation_template
 from halfback.data.tasks import RawSplit, RawTask
@@ -145,8 +145,7 @@ def _encode_split(
         raw.labels,
         tokens=tokens,
         token_types=encoded.get("token_type_ids") if pairs is not None else None,
-        padding=_padding(tokenizer),
-        # Before its first token a row has nothing, or padding, and neither tells of it.
+        # Nothing is before a row's first token that could tell of it.
         unscored=[1] * len(tokens) if causal else None,
     )
 
@@ -163,20 +162,8 @@ def _encode_generation(
         assert raw.targets is not None
         prompts = fill(template, raw.texts, raw.pairs)
         tokens, unscored = encode_rows(prompts, raw.targets, tokenizer, max_length)
-        splits.append(
-            Split(
-                raw.labels,
-                tokens=tokens,
-                padding=_padding(tokenizer),
-                unscored=unscored,
-            )
-        )
+        splits.append(Split(raw.labels, tokens=tokens, unscored=unscored))
     different = dict(zip(prompts, raw.references or [], strict=True))
     encoded = encode_prompts(list(different), tokenizer, max_length)
     found = tuple(Prompt(row, written) for row, written in zip(encoded, different.values(), strict=True))
     return EncodedTask(splits[0], splits[1], task.objective, [], "perplexity", found)
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> Padding:
-    token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return Padding(token or 0, tokenizer.padding_side)

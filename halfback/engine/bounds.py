@@ -56,9 +56,9 @@ class Bounds:
     ) -> dict[Role, Most]:
         """The most that the fields of a message may hold which goes this way, by role."""
         first = next(iter(forms.values()))
-        places = (self.rows, first.shape[0]) if first.has_texts else (self.rows,)
+        places = (self.rows * first.shape[0] if first.has_texts else self.rows,)
         most: dict[Role, Most] = {
-            "mask": _shaped(places, 1),
+            "lengths": _shaped((self.rows,), 4),
             "labels": _shaped(places, 4),
             "sample_ids": _shaped((self.rows,), 4),
             "slopes": Most(4 * self.slopes[direction]),
@@ -73,7 +73,10 @@ class Bounds:
             if link in receivers:
                 most[role] = Most(*receivers[link].most(self.rows * forms[link].rows, self.rows))
             elif link in forms:
-                most[role] = _shaped((self.rows, *forms[link].shape), forms[link].dtype.itemsize)
+                shape, texts = forms[link].shape, forms[link].has_texts
+                most[role] = _shaped(
+                    (self.rows * shape[0], *shape[1:]) if texts else (self.rows, *shape), forms[link].dtype.itemsize
+                )
         return most
 
 

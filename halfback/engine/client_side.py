@@ -10,7 +10,8 @@ from halfback.engine.held import held
 from halfback.engine.link import blamed, charged, tensors_of
 from halfback.engine.links import Links
 from halfback.engine.tensors import load_moments, load_optimizer_tensors, moments, optimizer_tensors, under
-from halfback.models.cut import Bottom, LocalModel, install
+from halfback.models.cut import install
+from halfback.models.running import Bottom, LocalModel
 from halfback.parties.client import Client
 from halfback.parties.holdings import Round
 from halfback.parties.protocol import Algorithm, Conversation
@@ -106,10 +107,8 @@ class ClientSide:
     def _infer(self, inputs: Mapping[str, Tensor]) -> None:
         """What a device computes of one batch's logits; the server's part in between is not its own."""
         hidden, head = self.parts()[0](inputs), self.party.head
-        if head is not None:
-            mask = inputs.get("attention_mask")
-            rows = hidden.shape[:1] if mask is None else mask.shape
-            head.module(hidden.new_zeros(*rows, *head.sizes), mask)  # on what the middle would make of it
+        if head is not None:  # on what the middle would make of it
+            head.module(hidden.new_zeros(len(hidden), *head.sizes), inputs.get("lengths"))
 
     def parts(self) -> list[nn.Module]:
         """What the client holds of the model: the part that θ belongs to first."""

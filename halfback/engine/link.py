@@ -28,10 +28,9 @@ _RECEIVES: dict[Side, Direction] = {"client": "down", "server": "up"}
 
 @dataclass(frozen=True)
 class _Batch:
-    """The samples that are on their way between the two ends; for texts also `mask` (B, T) and the tokens of each."""
+    """The samples that are on their way between the two ends; for texts also the `tokens` of each."""
 
     ids: tuple[int, ...]
-    mask: Tensor | None
     tokens: tuple[int, ...] | None
 
 
@@ -170,7 +169,7 @@ class End:
         by_role = {role: values[name] for name, (role, _) in FIELDS[kind].items()}
         if not (self.senders or self.receivers) or "sample_ids" not in by_role:
             return
-        ids, mask, hidden = (by_role.get(role) for role in ("sample_ids", "mask", "activations"))
+        ids, lengths, hidden = (by_role.get(role) for role in ("sample_ids", "lengths", "activations"))
         if ids is not None:
             if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool or not len(ids):
                 came = f"{ids.dtype} {tuple(ids.shape)}"
@@ -182,13 +181,12 @@ class End:
                 except PeerError as error:
                     raise error.within(f"{kind.__name__}.sample_ids") from None
             form = next(iter(self._forms.values()))
-            tokens = _tokens(kind, mask, len(ids), form.shape[0]) if form.has_texts else None
-            self._batch = _Batch(samples, mask if form.has_texts else None, tokens)
+            self._batch = _Batch(samples, _tokens(kind, lengths, len(ids), form.shape[0]) if form.has_texts else None)
         batch = self._step()
-        rows = (len(batch.ids),) if batch.mask is None else tuple(batch.mask.shape)
-        if isinstance(hidden, Tensor) and hidden.shape[: len(rows)] != rows:  # what is encoded is counted by its codec
-            came = f"hidden states {tuple(hidden.shape)} came for samples and tokens {rows}"
-            raise PeerError(kind.__name__, f"{came}, which is what they must begin with")
+        rows = len(batch.ids) if batch.tokens is None else sum(batch.tokens)
+        if isinstance(hidden, Tensor) and len(hidden) != rows:  # what is encoded is counted by its codec
+            what = "samples" if batch.tokens is None else "tokens"
+            raise PeerError(kind.__name__, f"hidden states {tuple(hidden.shape)} came for {rows} {what}")
 
     def _samples(self, values: Mapping[str, Any], link: str) -> Samples:
         """Those of the step; without their ids where the message is one of several of them."""
@@ -203,20 +201,14 @@ class End:
         return self._batch
 
     def _to_matrix(self, hidden: Tensor, link: str) -> Tensor:
-        hidden = hidden.detach()
-        mask = self._step().mask
-        matrix = hidden[mask.to(hidden.device)] if mask is not None else hidden.reshape(-1, self._forms[link].width)
+        matrix = hidden.detach().reshape(-1, self._forms[link].width)
         if not finite(matrix):
             raise Diverged(f"{self._side}: hidden states or gradients", "are not finite", "lower the learning rates")
         return matrix
 
     def _from_matrix(self, matrix: Tensor, link: str) -> Tensor:
-        mask, form = self._step().mask, self._forms[link]
-        if mask is None:
-            return matrix.reshape(-1, *form.shape)
-        hidden = matrix.new_zeros(*mask.shape, form.width)
-        hidden[mask] = matrix  # nothing is said of padding, and nothing depends on it
-        return hidden
+        form = self._forms[link]
+        return matrix if form.has_texts else matrix.reshape(-1, *form.shape)
 
     def _placed(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -254,15 +246,15 @@ class End:
             end.load_state(under(f"{name}.", tensors), values[name])
 
 
-def _tokens(kind: type[Part], mask: Tensor | None, count: int, most: int) -> tuple[int, ...]:
-    """Tokens of each sample, from a mask that may come from anyone."""
-    if mask is None or mask.ndim != 2 or mask.dtype != torch.bool or len(mask) != count or mask.shape[1] > most:
-        came = "none" if mask is None else f"{mask.dtype} {tuple(mask.shape)}"
-        raise PeerError(f"{kind.__name__}.mask", came, f"torch.bool ({count}, up to {most}) is allowed")
-    rows = mask.sum(dim=1)
-    if not bool((rows > 0).all()):
-        raise PeerError(f"{kind.__name__}.mask", "a row without a token came")
-    return tuple(rows.tolist())
+def _tokens(kind: type[Part], lengths: Tensor | None, count: int, most: int) -> tuple[int, ...]:
+    """Tokens of each sample, from lengths that may come from anyone."""
+    if lengths is None or lengths.shape != (count,) or lengths.dtype != torch.int32:
+        came = "none" if lengths is None else f"{lengths.dtype} {tuple(lengths.shape)}"
+        raise PeerError(f"{kind.__name__}.lengths", came, f"torch.int32 ({count},) is allowed")
+    tokens = tuple(lengths.tolist())
+    if outside := [length for length in tokens if not 1 <= length <= most]:
+        raise PeerError(f"{kind.__name__}.lengths", outside[0], f"1 to {most} are allowed")
+    return tokens
 
 
 @contextmanager

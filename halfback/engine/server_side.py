@@ -16,7 +16,8 @@ from halfback.engine.links import Links
 from halfback.engine.sampling import Sampler
 from halfback.engine.tensors import moments, optimizer_tensors
 from halfback.errors import PeerError
-from halfback.models.cut import Bottom, LocalModel, install
+from halfback.models.cut import install
+from halfback.models.running import Bottom, LocalModel
 from halfback.parties.holdings import Round
 from halfback.parties.protocol import Algorithm, ChoosesClients
 from halfback.parties.server import Server

@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from halfback.errors import UserError
-from halfback.models.cut import Bottom, CutModel, Middle, Top
+from halfback.models.cut import CutModel
 from halfback.models.own import Stack
 from halfback.models.quiet import quiet
 from halfback.models.resnet import ResNet, file_names
+from halfback.models.running import Bottom, Middle, Top
 
 Trained = Literal["lora", "full", "none"]
 # The device's part has more choices: zeroth order gets better with fewer dimensions.

@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 from halfback.errors import UserError
 from halfback.models.adapters import Lora, Trained, draw_start, set_trainable_copy, trainable, without_adapters
-from halfback.models.cut import CutModel, Top, top_body
+from halfback.models.cut import CutModel, top_body
 from halfback.models.families import Kind
 from halfback.models.own import OwnSettings
 from halfback.models.resnet import ResNet
+from halfback.models.running import Top
 
 
 @final
 class LinearHead(nn.Module):
     """One linear layer, in float32, on the activations of a row pooled to one vector (Ours).
 
-    Pooled how: of images the mean over places, of encoders the mean over a row's tokens without padding (the first
-    token, which a pooler reads, says little this early), of decoders the last position, where the top reads too.
+    Pooled how: of images the mean over places, of encoders the mean over a text's tokens (the first one, which a pooler
+    reads, says little this early), of decoders the last one, where the top reads too.
     """
 
     def __init__(self, kind: Kind, width: int, num_labels: int, seed: int) -> None:
@@ -34,25 +35,25 @@ class LinearHead(nn.Module):
         self.linear.weight.data.copy_(draw_start((num_labels, width), seed, "linear.weight"))
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Logits (B, classes), float32, from activations (B, T, H), (B, C, H, W) or (B, F), and the mask (B, T)."""
-        return self.linear(self._pooled(hidden.float(), mask))
+    def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+        """Logits (B, classes), float32, from activations (N, H) of texts of these lengths (B,), or of images (B, …)."""
+        return self.linear(self._pooled(hidden.float(), lengths))
 
-    def _pooled(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        if self.kind == "decoder":
-            return hidden[:, -1]
-        if self.kind == "image":
+    def _pooled(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+        if lengths is None:
             return hidden.mean(dim=(2, 3) if hidden.dim() == 4 else 1) if hidden.dim() > 2 else hidden
-        if mask is None:
-            raise ValueError("a text model needs the attention mask after a cut too")
-        kept = mask.to(hidden.dtype)[..., None]
-        return (hidden * kept).sum(dim=1) / kept.sum(dim=1)
+        counts = lengths.to(hidden.device, torch.int64)
+        if self.kind == "decoder":
+            return hidden.index_select(0, counts.cumsum(0) - 1)
+        owners = torch.repeat_interleave(torch.arange(len(counts), device=hidden.device), counts)
+        sums = hidden.new_zeros(len(counts), hidden.shape[1]).index_add(0, owners, hidden)
+        return sums / counts.to(hidden.dtype).unsqueeze(1)
 
 
 def auxiliary(
     model: CutModel, kind: Literal["linear"] | int, *, num_labels: int, trained: Trained, lora: Lora, seed: int
 ) -> LinearHead | Top:
-    """A head for the device: `forward(hidden, mask)` gives the logits that `Top.forward` is defined to give.
+    """A head for the device: `forward(hidden, lengths)` gives the logits that `Top.forward` is defined to give.
 
     kind: "linear", or how many of the first blocks after the cut are copied (0 or more), with all that follows the
     last block. num_labels: classes, for "linear". trained, lora: as for `set_trainable`; a linear head has no adapters,
@@ -97,7 +98,7 @@ def _example(model: CutModel, settings: OwnSettings, head: nn.Module | None = No
     device = next(model.whole.parameters()).device
     inputs = {name: rows.to(device) for name, rows in settings.example.items()}
     hidden = model.bottom(inputs)
-    return hidden if head is None else head(hidden, inputs.get("attention_mask"))
+    return hidden if head is None else head(hidden, inputs.get("lengths"))
 
 
 def _linear(model: CutModel, num_labels: int, seed: int) -> LinearHead:
@@ -137,7 +138,7 @@ def _last(model: CutModel) -> Top:
 
 
 def _has_logits_for_every_token(model: CutModel) -> bool:
-    return hasattr(model.whole, "lm_head") and _last(model).verbaliser is None
+    return _last(model).scores_tokens
 
 
 def _width(model: CutModel) -> int:

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch.utils.checkpoint import checkpoint
 
-from halfback.models.cut import Bottom
+from halfback.models.running import Bottom
 
 
 @contextmanager

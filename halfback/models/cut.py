@@ -2,7 +2,8 @@
 
 No forward pass is written again. Each part is a shallow copy of the modules on the way to the blocks, with its share
 of the blocks; every other module, and every parameter, is the whole model's own. So the parts together compute the
-bits of the uncut model, whatever the model does between its blocks.
+bits of the uncut model, whatever the model does between its blocks. Texts go through without padding (`packing`): what
+the model's own padded rows would give, but for the rounding of float sums of another length.
 """
 
 import copy
@@ -17,6 +18,7 @@ from transformers import PreTrainedConfig
 
 from halfback.errors import UserError
 from halfback.models.families import Family, family_of
+from halfback.models.running import Bottom, Middle, Top
 
 
 class _Pass(nn.Module):
@@ -38,96 +40,6 @@ class _Zero(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return torch.zeros(())
-
-
-class Bottom(nn.Module):
-    """The device's first part: embeddings and the first blocks. `body` has the whole model's parameter names."""
-
-    def __init__(self, body: nn.Module, family: Family) -> None:
-        super().__init__()
-        self.body = body
-        self.family = family
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The blocks before the cut, one or more."""
-        backbone = self.body.get_submodule(self.family.backbone)
-        return list(cast(nn.ModuleList, backbone.get_submodule(self.family.blocks)))
-
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Activations: (B, T, H) for text and ViT, (B, C, H, W) for a ResNet.
-
-        inputs: `input_ids` and `attention_mask` (B, T), for encoders optionally `token_type_ids` (B, T);
-        or `pixel_values` (B, C, H, W).
-        """
-        backbone = self.body.get_submodule(self.family.backbone)
-        if self.family.kind == "image":
-            output = backbone(inputs["pixel_values"])
-        else:
-            arguments = {"input_ids": inputs["input_ids"], **_text_arguments(self.family, inputs["attention_mask"])}
-            if self.family.kind == "encoder" and "token_type_ids" in inputs:
-                arguments["token_type_ids"] = inputs["token_type_ids"]
-            output = backbone(**arguments)
-        return output if isinstance(output, Tensor) else output.last_hidden_state
-
-
-class Middle(nn.Module):
-    """The server's part in the U-shape: blocks between two cuts. `body` has the whole model's parameter names."""
-
-    def __init__(self, body: nn.Module, family: Family) -> None:
-        super().__init__()
-        self.body = body
-        self.family = family
-
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Activations at the second cut, before the final norm, from those at the first and the mask (B, T)."""
-        positional, arguments = _activation_arguments(self.family, hidden, mask)
-        output = self.body.get_submodule(self.family.backbone)(*positional, **arguments)
-        return output if isinstance(output, Tensor) else output.last_hidden_state
-
-
-class Top(nn.Module):
-    """The last part: the blocks after the (last) cut, final norm and head layer; the server's half, or a device's head.
-
-    `body` has the whole model's parameter names.
-    """
-
-    def __init__(self, body: nn.Module, family: Family, verbaliser: Sequence[int] | None) -> None:
-        super().__init__()
-        self.body = body
-        self.family = family
-        self.verbaliser = None if verbaliser is None else tuple(verbaliser)
-
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Logits: (B, classes), or (B, T, vocabulary) for a causal language model without a verbaliser.
-
-        hidden: the activations at the cut before it. mask: the attention mask (B, T), None for images.
-        Decoders read a row's answer at the last position, so their rows are padded on the left.
-        """
-        positional, arguments = _activation_arguments(self.family, hidden, mask)
-        if self.verbaliser is not None:
-            arguments["logits_to_keep"] = 1
-        output = self.body(*positional, **arguments)
-        logits = output if isinstance(output, Tensor) else output.logits
-        return logits if self.verbaliser is None else logits[:, -1, list(self.verbaliser)]
-
-
-class LocalModel(nn.Module):
-    """A bottom with a head behind it, auxiliary or the whole top: a device's own way from the inputs to logits."""
-
-    def __init__(self, bottom: Bottom, head: nn.Module) -> None:
-        super().__init__()
-        self.bottom = bottom
-        self.head = head
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The blocks before the cut."""
-        return self.bottom.blocks
-
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Logits as of `Top.forward`, from what `Bottom.forward` takes."""
-        return self.head(self.bottom(inputs), inputs.get("attention_mask"))
 
 
 @dataclass(frozen=True)
@@ -159,11 +71,11 @@ class CutModel:
             inputs: a batch as the model takes it, by the names of the arguments.
 
         Returns:
-            The logits: (B, classes), or of a language model (B, tokens, vocabulary).
+            The logits: (B, classes), or of a language model (N, vocabulary) for the N tokens.
         """
-        mask = inputs.get("attention_mask")
-        hidden = self.top(self.bottom(inputs), mask)
-        return hidden if self.head is None else self.head(hidden, mask)
+        lengths = inputs.get("lengths")
+        hidden = self.top(self.bottom(inputs), lengths)
+        return hidden if self.head is None else self.head(hidden, lengths)
 
 
 def cut(model: nn.Module, at: int, *, head: int | None = None, verbaliser: Sequence[int] | None = None) -> CutModel:
@@ -222,29 +134,6 @@ def install(part: nn.Module, parameters: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         path, _, attribute = name.rpartition(".")
         part.get_submodule(path)._parameters[attribute] = parameter  # type: ignore[assignment]
-
-
-def _activation_arguments(
-    family: Family, hidden: Tensor, mask: Tensor | None
-) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-    """What the forward pass of a part after a cut takes, by position and by name."""
-    if family.kind == "image":
-        return (hidden,), {}
-    if mask is None:
-        raise ValueError("a text model needs the attention mask after a cut too")
-    return (), {"inputs_embeds": hidden, **_text_arguments(family, mask)}
-
-
-def _text_arguments(family: Family, mask: Tensor) -> dict[str, Any]:
-    """What the forward pass of any part takes beside the tokens or the activations."""
-    mask = mask.long()
-    arguments: dict[str, Any] = {"attention_mask": mask, "return_dict": True}
-    if family.kind == "decoder":
-        arguments["use_cache"] = False
-    if family.position_ids:
-        # A row's first token is at position 0 however much padding stands on its left.
-        arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    return arguments
 
 
 def _check_cut(model: nn.Module, at: int, blocks: int) -> None:
@@ -311,7 +200,7 @@ def _without_exit(body: nn.Module, family: Family) -> nn.Module:
 
 
 def _drop_padding_warning(record: logging.LogRecord) -> bool:
-    """Heads of decoders warn that activations show no padding: rows are padded on the left, so none is needed."""
+    """Heads of decoders warn that activations show no padding: they are given none."""
     return "will not detect padding tokens in `inputs_embeds`" not in record.getMessage()
 
 

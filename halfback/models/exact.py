@@ -16,22 +16,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from halfback.models.cut import Bottom
-from halfback.models.families import OF_ALL, OF_ROWS
+from halfback.models.families import OF_PAIRS, OF_PLACES
+from halfback.models.packing import Layout, parts_of
+from halfback.models.running import Bottom
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A block and what it was called with: activations (B, …) first, then what `families.OF_ROWS` and `OF_ALL` name."""
+    """A block and what it was called with: activations first, then what `families.OF_PLACES` and `OF_PAIRS` name."""
 
     block: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
-    def rows(self, rows: slice) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Some rows of the arguments; what is the same for all rows stays whole.
+    def of(self, row: int, places: slice) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments for one sample: some places of a row; of images, whose activations have no places, all of it.
 
-        An argument's name says which it is, never its size: tokens, features or rows may be equally many.
+        An argument's name says what of it belongs to the sample, never its size: tokens, features or rows may be
+        equally many.
 
         Raises:
             ValueError: a tensor's name is in no table.
@@ -39,15 +41,26 @@ class Entry:
         _, *names = inspect.signature(self.block.forward).parameters
 
         def chosen(name: str, value: Any) -> Any:
-            if name in OF_ALL or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+            if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
                 return value
-            if name not in OF_ROWS:
-                raise ValueError(f"{type(self.block).__name__}: whether {name!r} has a row for each row is not known")
-            return tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and len(leaf) > 1 else leaf, value)
+            if name not in (*OF_PLACES, *OF_PAIRS):
+                raise ValueError(f"{type(self.block).__name__}: what of {name!r} belongs to a sample is not known")
+
+            def own(leaf: Any) -> Any:
+                if not isinstance(leaf, Tensor):
+                    return leaf
+                at = row if len(leaf) > 1 else 0
+                if name in OF_PLACES or leaf.ndim == 2:
+                    return leaf[at : at + 1, places]
+                return leaf[at : at + 1, ..., places if leaf.shape[-2] > 1 else slice(None), places]
+
+            return tree_map(own, value)
 
         hidden, *others = self.args
-        args = (hidden[rows], *(chosen(name, value) for name, value in zip(names, others, strict=False)))
-        return args, {name: chosen(name, value) for name, value in self.kwargs.items()}
+        rest = (chosen(name, value) for name, value in zip(names, others, strict=False))
+        return (hidden[row : row + 1, places], *rest), {
+            name: chosen(name, value) for name, value in self.kwargs.items()
+        }
 
 
 @contextmanager
@@ -67,29 +80,36 @@ def entries(bottom: Bottom, count: int) -> Iterator[list[Entry]]:
             handle.remove()
 
 
-def exact_gradient(noted: list[Entry], gradient: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+def exact_gradient(
+    noted: list[Entry], gradient: Tensor, parameters: Mapping[str, Tensor], layout: Layout | None
+) -> Tensor:
     """∂⟨λ, z⟩/∂ of `parameters`, all in the noted blocks: one (d,) float32, in their order.
 
-    `gradient` is λ, (B, …) as the activations; `noted` is used up.
+    `gradient` is λ, in the shape of the activations; `layout` says where each text's tokens were in the blocks' rows,
+    None for images. `noted` is used up.
     """
     sums = {id(p): torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for p in parameters.values()}
+    # Of each sample: its part of λ, and the row and the places of the blocks' activations.
+    parts = parts_of([1] * len(gradient) if layout is None else layout.lengths)
+    spots = [(row, slice(None)) for row in range(len(gradient))] if layout is None else layout.spots()
     while noted:
         entry = noted.pop()
         own = [p for p in entry.block.parameters() if id(p) in sums]
         if not noted and not own:
             break
-        before = torch.empty_like(entry.args[0]) if noted else None
-        for row in range(len(gradient)):
-            (hidden, *args), kwargs = entry.rows(slice(row, row + 1))
+        before = torch.empty_like(entry.args[0] if layout is None else gradient) if noted else None
+        for part, (row, places) in zip(parts, spots, strict=True):
+            (hidden, *args), kwargs = entry.of(row, places)
             hidden = hidden.detach().requires_grad_(before is not None)
             with torch.enable_grad():
                 out = entry.block(hidden, *args, **kwargs)
             out = out if isinstance(out, Tensor) else out[0]
             wanted = own if before is None else [hidden, *own]
-            found = list(torch.autograd.grad(out, wanted, gradient[row : row + 1], materialize_grads=True))
+            found = list(torch.autograd.grad(out, wanted, gradient[part].view_as(out), materialize_grads=True))
             del out
             if before is not None:
-                before[row : row + 1], *found = found
+                of_hidden, *found = found
+                before[part] = of_hidden.view_as(before[part])
             for parameter, slope in zip(own, found, strict=True):
                 sums[id(parameter)] += slope
         if before is not None:

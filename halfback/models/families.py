@@ -28,7 +28,7 @@ class Family:
 
     name         the row's name.
     model_types  values of `config.model_type` that have this layout.
-    kind         decoder (text, padded on the left), encoder (text, padded on the right) or image (any tensor a row).
+    kind         decoder (text, a token sees those before it), encoder (text) or image (any tensor a row).
     backbone     path, in the task model, of the module whose forward pass runs the blocks ("" is the model itself).
     blocks       path, in the backbone, of the list of blocks.
     before       modules of the backbone that run before the first block, with their stand-in in the top.
@@ -38,7 +38,8 @@ class Family:
                  convolution and embedding layer of the blocks.
     ia3          paths, in a block, of what (IA)³ scales: keys and values by their output, the feed-forward's inner
                  activation as the input of its second layer. Empty where a block has no such modules.
-    position_ids whether the backbone takes `position_ids`, which text padded on the left needs.
+    positions_behind_padding  whether positions are counted from behind the number of the padding token, not from 0.
+    sees_by_positions  whether attention, where it is given no mask, begins anew where the positions do.
     other        first names, behind the base model's own, of what checkpoints made for other tasks hold beside what
                  this one's model has: their heads, and poolers that only those use. They may be left unused.
     fresh        modules beside the head that a checkpoint without a head may lack; a new task trains them from new.
@@ -55,7 +56,8 @@ class Family:
     head: tuple[str, ...] = ()
     lora: tuple[str, ...] = ()
     ia3: Mapping[str, Scaled] = field(default_factory=dict)
-    position_ids: bool = False
+    positions_behind_padding: bool = False
+    sees_by_positions: bool = False
     other: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     module: type[nn.Module] | None = None
@@ -73,7 +75,6 @@ _OURS = (
         head=("score",),
         lora=("q_proj", "v_proj"),
         ia3={"self_attn.k_proj": "output", "self_attn.v_proj": "output", "fc2": "input"},
-        # OPT counts positions from the attention mask itself.
         other=("lm_head", "score", "qa_outputs", "v_head"),
     ),
     Family(
@@ -89,7 +90,7 @@ _OURS = (
         # Queries, keys and values are one layer, so the queries get factors too. They add nothing that the keys' have
         # not: a score is a sum of products of a query's entry and a key's.
         ia3={"attn.c_attn": "output", "mlp.c_proj": "input"},
-        position_ids=True,
+        sees_by_positions=True,
         other=("lm_head", "score", "classifier", "qa_outputs", "multiple_choice_head", "v_head"),
     ),
     Family(
@@ -103,7 +104,7 @@ _OURS = (
         head=("score",),
         lora=("q_proj", "v_proj"),
         ia3={"self_attn.k_proj": "output", "self_attn.v_proj": "output", "mlp.down_proj": "input"},
-        position_ids=True,
+        sees_by_positions=True,
         other=("lm_head", "score", "qa_outputs", "v_head"),
     ),
     Family(
@@ -131,6 +132,7 @@ _OURS = (
         head=("classifier",),
         lora=("query", "value"),
         ia3={"attention.self.key": "output", "attention.self.value": "output", "output.dense": "input"},
+        positions_behind_padding=True,
         other=("lm_head", "classifier", "qa_outputs", "pooler"),
     ),
     Family(
@@ -161,10 +163,10 @@ _OURS = (
 FAMILIES: Registry[Family] = Registry("halfback.families", {row.name: row for row in _OURS})
 
 
-# What the families' blocks are called with beside the activations, by the names of their arguments. Those of the batch
-# have a row for each of its rows, or a single one for all; the others say something of the places in a row.
-OF_ROWS = ("attention_mask", "position_ids", "position_embeddings")
-OF_ALL = ("cache_position",)
+# What the families' blocks are called with beside the activations (R, M, …), by the names of their arguments: a row for
+# each of theirs, or one for all, of places (R, M, …), or for a mask of pairs of places (R, 1, M, M).
+OF_PLACES = ("position_ids", "position_embeddings")
+OF_PAIRS = ("attention_mask",)
 
 
 def family(
@@ -183,7 +185,7 @@ def family(
 
     Args:
         blocks: path of the `ModuleList` or `Sequential` of the blocks.
-        kind: of the rows: "image" for a tensor a row, else texts, that are padded on the right (encoder) or left.
+        kind: of the rows: "image" for a tensor a row, else texts, filled up on the right (encoder) or the left.
         before: names of the modules that run before the first block. The server has none of them: what it has instead
             gives its input back ("pass"), or nothing ("none"), or zero ("zero", for a term that is added again).
         after: names of the modules that run after the last block: the head, which is trained in full.

@@ -21,11 +21,14 @@ Metric = Callable[[Tensor, Tensor], float]
 
 
 def loss(objective: Objective, logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy: of (B, C) logits on (B,) labels, or of (B, T, V) logits on the next of (B, T) tokens."""
+    """Mean cross-entropy: of (B, C) logits on (B,) labels, or of (N, V) logits on the next of (N,) tokens.
+
+    The tokens are those of one text or of several behind one another, of which each first one's label is -100.
+    """
     if objective == "classification":
         return F.cross_entropy(logits.float(), labels)
-    following = labels[:, 1:].flatten()
-    total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), following, ignore_index=IGNORED, reduction="sum")
+    following = labels[1:]
+    total = F.cross_entropy(logits[:-1].float(), following, ignore_index=IGNORED, reduction="sum")
     return total / (following != IGNORED).sum().clamp(min=1)  # rows of one token have nothing to predict
 
 
@@ -64,7 +67,7 @@ def check_mean(own: Loss, logits: Tensor, labels: Tensor) -> None:
 
 def terms(objective: Objective, labels: Tensor) -> int:
     """How many rows or tokens the mean of `loss` is taken over; 0 where no token is counted."""
-    return len(labels) if objective == "classification" else int((labels[:, 1:] != IGNORED).sum())
+    return len(labels) if objective == "classification" else int((labels[1:] != IGNORED).sum())
 
 
 @dataclass(frozen=True)

@@ -98,14 +98,14 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 @torch.no_grad()
-def shape_behind(middle: nn.Module, hidden: Tensor, mask: Tensor | None) -> tuple[int, ...]:
-    """The shape of what a middle makes of activations, behind the batch dimension (and for texts the tokens).
+def shape_behind(middle: nn.Module, hidden: Tensor, lengths: Tensor | None) -> tuple[int, ...]:
+    """The shape of what a middle makes of activations, behind the dimension of the samples, or of the texts' tokens.
 
     Of a middle that isn't held it follows without a computation.
     """
     if not any(parameter.is_meta for parameter in middle.parameters()):
-        return tuple(middle(hidden, mask).shape[1 if mask is None else 2 :])
-    if mask is not None:
-        return tuple(hidden.shape[2:])  # every block of a model that is read from files gives what it takes
+        return tuple(middle(hidden, lengths).shape[1:])
+    if lengths is not None:
+        return tuple(hidden.shape[1:])  # every block of a model that is read from files gives what it takes
     shapes = {name: tensor.to("meta") for name, tensor in (*middle.named_parameters(), *middle.named_buffers())}
     return tuple(functional_call(middle, shapes, (hidden.to("meta"), None)).shape[1:])

@@ -19,26 +19,35 @@ def check_activations(server: Server, client: int, message: Activations) -> None
         PeerError: names the client, the field, what came and what is allowed.
         Diverged: the activations are not finite.
     """
-    hidden, labels, mask = message.hidden, message.labels, message.mask
+    hidden, labels, lengths = message.hidden, message.labels, message.lengths
     form = server.top.of(client).form
-    length, *sizes = form.shape
-    fits = hidden.ndim == len(sizes) + 2 and list(hidden.shape[2:]) == sizes
-    fits = fits and (hidden.shape[1] <= length if form.has_texts else hidden.shape[1] == length)
-    if not fits or hidden.numel() == 0 or hidden.dtype != form.dtype:
-        wanted = ("any", f"up to {length}" if form.has_texts else length, *sizes)
-        came, allowed = f"{hidden.dtype} {tuple(hidden.shape)}", f"({', '.join(map(str, wanted))})"
+    sizes = form.shape[1:] if form.has_texts else form.shape
+    if hidden.shape[1:] != sizes or hidden.numel() == 0 or hidden.dtype != form.dtype:
+        came, allowed = f"{hidden.dtype} {tuple(hidden.shape)}", f"({', '.join(map(str, ('any', *sizes)))})"
         raise PeerError("Activations.hidden", came, f"{form.dtype} of shape {allowed} is allowed", sender=client)
-    for name, tensor in (("mask", mask), ("labels", labels)):
-        if tensor is not None and (tensor.shape[:1] != hidden.shape[:1] or tensor.is_floating_point()):
-            came = f"{tensor.dtype} {tuple(tensor.shape)}"
-            allowed = f"integers for a batch of {len(hidden)} are allowed"
-            raise PeerError(f"Activations.{name}", came, allowed, sender=client)
-    if mask is not None and mask.shape != hidden.shape[:2]:
-        allowed = f"{tuple(hidden.shape[:2])} is allowed"
-        raise PeerError("Activations.mask", tuple(mask.shape), allowed, sender=client)
+    if lengths is not None:
+        _check_lengths(server, client, lengths, len(hidden))
+    samples = len(hidden) if lengths is None else len(lengths)
+    if labels is not None and (labels.shape not in ((samples,), (len(hidden),)) or labels.is_floating_point()):
+        came, allowed = f"{labels.dtype} {tuple(labels.shape)}", f"integers for a batch of {samples} are allowed"
+        raise PeerError("Activations.labels", came, allowed, sender=client)
     if not all_finite(hidden):
         cure = "lower bottom.lr or bottom.clip"
         raise Diverged("Activations.hidden", "is not finite", cure, step=server.steps, sender=client)
+
+
+def _check_lengths(server: Server, client: int, lengths: Tensor, tokens: int) -> None:
+    form = server.top.of(client).form
+    if not form.has_texts:
+        raise PeerError("Activations.lengths", "some", "none are allowed for images", sender=client)
+    if lengths.ndim != 1 or lengths.dtype != torch.int32:
+        came = f"{lengths.dtype} {tuple(lengths.shape)}"
+        raise PeerError("Activations.lengths", came, "torch.int32 (samples,) is allowed", sender=client)
+    if outside := lengths[(lengths < 1) | (lengths > form.shape[0])].tolist():
+        raise PeerError("Activations.lengths", outside[0], f"1 to {form.shape[0]} are allowed", sender=client)
+    if int(lengths.sum()) != tokens:
+        came = f"texts of {int(lengths.sum())} tokens"
+        raise PeerError("Activations.lengths", came, f"{tokens}, one for each row of hidden, are needed", sender=client)
 
 
 def check_slopes(server: Server, client: int, message: Slopes, count: int, *, step: int | None = None) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from halfback.models.cut import Bottom
+from halfback.models.running import Bottom
 from halfback.parties.holdings import Batch, BatchSource, Descent, Head, Local, Round
 from halfback.zeroth.directions import Seeds
 from halfback.zeroth.replay import Replica
@@ -151,7 +151,7 @@ class Client:
             batch: of B rows.
 
         Returns:
-            The activations at the cut: of texts (B, tokens, width), of images (B, channels, height, width).
+            The activations at the cut: of texts (N, width) for their N tokens, of images (B, channels, height, width).
         """
         return self.bottom(batch.inputs)
 

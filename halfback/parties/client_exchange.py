@@ -24,10 +24,16 @@ def upload(batch: Batch, hidden: Tensor, *, repeated: bool = False, labels: bool
     """
     return Activations(
         hidden=hidden,
-        mask=None if repeated else batch.inputs.get("attention_mask"),
+        lengths=None if repeated else lengths_of(batch),
         labels=batch.labels.to(torch.int32) if labels and not repeated else None,
         sample_ids=None if repeated else batch.sample_ids.to(torch.int32),
     )
+
+
+def lengths_of(batch: Batch) -> Tensor | None:
+    """How many tokens each text of a batch has, (B,) int32; None for images."""
+    lengths = batch.inputs.get("lengths")
+    return None if lengths is None else lengths.to(torch.int32)
 
 
 def received(reply: Any, kind: type[Kind]) -> Kind:

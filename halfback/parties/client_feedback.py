@@ -3,7 +3,7 @@
 Without a head, the server has the rest of the model and the labels come with the activations. In the U-shape (SplitCom,
 arXiv 2602.10564) the device has the head too, and the labels stay:
 
-1. device → server: z, mask
+1. device → server: z, lengths of the texts
 2. server → device: z' = f_m(z), the middle's output, and the head's trainable tensors ω
 3. device: ℓ = ℓ(f_h(z'; ω), y) → ∂ℓ/∂z', ℓ, ∂ℓ/∂ω
 4. server → device: λ = ∂ℓ/∂z, by a backward pass through the middle
@@ -24,6 +24,7 @@ from torch.func import functional_call
 
 from halfback.errors import Diverged
 from halfback.models.checkpointing import checkpointed
+from halfback.models.packing import parts
 from halfback.parties.checks import all_finite, check_tensors
 from halfback.parties.client import Client
 from halfback.parties.client_exchange import cut_gradient, received, upload
@@ -49,9 +50,7 @@ def submit(client: Client, batch: Batch, hidden: Tensor) -> Generator[Message, A
     """The server's last answer to a batch, as it came; raises as `feedback` does."""
     if client.head is None:
         return (yield upload(batch, hidden))
-    mask = batch.inputs.get("attention_mask")
-    rows = hidden.shape[:1] if mask is None else mask.shape
-    wanted = hidden.new_empty(()).expand(*rows, *client.head.sizes)
+    wanted = hidden.new_empty(()).expand(len(hidden), *client.head.sizes)
     answer = received((yield upload(batch, hidden, labels=False)), MiddleActivations)
     del hidden  # a caller that has no more use of it wants its memory back
     check_tensors("MiddleActivations.hidden", (answer.hidden,), {"the second cut": wanted}, sender="server")
@@ -97,14 +96,18 @@ def head_gradient(head: Head, batch: Batch, answer: MiddleActivations) -> HeadGr
     gradients of ω are added up in float32.
     """
     names, weights = list(head.parameters), [tensor.requires_grad_() for tensor in answer.head]
-    mask, total = batch.inputs.get("attention_mask"), max(head.terms(batch.labels), 1)
+    lengths, total = batch.inputs.get("lengths"), max(head.terms(batch.labels), 1)
     gradient, losses = torch.empty_like(answer.hidden), []
     sums = [torch.zeros_like(weight, dtype=torch.float32, requires_grad=False) for weight in weights]
-    at_once = 1 if batch.labels.ndim == 2 else _ROWS
-    for first in range(0, len(gradient), at_once):
-        rows = slice(first, first + at_once)
-        hidden, labels = answer.hidden[rows].detach().requires_grad_(), batch.labels[rows].long()
-        arguments = (hidden, None if mask is None else mask[rows])
+    samples = parts(gradient, lengths)
+    of_tokens = len(batch.labels) != len(samples)
+    at_once = 1 if of_tokens else _ROWS
+    for first in range(0, len(samples), at_once):
+        own = slice(first, first + at_once)
+        rows = slice(samples[own][0].start, samples[own][-1].stop)
+        hidden = answer.hidden[rows].detach().requires_grad_()
+        labels = batch.labels[rows if of_tokens else own].long()
+        arguments = (hidden, None if lengths is None else lengths[own])
         # Its logits are never given a name here: they would live on beside their gradient.
         loss = head.loss(functional_call(head.module, dict(zip(names, weights, strict=True)), arguments), labels)
         loss = loss * (head.terms(labels) / total)

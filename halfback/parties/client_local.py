@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from halfback.models.packing import parts
 from halfback.parties.client import Client
 from halfback.parties.holdings import Batch, Local
 from halfback.zeroth.replay import Replica
@@ -23,7 +24,7 @@ def local_slopes(client: Client, batch: Batch, probe: Probe) -> Tensor:
         taken.append(rows.detach().mean())
         return rows
 
-    of = torch.full((len(batch.labels),), 1 / len(batch.labels), device=batch.labels.device)
+    of = torch.full_like(batch.sample_ids, 1 / len(batch.sample_ids), dtype=torch.float32)
     cotangent = Cotangent(of, inner(of, run()) if probe.estimator == "forward" else of)
     seeds, settled = client.theta.seeds(probe.directions), probe.settled(measured, local.dtype)
     slopes = estimate_slopes(run, local.model, measured, cotangent, seeds, settled)
@@ -34,11 +35,9 @@ def local_slopes(client: Client, batch: Batch, probe: Probe) -> Tensor:
 def row_losses(local: Local, batch: Batch) -> Tensor:
     """The part of each row in the mean loss of a batch, times their number: (B,), whose mean is that loss."""
     logits, labels = local.model(batch.inputs), batch.labels.long()
-    total = max(local.terms(labels), 1)
-    losses = [
-        local.loss(logits[i : i + 1], labels[i : i + 1]) * (local.terms(labels[i : i + 1]) * len(labels) / total)
-        for i in range(len(labels))
-    ]
+    total, samples = max(local.terms(labels), 1), len(batch.sample_ids)
+    rows = parts(logits, None if len(logits) == samples else batch.inputs["lengths"])
+    losses = [local.loss(logits[row], labels[row]) * (local.terms(labels[row]) * samples / total) for row in rows]
     return torch.stack(losses)
 
 
@@ -79,11 +78,11 @@ def hybrid_step(client: Client, batch: Batch, below: Replica, step: int, probe: 
     bottom, head = local.model.bottom, local.model.head
     with torch.no_grad():
         hidden = bottom(batch.inputs)
-    loss = local.loss(head(hidden.requires_grad_(), batch.inputs.get("attention_mask")), batch.labels.long())
+    loss = local.loss(head(hidden.requires_grad_(), batch.inputs.get("lengths")), batch.labels.long())
     loss.backward()
     client.losses.append(loss.item())
     assert hidden.grad is not None
-    cotangent = Cotangent.at(hidden.grad, hidden)
+    cotangent = Cotangent.at(hidden.grad, hidden, batch.inputs.get("lengths"))
     del loss, hidden  # the device needs their memory for what follows
     client.descend(step)
     settled = probe.settled(below.parameters, cotangent.of.dtype)

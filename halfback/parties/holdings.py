@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from halfback.models.adapters import trainable
-from halfback.models.cut import LocalModel
-from halfback.models.cut import Top as TopModule
+from halfback.models.running import LocalModel
+from halfback.models.running import Top as TopModule
 from halfback.zeroth.replay import Replica, Schedule, constant
 
 
@@ -49,7 +49,7 @@ class Head:
     Attributes:
         module: the head; its trainable tensors are the server's to say, anew in each step.
         loss: (logits, labels) → mean loss of a batch, a scalar; `terms`: labels → how many terms that mean has.
-        sizes: the shape of its input behind the batch dimension (and, for texts, behind the tokens).
+        sizes: the shape of its input behind the dimension of the samples, or of the texts' tokens.
     """
 
     module: TopModule
@@ -101,7 +101,10 @@ class Local:
 
 @dataclass(frozen=True)
 class HiddenForm:
-    """What both ends know of hidden states: `shape` behind the batch dimension (texts: at most that many tokens)."""
+    """What both ends know of hidden states.
+
+    `shape`: of one sample's; of a text, whose tokens are among those of its batch, (the most tokens, features).
+    """
 
     shape: tuple[int, ...]
     has_texts: bool

@@ -53,9 +53,9 @@ def probe_loss(server: Server, client: int, hidden: Activations) -> Tensor:
     check_activations(server, client, hidden)
     kept = kept_of(server)
     first = kept[client].batch if client in kept else None
-    if first is None or first.labels is None or len(first.labels) != len(hidden.hidden):
+    if first is None or first.labels is None or len(first.hidden) != len(hidden.hidden):
         raise PeerError("Activations", "a probe came before the batch and its labels", sender=client)
-    return loss_of(server, client, hidden.hidden, first.mask, first.labels)
+    return loss_of(server, client, hidden.hidden, first.lengths, first.labels)
 
 
 @torch.no_grad()

@@ -17,18 +17,19 @@ from halfback.wire.messages import Activations, HeadGradient, Message, MiddleAct
 NO_LOSS = -100  # the label of tokens that have no loss
 
 
-def loss_of(server: Server, client: int, hidden: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
+def loss_of(server: Server, client: int, hidden: Tensor, lengths: Tensor | None, labels: Tensor) -> Tensor:
     """The loss of one client's batch through the top, a scalar.
 
     Raises:
-        PeerError: the mask is missing or belongs to another batch, or a label is outside the classes of the top.
+        PeerError: lengths are missing or belong to another batch, or a label is outside the classes of the top.
         Diverged: the loss is not finite.
     """
-    logits = _through_top(server, client, hidden, mask)
+    logits = _through_top(server, client, hidden, lengths)
     if labels.shape != logits.shape[:-1]:
         allowed = f"{tuple(logits.shape[:-1])} is allowed"
         raise PeerError("Activations.labels", tuple(labels.shape), allowed, sender=client)
-    unscored = (labels == NO_LOSS) & (labels.ndim == 2)  # only a token may go without a loss
+    of_tokens = lengths is not None and len(labels) == len(hidden)
+    unscored = (labels == NO_LOSS) & of_tokens  # only a token may go without a loss
     if outside := labels[(labels >= logits.shape[-1]) | ((labels < 0) & ~unscored)].tolist():
         allowed = f"0 to {logits.shape[-1] - 1} are allowed"
         raise PeerError("Activations.labels", outside[0], allowed, sender=client)
@@ -52,19 +53,18 @@ def middle_activations(server: Server, messages: Mapping[int, Activations]) -> d
             allowed = "none are allowed where devices keep them"
             raise PeerError("Activations.labels", "some", allowed, sender=client)
         hidden = message.hidden.detach().requires_grad_()
-        out = _through_top(server, client, hidden, message.mask)
+        out = _through_top(server, client, hidden, message.lengths)
         server.top.passes[client] = (hidden, out)
         answers[client] = MiddleActivations(out.detach(), tuple(p.detach() for p in (server.top.head or {}).values()))
     return answers
 
 
-def _through_top(server: Server, client: int, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    if server.top.form.has_texts and (mask is None or mask.shape != hidden.shape[:2]):
-        came = "none" if mask is None else tuple(mask.shape)
-        raise PeerError("Activations.mask", came, f"{tuple(hidden.shape[:2])} is needed", sender=client)
+def _through_top(server: Server, client: int, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+    if server.top.form.has_texts and lengths is None:
+        raise PeerError("Activations.lengths", "none", "integers (samples,) are needed", sender=client)
     if server.top.above:
         server.agreed.catch_up()  # blocks of θ stand between the cuts
-    return server.top.of(client).module(hidden, mask)
+    return server.top.of(client).module(hidden, lengths)
 
 
 def backpropagate_middle(server: Server, client: int, message: HeadGradient, weight: float) -> Tensor:
@@ -104,7 +104,7 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadG
         else:
             check_activations(server, client, message)
             hidden = message.hidden.detach().requires_grad_()
-            loss = loss_of(server, client, hidden, message.mask, _labels(client, message))
+            loss = loss_of(server, client, hidden, message.lengths, _labels(client, message))
             loss.backward(None if weight == 1 else loss.new_tensor(weight), inputs=leaves(server, client, hidden))
             losses.append(loss.item())
         gradient = cast(Tensor, hidden.grad)

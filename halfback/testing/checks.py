@@ -25,7 +25,7 @@ from halfback.data.tasks import load_task
 from halfback.errors import PeerError, UserError
 from halfback.models.cut import cut
 from halfback.models.families import family_of
-from halfback.models.own import uncut
+from halfback.models.own import agrees, uncut
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LINKS = ("activations_up", "gradient_down")
@@ -183,27 +183,31 @@ def _round(number: int, thresholds: Mapping[str, float]) -> Observation:
 
 @torch.no_grad()
 def check_family(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-    """Cuts a model at every block, in two parts and in three, and asks for the bits of the uncut one.
+    """Cuts a model at every block, in two parts and in three, and asks for what the uncut one gives.
+
+    Every cut gives the same bits. They are those of the uncut model, but for texts of Transformers' models: these it
+    takes in padded rows, and its parts without padding, so there it is met up to rounding (`models.own.agrees`).
 
     Args:
         model: of the family, with weights that are not all alike; it is frozen and put in eval mode.
-        inputs: of some rows as a bottom takes them: `pixel_values` (B, …), or `input_ids` (B, T) and `attention_mask`
-            (B, T), rows of unlike lengths, padded as the family's kind says.
+        inputs: of some rows as a bottom takes them: `pixel_values` (B, …), or `input_ids` (N,), the tokens of texts of
+            unlike lengths one behind the other, and `lengths` (B,).
 
     Raises:
-        AssertionError: a cut gives other bits, or changes the whole model.
+        AssertionError: a cut gives something else, or changes the whole model.
         UserError: the model is of no known family.
     """
     row = family_of(model)
     wanted = uncut(model.eval(), inputs)
-    blocks = cut(model, 1).blocks
+    blocks, first = cut(model, 1).blocks, cut(model, 1).logits(inputs)
     for at in range(1, blocks + 1):
         for head in (None, *range(blocks - at)):
             parts = cut(model, at, head=head)
             found = parts.logits(inputs)
             where = f"{row.name}: cut after {at} of {blocks} blocks, head {head}"
             assert found.shape == wanted.shape, f"{where}: logits {tuple(found.shape)}, not {tuple(wanted.shape)}"
-            assert torch.equal(found, wanted), f"{where}: other bits than the uncut model's"
+            assert agrees(found, wanted, row), f"{where}: other logits than the uncut model's"
+            assert torch.equal(found, first), f"{where}: other bits than behind the first block"
     assert torch.equal(uncut(model, inputs), wanted), f"{row.name}: cutting has changed the whole model"
 
 
@@ -240,7 +244,6 @@ def check_task(task: str | TaskOptions, tokenizer: Any = None) -> None:
     if raw.train.images is not None or tokenizer is not None:
         encoded = encode(raw, tokenizer, max_length=options.max_length, template=options.template)
         for part in (encoded.train, encoded.validation):
-            batch = part.batch([0, len(part) - 1])
-            assert all(len(rows) == 2 for rows in batch.inputs.values()), (
-                f"{options.name}: a batch of two rows has others"
-            )
+            inputs = part.batch([0, len(part) - 1]).inputs
+            rows = inputs["lengths"] if "lengths" in inputs else inputs["pixel_values"]
+            assert len(rows) == 2, f"{options.name}: a batch of two rows has {len(rows)}"

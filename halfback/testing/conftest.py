@@ -90,7 +90,7 @@ def observed(row: Row, world: World) -> Observed:
 
 @pytest.fixture
 def world(request: pytest.FixtureRequest) -> World:
-    """(row, changes) → configuration: a ResNet on digits, or a BERT with LoRA, masks and rows of unequal length."""
+    """(row, changes) → configuration: a ResNet on digits, or a BERT with LoRA, and texts of unequal length."""
 
     def config(row: Row, **changes: Any) -> RunConfig:
         if request.param == "images":

@@ -23,7 +23,7 @@ class Work:
     """
 
     first: int  # step of the run with which the round begins
-    batches: list[tuple[Shape, Shape | None]]  # shapes of activations and mask
+    batches: list[tuple[Shape, int | None]]  # shapes of activations, and how many texts they are of
     missed: int
     turns: bool  # whether the missed rows are numbered otherwise than the run's steps, since clients took turns
     ever: bool  # whether any step was agreed before this round; with none, nobody has said how many slopes a step has
@@ -68,13 +68,13 @@ def slopes(count: int) -> int:
     return HEADER + INTEGER + tensor(count)
 
 
-def activations(hidden: Shape, mask: Shape | None, *, repeated: bool = False, kept: bool = False) -> int:
+def activations(hidden: Shape, texts: int | None, *, repeated: bool = False, kept: bool = False) -> int:
     """Bytes of an upload; `repeated`: without what was sent before, `kept`: without labels."""
-    rows = hidden[0]
-    masked = NONE if mask is None or repeated else tensor(*mask, item=1)
+    rows = hidden[0] if texts is None else texts
+    lengths = NONE if texts is None or repeated else tensor(texts)
     labels = NONE if repeated or kept else tensor(rows)
     ids = NONE if repeated else tensor(rows)
-    return HEADER + tensor(*hidden) + masked + labels + ids
+    return HEADER + tensor(*hidden) + lengths + labels + ids
 
 
 def reused(samples: int, rows: int, columns: Columns) -> int:
@@ -96,7 +96,7 @@ def _history(work: Work) -> int:
 
 
 def _uploads(work: Work) -> int:
-    return sum(activations(hidden, mask) for hidden, mask in work.batches)
+    return sum(activations(*batch) for batch in work.batches)
 
 
 def _cut_gradients(work: Work) -> int:
@@ -104,7 +104,7 @@ def _cut_gradients(work: Work) -> int:
 
 
 def _probes(work: Work) -> int:
-    return 2 * work.directions * sum(activations(hidden, mask, repeated=True) for hidden, mask in work.batches)
+    return 2 * work.directions * sum(activations(*batch, repeated=True) for batch in work.batches)
 
 
 def ho_sfl(work: Work) -> tuple[int, int]:
@@ -204,8 +204,8 @@ def u_shaped(plain: Formula) -> Formula:
 
     def formula(work: Work) -> tuple[int, int]:
         up, down = plain(work)
-        for (hidden, mask), second in zip(work.batches, work.second, strict=True):
-            up += activations(hidden, mask, kept=True) - activations(hidden, mask)
+        for batch, second in zip(work.batches, work.second, strict=True):
+            up += activations(*batch, kept=True) - activations(*batch)
             up += HEADER + tensor(*second) + tensor(1) + tensors(work.head)
             down += HEADER + tensor(*second) + tensors(work.head)
         return up, down

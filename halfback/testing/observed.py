@@ -72,12 +72,13 @@ def _work(simulation: Federation, number: int, round_number: int, taken: int) ->
     batches, second = [], []
     for place in range(client.feed.cursor, client.feed.cursor + 2):
         inputs = client.feed.data.batch(place).inputs
-        mask = inputs.get("attention_mask")
-        hidden = (len(inputs["pixel_values"]), *server.top.form.shape) if mask is None else (*mask.shape, 16)
-        batches.append((hidden, None if mask is None else tuple(mask.shape)))
+        texts = len(inputs["lengths"]) if "lengths" in inputs else None
+        images = (len(inputs["pixel_values"]), *server.top.form.shape) if texts is None else ()
+        hidden = images or (len(inputs["input_ids"]), 16)
+        batches.append((hidden, texts))
         if client.head is not None:  # after the second of three blocks of a ResNet-8, or after the third
             sizes = (32, 8, 8) if len(client.head.module.state_dict()) > 2 else (64, 4, 4)
-            second.append(hidden if mask is not None else (hidden[0], *sizes))
+            second.append((hidden[0], *sizes) if texts is None else hidden)
     rows, cohort = range(client.theta.position, len(server.agreed.rows) + taken), simulation.server.sampling.sampled
     return Work(
         first=2 * round_number,

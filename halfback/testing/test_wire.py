@@ -51,26 +51,26 @@ def test_the_bytes_are_those_of_the_closed_form(row: Row, observed: Observed) ->
         if row.reuses:
             for side, count in zip(expected, greeting(len(row.reuses)), strict=True):
                 expected[side] += count
-    masks: dict[int, Tensor] = {}
+    lengths: dict[int, Tensor] = {}
     for client, side, data in observed.arrived:
         for part in parts_of(unpack(data)):
-            if isinstance(mask := getattr(part, "mask", None), Tensor):
-                masks[client] = mask
+            if isinstance(of_texts := getattr(part, "lengths", None), Tensor):
+                lengths[client] = of_texts
             for name, (role, _) in FIELDS[type(part)].items():
                 if isinstance(value := getattr(part, name), Encoded):
-                    saved, skips = _saved(row, f"{role}_{side}", value, masks.get(client))
+                    saved, skips = _saved(row, f"{role}_{side}", value, lengths.get(client))
                     expected[side] -= saved
                     skipped += skips
     assert {side: observed.federation.server.ledger.total(side) for side in ("up", "down")} == expected
     assert (skipped > 0) is bool(row.reuses)
 
 
-def _saved(row: Row, link: str, value: Encoded, mask: Tensor | None) -> tuple[int, int]:
+def _saved(row: Row, link: str, value: Encoded, lengths: Tensor | None) -> tuple[int, int]:
     """How much smaller an encoded field is than its tensor, and how many samples were skipped."""
     skipped = value.parts[1]
     plain: tuple[int, ...]
-    if mask is not None:
-        plain, width, rows = (*mask.shape, 16), 16, mask.sum(dim=1)
+    if lengths is not None:
+        plain, width, rows = (int(lengths.sum()), 16), 16, lengths
     else:  # at the second cut, behind the last of three blocks, or at the first
         plain = (len(skipped), *((64, 4, 4) if link in ("activations_down", "gradient_up") else (16, 16, 16)))
         width, rows = plain[2] * plain[3], torch.full((len(skipped),), plain[1])

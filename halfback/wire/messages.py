@@ -11,7 +11,7 @@ from torch import Tensor
 
 Role = Literal[
     "activations",
-    "mask",
+    "lengths",
     "labels",
     "sample_ids",
     "gradient",
@@ -65,14 +65,14 @@ class Activations:
     """Up: what the server needs for the loss of one batch. What was sent earlier in the step is None.
 
     Attributes:
-        hidden: the activations at the cut, (B, T, H) or (B, C, H, W).
-        mask: (B, T) bool, which tokens are no padding; None for images.
-        labels: (B,) or (B, T) integers; None where they stay on the device (U-shape).
+        hidden: the activations at the cut, (N, H) for the N tokens of B texts one behind the other, or (B, C, H, W).
+        lengths: (B,) int32, the tokens of each text; None for images.
+        labels: (B,) or (N,) integers; None where they stay on the device (U-shape).
         sample_ids: (B,) int32, the same whenever a row comes again.
     """
 
     hidden: Tensor = _role("activations")
-    mask: Tensor | None = _role("mask")
+    lengths: Tensor | None = _role("lengths")
     labels: Tensor | None = _role("labels")
     sample_ids: Tensor | None = _role("sample_ids")
 
@@ -139,7 +139,7 @@ class MiddleActivations:
     """Down, in the U-shape: what the device needs for the loss of the activations it answers.
 
     Attributes:
-        hidden: activations at the second cut, (B, T, H) or (B, C, H, W).
+        hidden: activations at the second cut, (N, H) or (B, C, H, W).
         head: the head's trainable tensors in the order of its module tree, none where the head is frozen.
     """
 

@@ -18,7 +18,7 @@ from halfback.wire.messages import CODES, FIELDS, Encoded, Message, Part, Role, 
 Direction = Literal["up", "down"]
 
 MAGIC = b"HB"
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 1 << 31
 MAX_DIMENSIONS = 8
 MAX_TENSORS = 1 << 16  # in one field: an empty tensor takes six bytes here and hundreds in memory

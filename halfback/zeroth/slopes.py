@@ -79,17 +79,20 @@ class Cotangent:
     """What a slope is the slope of: ⟨λ, z(θ)⟩ as a function of θ.
 
     Attributes:
-        of: λ, the gradient of the loss with respect to the result z, (B, …); a one for a loss.
-        base: ⟨λ, z(θ)⟩ of the unperturbed result, row by row, (B,) float64 (`inner`); only `forward` reads it.
+        of: λ, the gradient of the loss with respect to the result z: (B, …), or (N, H) for the N tokens of B texts; a
+            one for a loss.
+        base: ⟨λ, z(θ)⟩ of the unperturbed result, sample by sample, (B,) float64 (`inner`); only `forward` reads it.
+        lengths: of the texts, (B,) integers; None where each row of λ is a sample.
     """
 
     of: Tensor
     base: Tensor
+    lengths: Tensor | None = None
 
     @classmethod
-    def at(cls, of: Tensor, result: Tensor) -> "Cotangent":
+    def at(cls, of: Tensor, result: Tensor, lengths: Tensor | None = None) -> "Cotangent":
         """Of an unperturbed result, which need not be kept while the parameters are probed."""
-        return cls(of, inner(of, result))
+        return cls(of, inner(of, result, lengths), lengths)
 
 
 @torch.no_grad()
@@ -114,17 +117,17 @@ def estimate_slopes(
     Returns:
         One slope a seed: (len(seeds),) float64.
     """
-    of, law, radius = cotangent.of, seeds.law, probe.moved
+    of, lengths, law, radius = cotangent.of, cotangent.lengths, seeds.law, probe.moved
 
     def slope(seed: int) -> Tensor:
         if probe.estimator == "forward_ad":
-            return inner(of, _tangent(run, module, parameters, seed, law, like=of))
+            return inner(of, _tangent(run, module, parameters, seed, law, like=of), lengths)
         with perturbed(module, parameters, seed, radius, law=law):
-            ahead = inner(of, run())
+            ahead = inner(of, run(), lengths)
         if probe.estimator == "forward":
             return (ahead - cotangent.base) / radius
         with perturbed(module, parameters, seed, -radius, law=law):
-            behind = inner(of, run())
+            behind = inner(of, run(), lengths)
         return (ahead - behind) / (2 * radius)
 
     if not len(seeds):
@@ -144,8 +147,8 @@ _INNER_CHUNK = 1 << 15  # values widened at once
 
 
 @torch.no_grad()
-def inner(cotangent: Tensor, result: Tensor) -> Tensor:
-    """⟨λ, z⟩ of each row: (B,) float64, from (B, …).
+def inner(cotangent: Tensor, result: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """⟨λ, z⟩ of each sample: (B,) float64, from (B, …); or from (N, H) of the tokens of texts of these `lengths` (B,).
 
     In float64 the difference of two such sums is as exact as the sum of differences: what is left is the rounding of z
     itself. So a device need not keep z beside λ while it probes.
@@ -158,7 +161,10 @@ def inner(cotangent: Tensor, result: Tensor) -> Tensor:
     total = torch.zeros(rows, dtype=torch.float64, device=cotangent.device)
     for a, b in pieces:
         total += torch.linalg.vecdot(a.double(), b.double())
-    return total
+    if lengths is None:
+        return total
+    owners = torch.repeat_interleave(torch.arange(len(lengths), device=total.device), lengths.long())
+    return total.new_zeros(len(lengths)).index_add_(0, owners, total)
 
 
 def _tangent(

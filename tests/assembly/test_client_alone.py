@@ -12,7 +12,7 @@ from halfback.assembly.sources import Seat
 from halfback.config import RunConfig
 from halfback.engine.remote.weights import at_the_beginning, digest_of, take_weights
 from halfback.errors import UserError
-from halfback.models.cut import LocalModel
+from halfback.models.running import LocalModel
 from halfback.testing import small
 from halfback.testing.table import ROWS
 from halfback.wire.messages import Weights

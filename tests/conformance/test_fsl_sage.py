@@ -157,22 +157,24 @@ def test_a_set_keeps_a_clients_newest_rows_and_no_more() -> None:
         ), "a view keeps what was dropped"
 
 
-def test_rows_of_unequal_length_go_with_their_masks_and_labels(tiny_bert: Path, sentences: Path) -> None:
-    """An alignment takes each row of a set once, however long it is."""
-    simulation = small.built(small.texts("fsl_sage", tiny_bert, sentences, clients=2, batch_size=3)).federation
+@pytest.mark.parametrize("newest", [1000, 8])
+def test_texts_of_unequal_length_go_with_their_labels(tiny_bert: Path, sentences: Path, newest: int) -> None:
+    """An alignment takes each text of a set once, however long it is, and of an upload that was cut the rest."""
+    settings: dict[str, Any] = {"clients": 2, "batch_size": 3, "algorithm__alignment_rows": newest}
+    simulation = small.built(small.texts("fsl_sage", tiny_bert, sentences, **settings)).federation
     sent: dict[int, list[Activations]] = {0: [], 1: []}
     for m, message in _uploaded(simulation, 6):
         sent[m].append(message)
     for m, messages in sent.items():
-        wanted = [row for message in messages for row in _rows(message.hidden, message.mask, message.labels)]
+        wanted = [text for message in messages for text in _texts(message.hidden, message.lengths, message.labels)]
         batches = list(_batches(simulation.server.party.recall(TensorsByClient).of[m]))
-        assert len({hidden.shape[1] for hidden, _, _ in batches}) > 1
-        assert len(batches) < len(messages), "uploads of one length are one batch"
-        assert sorted(row for batch in batches for row in _rows(*batch)) == sorted(wanted)
+        assert len({len(text) for text in wanted}) > 1
+        assert [text for batch in batches for text in _texts(*batch)] == wanted[-newest:]
 
 
-def _rows(*tensors: Tensor | None) -> list[bytes]:
-    return [b"".join(tensor[row].numpy().tobytes() for tensor in tensors) for row in range(len(tensors[0]))]  # type: ignore[index, union-attr, arg-type]
+def _texts(hidden: Tensor, lengths: Any, labels: Any) -> list[bytes]:
+    tokens = zip(hidden.split(lengths.tolist()), labels, strict=True)
+    return [own.numpy().tobytes() + label.numpy().tobytes() for own, label in tokens]
 
 
 def _uploaded(simulation: Federation, rounds: int) -> Iterator[tuple[int, Activations]]:

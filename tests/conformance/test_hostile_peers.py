@@ -53,12 +53,13 @@ SAYS_LABELS: dict[str, tuple[Spoil, str]] = {
     "huge": (lambda m: replace(m, labels=m.labels.long() + 2**62), "Activations.labels: 46116860184273.* came"),
     "a-matrix": (lambda m: replace(m, labels=m.labels.unsqueeze(1)), r"Activations.labels: \(8, 1\) came, \(8,\) is"),
 }
-SAYS_MASK: dict[str, tuple[Spoil, str]] = {
-    "absent": (lambda m: replace(m, mask=None), "Activations.mask: none came"),
-    "short": (lambda m: replace(m, mask=m.mask[:, 1:]), "Activations.mask: "),
-    "of-another-batch": (lambda m: replace(m, mask=m.mask[1:]), "Activations.mask: torch.bool"),
-    "scalar": (lambda m: replace(m, mask=torch.tensor(True)), r"Activations.mask: torch.bool \(\)"),
-    "float": (lambda m: replace(m, mask=m.mask.float()), "Activations.mask: torch.float32"),
+SAYS_LENGTHS: dict[str, tuple[Spoil, str]] = {
+    "absent": (lambda m: replace(m, lengths=None, labels=m.hidden[:, 0].int()), "Activations.lengths: none came"),
+    "of-another-batch": (lambda m: replace(m, lengths=m.lengths[1:]), r"Activations.lengths: texts of \d+ tokens came"),
+    "none-of-a-text": (lambda m: replace(m, lengths=m.lengths - m.lengths[0]), "Activations.lengths: 0 came, 1 to"),
+    "too-long": (lambda m: replace(m, lengths=m.lengths + 2**20), r"Activations.lengths: \d+ came, 1 to"),
+    "scalar": (lambda m: replace(m, lengths=m.lengths[0]), r"Activations.lengths: torch.int32 \(\)"),
+    "float": (lambda m: replace(m, lengths=m.lengths.float()), "Activations.lengths: torch.float32"),
 }
 SAYS_SLOPES: dict[str, tuple[Spoil, type[Exception], str]] = {
     "another-step": (lambda m: replace(m, step=m.step + 1), PeerError, "Slopes.step: 1 came, 0 is allowed"),
@@ -141,10 +142,16 @@ def test_labels_that_are_missing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names("slopes", "weights", "frozen"))
-@pytest.mark.parametrize("what", SAYS_MASK)
-def test_masks(name: str, what: str, tiny_bert: Path, sentences: Path) -> None:
-    change, said = SAYS_MASK[what]
+@pytest.mark.parametrize("what", SAYS_LENGTHS)
+def test_lengths(name: str, what: str, tiny_bert: Path, sentences: Path) -> None:
+    change, said = SAYS_LENGTHS[what]
     refused(small.texts(name, tiny_bert, sentences), Activations, change, PeerError, said)
+
+
+@pytest.mark.parametrize("name", names("slopes", "weights", "frozen"))
+def test_lengths_of_images(name: str) -> None:
+    said = "Activations.lengths: some came, none are allowed for images"
+    refused(name, Activations, lambda m: replace(m, lengths=torch.ones(8).int()), PeerError, said)
 
 
 @pytest.mark.parametrize("name", names("slopes"))
@@ -213,14 +220,14 @@ def test_a_probe_of_another_size_than_its_batch() -> None:
         )
 
 
-def test_a_probe_longer_than_its_mask(tiny_bert: Path, sentences: Path) -> None:
+def test_a_probe_of_other_tokens_than_its_batch(tiny_bert: Path, sentences: Path) -> None:
     simulation = small.built(small.texts("zo_sfl", tiny_bert, sentences)).federation
-    ids, mask = torch.arange(8).int(), torch.ones(8, 5, dtype=torch.bool)
-    first = Activations(torch.zeros(8, 5, 16), mask, torch.zeros(8).int(), ids)
+    ids, lengths = torch.arange(8).int(), torch.full((8,), 5, dtype=torch.int32)
+    first = Activations(torch.zeros(40, 16), lengths, torch.zeros(8).int(), ids)
     simulation.server.algorithm.answer(simulation.server.party, {HOSTILE: first})
-    with pytest.raises(PeerError, match=rf"client {HOSTILE}: Activations.mask: \(8, 5\) came, \(8, 6\) is needed"):
+    with pytest.raises(PeerError, match=f"client {HOSTILE}: Activations: a probe came before the batch"):
         simulation.server.algorithm.answer(
-            simulation.server.party, {HOSTILE: Activations(torch.zeros(8, 6, 16), None, None, ids)}
+            simulation.server.party, {HOSTILE: Activations(torch.zeros(48, 16), None, None, ids)}
         )
 
 

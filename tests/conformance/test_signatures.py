@@ -59,7 +59,7 @@ SIGNATURES = {
     "frozen_bottom": Signature(1, False),
 }
 ROLES = {
-    "up": {"activations", "mask", "labels", "sample_ids", "slopes", "weights", "steps", "framing"},
+    "up": {"activations", "lengths", "labels", "sample_ids", "slopes", "weights", "steps", "framing"},
     "down": {"gradient", "slopes", "losses", "weights", "steps", "groups", "framing"},
 }
 

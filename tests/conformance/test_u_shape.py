@@ -133,18 +133,19 @@ def test_row_by_row_is_the_mean_over_the_tokens_of_the_batch(tiny_llama: Path) -
     tokens = torch.randint(0, 12, (4, 8))
     for row, first in enumerate((1, 5, 8, 7)):
         tokens[row, :first] = -100
-    batch = Batch({"attention_mask": torch.ones(4, 8, dtype=torch.bool)}, tokens, torch.arange(4))
-    hidden = torch.randn(4, 8, 16)
+    tokens, lengths = tokens.flatten(), torch.full((4,), 8)
+    batch = Batch({"lengths": lengths}, tokens, torch.arange(4))
+    hidden = torch.randn(32, 16)
     said = head_gradient(head, batch, MiddleActivations(hidden, tuple(p.detach() for p in head.parameters.values())))
 
     whole = hidden.clone().requires_grad_()
-    mean = head.loss(head.module(whole, batch.inputs["attention_mask"]), tokens)
+    mean = head.loss(head.module(whole, lengths), tokens)
     at_cut, *of_head = torch.autograd.grad(mean, [whole, *head.parameters.values()])
     torch.testing.assert_close(said.loss, mean.detach().reshape(1))
     for mine, wanted in zip((said.gradient, *said.head), (at_cut, *of_head), strict=True):
         torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-7)  # the order of summation
-    assert not said.gradient[2].any()
-    assert said.gradient[3].any()
+    assert not said.gradient[16:24].any()
+    assert said.gradient[24:].any()
 
 
 def test_the_logits_of_one_row_alone_are_in_memory() -> None:
@@ -156,15 +157,13 @@ def test_the_logits_of_one_row_alone_are_in_memory() -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.randn(vocabulary, width), requires_grad=False)
 
-        def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
             return hidden @ self.weight.T
 
     module: Any = Wide()
     head = Head(module, lambda *a: loss("causal_lm", *a), lambda labels: terms("causal_lm", labels), (width,))
-    batch = Batch(
-        {"attention_mask": torch.ones(rows, tokens, dtype=torch.bool)}, torch.ones(rows, tokens).long(), torch.zeros(1)
-    )
-    answer = MiddleActivations(torch.randn(rows, tokens, width), ())
+    batch = Batch({"lengths": torch.full((rows,), tokens)}, torch.ones(rows * tokens).long(), torch.zeros(1))
+    answer = MiddleActivations(torch.randn(rows * tokens, width), ())
     meter = MemoryMeter([])
     with meter.running():
         head_gradient(head, batch, answer)
@@ -258,10 +257,10 @@ def test_a_server_refuses_labels_and_activations_that_it_cannot_take(algorithm: 
         refused(simulation, PeerError, said, f"client {HOSTILE}")
 
 
-def test_a_mask_is_asked_for(tiny_bert: Path, sentences: Path) -> None:
+def test_lengths_are_asked_for(tiny_bert: Path, sentences: Path) -> None:
     simulation = small.built(small.texts("ho_sfl", tiny_bert, sentences, model__head=0, sampled_clients=4)).federation
-    spoil(simulation, Activations, lambda m: replace(m, mask=None))
-    refused(simulation, PeerError, "Activations.mask: none came", f"client {HOSTILE}")
+    spoil(simulation, Activations, lambda m: replace(m, lengths=None))
+    refused(simulation, PeerError, "Activations.lengths: none came", f"client {HOSTILE}")
 
 
 @pytest.mark.parametrize("head", HEADS)

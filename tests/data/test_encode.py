@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 
@@ -18,64 +16,39 @@ def task(texts=TEXTS, pairs=None, objective="classification"):
     return RawTask("some", objective, split, split, ["no", "yes"], None)
 
 
-def on_side(tokenizer, side):
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.padding_side = side
-    return tokenizer
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("pairs", [None, PAIRS])
-def test_batches_are_what_the_tokenizer_gives(bert_tokenizer, side, pairs):
-    tokenizer = on_side(bert_tokenizer, side)
-    split = encode(task(pairs=pairs), tokenizer, max_length=8, template=None).train
+def test_batches_are_what_the_tokenizer_gives(bert_tokenizer, pairs):
+    split = encode(task(pairs=pairs), bert_tokenizer, max_length=8, template=None).train
     batch = split.batch([2, 0, 1])
     order = [TEXTS[row] for row in (2, 0, 1)], None if pairs is None else [PAIRS[row] for row in (2, 0, 1)]
-    direct = tokenizer(*order, truncation=True, max_length=8, padding=True, return_tensors="pt")
-    assert torch.equal(batch.inputs["input_ids"], direct["input_ids"])
-    assert torch.equal(batch.inputs["attention_mask"], direct["attention_mask"].bool())
-    assert batch.inputs["input_ids"].dtype == torch.int64
-    assert batch.inputs["attention_mask"].dtype == torch.bool
+    direct = bert_tokenizer(*order, truncation=True, max_length=8)
+    assert batch.inputs["input_ids"].tolist() == sum(direct["input_ids"], [])  # noqa: RUF017
+    assert batch.inputs["lengths"].tolist() == [len(row) for row in direct["input_ids"]]
+    assert {tensor.dtype for tensor in batch.inputs.values()} == {torch.int64}
     assert ("token_type_ids" in batch.inputs) == (pairs is not None)
     if pairs is not None:
-        assert torch.equal(batch.inputs["token_type_ids"], direct["token_type_ids"])
+        assert batch.inputs["token_type_ids"].tolist() == sum(direct["token_type_ids"], [])  # noqa: RUF017
     assert batch.labels.tolist() == [0, 0, 1]
     assert batch.sample_ids.tolist() == [2, 0, 1]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_row_is_the_same_alone_as_in_a_batch(decoder_tokenizer, side):
-    split = encode(task(), on_side(decoder_tokenizer, side), max_length=32, template=None).train
-    together = split.batch(torch.arange(3))
-    for row in range(3):
-        alone = split.batch([row])
-        assert alone.inputs["attention_mask"].all()
-        mask = together.inputs["attention_mask"][row]
-        assert torch.equal(together.inputs["input_ids"][row][mask], alone.inputs["input_ids"][0])
-        assert decoder_tokenizer.decode(alone.inputs["input_ids"][0]) == TEXTS[row]
+def test_a_row_is_the_same_alone_as_in_a_batch(decoder_tokenizer):
+    split = encode(task(), decoder_tokenizer, max_length=32, template=None).train
+    together = split.batch(torch.arange(3)).inputs
+    for row, ids in enumerate(together["input_ids"].split(together["lengths"].tolist())):
+        assert torch.equal(ids, split.batch([row]).inputs["input_ids"])
+        assert decoder_tokenizer.decode(ids) == TEXTS[row]
 
 
-def test_padding_is_masked_where_the_pad_token_also_stands_in_a_text(decoder_tokenizer):
-    """The tokenizer has no pad token: the end token pads, and a text's own end token stays visible."""
-    split = encode(task(["good<end>", "a film that was great"]), decoder_tokenizer, max_length=32, template=None).train
-    batch = split.batch([0, 1])
-    length = len(decoder_tokenizer("good<end>")["input_ids"])
-    assert batch.inputs["input_ids"][0, length - 1] == decoder_tokenizer.eos_token_id
-    assert batch.inputs["attention_mask"][0].sum() == length
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_causal_labels_are_the_tokens_without_padding(decoder_tokenizer, side):
-    encoded = encode(task(objective="causal_lm"), on_side(decoder_tokenizer, side), max_length=32, template=None)
+def test_causal_labels_are_the_tokens_but_for_each_rows_first(decoder_tokenizer):
+    encoded = encode(task(objective="causal_lm"), decoder_tokenizer, max_length=32, template=None)
     batch = encoded.train.batch([0, 1])
-    mask = batch.inputs["attention_mask"]
-    assert batch.labels.shape == mask.shape
+    assert batch.labels.shape == batch.inputs["input_ids"].shape
     assert batch.labels.dtype == torch.int64
-    first = mask & (mask.long().cumsum(-1) == 1)  # what it would be predicted from is padding, or nothing
-    assert torch.equal(batch.labels[mask & ~first], batch.inputs["input_ids"][mask & ~first])
-    assert (batch.labels[first] == -100).all()
-    assert (batch.labels[~mask] == -100).all()
-    assert (~mask).any()
+    firsts = torch.tensor([0, int(batch.inputs["lengths"][0])])  # before them is nothing, or another row
+    assert (batch.labels[firsts] == -100).all()
+    wanted = batch.inputs["input_ids"].index_fill(0, firsts, -100)
+    assert torch.equal(batch.labels, wanted)
     assert encoded.metric == "perplexity"
     assert encoded.train.labels.tolist() == [0, 0, 0]
 
@@ -83,24 +56,24 @@ def test_causal_labels_are_the_tokens_without_padding(decoder_tokenizer, side):
 def test_a_template_keeps_its_end_when_the_text_is_too_long(decoder_tokenizer):
     long = "a film that was great fun " * 20 + "END"
     split = encode(task([long, "a"]), decoder_tokenizer, max_length=12, template="Review: {text} It was").train
-    rows = [split.batch([row]).inputs["input_ids"][0] for row in range(2)]
+    rows = [split.batch([row]).inputs["input_ids"] for row in range(2)]
     assert len(rows[0]) == 12
     assert decoder_tokenizer.decode(rows[0]).endswith("END It was")
     assert decoder_tokenizer.decode(rows[1]).endswith("a It was")
     without = encode(task([long]), decoder_tokenizer, max_length=12, template=None).train.batch([0])
-    assert long.startswith(decoder_tokenizer.decode(without.inputs["input_ids"][0]))
+    assert long.startswith(decoder_tokenizer.decode(without.inputs["input_ids"]))
 
 
 def test_a_template_for_bert_keeps_the_special_tokens(bert_tokenizer):
     split = encode(task(["good " * 50]), bert_tokenizer, max_length=10, template="{text} it was").train
-    tokens = bert_tokenizer.convert_ids_to_tokens(split.batch([0]).inputs["input_ids"][0].tolist())
+    tokens = bert_tokenizer.convert_ids_to_tokens(split.batch([0]).inputs["input_ids"].tolist())
     assert tokens == ["[CLS]"] + ["good"] * 6 + ["it", "was", "[SEP]"]
 
 
 def test_a_template_takes_the_pair_in_and_braces_of_texts_are_text(bert_tokenizer):
     split = encode(task(["{pair} x"], ["y {0}"]), bert_tokenizer, max_length=32, template="{text}? {pair}").train
     batch = split.batch([0])
-    assert batch.inputs["input_ids"][0].tolist() == bert_tokenizer("{pair} x? y {0}")["input_ids"]
+    assert batch.inputs["input_ids"].tolist() == bert_tokenizer("{pair} x? y {0}")["input_ids"]
     assert "token_type_ids" not in batch.inputs
 
 

@@ -56,22 +56,19 @@ def test_behind_a_new_line_the_target_has_no_blank(decoder_tokenizer):
     assert decoder_tokenizer.decode(rows[0][lengths[0] :]) == "great fun<end>"
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_labels_are_the_target_and_the_end_of_text(tokenizer, side):
-    """Also where the end of text is the padding: GPT-2 has no other."""
-    tokenizer.padding_side = side
+def test_labels_are_the_target_and_the_end_of_text(tokenizer):
     split = encode(task(["a film that was", "great"], TARGETS), tokenizer, max_length=99, template=None).train
     batch = split.batch([0, 1])
-    for row, (text, target) in enumerate(zip(["a film that was", "great"], TARGETS, strict=True)):
-        labels, ids = batch.labels[row], batch.inputs["input_ids"][row]
+    lengths = batch.inputs["lengths"].tolist()
+    of_rows = zip(batch.inputs["input_ids"].split(lengths), batch.labels.split(lengths), strict=True)
+    for (ids, labels), text, target in zip(of_rows, ["a film that was", "great"], TARGETS, strict=True):
         scored = labels != -100
         expected = whole(tokenizer, f"{text} => {target}")
         prompt = encode_prompts([f"{text} =>"], tokenizer, 99)[0]
         assert labels[scored].tolist() == expected[len(prompt) :]
         assert labels[scored][-1] == tokenizer.eos_token_id
         assert torch.equal(labels[scored], ids[scored])
-        assert ids[batch.inputs["attention_mask"][row]].tolist() == expected
-        assert not (scored & ~batch.inputs["attention_mask"][row]).any()
+        assert ids.tolist() == expected
 
 
 def test_a_long_row_loses_the_beginning_of_its_prompt_and_then_the_end_of_its_target(tokenizer):

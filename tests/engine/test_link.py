@@ -84,11 +84,14 @@ def link(codecs: dict[str, list[Any]], form: HiddenForm = TEXTS) -> Link:
 
 
 def texts(ids: list[int], *, seed: int = 0, shift: float = 0.0) -> Activations:
-    """Sample `i` has 1 + i mod 6 tokens and values of its own; padding holds what a model would leave there."""
+    """Sample `i` has 1 + i mod 6 tokens and values of its own."""
     tokens = [1 + sample % LONGEST for sample in ids]
-    mask = torch.arange(max(tokens)) < torch.tensor(tokens).unsqueeze(1)
-    rows = [torch.randn(LONGEST, WIDTH, generator=_generator(seed, sample))[: max(tokens)] for sample in ids]
-    return Activations(torch.stack(rows) + shift, mask, torch.zeros(len(ids)).int(), torch.tensor(ids).int())
+    rows = [
+        torch.randn(LONGEST, WIDTH, generator=_generator(seed, sample))[:length]
+        for sample, length in zip(ids, tokens, strict=True)
+    ]
+    lengths, labels = torch.tensor(tokens).int(), torch.zeros(len(ids)).int()
+    return Activations(torch.cat(rows) + shift, lengths, labels, torch.tensor(ids).int())
 
 
 def images(ids: list[int], *, seed: int = 0) -> Activations:
@@ -116,23 +119,18 @@ def open_(carrier: Link, threshold: float = 0.9) -> None:
     carrier.open(CLIENT, dict.fromkeys(FOUR, threshold))
 
 
-def test_nothing_is_said_of_padding_and_all_of_the_rest() -> None:
+def test_the_bytes_of_texts_are_those_of_their_tokens() -> None:
     carrier, message = link({"activations_up": ["temporal"], "gradient_down": ["int8"]}), texts([1, 4, 2])
-    assert message.mask is not None
     open_(carrier)
-    came = up(carrier, message)
-    assert torch.equal(came[message.mask], message.hidden[message.mask])
-    assert not came[~message.mask].any()
-    gradient = torch.where(message.mask.unsqueeze(-1), message.hidden, 0.0)
-    came = down(carrier, gradient)
-    assert not came[~message.mask].any()
-    assert (came - gradient).abs().max() <= gradient.abs().max() / 254 + 1e-6
-    tokens = int(message.mask.sum())
+    assert torch.equal(up(carrier, message), message.hidden)
+    came = down(carrier, message.hidden)
+    assert (came - message.hidden).abs().max() <= message.hidden.abs().max() / 254 + 1e-6
+    tokens = len(message.hidden)
     kinds = carrier.ledger.bytes_by_kind
     assert kinds["down"]["CutGradient"]["gradient"] == tokens * (WIDTH + 4)
     # bfloat16 is what is remembered; the first time the values themselves are sent: 3 similarities, 3 bits of the map.
     assert kinds["up"]["Activations"]["activations"] == tokens * WIDTH * 4 + 3 * (4 + 1)
-    assert kinds["up"]["Activations"]["mask"] == message.mask.numel()
+    assert kinds["up"]["Activations"]["lengths"] == 3 * 4
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -223,8 +221,7 @@ def test_a_memory_that_is_lost_or_older_at_one_end_is_found_and_never_stale(side
         for carrier in (broken, cleared):
             open_(carrier)
             message = texts(ids, shift=shift * number)
-            assert message.mask is not None
-            received.append((up(carrier, message), down(carrier, message.hidden * message.mask.unsqueeze(-1))))
+            received.append((up(carrier, message), down(carrier, message.hidden)))
         assert all(torch.equal(one, other) for one, other in zip(*received, strict=True)), number
     assert broken.ledger.bytes_by_kind == cleared.ledger.bytes_by_kind
     for name, matrices in broken.of(CLIENT)[1].take_seen().items():
@@ -257,7 +254,7 @@ def test_a_message_that_never_arrived_is_found_at_the_next_greeting() -> None:
     ):
         up(carrier, texts([1, 2]))
     open_(carrier)
-    assert torch.equal(*(h[texts([1, 2]).mask] for h in (up(carrier, texts([1, 2])), texts([1, 2]).hidden)))  # type: ignore[index]
+    assert torch.equal(up(carrier, texts([1, 2])), texts([1, 2]).hidden)
 
 
 def test_a_client_that_was_away_goes_on_with_what_it_remembers() -> None:
@@ -366,22 +363,24 @@ MESSAGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "ids-empty": (lambda m: replace(m, sample_ids=m.sample_ids[:0]), r"Activations.sample_ids: .*\(0,\) came"),
     "ids-fewer": (
         lambda m: replace(m, sample_ids=m.sample_ids[1:]),
-        r"Activations.mask: .*\(3, 4\) came, .*\(2, up to 6\)",
+        r"Activations.lengths: torch.int32 \(3,\) came, torch.int32 \(2,\) is allowed",
     ),
-    "mask-none": (
-        lambda m: replace(m, mask=None),
-        r"Activations.mask: none came, torch.bool \(3, up to 6\) is allowed",
+    "lengths-none": (
+        lambda m: replace(m, lengths=None),
+        r"Activations.lengths: none came, torch.int32 \(3,\) is allowed",
     ),
-    "mask-long": (
-        lambda m: replace(m, mask=torch.ones(3, 7, dtype=torch.bool)),
-        r"Activations.mask: torch.bool \(3, 7\) came",
+    "lengths-fewer": (lambda m: replace(m, lengths=m.lengths[1:]), r"Activations.lengths: torch.int32 \(2,\) came"),
+    "lengths-long": (lambda m: replace(m, lengths=m.lengths + 3), "Activations.lengths: 7 came, 1 to 6 are allowed"),
+    "lengths-huge": (lambda m: replace(m, lengths=m.lengths + 2**30), "Activations.lengths: 1073741826 came, 1 to 6"),
+    "lengths-negative": (lambda m: replace(m, lengths=-m.lengths), "Activations.lengths: -2 came"),
+    "lengths-none-of-a-text": (lambda m: replace(m, lengths=m.lengths - 2), "Activations.lengths: 0 came"),
+    "lengths-matrix": (
+        lambda m: replace(m, lengths=m.lengths[None]),
+        r"Activations.lengths: torch.int32 \(1, 3\) came",
     ),
-    "mask-flat": (lambda m: replace(m, mask=m.mask[0]), r"Activations.mask: torch.bool \(4,\) came"),
-    "mask-dtype": (lambda m: replace(m, mask=m.mask.to(torch.uint8)), "Activations.mask: torch.uint8"),
-    "mask-empty-row": (lambda m: replace(m, mask=m.mask & torch.tensor([[True], [False], [True]])), "a row without a"),
-    "mask-without-columns": (lambda m: replace(m, mask=m.mask[:, :0]), "Activations.mask: a row without a token came"),
-    "mask-other-tokens": (
-        lambda m: replace(m, mask=~m.mask | True),
+    "lengths-dtype": (lambda m: replace(m, lengths=m.lengths.to(torch.uint8)), "Activations.lengths: torch.uint8"),
+    "lengths-other-tokens": (
+        lambda m: replace(m, lengths=m.lengths + 1),
         r"payload: torch.float32 \(9, 8\) came, .*\(12, 8\)",
     ),
     "skip-unknown": (
@@ -403,7 +402,7 @@ def test_a_hostile_upload(what: str) -> None:
     assert "\n" not in str(refused.value)
     open_(carrier)
     message = texts([1, 2, 3])
-    assert torch.equal(up(carrier, message)[message.mask], message.hidden[message.mask])
+    assert torch.equal(up(carrier, message), message.hidden)
 
 
 def test_encoded_values_where_none_are_due() -> None:
@@ -417,8 +416,8 @@ def test_an_upload_that_names_no_samples_is_no_step_of_the_round_before() -> Non
     carrier, message = link(BOTH), texts([1, 2])
     open_(carrier)
     up(carrier, message)
-    probe = replace(message, mask=None, labels=None, sample_ids=None)
-    assert torch.equal(up(carrier, probe)[message.mask], message.hidden[message.mask])  # in the same round it may
+    probe = replace(message, lengths=None, labels=None, sample_ids=None)
+    assert torch.equal(up(carrier, probe), message.hidden)  # in the same round it may
     open_(carrier)
     with pytest.raises(PeerError, match="sample ids: none came in this round yet"):
         up(carrier, probe)

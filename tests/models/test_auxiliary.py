@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from halfback.errors import UserError
 from halfback.models.adapters import Lora, set_trainable, trainable
-from halfback.models.auxiliary import LinearHead, auxiliary
+from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import CutModel, cut
 
 WORDS = (7, 90, 3)
@@ -44,25 +44,25 @@ def _auxiliary(model: CutModel, kind: Any, **choice: Any) -> Any:
 def test_a_copy_of_all_blocks_gives_the_bits_of_the_top(name: str, trains: str, inputs_of: Any) -> None:
     model = _cut(name, 1, bottom=trains, top=trains)
     inputs = inputs_of(name)
-    hidden, mask = model.bottom(inputs), inputs.get("attention_mask")
-    wanted = model.top(hidden, mask)
+    hidden, lengths = model.bottom(inputs), inputs.get("lengths")
+    wanted = model.top(hidden, lengths)
     # Adapters start as zero.
-    assert torch.equal(_auxiliary(model, model.blocks - 1, trained=trains)(hidden, mask), wanted)
+    assert torch.equal(_auxiliary(model, model.blocks - 1, trained=trains)(hidden, lengths), wanted)
     # PyTorch may take another matrix kernel for a weight that is trained than for one that is not.
     other = _auxiliary(model, model.blocks - 1, trained="full" if trains == "lora" else "lora")
-    torch.testing.assert_close(other(hidden, mask), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(other(hidden, lengths), wanted, rtol=1e-5, atol=1e-6)
     assert torch.equal(model.logits(inputs), wanted)
 
 
 @torch.no_grad()
-def test_a_copy_has_none_of_the_tops_adapters(left: dict[str, Tensor]) -> None:
+def test_a_copy_has_none_of_the_tops_adapters(texts: dict[str, Tensor]) -> None:
     model = _cut("llama-verbaliser", 1)
-    hidden, mask = model.bottom(left), left["attention_mask"]
-    pretrained = model.top(hidden, mask)
+    hidden, lengths = model.bottom(texts), texts["lengths"]
+    pretrained = model.top(hidden, lengths)
     for parameter in trainable(model.top).values():
         parameter.add_(0.1)
-    assert not torch.equal(model.top(hidden, mask), pretrained)
-    assert torch.equal(_auxiliary(model, 2)(hidden, mask), pretrained)
+    assert not torch.equal(model.top(hidden, lengths), pretrained)
+    assert torch.equal(_auxiliary(model, 2)(hidden, lengths), pretrained)
 
 
 @torch.no_grad()
@@ -71,18 +71,18 @@ def test_a_copy_of_fewer_blocks_is_the_model_without_those_between(name: str, in
     """Held against the layers called by hand, or a model from which the later blocks were deleted."""
     model = _cut(name, 2)
     inputs = inputs_of(name)
-    hidden, mask = model.bottom(inputs), inputs.get("attention_mask")
+    hidden, lengths = model.bottom(inputs), inputs.get("lengths")
     build, verbaliser = MODELS[name]
     shorter = build()
     if name == "resnet8":
         wanted = shorter.head(shorter.blocks[2](shorter.blocks[1](shorter.blocks[0](shorter.stem(**inputs)))))
-        assert torch.equal(_auxiliary(model, 1)(hidden, mask), wanted)
+        assert torch.equal(_auxiliary(model, 1)(hidden, lengths), wanted)
         return
     layers = shorter.get_submodule(model.family.backbone).get_submodule(model.family.blocks)
     del layers[2:]
     shorter.config.num_hidden_layers = 2
     wanted = cut(shorter, 2, verbaliser=verbaliser).logits(inputs)
-    assert torch.equal(_auxiliary(model, 0, trained="none")(hidden, mask), wanted)
+    assert torch.equal(_auxiliary(model, 0, trained="none")(hidden, lengths), wanted)
 
 
 @torch.no_grad()
@@ -93,38 +93,29 @@ def test_a_linear_head_fits_every_cut(name: str, at: int, inputs_of: Any) -> Non
     inputs = inputs_of(name)
     hidden = model.bottom(inputs)
     head = _auxiliary(model, "linear")
-    logits = head(hidden, inputs.get("attention_mask"))
-    assert logits.shape == (len(hidden), 3)
+    logits = head(hidden, inputs.get("lengths"))
+    assert logits.shape == (len(inputs.get("lengths", hidden)), 3)
     assert list(trainable(head)) == ["linear.weight", "linear.bias"]
     if name.startswith("resnet"):
         pooled = hidden.flatten(2).mean(dim=2)
-    elif name.startswith(("vit", *ENCODERS)):
-        mask = inputs.get("attention_mask", torch.ones(hidden.shape[:2]).bool())
-        pooled = torch.stack([row[kept].mean(dim=0) for row, kept in zip(hidden, mask, strict=True)])
+    elif name == "vit":
+        pooled = hidden.mean(dim=1)
     else:
-        pooled = hidden[:, -1]
+        of_each = hidden.split(inputs["lengths"].tolist())
+        pooled = torch.stack([row.mean(dim=0) if name.startswith(tuple(ENCODERS)) else row[-1] for row in of_each])
     # float32 sums in another order
     torch.testing.assert_close(logits, pooled @ head.linear.weight.T, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_padding_changes_nothing_in_a_linear_head() -> None:
-    hidden, mask = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
-    for kind, side in (("decoder", (3, 0)), ("encoder", (0, 3))):
-        head = LinearHead(kind, 8, 3, seed=0)
-        padded = nn.functional.pad(hidden, (0, 0, *side), value=7.0), nn.functional.pad(mask, side)
-        torch.testing.assert_close(head(*padded), head(hidden, mask), rtol=1e-5, atol=1e-6)  # order of float32 sums
-
-
-@torch.no_grad()
-def test_a_linear_head_is_float32_whatever_the_model_is(left: dict[str, Tensor]) -> None:
+def test_a_linear_head_is_float32_whatever_the_model_is(texts: dict[str, Tensor]) -> None:
     model = cut(classifier("llama").bfloat16(), 1)
     set_trainable(model, bottom="lora", top="lora", lora=Lora(), seed=0)
     head = _auxiliary(model, "linear")
     assert {p.dtype for p in head.parameters()} == {torch.float32}
-    assert head(model.bottom(left), left["attention_mask"]).dtype == torch.float32
+    assert head(model.bottom(texts), texts["lengths"]).dtype == torch.float32
     copied = _auxiliary(model, 1)
-    assert copied(model.bottom(left), left["attention_mask"]).dtype == torch.bfloat16
+    assert copied(model.bottom(texts), texts["lengths"]).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("trained", ["lora", "full"])
@@ -136,7 +127,7 @@ def test_a_linear_head_is_float32_whatever_the_model_is(left: dict[str, Tensor])
 def test_training_the_auxiliary_moves_nothing_else(name: str, trains: str, trained: str, inputs_of: Any) -> None:
     model = _cut(name, 1, bottom=trains, top=trains)
     inputs = inputs_of(name)
-    mask = inputs.get("attention_mask")
+    lengths = inputs.get("lengths")
     with torch.no_grad():
         hidden, wanted = model.bottom(inputs), model.logits(inputs)
     before = copy.deepcopy(model.whole.state_dict())
@@ -150,12 +141,12 @@ def test_training_the_auxiliary_moves_nothing_else(name: str, trains: str, train
     assert not {id(p) for p in head.parameters()} & moving
     optimizer = torch.optim.SGD(trainable(head).values(), lr=0.1)
     with torch.no_grad():
-        first = head(hidden, mask)
+        first = head(hidden, lengths)
     for _ in range(2):  # an adapter's first half has no gradient in the first step
         optimizer.zero_grad()
-        head(hidden, mask).logsumexp(-1).sum().backward()
+        head(hidden, lengths).logsumexp(-1).sum().backward()
         optimizer.step()
-    assert not torch.equal(head(hidden, mask), first)
+    assert not torch.equal(head(hidden, lengths), first)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.whole.state_dict().items())
     assert torch.equal(model.logits(inputs), wanted)
     assert not any(p.grad is not None for p in model.whole.parameters())
@@ -213,11 +204,11 @@ def test_batch_norms_statistics_are_copied(images: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_in_the_u_shape_the_copy_runs_from_the_middle_to_the_head(left: dict[str, Tensor]) -> None:
+def test_in_the_u_shape_the_copy_runs_from_the_middle_to_the_head(texts: dict[str, Tensor]) -> None:
     model = _cut("llama-verbaliser", 1, head=1)
-    hidden, mask = model.bottom(left), left["attention_mask"]
-    assert torch.equal(_auxiliary(model, 2)(hidden, mask), model.logits(left))
-    assert _auxiliary(model, "linear")(hidden, mask).shape == (3, 3)
+    hidden, lengths = model.bottom(texts), texts["lengths"]
+    assert torch.equal(_auxiliary(model, 2)(hidden, lengths), model.logits(texts))
+    assert _auxiliary(model, "linear")(hidden, lengths).shape == (3, 3)
 
 
 def test_kinds_that_do_not_fit() -> None:

@@ -28,10 +28,8 @@ def by_hand(model: CutModel, prompt: list[int], end: int | None) -> list[int]:
     """The likeliest next token of bottom and top together, again and again, without a cache."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + TOKENS:
-        ids = torch.tensor([tokens])
-        mask = torch.ones_like(ids)
-        logits = model.top(model.bottom({"input_ids": ids, "attention_mask": mask}), mask)
-        following = int(logits[0, -1].argmax())
+        logits = model.logits({"input_ids": torch.tensor(tokens), "lengths": torch.tensor([len(tokens)])})
+        following = int(logits[-1].argmax())
         if following == end:
             break
         tokens.append(following)
@@ -67,8 +65,9 @@ def test_as_many_beams_as_tokens_find_the_likeliest_pair() -> None:
     model = trained("llama")
 
     def log_probabilities(rows: Tensor) -> Tensor:
-        mask = torch.ones_like(rows)
-        return model.top(model.bottom({"input_ids": rows, "attention_mask": mask}), mask)[:, -1].log_softmax(-1)
+        lengths = torch.full((len(rows),), rows.shape[1])
+        logits = model.logits({"input_ids": rows.flatten(), "lengths": lengths})
+        return logits[lengths.cumsum(0) - 1].log_softmax(-1)
 
     prompt = torch.tensor(PROMPTS[0])
     first = log_probabilities(prompt[None])[0]

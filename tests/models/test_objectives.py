@@ -4,19 +4,27 @@ import math
 
 import pytest
 import torch
-from tiny_models import DECODERS, language_model
+from tiny_models import DECODERS, in_rows, language_model, padded_mask
 from torch import Tensor
 
 from halfback.models.objectives import better, evaluate, loss
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_causal_loss_is_that_of_transformers(name: str, left: dict[str, Tensor]) -> None:
+def test_causal_loss_is_that_of_transformers(name: str, texts: dict[str, Tensor]) -> None:
     model = language_model(name)
-    labels = left["input_ids"].masked_fill(~left["attention_mask"].bool(), -100)
-    output = model(**left, labels=labels)
-    # The same terms, summed and divided in another order: a few roundings of float32.
-    torch.testing.assert_close(loss("causal_lm", output.logits, labels), output.loss, rtol=1e-6, atol=0)
+    mask = padded_mask(texts, left=True)
+    ids = in_rows(texts, "input_ids", left=True)
+    labels = ids.masked_fill(mask == 0, -100)
+    output = model(input_ids=ids, attention_mask=mask, labels=labels)
+    firsts = texts["lengths"].cumsum(0) - texts["lengths"]
+    packed = texts["input_ids"].index_fill(0, firsts, -100)
+    # The same terms but for a text's first token, which Transformers has a loss for where padding is before it, summed
+    # and divided in another order: a few roundings of float32.
+    labels.scatter_(1, mask.argmax(1, keepdim=True), -100)
+    wanted = model.loss_function(output.logits, labels, vocab_size=99)
+    found = loss("causal_lm", output.logits[mask.bool()], packed)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
 
 
 def test_perplexity_counts_each_predicted_token_once() -> None:
@@ -24,13 +32,15 @@ def test_perplexity_counts_each_predicted_token_once() -> None:
     generator = torch.Generator().manual_seed(0)
     batches = []
     for rows, length in ((3, 7), (1, 3), (2, 1)):  # nothing follows a row of one token
-        logits = torch.randn(rows, length, 5, generator=generator)
-        batches.append((logits, torch.randint(5, (rows, length), generator=generator)))
+        logits = torch.randn(rows * length, 5, generator=generator)
+        labels = torch.randint(5, (rows * length,), generator=generator)
+        labels[::length] = -100
+        batches.append((logits, labels))
     terms = [
-        -torch.log_softmax(logits[row, place].double(), dim=0)[labels[row, place + 1]]
+        -torch.log_softmax(logits[place].double(), dim=0)[labels[place + 1]]
         for logits, labels in batches
-        for row in range(len(labels))
-        for place in range(labels.shape[1] - 1)
+        for place in range(len(labels) - 1)
+        if labels[place + 1] != -100
     ]
     assert len(terms) == 3 * 6 + 2
     mean = torch.stack(terms).mean().item()
@@ -40,13 +50,13 @@ def test_perplexity_counts_each_predicted_token_once() -> None:
 
 
 def test_rows_of_one_token_have_no_loss_and_no_gradient() -> None:
-    logits = torch.randn(4, 1, 5, requires_grad=True)
-    value = loss("causal_lm", logits, torch.zeros(4, 1, dtype=torch.int64))
+    logits, labels = torch.randn(4, 5, requires_grad=True), torch.full((4,), -100)
+    value = loss("causal_lm", logits, labels)
     value.backward()
     assert value.item() == 0
     assert logits.grad is not None
-    assert torch.equal(logits.grad, torch.zeros(4, 1, 5))
-    assert math.isfinite(evaluate("causal_lm", [(logits.detach(), torch.zeros(4, 1, dtype=torch.int64))]).loss)
+    assert torch.equal(logits.grad, torch.zeros(4, 5))
+    assert math.isfinite(evaluate("causal_lm", [(logits.detach(), labels)]).loss)
 
 
 def test_accuracy() -> None:

@@ -114,8 +114,8 @@ def test_a_bottom_and_a_head(name: str, blocks: int, tmp_path: Path, inputs_of: 
     assert_same(own.head, whole.head)
     assert [tensor.is_meta for tensor in own.top.parameters()] != []
     assert all(tensor.is_meta for tensor in own.top.parameters())
-    hidden, mask = whole.top(whole.bottom(inputs), inputs.get("attention_mask")), inputs.get("attention_mask")
-    assert torch.equal(own.head(hidden, mask), whole.head(hidden, mask))
+    hidden, lengths = whole.top(whole.bottom(inputs), inputs.get("lengths")), inputs.get("lengths")
+    assert torch.equal(own.head(hidden, lengths), whole.head(hidden, lengths))
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "opt", "gpt2"])
@@ -145,8 +145,8 @@ def test_a_bottom_and_an_auxiliary_head(name: str, kind: Auxiliary, tmp_path: Pa
     (whole, head), (own, other) = heads
     assert_same(own, whole)
     assert_same(other, head)
-    mask = inputs.get("attention_mask")
-    assert torch.equal(other(own(inputs), mask), head(whole(inputs), mask))
+    lengths = inputs.get("lengths")
+    assert torch.equal(other(own(inputs), lengths), head(whole(inputs), lengths))
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet18-32"])

@@ -6,15 +6,16 @@ from tiny_models import BLOCKS, CONFIGS, DECODERS, ENCODERS, classifier, languag
 from torch import Tensor, nn
 
 from halfback.models.adapters import Lora, Trained, set_trainable, trainable
-from halfback.models.cut import LocalModel, cut, install, recut
+from halfback.models.cut import cut, install, recut
+from halfback.models.running import LocalModel
 
 MODELS = [*CONFIGS, "resnet8", "resnet18-32"]
 
 
-def inputs_of(name: str, left: dict[str, Tensor], right: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+def inputs_of(name: str, texts: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
     if name in DECODERS:
-        return left
-    return right if name in ENCODERS else {"pixel_values": images if name == "vit" else torch.randn(2, 3, 32, 32)}
+        return texts
+    return texts if name in ENCODERS else {"pixel_values": images if name == "vit" else torch.randn(2, 3, 32, 32)}
 
 
 def models_of(name: str) -> list[nn.Module]:
@@ -29,9 +30,9 @@ def models_of(name: str) -> list[nn.Module]:
 @pytest.mark.parametrize("trained", ["lora", "full"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_boundary_sees_the_parameters_that_are_installed(
-    name: str, trained: Trained, left: dict[str, Tensor], right: dict[str, Tensor], images: Tensor
+    name: str, trained: Trained, texts: dict[str, Tensor], images: Tensor
 ) -> None:
-    inputs = inputs_of(name, left, right, images)
+    inputs = inputs_of(name, texts, images)
     for model in models_of(name):
         parts = cut(model, 1)
         set_trainable(parts, bottom=trained, top=trained, lora=Lora(), seed=0)

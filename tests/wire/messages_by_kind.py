@@ -39,8 +39,8 @@ MESSAGES: dict[str, Message] = {
     "turns": Turns(torch.tensor([5], dtype=torch.int32)),
     "share": Share(7, _values(5, 2), 3),
     "activations-text": Activations(
-        _values(2, 3, 4),
-        torch.tensor([[True, True, False], [True, True, True]]),
+        _values(5, 4),
+        torch.tensor([2, 3], dtype=torch.int32),
         torch.tensor([0, 1], dtype=torch.int32),
         torch.tensor([9, 4], dtype=torch.int32),
     ),
@@ -48,14 +48,14 @@ MESSAGES: dict[str, Message] = {
     "activations-bf16": Activations(
         _values(1, 2, 4).bfloat16(), None, torch.tensor([3], dtype=torch.int32), torch.tensor([2], dtype=torch.int32)
     ),
-    "gradient": CutGradient(_values(2, 3, 4)),
+    "gradient": CutGradient(_values(5, 4)),
     "slopes": Slopes(-1, torch.tensor([0.5, -2.0])),
     "losses": Losses(torch.tensor([0.693])),
     "weights": Weights((_values(3, 2), torch.tensor(2.5), torch.zeros(0, 4))),
     "weights-none": Weights(()),
     "activations-encoded": Activations(
         Encoded((_values(5, 4).to(torch.int8), _values(5, 1))),  # type: ignore[arg-type]
-        torch.tensor([[True, True, False], [True, True, True]]),
+        torch.tensor([2, 3], dtype=torch.int32),
         torch.tensor([0, 1], dtype=torch.int32),
         torch.tensor([9, 4], dtype=torch.int32),
     ),
@@ -63,18 +63,18 @@ MESSAGES: dict[str, Message] = {
     "gradient-encoded": CutGradient(Encoded(())),  # type: ignore[arg-type]
     "caches": Caches(torch.tensor([1 << 60, -3]), torch.tensor([0.5, -1.0])),
     "caches-up": Caches(torch.tensor([7]), None),
-    "middle": MiddleActivations(_values(2, 3, 4), (_values(2, 4),)),
+    "middle": MiddleActivations(_values(5, 4), (_values(2, 4),)),
     "middle-frozen-head": MiddleActivations(_values(2, 4, 2, 2), ()),
     "slopes-and-activations": Both(
         Slopes(7, torch.tensor([0.5, -2.0])),
         Activations(
             _values(1, 2, 4).bfloat16(),
-            torch.tensor([[True, False]]),
+            torch.tensor([2], dtype=torch.int32),
             torch.tensor([3], dtype=torch.int32),
             torch.tensor([2], dtype=torch.int32),
         ),
     ),
     "slopes-and-gradient": Both(Slopes(7, torch.tensor([0.5, -2.0])), CutGradient(_values(2, 2))),
     "slopes-and-gradient-encoded": Both(Slopes(0, torch.zeros(0)), CutGradient(Encoded((_values(1, 2),)))),  # type: ignore[arg-type]
-    "head-gradient": HeadGradient(_values(2, 3, 4), torch.tensor([0.693]), (_values(2, 4), torch.tensor(0.5))),
+    "head-gradient": HeadGradient(_values(5, 4), torch.tensor([0.693]), (_values(2, 4), torch.tensor(0.5))),
 }

@@ -23,11 +23,11 @@ def test_roles_are_those_of_the_fields() -> None:
     for message in MESSAGES.values():
         ledger.add("up", message, pack(message))
     kinds = ledger.bytes_by_kind["up"]
-    assert set(kinds["Activations"]) == {"activations", "mask", "labels", "sample_ids", "framing"}
+    assert set(kinds["Activations"]) == {"activations", "lengths", "labels", "sample_ids", "framing"}
     assert set(kinds["Slopes"]) == {"steps", "slopes", "framing"}
     assert set(kinds["Nothing"]) == {"framing"}
     assert {role for roles in kinds.values() for role in roles} <= {*ROLES, "framing"}
-    assert kinds["Activations"]["mask"] == 12  # a byte for each of 2 × 3 tokens, in two messages
+    assert kinds["Activations"]["lengths"] == 16  # four bytes for each of two texts, in two messages
     assert kinds["Slopes"] == {"steps": 8, "slopes": 8, "framing": 4 + 1 + 1 + 2 + 4}
 
 

@@ -162,7 +162,7 @@ def test_bytes_after_the_last_field_are_refused(message: Message) -> None:
 
 
 def _header(kind: type[Message]) -> bytes:
-    return b"HB\x01" + bytes([CODES.index((kind,))])
+    return b"HB\x02" + bytes([CODES.index((kind,))])
 
 
 def _tensor(dtype: int, *shape: int, dimensions: int | None = None) -> bytes:
@@ -172,9 +172,9 @@ def _tensor(dtype: int, *shape: int, dimensions: int | None = None) -> bytes:
 GRADIENT, ACTIVATIONS = _header(CutGradient), _header(Activations)
 HOSTILE = {
     "empty": (b"", "header: 0 bytes are left, 4 are needed"),
-    "magic": (b"XX\x01\x00", "header: b'XX' version 1 came, b'HB' version 1 is allowed"),
-    "version": (b"HB\x02\x00", "version 2 came"),
-    "kind": (b"HB\x01\x63", f"message kind 99 came, 0 to {len(CODES) - 1} are allowed"),
+    "magic": (b"XX\x02\x00", "header: b'XX' version 2 came, b'HB' version 2 is allowed"),
+    "version": (b"HB\x01\x00", "version 1 came"),
+    "kind": (b"HB\x02\x63", f"message kind 99 came, 0 to {len(CODES) - 1} are allowed"),
     "field-type": (GRADIENT + b"\x09", "CutGradient.gradient: field type 9 came"),
     "wrong-type": (GRADIENT + b"\x01" + bytes(8), "CutGradient.gradient: int came, Tensor or Encoded is allowed"),
     "none-where-needed": (GRADIENT + b"\x00", "CutGradient.gradient: NoneType came, Tensor or Encoded is allowed"),
@@ -193,18 +193,18 @@ HOSTILE = {
     "huge-but-empty": (GRADIENT + _tensor(0, *[0xFFFFFFFF] * 7, 0), "CutGradient.gradient: empty shape"),
     "one-byte-short": (GRADIENT + _tensor(0, 2) + bytes(7), "needs 8 bytes, but only 7 are left"),
     "bool-of-two": (ACTIVATIONS + _tensor(0, 0) + _tensor(9, 1) + b"\x02", "a byte other than 0 and 1"),
-    "encoded-mask": (
+    "encoded-lengths": (
         ACTIVATIONS + _tensor(0, 0) + b"\x04" + bytes(4) + b"\0\0",
-        "Activations.mask: Encoded came, Tensor or",
+        "Activations.lengths: Encoded came, Tensor or",
     ),
-    "encoded-weights": (b"HB\x01\x07\x04" + bytes(4), "Weights.tensors: Encoded came, tuple is allowed"),
+    "encoded-weights": (b"HB\x02\x07\x04" + bytes(4), "Weights.tensors: Encoded came, tuple is allowed"),
     "encoded-digests": (
         _header(Caches) + b"\x04" + bytes(4) + b"\0",
         "Caches.digests: Encoded came, Tensor is allowed",
     ),
     "many-encoded": (GRADIENT + b"\x04" + struct.pack("<I", 0xFFFFFFFF), "4294967295 tensors announced, at most 65536"),
-    "many-tensors": (b"HB\x01\x07\x03" + struct.pack("<I", 0xFFFFFFFF), "4294967295 tensors announced, at most 65536"),
-    "tensors-without-bytes": (b"HB\x01\x07\x03" + struct.pack("<I", MAX_TENSORS), "but only 0 bytes are left"),
+    "many-tensors": (b"HB\x02\x07\x03" + struct.pack("<I", 0xFFFFFFFF), "4294967295 tensors announced, at most 65536"),
+    "tensors-without-bytes": (b"HB\x02\x07\x03" + struct.pack("<I", MAX_TENSORS), "but only 0 bytes are left"),
 }
 
 

@@ -1,0 +1,192 @@
+"""The parts of a cut model as they run: bottom, middle and top.
+
+Each calls the model's own forward pass on its share of the blocks. Texts go in and out without padding, (N, …) for the
+N tokens of a batch with the number of tokens of each sample, and are laid out for the blocks as `packing` says.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from halfback.models.families import Family
+from halfback.models.packing import Layout, lay_out, one_a_row
+
+
+class Bottom(nn.Module):
+    """The device's first part: embeddings and the first blocks. `body` has the whole model's parameter names."""
+
+    def __init__(self, body: nn.Module, family: Family) -> None:
+        super().__init__()
+        self.body = body
+        self.family = family
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks before the cut, one or more."""
+        backbone = self.body.get_submodule(self.family.backbone)
+        return list(cast(nn.ModuleList, backbone.get_submodule(self.family.blocks)))
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Activations: (N, H) of the N tokens of B texts, (B, T, H) for ViT, (B, C, H, W) for a ResNet.
+
+        inputs: `input_ids` (N,) and `lengths` (B,), for encoders optionally `token_type_ids` (N,); or `pixel_values`
+        (B, C, H, W).
+        """
+        backbone = self.body.get_submodule(self.family.backbone)
+        if self.family.kind == "image":
+            output = backbone(inputs["pixel_values"])
+            return output if isinstance(output, Tensor) else output.last_hidden_state
+        layout = layout_of(self.body, self.family, inputs["lengths"])
+        arguments = {"input_ids": layout.lay(inputs["input_ids"])}
+        if self.family.kind == "encoder" and "token_type_ids" in inputs:
+            arguments["token_type_ids"] = layout.lay(inputs["token_type_ids"])
+        dtype = next(self.body.parameters()).dtype
+        return _hidden_of(backbone, arguments | _text_arguments(self.body, self.family, layout, dtype), layout)
+
+    def layout(self, inputs: Mapping[str, Tensor]) -> Layout | None:
+        """How the tokens of a batch are laid out where the blocks run; None for images."""
+        return layout_of(self.body, self.family, inputs["lengths"]) if "lengths" in inputs else None
+
+
+class Middle(nn.Module):
+    """The server's part in the U-shape: blocks between two cuts. `body` has the whole model's parameter names."""
+
+    def __init__(self, body: nn.Module, family: Family) -> None:
+        super().__init__()
+        self.body = body
+        self.family = family
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+        """Activations at the second cut, before the final norm, from those at the first and the texts' lengths (B,)."""
+        backbone = self.body.get_submodule(self.family.backbone)
+        if lengths is None:
+            output = backbone(hidden)
+            return output if isinstance(output, Tensor) else output.last_hidden_state
+        layout = layout_of(self.body, self.family, lengths)
+        arguments = _text_arguments(self.body, self.family, layout, hidden.dtype)
+        return _hidden_of(backbone, {"inputs_embeds": layout.lay(hidden)} | arguments, layout)
+
+
+class Top(nn.Module):
+    """The last part: the blocks after the (last) cut, final norm and head layer; the server's half, or a device's head.
+
+    `body` has the whole model's parameter names.
+    """
+
+    def __init__(self, body: nn.Module, family: Family, verbaliser: Sequence[int] | None) -> None:
+        super().__init__()
+        self.body = body
+        self.family = family
+        self.verbaliser = None if verbaliser is None else tuple(verbaliser)
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Whether there are logits for every token, as of a language model, and not for every sample."""
+        return self.verbaliser is None and hasattr(self.body, "lm_head")
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+        """Logits: (B, classes), or (N, vocabulary) for a causal language model without a verbaliser.
+
+        hidden: the activations at the cut before it. lengths: the tokens of each text, (B,); None for images.
+        A text's answer is read at its first token (encoder) or its last (decoder).
+        """
+        if lengths is None:
+            output = self.body(hidden)
+            return output if isinstance(output, Tensor) else output.logits
+        layout = layout_of(self.body, self.family, lengths)
+        arguments = _text_arguments(self.body, self.family, layout, hidden.dtype)
+        if self.family.module is not None:
+            output = self.body(inputs_embeds=layout.lay(hidden), **arguments)
+            logits = output if isinstance(output, Tensor) else output.logits
+            return layout.take(logits) if logits.ndim == 3 else logits
+        read = None if self.scores_tokens else layout.ends(last=self.family.kind == "decoder")
+        with _laid_out(self.body, self.family, layout, hidden, read):
+            output = self.body(inputs_embeds=_read(hidden, read), **arguments)
+        if self.verbaliser is None:
+            return output.logits[0] if read is None else output.logits
+        return output.logits[:, -1, list(self.verbaliser)]
+
+
+class LocalModel(nn.Module):
+    """A bottom with a head behind it, auxiliary or the whole top: a device's own way from the inputs to logits."""
+
+    def __init__(self, bottom: Bottom, head: nn.Module) -> None:
+        super().__init__()
+        self.bottom = bottom
+        self.head = head
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks before the cut."""
+        return self.bottom.blocks
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits as of `Top.forward`, from what `Bottom.forward` takes."""
+        return self.head(self.bottom(inputs), inputs.get("lengths"))
+
+
+def layout_of(body: nn.Module, family: Family, lengths: Tensor) -> Layout:
+    """How a part of a model wants texts of these lengths, (B,)."""
+    if family.module is not None:
+        return one_a_row(lengths, left=family.kind == "decoder")
+    return lay_out(lengths, cast(int, cast(PreTrainedConfig, body.config).hidden_size))
+
+
+def _text_arguments(body: nn.Module, family: Family, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
+    """What the forward pass of any part takes beside the tokens or the activations, which have this dtype."""
+    if family.module is not None:
+        return {"attention_mask": (layout.samples >= 0).long()}
+    positions = layout.positions
+    if family.positions_behind_padding:
+        positions = positions + cast(PreTrainedConfig, body.config).pad_token_id + 1
+    arguments: dict[str, Any] = {"position_ids": positions, "return_dict": True}
+    if family.kind == "decoder":
+        arguments["use_cache"] = False
+    if family.sees_by_positions:
+        return arguments
+    bias = layout.bias(dtype, causal=family.kind == "decoder")
+    # Two dimensions of ones are as good as no mask to an encoder, which warns where it is given none.
+    return arguments | {"attention_mask": torch.ones_like(positions) if bias is None else bias}
+
+
+def _hidden_of(backbone: nn.Module, arguments: Mapping[str, Any], layout: Layout) -> Tensor:
+    output = backbone(**arguments)
+    return layout.take(output if isinstance(output, Tensor) else output.last_hidden_state)
+
+
+def _read(tokens: Tensor, read: Tensor | None) -> Tensor:
+    """What a head takes of (N, H): (1, N, H), or where it reads one token of each of B samples (B, 1, H)."""
+    return tokens.unsqueeze(0) if read is None else tokens.index_select(0, read).unsqueeze(1)
+
+
+@contextmanager
+def _laid_out(body: nn.Module, family: Family, layout: Layout, hidden: Tensor, read: Tensor | None) -> Iterator[None]:
+    """While this context is open, the backbone runs on the layout, and what is around it sees what it reads alone.
+
+    So a head meets a batch as it knows one, and neither it nor a pooler reads the first or last place of a row.
+    """
+    backbone = body.get_submodule(family.backbone)
+
+    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, kwargs | {"inputs_embeds": layout.lay(hidden)}
+
+    def pool(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (_read(layout.take(args[0]), read), *args[1:])
+
+    def leave(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        output.last_hidden_state = _read(layout.take(output.last_hidden_state), read)
+        return output
+
+    pooled = [backbone._modules.get(name) for name in family.after if family.kind == "encoder"]
+    handles = [module.register_forward_pre_hook(pool) for module in pooled if module is not None]
+    handles.append(backbone.register_forward_pre_hook(enter, with_kwargs=True))
+    handles.append(backbone.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
