@@ -39,6 +39,7 @@ ARROWS: dict[str, set[str]] = {
         "telemetry",
         "zeroth",
         "models.cut",
+        "models.running",
     },
     "assembly": {
         "algorithms",

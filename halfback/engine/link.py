@@ -184,7 +184,8 @@ class End:
             self._batch = _Batch(samples, _tokens(kind, lengths, len(ids), form.shape[0]) if form.has_texts else None)
         batch = self._step()
         rows = len(batch.ids) if batch.tokens is None else sum(batch.tokens)
-        if isinstance(hidden, Tensor) and len(hidden) != rows:  # what is encoded is counted by its codec
+        # What is encoded is counted by its codec.
+        if isinstance(hidden, Tensor) and hidden.shape[:1] != (rows,):
             what = "samples" if batch.tokens is None else "tokens"
             raise PeerError(kind.__name__, f"hidden states {tuple(hidden.shape)} came for {rows} {what}")
 

@@ -102,7 +102,7 @@ def test_templates():
 def test_the_template_and_the_pair_are_in_the_prompt(decoder_tokenizer):
     encoded = encode(task(["a"], ["b"], ["film"]), decoder_tokenizer, max_length=32, template="{pair}, {text}?")
     assert decoder_tokenizer.decode(encoded.prompts[0].tokens) == "film, a?"
-    assert decoder_tokenizer.decode(encoded.train.batch([0]).inputs["input_ids"][0]) == "film, a? b<end>"
+    assert decoder_tokenizer.decode(encoded.train.batch([0]).inputs["input_ids"]) == "film, a? b<end>"
     with pytest.raises(UserError, match=r"lacks \{text\}"):
         encode(task(["a"], ["b"]), decoder_tokenizer, max_length=32, template="It was")
 

@@ -447,21 +447,21 @@ SIZES: dict[str, tuple[HiddenForm, list[Activations], str]] = {
     "fewer-ids": (
         IMAGES,
         [replace(images([1, 2, 3]), sample_ids=torch.tensor([1, 2]).int())],
-        r"Activations: hidden states \(3, 3, 2, 4\) came for samples and tokens \(2,\)",
+        r"Activations: hidden states \(3, 3, 2, 4\) came for 2 samples",
     ),
     "an-id-twice": (IMAGES, [images([2, 1, 2])], "Activations.sample_ids: codec: sample id 2 came twice in one batch"),
     "no-ids": (IMAGES, [replace(images([1, 2]), sample_ids=None)], "sample ids: none came in this round yet"),
     "another-batch-without-ids": (
         IMAGES,
         [images([1, 2]), replace(images([1, 2, 3]), sample_ids=None)],
-        r"\(3, 3, 2, 4\) came for samples and tokens \(2,\)",
+        r"\(3, 3, 2, 4\) came for 2 samples",
     ),
     "other-tokens-without-ids": (
         TEXTS,
         [texts([1, 2]), replace(texts([1, 4]), sample_ids=None)],
-        r"\(2, 5, 8\) came for samples and tokens \(2, 3\)",
+        r"\(7, 8\) came for 5 tokens",
     ),
-    "a-scalar": (IMAGES, [replace(images([1]), hidden=torch.tensor(1.0))], r"\(\) came for samples and tokens \(1,\)"),
+    "a-scalar": (IMAGES, [replace(images([1]), hidden=torch.tensor(1.0))], r"\(\) came for 1 samples"),
 }
 
 

@@ -146,7 +146,8 @@ def test_biases_are_those_of_the_blocks(name: str) -> None:
 def test_an_exported_model_gives_the_same_logits(kind: str, name: str, inputs_of: Inputs, tmp_path: Path) -> None:
     inputs, model = inputs_of(name), _cut(name, kind)
     _move(model)
-    wanted = model.logits(inputs)
+    # Texts in padded rows, as the exported model is given them; of the parts `test_the_start_…` asks for the same.
+    wanted = _logits(model.whole, inputs)
     state = {key: tensor.clone() for key, tensor in model.whole.state_dict().items()}
     export(model, tmp_path)
     assert all(torch.equal(state[key], tensor) for key, tensor in model.whole.state_dict().items())
@@ -190,7 +191,8 @@ def test_on_a_bfloat16_model_the_start_is_the_models_too(kind: str, texts: dict[
     whole = classifier("opt").bfloat16()
     before = uncut(whole, texts)
     model = _train(cut(whole, 2), kind)
-    assert_alike(model.logits(texts), before)
+    # A few roundings at 2^-8 of logits below 1.
+    torch.testing.assert_close(model.logits(texts), before, rtol=0, atol=2e-2)
     wanted = torch.bfloat16 if kind in ("bias", "norm") else torch.float32
     assert {parameter.dtype for parameter in trainable(model.bottom).values()} == {wanted}
 

@@ -146,7 +146,9 @@ def test_gradient_through_the_cut(name: str, texts: Tokens) -> None:
         if gradient is None:
             assert parameter.grad is None, parameter_name
         else:
-            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-7, msg=parameter_name)
+            # Sums of another length, where padding is left away; keys' biases have no gradient but rounding.
+            allowed = 1e-5 * gradient.abs().max().item() + 1e-7
+            torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=allowed, msg=parameter_name)
 
 
 @pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])

@@ -68,7 +68,7 @@ MESSAGES: dict[str, Message] = {
     "slopes-and-activations": Both(
         Slopes(7, torch.tensor([0.5, -2.0])),
         Activations(
-            _values(1, 2, 4).bfloat16(),
+            _values(2, 4).bfloat16(),
             torch.tensor([2], dtype=torch.int32),
             torch.tensor([3], dtype=torch.int32),
             torch.tensor([2], dtype=torch.int32),
