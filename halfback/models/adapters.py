@@ -7,27 +7,27 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from halfback.errors import UserError
 from halfback.models.cut import CutModel
+from halfback.models.heavy import is_of
 from halfback.models.own import Stack
 from halfback.models.quiet import quiet
 from halfback.models.resnet import ResNet, file_names
 from halfback.models.running import Bottom, Middle, Top
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
 Trained = Literal["lora", "full", "none"]
 # The device's part has more choices: zeroth order gets better with fewer dimensions.
 BottomTrained = Literal["lora", "lora_b", "ia3", "bias", "norm", "full", "none"]
-_ADAPTABLE = (nn.Linear, Conv1D, nn.Conv2d, nn.Embedding)
+_ADAPTABLE = (nn.Linear, nn.Conv2d, nn.Embedding)  # and the Conv1D of Transformers
 _MARKS = ("lora_", "ia3_")  # in the names of PEFT's parameters, and in no others
 _LARGEST_RANK = 4096
 _Part = Bottom | Middle | Top
@@ -65,7 +65,7 @@ def set_trainable(model: CutModel, *, bottom: BottomTrained, top: Trained, lora:
     Adapters are float32 and start from (`seed`, name), so a block's start does not depend on where the model is cut.
     Raises UserError for a target that no module of bottom or top has, or one of them with nothing to train.
     """
-    if any(isinstance(module, BaseTunerLayer) for module in model.whole.modules()):
+    if any(_is_adapted(module) for module in model.whole.modules()):
         raise ValueError("set_trainable was called before on this model")
     if not 1 <= lora.rank <= _LARGEST_RANK:
         raise UserError(f"LoRA rank is {lora.rank}; 1 to {_LARGEST_RANK} is allowed")
@@ -100,8 +100,8 @@ def set_trainable_copy(part: Top, trained: Trained, lora: Lora, seed: int) -> No
 def without_adapters(body: nn.Module) -> nn.Module:
     """The same modules with each adapted layer replaced, in place, by the layer that it adapts, as it was."""
     for name, module in list(body.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            body.set_submodule(name, module.get_base_layer())
+        if _is_adapted(module):
+            body.set_submodule(name, cast(Any, module).get_base_layer())
     return body
 
 
@@ -121,9 +121,9 @@ def merged(model: CutModel) -> nn.Module:
     """A copy of the whole model with its adapters merged into the layers that they adapt; an `nn.Sequential` as one."""
     whole = copy.deepcopy(model.whole)
     for name, module in list(whole.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            whole.set_submodule(name, module.get_base_layer())
+        if _is_adapted(module):
+            cast(Any, module).merge()
+            whole.set_submodule(name, cast(Any, module).get_base_layer())
     return whole.plain() if isinstance(whole, Stack) else whole
 
 
@@ -138,7 +138,7 @@ def export(model: CutModel, folder: Path, label_names: Sequence[str] = (), *, pa
     """
     folder.mkdir(parents=True, exist_ok=True)
     whole: Any = merged(model)
-    if not isinstance(whole, PreTrainedModel | ResNet):
+    if not isinstance(whole, ResNet) and not is_of(whole, "transformers.modeling_utils", "PreTrainedModel"):
         save_model(whole, str(folder / "model.safetensors"))
         return
     last = cast(Top, model.head or model.top)
@@ -162,6 +162,15 @@ def export(model: CutModel, folder: Path, label_names: Sequence[str] = (), *, pa
         setattr(config, key, value)
     with quiet():
         cast(Any, whole).save_pretrained(folder)
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    """Whether PEFT has put this layer in the place of another."""
+    return is_of(module, "peft.tuners.tuners_utils", "BaseTunerLayer")
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return is_of(module, "transformers.pytorch_utils", "Conv1D")
 
 
 def _adapted(part: _Part, side: str, trained: BottomTrained, lora: Lora) -> list[str]:
@@ -205,7 +214,7 @@ def _match(part: _Part, side: str, targets: tuple[str, ...]) -> list[str]:
 
     Default targets may match none, the user's own must, save in a head, which may have no blocks.
     """
-    names = [name for name, module in part.named_modules() if isinstance(module, _ADAPTABLE)]
+    names = [name for name, module in part.named_modules() if isinstance(module, _ADAPTABLE) or _is_conv1d(module)]
     wanted = targets or part.family.lora
     if not wanted:
         inside = tuple(name for name, _ in _blocks(part))
@@ -272,7 +281,9 @@ def _inject(part: _Part, names: list[str], trained: BottomTrained, lora: Lora, s
 
 def _put(part: _Part, names: list[str], trained: BottomTrained, lora: Lora) -> None:
     """PEFT's layers in the place of these modules."""
-    conv1d = any(isinstance(part.get_submodule(name), Conv1D) for name in names)
+    from peft import IA3Config, LoraConfig, inject_adapter_in_model
+
+    conv1d = any(_is_conv1d(part.get_submodule(name)) for name in names)
     config: PeftConfig
     if trained == "ia3":
         scaled = tuple(f".{path}" for path, what in part.family.ia3.items() if what == "input")
@@ -288,5 +299,5 @@ def _put(part: _Part, names: list[str], trained: BottomTrained, lora: Lora) -> N
 def _show(whole: nn.Module, part: _Part) -> None:
     """Put a part's adapters in the whole model too: blocks are shared, but modules outside of them are not."""
     for name, module in part.body.named_modules():
-        if isinstance(module, BaseTunerLayer):
+        if _is_adapted(module):
             whole.set_submodule(name, module)

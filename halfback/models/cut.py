@@ -14,10 +14,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from halfback.errors import UserError
 from halfback.models.families import Family, family_of
+from halfback.models.heavy import is_of
 from halfback.models.running import Bottom, Middle, Top
 
 
@@ -166,7 +166,7 @@ def top_body(model: nn.Module, family: Family, start: int, end: int) -> nn.Modul
     _without_entry(body, family)
     if family.kind == "decoder" and getattr(body.config, "pad_token_id", 0) is None:
         # Heads of decoders refuse batches without a padding token, which they look for in the tokens alone.
-        cast(PreTrainedConfig, body.config).pad_token_id = 0
+        cast(Any, body.config).pad_token_id = 0
     for name in (type(model).__module__, "transformers.modeling_layers"):
         logging.getLogger(name).addFilter(_drop_padding_warning)
     return body
@@ -230,7 +230,7 @@ def _shallow(module: nn.Module) -> nn.Module:
 
 def _sliced_config(config: Any, keep: slice) -> Any:
     """The configuration for the blocks `keep`: forward passes read the number and the types of the layers from it."""
-    if not isinstance(config, PreTrainedConfig):
+    if not is_of(config, "transformers.configuration_utils", "PreTrainedConfig"):
         return config
     sliced = copy.deepcopy(config)
     sliced.num_hidden_layers = keep.stop - keep.start

@@ -1,5 +1,7 @@
 """Load a model and its tokenizer by name: packaged, a ResNet, a local folder or file, or from the Hugging Face hub."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import difflib
@@ -12,21 +14,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import transformers
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.auto_factory import _get_model_class
-from transformers.utils import find_adapter_config_file
 
 from halfback.errors import UserError, first_line
 from halfback.models.classes import own_names, settle_head
 from halfback.models.families import FAMILIES, Family, Kind, family_of_type
 from halfback.models.fitting import Loaded, check_files, check_finite, check_fit, check_padding, found_head, redraw
+from halfback.models.heavy import unreadable
 from halfback.models.packages import packaged_models
 from halfback.models.part import Held, leave_out, put_back, reading_part
 from halfback.models.quiet import quiet
@@ -38,6 +36,9 @@ from halfback.models.resnet import (
     is_resnet_name,
     load_weights,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HeadKind = Literal["classifier", "verbaliser", "causal_lm", "image"]
 _HEADS: dict[Kind, tuple[HeadKind, ...]] = {
@@ -51,13 +52,6 @@ _AUTO_CLASSES: dict[HeadKind, str] = {
     "causal_lm": "AutoModelForCausalLM",
     "image": "AutoModelForImageClassification",
 }
-
-# What Transformers, and torch's reader of .bin files, let through where a file is not what it seems.
-_UNREADABLE = (
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError, EOFError),
-    *(AssertionError, ArithmeticError),
-    *(UnpicklingError, SafetensorError, StrictDataclassError),
-)
 
 
 @dataclass(frozen=True)
@@ -111,15 +105,16 @@ def load_model(
     """
     if asked.head not in _HEADS["decoder"] + _HEADS["image"]:
         raise UserError(f"head is {asked.head!r}; allowed are {', '.join(_AUTO_CLASSES)}")
-    with _seeded(asked.seed), quiet():
-        resnet = resnet_source(name)
+    resnet = resnet_source(name)
+    with _seeded(asked.seed):
         if resnet is not None:
             _check_head(name, FAMILIES["ResNet"], asked.head)
             config = ResNetConfig(resnet[0], asked.num_labels, asked.in_channels)
             model: nn.Module = _load_resnet(config, resnet[1], asked.label_names, held).to(asked.dtype)
             tokenizer = None
         else:
-            model, tokenizer = _load_pretrained(name, asked, held)
+            with quiet():
+                model, tokenizer = _load_pretrained(name, asked, held)
     check_finite(name, model)
     return model, tokenizer
 
@@ -193,6 +188,9 @@ def _load_resnet(config: ResNetConfig, weights: Path | None, label_names: Sequen
 def _load_pretrained(
     name: str, asked: ModelRequest, held: Held | None
 ) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    import transformers
+    from transformers.models.auto.auto_factory import _get_model_class
+
     package = packaged_models().get(name)
     source, gguf = name, {}
     if package is not None:
@@ -230,7 +228,7 @@ def _load_pretrained(
         model, loaded = _read(kind, source if held is None or held.read else None, config, asked.dtype, gguf)
     except UnpicklingError as error:
         raise UserError(f"model {name!r} cannot be loaded: its weights are a pickle of more than tensors") from error
-    except _UNREADABLE as error:
+    except unreadable() as error:
         raise UserError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
     if held is not None:
         put_back(model, family, held)
@@ -263,6 +261,8 @@ def _read(kind: Any, source: str | None, config: Any, dtype: torch.dtype, gguf: 
 
 def _refuse_adapter(name: str, source: str) -> None:
     """Its file names another model, any folder of this machine, that Transformers would load."""
+    from transformers.utils import find_adapter_config_file
+
     if find_adapter_config_file(source) is not None:
         raise UserError(f"model {name!r} is an adapter of PEFT: merge it into its model and save that")
 
@@ -270,9 +270,11 @@ def _refuse_adapter(name: str, source: str) -> None:
 def _load_tokenizer(
     name: str, source: str, family: Family, model: Any, gguf: dict[str, str]
 ) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
-    except _UNREADABLE as error:
+    except unreadable() as error:
         raise UserError(f"the tokenizer of model {name!r} cannot be loaded: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what Transformers makes of a folder without its files
         raise UserError(f"the tokenizer of model {name!r} knows no words; its files are missing beside the weights")
@@ -297,23 +299,27 @@ def settle_padding(tokenizer: PreTrainedTokenizerBase, model: Any, family: Famil
 
 def _find_config(name: str, source: str, gguf: dict[str, str]) -> Any:
     """The model's configuration: from the folder or the hub's cache if it is there, else from the hub."""
+    from transformers import AutoConfig
+
     if not Path(source).is_dir() and source.startswith((".", "/", "~")):
         raise UserError(f"model folder {name!r} does not exist")
     try:
         return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False, **gguf)
-    except _UNREADABLE as error:
+    except unreadable() as error:
         if Path(source).is_dir():
             raise UserError(f"model folder {name!r} cannot be read: {first_line(error)}") from error
     if not hub_reachable():
         raise UserError(f"model {name!r} is not here, and the Hugging Face hub cannot be reached; {_nearest(name)}")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except _UNREADABLE as error:
+    except unreadable() as error:
         raise UserError(f"model {name!r} is neither here nor on the Hugging Face hub; {_nearest(name)}") from error
 
 
 def _written(source: str) -> dict[str, Any]:
     """The configuration as its file has it, without what Transformers fills in."""
+    from transformers import PreTrainedConfig
+
     return PreTrainedConfig.get_config_dict(source, local_files_only=True)[0]
 
 

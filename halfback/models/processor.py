@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import transformers
 from PIL import Image
 
 from halfback.errors import UserError, first_line
@@ -74,7 +73,7 @@ def own_processor(name: str, size: int | None) -> Processor | None:
     folder = Path(name)
     if folder.is_dir() and not (folder / FILE).is_file():
         return None
-    own = _from_pretrained(name, transformers.AutoImageProcessor, backend="pil")
+    own = _from_pretrained(name, "AutoImageProcessor", backend="pil")
     return None if own is None else Processor(name, own, size)
 
 
@@ -83,18 +82,21 @@ def own_size(name: str) -> int | None:
     if loading.resnet_source(name) is not None:
         return None
     try:
-        config = _from_pretrained(name, transformers.AutoConfig)
+        config = _from_pretrained(name, "AutoConfig")
     except UserError:  # of another kind than this: whoever loads the model says what is wrong with it
         return None
     size = getattr(config, "image_size", None)
     return size if isinstance(size, int) else None
 
 
-def _from_pretrained(name: str, kind: Any, **options: Any) -> Any:
+def _from_pretrained(name: str, kind_name: str, **options: Any) -> Any:
     """What a folder or the hub has of this kind; None where it is not there, which whoever loads the model will say."""
     here = Path(name).is_dir()
     if not here and (Path(name).suffix or is_resnet_name(name) or name in packaged_models()):
         return None
+    import transformers
+
+    kind = getattr(transformers, kind_name)
     options["trust_remote_code"] = False  # else the user is asked whether the folder's code shall run
     with quiet():
         try:
@@ -112,6 +114,8 @@ def _from_pretrained(name: str, kind: Any, **options: Any) -> Any:
 
 def plain_processor(shape: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> Any:
     """What says how images of this shape (3, H, W) were made for a model that had no preprocessor of its own."""
+    import transformers
+
     return transformers.ViTImageProcessorPil(
         size={"height": shape[1], "width": shape[2]},
         image_mean=list(mean),

@@ -5,12 +5,12 @@ import io
 import logging
 from collections.abc import Iterator
 
-from transformers.utils import logging as transformers_logging
-
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and nothing below an error inside; the settings of before are put back after."""
+    from transformers.utils import logging as transformers_logging
+
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     hub = logging.getLogger("huggingface_hub")
     hub_level = hub.level

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from halfback.models.families import Family
 from halfback.models.packing import Layout, lay_out, one_a_row
@@ -133,7 +132,7 @@ def layout_of(body: nn.Module, family: Family, lengths: Tensor) -> Layout:
     """How a part of a model wants texts of these lengths, (B,)."""
     if family.module is not None:
         return one_a_row(lengths, left=family.kind == "decoder")
-    return lay_out(lengths, cast(int, cast(PreTrainedConfig, body.config).hidden_size))
+    return lay_out(lengths, cast(Any, body.config).hidden_size)
 
 
 def _text_arguments(body: nn.Module, family: Family, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
@@ -142,7 +141,7 @@ def _text_arguments(body: nn.Module, family: Family, layout: Layout, dtype: torc
         return {"attention_mask": (layout.samples >= 0).long()}
     positions = layout.positions
     if family.positions_behind_padding:
-        positions = positions + cast(PreTrainedConfig, body.config).pad_token_id + 1
+        positions = positions + cast(Any, body.config).pad_token_id + 1
     arguments: dict[str, Any] = {"position_ids": positions, "return_dict": True}
     if family.kind == "decoder":
         arguments["use_cache"] = False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from halfback.report.comparison import TITLES, bytes_table, notes, results_table, title_of, tuning_table
-from halfback.report.figures import Line, points
+from halfback.report.lines import Line
 from halfback.report.pieces import curve_figure, figure, legend, table, write_page
 from halfback.report.tables import NOTHING, number, seconds, short_size
 
@@ -94,6 +94,8 @@ def _pareto(
     metric: Mapping[str, Any],
     key: str,
 ) -> str:
+    from halfback.report.figures import points
+
     name, best = metric["name"], undominated(ends, rises=metric["rises"])
     drawn = points(ends, best, x_label, f"{name} at the end", x_text, key)
     told = "; ".join(

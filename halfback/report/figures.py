@@ -1,9 +1,11 @@
-"""Figures as inline SVG that takes the page's text colour, so one picture serves light and dark."""
+"""Figures as inline SVG that takes the page's text colour, so one picture serves light and dark.
+
+Importing this imports Matplotlib, so whoever draws imports it then.
+"""
 
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -11,9 +13,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, SymmetricalLogLocator
 
-# Middle tones: at least 3 : 1 against white and against the page's dark ground.
-COLOURS = ("#2f7fc1", "#d0661a", "#2a9468", "#9365cc", "#d04a58", "#1f93a5", "#8f8420", "#c2559c")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+from halfback.report.lines import Line, colour, marker
+
 _INK = "#010203"  # stands for the page's text colour until the SVG is written
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: readers, search and the page's font reach it
@@ -23,25 +24,6 @@ _STYLE: Any = {
     "axes.spines.right": False,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
 }
-
-
-@dataclass(frozen=True)
-class Line:
-    """One run's curve; `order` chooses colour and marker."""
-
-    order: int
-    x: Sequence[float]
-    y: Sequence[float]
-    dashed: bool = False
-
-
-def colour(order: int) -> str:
-    return COLOURS[order % len(COLOURS)]
-
-
-def marker(order: int) -> str:
-    """Colour and marker together tell 64 runs apart."""
-    return MARKERS[(order + order // len(COLOURS)) % len(MARKERS)]
 
 
 def curves(

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from halfback.report.figures import Line, colour
+from halfback.report.lines import Line, colour
 from halfback.report.pieces import curve_figure, legend, sign, table, write_page
 from halfback.report.reading import Run, read_runs
 from halfback.report.tables import NOTHING, metric_name, rows, short_size

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from halfback.errors import UserError
-from halfback.report.figures import Line, colour, curves, marker
+from halfback.report.lines import Line, colour, marker
 from halfback.report.tables import number
 
 _STYLE = """
@@ -129,6 +129,8 @@ def curve_figure(
     labels: Sequence[str], lines: Sequence[Line], x_label: str, y_label: str, x_text: Callable[[float], str], key: str
 ) -> str:
     """Curves with their caption, told in words to those who cannot see them; a line's `order` is its label's place."""
+    from halfback.report.figures import curves
+
     ends = [max(line.x) for line in lines]
     log_x = min(ends) > 0 and max(ends) / min(ends) > _LOG_RATIO
     told = "; ".join(

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from tokenizers import processors
-from transformers import AutoTokenizer
 
 from halfback.assembly import Built
 from halfback.assembly.given import Given
@@ -119,6 +117,8 @@ def _behind(built: Built) -> str:
 
 def _without_end(tokenizer: Any) -> None:
     """Nothing is put behind a text any more: it would end the prompt before its continuation."""
+    from tokenizers import processors
+
     first = tokenizer.convert_ids_to_tokens(first_tokens(tokenizer))
     single = [*first, "$A"]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -142,6 +142,8 @@ def _settle_generation(built: Built, tokenizer: Any, file: Path) -> None:
 
 def _compare(built: Built, folder: Path) -> None:
     """Tells of the first of some texts that the exported tokenizer reads otherwise than the run."""
+    from transformers import AutoTokenizer
+
     length = built.config.task.max_length
     again = AutoTokenizer.from_pretrained(folder)
     rows = built.task.validation.some_tokens(_ROWS)
