@@ -25,7 +25,19 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from halfback.errors import UserError
-from halfback.zeroth.directions import Law, Pack, Seeds, Segment, direction_of, direction_rows, layout_of, packs
+from halfback.zeroth import native
+from halfback.zeroth.directions import (
+    Law,
+    Pack,
+    Seeds,
+    Segment,
+    direction_of,
+    direction_rows,
+    layout_of,
+    name_number,
+    native_table,
+    packs,
+)
 
 Estimator = Literal["forward", "central", "forward_ad"]
 
@@ -298,10 +310,7 @@ def perturbed(
 
     Bit-equal to adding ``radius * u`` to the parameters in place, for every dtype.
     """
-    pieces: dict[str, list[tuple[Pack, Segment]]] = {name: [] for name in parameters}
-    for pack in packs(layout_of(parameters)):
-        for segment in pack.segments:
-            pieces[segment.name].append((pack, segment))
+    pieces: dict[str, list[tuple[Pack, Segment]]] = {}
     made: dict[Pack, Tensor] = {}  # the last pack only: modules run about in the order of their parameters
     # Scaling in float32 gives the bits of scaling in the parameters' dtype only where that is float32.
     scales = [radius] if all(p.dtype == torch.float32 for p in parameters.values()) else None
@@ -310,9 +319,18 @@ def perturbed(
         if rows is not None:
             direction = direction_rows(seed, name, rows, parameter.shape[1], law=law)
             return parameter.detach().index_select(0, rows).add_(direction.to(parameter.dtype).mul_(radius))
+        if native.serves(parameter.device) and parameter.dtype == torch.float32:
+            scratch = parameter.detach().clone(memory_format=torch.contiguous_format)
+            whole = native.Stretch(name_number(name), 0, scratch.numel())
+            native.add(scratch, whole, seed, radius, native_table(law))
+            return scratch
+        if not pieces:
+            for pack in packs(layout_of(parameters)):
+                for segment in pack.segments:
+                    pieces.setdefault(segment.name, []).append((pack, segment))
         scratch = torch.empty_like(parameter, memory_format=torch.contiguous_format)
         flat, old = scratch.view(-1), parameter.detach().reshape(-1)
-        for pack, segment in pieces[name]:
+        for pack, segment in pieces.get(name, ()):
             if pack not in made:
                 made.clear()
                 made[pack] = pack.directions([seed], law=law, device=flat.device, scales=scales)[0]
