@@ -14,7 +14,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-OPTIMIZERS = ("sgd", "sign", "momentum", "adamw")  # in the order of their numbers in the kernel
+# What the kernel does with the gradient estimates of steps, in the order of its numbers. AdamW isn't among them:
+# PyTorch's square root on a CPU is not the correctly rounded one, and can't be had outside of it.
+KINDS = ("estimate", "sgd", "sign", "momentum")
 DIRECTIONS_AT_ONCE = 1024  # seeds and coefficients that a call is handed
 
 
@@ -22,12 +24,14 @@ class _Steps(ctypes.Structure):
     """The kernel's `struct steps`."""
 
     _fields_ = (
-        ("optimizer", ctypes.c_int64),
+        ("kind", ctypes.c_int64),
         ("count", ctypes.c_int64),
         ("directions", ctypes.c_int64),
         ("seeds", ctypes.POINTER(ctypes.c_uint64)),
         ("coefficients", ctypes.POINTER(ctypes.c_float)),
-        ("factors", ctypes.POINTER(ctypes.c_float)),
+        ("decays", ctypes.POINTER(ctypes.c_float)),
+        ("rates", ctypes.POINTER(ctypes.c_float)),
+        ("momentum", ctypes.c_float),
         ("table", ctypes.c_void_p),
     )
 
@@ -42,7 +46,7 @@ def _load() -> ctypes.CDLL | None:
         return None
     address, whole, bits = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
     kernel.halfback_add.argtypes = [address, address, whole, whole, bits, bits, ctypes.c_float, address]
-    kernel.halfback_replay.argtypes = [ctypes.POINTER(_Steps), address, address, address, whole, whole, bits]
+    kernel.halfback_replay.argtypes = [ctypes.POINTER(_Steps), address, address, whole, whole, bits]
     kernel.halfback_add.restype = kernel.halfback_replay.restype = None
     return kernel
 
@@ -81,50 +85,51 @@ def add_rows(values: Tensor, starts: Tensor, name: int, seed: int, table: Tensor
 
 @dataclass(frozen=True)
 class Steps:
-    """Some steps of an optimiser: what each direction and each step brings.
+    """Some steps, and what is done in each with ĝ, the sum of its directions times their coefficients.
 
-    `seeds`: those of a step lie together, as many as it has `coefficients`. `factors`: `UpdateRule.factors` of each.
+    Attributes:
+        seeds: those of a step lie together, as many as it has coefficients.
+        coefficients: of each step's directions.
+        table: the law's, or none for signs.
+        kind: `estimate` if ĝ is all that is wanted, or the optimiser that takes the step.
+        decays, rates: what weight decay multiplies by in each step, and its learning rate, for an optimiser.
+        momentum: for that optimiser.
     """
 
-    optimizer: str
     seeds: Sequence[int]
     coefficients: Sequence[Sequence[float]]
-    factors: Sequence[tuple[float, ...]]
     table: Tensor | None
+    kind: str = "estimate"
+    decays: Sequence[float] = ()
+    rates: Sequence[float] = ()
+    momentum: float = 0.0
 
 
 def replay(steps: Steps, stretches: Sequence[Stretch], values: Tensor, moments: Sequence[Tensor]) -> None:
-    """Takes the steps on stretches of flat float32 `values`, with their optimiser's `moments`, in place."""
+    """Takes the steps on stretches of flat float32 values and moments, in place; an estimate is put into the values."""
+    assert _kernel is not None
     directions = len(steps.coefficients[0])
     at_once = max(1, DIRECTIONS_AT_ONCE // directions)
     for begin in range(0, len(steps.coefficients), at_once):
-        _replay(steps, slice(begin, begin + at_once), stretches, values, moments)
+        chosen = slice(begin, begin + at_once)
+        coefficients = list(chain.from_iterable(steps.coefficients[chosen]))
+        handed = _Steps(
+            KINDS.index(steps.kind),
+            len(coefficients) // directions,
+            directions,
+            (ctypes.c_uint64 * len(coefficients))(*steps.seeds[begin * directions :][: len(coefficients)]),
+            _floats(coefficients),
+            _floats(steps.decays[chosen]),
+            _floats(steps.rates[chosen]),
+            steps.momentum,
+            _address(steps.table),
+        )
+        for stretch in stretches:
+            own, velocity = [*(t.data_ptr() + 4 * stretch.place for t in (values, *moments)), None][:2]
+            _kernel.halfback_replay(handed, own, velocity, stretch.start, stretch.width, stretch.name)
 
 
-def _replay(
-    steps: Steps, chosen: slice, stretches: Sequence[Stretch], values: Tensor, moments: Sequence[Tensor]
-) -> None:
-    assert _kernel is not None
-    coefficients = steps.coefficients[chosen]
-    directions = len(coefficients[0])
-    seeds = steps.seeds[chosen.start * directions : (chosen.start + len(coefficients)) * directions]
-    handed = _Steps(
-        OPTIMIZERS.index(steps.optimizer),
-        len(coefficients),
-        directions,
-        (ctypes.c_uint64 * len(seeds))(*seeds),
-        _floats(coefficients),
-        _floats(steps.factors[chosen]),
-        _address(steps.table),
-    )
-    for stretch in stretches:
-        moved = [tensor.data_ptr() + 4 * stretch.place for tensor in (values, *moments)]
-        first, second = [*moved[1:], None, None][:2]
-        _kernel.halfback_replay(handed, moved[0], first, second, stretch.start, stretch.width, stretch.name)
-
-
-def _floats(rows: Sequence[Sequence[float]]) -> ctypes.Array[ctypes.c_float]:
-    numbers = list(chain.from_iterable(rows))
+def _floats(numbers: Sequence[float]) -> ctypes.Array[ctypes.c_float]:
     return (ctypes.c_float * len(numbers))(*numbers)
 
 

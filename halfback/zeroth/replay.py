@@ -28,7 +28,7 @@ from halfback.zeroth.directions import (
     packs_of,
     scatter,
 )
-from halfback.zeroth.update import Factors, UpdateRule
+from halfback.zeroth.update import UpdateRule
 
 Schedule = Callable[[int], float]
 Shape = Literal["constant", "linear", "cosine"]
@@ -199,21 +199,23 @@ class Replica:
         """The groups' steps, from their slopes (steps, groups · P)."""
         directions = rows.shape[1] // len(self.groups)
         seeds = [s for i in range(len(rows)) for s in self.directions.of(self.position + i, directions).numbers]
-        factors = self._factors(steps)
+        rates = self._rates(steps)
         for names, of_group in zip(self.groups, rows.split(directions, dim=1), strict=True):
             own = {name: self.parameters[name] for name in names if name in self.parameters}
             dimension = sum(parameter.numel() for parameter in own.values())
             coefficients = [self.rule.coefficients(row, dimension) for row in of_group.tolist()]
             for pack in packs_of(own):
                 one = own[pack.segments[0].name]
-                if native.serves(one.device) and one.dtype == torch.float32:
-                    table = native_table(self.directions.law)
-                    all_steps = native.Steps(self.rule.optimizer, seeds, coefficients, factors, table)
-                    take = partial(native.replay, all_steps, pack.stretches)
+                if native.serves(one.device) and one.dtype == torch.float32 and self.rule.optimizer in native.KINDS:
+                    take = partial(native.replay, self._fused(seeds, coefficients, rates), pack.stretches)
                 else:
-                    gradients = self._estimates(pack, coefficients, seeds, one.device)
-                    take = partial(self._take, gradients, factors, one.dtype)
+                    take = partial(self._take, self._estimates(pack, coefficients, seeds, one.device), rates, one.dtype)
                 self._replay_pack(pack, take)
+
+    def _fused(self, seeds: list[int], coefficients: list[list[float]], rates: list[float]) -> native.Steps:
+        """The steps as the kernel takes them all at once."""
+        decays, table = [self.rule.decay(lr) for lr in rates], native_table(self.directions.law)
+        return native.Steps(seeds, coefficients, table, self.rule.optimizer, decays, rates, self.rule.momentum)
 
     def _replay_given(self, rows: Tensor, steps: Sequence[int]) -> None:
         """The steps of the parameters whose gradients are known, (steps, values)."""
@@ -221,18 +223,16 @@ class Replica:
         scales = [self.rule.exact_scale(row) for row in rows]
         sizes = [parameter.numel() for parameter in own.values()]
         gradients = dict(zip(own, rows.split(sizes, dim=1), strict=True))
-        factors = self._factors(steps)
+        rates = self._rates(steps)
         for pack in packs_of(own):
             one = own[pack.segments[0].name]
             of_rows = ({name: rows[i] for name, rows in gradients.items()} for i in range(len(rows)))
             placed = (gather(row, pack, one.device) for row in of_rows)
             scaled = (values * scale for values, scale in zip(placed, scales, strict=True))
-            self._replay_pack(pack, partial(self._take, scaled, factors, one.dtype))
+            self._replay_pack(pack, partial(self._take, scaled, rates, one.dtype))
 
-    def _factors(self, steps: Sequence[int]) -> list[Factors]:
-        """Those of the next rows, which belong to these steps of the run."""
-        rates = (self.rule.lr * self.schedule(step) for step in steps)
-        return [self.rule.factors(count, lr) for count, lr in enumerate(rates, start=self.position + 1)]
+    def _rates(self, steps: Sequence[int]) -> list[float]:
+        return [self.rule.lr * self.schedule(step) for step in steps]
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -262,16 +262,16 @@ class Replica:
     def _take(
         self,
         gradients: Iterator[Tensor],
-        factors: Sequence[Factors],
+        rates: Sequence[float],
         dtype: torch.dtype,
         values: Tensor,
         moments: list[Tensor],
     ) -> None:
         """Takes steps on `gradients`, (width,) float32 each: used up."""
-        for by in factors:
+        for count, lr in enumerate(rates, start=self.position + 1):
             gradient = next(gradients)
-            self.rule.step(values, gradient, moments, by)
-            del gradient  # before the next step's directions are made (`zip` or `enumerate` would keep it)
+            self.rule.step(values, gradient, moments, count, lr)
+            del gradient  # before the next step's directions are made (`zip` would keep it)
             if dtype != torch.float32:  # as a client that takes one step at a time does
                 values.copy_(values.to(dtype))
 
@@ -279,6 +279,15 @@ class Replica:
         self, pack: Pack, coefficients: list[list[float]], seeds: list[int], device: torch.device
     ) -> Iterator[Tensor]:
         """ĝ of each step: the sum of its directions times their coefficients."""
+        if native.serves(device):
+            table = native_table(self.directions.law)
+            for step, row in enumerate(coefficients):
+                gradient = torch.empty(pack.width)
+                alone = native.Steps(seeds[step * len(row) : (step + 1) * len(row)], [row], table)
+                native.replay(alone, pack.stretches, gradient, ())
+                yield gradient
+                del gradient
+            return
         directions = self._directions(pack, coefficients, seeds, device)
         for row in coefficients:
             gradient = next(directions)

@@ -7,26 +7,9 @@ between devices and vector tails. So does dividing by a number, which CUDA turns
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from torch import Tensor
-
-
-class Factors(NamedTuple):
-    """What one step multiplies by or adds, rounded to float32 where it is used; `_philox.c` reads them in this order.
-
-    `beta1` is momentum's factor too; `unbias1` and `unbias2` make up for the moments' start at zero.
-    """
-
-    decay: float
-    lr: float
-    beta1: float = 0.0
-    rest1: float = 0.0
-    beta2: float = 0.0
-    rest2: float = 0.0
-    unbias1: float = 0.0
-    unbias2: float = 0.0
-    eps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,30 +58,24 @@ class UpdateRule:
             return math.sqrt(len(gradient)) / norm if norm > 0 else 0.0
         return self.clip / norm if self.clip is not None and norm > self.clip else 1.0
 
-    def factors(self, count: int, lr: float) -> Factors:
-        """Those of step `count`, from 1 on, at a learning rate."""
-        decay = 1 - lr * self.weight_decay
-        if self.optimizer == "momentum":
-            return Factors(decay, lr, self.momentum)
-        if self.optimizer != "adamw":
-            return Factors(decay, lr)
-        beta1, beta2 = self.betas
-        unbias1, unbias2 = 1 / (1 - beta1**count), 1 / (1 - beta2**count)
-        return Factors(decay, lr, beta1, 1 - beta1, beta2, 1 - beta2, unbias1, unbias2, self.eps)
+    def decay(self, lr: float) -> float:
+        """What weight decay multiplies values by in a step."""
+        return 1 - lr * self.weight_decay
 
-    def step(self, values: Tensor, gradient: Tensor, moments: Sequence[Tensor], by: Factors) -> None:
-        """One step on float32 values and moments of one shape, in place; `gradient` is used up."""
+    def step(self, values: Tensor, gradient: Tensor, moments: Sequence[Tensor], count: int, lr: float) -> None:
+        """Step number `count`, from 1 on, of float32 values and moments, in place; `gradient` is used up."""
         if self.weight_decay:
-            values.mul_(by.decay)
+            values.mul_(self.decay(lr))
         if self.optimizer in ("sgd", "sign"):
             step = gradient if self.optimizer == "sgd" else gradient.sign_()
-            values.sub_(step.mul_(by.lr))
+            values.sub_(step.mul_(lr))
         elif self.optimizer == "momentum":
             (velocity,) = moments
-            values.sub_(velocity.mul_(by.beta1).add_(gradient) * by.lr)
+            values.sub_(velocity.mul_(self.momentum).add_(gradient) * lr)
         else:
             mean, square = moments
-            mean.mul_(by.beta1).add_(gradient * by.rest1)
-            square.mul_(by.beta2).add_(gradient.square_().mul_(by.rest2))
-            root = (square * by.unbias2).sqrt_().add_(by.eps)
-            values.sub_((mean * by.unbias1).div_(root).mul_(by.lr))
+            beta1, beta2 = self.betas
+            mean.mul_(beta1).add_(gradient * (1 - beta1))
+            square.mul_(beta2).add_(gradient.square_().mul_(1 - beta2))
+            root = (square * (1 / (1 - beta2**count))).sqrt_().add_(self.eps)
+            values.sub_((mean * (1 / (1 - beta1**count))).div_(root).mul_(lr))
