@@ -44,6 +44,14 @@ INLINED void philox(uint32_t words[WORDS][LANES], uint64_t block, uint64_t name,
     }
 }
 
+/* Fills a tile with the one number to which adding x gives x, for either zero too; at least to its value `count`. */
+INLINED void clear(float *tile, int64_t count)
+{
+    for (int64_t block = 0; block < count; block += SIGNS)
+        for (int i = 0; i < SIGNS; i++)
+            tile[block + i] = -0.0f;
+}
+
 /* tile += scale · u, for the `blocks` blocks from `block` on; `table`: quantiles of the normal law, or none for signs. */
 INLINED void add_blocks(float *tile, int64_t block, int64_t blocks, uint64_t name, uint64_t seed, float scale,
                         const float *table)
@@ -68,23 +76,21 @@ INLINED void add_blocks(float *tile, int64_t block, int64_t blocks, uint64_t nam
     }
 }
 
-/* For each row: its `width` values += scale · u[starts[row]], scale · u[starts[row] + 1], … */
-EXPORTED void halfback_add(float *values, const int64_t *starts, int64_t rows, int64_t width, uint64_t name,
-                           uint64_t seed, float scale, const float *table)
+/* For each row: its `width` values are scale · u[starts[row]], scale · u[starts[row] + 1], …, and those of `base` more. */
+EXPORTED void halfback_add(float *values, const float *base, const int64_t *starts, int64_t rows, int64_t width,
+                           uint64_t name, uint64_t seed, float scale, const float *table)
 {
     const int64_t each = table ? NORMALS : SIGNS;
     for (int64_t row = 0; row < rows; row++)
         for (int64_t done = 0; done < width;) {
             float tile[TILE];
-            int64_t start = starts[row] + done, before = start % each, count = width - done;
+            int64_t start = starts[row] + done, before = start % each, count = width - done, at = row * width + done;
             if (count > TILE - before)
                 count = TILE - before;
-            for (int i = 0; i < TILE; i++)
-                tile[i] = -0.0f; /* the one number to which adding x gives x, for either zero too */
+            clear(tile, before + count);
             add_blocks(tile, start / each, (before + count + each - 1) / each, name, seed, scale, table);
-            float *own = values + row * width + done;
             for (int64_t i = 0; i < count; i++)
-                own[i] += tile[before + i];
+                values[at + i] = base ? base[at + i] + tile[before + i] : tile[before + i];
             done += count;
         }
 }
@@ -132,8 +138,7 @@ EXPORTED void halfback_replay(const struct steps *steps, float *values, float *v
         float gradient[TILE];
         int count = width - done < TILE ? (int)(width - done) : TILE;
         for (int64_t step = 0; step < s.count; step++) {
-            for (int i = 0; i < TILE; i++)
-                gradient[i] = -0.0f;
+            clear(gradient, count);
             for (int64_t at = step * s.directions; at < (step + 1) * s.directions; at++)
                 add_blocks(gradient, (start + done) / each, (count + each - 1) / each, name, s.seeds[at],
                            s.coefficients[at], s.table);

@@ -213,16 +213,15 @@ class Pack:
     ) -> Tensor:
         """(len(seeds), width) float32, a function of (seed, name, index) alone, times `scales`. Gaps hold noise."""
         if native.serves(device):
-            made = torch.full((len(seeds), self.width), NOTHING)
+            made = torch.empty(len(seeds), self.width, dtype=torch.float32)
             for row, seed, scale in zip(made, seeds, scales or [1.0] * len(seeds), strict=True):
                 for stretch in self.stretches:
-                    native.add(row, stretch, seed, scale, native_table(law))
+                    native.move(row, None, stretch, seed, scale, native_table(law))
             return made
         return _values(seeds, *_counters(self.segments, VALUES_PER_BLOCK[law], device), law, scales)
 
 
 ALIGNMENT = 128
-NOTHING = -0.0  # the number to which adding x gives x to the bit, for either zero too
 PACK_WIDTH = 1 << 17  # bounds the scratch memory of a call to about a megabyte
 
 
@@ -321,9 +320,7 @@ def direction_rows(seed: int, name: str, rows: Tensor, width: int, *, law: Law =
     if not len(rows):
         return torch.empty(0, width, device=rows.device)
     if native.serves(rows.device):
-        made = torch.full((len(rows), width), NOTHING)
-        native.add_rows(made, rows.to(torch.int64) * width, name_number(name), seed, native_table(law))
-        return made
+        return native.rows(rows.to(torch.int64) * width, width, name_number(name), seed, native_table(law))
     per_block = VALUES_PER_BLOCK[law]
     start = rows.to(torch.int64).unsqueeze(1) * width
     # A row may begin anywhere inside a block: take every block that it can touch, then cut the row out.

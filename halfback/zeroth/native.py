@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def _load() -> ctypes.CDLL | None:
     except OSError:  # built for another kind of machine
         return None
     address, whole, bits = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
-    kernel.halfback_add.argtypes = [address, address, whole, whole, bits, bits, ctypes.c_float, address]
+    kernel.halfback_add.argtypes = [address] * 3 + [whole, whole, bits, bits, ctypes.c_float, address]
     kernel.halfback_replay.argtypes = [ctypes.POINTER(_Steps), address, address, whole, whole, bits]
     kernel.halfback_add.restype = kernel.halfback_replay.restype = None
     return kernel
@@ -59,8 +60,7 @@ def serves(device: torch.device) -> bool:
     return _kernel is not None and device.type == "cpu"
 
 
-@dataclass(frozen=True)
-class Stretch:
+class Stretch(NamedTuple):
     """Values `start` to `start` + `width` of a parameter (64 bits of its name), at `place` in a contiguous tensor."""
 
     name: int
@@ -69,18 +69,23 @@ class Stretch:
     place: int = 0
 
 
-def add(values: Tensor, stretch: Stretch, seed: int, scale: float, table: Tensor | None) -> None:
-    """Adds a stretch of a direction, times `scale`, to float32 `values`; `table`: its law's, or none for signs."""
+def move(moved: Tensor, values: Tensor | None, stretch: Stretch, seed: int, scale: float, table: Tensor | None) -> None:
+    """Puts a stretch of a direction, times `scale` and added to `values`, into `moved`; both are contiguous float32.
+
+    `table`: that of the direction's law, or none for signs.
+    """
     assert _kernel is not None
-    begin, first = values.data_ptr() + 4 * stretch.place, ctypes.byref(ctypes.c_int64(stretch.start))
-    _kernel.halfback_add(begin, first, 1, stretch.width, stretch.name, seed, scale, _address(table))
+    name, start, width, place = stretch
+    to, first = moved.data_ptr() + 4 * place, ctypes.byref(ctypes.c_int64(start))
+    _kernel.halfback_add(to, _address(values), first, 1, width, name, seed, scale, _address(table))
 
 
-def add_rows(values: Tensor, starts: Tensor, name: int, seed: int, table: Tensor | None) -> None:
-    """Adds to each row of contiguous (rows, width) float32 a direction's values from `starts` on: (rows,) int64."""
+def rows(starts: Tensor, width: int, name: int, seed: int, table: Tensor | None) -> Tensor:
+    """Rows of `width` values of a direction, each from its start on: (n,) int64 → (n, width) float32."""
     assert _kernel is not None
-    rows, width = values.shape
-    _kernel.halfback_add(values.data_ptr(), starts.data_ptr(), rows, width, name, seed, 1.0, _address(table))
+    made = torch.empty(len(starts), width, dtype=torch.float32)
+    _kernel.halfback_add(made.data_ptr(), None, starts.data_ptr(), len(starts), width, name, seed, 1.0, _address(table))
+    return made
 
 
 @dataclass(frozen=True)
