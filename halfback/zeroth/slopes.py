@@ -226,7 +226,9 @@ _HOLDERS = (nn.ParameterDict, nn.ParameterList)  # never run: the module around 
 
 @contextmanager
 def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute: Substitute) -> Iterator[None]:
-    """While this context is open, every submodule that runs sees `substitute(name, parameter, rows)` for its weights.
+    """While this context is open, each submodule's `forward` sees `substitute(name, parameter, rows)` for its weights.
+
+    Hooks before and behind a `forward` see the live ones.
 
     Args:
         module: the tree whose submodules run.
