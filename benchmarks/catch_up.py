@@ -13,7 +13,8 @@ from halfback.models.adapters import trainable
 from halfback.wire.messages import History
 from halfback.wire.packing import pack
 from halfback.zeroth.directions import Directions, seed_for
-from halfback.zeroth.replay import Replica, UpdateRule
+from halfback.zeroth.replay import Replica
+from halfback.zeroth.update import UpdateRule
 
 
 def main() -> None:

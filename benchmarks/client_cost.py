@@ -26,7 +26,8 @@ from halfback.parties.protocol import Conversation
 from halfback.telemetry.meters import MemoryMeter, inference_peak_bytes
 from halfback.wire.messages import CutGradient, History, Losses, Nothing, Slopes, Weights
 from halfback.zeroth.directions import Directions, seed_for
-from halfback.zeroth.replay import Replica, UpdateRule
+from halfback.zeroth.replay import Replica
+from halfback.zeroth.update import UpdateRule
 
 
 def ho_sfl_step(client: Client, directions: int, meter: MemoryMeter | None = None) -> None:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from halfback.config import BottomConfig, RunConfig, TopConfig
 from halfback.zeroth.directions import Directions, seeds_under
-from halfback.zeroth.replay import PLAIN, Replica, RowForm, Schedule, UpdateRule, schedule
+from halfback.zeroth.replay import PLAIN, Replica, RowForm, Schedule, schedule
+from halfback.zeroth.update import UpdateRule
 
 
 def make_replica(

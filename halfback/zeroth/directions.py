@@ -1,22 +1,25 @@
 """Random directions from a counter-based generator: every device rebuilds the same bits.
 
 Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), in integer tensor operations
-only. The 128-bit counter is (block number, 64-bit hash of the parameter's name), the 64-bit key is the seed of the
-direction, and one block yields 128 signs or 8 Gaussian values; so any slice of a direction can be made alone, in any
-order, on any device, for any dtype of the model, and is always the same.
+only, or, where it serves, in the compiled kernel with the same bits (`native`). The 128-bit counter is (block number,
+64-bit hash of the parameter's name), the 64-bit key is the seed of the direction, and one block yields 128 signs or 8
+Gaussian values; so any slice of a direction can be made alone, in any order, on any device, for any dtype of the model,
+and is always the same.
 
 Seeds are hashed paths: no arithmetic, so no two paths share a seed by construction of a sum.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from statistics import NormalDist
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from halfback.zeroth import native
 
 Law = Literal["rademacher", "gaussian"]
 
@@ -124,9 +127,18 @@ def forget_tables() -> None:
 
 
 @lru_cache(maxsize=4096)
+def name_number(name: str) -> int:
+    """The 64 bits by which a parameter's name stands in a counter."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8, person=b"halfback.name").digest(), "little")
+
+
 def _name_words(name: str) -> tuple[int, int]:
-    value = int.from_bytes(blake2b(name.encode(), digest_size=8, person=b"halfback.name").digest(), "little")
-    return value & _WORD, value >> 32
+    return name_number(name) & _WORD, name_number(name) >> 32
+
+
+def native_table(law: Law) -> Tensor | None:
+    """What the kernel takes for a law: the normal law's quantiles, or none for signs."""
+    return _gaussian_table(torch.device("cpu")) if law == "gaussian" else None
 
 
 def _values(
@@ -170,6 +182,11 @@ class Segment:
     stop: int
     place: int
 
+    @property
+    def padded(self) -> int:
+        """Its values and the gap behind them."""
+        return -(-(self.stop - self.start) // ALIGNMENT) * ALIGNMENT
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -181,6 +198,11 @@ class Pack:
     segments: tuple[Segment, ...]
     width: int
 
+    @cached_property
+    def stretches(self) -> tuple[native.Stretch, ...]:
+        """The segments for the kernel, each with the gap behind it."""
+        return tuple(native.Stretch(name_number(s.name), s.start, s.padded, s.place) for s in self.segments)
+
     def directions(
         self,
         seeds: Sequence[int],
@@ -190,6 +212,12 @@ class Pack:
         scales: Sequence[float] | None = None,
     ) -> Tensor:
         """(len(seeds), width) float32, a function of (seed, name, index) alone, times `scales`. Gaps hold noise."""
+        if native.serves(device):
+            made = torch.empty(len(seeds), self.width, dtype=torch.float32)
+            for row, seed, scale in zip(made, seeds, scales or [1.0] * len(seeds), strict=True):
+                for stretch in self.stretches:
+                    native.move(row, None, stretch, seed, scale, native_table(law))
+            return made
         return _values(seeds, *_counters(self.segments, VALUES_PER_BLOCK[law], device), law, scales)
 
 
@@ -230,10 +258,10 @@ def packs_of(parameters: Mapping[str, Tensor]) -> Iterator[Pack]:
 
 
 def gather(tensors: Mapping[str, Tensor], pack: Pack, device: torch.device) -> Tensor:
-    """(width,) float32: the pack's segments of the tensors, zero in the gaps. A view, where one segment is all."""
+    """(width,) float32, contiguous: the pack's segments of the tensors, zero in the gaps. Where one is all, a view."""
     if len(pack.segments) == 1 and pack.segments[0].stop - pack.segments[0].start == pack.width:
         (only,) = pack.segments
-        return tensors[only.name].view(-1)[only.start : only.stop].float()
+        return tensors[only.name].view(-1)[only.start : only.stop].float().contiguous()
     flat = torch.zeros(pack.width, dtype=torch.float32, device=device)
     for segment in pack.segments:
         size = segment.stop - segment.start
@@ -270,8 +298,7 @@ def _remembered_counters(
 
 def _blocks(segment: Segment, per_block: int, device: torch.device) -> Tensor:
     first = segment.start // per_block
-    count = -(-(segment.stop - segment.start) // ALIGNMENT) * (ALIGNMENT // per_block)
-    return torch.arange(first, first + count, dtype=torch.int64, device=device)
+    return torch.arange(first, first + segment.padded // per_block, dtype=torch.int64, device=device)
 
 
 def direction_of(seed: int, name: str, parameter: Tensor, *, law: Law = "rademacher") -> Tensor:
@@ -292,6 +319,8 @@ def direction_rows(seed: int, name: str, rows: Tensor, width: int, *, law: Law =
     """
     if not len(rows):
         return torch.empty(0, width, device=rows.device)
+    if native.serves(rows.device):
+        return native.rows(rows.to(torch.int64) * width, width, name_number(name), seed, native_table(law))
     per_block = VALUES_PER_BLOCK[law]
     start = rows.to(torch.int64).unsqueeze(1) * width
     # A row may begin anywhere inside a block: take every block that it can touch, then cut the row out.

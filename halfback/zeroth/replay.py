@@ -17,7 +17,18 @@ import torch
 from torch import Tensor
 
 from halfback.errors import PeerError
-from halfback.zeroth.directions import PACK_WIDTH, Directions, Pack, Seeds, gather, packs_of, scatter
+from halfback.zeroth import native
+from halfback.zeroth.directions import (
+    PACK_WIDTH,
+    Directions,
+    Pack,
+    Seeds,
+    gather,
+    native_table,
+    packs_of,
+    scatter,
+)
+from halfback.zeroth.update import UpdateRule
 
 Schedule = Callable[[int], float]
 Shape = Literal["constant", "linear", "cosine"]
@@ -44,53 +55,6 @@ def _factor(shape: Shape, warmup: int, total: int, step: int) -> float:
         return 1.0
     gone = min((step - warmup) / max(total - warmup, 1), 1.0)
     return 1 - gone if shape == "linear" else (1 + math.cos(math.pi * gone)) / 2
-
-
-@dataclass(frozen=True)
-class UpdateRule:
-    """How an agreed gradient estimate moves the parameters.
-
-    Attributes:
-        optimizer: `sgd`, `momentum` (heavy ball), `adamw` (Loshchilov and Hutter, arXiv 1711.05101) or `sign` (of ĝ;
-            Bernstein et al., arXiv 1802.04434).
-        lr: learning rate. With `normalize` it is the root-mean-square move of a coordinate in one step.
-        normalize: divide the update by the norm of its own slopes **(ours)**; a function of the agreed scalars alone,
-            so replay stays exact.
-        clip: bound on the norm of ĝ. The norm is taken as √(d/P · mean v̄²), exact for orthogonal ±1 directions and
-            off by O(√(P/d)) otherwise **(ours)**: it needs no pass over the parameters. With N directions that are
-            not few beside d it is too small, about by √(1 + N/d); so is the norm of `normalize`.
-    """
-
-    optimizer: Literal["sgd", "momentum", "adamw", "sign"] = "sgd"
-    lr: float = 1e-3
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    normalize: bool = False
-    clip: float | None = None
-
-    def moments(self) -> tuple[str, ...]:
-        """Names of the state tensors that one parameter needs."""
-        return {"sgd": (), "momentum": ("velocity",), "adamw": ("mean", "square"), "sign": ()}[self.optimizer]
-
-    def coefficients(self, slopes: Sequence[float], dimension: int) -> list[float]:
-        """What each direction is multiplied by: (P,) slopes → (P,) coefficients of ĝ."""
-        norm = math.sqrt(math.fsum(slope * slope for slope in slopes))
-        if self.normalize:
-            return [slope / norm if norm > 0 else 0.0 for slope in slopes]
-        scale = 1 / len(slopes)
-        length = norm * scale * math.sqrt(dimension)
-        if self.clip is not None and length > self.clip:
-            scale *= self.clip / length
-        return [slope * scale for slope in slopes]
-
-    def exact_scale(self, gradient: Tensor) -> float:
-        """What an exact gradient (d,) is multiplied by, so that `normalize` and `clip` mean what they mean for ĝ."""
-        norm = math.sqrt(math.fsum(value * value for value in gradient.tolist()))  # whatever the order of the sum
-        if self.normalize:
-            return math.sqrt(len(gradient)) / norm if norm > 0 else 0.0
-        return self.clip / norm if self.clip is not None and norm > self.clip else 1.0
 
 
 @dataclass(frozen=True)
@@ -235,13 +199,23 @@ class Replica:
         """The groups' steps, from their slopes (steps, groups · P)."""
         directions = rows.shape[1] // len(self.groups)
         seeds = [s for i in range(len(rows)) for s in self.directions.of(self.position + i, directions).numbers]
+        rates = self._rates(steps)
         for names, of_group in zip(self.groups, rows.split(directions, dim=1), strict=True):
             own = {name: self.parameters[name] for name in names if name in self.parameters}
             dimension = sum(parameter.numel() for parameter in own.values())
             coefficients = [self.rule.coefficients(row, dimension) for row in of_group.tolist()]
             for pack in packs_of(own):
-                device = own[pack.segments[0].name].device
-                self._replay_pack(pack, self._estimates(pack, coefficients, seeds, device), steps)
+                one = own[pack.segments[0].name]
+                if native.serves(one.device) and one.dtype == torch.float32 and self.rule.optimizer in native.KINDS:
+                    take = partial(native.replay, self._fused(seeds, coefficients, rates), pack.stretches)
+                else:
+                    take = partial(self._take, self._estimates(pack, coefficients, seeds, one.device), rates, one.dtype)
+                self._replay_pack(pack, take)
+
+    def _fused(self, seeds: list[int], coefficients: list[list[float]], rates: list[float]) -> native.Steps:
+        """The steps as the kernel takes them all at once."""
+        decays, table = [self.rule.decay(lr) for lr in rates], native_table(self.directions.law)
+        return native.Steps(seeds, coefficients, table, self.rule.optimizer, decays, rates, self.rule.momentum)
 
     def _replay_given(self, rows: Tensor, steps: Sequence[int]) -> None:
         """The steps of the parameters whose gradients are known, (steps, values)."""
@@ -249,11 +223,16 @@ class Replica:
         scales = [self.rule.exact_scale(row) for row in rows]
         sizes = [parameter.numel() for parameter in own.values()]
         gradients = dict(zip(own, rows.split(sizes, dim=1), strict=True))
+        rates = self._rates(steps)
         for pack in packs_of(own):
-            device = own[pack.segments[0].name].device
+            one = own[pack.segments[0].name]
             of_rows = ({name: rows[i] for name, rows in gradients.items()} for i in range(len(rows)))
-            placed = (gather(row, pack, device) for row in of_rows)
-            self._replay_pack(pack, (values * scale for values, scale in zip(placed, scales, strict=True)), steps)
+            placed = (gather(row, pack, one.device) for row in of_rows)
+            scaled = (values * scale for values, scale in zip(placed, scales, strict=True))
+            self._replay_pack(pack, partial(self._take, scaled, rates, one.dtype))
+
+    def _rates(self, steps: Sequence[int]) -> list[float]:
+        return [self.rule.lr * self.schedule(step) for step in steps]
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -270,27 +249,45 @@ class Replica:
                         tensor.copy_(before[name])
             self.position = position
 
-    def _replay_pack(self, pack: Pack, gradients: Iterator[Tensor], steps: Sequence[int]) -> None:
-        """Takes a pack's next rows on `gradients`, (width,) float32 each: used up."""
-        dtype = self.parameters[pack.segments[0].name].dtype
+    def _replay_pack(self, pack: Pack, take: Callable[[Tensor, list[Tensor]], None]) -> None:
+        """Has a pack's next rows taken: `take` moves its values and moments in place, (width,) float32 each."""
         device = self.parameters[pack.segments[0].name].device
         values = gather(self.parameters, pack, device)
         moments = [gather(by_name, pack, device) for by_name in self.moments.values()]
-        count = self.position
-        for step in steps:
-            gradient, count = next(gradients), count + 1
-            self._step(values, gradient, moments, count, self.rule.lr * self.schedule(step))
-            del gradient  # before the next step's directions are made (`zip` or `enumerate` would keep it)
-            if dtype != torch.float32:  # as a client that takes one step at a time does
-                values.copy_(values.to(dtype))
+        take(values, moments)
         scatter(values, self.parameters, pack)
         for by_name, changed in zip(self.moments.values(), moments, strict=True):
             scatter(changed, by_name, pack)
+
+    def _take(
+        self,
+        gradients: Iterator[Tensor],
+        rates: Sequence[float],
+        dtype: torch.dtype,
+        values: Tensor,
+        moments: list[Tensor],
+    ) -> None:
+        """Takes steps on `gradients`, (width,) float32 each: used up."""
+        for count, lr in enumerate(rates, start=self.position + 1):
+            gradient = next(gradients)
+            self.rule.step(values, gradient, moments, count, lr)
+            del gradient  # before the next step's directions are made (`zip` would keep it)
+            if dtype != torch.float32:  # as a client that takes one step at a time does
+                values.copy_(values.to(dtype))
 
     def _estimates(
         self, pack: Pack, coefficients: list[list[float]], seeds: list[int], device: torch.device
     ) -> Iterator[Tensor]:
         """ĝ of each step: the sum of its directions times their coefficients."""
+        if native.serves(device):
+            table = native_table(self.directions.law)
+            for step, row in enumerate(coefficients):
+                gradient = torch.empty(pack.width, dtype=torch.float32)
+                alone = native.Steps(seeds[step * len(row) : (step + 1) * len(row)], [row], table)
+                native.replay(alone, pack.stretches, gradient, ())
+                yield gradient
+                del gradient
+            return
         directions = self._directions(pack, coefficients, seeds, device)
         for row in coefficients:
             gradient = next(directions)
@@ -314,26 +311,3 @@ class Replica:
             for begin in range(0, len(row), at_once):
                 chosen = slice(begin, begin + at_once)
                 yield from pack.directions(own[chosen], law=self.directions.law, device=device, scales=row[chosen])
-
-    def _step(self, values: Tensor, gradient: Tensor, moments: list[Tensor], count: int, lr: float) -> None:
-        """One optimiser step on a pack, in float32 and in place; `gradient` is used up. `count`: rows with this one.
-
-        Products and sums are apart: a fused multiply-add rounds once instead of twice, and which of the two is used
-        differs between devices and vector tails. So does dividing by a number, which CUDA turns into a product.
-        """
-        rule = self.rule
-        if rule.weight_decay:
-            values.mul_(1 - lr * rule.weight_decay)
-        if rule.optimizer in ("sgd", "sign"):
-            step = gradient if rule.optimizer == "sgd" else gradient.sign_()
-            values.sub_(step.mul_(lr))
-        elif rule.optimizer == "momentum":
-            (velocity,) = moments
-            values.sub_(velocity.mul_(rule.momentum).add_(gradient) * lr)
-        else:
-            mean, square = moments
-            beta1, beta2 = rule.betas
-            mean.mul_(beta1).add_(gradient * (1 - beta1))
-            square.mul_(beta2).add_(gradient.square_().mul_(1 - beta2))
-            root = (square * (1 / (1 - beta2**count))).sqrt_().add_(rule.eps)
-            values.sub_((mean * (1 / (1 - beta1**count))).div_(root).mul_(lr))

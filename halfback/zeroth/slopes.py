@@ -25,7 +25,19 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from halfback.errors import UserError
-from halfback.zeroth.directions import Law, Pack, Seeds, Segment, direction_of, direction_rows, layout_of, packs
+from halfback.zeroth import native
+from halfback.zeroth.directions import (
+    Law,
+    Pack,
+    Seeds,
+    Segment,
+    direction_of,
+    direction_rows,
+    layout_of,
+    name_number,
+    native_table,
+    packs,
+)
 
 Estimator = Literal["forward", "central", "forward_ad"]
 
@@ -214,13 +226,15 @@ def swallowed(parameters: Mapping[str, Tensor], move: float) -> float:
 
 
 Substitute = Callable[[str, Tensor, Tensor | None], Tensor]
-_Own = list[tuple[nn.Module, str, nn.Parameter]]  # holder, attribute, parameter
+_Own = list[tuple[nn.Module, str, str, nn.Parameter]]  # holder, attribute, name, parameter
 _HOLDERS = (nn.ParameterDict, nn.ParameterList)  # never run: the module around them uses their parameters
 
 
 @contextmanager
 def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute: Substitute) -> Iterator[None]:
-    """While this context is open, every submodule that runs sees `substitute(name, parameter, rows)` for its weights.
+    """While this context is open, each submodule's `forward` sees `substitute(name, parameter, rows)` for its weights.
+
+    Hooks before and behind a `forward` see the live ones.
 
     Args:
         module: the tree whose submodules run.
@@ -229,66 +243,59 @@ def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute:
             distinct rows that this call uses: the replacement then has only these rows.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
-    handles = []
-    swapped: dict[nn.Module, Callable[[], None]] = {}
-    for child in module.modules():
-        if isinstance(child, _HOLDERS):
-            continue
-        holders = [child, *(part for part in child.children() if isinstance(part, _HOLDERS))]
-        own = [(h, attribute, p) for h in holders for attribute, p in h._parameters.items() if p is not None]
-        own = [entry for entry in own if id(entry[2]) in names]
-        if own:
-            handles.append(child.register_forward_pre_hook(_enter(own, names, substitute, swapped)))
-            handles.append(child.register_forward_hook(_leave(swapped), always_call=True))
+    before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
     try:
+        for child in module.modules():
+            if isinstance(child, _HOLDERS):
+                continue
+            holders = [child, *(part for part in child._modules.values() if isinstance(part, _HOLDERS))]
+            own = [
+                (h, attribute, names[id(p)], p)
+                for h in holders
+                for attribute, p in h._parameters.items()
+                if p is not None and id(p) in names
+            ]
+            if own:
+                # In place of `forward` itself: hooks before and behind it would cost a small module as much again.
+                before.append((child, child.__dict__.get("forward")))
+                child.__dict__["forward"] = _with_substitutes(child, own, substitute)
         yield
     finally:
-        for handle in handles:
-            handle.remove()
-        for restore in list(swapped.values()):  # an interrupt passes by the forward hooks
-            restore()
+        for child, forward in before:
+            if forward is None:
+                child.__dict__.pop("forward", None)
+            else:
+                child.__dict__["forward"] = forward
 
 
-def _enter(
-    own: _Own,
-    names: dict[int, str],
-    substitute: Substitute,
-    swapped: dict[nn.Module, Callable[[], None]],
-) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if isinstance(module, nn.Embedding) and len(args) == 1 and _looks_up_ids(module):
-            (_, attribute, table), padding = own[0], module.padding_idx
-            rows, ids = torch.unique(args[0], return_inverse=True)
-            swapped[module] = lambda: _restore(own, module, padding)
-            module.padding_idx = None  # meant for row numbers of the whole table, and only for its gradient
-            module._parameters[attribute] = substitute(names[id(table)], table, rows)  # type: ignore[assignment]
-            return (ids,)
-        swapped[module] = lambda: _restore(own)
-        for holder, attribute, parameter in own:
-            holder._parameters[attribute] = substitute(names[id(parameter)], parameter, None)  # type: ignore[assignment]
-        return None
+def _with_substitutes(module: nn.Module, own: _Own, substitute: Substitute) -> Callable[..., Any]:
+    """The module's `forward`, during which it has substitutes for its own parameters."""
+    forward = module.forward
+    table = module if isinstance(module, nn.Embedding) and _looks_up_ids(module) else None
+    padding = None if table is None else table.padding_idx
 
-    return hook
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            if table is not None and len(args) == 1:
+                holder, attribute, name, parameter = own[0]
+                rows, ids = torch.unique(args[0], return_inverse=True)
+                table.padding_idx = None  # meant for row numbers of the whole table, and only for its gradient
+                holder._parameters[attribute] = substitute(name, parameter, rows)  # type: ignore[assignment]
+                return forward(ids, **kwargs)
+            for holder, attribute, name, parameter in own:
+                holder._parameters[attribute] = substitute(name, parameter, None)  # type: ignore[assignment]
+            return forward(*args, **kwargs)
+        finally:
+            for holder, attribute, _, parameter in own:
+                holder._parameters[attribute] = parameter
+            if table is not None:
+                table.padding_idx = padding
 
-
-def _leave(swapped: dict[nn.Module, Callable[[], None]]) -> Callable[..., None]:
-    def hook(module: nn.Module, _args: Any, _output: Any) -> None:
-        restore = swapped.pop(module, None)
-        if restore is not None:
-            restore()
-
-    return hook
-
-
-def _restore(own: _Own, embedding: nn.Embedding | None = None, padding: int | None = None) -> None:
-    for holder, attribute, parameter in own:
-        holder._parameters[attribute] = parameter
-    if embedding is not None:
-        embedding.padding_idx = padding
+    return run
 
 
 def _looks_up_ids(module: nn.Embedding) -> bool:
-    """Whether the call's one argument is the row numbers (learned positions compute theirs from other arguments)."""
+    """Whether a call's one argument is the row numbers (learned positions compute theirs from other arguments)."""
     return list(inspect.signature(type(module).forward).parameters)[1] in ("input", "input_ids")
 
 
@@ -304,10 +311,14 @@ def perturbed(
 
     Bit-equal to adding ``radius * u`` to the parameters in place, for every dtype.
     """
-    pieces: dict[str, list[tuple[Pack, Segment]]] = {name: [] for name in parameters}
-    for pack in packs(layout_of(parameters)):
-        for segment in pack.segments:
-            pieces[segment.name].append((pack, segment))
+    # Those that the kernel moves: found beforehand, since between two layers' passes Python's cache is cold.
+    whole = {
+        name: native.Stretch(name_number(name), 0, parameter.numel())
+        for name, parameter in parameters.items()
+        if native.serves(parameter.device) and parameter.dtype == torch.float32
+    }
+    table = native_table(law) if whole else None
+    pieces: dict[str, list[tuple[Pack, Segment]]] = {}
     made: dict[Pack, Tensor] = {}  # the last pack only: modules run about in the order of their parameters
     # Scaling in float32 gives the bits of scaling in the parameters' dtype only where that is float32.
     scales = [radius] if all(p.dtype == torch.float32 for p in parameters.values()) else None
@@ -316,9 +327,18 @@ def perturbed(
         if rows is not None:
             direction = direction_rows(seed, name, rows, parameter.shape[1], law=law)
             return parameter.detach().index_select(0, rows).add_(direction.to(parameter.dtype).mul_(radius))
+        if name in whole:
+            values = parameter.contiguous()
+            moved = torch.empty_like(values)
+            native.move(moved, values, whole[name], seed, radius, table)
+            return moved
+        if not pieces:
+            for pack in packs(layout_of(parameters)):
+                for segment in pack.segments:
+                    pieces.setdefault(segment.name, []).append((pack, segment))
         scratch = torch.empty_like(parameter, memory_format=torch.contiguous_format)
         flat, old = scratch.view(-1), parameter.detach().reshape(-1)
-        for pack, segment in pieces[name]:
+        for pack, segment in pieces.get(name, ()):
             if pack not in made:
                 made.clear()
                 made[pack] = pack.directions([seed], law=law, device=flat.device, scales=scales)[0]

@@ -19,7 +19,8 @@ from halfback.testing import small
 from halfback.testing.table import ROWS
 from halfback.testing.test_wire import assert_equal_models
 from halfback.zeroth.directions import Directions
-from halfback.zeroth.replay import Replica, UpdateRule
+from halfback.zeroth.replay import Replica
+from halfback.zeroth.update import UpdateRule
 
 World = Callable[..., RunConfig]
 

@@ -1,6 +1,7 @@
 """A probe runs with the bits of weights perturbed in place, and leaves no trace of itself."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import pytest
 import torch
@@ -14,18 +15,21 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SEED = seed_for(3, "direction", 0, 1)
 RADIUS = 1e-2
 
-Snapshot = tuple[dict[str, Tensor], dict[str, int], dict[str, int | None], dict[str, int]]
+Snapshot = tuple[dict[str, Tensor], dict[str, int], dict[str, int | None], dict[str, tuple[object, ...]]]
 
 
 def snapshot(model: nn.Module) -> Snapshot:
-    """Everything that a probe must leave alone: values, identities, padding rows, hooks."""
+    """Everything that a probe must leave alone: values, identities, padding rows, hooks, `forward`."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     modules = dict(model.named_modules())
     return (
         {name: tensor.clone() for name, tensor in model.state_dict().items()},
         {name: id(parameter) for name, parameter in parameters.items()},
         {name: module.padding_idx for name, module in modules.items() if isinstance(module, nn.Embedding)},
-        {name: len(module._forward_hooks) + len(module._forward_pre_hooks) for name, module in modules.items()},
+        {
+            name: (len(module._forward_hooks), len(module._forward_pre_hooks), module.__dict__.get("forward"))
+            for name, module in modules.items()
+        },
     )
 
 
@@ -203,14 +207,20 @@ def test_parameters_survive_an_error_in_the_middle(name: str, dtype: torch.dtype
         live = leaf._parameters.copy()
         swapped = []
 
-        def fail(leaf: nn.Module, _: object, live: Mapping[str, object] = live, swapped: list[bool] = swapped) -> None:
+        def fail(
+            *_: object,
+            leaf: nn.Module = leaf,
+            live: Mapping[str, object] = live,
+            swapped: list[bool] = swapped,
+            **__: object,
+        ) -> None:
             swapped.append(any(leaf._parameters[key] is not live[key] for key in live))
             raise error
 
-        with torch.no_grad():
-            probe = perturbed(model, parameters, SEED, RADIUS)
-            with pytest.raises(error), probe, leaf.register_forward_pre_hook(fail):  # behind the probe's own hook
-                run()
+        leaf.forward = fail
+        with torch.no_grad(), pytest.raises(error), perturbed(model, parameters, SEED, RADIUS):
+            run()
+        assert leaf.__dict__.pop("forward") is fail
         assert swapped == [True]
         assert_untouched(model, before)
     with torch.no_grad():  # and the model still works
@@ -252,11 +262,12 @@ def test_probes_keep_no_second_model_alive() -> None:
     parameters = dict(model.named_parameters())
     live = {parameter.data_ptr() for parameter in parameters.values()}
 
-    def count(*_: object) -> None:
+    def counting(inputs: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
         alive.append(sum(p.data_ptr() not in live for m in model for p in m._parameters.values()))
+        return forward(inputs)
 
+    for layer in model:
+        layer.forward = partial(counting, forward=layer.forward)
     with torch.no_grad(), perturbed(model, parameters, SEED, RADIUS):
-        for layer in model:
-            layer.register_forward_pre_hook(count)  # behind the probe's own hook: the swap has happened
         model(torch.ones(1, 64))
     assert alive == [2, 2, 2, 2]  # its weight and its bias

@@ -11,7 +11,8 @@ from torch import Tensor
 from halfback.errors import PeerError
 from halfback.telemetry.meters import MemoryMeter
 from halfback.zeroth.directions import PACK_WIDTH, Directions, Law, direction_of, seed_for
-from halfback.zeroth.replay import Replica, RowForm, UpdateRule
+from halfback.zeroth.replay import Replica, RowForm
+from halfback.zeroth.update import UpdateRule
 
 SHAPES = {"bias": (7,), "weight": (33, 129), "scalar": (), "none": (0, 4), "table": (300, 500), "tail": (1000,)}
 P = 3
