@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from halfback.errors import UserError
 from halfback.zeroth.directions import Law, Pack, Seeds, Segment, direction_of, direction_rows, layout_of, packs
 from halfback.zeroth.radius import default_radius
-from halfback.zeroth.widening import has_half, in_float32, summed_in
+from halfback.zeroth.widening import has_half, in_float32, paused, summed_in
 
 Estimator = Literal["forward", "central", "forward_ad"]
 
@@ -245,6 +245,7 @@ def _enter(
     substitute: Substitute,
     swapped: dict[nn.Module, Callable[[], None]],
 ) -> Callable[..., Any]:
+    @paused()
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if isinstance(module, nn.Embedding) and len(args) == 1 and _looks_up_ids(module):
             (_, attribute, table), padding = own[0], module.padding_idx

@@ -9,7 +9,9 @@ It is done where operations are dispatched, not at modules: so it holds for buff
 than its own uses, and for whatever a model calls. The bits are those of a copy of the model in float32.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,8 +23,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 HALF = (torch.bfloat16, torch.float16)
 
 _aten = torch.ops.aten
-# They pick rows: the rows are made float32, not the table.
-_LOOKUPS = (_aten.embedding.default, _aten.index_select.default, _aten.index.Tensor)
+# They copy values, maybe few of many: what they return is made float32, not what they take.
+_COPIES = (_aten.embedding.default, _aten.index_select.default, _aten.index.Tensor, _aten._to_copy.default)
 
 
 def has_half(module: nn.Module) -> bool:
@@ -43,10 +45,36 @@ def in_float32(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
     @torch.no_grad()
     def wide() -> Tensor:
-        with _Float32(), _Alike():
-            return run()
+        outer, modes = _open.modes, (_Float32(), _Alike())
+        with modes[0], modes[1]:
+            _open.modes = modes
+            try:
+                return run()
+            finally:
+                _open.modes = outer
 
     return wide
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Operations in this context are what they are outside of `in_float32`: directions take many, none in half."""
+    modes, _open.modes = _open.modes, ()
+    for mode in reversed(modes):
+        mode.__exit__(None, None, None)
+    try:
+        yield
+    finally:
+        for mode in modes:
+            mode.__enter__()
+        _open.modes = modes
+
+
+class _Open(threading.local):
+    modes: "tuple[_Float32, _Alike] | tuple[()]" = ()  # those of the innermost `in_float32` of this thread
+
+
+_open = _Open()
 
 
 class _Alike(TorchFunctionMode):
@@ -67,11 +95,11 @@ class _Float32(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         if func.is_view:
             return func(*args, **kwargs)
-        if func in _LOOKUPS:
-            return _widened(func(*args, **kwargs))
-        args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
         if kwargs.get("dtype") in HALF:
             kwargs["dtype"] = torch.float32
+        if func in _COPIES:
+            return _widened(func(*args, **kwargs))
+        args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
         return func(*args, **kwargs)
 
 
