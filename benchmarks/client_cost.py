@@ -80,7 +80,8 @@ def main() -> None:
     parser.add_argument("--directions", type=int, default=2)
     parser.add_argument("--dtype", default="float32", help="of the weights, also of the plain passes beside it")
     arguments = parser.parse_args()
-    print(f"{arguments.dtype}, batch {arguments.rows} × {arguments.length}, P={arguments.directions}, {torch.get_num_threads()} threads")
+    size = f"{arguments.rows} × {arguments.length}"
+    print(f"{arguments.dtype}, batch {size}, P={arguments.directions}, {torch.get_num_threads()} threads")
     peaks = "HO-SFL peak | HOSL peak | checkpointed first order | first order"
     print(f"| bottom | trained | step ÷ (P+1) forwards | {peaks} |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

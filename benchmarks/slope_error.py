@@ -2,9 +2,9 @@
 
     python benchmarks/slope_error.py [--dtypes float32 bfloat16 float16]
 
-For float32 by radius: the default (`halfback.zeroth.radius.default_radius`) was chosen from this table. For half precision
-at the default, against float64 at the same rounded weights, which is the estimator's error alone, and at the float32
-weights that they were rounded from.
+For float32 by radius: the default (`halfback.zeroth.radius.default_radius`) was chosen from this table. For half
+precision at the default, against float64 at the same rounded weights, which is the estimator's error alone, and at the
+float32 weights that they were rounded from.
 """
 
 import argparse

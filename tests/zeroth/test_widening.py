@@ -129,8 +129,9 @@ def test_one_weight_at_a_time_is_in_float32() -> None:
         meter = MemoryMeter([*model.parameters(), inputs])
         resident = meter.live_bytes
         with meter.running():
-            of = torch.ones(2, width, dtype=torch.bfloat16)
-            estimate_slopes(lambda: model(inputs), model, parameters, Cotangent(of), Seeds(SEEDS.numbers[:2]), Probe(2, 1e-4))
+            cotangent = Cotangent(torch.ones(2, width, dtype=torch.bfloat16))
+            seeds = Seeds(SEEDS.numbers[:2])
+            estimate_slopes(lambda: model(inputs), model, parameters, cotangent, seeds, Probe(2, 1e-4))
         # The copy, and what making a stretch of a direction takes, as with weights in float32.
         assert weight < meter.peak_bytes - resident < 1.7 * weight
 
