@@ -1,6 +1,6 @@
 """What a step costs a device: seconds over P + 1 plain forward passes, and peak memory over plain inference.
 
-    python benchmarks/client_cost.py [--rows 16] [--length 128] [--blocks 3] [--repeats 7]
+    python benchmarks/client_cost.py [--rows 16] [--length 128] [--blocks 3] [--repeats 7] [--dtype bfloat16]
 
 Times are interleaved (one step, then its baseline, and so on) and the median of the ratios is printed: absolute seconds
 on a shared machine mean nothing. Memory is the meter's high-water mark, which does not depend on the machine.
@@ -79,8 +79,10 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=3, help="on the device")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--directions", type=int, default=2)
+    parser.add_argument("--dtype", default="float32", help="of the weights, also of the plain passes beside it")
     arguments = parser.parse_args()
-    print(f"batch {arguments.rows} × {arguments.length}, P={arguments.directions}, {torch.get_num_threads()} threads")
+    size = f"{arguments.rows} × {arguments.length}"
+    print(f"{arguments.dtype}, batch {size}, P={arguments.directions}, {torch.get_num_threads()} threads")
     peaks = "HO-SFL peak | HOSL peak | checkpointed first order | first order"
     print(f"| bottom | trained | step ÷ (P+1) forwards | {peaks} |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -91,7 +93,7 @@ def main() -> None:
 
 def row(name: str, train: str, arguments: argparse.Namespace) -> str:
     """Measures one bottom; peaks are over the same client's inference peak, with SGD (no optimiser state)."""
-    bottom, vocabulary = make_bottom(name, train, blocks=arguments.blocks)
+    bottom, vocabulary = make_bottom(name, train, getattr(torch, arguments.dtype), blocks=arguments.blocks)
     batch = make_batch(vocabulary, arguments.rows, arguments.length)
     parameters = trainable(bottom)
 

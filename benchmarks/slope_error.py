@@ -1,21 +1,26 @@
-"""How wrong a measured slope is: RMSE over rms against float64 forward-mode differentiation, by radius and estimator.
+"""How wrong a measured slope is: RMSE over rms against float64 forward-mode differentiation.
 
-    python benchmarks/slope_error.py
+    python benchmarks/slope_error.py [--dtypes float32 bfloat16 float16]
 
-The default radius (`halfback.zeroth.slopes.default_radius`) was chosen from this table.
+For float32 by radius: the default (`halfback.zeroth.radius.default_radius`) was chosen from this table. For half
+precision at the default, against float64 at the same rounded weights, which is the estimator's error alone, and at the
+float32 weights that they were rounded from.
 """
 
 import argparse
 import copy
 
 import torch
-from parts import make_batch, make_bottom
+from parts import FixedBatch, make_batch, make_bottom
 
 from halfback.models.adapters import trainable
+from halfback.models.cut import Bottom
 from halfback.zeroth.directions import Seeds, seed_for
-from halfback.zeroth.slopes import Cotangent, Probe, default_radius, estimate_slopes
+from halfback.zeroth.radius import default_radius
+from halfback.zeroth.slopes import Cotangent, Estimator, Probe, estimate_slopes
 
 RADII = (1e-2, 1e-3, 1e-4, 3e-5, 1e-5)
+ESTIMATORS: tuple[Estimator, ...] = ("forward", "central", "forward_ad")
 
 
 def main() -> None:
@@ -23,28 +28,52 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=32)
     parser.add_argument("--directions", type=int, default=20)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16", "float16"])
     arguments = parser.parse_args()
-    print("| bottom | trained | dtype | parameters | estimator | " + " | ".join(f"μ={r:g}" for r in RADII), end="")
-    print(" | default μ | error there |\n|" + " --- |" * (len(RADII) + 7))
     seeds = Seeds(tuple(seed_for("slope error", p) for p in range(arguments.directions)))
-    for name in ("minilm", "opt"):
-        for train in ("lora", "full"):
-            bottom, vocabulary = make_bottom(name, train)
-            batch = make_batch(vocabulary, arguments.rows, arguments.length)
-            exact, gradient = reference(bottom, batch.inputs, seeds)
-            for dtype in (torch.float32, torch.bfloat16):
-                measured = bottom if dtype == torch.float32 else make_bottom(name, train, dtype)[0]
-                size = sum(p.numel() for p in trainable(measured).values())
-                for estimator in ("forward", "central"):
-                    radius = default_radius(trainable(measured), dtype)
-                    errors = [error(measured, batch.inputs, seeds, exact, gradient, estimator, r) for r in RADII]
-                    chosen = error(measured, batch.inputs, seeds, exact, gradient, estimator, radius)
-                    cells = " | ".join(f"{value:.3f}" for value in errors)
-                    print(
-                        f"| {name} | {train} | {str(dtype)[6:]} | {size:,} | {estimator} | {cells} | {radius:.2g} | "
-                        f"{chosen:.3f} |",
-                        flush=True,
-                    )
+    halves = [getattr(torch, name) for name in arguments.dtypes if name != "float32"]
+    bottoms = [(name, train) for name in ("minilm", "opt") for train in ("lora", "full")]
+
+    def batch_of(vocabulary: int) -> FixedBatch:
+        return make_batch(vocabulary, arguments.rows, arguments.length)
+
+    if "float32" in arguments.dtypes:
+        print("| bottom | trained | parameters | estimator | " + " | ".join(f"μ={r:g}" for r in RADII), end="")
+        print(" | default μ | error there |\n|" + " --- |" * (len(RADII) + 6))
+        for name, train in bottoms:
+            by_radius(name, train, batch_of, seeds)
+    if halves:
+        print("| bottom | trained | dtype | estimator | error, same weights | error, weights before rounding |")
+        print("|" + " --- |" * 6)
+        for name, train in bottoms:
+            for dtype in halves:
+                in_half(name, train, dtype, batch_of, seeds)
+
+
+def by_radius(name, train, batch_of, seeds) -> None:  # type: ignore[no-untyped-def]
+    """The rows of one bottom in float32."""
+    bottom, vocabulary = make_bottom(name, train)
+    batch, parameters = batch_of(vocabulary), trainable(bottom)
+    exact, gradient = reference(bottom, batch.inputs, seeds)
+    radius, size = default_radius(parameters), sum(p.numel() for p in parameters.values())
+    for estimator in ("forward", "central"):
+        errors = [
+            error(measured(bottom, batch.inputs, seeds, gradient, estimator, each), exact) for each in (*RADII, radius)
+        ]
+        cells = " | ".join(f"{value:.3f}" for value in errors[:-1])
+        print(f"| {name} | {train} | {size:,} | {estimator} | {cells} | {radius:.2g} | {errors[-1]:.3f} |", flush=True)
+
+
+def in_half(name, train, dtype, batch_of, seeds) -> None:  # type: ignore[no-untyped-def]
+    """The rows of one bottom in half precision."""
+    fine, vocabulary = make_bottom(name, train)
+    bottom, batch = make_bottom(name, train, dtype)[0], batch_of(vocabulary)
+    before, gradient = reference(fine, batch.inputs, seeds)
+    same, _ = reference(bottom, batch.inputs, seeds)
+    for estimator in ESTIMATORS:
+        slopes = measured(bottom, batch.inputs, seeds, gradient, estimator, default_radius(trainable(bottom)))
+        cells = f"{error(slopes, same):.3f} | {error(slopes, before):.3f}"
+        print(f"| {name} | {train} | {str(dtype)[6:]} | {estimator} | {cells} |", flush=True)
 
 
 def reference(bottom, inputs, seeds):  # type: ignore[no-untyped-def]
@@ -65,19 +94,17 @@ def reference(bottom, inputs, seeds):  # type: ignore[no-untyped-def]
     return slopes, gradient
 
 
-def error(bottom, inputs, seeds, exact, gradient, estimator, radius) -> float:  # type: ignore[no-untyped-def]
-    """RMSE of the measured slopes over the rms of the exact ones."""
-    with torch.no_grad():
-        hidden = bottom(inputs)
-    cotangent = gradient.to(hidden.dtype)
-    slopes = estimate_slopes(
-        lambda: bottom(inputs),
-        bottom,
-        trainable(bottom),
-        Cotangent.at(cotangent, hidden),
-        seeds,
-        Probe(len(seeds), radius, estimator),
-    )
+@torch.no_grad()
+def measured(bottom: Bottom, inputs, seeds, gradient, estimator, radius):  # type: ignore[no-untyped-def]
+    """The slopes as a device measures them, with λ in the dtype of its activations."""
+    hidden = bottom(inputs)
+    cotangent = Cotangent.at(gradient.to(hidden.dtype), hidden)
+    probe = Probe(len(seeds), radius, estimator)
+    return estimate_slopes(lambda: bottom(inputs), bottom, trainable(bottom), cotangent, seeds, probe)
+
+
+def error(slopes: torch.Tensor, exact: torch.Tensor) -> float:
+    """RMSE over the rms of the exact ones."""
     return float(((slopes - exact).square().mean() / exact.square().mean()).sqrt())
 
 

@@ -98,10 +98,6 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "radius-negative": (["algorithm.radius=-1e-3"], ["algorithm.radius=-0.001", "a positive number"]),
     "radius-nan": (["algorithm.radius=.nan"], ["algorithm.radius=nan", "a positive number"]),
     "radius-swallowed": (["algorithm.radius=1e-12"], ["radius=1e-12 is too small for float32", "use at least"]),
-    "radius-swallowed-by-bfloat16": (
-        ["algorithm.radius=1e-6", "model.dtype=bfloat16"],
-        ["radius=1e-06 is too small for bfloat16", "use at least"],
-    ),
     "lr-swallowed-by-bfloat16": (
         ["top.lr=1e-6", "model.dtype=bfloat16"],
         ["top.lr=1e-06 is too small for bfloat16", "use at least", "train in float32"],

@@ -60,10 +60,11 @@ class Hosl:
         yield from self.needs.agreement.join(client)
         for step, batch in enumerate(client.feed.batches(round), round.first):
             hidden = client.forward(batch)
-            probe = self._probe.settled(client.theta.parameters, hidden.dtype)
+            sent = hidden.dtype
+            probe = self._probe.settled(client.theta.parameters, sent)
             yield upload(batch, hidden)
             del hidden
-            slopes = yield from probe_slopes(client, batch, probe)
+            slopes = yield from probe_slopes(client, batch, probe, sent)
             client.theta.replay(client.theta.position, slopes.unsqueeze(0), [step])
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:

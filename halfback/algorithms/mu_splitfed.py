@@ -65,13 +65,14 @@ class MuSplitfed:
         yield from self.needs.agreement.join(client)
         for step, batch in enumerate(client.feed.batches(round), round.first):
             hidden = client.forward(batch)
-            radius = self._probe.settled(client.theta.parameters, hidden.dtype).moved
+            sent = hidden.dtype
+            radius = self._probe.settled(client.theta.parameters, sent).moved
             yield upload(batch, hidden)
             del hidden
             slopes = []
             for seed in client.theta.seeds(self.directions).numbers:
-                yield probe(client, batch, seed, radius)
-                change = loss_value((yield probe(client, batch, seed, -radius)))
+                yield probe(client, batch, seed, radius, sent)
+                change = loss_value((yield probe(client, batch, seed, -radius, sent)))
                 slopes.append(change / (2 * radius))
             client.theta.step(torch.tensor(slopes, dtype=torch.float32), step)
         yield from self.needs.agreement.close(client)

@@ -64,10 +64,11 @@ class ZoSfl:
         yield from self._agreement.join(client)
         for batch in client.feed.batches(round):
             hidden = client.forward(batch)
-            probe = self._probe.settled(client.theta.measured, hidden.dtype)
+            sent = hidden.dtype
+            probe = self._probe.settled(client.theta.measured, sent)
             yield upload(batch, hidden)
             del hidden
-            slopes = yield from probe_slopes(client, batch, probe)
+            slopes = yield from probe_slopes(client, batch, probe, sent)
             yield from self._agreement.agree(client, Slopes(client.theta.position, slopes))
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:

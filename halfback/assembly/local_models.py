@@ -22,12 +22,12 @@ def make_locals(ground: Ground) -> Callable[[int], Local] | None:
     """Gives a client's own model by its number; None for methods whose devices have none.
 
     Raises:
-        UserError: a boundary is outside the model, or a radius is one that the dtype swallows.
+        UserError: a boundary is outside the model, or a radius is one that rounding swallows.
     """
     part, objective = ground.part, ground.task.objective
     if not isinstance(part, LocalModel):
         return None
-    local = Local(part, loss_of(objective, ground.task.own_loss), partial(terms, objective), ground.form.dtype)
+    local = Local(part, loss_of(objective, ground.task.own_loss), partial(terms, objective))
     return (lambda _: local) if ground.algorithm.needs.boundaries is None else _bounded(ground, local)
 
 
@@ -56,7 +56,7 @@ def _bounded(ground: Ground, local: Local) -> Callable[[int], Local]:
     if needs.probe.estimator != "forward_ad":
         for names in {*below.values()}:
             moved = {name: agreed.parameters[name] for name in names}
-            check(Probed(moved, needs.probe.settled(moved, ground.form.dtype).moved))
+            check(Probed(moved, needs.probe.settled(moved).moved))
     return lambda client: replace(cuts[turns[client]], boundary=boundary_of(client))
 
 

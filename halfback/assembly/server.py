@@ -71,7 +71,7 @@ def _top(ground: Ground) -> Top:
     if needs.probe is not None and needs.probe.estimator != "forward_ad":
         for parameters, replays in ((theta, needs.replays), (moved, replayed)):
             if replays:
-                check(Probed(parameters, needs.probe.settled(parameters, form.dtype).moved))
+                check(Probed(parameters, needs.probe.settled(parameters).moved))
     descent = replica = None
     if needs.top == "backpropagated":
         make, schedule = partial(make_optimizer, config.top), make_schedule(config, config.top)

@@ -24,7 +24,7 @@ from halfback.config.facts import (
     dtypes_of,
 )
 from halfback.errors import UserError
-from halfback.zeroth.slopes import least_move, swallowed
+from halfback.zeroth.radius import least_move, swallowed
 
 F = TypeVar("F")
 
@@ -264,12 +264,11 @@ _MOVED: tuple[Rule[Moved], ...] = (
 _PROBED: tuple[Rule[Probed], ...] = (
     Rule(
         "radius that rounds away",
-        lambda f: swallowed(f.parameters, f.radius) > 0.5,
+        lambda f: swallowed(f.parameters, f.radius, probing=True) > 0.5,
         lambda f: (
-            f"algorithm.radius={f.radius:g} is too small for {dtypes_of(f.parameters)}: θ+μu rounds to θ in "
-            f"{swallowed(f.parameters, f.radius):.0%} of the weights; use at least "
-            f"{least_move(f.parameters, f.radius):.2g}"
-            f"{'' if dtypes_of(f.parameters) == 'float32' else ', or model.dtype=float32'}"
+            f"algorithm.radius={f.radius:g} is too small for float32: θ+μu rounds to θ in "
+            f"{swallowed(f.parameters, f.radius, probing=True):.0%} of the weights; use at least "
+            f"{least_move(f.parameters, f.radius, probing=True):.2g}"
         ),
     ),
 )

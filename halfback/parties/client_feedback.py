@@ -69,9 +69,8 @@ def feedback_slopes(client: Client, batch: Batch, cotangent: Cotangent, seeds: S
     A caller need not keep z while the device probes: the cotangent has what is needed of it.
     """
     measured = client.theta.measured
-    settled = probe.settled(measured, cotangent.of.dtype)
     run = lambda: client.bottom(batch.inputs)  # noqa: E731
-    return estimate_slopes(run, client.bottom, measured, cotangent, seeds, settled).float()
+    return estimate_slopes(run, client.bottom, measured, cotangent, seeds, probe.settled(measured)).float()
 
 
 def first_order_steps(client: Client, round: Round, *, checkpointing: bool = False) -> Generator[Message, Any, None]:

@@ -7,7 +7,7 @@ from halfback.models.packing import parts
 from halfback.parties.client import Client
 from halfback.parties.holdings import Batch, Local
 from halfback.zeroth.replay import Replica
-from halfback.zeroth.slopes import Cotangent, Probe, estimate_slopes, inner
+from halfback.zeroth.slopes import Cotangent, Probe, estimate_slopes
 
 
 @torch.no_grad()
@@ -25,9 +25,8 @@ def local_slopes(client: Client, batch: Batch, probe: Probe) -> Tensor:
         return rows
 
     of = torch.full_like(batch.sample_ids, 1 / len(batch.sample_ids), dtype=torch.float32)
-    cotangent = Cotangent(of, inner(of, run()) if probe.estimator == "forward" else of)
-    seeds, settled = client.theta.seeds(probe.directions), probe.settled(measured, local.dtype)
-    slopes = estimate_slopes(run, local.model, measured, cotangent, seeds, settled)
+    seeds = client.theta.seeds(probe.directions)
+    slopes = estimate_slopes(run, local.model, measured, Cotangent(of), seeds, probe.settled(measured))
     client.losses.append(taken[0].item())
     return slopes.to(torch.float32)
 
@@ -85,9 +84,8 @@ def hybrid_step(client: Client, batch: Batch, below: Replica, step: int, probe: 
     cotangent = Cotangent.at(hidden.grad, hidden, batch.inputs.get("lengths"))
     del loss, hidden  # the device needs their memory for what follows
     client.descend(step)
-    settled = probe.settled(below.parameters, cotangent.of.dtype)
     run = lambda: bottom(batch.inputs)  # noqa: E731
-    seeds = below.seeds(probe.directions)
+    seeds, settled = below.seeds(probe.directions), probe.settled(below.parameters)
     slopes = estimate_slopes(run, bottom, below.parameters, cotangent, seeds, settled).to(torch.float32)
     below.replay(below.position, slopes.unsqueeze(0), [step])
     return slopes

@@ -84,14 +84,12 @@ class Local:
     Attributes:
         model: the bottom and the head behind it; the engine installs this client's parameters before it runs.
         loss: (logits, labels) → mean loss of a batch, a scalar; `terms`: labels → how many terms that mean has.
-        dtype: of the activations in it.
         boundary: for methods whose devices have one each; then the bottom is what lies below it.
     """
 
     model: LocalModel
     loss: Callable[[Tensor, Tensor], Tensor]
     terms: Callable[[Tensor], int]
-    dtype: torch.dtype = torch.float32
     boundary: Boundary | None = None
 
     def of(self, batch: Batch) -> Tensor:

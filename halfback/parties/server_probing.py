@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from halfback.parties.server import ByClient, Server
 from halfback.parties.server_top import loss_of
 from halfback.wire.messages import Activations, Message, Nothing
 from halfback.zeroth.slopes import Cotangent, Probe, estimate_slopes
+from halfback.zeroth.widening import has_half, in_float32
 
 
 @dataclass
@@ -46,6 +48,8 @@ def keep_batches(server: Server, messages: Mapping[int, Activations]) -> dict[in
 def probe_loss(server: Server, client: int, hidden: Activations) -> Tensor:
     """The loss of perturbed (or unperturbed) activations of the batch that the client sent before, a scalar.
 
+    In float32 also where the top's weights are of half precision: losses are compared.
+
     Raises:
         PeerError: no batch with labels came before, or the top can't take the activations.
         Diverged: the loss is not finite.
@@ -55,7 +59,8 @@ def probe_loss(server: Server, client: int, hidden: Activations) -> Tensor:
     first = kept[client].batch if client in kept else None
     if first is None or first.labels is None or len(first.hidden) != len(hidden.hidden):
         raise PeerError("Activations", "a probe came before the batch and its labels", sender=client)
-    return loss_of(server, client, hidden.hidden, first.lengths, first.labels)
+    run = partial(loss_of, server, client, hidden.hidden, first.lengths, first.labels)
+    return (in_float32(run) if has_half(server.top.module) else run)()
 
 
 @torch.no_grad()
@@ -71,7 +76,7 @@ def top_slopes(server: Server, probe: Probe) -> tuple[Tensor, float]:
         return mean(torch.stack(losses), server.cohort.shares(kept)).reshape(1)
 
     base = mean_loss()
-    settled = probe.settled(replica.parameters, server.top.form.dtype)
-    cotangent, seeds = Cotangent(torch.ones_like(base), base), replica.seeds(probe.directions)
+    cotangent, seeds = Cotangent(torch.ones_like(base)), replica.seeds(probe.directions)
+    settled = probe.settled(replica.parameters)
     slopes = estimate_slopes(mean_loss, server.top.module, replica.parameters, cotangent, seeds, settled)
     return slopes.to(torch.float32), base.item()

@@ -71,6 +71,7 @@ def _sentence(summary: dict[str, Any]) -> str:
         + ("; " if head is None else f", head {head}; ")
         + f"{summary.get('sampled_clients', NOTHING)} of {summary.get('clients', NOTHING)} clients per step; "
         + "{steps} steps; seed {seed}".format(**said)
+        + (f"; slopes: {summary['slopes']}" if summary.get("slopes") else "")
         + (f"; {versions}" if versions else "")
     )
 

@@ -76,6 +76,7 @@ class Summary:
         wall_seconds: of the run, evaluations included, pauses not.
         forward_passes: of what a client holds on one batch, all clients together.
         generation: of runs with `task.generated_rows`, else None.
+        slopes: how they were taken, and in what precision where the weights have less; None where none were.
         trainable_parameters: of each part.
         versions: package → version that the run was made with.
     """
@@ -104,6 +105,7 @@ class Summary:
     wall_seconds: float
     forward_passes: int
     generation: Written | None
+    slopes: str | None
     trainable_parameters: Parts
     versions: dict[str, str]
 
@@ -143,7 +145,7 @@ def summary_of(built: Built, out: Path) -> Summary:
     for metric in metrics:
         best = metric if better(built.task.objective, metric, best) else best
     last, meters = records[-1], server.meters
-    frozen = not server.algorithm.needs.agreement.moves
+    needs = server.algorithm.needs
     server.agreed_bottom()  # which `model.whole` shares
     written = generation.score(model.whole, built.tokenizer, built.task.prompts, config.task, config.eval_batch_size)
     return Summary(
@@ -171,8 +173,9 @@ def summary_of(built: Built, out: Path) -> Summary:
         wall_seconds=last.wall_seconds,
         forward_passes=last.forward_passes,
         generation=None if written is None else Written(**written),
+        slopes=needs.probe.said(model.whole) if needs.probe is not None and needs.directions else None,
         trainable_parameters=Parts(
-            bottom=0 if frozen else sum(p.numel() for p in trainable(model.bottom).values()),
+            bottom=sum(p.numel() for p in trainable(model.bottom).values()) if needs.agreement.moves else 0,
             top=sum(p.numel() for part in (model.top, model.head) if part for p in trainable(part).values()),
         ),
         versions={name: version(name) for name in ("halfback", "torch", "transformers", "peft")},

@@ -44,6 +44,7 @@ SUMMARY_KEYS = frozenset(
         "wall_seconds",
         "forward_passes",
         "generation",
+        "slopes",
         "trainable_parameters",
         "versions",
     }
@@ -227,6 +228,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} must be JSON; delete it and run the recipe again") from None
     if isinstance(summary, dict):
         summary.setdefault("skipped_rows", 0)  # of a run from before rows could be skipped
+        summary.setdefault("slopes", None)  # of a run from before it was said
     _check_summary(summary, str(path))
     check_numbers(summary, _NUMBERS, f"{path}: ", least=0)
     check_numbers(summary, ("train_loss",), f"{path}: ")

@@ -10,14 +10,16 @@ Weights are perturbed where they are used; live parameters never change. While a
 parameters are replaced by scratch tensors; so one layer's copy is alive at a time, nothing has to be restored by
 arithmetic, and the parameters are bit-exact in every dtype, also when the probe raises. Adding and subtracting in place
 drifts instead: 12 % in bfloat16 after 1,000 probes.
+
+Where weights are of half precision, all three are of the float32 function at these weights (`widening`), and θ+μu is a
+float32 sum: passes that round to half precision differ by their rounding more than by so small a step.
 """
 
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -38,6 +40,9 @@ from halfback.zeroth.directions import (
     native_table,
     packs,
 )
+from halfback.zeroth.radius import default_radius
+from halfback.zeroth.substitution import substituted
+from halfback.zeroth.widening import has_half, in_float32, summed_in
 
 Estimator = Literal["forward", "central", "forward_ad"]
 
@@ -58,9 +63,16 @@ class Probe:
     estimator: Estimator = "forward"
     clip: float | None = None
 
-    def settled(self, parameters: Mapping[str, Tensor], dtype: torch.dtype) -> "Probe":
-        """With a radius: where none was chosen, the default for these parameters and activations of this dtype."""
-        return replace(self, radius=self.radius or default_radius(parameters, dtype))
+    def settled(self, parameters: Mapping[str, Tensor], sent: torch.dtype = torch.float32) -> "Probe":
+        """With a radius: where none was chosen, the default for these parameters.
+
+        `sent`: the dtype to which results of perturbed weights are rounded, where they are sent to be compared.
+        """
+        return replace(self, radius=self.radius or default_radius(parameters, sent))
+
+    def said(self, module: nn.Module) -> str:
+        """How slopes of this module are taken, in words."""
+        return f"{self.estimator}, in float32 over half-precision weights" if has_half(module) else self.estimator
 
     @property
     def moved(self) -> float:
@@ -93,12 +105,13 @@ class Cotangent:
     Attributes:
         of: λ, the gradient of the loss with respect to the result z: (B, …), or (N, H) for the N tokens of B texts; a
             one for a loss.
-        base: ⟨λ, z(θ)⟩ of the unperturbed result, sample by sample, (B,) float64 (`inner`); only `forward` reads it.
+        base: ⟨λ, z(θ)⟩ of the unperturbed result, sample by sample, (B,) float64 (`inner`); None where it isn't known.
+            It saves `forward` a pass where the weights are not of half precision.
         lengths: of the texts, (B,) integers; None where each row of λ is a sample.
     """
 
     of: Tensor
-    base: Tensor
+    base: Tensor | None = None
     lengths: Tensor | None = None
 
     @classmethod
@@ -129,7 +142,14 @@ def estimate_slopes(
     Returns:
         One slope a seed: (len(seeds),) float64.
     """
-    of, lengths, law, radius = cotangent.of, cotangent.lengths, seeds.law, probe.moved
+    of, lengths, base = cotangent.of, cotangent.lengths, cotangent.base
+    if not len(seeds):
+        return torch.zeros(0, dtype=torch.float64, device=of.device)
+    law, radius = seeds.law, probe.moved
+    if has_half(module):
+        run, base = in_float32(run), None  # that of the pass in half precision belongs to another function
+    if base is None and probe.estimator == "forward":
+        base = inner(of, run(), lengths)
 
     def slope(seed: int) -> Tensor:
         if probe.estimator == "forward_ad":
@@ -137,13 +157,12 @@ def estimate_slopes(
         with perturbed(module, parameters, seed, radius, law=law):
             ahead = inner(of, run(), lengths)
         if probe.estimator == "forward":
-            return (ahead - cotangent.base) / radius
+            assert base is not None, "it was measured above where it was not known"
+            return (ahead - base) / radius
         with perturbed(module, parameters, seed, -radius, law=law):
             behind = inner(of, run(), lengths)
         return (ahead - behind) / (2 * radius)
 
-    if not len(seeds):
-        return torch.zeros(0, dtype=torch.float64, device=of.device)
     return _clipped(torch.stack([slope(seed) for seed in seeds.numbers]), probe.clip).sum(dim=1)
 
 
@@ -190,113 +209,17 @@ def _tangent(
 ) -> Tensor:
     def dual(name: str, parameter: Tensor, rows: Tensor | None) -> Tensor:
         if rows is None:
-            return forward_ad.make_dual(parameter.detach(), direction_of(seed, name, parameter, law=law))
-        tangent = direction_rows(seed, name, rows, parameter.shape[1], law=law).to(parameter.dtype)
-        return forward_ad.make_dual(parameter.detach().index_select(0, rows), tangent)
+            values = parameter.detach().to(summed_in(parameter))
+            return forward_ad.make_dual(values, direction_of(seed, name, values, law=law))
+        values = parameter.detach().index_select(0, rows).to(summed_in(parameter))
+        return forward_ad.make_dual(
+            values, direction_rows(seed, name, rows, parameter.shape[1], law=law).to(values.dtype)
+        )
 
     # The fused attention kernels have no forward-mode rule; the written-out one has.
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), substituted(module, parameters, dual):
         tangent = forward_ad.unpack_dual(run()).tangent
     return torch.zeros_like(like) if tangent is None else tangent
-
-
-def default_radius(parameters: Mapping[str, Tensor], dtype: torch.dtype) -> float:
-    """The measured default of μ (docs/results.md, "Slope error") for these parameters and the dtype of the activations.
-
-    The truncation error grows with the length of the step, μ√d, and the rounding error with eps/μ. In float32 any
-    radius from 1e-5 to 1e-4 is right to a few per cent up to 10^5 parameters and a smaller one for millions; half
-    precisions need a larger one, and stay wrong by 30 % and more **(ours)**.
-    """
-    dimension = sum(parameter.numel() for parameter in parameters.values())
-    coarser = max(torch.finfo(dtype).eps / torch.finfo(torch.float32).eps, 1.0)
-    return min(1e-4, 0.25 / math.sqrt(max(dimension, 1))) * coarser ** (1 / 3)
-
-
-def least_move(parameters: Mapping[str, Tensor], move: float) -> float:
-    """`move` times the smallest power of ten with which most values change."""
-    while swallowed(parameters, move) > 0.5:
-        move *= 10
-    return move
-
-
-def swallowed(parameters: Mapping[str, Tensor], move: float) -> float:
-    """The share of the values that adding `move` leaves as they are, because their dtype rounds it away."""
-    counts = [int(((p.detach() + move) == p.detach()).sum()) for p in parameters.values()]
-    return sum(counts) / max(sum(p.numel() for p in parameters.values()), 1)
-
-
-Substitute = Callable[[str, Tensor, Tensor | None], Tensor]
-_Own = list[tuple[nn.Module, str, str, nn.Parameter]]  # holder, attribute, name, parameter
-_HOLDERS = (nn.ParameterDict, nn.ParameterList)  # never run: the module around them uses their parameters
-
-
-@contextmanager
-def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute: Substitute) -> Iterator[None]:
-    """While this context is open, each submodule's `forward` sees `substitute(name, parameter, rows)` for its weights.
-
-    Hooks before and behind a `forward` see the live ones.
-
-    Args:
-        module: the tree whose submodules run.
-        parameters: name → parameter (by identity) to be replaced; others are left alone.
-        substitute: gives the replacement; `rows` is None for the whole parameter or, for an embedding table, the (n,)
-            distinct rows that this call uses: the replacement then has only these rows.
-    """
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
-    try:
-        for child in module.modules():
-            if isinstance(child, _HOLDERS):
-                continue
-            holders = [child, *(part for part in child._modules.values() if isinstance(part, _HOLDERS))]
-            own = [
-                (h, attribute, names[id(p)], p)
-                for h in holders
-                for attribute, p in h._parameters.items()
-                if p is not None and id(p) in names
-            ]
-            if own:
-                # In place of `forward` itself: hooks before and behind it would cost a small module as much again.
-                before.append((child, child.__dict__.get("forward")))
-                child.__dict__["forward"] = _with_substitutes(child, own, substitute)
-        yield
-    finally:
-        for child, forward in before:
-            if forward is None:
-                child.__dict__.pop("forward", None)
-            else:
-                child.__dict__["forward"] = forward
-
-
-def _with_substitutes(module: nn.Module, own: _Own, substitute: Substitute) -> Callable[..., Any]:
-    """The module's `forward`, during which it has substitutes for its own parameters."""
-    forward = module.forward
-    table = module if isinstance(module, nn.Embedding) and _looks_up_ids(module) else None
-    padding = None if table is None else table.padding_idx
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            if table is not None and len(args) == 1:
-                holder, attribute, name, parameter = own[0]
-                rows, ids = torch.unique(args[0], return_inverse=True)
-                table.padding_idx = None  # meant for row numbers of the whole table, and only for its gradient
-                holder._parameters[attribute] = substitute(name, parameter, rows)  # type: ignore[assignment]
-                return forward(ids, **kwargs)
-            for holder, attribute, name, parameter in own:
-                holder._parameters[attribute] = substitute(name, parameter, None)  # type: ignore[assignment]
-            return forward(*args, **kwargs)
-        finally:
-            for holder, attribute, _, parameter in own:
-                holder._parameters[attribute] = parameter
-            if table is not None:
-                table.padding_idx = padding
-
-    return run
-
-
-def _looks_up_ids(module: nn.Embedding) -> bool:
-    """Whether a call's one argument is the row numbers (learned positions compute theirs from other arguments)."""
-    return list(inspect.signature(type(module).forward).parameters)[1] in ("input", "input_ids")
 
 
 def perturbed(
@@ -309,7 +232,8 @@ def perturbed(
 ) -> AbstractContextManager[None]:
     """A context in which `module` runs with θ + `radius`·u; a negative radius probes the other side.
 
-    Bit-equal to adding ``radius * u`` to the parameters in place, for every dtype.
+    Bit-equal to adding ``radius * u`` to the parameters in place; for those of half precision, to a float32 copy of
+    them: the module then runs `in_float32`.
     """
     # Those that the kernel moves: found beforehand, since between two layers' passes Python's cache is cold.
     whole = {
@@ -320,13 +244,14 @@ def perturbed(
     table = native_table(law) if whole else None
     pieces: dict[str, list[tuple[Pack, Segment]]] = {}
     made: dict[Pack, Tensor] = {}  # the last pack only: modules run about in the order of their parameters
-    # Scaling in float32 gives the bits of scaling in the parameters' dtype only where that is float32.
-    scales = [radius] if all(p.dtype == torch.float32 for p in parameters.values()) else None
+    # Scaling in float32 gives the bits of scaling in the dtype of the sum only where that is float32.
+    scales = [radius] if all(p.dtype != torch.float64 for p in parameters.values()) else None
 
     def add_direction(name: str, parameter: Tensor, rows: Tensor | None) -> Tensor:
+        dtype = summed_in(parameter)
         if rows is not None:
             direction = direction_rows(seed, name, rows, parameter.shape[1], law=law)
-            return parameter.detach().index_select(0, rows).add_(direction.to(parameter.dtype).mul_(radius))
+            return parameter.detach().index_select(0, rows).to(dtype).add_(direction.to(dtype).mul_(radius))
         if name in whole:
             values = parameter.contiguous()
             moved = torch.empty_like(values)
@@ -336,7 +261,7 @@ def perturbed(
             for pack in packs(layout_of(parameters)):
                 for segment in pack.segments:
                     pieces.setdefault(segment.name, []).append((pack, segment))
-        scratch = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+        scratch = torch.empty(parameter.shape, dtype=dtype, device=parameter.device)
         flat, old = scratch.view(-1), parameter.detach().reshape(-1)
         for pack, segment in pieces.get(name, ()):
             if pack not in made:

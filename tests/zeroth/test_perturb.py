@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from halfback.zeroth.directions import PACK_WIDTH, Law, direction_of, seed_for
 from halfback.zeroth.slopes import perturbed
+from halfback.zeroth.widening import in_float32
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SEED = seed_for(3, "direction", 0, 1)
@@ -43,18 +44,20 @@ def assert_untouched(model: nn.Module, before: Snapshot) -> None:
 
 @torch.no_grad()
 def in_place(run: Run, parameters: Mapping[str, Tensor], radius: float, law: Law = "rademacher") -> Tensor:
-    """What `run` gives with radius·u added to the live parameters; they are put back from copies."""
-    copies = {name: parameter.clone() for name, parameter in parameters.items()}
+    """What `run` gives with radius·u added to the live parameters, in float32 at least; then they are put back."""
+    before = {name: parameter.data for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
         parameter += radius * direction_of(SEED, name, parameter, law=law)
     result = run()
     for name, parameter in parameters.items():
-        parameter.copy_(copies[name])
+        parameter.data = before[name]
     return result
 
 
 @torch.no_grad()
 def assert_as_in_place(model: nn.Module, run: Run, parameters: Mapping[str, Tensor], **law: Law) -> None:
+    run = in_float32(run)  # where nothing is of half precision, it is what it was
     base, before = run(), snapshot(model)
     for radius in (RADIUS, -RADIUS, 0.3):
         wanted = in_place(run, parameters, radius, **law)
@@ -110,6 +113,7 @@ def test_lora(name: str, targets: list[str], dtype: torch.dtype) -> None:
     adapters = with_lora(model, targets)
     assert len(adapters) >= 4
     assert_as_in_place(model, run, adapters)
+    run = in_float32(run)
     with torch.no_grad():
         base = run()
         for key, adapter in adapters.items():
@@ -201,6 +205,7 @@ class Broken(Exception):
 def test_parameters_survive_an_error_in_the_middle(name: str, dtype: torch.dtype, error: type[BaseException]) -> None:
     """At a leaf, deep inside of other modules, while its own weights and those of the modules around are swapped."""
     model, run = build(name, dtype)
+    run = in_float32(run)
     before, parameters = snapshot(model), dict(model.named_parameters())
     leaves = [m for m in model.modules() if not list(m.children()) and m._parameters]
     for leaf in (leaves[0], leaves[len(leaves) // 2], leaves[-1]):
@@ -247,10 +252,11 @@ def test_an_error_inside_a_context_that_goes_on() -> None:
 def test_a_thousand_probes_do_not_drift() -> None:
     model, run = conv_net(torch.bfloat16)
     before, parameters = snapshot(model), dict(model.named_parameters())
+    head = in_float32(lambda: model.head(torch.ones(1, 8)))
     with torch.no_grad():
         for i in range(1000):
             with perturbed(model, parameters, i, RADIUS if i % 2 else -RADIUS):
-                model.head(torch.ones(1, 8, dtype=torch.bfloat16))
+                head()
         run()
     assert_untouched(model, before)
 

@@ -10,11 +10,11 @@ from probed_models import NAMES, Run, build, transformer, with_lora
 from torch import Tensor, nn
 
 from halfback.zeroth.directions import Law, Seeds, direction_of, seed_for
+from halfback.zeroth.radius import default_radius
 from halfback.zeroth.slopes import (
     Cotangent,
     Estimator,
     Probe,
-    default_radius,
     estimate_slopes,
     inner,
     perturbed,
