@@ -180,7 +180,8 @@ def test_a_model_that_answers_by_its_next_word(name: str, reads: str, table: Pat
     built, plain, own, texts = exported(tmp_path, table, *more)
     batch = built.task.validation.batch(range(len(texts)))
     words = own.convert_tokens_to_ids(["w5", "w7", "w8"])
-    assert batch.inputs["input_ids"][:, -1].tolist() == [words[0]] * len(texts)
+    last = batch.inputs["input_ids"][batch.inputs["lengths"].cumsum(0) - 1]
+    assert last.tolist() == [words[0]] * len(texts)
     wanted = built.model.logits(batch.inputs)
     texts = [f"{text} w5" for text in texts]
     rows = [own(text, truncation=True, return_tensors="pt") for text in texts]

@@ -136,7 +136,7 @@ def test_families_of_ones_own_are_checked() -> None:
         def forward(self, pixels: Tensor) -> Tensor:
             return super().forward(pixels) * 2 + self.stem(pixels).mean()
 
-    with pytest.raises(AssertionError, match="other bits"):
+    with pytest.raises(AssertionError, match="other logits"):
         check_family(Between(), {"pixel_values": torch.randn(2, 1, 8, 8)})
     with pytest.raises(UserError, match="doesn't give what it gives whole"):
         built(Given(model=Between(), data=Data(pictures())))

@@ -22,6 +22,7 @@ from halfback import config
 from halfback.engine import checkpoint
 from halfback.models.adapters import trainable
 from halfback.models.loading import ModelRequest, load_model
+from halfback.models.own import uncut
 from halfback.runs import run
 from halfback.runs.training import RunState
 from halfback.telemetry.records import SUMMARY_KEYS, Record, read_records, read_summary
@@ -350,9 +351,9 @@ def test_a_classifier_is_exported_for_plain_transformers(
     batch = built.task.validation.batch(range(6))
     with torch.no_grad():
         parts = built.model.logits(batch.inputs)
-        merged = again(**{k: v.long() for k, v in batch.inputs.items()}).logits
+        merged = uncut(again, batch.inputs)
         untrained = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()
-        before = untrained(**{k: v.long() for k, v in batch.inputs.items()}).logits
+        before = uncut(untrained, batch.inputs)
     # Merging adds BA to W in float32: relative 2^-24 a weight, some tens of times through three blocks.
     torch.testing.assert_close(merged, parts, rtol=1e-4, atol=1e-5)
     assert (merged - before).abs().max() > 1e-2  # and the comparison would notice adapters that were left out
@@ -386,7 +387,7 @@ def test_few_dimensions_on_the_device(
     again = transformers.AutoModelForSequenceClassification.from_pretrained(model).eval()
     batch = built.task.validation.batch(range(6))
     with torch.no_grad():
-        merged = again(**{k: v.long() for k, v in batch.inputs.items()}).logits
+        merged = uncut(again, batch.inputs)
         torch.testing.assert_close(merged, built.model.logits(batch.inputs), rtol=1e-4, atol=1e-5)
 
 

@@ -78,7 +78,13 @@ def _top(ground: Ground) -> Top:
         descent = Descent(list(moved.values()), make, config.top.clip, schedule)
     elif replayed:
         replica = make_replica(config, config.top, moved, "top", own_pace=True)
-    module = nn.Module() if needs.top == "none" else model.top
+    module, objective = nn.Module() if needs.top == "none" else model.top, ground.task.objective
     return Top(
-        module, loss_of(ground.task.objective, ground.task.own_loss), form, head=head, descent=descent, replica=replica
+        module,
+        loss_of(objective, ground.task.own_loss),
+        form,
+        scores_tokens=objective != "classification",
+        head=head,
+        descent=descent,
+        replica=replica,
     )

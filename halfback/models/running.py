@@ -40,11 +40,14 @@ class Bottom(nn.Module):
             output = backbone(inputs["pixel_values"])
             return output if isinstance(output, Tensor) else output.last_hidden_state
         layout = layout_of(self.body, self.family, inputs["lengths"])
-        arguments = {"input_ids": layout.lay(inputs["input_ids"])}
+        ids = layout.lay(inputs["input_ids"])
+        arguments = {"input_ids": ids}
         if self.family.kind == "encoder" and "token_type_ids" in inputs:
             arguments["token_type_ids"] = layout.lay(inputs["token_type_ids"])
-        dtype = next(self.body.parameters()).dtype
-        return _hidden_of(backbone, arguments | _text_arguments(self.body, self.family, layout, dtype), layout)
+        arguments |= _text_arguments(self.family, layout, next(self.body.parameters()).dtype)
+        if self.family.positions_behind_padding:
+            arguments["position_ids"] = _positions_behind(cast(Any, self.body.config).pad_token_id, ids, layout)
+        return _hidden_of(backbone, arguments, layout)
 
     def layout(self, inputs: Mapping[str, Tensor]) -> Layout | None:
         """How the tokens of a batch are laid out where the blocks run; None for images."""
@@ -66,7 +69,7 @@ class Middle(nn.Module):
             output = backbone(hidden)
             return output if isinstance(output, Tensor) else output.last_hidden_state
         layout = layout_of(self.body, self.family, lengths)
-        arguments = _text_arguments(self.body, self.family, layout, hidden.dtype)
+        arguments = _text_arguments(self.family, layout, hidden.dtype)
         return _hidden_of(backbone, {"inputs_embeds": layout.lay(hidden)} | arguments, layout)
 
 
@@ -97,7 +100,7 @@ class Top(nn.Module):
             output = self.body(hidden)
             return output if isinstance(output, Tensor) else output.logits
         layout = layout_of(self.body, self.family, lengths)
-        arguments = _text_arguments(self.body, self.family, layout, hidden.dtype)
+        arguments = _text_arguments(self.family, layout, hidden.dtype)
         if self.family.module is not None:
             output = self.body(inputs_embeds=layout.lay(hidden), **arguments)
             logits = output if isinstance(output, Tensor) else output.logits
@@ -135,21 +138,26 @@ def layout_of(body: nn.Module, family: Family, lengths: Tensor) -> Layout:
     return lay_out(lengths, cast(Any, body.config).hidden_size)
 
 
-def _text_arguments(body: nn.Module, family: Family, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
+def _text_arguments(family: Family, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
     """What the forward pass of any part takes beside the tokens or the activations, which have this dtype."""
     if family.module is not None:
         return {"attention_mask": (layout.samples >= 0).long()}
-    positions = layout.positions
-    if family.positions_behind_padding:
-        positions = positions + cast(Any, body.config).pad_token_id + 1
-    arguments: dict[str, Any] = {"position_ids": positions, "return_dict": True}
+    arguments: dict[str, Any] = {"position_ids": layout.positions, "return_dict": True}
     if family.kind == "decoder":
         arguments["use_cache"] = False
     if family.sees_by_positions:
         return arguments
     bias = layout.bias(dtype, causal=family.kind == "decoder")
     # Two dimensions of ones are as good as no mask to an encoder, which warns where it is given none.
-    return arguments | {"attention_mask": torch.ones_like(positions) if bias is None else bias}
+    return arguments | {"attention_mask": torch.ones_like(layout.positions) if bias is None else bias}
+
+
+def _positions_behind(padding: int, ids: Tensor, layout: Layout) -> Tensor:
+    """(R, M): how many tokens of its text a token ends that are not the padding's, from behind the padding's number."""
+    counted = (ids != padding).long()
+    before = nn.functional.pad(counted.cumsum(1), (1, 0))
+    firsts = torch.arange(ids.shape[1], device=ids.device) - layout.positions
+    return (counted.cumsum(1) - before.gather(1, firsts)) * counted + padding
 
 
 def _hidden_of(backbone: nn.Module, arguments: Mapping[str, Any], layout: Layout) -> Tensor:

@@ -27,9 +27,9 @@ def check_activations(server: Server, client: int, message: Activations) -> None
         raise PeerError("Activations.hidden", came, f"{form.dtype} of shape {allowed} is allowed", sender=client)
     if lengths is not None:
         _check_lengths(server, client, lengths, len(hidden))
-    samples = len(hidden) if lengths is None else len(lengths)
-    if labels is not None and (labels.shape not in ((samples,), (len(hidden),)) or labels.is_floating_point()):
-        came, allowed = f"{labels.dtype} {tuple(labels.shape)}", f"integers for a batch of {samples} are allowed"
+    count = len(hidden) if lengths is None or server.top.scores_tokens else len(lengths)
+    if labels is not None and (labels.shape != (count,) or labels.is_floating_point()):
+        came, allowed = f"{labels.dtype} {tuple(labels.shape)}", f"integers for a batch of {count} are allowed"
         raise PeerError("Activations.labels", came, allowed, sender=client)
     if not all_finite(hidden):
         cure = "lower bottom.lr or bottom.clip"

@@ -115,6 +115,7 @@ class Top:
         module: in the U-shape, the middle. With a cut for each client, what is behind the deepest.
         loss: (logits, labels) → mean loss of a batch, a scalar.
         form: what activations must be.
+        scores_tokens: whether the labels of texts are those of their tokens, of which some go without a loss.
         above: by client, what is behind a cut that is not the deepest: blocks of θ, moved by replay alone, and the top.
         head: in the U-shape, the trainable tensors of the devices' head, moved with the top; else None.
         descent: how gradients move it; None where they don't.
@@ -125,6 +126,7 @@ class Top:
     module: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
     form: HiddenForm
+    scores_tokens: bool = False
     above: dict[int, Above] = field(default_factory=dict)
     head: dict[str, nn.Parameter] | None = None
     descent: Descent | None = None

@@ -28,8 +28,7 @@ def loss_of(server: Server, client: int, hidden: Tensor, lengths: Tensor | None,
     if labels.shape != logits.shape[:-1]:
         allowed = f"{tuple(logits.shape[:-1])} is allowed"
         raise PeerError("Activations.labels", tuple(labels.shape), allowed, sender=client)
-    of_tokens = lengths is not None and len(labels) == len(hidden)
-    unscored = (labels == NO_LOSS) & of_tokens  # only a token may go without a loss
+    unscored = (labels == NO_LOSS) & server.top.scores_tokens
     if outside := labels[(labels >= logits.shape[-1]) | ((labels < 0) & ~unscored)].tolist():
         allowed = f"0 to {logits.shape[-1] - 1} are allowed"
         raise PeerError("Activations.labels", outside[0], allowed, sender=client)

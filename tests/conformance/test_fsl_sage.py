@@ -210,9 +210,8 @@ def test_going_back_to_a_checkpoint_forgets_what_came_after_it() -> None:
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     losses = small.run(simulation, 2, first=1)
     simulation.load_state(before, values)
-    assert {len(held) for held in simulation.server.party.recall(TensorsByClient).of.values()} == {
-        6
-    }  # two of a head, two counts, two of an upload
+    held = simulation.server.party.recall(TensorsByClient).of.values()
+    assert {len(of_client) for of_client in held} == {2 + 2 + 2 * 8}  # of a head, counts, two of each row of an upload
     assert small.run(simulation, 2, first=1) == losses
 
 

@@ -76,9 +76,12 @@ def _plain_optimizer(name: str, parameters: list[nn.Parameter], lr: float) -> to
 
 
 def _plain_step(whole: Built, optimizers: list[torch.optim.Optimizer], batch: Any) -> float:
-    """A step on the uncut model, and the loss before it."""
-    inputs = {k: v.long() if v.dtype == torch.bool else v for k, v in batch.inputs.items()}
-    output = whole.model.whole(**inputs)
+    """A step on the uncut model, and the loss before it.
+
+    On texts with its parts behind one another, which run without the padding that it has itself: so the bits are equal.
+    """
+    texts = "lengths" in batch.inputs
+    output = whole.model.logits(batch.inputs) if texts else whole.model.whole(batch.inputs["pixel_values"])
     loss = nn.functional.cross_entropy(output if isinstance(output, Tensor) else output.logits, batch.labels)
     for each in optimizers:
         each.zero_grad()
