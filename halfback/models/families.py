@@ -38,8 +38,8 @@ class Family:
                  convolution and embedding layer of the blocks.
     ia3          paths, in a block, of what (IA)³ scales: keys and values by their output, the feed-forward's inner
                  activation as the input of its second layer. Empty where a block has no such modules.
-    positions_behind_padding  whether positions are counted from behind the padding token's number, which is that token's
-                 own position and counts for none; else from 0.
+    positions_behind_padding  whether positions are counted from behind the padding token's number, which is that
+                 token's own position and counts for none; else from 0.
     sees_by_positions  whether attention, where it is given no mask, begins anew where the positions do.
     other        first names, behind the base model's own, of what checkpoints made for other tasks hold beside what
                  this one's model has: their heads, and poolers that only those use. They may be left unused.
