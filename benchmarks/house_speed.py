@@ -1,6 +1,6 @@
 """Seconds a step of two checkouts of this repository, in turns on the same machine.
 
-    python benchmarks/house_speed.py --before PATH --after PATH [--recipes quickstart sst2-minilm] [--pairs 20]
+    python benchmarks/house_speed.py --before PATH --after PATH [--recipes quickstart sst2-minilm …] [--pairs 20]
 
 Each checkout trains the recipe in a process of its own. One computes a few rounds while the other waits, then the
 other does, so that a slow minute of the machine meets both. Counted is the time of training rounds alone.
@@ -23,6 +23,7 @@ from rich.table import Table
 RECIPES = {
     "quickstart": ["model.pretrain.steps=20", "task.validation_rows=50"],
     "sst2-minilm": ["task.validation_rows=32"],
+    "e2e-smollm2-hosfl-temporal": ["task.validation_rows=4", "task.generated_rows=0"],
 }
 _WARM = 2  # blocks of rounds that don't count
 

@@ -60,7 +60,7 @@ def build(
     `given`: what the configuration calls "given".
     """
     algorithm, codecs, controller = check(config)
-    device = device_of(config.device)
+    device = device_of(config)
     given = given or Given()
     loaded = load(config, given)
     if given.model is not None or given.loss is not None:

@@ -25,8 +25,11 @@ def check(config: RunConfig) -> tuple[Algorithm, dict[str, tuple[Codec, ...]], C
     return build_algorithm(config), codecs, _controller(config, codecs)
 
 
-def device_of(name: str) -> torch.device:
-    """The device of a recipe's name for it; UserError where there is none."""
+def device_of(config: RunConfig) -> torch.device:
+    """The device that a recipe names, with the threads that it gives an operation, in this process; or UserError."""
+    name = config.device
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device='cuda': no CUDA device is here; use device=cpu or device=auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

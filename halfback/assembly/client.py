@@ -33,7 +33,7 @@ def build_client(config: RunConfig, seat: Seat, *, scratch: Path | None = None) 
     disk keep a temporary folder.
     """
     algorithm, codecs, _ = check(config)
-    device = device_of(config.device)
+    device = device_of(config)
     read = config.model.pretrain is None and has_weights(config.model)
     held = held_by(config, algorithm, seat.client, read=read)
     loaded = load(config, Given(), site=seat.classes, held=held)

@@ -185,6 +185,8 @@ class RunConfig(_Section):
     memory_every: int = Field(default=100, ge=1, le=_MANY)
     """Rounds between two in which memory is measured; measuring slows a round down."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """CPU threads of one operation; None for PyTorch's own choice. One is the fastest for a small model."""
     tensorboard: bool = False
     per_algorithm: dict[str, Tree] = Field(default_factory=dict)
     """Settings that another algorithm takes instead when it is chosen, as `key.path: value`."""
