@@ -185,6 +185,9 @@ class RunConfig(_Section):
     memory_every: int = Field(default=100, ge=1, le=_MANY)
     """Rounds between two in which memory is measured; measuring slows a round down."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    one_pass: bool | None = None
+    """In a simulation, a cohort's batches go through each part of the model as one, where its clients have the same θ:
+    other bits than one by one, by rounding. Null: where the device is CUDA."""
     tensorboard: bool = False
     per_algorithm: dict[str, Tree] = Field(default_factory=dict)
     """Settings that another algorithm takes instead when it is chosen, as `key.path: value`."""

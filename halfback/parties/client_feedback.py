@@ -70,7 +70,7 @@ def feedback_slopes(client: Client, batch: Batch, cotangent: Cotangent, seeds: S
     """
     measured = client.theta.measured
     settled = probe.settled(measured, cotangent.of.dtype)
-    run = lambda: client.bottom(batch.inputs)  # noqa: E731
+    run = lambda: client.forward(batch)  # noqa: E731
     return estimate_slopes(run, client.bottom, measured, cotangent, seeds, settled).float()
 
 

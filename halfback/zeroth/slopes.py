@@ -14,8 +14,9 @@ drifts instead: 12 % in bfloat16 after 1,000 probes.
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -183,7 +184,8 @@ def _tangent(
         return forward_ad.make_dual(parameter.detach().index_select(0, rows), tangent)
 
     # The fused attention kernels have no forward-mode rule; the written-out one has.
-    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), substituted(module, parameters, dual):
+    moves = _named(parameters, seed, law)
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), substituted(module, parameters, dual, moves):
         tangent = forward_ad.unpack_dual(run()).tangent
     return torch.zeros_like(like) if tangent is None else tangent
 
@@ -218,8 +220,23 @@ _Own = list[tuple[nn.Module, str, nn.Parameter]]  # holder, attribute, parameter
 _HOLDERS = (nn.ParameterDict, nn.ParameterList)  # never run: the module around them uses their parameters
 
 
+_IN_FORCE: ContextVar[tuple[Hashable, ...]] = ContextVar("in_force", default=())
+
+
+def in_force() -> tuple[Hashable, ...]:
+    """What stands in for parameters while a module runs now: equal where the same does, empty where nothing does."""
+    return _IN_FORCE.get()
+
+
+def _named(parameters: Mapping[str, Tensor], *moves: Hashable) -> Hashable:
+    """These moves of these parameters, for `in_force`."""
+    return (*moves, *((name, id(parameter)) for name, parameter in parameters.items()))
+
+
 @contextmanager
-def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute: Substitute) -> Iterator[None]:
+def substituted(
+    module: nn.Module, parameters: Mapping[str, Tensor], substitute: Substitute, known_as: Hashable
+) -> Iterator[None]:
     """While this context is open, every submodule that runs sees `substitute(name, parameter, rows)` for its weights.
 
     Args:
@@ -227,6 +244,7 @@ def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute:
         parameters: name → parameter (by identity) to be replaced; others are left alone.
         substitute: gives the replacement; `rows` is None for the whole parameter or, for an embedding table, the (n,)
             distinct rows that this call uses: the replacement then has only these rows.
+        known_as: what `in_force` says meanwhile; another for whatever gives other replacements.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     handles = []
@@ -240,9 +258,11 @@ def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute:
         if own:
             handles.append(child.register_forward_pre_hook(_enter(own, names, substitute, swapped)))
             handles.append(child.register_forward_hook(_leave(swapped), always_call=True))
+    before = _IN_FORCE.set((*in_force(), known_as))
     try:
         yield
     finally:
+        _IN_FORCE.reset(before)
         for handle in handles:
             handle.remove()
         for restore in list(swapped.values()):  # an interrupt passes by the forward hooks
@@ -328,4 +348,4 @@ def perturbed(
             torch.add(old[segment.start : segment.stop], step, out=flat[segment.start : segment.stop])
         return scratch
 
-    return substituted(module, parameters, add_direction)
+    return substituted(module, parameters, add_direction, _named(parameters, seed, radius, law))
