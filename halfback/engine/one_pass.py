@@ -2,15 +2,15 @@
 
 The first of them to call its bottom has it run for those who speak after it too, on the batches that these will be at,
 and each of these finds its part ready when its own turn comes to the same call. What a client will ask for is a guess,
-and only costs time where it is wrong: a part is handed out to a client that has the very tensors it was made from, while
-nothing has changed θ since, and with the same in place of the weights. Whatever doesn't fit runs for its client alone.
+and where it is wrong it costs time alone: a part is handed out to a client that has the very tensors it was made from,
+while θ is as it was, and with the same in place of the weights. Whatever doesn't fit runs for its client alone.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import final
+from typing import cast, final
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -84,7 +84,7 @@ class OnePass:
         """What the bottom makes of this batch; that of those who come later is kept for them."""
         client, batches = side.party, [batch, *(later := self._later(side, batch)).values()]
         if len(batches) == 1:
-            return client.bottom(batch.inputs)
+            return cast(Tensor, client.bottom(batch.inputs))
         counter = side.counter()
         try:
             joined = forward_ad.unpack_dual(client.bottom(_joined([each.inputs for each in batches])))
@@ -94,7 +94,7 @@ class OnePass:
             # A value that is not finite may have reached its neighbours in a row, so who has it shows alone.
             self._leave_off()
             side.meters.forward_passes -= counter.count
-            return client.bottom(batch.inputs)
+            return cast(Tensor, client.bottom(batch.inputs))
         sizes = [_rows(each) for each in batches]
         hiddens = joined.primal.split(sizes)
         tangents = [None] * len(sizes) if joined.tangent is None else joined.tangent.split(sizes)

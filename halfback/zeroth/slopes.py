@@ -169,13 +169,7 @@ def inner(cotangent: Tensor, result: Tensor, lengths: Tensor | None = None) -> T
 
 
 def _tangent(
-    run: Callable[[], Tensor],
-    module: nn.Module,
-    parameters: Mapping[str, Tensor],
-    seed: int,
-    law: Law,
-    *,
-    like: Tensor,
+    run: Callable[[], Tensor], module: nn.Module, parameters: Mapping[str, Tensor], seed: int, law: Law, *, like: Tensor
 ) -> Tensor:
     def dual(name: str, parameter: Tensor, rows: Tensor | None) -> Tensor:
         if rows is None:
