@@ -63,7 +63,7 @@ def calls_of(module: nn.Module) -> list[int]:
     return sizes
 
 
-def assert_close(alone: Federation, together: Federation, *, of_slopes: float = 2e-3) -> None:
+def assert_close(alone: Federation, together: Federation, *, of_slopes: float = 5e-3) -> None:
     """What is counted is equal, what is summed close.
 
     Sums of float32 in another order differ by some 1e-7 of their size; in slopes the difference is divided by μ = 1e-4,
@@ -100,7 +100,7 @@ def test_a_run_is_that_one_by_one_up_to_rounding(algorithm: str, changes: dict[s
     alone, together = both(world, algorithm, **changes)
     losses, others = (small.run(each, ROUNDS, steps=STEPS) for each in (alone, together))
     assert others == pytest.approx(losses, rel=1e-5)  # measured: 2.4e-7, one rounding of a float32
-    assert_close(alone, together, of_slopes=1e-6 if "forward_ad" in changes.values() else 2e-3)
+    assert_close(alone, together, of_slopes=1e-6 if "forward_ad" in changes.values() else 5e-3)
 
 
 @pytest.mark.parametrize(
