@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from halfback.assembly.choices import check as check
-from halfback.assembly.choices import device_of
+from halfback.assembly.choices import device_of, one_pass_of
 from halfback.assembly.client import build_client as build_client
 from halfback.assembly.clients import Clients
 from halfback.assembly.fingerprint import fingerprint
@@ -82,7 +82,7 @@ def build(
         loaded.tokenizer,
         loaded.processor,
         loaded.task,
-        Federation(side, clients.side),
+        Federation(side, clients.side, one_pass=one_pass_of(config, device)),
         ground,
         partial(_evaluate, config, side, ground.model, loaded.task, device),
         about,

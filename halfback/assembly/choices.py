@@ -35,6 +35,11 @@ def device_of(config: RunConfig) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def one_pass_of(config: RunConfig, device: torch.device) -> bool:
+    """Whether a cohort goes through the model as one batch where one process plays everybody."""
+    return device.type == "cuda" if config.one_pass is None else config.one_pass
+
+
 def _controller(config: RunConfig, codecs: Mapping[str, tuple[Codec, ...]]) -> Controller | None:
     """What sets the thresholds; None where no link reuses anything."""
     read_options(config.controller.name, config.controller.options())

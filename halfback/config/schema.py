@@ -187,6 +187,9 @@ class RunConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads of one operation; None for PyTorch's own choice. One is the fastest for a small model."""
+    one_pass: bool | None = None
+    """In a simulation, a cohort's batches go through each part of the model as one, where its clients have the same θ:
+    other bits than one by one, by rounding. Null: where the device is CUDA."""
     tensorboard: bool = False
     per_algorithm: dict[str, Tree] = Field(default_factory=dict)
     """Settings that another algorithm takes instead when it is chosen, as `key.path: value`."""

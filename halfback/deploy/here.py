@@ -22,7 +22,14 @@ _NO_PATH = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 
 
 def check_apart(config: RunConfig) -> None:
-    """UserError for an algorithm that has nothing which could be elsewhere: no server would hear of what it trains."""
+    """Refuses what one process alone can do.
+
+    Raises:
+        UserError: an algorithm that has nothing which could be elsewhere (no server would hear of what it trains), or
+            clients that would run as one.
+    """
+    if config.one_pass:
+        raise UserError("one_pass=true: clients on other machines run alone; use one_pass=null or one_pass=false")
     if configuration.build_algorithm(config).needs.agreement.pools:
         raise UserError(f"algorithm.name={config.algorithm.name} runs on one machine: use `halfback train`")
 

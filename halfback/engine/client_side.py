@@ -84,8 +84,7 @@ class ClientSide:
         if memory is not None and reply is not None:
             memory.receive(tensors_of(reply))
         install(self.part, self.party.theta.parameters)
-        # Inside the first block, which checkpointing runs again without passing by the bottom.
-        counter = ForwardCounter(next(self.part.blocks[0].children(), self.part.blocks[0]))
+        counter = self.counter()
         with self.meters.client.running(), charged(memory):
             try:
                 return talk.send(reply)
@@ -94,6 +93,11 @@ class ClientSide:
             finally:
                 counter.remove()
                 self.meters.forward_passes += counter.count
+
+    def counter(self) -> ForwardCounter:
+        """Begins to count forward passes of the client's part."""
+        # Inside the first block, which checkpointing runs again without passing by the bottom.
+        return ForwardCounter(next(self.part.blocks[0].children(), self.part.blocks[0]))
 
     def _measure_inference(self, round: Round) -> None:
         """The peak of plain inference on the batches that this round will use, of the head too if there is one."""

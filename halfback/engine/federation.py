@@ -4,7 +4,8 @@ Where θ is a function of the history (clients agree by slopes), all clients sha
 take a step moves it, for the others the same rows are already taken. Each client still asks for, receives and pays for
 the rows it missed. Where steps are pipelined a client's turn goes over a step: each takes it, and for all but the last
 it is undone again. So memory does not grow with the number of clients, and the bits are those of clients that each
-hold their own replica (a test says so).
+hold their own replica (a test says so). With `one_pass` a cohort's batches go through a part of the model as one: the
+bits then differ from these by rounding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from halfback.engine.client_side import ClientSide, Talk
 from halfback.engine.kept import going_on
+from halfback.engine.one_pass import OnePass, one_pass
 from halfback.engine.server_side import ServerSide
 from halfback.engine.state import load_client, load_server, state_of_client, state_of_server
 from halfback.errors import UserError
@@ -32,12 +34,21 @@ class Federation:
         server: the server's side.
         clients: the sides of those that were sampled so far, by number; `client` makes them.
         tap: is told of each message that arrives: the client, the direction, and the bytes.
+        one_pass: whether a cohort goes through each part of the model as one batch, where its method lets it.
     """
 
-    def __init__(self, server: ServerSide, make_client: Callable[[int], ClientSide], *, tap: Tap | None = None) -> None:
+    def __init__(
+        self,
+        server: ServerSide,
+        make_client: Callable[[int], ClientSide],
+        *,
+        tap: Tap | None = None,
+        one_pass: bool = False,
+    ) -> None:
         self.server = server
         self.clients: dict[int, ClientSide] = {}
         self.tap = tap
+        self.one_pass = one_pass
         self._make_client = make_client
 
     def client(self, number: int) -> ClientSide:
@@ -50,20 +61,31 @@ class Federation:
     def run_round(self, round: Round, *, measure_memory: bool) -> float:
         """Carries the conversations of one round's cohort, exchange by exchange; returns the mean training loss.
 
-        The loss is NaN where a round took none.
+        The loss is NaN where a round took none. Where memory is measured each client runs alone: its peak is its own.
         """
         cohort = self.server.cohort(round.number)
+        self.server.party.top.one_pass = joined = self.one_pass and not measure_memory
         with self.server.measuring(measure_memory):
             for together in self.server.turns(cohort):
                 self.server.begin(round, together)
-                self._carry({n: self.client(n).converse(round, measure_memory=measure_memory) for n in together})
+                sides = [self.client(number) for number in together]
+                with one_pass(sides if joined and self._speak_in_step else ()) as joint:
+                    talks = {s.party.id: s.converse(round, measure_memory=measure_memory) for s in sides}
+                    self._carry(talks, joint)
         return self.server.take_losses([loss for n in cohort for loss in self.client(n).party.take_losses()])
 
-    def _carry(self, talks: dict[int, Talk]) -> None:
+    @property
+    def _speak_in_step(self) -> bool:
+        """Whether clients do the same between two exchanges, and nothing looks into their bottoms while these run."""
+        needs = self.server.algorithm.needs
+        return needs.turns == "together" and not needs.agreement.exact_blocks
+
+    def _carry(self, talks: dict[int, Talk], joint: OnePass) -> None:
         """Carries what clients say that speak in step, until all have said everything."""
         heard: dict[int, Any] = dict.fromkeys(talks)
         while talks:
             messages = {}
+            joint.exchange(list(talks))
             for number, talk in list(talks.items()):
                 with self._undone_for_others(number, list(talks)):
                     try:

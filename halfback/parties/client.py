@@ -1,6 +1,6 @@
 """One device as an algorithm sees it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -93,10 +93,22 @@ class Feed:
     Attributes:
         data: its batches by number.
         cursor: the number of the next one.
+        ahead: a batch that was made before its turn, by its number.
     """
 
     data: BatchSource
     cursor: int = 0
+    ahead: tuple[int, Batch] | None = None
+
+    def next(self) -> Batch:
+        """Looks at the batch at the cursor, without going on.
+
+        Returns:
+            The one that `batches` then yields.
+        """
+        if self.ahead is None or self.ahead[0] != self.cursor:
+            self.ahead = (self.cursor, self.data.batch(self.cursor))
+        return self.ahead[1]
 
     def batches(self, round: Round) -> Iterator[Batch]:
         """Goes on through the client's batches, in an order of its own.
@@ -108,7 +120,7 @@ class Feed:
             As many batches as the round has steps.
         """
         for _ in range(round.steps):
-            batch = self.data.batch(self.cursor)
+            batch, self.ahead = self.next(), None
             self.cursor += 1
             yield batch
 
@@ -126,6 +138,7 @@ class Client:
         head: in the U-shape, what takes the loss on the device.
         local: the device's own model, for methods with an auxiliary head or without a cut.
         losses: training losses that the device took itself, for an engine's records; no message of a method has them.
+        beside: what runs the bottom for this client and others at once; None where it runs for this one alone.
     """
 
     id: int
@@ -136,6 +149,7 @@ class Client:
     head: Head | None = None
     local: Local | None = None
     losses: list[float] = field(default_factory=list)
+    beside: Callable[[Batch], Tensor] | None = None
 
     @property
     def own(self) -> Local:
@@ -153,7 +167,7 @@ class Client:
         Returns:
             The activations at the cut: of texts (N, width) for their N tokens, of images (B, channels, height, width).
         """
-        return self.bottom(batch.inputs)
+        return self.bottom(batch.inputs) if self.beside is None else self.beside(batch)
 
     def descend(self, step: int) -> None:
         """Takes a step of θ on the gradients that its parameters hold, which are then used up.

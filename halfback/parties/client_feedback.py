@@ -69,7 +69,7 @@ def feedback_slopes(client: Client, batch: Batch, cotangent: Cotangent, seeds: S
     A caller need not keep z while the device probes: the cotangent has what is needed of it.
     """
     measured = client.theta.measured
-    run = lambda: client.bottom(batch.inputs)  # noqa: E731
+    run = lambda: client.forward(batch)  # noqa: E731
     return estimate_slopes(run, client.bottom, measured, cotangent, seeds, probe.settled(measured)).float()
 
 

@@ -120,6 +120,7 @@ class Top:
         head: in the U-shape, the trainable tensors of the devices' head, moved with the top; else None.
         descent: how gradients move it; None where they don't.
         replica: its parameters, when they too are moved along seeded directions.
+        one_pass: whether the batches of a cohort go through it as one; the engine says so, round by round.
         passes: in the U-shape, by client, what came at the first cut and went at the second, with the graph between.
     """
 
@@ -131,6 +132,7 @@ class Top:
     head: dict[str, nn.Parameter] | None = None
     descent: Descent | None = None
     replica: Replica | None = None
+    one_pass: bool = False
     passes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def of(self, client: int) -> Above:

@@ -3,7 +3,7 @@
 In the U-shape the loss is taken on the devices: then through the middle and back.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -24,7 +24,10 @@ def loss_of(server: Server, client: int, hidden: Tensor, lengths: Tensor | None,
         PeerError: lengths are missing or belong to another batch, or a label is outside the classes of the top.
         Diverged: the loss is not finite.
     """
-    logits = _through_top(server, client, hidden, lengths)
+    return _loss(server, client, _through_top(server, client, hidden, lengths), labels)
+
+
+def _loss(server: Server, client: int, logits: Tensor, labels: Tensor) -> Tensor:
     if labels.shape != logits.shape[:-1]:
         allowed = f"{tuple(logits.shape[:-1])} is allowed"
         raise PeerError("Activations.labels", tuple(labels.shape), allowed, sender=client)
@@ -90,12 +93,26 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadG
 
     The mean is by the clients' shares; a client's λ is that of its own loss. In the U-shape the backward pass goes
     through the middle, from the gradients that the clients took of their loss; those of the head's tensors are averaged
-    like the middle's own.
+    like the middle's own. With `Top.one_pass` there is one backward for all.
     """
-    descent = server.top.first_order
-    descent.optimizer.zero_grad(set_to_none=True)
-    gradients, losses, count = {}, [], len(messages)
+    descent, count = server.top.first_order, len(messages)
     weights = [share * count for share in server.cohort.shares(messages) or []] or [1.0] * count
+    found = _in_one_pass(server, messages, weights) if server.top.one_pass and count > 1 else None
+    gradients, losses = found or _one_by_one(server, messages, weights)
+    for parameter in descent.parameters:
+        if parameter.grad is not None:
+            parameter.grad /= count
+    server.losses += losses
+    return gradients
+
+
+def _one_by_one(
+    server: Server, messages: Mapping[int, Activations | HeadGradient], weights: Sequence[float]
+) -> tuple[dict[int, Tensor], list[float]]:
+    """λ by client, and the losses; so much of each client's gradient is added up in the top."""
+    server.top.first_order.optimizer.zero_grad(set_to_none=True)
+    gradients: dict[int, Tensor] = {}
+    losses = []
     for weight, (client, message) in zip(weights, messages.items(), strict=True):
         if isinstance(message, HeadGradient):
             hidden = backpropagate_middle(server, client, message, weight)
@@ -111,11 +128,43 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadG
         if not all_finite(gradients[client]):
             cure = "lower top.lr or clip the top (top.clip)"
             raise Diverged("the cut gradient", "is not finite", cure, step=server.steps, sender=client)
-    for parameter in descent.parameters:
-        if parameter.grad is not None:
-            parameter.grad /= count
-    server.losses += losses
-    return gradients
+    return gradients, losses
+
+
+def _in_one_pass(
+    server: Server, messages: Mapping[int, Activations | HeadGradient], weights: Sequence[float]
+) -> tuple[dict[int, Tensor], list[float]] | None:
+    """What `_one_by_one` gives, from all activations as one batch, up to the order of float32 sums.
+
+    None where the clients must be taken one by one: each has its own blocks or a head, or something is wrong with one
+    of them, and then it is to be found which.
+    """
+    top, batches = server.top, {m: message for m, message in messages.items() if isinstance(message, Activations)}
+    if top.above or top.head is not None or len(batches) < len(messages):
+        return None
+    try:
+        for client, message in batches.items():
+            check_activations(server, client, message)
+        hidden = torch.cat([message.hidden for message in batches.values()]).detach().requires_grad_()
+        lengths = [message.lengths for message in batches.values() if message.lengths is not None]
+        if len(lengths) not in (0, len(batches)):
+            return None
+        logits = _through_top(server, next(iter(batches)), hidden, torch.cat(lengths) if lengths else None)
+        losses, first = [], 0
+        for client, message in batches.items():
+            of_rows = top.scores_tokens or message.lengths is None
+            count = len(message.hidden) if of_rows else len(cast(Tensor, message.lengths))
+            losses.append(_loss(server, client, logits[first : first + count], _labels(client, message)))
+            first += count
+    except (PeerError, Diverged):
+        return None
+    top.first_order.optimizer.zero_grad(set_to_none=True)
+    torch.stack([loss * weight for loss, weight in zip(losses, weights, strict=True)]).sum().backward()
+    if hidden.grad is None or not all_finite(hidden.grad):
+        return None
+    gradients = hidden.grad.split([len(message.hidden) for message in batches.values()])
+    by_client = {m: g if w == 1 else g / w for m, g, w in zip(batches, gradients, weights, strict=True)}
+    return by_client, torch.stack(losses).tolist()
 
 
 def step_top(server: Server, asked_by: Iterable[int]) -> None:

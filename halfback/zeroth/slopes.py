@@ -16,7 +16,7 @@ float32 sum: passes that round to half precision differ by their rounding more t
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -199,13 +199,7 @@ def inner(cotangent: Tensor, result: Tensor, lengths: Tensor | None = None) -> T
 
 
 def _tangent(
-    run: Callable[[], Tensor],
-    module: nn.Module,
-    parameters: Mapping[str, Tensor],
-    seed: int,
-    law: Law,
-    *,
-    like: Tensor,
+    run: Callable[[], Tensor], module: nn.Module, parameters: Mapping[str, Tensor], seed: int, law: Law, *, like: Tensor
 ) -> Tensor:
     def dual(name: str, parameter: Tensor, rows: Tensor | None) -> Tensor:
         if rows is None:
@@ -217,9 +211,15 @@ def _tangent(
         )
 
     # The fused attention kernels have no forward-mode rule; the written-out one has.
-    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), substituted(module, parameters, dual):
+    moves = _named(parameters, seed, law)
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), substituted(module, parameters, dual, moves):
         tangent = forward_ad.unpack_dual(run()).tangent
     return torch.zeros_like(like) if tangent is None else tangent
+
+
+def _named(parameters: Mapping[str, Tensor], *moves: Hashable) -> Hashable:
+    """These moves of these parameters, for `in_force`."""
+    return (*moves, *((name, id(parameter)) for name, parameter in parameters.items()))
 
 
 def perturbed(
@@ -273,4 +273,4 @@ def perturbed(
             torch.add(old[segment.start : segment.stop], step, out=flat[segment.start : segment.stop])
         return scratch
 
-    return substituted(module, parameters, add_direction)
+    return substituted(module, parameters, add_direction, _named(parameters, seed, radius, law))

@@ -1,22 +1,33 @@
 """Other weights for a module while it runs, and only then: its own parameters are never changed."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from halfback.zeroth.widening import paused
+from halfback.zeroth.widening import is_wide, paused
 
 Substitute = Callable[[str, Tensor, Tensor | None], Tensor]
 _Own = list[tuple[nn.Module, str, str, nn.Parameter]]  # holder, attribute, name, parameter
 _HOLDERS = (nn.ParameterDict, nn.ParameterList)  # never run: the module around them uses their parameters
 
 
+_IN_FORCE: ContextVar[tuple[Hashable, ...]] = ContextVar("in_force", default=())
+
+
+def in_force() -> tuple[Hashable, ...]:
+    """What stands in for parameters while a module runs now, and in what precision: equal where the same does."""
+    return is_wide(), *_IN_FORCE.get()
+
+
 @contextmanager
-def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute: Substitute) -> Iterator[None]:
+def substituted(
+    module: nn.Module, parameters: Mapping[str, Tensor], substitute: Substitute, known_as: Hashable
+) -> Iterator[None]:
     """While this context is open, each submodule's `forward` sees `substitute(name, parameter, rows)` for its weights.
 
     Hooks before and behind a `forward` see the live ones.
@@ -26,9 +37,11 @@ def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute:
         parameters: name → parameter (by identity) to be replaced; others are left alone.
         substitute: gives the replacement; `rows` is None for the whole parameter or, for an embedding table, the (n,)
             distinct rows that this call uses: the replacement then has only these rows.
+        known_as: what `in_force` says meanwhile; another for whatever gives other replacements.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
+    known = _IN_FORCE.set((*_IN_FORCE.get(), known_as))
     try:
         for child in module.modules():
             if isinstance(child, _HOLDERS):
@@ -46,6 +59,7 @@ def substituted(module: nn.Module, parameters: Mapping[str, Tensor], substitute:
                 child.__dict__["forward"] = _with_substitutes(child, own, substitute)
         yield
     finally:
+        _IN_FORCE.reset(known)
         for child, forward in before:
             if forward is None:
                 child.__dict__.pop("forward", None)

@@ -70,6 +70,11 @@ def paused() -> Iterator[None]:
         _open.modes = modes
 
 
+def is_wide() -> bool:
+    """Whether operations are in float32 here and now, where they would be in half precision."""
+    return bool(_open.modes)
+
+
 class _Open(threading.local):
     modes: "tuple[_Float32, _Alike] | tuple[()]" = ()  # those of the innermost `in_float32` of this thread
 
