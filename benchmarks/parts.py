@@ -19,6 +19,7 @@ class FixedBatch:
     inputs: dict[str, Tensor]
     labels: Tensor
     sample_ids: Tensor
+    scored: None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from halfback.models.objectives import scored
 from halfback.models.packing import parts
 from halfback.parties.by_weights import ByWeights
 from halfback.parties.client import Client
@@ -105,8 +106,10 @@ class FslSage:
             refreshed.append((hidden, lengths, labels, true))
         optimizer = torch.optim.Adam(own.values(), lr=self.alignment_lr)
         for hidden, lengths, labels, true in refreshed * self.alignment_epochs:
+            of_tokens = scored(labels) if server.top.scores_tokens else None
             with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels can't be differentiated twice
-                loss = server.top.loss(functional_call(server.auxiliary, own, (hidden, lengths)), labels.long())
+                logits = functional_call(server.auxiliary, own, (hidden, lengths, of_tokens))
+                loss = server.top.loss(logits, labels.long())
                 (estimate,) = torch.autograd.grad(loss, hidden, create_graph=True)
                 size = true.square().sum().clamp(min=torch.finfo(true.dtype).tiny)
                 ((estimate - true).square().sum() / size).backward(inputs=list(own.values()))

@@ -105,6 +105,6 @@ def _evaluate(
     def results() -> Iterator[tuple[Tensor, Tensor]]:
         for rows in torch.arange(len(split)).split(config.eval_batch_size):
             batch = split.batch(rows).to(device)
-            yield model.logits(batch.inputs), batch.labels
+            yield model.logits(batch.inputs, batch.scored), batch.labels
 
     return evaluate(task.objective, results(), task.own_loss, task.own_metric)

@@ -159,12 +159,14 @@ def check_fit(whole: Any, tokenizer: Any, task: EncodedTask, config: RunConfig, 
     if class_family(whole) is not None:
         check_parts(whole, batch.inputs)
     with torch.no_grad():
-        logits = cut(whole, 1, verbaliser=ids).logits(batch.inputs)
+        logits = cut(whole, 1, verbaliser=ids).logits(batch.inputs, batch.scored)
     classes = len(task.label_names)
-    if logits.ndim != 2 or len(logits) != len(batch.labels) or logits.shape[-1] < classes:
-        what, width = ("rows", classes) if task.objective == "classification" else ("tokens", "vocabulary")
-        needed = f"({len(batch.labels)}, {width}) is needed"
-        raise UserError(f"model: it gives logits {tuple(logits.shape)} for {len(batch.labels)} {what}; {needed}")
+    count, what, width = len(batch.labels), "rows", str(classes)
+    if batch.scored is not None:
+        count, what, width = len(batch.scored), "tokens", "vocabulary"
+    if logits.ndim != 2 or len(logits) != count or logits.shape[-1] < classes:
+        needed = f"({count}, {width}) is needed"
+        raise UserError(f"model: it gives logits {tuple(logits.shape)} for {count} {what}; {needed}")
     if task.own_loss is not None:
         loss_of(task.objective, task.own_loss)(logits, batch.labels)
         if piecewise and task.objective != "classification":

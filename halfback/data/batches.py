@@ -22,17 +22,20 @@ class Batch:
     how many are of each, with `token_type_ids` (N,) int64 for sentence pairs of tokenizers that have them; for images
     `pixel_values` (B, C, H, W) float32. labels: (B,) int64 class numbers, or for language modelling and generation
     (N,) int64: the tokens, not shifted, -100 on prompts and on each row's first. sample_ids: (B,) int64 row numbers
-    in the split.
+    in the split. scored: where tokens have labels, the places (S,) int64 of those behind which a label other than -100
+    comes: of no others are logits needed; else None.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     sample_ids: Tensor
+    scored: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.labels.to(device), self.sample_ids.to(device))
+        scored = None if self.scored is None else self.scored.to(device)
+        return Batch(inputs, self.labels.to(device), self.sample_ids.to(device), scored)
 
 
 @final
@@ -78,6 +81,7 @@ class Split:
             labels = input_ids.clone()
             for first, row in zip(firsts.tolist(), rows.tolist(), strict=True):
                 labels[first : first + self._unscored[row]] = IGNORED
+            return Batch(inputs, labels, rows, (labels[1:] != IGNORED).nonzero().squeeze(1))
         return Batch(inputs, labels, rows)
 
     def longest(self) -> int:

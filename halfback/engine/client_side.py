@@ -13,7 +13,7 @@ from halfback.engine.tensors import load_moments, load_optimizer_tensors, moment
 from halfback.models.cut import install
 from halfback.models.running import Bottom, LocalModel
 from halfback.parties.client import Client
-from halfback.parties.holdings import Round
+from halfback.parties.holdings import Batch, Round
 from halfback.parties.protocol import Algorithm, Conversation
 from halfback.telemetry.meters import ForwardCounter, MemoryMeter, Meters, inference_peak_bytes
 from halfback.wire.messages import Message
@@ -105,14 +105,16 @@ class ClientSide:
         install(self.part, self.party.theta.parameters)
         for number in range(feed.cursor, feed.cursor + round.steps):
             # The batch is made where it counts, as in a round.
-            peak = inference_peak_bytes(parts, lambda n=number: self._infer(feed.data.batch(n).inputs), [])  # type: ignore[misc]
+            peak = inference_peak_bytes(parts, lambda n=number: self._infer(feed.data.batch(n)), [])  # type: ignore[misc]
             self.meters.client_inference_peak_bytes = max(self.meters.client_inference_peak_bytes, peak)
 
-    def _infer(self, inputs: Mapping[str, Tensor]) -> None:
+    def _infer(self, batch: Batch) -> None:
         """What a device computes of one batch's logits; the server's part in between is not its own."""
-        hidden, head = self.parts()[0](inputs), self.party.head
+        part, head = self.parts()[0], self.party.head
+        hidden = part(batch.inputs, batch.scored) if isinstance(part, LocalModel) else part(batch.inputs)
         if head is not None:  # on what the middle would make of it
-            head.module(hidden.new_zeros(len(hidden), *head.sizes), inputs.get("lengths"))
+            zeros = hidden.new_zeros(len(hidden), *head.sizes)
+            head.module(zeros, batch.inputs.get("lengths"), batch.scored)
 
     def parts(self) -> list[nn.Module]:
         """What the client holds of the model: the part that θ belongs to first."""

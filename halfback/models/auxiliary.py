@@ -35,8 +35,11 @@ class LinearHead(nn.Module):
         self.linear.weight.data.copy_(draw_start((num_labels, width), seed, "linear.weight"))
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
-        """Logits (B, classes), float32, from activations (N, H) of texts of these lengths (B,), or of images (B, …)."""
+    def forward(self, hidden: Tensor, lengths: Tensor | None, scored: None = None) -> Tensor:
+        """Logits (B, classes), float32, from activations (N, H) of texts of these lengths (B,), or of images (B, …).
+
+        scored: none, since it has no logits of tokens.
+        """
         return self.linear(self._pooled(hidden.float(), lengths))
 
     def _pooled(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:

@@ -64,18 +64,22 @@ class CutModel:
     family: Family
     head: Top | None = None
 
-    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def logits(self, inputs: Mapping[str, Tensor], scored: Tensor | None = None) -> Tensor:
         """Runs the parts one after the other.
 
         Args:
-            inputs: a batch as the model takes it, by the names of the arguments.
+            inputs: a batch as a bottom takes it.
+            scored: of a language model, the places (S,) of the tokens whose logits are wanted; None for all.
 
         Returns:
-            The logits: (B, classes), or of a language model (N, vocabulary) for the N tokens.
+            The logits: (B, classes), or of a language model (N, vocabulary) for the N tokens, or for the S of them.
         """
         lengths = inputs.get("lengths")
-        hidden = self.top(self.bottom(inputs), lengths)
-        return hidden if self.head is None else self.head(hidden, lengths)
+        hidden = self.bottom(inputs)
+        if isinstance(self.top, Top):
+            return self.top(hidden, lengths, scored)
+        assert self.head is not None, "behind a middle comes a head"
+        return self.head(self.top(hidden, lengths), lengths, scored)
 
 
 def cut(model: nn.Module, at: int, *, head: int | None = None, verbaliser: Sequence[int] | None = None) -> CutModel:

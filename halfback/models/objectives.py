@@ -21,20 +21,40 @@ Metric = Callable[[Tensor, Tensor], float]
 
 
 def loss(objective: Objective, logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy: of (B, C) logits on (B,) labels, or of (N, V) logits on the next of (N,) tokens.
-
-    The tokens are those of one text or of several behind one another, of which each first one's label is -100.
-    """
+    """Mean cross-entropy: of (B, C) logits on (B,) labels, or of tokens (N,) with the logits (S, V) of `scored`."""
     if objective == "classification":
         return F.cross_entropy(logits.float(), labels)
-    following = labels[1:]
-    total = F.cross_entropy(logits[:-1].float(), following, ignore_index=IGNORED, reduction="sum")
-    return total / (following != IGNORED).sum().clamp(min=1)  # rows of one token have nothing to predict
+    following = _following(labels)
+    total = F.cross_entropy(logits.float(), following, reduction="sum")
+    return total / max(len(following), 1)  # texts of one token have nothing to predict
+
+
+def scored(labels: Tensor) -> Tensor:
+    """Where a language model's logits are asked for: the places of tokens behind which one comes that has a loss.
+
+    Args:
+        labels: (N,) of the tokens of texts behind one another; -100 for those without a loss, as each text's first.
+
+    Returns:
+        The places, (S,) int64 in rising order.
+    """
+    return (labels[1:] != IGNORED).nonzero().squeeze(1)
+
+
+def _following(labels: Tensor) -> Tensor:
+    """What the logits at `scored` places predict: (S,)."""
+    return labels[1:][labels[1:] != IGNORED]
 
 
 def loss_of(objective: Objective, own: Loss | None = None) -> Loss:
     """The mean loss of a batch by its logits and labels: somebody's own, else the objective's."""
-    return partial(loss, objective) if own is None else partial(_own_loss, own)
+    if own is None:
+        return partial(loss, objective)
+    return partial(_own_loss, own) if objective == "classification" else partial(_own_token_loss, own)
+
+
+def _own_token_loss(own: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    return _own_loss(own, logits, _following(labels))
 
 
 def _own_loss(own: Loss, logits: Tensor, labels: Tensor) -> Tensor:

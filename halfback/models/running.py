@@ -4,8 +4,9 @@ Each calls the model's own forward pass on its share of the blocks. Texts go in 
 N tokens of a batch with the number of tokens of each sample, and are laid out for the blocks as `packing` says.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -90,11 +91,12 @@ class Top(nn.Module):
         """Whether there are logits for every token, as of a language model, and not for every sample."""
         return self.verbaliser is None and hasattr(self.body, "lm_head")
 
-    def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, lengths: Tensor | None, scored: Tensor | None = None) -> Tensor:
         """Logits: (B, classes), or (N, vocabulary) for a causal language model without a verbaliser.
 
         hidden: the activations at the cut before it. lengths: the tokens of each text, (B,); None for images.
-        A text's answer is read at its first token (encoder) or its last (decoder).
+        scored: of a language model, the places (S,) of the tokens whose logits (S, vocabulary) are wanted; None for
+        all. A text's answer is read at its first token (encoder) or its last (decoder).
         """
         if lengths is None:
             output = self.body(hidden)
@@ -104,12 +106,14 @@ class Top(nn.Module):
         if self.family.module is not None:
             output = self.body(inputs_embeds=layout.lay(hidden), **arguments)
             logits = output if isinstance(output, Tensor) else output.logits
-            return layout.take(logits) if logits.ndim == 3 else logits
-        read = None if self.scores_tokens else layout.ends(last=self.family.kind == "decoder")
-        with _laid_out(self.body, self.family, layout, hidden, read):
-            output = self.body(inputs_embeds=_read(hidden, read), **arguments)
+            logits = layout.take(logits) if logits.ndim == 3 else logits
+            return logits if scored is None else logits.index_select(0, scored)
+        read = scored if self.scores_tokens else layout.ends(last=self.family.kind == "decoder")
+        one_row = self.scores_tokens
+        with _laid_out(self.body, self.family, layout, hidden, partial(_read, read=read, one_row=one_row)):
+            output = self.body(inputs_embeds=_read(hidden, read, one_row=one_row), **arguments)
         if self.verbaliser is None:
-            return output.logits[0] if read is None else output.logits
+            return output.logits[0] if one_row else output.logits
         return output.logits[:, -1, list(self.verbaliser)]
 
 
@@ -126,9 +130,9 @@ class LocalModel(nn.Module):
         """The blocks before the cut."""
         return self.bottom.blocks
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, inputs: Mapping[str, Tensor], scored: Tensor | None = None) -> Tensor:
         """Logits as of `Top.forward`, from what `Bottom.forward` takes."""
-        return self.head(self.bottom(inputs), inputs.get("lengths"))
+        return self.head(self.bottom(inputs), inputs.get("lengths"), scored)
 
 
 def layout_of(body: nn.Module, family: Family, lengths: Tensor) -> Layout:
@@ -165,13 +169,15 @@ def _hidden_of(backbone: nn.Module, arguments: Mapping[str, Any], layout: Layout
     return layout.take(output if isinstance(output, Tensor) else output.last_hidden_state)
 
 
-def _read(tokens: Tensor, read: Tensor | None) -> Tensor:
-    """What a head takes of (N, H): (1, N, H), or where it reads one token of each of B samples (B, 1, H)."""
-    return tokens.unsqueeze(0) if read is None else tokens.index_select(0, read).unsqueeze(1)
+def _read(tokens: Tensor, read: Tensor | None, *, one_row: bool) -> Tensor:
+    """What a head takes of (N, H): the tokens `read`, in one row (1, S, H) or one for each (B, 1, H)."""
+    return (tokens if read is None else tokens.index_select(0, read)).unsqueeze(0 if one_row else 1)
 
 
 @contextmanager
-def _laid_out(body: nn.Module, family: Family, layout: Layout, hidden: Tensor, read: Tensor | None) -> Iterator[None]:
+def _laid_out(
+    body: nn.Module, family: Family, layout: Layout, hidden: Tensor, read: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
     """While this context is open, the backbone runs on the layout, and what is around it sees what it reads alone.
 
     So a head meets a batch as it knows one, and neither it nor a pooler reads the first or last place of a row.
@@ -182,10 +188,10 @@ def _laid_out(body: nn.Module, family: Family, layout: Layout, hidden: Tensor, r
         return args, kwargs | {"inputs_embeds": layout.lay(hidden)}
 
     def pool(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (_read(layout.take(args[0]), read), *args[1:])
+        return (read(layout.take(args[0])), *args[1:])
 
     def leave(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        output.last_hidden_state = _read(layout.take(output.last_hidden_state), read)
+        output.last_hidden_state = read(layout.take(output.last_hidden_state))
         return output
 
     pooled = [backbone._modules.get(name) for name in family.after if family.kind == "encoder"]

@@ -99,14 +99,16 @@ def head_gradient(head: Head, batch: Batch, answer: MiddleActivations) -> HeadGr
     gradient, losses = torch.empty_like(answer.hidden), []
     sums = [torch.zeros_like(weight, dtype=torch.float32, requires_grad=False) for weight in weights]
     samples = parts(gradient, lengths)
-    of_tokens = len(batch.labels) != len(samples)
-    at_once = 1 if of_tokens else _ROWS
+    at_once = _ROWS if batch.scored is None else 1
     for first in range(0, len(samples), at_once):
         own = slice(first, first + at_once)
         rows = slice(samples[own][0].start, samples[own][-1].stop)
         hidden = answer.hidden[rows].detach().requires_grad_()
-        labels = batch.labels[rows if of_tokens else own].long()
-        arguments = (hidden, None if lengths is None else lengths[own])
+        labels = batch.labels[own if batch.scored is None else rows].long()
+        scored = None
+        if batch.scored is not None:
+            scored = batch.scored[(batch.scored >= rows.start) & (batch.scored < rows.stop)] - rows.start
+        arguments = (hidden, None if lengths is None else lengths[own], scored)
         # Its logits are never given a name here: they would live on beside their gradient.
         loss = head.loss(functional_call(head.module, dict(zip(names, weights, strict=True)), arguments), labels)
         loss = loss * (head.terms(labels) / total)

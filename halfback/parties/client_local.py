@@ -33,10 +33,14 @@ def local_slopes(client: Client, batch: Batch, probe: Probe) -> Tensor:
 
 def row_losses(local: Local, batch: Batch) -> Tensor:
     """The part of each row in the mean loss of a batch, times their number: (B,), whose mean is that loss."""
-    logits, labels = local.model(batch.inputs), batch.labels.long()
+    logits, labels = local.model(batch.inputs, batch.scored), batch.labels.long()
     total, samples = max(local.terms(labels), 1), len(batch.sample_ids)
-    rows = parts(logits, None if len(logits) == samples else batch.inputs["lengths"])
-    losses = [local.loss(logits[row], labels[row]) * (local.terms(labels[row]) * samples / total) for row in rows]
+    rows = parts(labels, None if batch.scored is None else batch.inputs["lengths"])
+    of_rows = logits.split(1) if batch.scored is None else logits.split([local.terms(labels[row]) for row in rows])
+    losses = [
+        local.loss(of_row, labels[row]) * (local.terms(labels[row]) * samples / total)
+        for of_row, row in zip(of_rows, rows, strict=True)
+    ]
     return torch.stack(losses)
 
 
@@ -77,7 +81,7 @@ def hybrid_step(client: Client, batch: Batch, below: Replica, step: int, probe: 
     bottom, head = local.model.bottom, local.model.head
     with torch.no_grad():
         hidden = bottom(batch.inputs)
-    loss = local.loss(head(hidden.requires_grad_(), batch.inputs.get("lengths")), batch.labels.long())
+    loss = local.loss(head(hidden.requires_grad_(), batch.inputs.get("lengths"), batch.scored), batch.labels.long())
     loss.backward()
     client.losses.append(loss.item())
     assert hidden.grad is not None

@@ -16,7 +16,10 @@ from halfback.zeroth.replay import Replica, Schedule, constant
 
 
 class Batch(Protocol):
-    """What a client computes on: `inputs` of the bottom, `labels` and `sample_ids` (B,)."""
+    """What a client computes on: `inputs` of the bottom, `labels` and `sample_ids` (B,).
+
+    `scored`: where tokens have labels, the places (S,) of those whose logits the loss takes; else None.
+    """
 
     @property
     def inputs(self) -> dict[str, Tensor]: ...
@@ -24,6 +27,8 @@ class Batch(Protocol):
     def labels(self) -> Tensor: ...
     @property
     def sample_ids(self) -> Tensor: ...
+    @property
+    def scored(self) -> Tensor | None: ...
 
 
 class BatchSource(Protocol):
@@ -94,7 +99,7 @@ class Local:
 
     def of(self, batch: Batch) -> Tensor:
         """The mean loss of a batch, a scalar."""
-        return self.loss(self.model(batch.inputs), batch.labels.long())
+        return self.loss(self.model(batch.inputs, batch.scored), batch.labels.long())
 
 
 @dataclass(frozen=True)

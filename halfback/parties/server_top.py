@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from halfback.errors import Diverged, PeerError
+from halfback.models.objectives import scored
 from halfback.parties.checks import all_finite, check_activations, check_head_gradient
 from halfback.parties.server import Server
 from halfback.wire.messages import Activations, HeadGradient, Message, MiddleActivations
@@ -24,13 +25,11 @@ def loss_of(server: Server, client: int, hidden: Tensor, lengths: Tensor | None,
         PeerError: lengths are missing or belong to another batch, or a label is outside the classes of the top.
         Diverged: the loss is not finite.
     """
-    return _loss(server, client, _through_top(server, client, hidden, lengths), labels)
+    of_tokens = scored(labels) if server.top.scores_tokens else None
+    return _loss(server, client, _through_top(server, client, hidden, lengths, of_tokens), labels)
 
 
 def _loss(server: Server, client: int, logits: Tensor, labels: Tensor) -> Tensor:
-    if labels.shape != logits.shape[:-1]:
-        allowed = f"{tuple(logits.shape[:-1])} is allowed"
-        raise PeerError("Activations.labels", tuple(labels.shape), allowed, sender=client)
     unscored = (labels == NO_LOSS) & server.top.scores_tokens
     if outside := labels[(labels >= logits.shape[-1]) | ((labels < 0) & ~unscored)].tolist():
         allowed = f"0 to {logits.shape[-1] - 1} are allowed"
@@ -61,12 +60,15 @@ def middle_activations(server: Server, messages: Mapping[int, Activations]) -> d
     return answers
 
 
-def _through_top(server: Server, client: int, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+def _through_top(
+    server: Server, client: int, hidden: Tensor, lengths: Tensor | None, of_tokens: Tensor | None = None
+) -> Tensor:
     if server.top.form.has_texts and lengths is None:
         raise PeerError("Activations.lengths", "none", "integers (samples,) are needed", sender=client)
     if server.top.above:
         server.agreed.catch_up()  # blocks of θ stand between the cuts
-    return server.top.of(client).module(hidden, lengths)
+    module = server.top.of(client).module
+    return module(hidden, lengths) if of_tokens is None else module(hidden, lengths, of_tokens)
 
 
 def backpropagate_middle(server: Server, client: int, message: HeadGradient, weight: float) -> Tensor:
@@ -149,13 +151,12 @@ def _in_one_pass(
         lengths = [message.lengths for message in batches.values() if message.lengths is not None]
         if len(lengths) not in (0, len(batches)):
             return None
-        logits = _through_top(server, next(iter(batches)), hidden, torch.cat(lengths) if lengths else None)
-        losses, first = [], 0
-        for client, message in batches.items():
-            of_rows = top.scores_tokens or message.lengths is None
-            count = len(message.hidden) if of_rows else len(cast(Tensor, message.lengths))
-            losses.append(_loss(server, client, logits[first : first + count], _labels(client, message)))
-            first += count
+        labels = [_labels(client, message) for client, message in batches.items()]
+        of_tokens = scored(torch.cat(labels)) if top.scores_tokens else None
+        logits = _through_top(server, next(iter(batches)), hidden, torch.cat(lengths) if lengths else None, of_tokens)
+        counts = [len(own) if of_tokens is None else len(scored(own)) for own in labels]
+        of_clients = zip(batches, logits.split(counts), labels, strict=True)
+        losses = [_loss(server, client, own, its_labels) for client, own, its_labels in of_clients]
     except (PeerError, Diverged):
         return None
     top.first_order.optimizer.zero_grad(set_to_none=True)

@@ -19,7 +19,7 @@ from halfback.errors import Diverged, PeerError, UserError
 from halfback.models.adapters import trainable
 from halfback.models.cut import cut
 from halfback.models.loading import ModelRequest, load_model
-from halfback.models.objectives import loss, terms
+from halfback.models.objectives import loss, scored, terms
 from halfback.parties.client_feedback import head_gradient
 from halfback.parties.holdings import Head
 from halfback.telemetry.meters import MemoryMeter
@@ -93,7 +93,7 @@ def test_a_step_is_that_of_the_plain_shape_and_of_the_uncut_model(world: World) 
 
     whole = small.built(world("split_lora", **changes))
     batch, moved = whole.federation.client(0).party.feed.data.batch(0), _trained(whole)
-    uncut = loss(whole.task.objective, whole.model.logits(batch.inputs), batch.labels)
+    uncut = loss(whole.task.objective, whole.model.logits(batch.inputs, batch.scored), batch.labels)
     gradients = torch.autograd.grad(uncut, list(moved.values()))
     wanted = {name: p.detach() - g for (name, p), g in zip(moved.items(), gradients, strict=True)}
     for run, value in zip(runs, losses, strict=True):
@@ -134,12 +134,12 @@ def test_row_by_row_is_the_mean_over_the_tokens_of_the_batch(tiny_llama: Path) -
     for row, first in enumerate((1, 5, 8, 7)):
         tokens[row, :first] = -100
     tokens, lengths = tokens.flatten(), torch.full((4,), 8)
-    batch = Batch({"lengths": lengths}, tokens, torch.arange(4))
+    batch = Batch({"lengths": lengths}, tokens, torch.arange(4), scored(tokens))
     hidden = torch.randn(32, 16)
     said = head_gradient(head, batch, MiddleActivations(hidden, tuple(p.detach() for p in head.parameters.values())))
 
     whole = hidden.clone().requires_grad_()
-    mean = head.loss(head.module(whole, lengths), tokens)
+    mean = head.loss(head.module(whole, lengths)[scored(tokens)], tokens)
     at_cut, *of_head = torch.autograd.grad(mean, [whole, *head.parameters.values()])
     torch.testing.assert_close(said.loss, mean.detach().reshape(1))
     for mine, wanted in zip((said.gradient, *said.head), (at_cut, *of_head), strict=True):
@@ -157,12 +157,14 @@ def test_the_logits_of_one_row_alone_are_in_memory() -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.randn(vocabulary, width), requires_grad=False)
 
-        def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-            return hidden @ self.weight.T
+        def forward(self, hidden: Tensor, lengths: Tensor, scored: Tensor) -> Tensor:
+            return hidden[scored] @ self.weight.T
 
     module: Any = Wide()
     head = Head(module, lambda *a: loss("causal_lm", *a), lambda labels: terms("causal_lm", labels), (width,))
-    batch = Batch({"lengths": torch.full((rows,), tokens)}, torch.ones(rows * tokens).long(), torch.zeros(1))
+    labels = torch.ones(rows * tokens).long()
+    labels[::tokens] = -100  # nothing is before a text's first token
+    batch = Batch({"lengths": torch.full((rows,), tokens)}, labels, torch.zeros(1), scored(labels))
     answer = MiddleActivations(torch.randn(rows * tokens, width), ())
     meter = MemoryMeter([])
     with meter.running():

@@ -49,6 +49,8 @@ def test_causal_labels_are_the_tokens_but_for_each_rows_first(decoder_tokenizer)
     assert (batch.labels[firsts] == -100).all()
     wanted = batch.inputs["input_ids"].index_fill(0, firsts, -100)
     assert torch.equal(batch.labels, wanted)
+    assert batch.scored is not None
+    assert torch.equal(batch.scored + 1, (wanted != -100).nonzero().squeeze(1))
     assert encoded.metric == "perplexity"
     assert encoded.train.labels.tolist() == [0, 0, 0]
 

@@ -100,7 +100,10 @@ def test_a_run_is_that_one_by_one_up_to_rounding(algorithm: str, changes: dict[s
     alone, together = both(world, algorithm, **changes)
     losses, others = (small.run(each, ROUNDS, steps=STEPS) for each in (alone, together))
     assert others == pytest.approx(losses, rel=1e-5)  # measured: 2.4e-7, one rounding of a float32
-    assert_close(alone, together, of_slopes=1e-6 if "forward_ad" in changes.values() else 5e-3)
+    # The losses of `zo_sfl` are float32 numbers of about 2, each rounded to 1e-7, and over 2μ that is 1e-3 of slopes of
+    # 0.2 (measured: 8e-3 of the largest).
+    of_slopes = 2e-2 if algorithm == "zo_sfl" else 5e-3
+    assert_close(alone, together, of_slopes=1e-6 if "forward_ad" in changes.values() else of_slopes)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,15 @@ def test_how_texts_are_laid_out_changes_nothing(
             assert_alike(parts.logits(texts), logits)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("head", [None, 0])
+@pytest.mark.parametrize("name", DECODERS)
+def test_logits_of_some_tokens_are_among_those_of_all(name: str, head: int | None, texts: Tokens) -> None:
+    parts, wanted = cut(language_model(name), 1, head=head), torch.tensor([2, 3, 11, 27])
+    assert_alike(parts.logits(texts, wanted), parts.logits(texts)[wanted])
+    assert parts.logits(texts, wanted[:0]).shape == (0, 99)
+
+
 @pytest.mark.parametrize("name", ["opt", "gpt2", "llama-tied", "gemma3_text", "bert"])
 def test_gradient_through_the_cut(name: str, texts: Tokens) -> None:
     model = classifier(name)

@@ -7,7 +7,7 @@ import torch
 from tiny_models import DECODERS, in_rows, language_model, padded_mask
 from torch import Tensor
 
-from halfback.models.objectives import better, evaluate, loss
+from halfback.models.objectives import better, evaluate, loss, scored
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -23,7 +23,7 @@ def test_causal_loss_is_that_of_transformers(name: str, texts: dict[str, Tensor]
     # and divided in another order: a few roundings of float32.
     labels.scatter_(1, mask.argmax(1, keepdim=True), -100)
     wanted = model.loss_function(output.logits, labels, vocab_size=99)
-    found = loss("causal_lm", output.logits[mask.bool()], packed)
+    found = loss("causal_lm", output.logits[mask.bool()][scored(packed)], packed)
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
 
 
@@ -42,6 +42,7 @@ def test_perplexity_counts_each_predicted_token_once() -> None:
         for place in range(len(labels) - 1)
         if labels[place + 1] != -100
     ]
+    batches = [(logits[scored(labels)], labels) for logits, labels in batches]
     assert len(terms) == 3 * 6 + 2
     mean = torch.stack(terms).mean().item()
     found = evaluate("causal_lm", batches)
@@ -50,13 +51,14 @@ def test_perplexity_counts_each_predicted_token_once() -> None:
 
 
 def test_rows_of_one_token_have_no_loss_and_no_gradient() -> None:
-    logits, labels = torch.randn(4, 5, requires_grad=True), torch.full((4,), -100)
-    value = loss("causal_lm", logits, labels)
+    hidden, labels = torch.randn(4, 5, requires_grad=True), torch.full((4,), -100)
+    assert scored(labels).tolist() == []
+    value = loss("causal_lm", hidden[scored(labels)], labels)
     value.backward()
     assert value.item() == 0
-    assert logits.grad is not None
-    assert torch.equal(logits.grad, torch.zeros(4, 5))
-    assert math.isfinite(evaluate("causal_lm", [(logits.detach(), labels)]).loss)
+    assert hidden.grad is not None
+    assert torch.equal(hidden.grad, torch.zeros(4, 5))
+    assert math.isfinite(evaluate("causal_lm", [(hidden.detach()[scored(labels)], labels)]).loss)
 
 
 def test_accuracy() -> None:
