@@ -84,6 +84,10 @@ class Split:
         """Tokens of the longest row; 0 for images."""
         return max((len(row) for row in self._tokens or []), default=0)
 
+    def tokens_of(self, row: int) -> int:
+        """Tokens of one row; 0 for images."""
+        return 0 if self._tokens is None else len(self._tokens[row])
+
     def last_tokens(self) -> set[int]:
         """The tokens that rows end with; empty for images."""
         return {row[-1] for row in self._tokens or []}
@@ -145,6 +149,11 @@ class ClientData:
     def rows(self) -> np.ndarray:
         """The client's row numbers in the split."""
         return self._rows
+
+    def longest(self) -> Batch:
+        """As many rows as a batch has, those with the most tokens: no batch has more of them."""
+        order = sorted(self._rows.tolist(), key=lambda row: -self._split.tokens_of(row))
+        return self._split.batch(order[: self._size]).to(self._device)
 
     def batch(self, number: int) -> Batch:
         """Batch `number`, counted from 0 over all epochs."""

@@ -34,10 +34,17 @@ def local_slopes(client: Client, batch: Batch, probe: Probe) -> Tensor:
 
 def row_losses(local: Local, batch: Batch) -> Tensor:
     """The part of each row in the mean loss of a batch, times their number: (B,), whose mean is that loss."""
-    logits, labels = local.model(batch.inputs), batch.labels.long()
+    labels, losses = batch.labels.long(), list[Tensor]()
     total, samples = max(local.terms(labels), 1), len(batch.sample_ids)
-    rows = parts(logits, None if len(logits) == samples else batch.inputs["lengths"])
-    losses = [local.loss(logits[row], labels[row]) * (local.terms(labels[row]) * samples / total) for row in rows]
+    rows, begin = parts(labels, None if len(labels) == samples else batch.inputs["lengths"]), 0
+    for logits in local.model.pieces(batch.inputs):
+        for row in rows[len(losses) :]:
+            if row.stop > begin + len(logits):
+                break
+            loss = local.loss(logits[row.start - begin : row.stop - begin], labels[row])
+            losses.append(loss * (local.terms(labels[row]) * samples / total))
+        begin += len(logits)
+        del logits  # before the next ones are computed
     return torch.stack(losses)
 
 
