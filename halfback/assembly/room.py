@@ -8,24 +8,26 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from halfback.engine.client_side import ClientSide
-from halfback.engine.link import tensors_of
+from halfback.engine.link import End, tensors_of
 from halfback.engine.links import Links
 from halfback.errors import UserError
 from halfback.models.cut import install
 from halfback.models.exact import entries, exact_gradient
-from halfback.models.running import in_rows
+from halfback.models.running import Bottom, in_rows
 from halfback.parties.by_weights import take_weights
 from halfback.parties.client_exchange import upload
-from halfback.parties.client_feedback import feedback, feedback_slopes
+from halfback.parties.client_feedback import feedback, feedback_slopes, submit
 from halfback.parties.client_local import local_slopes
+from halfback.parties.client_probing import probe
 from halfback.parties.holdings import Batch
 from halfback.telemetry.meters import Full, MemoryMeter
-from halfback.wire.messages import CutGradient, HeadGradient, Message, MiddleActivations, Weights
+from halfback.wire.messages import CutGradient, HeadGradient, Message, MiddleActivations, Nothing, Weights
 from halfback.zeroth.directions import forget_tables
 from halfback.zeroth.slopes import Cotangent
 
@@ -126,41 +128,63 @@ def _take_batch(trial: _Trial, meter: MemoryMeter) -> None:
     party, needs = trial.side.party, trial.side.algorithm.needs
     with meter.running():
         batch = trial.batch()
+    mask = _mask(party.bottom, batch)
+    meter.receive([mask])
     slopes = torch.zeros(0)
     match needs.holds:
         case "bottom":
-            slopes = _feedback(trial, meter, batch)
+            slopes = _exchange(trial, meter, batch)
         case "auxiliary":
             with meter.running():
                 trial.links.near(party.id).send(upload(batch, party.forward(batch)))
     if needs.holds != "bottom" and needs.probe is not None:
-        with meter.running():
-            slopes = local_slopes(party, batch, replace(needs.probe, directions=1))
-        party.losses.pop()
+        own, places = party.theta.groups, range(len(party.theta.replica.groups))
+        for groups in [own] if needs.agreement.groups is None else [(place,) for place in places]:
+            party.theta.groups = groups  # where the server says which one, it may be any
+            with meter.running():
+                slopes = local_slopes(party, batch, replace(needs.probe, directions=1))
+            party.losses.pop()
+        party.theta.groups = own
     if needs.replays:
         replica = party.theta.replica
-        agreed = slopes.new_zeros(1, replica.width(needs.directions))
+        agreed = slopes.new_zeros(1, replica.width(needs.directions), dtype=torch.float32)
         meter.receive([agreed])
         with replica.rehearsal(), meter.running():
             replica.replay(replica.position, agreed, [0])
 
 
-def _feedback(trial: _Trial, meter: MemoryMeter, batch: Batch) -> Tensor:
-    """Activations up, λ down, and the slopes from it; along one direction, as they are taken one after the other."""
+def _mask(bottom: Bottom, batch: Batch) -> Tensor:
+    """As large as what says which tokens see one another may be, where the largest batch does without.
+
+    It does where each row is one text, all of the same length. Texts of other lengths are laid out so that they cost
+    less, mask and all, than one a row; with this beside the largest batch, they therefore take no more memory either.
+    """
+    layouts = [layout for layout in bottom.layouts(batch.inputs) if layout is not None and len(layout.lengths) > 1]
+    dtype = next(bottom.parameters()).dtype
+    places = (layout.samples.numel() * layout.samples.shape[1] for layout in layouts if layout.bias(dtype, causal=False) is None)
+    return torch.empty(max(places, default=0), dtype=dtype)
+
+
+def _exchange(trial: _Trial, meter: MemoryMeter, batch: Batch) -> Tensor:
+    """Activations up, and what follows: slopes along one direction, as they are taken one after the other."""
     party, needs = trial.side.party, trial.side.algorithm.needs
-    exact_blocks = needs.agreement.exact_blocks
     near, far = trial.links.near(party.id), trial.links.far(party.id)
     with meter.running():
-        with entries(party.bottom, exact_blocks) as noted:
+        with entries(party.bottom, needs.agreement.exact_blocks) as noted:
             hidden = party.forward(batch)
-        talk = feedback(party, batch, hidden)
+        talk = feedback(party, batch, hidden) if needs.cut_gradient else submit(party, batch, hidden)
+        like = torch.empty_like(hidden, device="meta")
+        kept = hidden if needs.cut_gradient else None  # as the method does, which needs it once more
+        del hidden
         message = next(talk)
-    while True:
+    gradient: Any = None
+    while message is not None:
         with meter.running():
             data = near.send(message).data
         far.receive(data)  # it encodes its answer for the samples that were named
-        answer = far.send(_answer(trial, message, hidden)).data
-        del message, data
+        answer = far.send(_answer(trial, message, like)).data
+        message = None
+        del data
         with meter.running():
             reply = near.receive(answer)
             meter.receive(tensors_of(reply))
@@ -168,12 +192,13 @@ def _feedback(trial: _Trial, meter: MemoryMeter, batch: Batch) -> Tensor:
                 message = talk.send(reply)
             except StopIteration as ended:
                 gradient = ended.value
-                break
-            finally:
-                del reply, answer
+            del reply, answer
+    del talk
     with meter.running():
-        cotangent = Cotangent.at(gradient, hidden, batch.inputs.get("lengths"))
-        del hidden, gradient, talk
+        if kept is None:
+            return _probed(trial, near, batch, like)
+        cotangent = Cotangent.at(gradient, kept, batch.inputs.get("lengths"))
+        del kept, gradient
         exact = exact_gradient(noted, cotangent.of, party.theta.exact, party.bottom.layouts(batch.inputs))
         if needs.probe is None or not needs.directions:
             return exact
@@ -181,10 +206,21 @@ def _feedback(trial: _Trial, meter: MemoryMeter, batch: Batch) -> Tensor:
         return torch.cat([feedback_slopes(party, batch, cotangent, seeds, replace(needs.probe, directions=1)), exact])
 
 
-def _answer(trial: _Trial, message: Message, hidden: Tensor) -> Message:
-    """What a server would say, in zeros."""
-    head = trial.side.party.head
-    if head is None or isinstance(message, HeadGradient):
-        return CutGradient(torch.zeros_like(hidden))
-    weights = tuple(parameter.detach().clone() for parameter in head.parameters.values())
-    return MiddleActivations(hidden.new_zeros(len(hidden), *head.sizes), weights)
+def _probed(trial: _Trial, near: End, batch: Batch, like: Tensor) -> Tensor:
+    """The upload of perturbed activations, of methods that learn no more of them than a loss."""
+    party, probing = trial.side.party, trial.side.algorithm.needs.probe
+    if probing is not None:
+        moved = probing.settled(party.theta.measured, like.dtype).moved
+        near.send(probe(party, batch, party.theta.seeds(1).numbers[0], moved))
+    return torch.zeros(0)
+
+
+def _answer(trial: _Trial, message: Message, like: Tensor) -> Message:
+    """What a server would say, in zeros; `like`: the activations."""
+    head, device = trial.side.party.head, trial.links.device
+    if head is not None and not isinstance(message, HeadGradient):
+        weights = tuple(parameter.detach().clone() for parameter in head.parameters.values())
+        return MiddleActivations(torch.zeros(len(like), *head.sizes, dtype=like.dtype, device=device), weights)
+    if head is None and not trial.side.algorithm.needs.cut_gradient:
+        return Nothing()
+    return CutGradient(torch.zeros(like.shape, dtype=like.dtype, device=device))
