@@ -35,7 +35,7 @@ _MEGA = 10**6
 
 
 def rows_with_room(
-    side: ClientSide, links: Links, batch: Callable[[], Batch], megabytes: float, *, history: int
+    side: ClientSide, links: Links, batch: Callable[[int], Batch], megabytes: float, *, history: int
 ) -> int:
     """The most rows at once with which the client's tensors stay within a budget, in a step on its largest batch.
 
@@ -45,7 +45,7 @@ def rows_with_room(
     Args:
         side: the client, at its start.
         links: that it may have another one of, for what it says here.
-        batch: makes the largest batch.
+        batch: makes the largest batch, with so many of its shortest rows before the longest.
         megabytes: the budget, in units of 10^6 bytes.
         history: the most agreed steps that the client may be told at once.
 
@@ -62,7 +62,7 @@ def rows_with_room(
             f"client.memory={megabytes:g}: client {side.party.id} can't take a step in it, {over}with one row at a time "
             f"{math.ceil(peak * 10 / _MEGA) / 10:g} or more is needed"
         )
-    count = len(batch().sample_ids)
+    count = len(batch(0).sample_ids)
     fits, too_many, of_a_row = 1, count + 1, 0.0
     while too_many - fits > 1:
         guess = fits + int((budget - peak) / of_a_row) if of_a_row > 0 else 2 * fits
@@ -84,7 +84,7 @@ class _Trial:
 
     side: ClientSide
     links: Links
-    batch: Callable[[], Batch]
+    batch: Callable[[int], Batch]
     history: int
 
 
@@ -96,7 +96,10 @@ def _step_peak(trial: _Trial, rows: int, most: int | None) -> int:
     install(side.part, side.party.theta.parameters)
     with in_rows(side.party.bottom, rows):
         _join(trial, meter)
-        _take_batch(trial, meter)
+        count = len(trial.batch(0).sample_ids)
+        # The longest rows together, and where there are several groups, together behind others' activations.
+        for behind in [0] if rows >= count else [rows] if 2 * rows <= count else [0, rows]:
+            _take_batch(trial, meter, behind)
     return meter.peak_bytes
 
 
@@ -123,11 +126,11 @@ def _join(trial: _Trial, meter: MemoryMeter) -> None:
             replica.replay(replica.position, rows[:1], [0])
 
 
-def _take_batch(trial: _Trial, meter: MemoryMeter) -> None:
+def _take_batch(trial: _Trial, meter: MemoryMeter, behind: int) -> None:
     """What a client does with a batch, and the step behind it."""
     party, needs = trial.side.party, trial.side.algorithm.needs
     with meter.running():
-        batch = trial.batch()
+        batch = trial.batch(behind)
     mask = _mask(party.bottom, batch)
     meter.receive([mask])
     slopes = torch.zeros(0)
@@ -161,7 +164,11 @@ def _mask(bottom: Bottom, batch: Batch) -> Tensor:
     """
     layouts = [layout for layout in bottom.layouts(batch.inputs) if layout is not None and len(layout.lengths) > 1]
     dtype = next(bottom.parameters()).dtype
-    places = (layout.samples.numel() * layout.samples.shape[1] for layout in layouts if layout.bias(dtype, causal=False) is None)
+    places = (
+        layout.samples.numel() * layout.samples.shape[1]
+        for layout in layouts
+        if layout.bias(dtype, causal=False) is None
+    )
     return torch.empty(max(places, default=0), dtype=dtype)
 
 

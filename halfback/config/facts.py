@@ -88,7 +88,8 @@ class Chosen:
             link
             for link, chain in self.config.codecs
             for codec in chain
-            if codec == "temporal" or (isinstance(codec, dict) and (codec.get("name") == "temporal" or "feedback" in codec))
+            if codec == "temporal"
+            or (isinstance(codec, dict) and (codec.get("name") == "temporal" or "feedback" in codec))
         ]
 
     @property

@@ -150,10 +150,14 @@ class ClientData:
         """The client's row numbers in the split."""
         return self._rows
 
-    def longest(self) -> Batch:
-        """As many rows as a batch has, those with the most tokens: no batch has more of them."""
-        order = sorted(self._rows.tolist(), key=lambda row: -self._split.tokens_of(row))
-        return self._split.batch(order[: self._size]).to(self._device)
+    def longest(self, behind: int) -> Batch:
+        """As many rows as a batch has, those with the most tokens: no batch has more of them.
+
+        The longest come first, but for the `behind` shortest, which stand before them.
+        """
+        order = sorted(self._rows.tolist(), key=lambda row: -self._split.tokens_of(row))[: self._size]
+        first = len(order) - behind
+        return self._split.batch(order[first:] + order[:first]).to(self._device)
 
     def batch(self, number: int) -> Batch:
         """Batch `number`, counted from 0 over all epochs."""

@@ -47,7 +47,9 @@ class Bottom(nn.Module):
         for group in groups:
             own = self._activations(group)
             if joined is None:
-                joined = own.new_empty(len(inputs["input_ids" if "lengths" in inputs else "pixel_values"]), *own.shape[1:])
+                joined = own.new_empty(
+                    len(inputs["input_ids" if "lengths" in inputs else "pixel_values"]), *own.shape[1:]
+                )
             joined[begin : begin + len(own)] = own
             begin += len(own)
             del own  # before the next ones are computed

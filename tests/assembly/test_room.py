@@ -175,10 +175,10 @@ def test_a_step_in_a_process_that_is_given_the_budget(tmp_path_factory: pytest.T
     """The system refuses memory beyond what the process has without the client's tensors, the budget and an allowance.
 
     The allowance is for what no meter counts: a message as bytes beside its tensor, on both sides, as the server is
-    played here (four times 4 MB), matrix products' own scratch, and Python.
+    played here (twice 4 MB), matrix products' own scratch, and Python.
     """
     folder = _wide(tmp_path_factory.mktemp("limited"), width=256, tokens=(62, 62))
-    command = [sys.executable, "-c", _UNDER_A_LIMIT, str(folder), "24", "24"]
+    command = [sys.executable, "-c", _UNDER_A_LIMIT, str(folder), "24", "14"]
     # Each tensor is a mapping of its own, which its end gives back to the system.
     calm = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
     in_rows, whole = (
