@@ -100,6 +100,21 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["bottom.optimizer=sign", "algorithm.name=frozen_bottom"],
         "bottom.optimizer=sign: it is for replayed slopes; sgd, momentum or adamw are allowed",
     ),
+    "in rows where a graph is built": (
+        ["client.rows_at_once=4", "algorithm.name=split_lora"],
+        ["client.rows_at_once=4"],
+        "client.rows_at_once=4: devices of split_lora backpropagate, and a graph needs all rows; leave it null, or use",
+    ),
+    "rows from memory and by themselves": (
+        ["client={rows_at_once: 4, memory: 2.5}"],
+        ["client.memory=2.5"],
+        "client.rows_at_once=4: client.memory=2.5 chooses it; set one of the two",
+    ),
+    "memory that samples fill": (
+        ["client.memory=2.5", "codecs.gradient_down=[{name: topk, ratio: 0.5, feedback: true}]"],
+        ["client.memory=2.5", "codecs.gradient_down=[int8]"],
+        "client.memory=2.5: codecs.gradient_down remembers samples, more with each step; use client.rows_at_once, or a",
+    ),
     "codecs where nothing goes": (
         ["codecs.gradient_up=[int8]"],
         ["codecs.gradient_up=[int8]", "model.head=0"],

@@ -28,7 +28,7 @@ class FrozenBottom:
     @property
     def needs(self) -> Needs:
         """What must be prepared."""
-        return Needs(frozen(self.aggregation), fits=frozenset({"u_shape", "mixed_cuts"}))
+        return Needs(frozen(self.aggregation), fits=frozenset({"u_shape", "mixed_cuts"}), cut_gradient=False)
 
     def client_round(self, client: Client, round: Round) -> Conversation:
         """The device's side: one forward pass a step."""

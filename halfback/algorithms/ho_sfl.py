@@ -89,7 +89,7 @@ class HoSfl:
         gradient = yield from feedback(client, batch, hidden)  # λ_m
         cotangent = Cotangent.at(gradient, hidden, batch.inputs.get("lengths"))
         del hidden, gradient  # the device needs their memory for what follows
-        exact = exact_gradient(noted, cotangent.of, client.theta.exact, client.bottom.layout(batch.inputs))
+        exact = exact_gradient(noted, cotangent.of, client.theta.exact, client.bottom.layouts(batch.inputs))
         slopes = feedback_slopes(client, batch, cotangent, client.theta.seeds(self.directions), self._probe)  # v_{m,p}
         del cotangent
         return Slopes(client.theta.position, torch.cat([slopes, exact]))

@@ -49,7 +49,7 @@ class Hosl:
     @property
     def needs(self) -> Needs:
         """What must be prepared."""
-        return Needs(BySlopes(self.directions), turns="one_by_one", probe=self._probe)
+        return Needs(BySlopes(self.directions), turns="one_by_one", probe=self._probe, cut_gradient=False)
 
     @property
     def _probe(self) -> Probe:

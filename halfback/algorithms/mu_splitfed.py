@@ -54,7 +54,7 @@ class MuSplitfed:
     @property
     def needs(self) -> Needs:
         """What must be prepared."""
-        return Needs(ByWeights(self.aggregation), top="replayed", probe=self._probe)
+        return Needs(ByWeights(self.aggregation), top="replayed", probe=self._probe, cut_gradient=False)
 
     @property
     def _probe(self) -> Probe:

@@ -49,7 +49,13 @@ class ZoSfl:
     @property
     def needs(self) -> Needs:
         """What must be prepared."""
-        return Needs(self._agreement, top="replayed", fits=frozenset({"mixed_cuts"}), probe=self._probe)
+        return Needs(
+            self._agreement,
+            top="replayed",
+            fits=frozenset({"mixed_cuts"}),
+            probe=self._probe,
+            cut_gradient=False,
+        )
 
     @property
     def _agreement(self) -> BySlopes:

@@ -35,7 +35,7 @@ class Built:
     """Everything that a run needs.
 
     tokenizer: None for images. processor: None for all but images in colour. fingerprint: what the run is about.
-    ground: what the parties stand on. skipped_rows: left out on request.
+    ground: what the parties stand on. clients: what the federation's are made of. skipped_rows: left out on request.
     """
 
     config: RunConfig
@@ -45,6 +45,7 @@ class Built:
     task: EncodedTask
     federation: Federation
     ground: Ground
+    clients: Clients
     evaluate: Callable[[], Evaluation]
     fingerprint: Mapping[str, str]
     skipped_rows: int = 0
@@ -84,6 +85,7 @@ def build(
         loaded.task,
         Federation(side, clients.side, one_pass=one_pass_of(config, device)),
         ground,
+        clients,
         partial(_evaluate, config, side, ground.model, loaded.task, device),
         about,
         loaded.raw.skipped_rows,

@@ -1,15 +1,17 @@
 """Clients of one process: all of them beside a server, or one alone on a machine of its own."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from halfback.assembly.ground import Ground, groups_of
 from halfback.assembly.motion import make_optimizer, make_schedule
+from halfback.assembly.room import rows_with_room
+from halfback.data.batches import ClientData
 from halfback.engine.client_side import ClientSide
 from halfback.engine.links import Links
 from halfback.parties.client import Client, Feed, Theta
-from halfback.parties.holdings import BatchSource, Descent, Local
+from halfback.parties.holdings import Descent, Local
 from halfback.telemetry.meters import Meters
 
 
@@ -27,9 +29,19 @@ class Clients:
 
     ground: Ground
     links: Links
-    sources: Mapping[int, BatchSource]
+    sources: Mapping[int, ClientData]
     local: Callable[[int], Local] | None
     meters: Meters
+    _rows: dict[int, int] = field(default_factory=dict)  # at once, from the memory that they have
+
+    def settle(self) -> None:
+        """Finds out, before the first round, how many rows at once each client has memory for.
+
+        Raises:
+            UserError: one has too little for one row.
+        """
+        for number in self.sources if self.ground.config.client.memory is not None else ():
+            self.side(number)
 
     def side(self, number: int) -> ClientSide:
         """Client `number`, anew."""
@@ -48,4 +60,12 @@ class Clients:
             head=ground.head,
             local=None if self.local is None else self.local(number),
         )
-        return ClientSide(ground.algorithm, client, ground.part, self.links, self.meters)
+        side = ClientSide(ground.algorithm, client, ground.part, self.links, self.meters)
+        side.rows_at_once = config.client.rows_at_once
+        if config.client.memory is not None:
+            if number not in self._rows:
+                self._rows[number] = rows_with_room(
+                    side, self.links, self.sources[number].longest, config.client.memory, history=config.steps
+                )
+            side.rows_at_once = self._rows[number]
+        return side

@@ -16,7 +16,7 @@ class Method:
 
     Attributes:
         slopes: its devices have slopes of what zeroth order moves, not gradients alone.
-        gradients: its bottom is moved by gradients. trains: it is moved at all.
+        backpropagates: its devices do. gradients: its bottom is moved by gradients. trains: it is moved at all.
         u_shape, mixed_cuts: it can leave the head on the device; it can have a cut for each client.
         slopes_meet: slopes of several clients come together, of which some may be false.
         grouped: a device measures one of several groups of θ.
@@ -24,6 +24,7 @@ class Method:
     """
 
     slopes: bool
+    backpropagates: bool
     gradients: bool
     trains: bool
     u_shape: bool
@@ -39,6 +40,7 @@ def method_of(algorithm: Algorithm) -> Method:
     needs = algorithm.needs
     return Method(
         slopes=not needs.backpropagates or needs.boundaries is not None,
+        backpropagates=needs.backpropagates,
         gradients=needs.backpropagates and needs.agreement.moves,
         trains=needs.agreement.moves,
         u_shape="u_shape" in needs.fits,
@@ -71,6 +73,24 @@ class Chosen:
     def mixes_cuts(self) -> bool:
         """Whether clients have different cuts."""
         return len({self.config.model.cut_of(client) for client in range(self.config.clients)}) > 1
+
+    @property
+    def room(self) -> str | None:
+        """The setting that says what a client has room for, with its value; None where there is none."""
+        client = self.config.client
+        chosen = {"client.rows_at_once": client.rows_at_once, "client.memory": client.memory}
+        return next((f"{name}={value:g}" for name, value in chosen.items() if value is not None), None)
+
+    @property
+    def remembering_links(self) -> list[str]:
+        """The links whose codecs remember samples in memory, more with each that they see."""
+        return [
+            link
+            for link, chain in self.config.codecs
+            for codec in chain
+            if codec == "temporal"
+            or (isinstance(codec, dict) and (codec.get("name") == "temporal" or "feedback" in codec))
+        ]
 
     @property
     def idle_links(self) -> list[str]:

@@ -134,6 +134,30 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
         lambda _: "bottom.optimizer=sign: it is for replayed slopes; sgd, momentum or adamw are allowed",
     ),
     Rule(
+        "in rows where a graph is built",
+        lambda f: f.room is not None and f.method.backpropagates,
+        lambda f: (
+            f"{f.room}: devices of {f.config.algorithm.name} backpropagate, and a graph needs all rows; leave it null, "
+            "or use a method whose devices don't"
+        ),
+    ),
+    Rule(
+        "rows from memory and by themselves",
+        lambda f: f.config.client.memory is not None and f.config.client.rows_at_once is not None,
+        lambda f: (
+            f"client.rows_at_once={f.config.client.rows_at_once}: client.memory={f.config.client.memory:g} chooses it; "
+            "set one of the two"
+        ),
+    ),
+    Rule(
+        "memory that samples fill",
+        lambda f: f.config.client.memory is not None and f.remembering_links != [],
+        lambda f: (
+            f"client.memory={f.config.client.memory:g}: codecs.{f.remembering_links[0]} remembers samples, more with "
+            "each step; use client.rows_at_once, or a codec that remembers none"
+        ),
+    ),
+    Rule(
         "codecs where nothing goes",
         lambda f: f.idle_links != [],
         lambda f: f"codecs.{f.idle_links[0]}: nothing goes this way without a head on the device (model.head)",

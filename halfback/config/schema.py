@@ -142,6 +142,16 @@ class ControllerConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
+class ClientConfig(_Section):
+    """What a client has room for, of a method whose devices run forward only; see docs/quick_start.md."""
+
+    rows_at_once: int | None = Field(default=None, ge=1, le=_MANY)
+    """Rows of a batch that go through the device's part at a time; null for all of them."""
+    memory: float | None = Field(default=None, gt=0, le=1e9)
+    """Megabytes (10^6 bytes) that a client's tensors may take at most, from which `rows_at_once` is chosen for each
+    client; null for any number."""
+
+
 class DeploymentConfig(_Section):
     """What the server does about clients on other machines that are late or gone; see docs/deploy.md."""
 
@@ -167,6 +177,7 @@ class RunConfig(_Section):
     codecs: CodecsConfig = CodecsConfig()
     controller: ControllerConfig = ControllerConfig()
     robust: Robust = Robust()
+    client: ClientConfig = ClientConfig()
     deployment: DeploymentConfig = DeploymentConfig()
     clients: int = Field(default=10, ge=1, le=_CLIENTS)
     sampled_clients: int = Field(default=3, ge=1, le=_CLIENTS)

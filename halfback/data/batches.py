@@ -88,6 +88,10 @@ class Split:
         """Tokens of the longest row; 0 for images."""
         return max((len(row) for row in self._tokens or []), default=0)
 
+    def tokens_of(self, row: int) -> int:
+        """Tokens of one row; 0 for images."""
+        return 0 if self._tokens is None else len(self._tokens[row])
+
     def last_tokens(self) -> set[int]:
         """The tokens that rows end with; empty for images."""
         return {row[-1] for row in self._tokens or []}
@@ -149,6 +153,15 @@ class ClientData:
     def rows(self) -> np.ndarray:
         """The client's row numbers in the split."""
         return self._rows
+
+    def longest(self, behind: int) -> Batch:
+        """As many rows as a batch has, those with the most tokens: no batch has more of them.
+
+        The longest come first, but for the `behind` shortest, which stand before them.
+        """
+        order = sorted(self._rows.tolist(), key=lambda row: -self._split.tokens_of(row))[: self._size]
+        first = len(order) - behind
+        return self._split.batch(order[first:] + order[:first]).to(self._device)
 
     def batch(self, number: int) -> Batch:
         """Batch `number`, counted from 0 over all epochs."""

@@ -1,5 +1,6 @@
 """A client where it runs: its part of the model, its end of the link, and what that costs. Nothing of the server."""
 
+from collections import deque
 from collections.abc import Generator, Mapping
 from typing import Any, final
 
@@ -11,7 +12,7 @@ from halfback.engine.link import blamed, charged, tensors_of
 from halfback.engine.links import Links
 from halfback.engine.tensors import load_moments, load_optimizer_tensors, moments, optimizer_tensors, under
 from halfback.models.cut import install
-from halfback.models.running import Bottom, LocalModel
+from halfback.models.running import Bottom, LocalModel, in_rows
 from halfback.parties.client import Client
 from halfback.parties.holdings import Batch, Round
 from halfback.parties.protocol import Algorithm, Conversation
@@ -33,6 +34,7 @@ class ClientSide:
         links: what the links of the run are made of; a folder that they keep lives as long as this.
         near: its end of the link.
         meters: what it cost so far.
+        rows_at_once: rows of a batch that go through its part at a time; None for all.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class ClientSide:
         self.part = part
         self.near = links.near(party.id)
         self.meters = meters
+        self.rows_at_once: int | None = None
         self._links = links  # the folder of what its end remembers on disk goes with them
 
     def converse(self, round: Round, *, measure_memory: bool) -> Talk:
@@ -85,7 +88,7 @@ class ClientSide:
             memory.receive(tensors_of(reply))
         install(self.part, self.party.theta.parameters)
         counter = self.counter()
-        with self.meters.client.running(), charged(memory):
+        with self.meters.client.running(), charged(memory), in_rows(self.party.bottom, self.rows_at_once):
             try:
                 return talk.send(reply)
             except StopIteration:
@@ -96,22 +99,31 @@ class ClientSide:
 
     def counter(self) -> ForwardCounter:
         """Begins to count forward passes of the client's part."""
-        # Inside the first block, which checkpointing runs again without passing by the bottom.
-        return ForwardCounter(next(self.part.blocks[0].children(), self.part.blocks[0]))
+        # Inside the first block, which checkpointing runs again without passing by the bottom; but a pass in groups of
+        # rows, which nothing repeats, is one pass.
+        inside = next(self.part.blocks[0].children(), self.part.blocks[0])
+        return ForwardCounter(inside if self.rows_at_once is None else self.party.bottom)
 
     def _measure_inference(self, round: Round) -> None:
-        """The peak of plain inference on the batches that this round will use, of the head too if there is one."""
+        """The peak of plain inference on the batches that this round will use, of the head too if there is one.
+
+        It is that of this client: in as many rows at a time as it takes, for it has no room for more.
+        """
         feed, parts = self.party.feed, nn.ModuleList(self.parts())
         install(self.part, self.party.theta.parameters)
         for number in range(feed.cursor, feed.cursor + round.steps):
             # The batch is made where it counts, as in a round.
-            peak = inference_peak_bytes(parts, lambda n=number: self._infer(feed.data.batch(n)), [])  # type: ignore[misc]
+            with in_rows(self.party.bottom, self.rows_at_once):
+                peak = inference_peak_bytes(parts, lambda n=number: self._infer(feed.data.batch(n)), [])  # type: ignore[misc]
             self.meters.client_inference_peak_bytes = max(self.meters.client_inference_peak_bytes, peak)
 
     def _infer(self, batch: Batch) -> None:
         """What a device computes of one batch's logits; the server's part in between is not its own."""
         part, head = self.parts()[0], self.party.head
-        hidden = part(batch.inputs, batch.scored) if isinstance(part, LocalModel) else part(batch.inputs)
+        if isinstance(part, LocalModel):
+            deque(part.pieces(batch.inputs, batch.scored), maxlen=0)
+            return
+        hidden = part(batch.inputs)
         if head is not None:  # on what the middle would make of it
             zeros = hidden.new_zeros(len(hidden), *head.sizes)
             head.module(zeros, batch.inputs.get("lengths"), batch.scored)

@@ -7,7 +7,7 @@ block and one sample is in its memory at a time.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +65,10 @@ class Entry:
 
 @contextmanager
 def entries(bottom: Bottom, count: int) -> Iterator[list[Entry]]:
-    """While this context is open, a forward pass notes what enters the last `count` blocks."""
+    """While this context is open, a forward pass notes what enters the last `count` blocks.
+
+    Where a batch goes through in groups of rows, the entries of a group come behind those of the one before it.
+    """
     noted: list[Entry] = []
 
     def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -81,14 +84,26 @@ def entries(bottom: Bottom, count: int) -> Iterator[list[Entry]]:
 
 
 def exact_gradient(
-    noted: list[Entry], gradient: Tensor, parameters: Mapping[str, Tensor], layout: Layout | None
+    noted: list[Entry], gradient: Tensor, parameters: Mapping[str, Tensor], layouts: Sequence[Layout | None]
 ) -> Tensor:
     """∂⟨λ, z⟩/∂ of `parameters`, all in the noted blocks: one (d,) float32, in their order.
 
-    `gradient` is λ, in the shape of the activations; `layout` says where each text's tokens were in the blocks' rows,
-    None for images. `noted` is used up.
+    `gradient` is λ, in the shape of the activations; `layouts` says, for each group of rows that went through together,
+    where each text's tokens were in the blocks' rows, None for images. `noted` is used up.
     """
     sums = {id(p): torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for p in parameters.values()}
+    count, end = len(noted) // len(layouts), len(gradient)
+    for layout in reversed(layouts) if noted else ():
+        own = noted[-count:]
+        del noted[-count:]
+        begin = end - (len(own[0].args[0]) if layout is None else sum(layout.lengths))
+        _add_gradient(sums, own, gradient[begin:end], layout)
+        end = begin
+    return torch.cat([total.flatten() for total in sums.values()]) if sums else gradient.new_zeros(0)
+
+
+def _add_gradient(sums: Mapping[int, Tensor], noted: list[Entry], gradient: Tensor, layout: Layout | None) -> None:
+    """Adds what one group of rows has of the gradient to the sums, by the parameters' identities."""
     # Of each sample: its part of λ, and the row and the places of the blocks' activations.
     parts = parts_of([1] * len(gradient) if layout is None else layout.lengths)
     spots = [(row, slice(None)) for row in range(len(gradient))] if layout is None else layout.spots()
@@ -114,4 +129,3 @@ def exact_gradient(
                 sums[id(parameter)] += slope
         if before is not None:
             gradient = before
-    return torch.cat([total.flatten() for total in sums.values()]) if sums else gradient.new_zeros(0)

@@ -104,6 +104,11 @@ def parts(values: Tensor, lengths: Tensor | None) -> list[slice]:
     return parts_of([1] * len(values) if lengths is None else lengths.tolist())
 
 
+def within(places: Tensor | None, part: slice) -> Tensor | None:
+    """Those of the places that are in a part of a batch's tokens, counted from where it begins; None of none."""
+    return None if places is None else places[(places >= part.start) & (places < part.stop)] - part.start
+
+
 def _layout(
     lengths: tuple[int, ...], rows: tuple[tuple[int, ...], ...], device: torch.device, *, left: bool = False
 ) -> Layout:

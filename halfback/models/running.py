@@ -13,16 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from halfback.models.families import Family
-from halfback.models.packing import Layout, lay_out, one_a_row
+from halfback.models.packing import Layout, lay_out, one_a_row, parts_of, within
 
 
 class Bottom(nn.Module):
-    """The device's first part: embeddings and the first blocks. `body` has the whole model's parameter names."""
+    """The device's first part: embeddings and the first blocks. `body` has the whole model's parameter names.
+
+    `rows_at_once`: so many rows of a batch go through it at a time where no graph is built, and their activations are
+    joined; None for all of them. A device sets it while it runs (`in_rows`), a server that evaluates does not.
+    """
 
     def __init__(self, body: nn.Module, family: Family) -> None:
         super().__init__()
         self.body = body
         self.family = family
+        self.rows_at_once: int | None = None
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -36,6 +41,38 @@ class Bottom(nn.Module):
         inputs: `input_ids` (N,) and `lengths` (B,), for encoders optionally `token_type_ids` (N,); or `pixel_values`
         (B, C, H, W).
         """
+        groups = [inputs] if torch.is_grad_enabled() else self.groups(inputs)
+        if len(groups) == 1:
+            return self._activations(inputs)
+        joined, begin = None, 0
+        for group in groups:
+            own = self._activations(group)
+            if joined is None:
+                joined = own.new_empty(
+                    len(inputs["input_ids" if "lengths" in inputs else "pixel_values"]), *own.shape[1:]
+                )
+            joined[begin : begin + len(own)] = own
+            begin += len(own)
+            del own  # before the next ones are computed
+        assert joined is not None
+        return joined
+
+    def groups(self, inputs: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+        """The rows of a batch in their order, as many together as go through at a time where no graph is built."""
+        lengths, at_once = inputs.get("lengths"), self.rows_at_once
+        count = len(inputs["pixel_values"] if lengths is None else lengths)
+        if at_once is None or at_once >= count:
+            return [inputs]
+        if lengths is None:
+            return [{"pixel_values": rows} for rows in inputs["pixel_values"].split(at_once)]
+        places, groups = parts_of(lengths.tolist()), list[Mapping[str, Tensor]]()
+        for first in range(0, count, at_once):
+            rows = slice(first, first + at_once)
+            tokens = slice(places[first].start, places[rows][-1].stop)
+            groups.append({name: each[rows if name == "lengths" else tokens] for name, each in inputs.items()})
+        return groups
+
+    def _activations(self, inputs: Mapping[str, Tensor]) -> Tensor:
         backbone = self.body.get_submodule(self.family.backbone)
         if self.family.kind == "image":
             output = backbone(inputs["pixel_values"])
@@ -50,9 +87,12 @@ class Bottom(nn.Module):
             arguments["position_ids"] = _positions_behind(cast(Any, self.body.config).pad_token_id, ids, layout)
         return _hidden_of(backbone, arguments, layout)
 
-    def layout(self, inputs: Mapping[str, Tensor]) -> Layout | None:
-        """How the tokens of a batch are laid out where the blocks run; None for images."""
-        return layout_of(self.body, self.family, inputs["lengths"]) if "lengths" in inputs else None
+    def layouts(self, inputs: Mapping[str, Tensor]) -> list[Layout | None]:
+        """How the tokens of each group of rows are laid out where the blocks run; None for images."""
+        return [
+            layout_of(self.body, self.family, group["lengths"]) if "lengths" in group else None
+            for group in self.groups(inputs)
+        ]
 
 
 class Middle(nn.Module):
@@ -133,6 +173,24 @@ class LocalModel(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor], scored: Tensor | None = None) -> Tensor:
         """Logits as of `Top.forward`, from what `Bottom.forward` takes."""
         return self.head(self.bottom(inputs), inputs.get("lengths"), scored)
+
+    def pieces(self, inputs: Mapping[str, Tensor], scored: Tensor | None = None) -> Iterator[Tensor]:
+        """The same logits, those of as many rows at a time as go through the bottom; for where no graph is built."""
+        hidden, begin = self.bottom(inputs), 0
+        for group in self.bottom.groups(inputs):
+            part = slice(begin, begin + len(group["input_ids" if "lengths" in group else "pixel_values"]))
+            yield self.head(hidden[part], group.get("lengths"), within(scored, part))
+            begin = part.stop
+
+
+@contextmanager
+def in_rows(bottom: Bottom, at_once: int | None) -> Iterator[None]:
+    """While this context is open, so many rows go through at a time where no graph is built; None for all."""
+    before, bottom.rows_at_once = bottom.rows_at_once, at_once
+    try:
+        yield
+    finally:
+        bottom.rows_at_once = before
 
 
 def layout_of(body: nn.Module, family: Family, lengths: Tensor) -> Layout:

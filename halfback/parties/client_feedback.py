@@ -24,7 +24,7 @@ from torch.func import functional_call
 
 from halfback.errors import Diverged
 from halfback.models.checkpointing import checkpointed
-from halfback.models.packing import parts
+from halfback.models.packing import parts, within
 from halfback.parties.checks import all_finite, check_tensors
 from halfback.parties.client import Client
 from halfback.parties.client_exchange import cut_gradient, received, upload
@@ -105,10 +105,7 @@ def head_gradient(head: Head, batch: Batch, answer: MiddleActivations) -> HeadGr
         rows = slice(samples[own][0].start, samples[own][-1].stop)
         hidden = answer.hidden[rows].detach().requires_grad_()
         labels = batch.labels[own if batch.scored is None else rows].long()
-        scored = None
-        if batch.scored is not None:
-            scored = batch.scored[(batch.scored >= rows.start) & (batch.scored < rows.stop)] - rows.start
-        arguments = (hidden, None if lengths is None else lengths[own], scored)
+        arguments = (hidden, None if lengths is None else lengths[own], within(batch.scored, rows))
         # Its logits are never given a name here: they would live on beside their gradient.
         loss = head.loss(functional_call(head.module, dict(zip(names, weights, strict=True)), arguments), labels)
         loss = loss * (head.terms(labels) / total)

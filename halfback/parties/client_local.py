@@ -33,14 +33,19 @@ def local_slopes(client: Client, batch: Batch, probe: Probe) -> Tensor:
 
 def row_losses(local: Local, batch: Batch) -> Tensor:
     """The part of each row in the mean loss of a batch, times their number: (B,), whose mean is that loss."""
-    logits, labels = local.model(batch.inputs, batch.scored), batch.labels.long()
+    labels, losses = batch.labels.long(), list[Tensor]()
     total, samples = max(local.terms(labels), 1), len(batch.sample_ids)
     rows = parts(labels, None if batch.scored is None else batch.inputs["lengths"])
-    of_rows = logits.split(1) if batch.scored is None else logits.split([local.terms(labels[row]) for row in rows])
-    losses = [
-        local.loss(of_row, labels[row]) * (local.terms(labels[row]) * samples / total)
-        for of_row, row in zip(of_rows, rows, strict=True)
-    ]
+    sizes = [1 if batch.scored is None else local.terms(labels[row]) for row in rows]  # how many logits a row has
+    for logits in local.model.pieces(batch.inputs, batch.scored):
+        begin = 0
+        for row, size in zip(rows[len(losses) :], sizes[len(losses) :], strict=True):
+            if begin + size > len(logits):
+                break
+            loss = local.loss(logits[begin : begin + size], labels[row])
+            losses.append(loss * (local.terms(labels[row]) * samples / total))
+            begin += size
+        del logits  # before the next ones are computed
     return torch.stack(losses)
 
 

@@ -53,6 +53,8 @@ class Needs:
         probe: how a party takes its slopes; None for a method that takes none.
         boundaries: where the devices of a method move the lower part of their model by zeroth order, and the upper part
             by backpropagation: each has a `Boundary`, at which `Client.local` is cut.
+        cut_gradient: whether a device with the bottom alone is sent the gradient at its cut for each batch; if not, it
+            has no need of its memory.
         lasting: the kind of `Server.memory`, where that lasts from round to round: it is in checkpoints.
     """
 
@@ -64,6 +66,7 @@ class Needs:
     fits: frozenset[Literal["u_shape", "mixed_cuts"]] = frozenset()
     probe: Probe | None = None
     boundaries: Boundaries | None = None
+    cut_gradient: bool = True
     lasting: type[Lasting] | None = None
 
     @property

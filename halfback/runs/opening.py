@@ -82,6 +82,8 @@ class Opening:
         built = self.built(config, found, scratch=self.out)
         if self.caller.like is not None:
             check_same(self.caller.like, built.fingerprint, "what this run is compared with")
+        if self.caller.engine is None:
+            built.clients.settle()
         engine = built.federation if self.caller.engine is None else self.caller.engine(built)
         training = Training(built, self.out, engine, self._start(found), self.caller.on_round)
         if found is None:

@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 
+class Full(Exception):
+    """A party owns more than its meter lets it."""
+
+
 class MemoryMeter:
     """High-water mark, in bytes, of the live tensor storage that one party owns.
 
@@ -27,8 +31,12 @@ class MemoryMeter:
     outer meter would count the inner party's tensors too. Sections of one meter may nest.
     """
 
-    def __init__(self, resident: Iterable[Tensor]) -> None:
-        """`resident`: what the party holds already (weights, buffers, optimiser state); shared storages count once."""
+    def __init__(self, resident: Iterable[Tensor], most: int | None = None) -> None:
+        """`resident`: what the party holds already (weights, buffers, optimiser state); shared storages count once.
+
+        `most`: bytes above which the party's work ends with `Full`, at the operation that goes beyond them.
+        """
+        self._most = most
         self._held: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
         self._live = 0
         self._peak = 0
@@ -74,7 +82,7 @@ class MemoryMeter:
             return
         self._held[key] = (weakref.ref(storage, lambda _: self._drop(key)), size)
         self._live += size
-        self._peak = max(self._peak, self._live)
+        self._grown()
 
     def _resize(self, storage: torch.UntypedStorage) -> None:
         """An operation changed this storage and may have made it larger or smaller; not ours: not counted."""
@@ -83,7 +91,12 @@ class MemoryMeter:
             return
         self._held[storage._cdata] = (held[0], storage.nbytes())
         self._live += storage.nbytes() - held[1]
+        self._grown()
+
+    def _grown(self) -> None:
         self._peak = max(self._peak, self._live)
+        if self._most is not None and self._peak > self._most:
+            raise Full
 
     def _drop(self, key: int) -> None:
         self._live -= self._held.pop(key)[1]

@@ -74,10 +74,11 @@ def test_the_peak_of_inference_has_the_batch_in_it() -> None:
     measured = simulation("ho_sfl", clients=1, sampled_clients=1)
     small.run(measured, 1, measure=True)
     party = measured.client(0).party
-    batch = party.feed.data.batch(0).inputs
-    peak = inference_peak_bytes(party.bottom, lambda: party.bottom(batch), list(batch.values()))
+    batch = party.feed.data.batch(0)
+    held = [*batch.inputs.values(), batch.labels, batch.sample_ids]
+    peak = inference_peak_bytes(party.bottom, lambda: party.bottom(batch.inputs), held)
     assert measured.server.meters.client_inference_peak_bytes == peak
-    assert peak > inference_peak_bytes(party.bottom, lambda: party.bottom(batch), [])
+    assert peak > inference_peak_bytes(party.bottom, lambda: party.bottom(batch.inputs), [])
 
 
 @pytest.mark.parametrize("law", ["rademacher", "gaussian"])

@@ -11,6 +11,7 @@ from halfback.models import packing
 from halfback.models.adapters import Lora, set_trainable, trainable
 from halfback.models.cut import CutModel, cut
 from halfback.models.exact import Entry, entries, exact_gradient
+from halfback.models.running import in_rows
 from halfback.telemetry.meters import MemoryMeter
 
 Inputs = Callable[[str], dict[str, Tensor]]
@@ -49,10 +50,10 @@ def test_the_gradient_is_that_of_the_whole_part(name: str, count: int, inputs_of
 def _assert_exact(model: CutModel, inputs: dict[str, Tensor], count: int) -> None:
     with torch.no_grad(), entries(model.bottom, count) as noted:
         hidden = model.bottom(inputs)
-    assert len(noted) == count
+    assert len(noted) == count * len(model.bottom.groups(inputs))
     cotangent = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     parameters = _of_last(model, count)
-    found = exact_gradient(noted, cotangent, parameters, model.bottom.layout(inputs))
+    found = exact_gradient(noted, cotangent, parameters, model.bottom.layouts(inputs))
     wanted = torch.autograd.grad((model.bottom(inputs) * cotangent).sum(), list(parameters.values()))
     flat = torch.cat([gradient.flatten() for gradient in wanted])
     # Sums are float32: of three rows, each rounded to 2^-24 of its size.
@@ -83,6 +84,16 @@ def test_texts_in_several_rows(name: str, texts: dict[str, Tensor], monkeypatch:
     _assert_exact(_model(name), texts, 2)
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("name", [*CONFIGS, "vit", "resnet8"])
+def test_groups_of_rows(name: str, at_once: int, inputs_of: Inputs) -> None:
+    """Each with its own part of λ and its own layout; the last of two is smaller."""
+    inputs = {key: value.double() if value.is_floating_point() else value for key, value in inputs_of(name).items()}
+    model = _model(name)
+    with in_rows(model.bottom, at_once):
+        _assert_exact(model, inputs, 2)
+
+
 def test_a_tensor_that_nobody_has_named_is_an_error() -> None:
     class Unknown(nn.Module):
         def forward(self, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -99,7 +110,7 @@ def test_without_blocks_nothing_is_kept_and_nothing_is_found(inputs_of: Inputs) 
     with torch.no_grad(), entries(model.bottom, 0) as noted:
         hidden = model.bottom(inputs_of("bert"))
     assert noted == []
-    assert exact_gradient(noted, hidden, {}, None).shape == (0,)
+    assert exact_gradient(noted, hidden, {}, [None]).shape == (0,)
 
 
 def test_hooks_are_gone_behind_the_pass(inputs_of: Inputs) -> None:
@@ -121,7 +132,7 @@ def test_one_blocks_graph_of_one_row_is_in_memory() -> None:
             hidden = model.bottom(inputs)
         meter, cotangent = MemoryMeter([hidden]), torch.ones_like(hidden)
         with meter.running():
-            exact_gradient(noted, cotangent, parameters, model.bottom.layout(inputs))
+            exact_gradient(noted, cotangent, parameters, model.bottom.layouts(inputs))
         peaks.append(meter.peak_bytes - hidden.nbytes)
     grown = peaks[1] - peaks[0]
     assert grown <= 1.1 * 36 * 32 * 32 * 8, "beside ∂/∂ of what enters the last block, (N, H) float64, nothing grows"
