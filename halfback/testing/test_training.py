@@ -53,7 +53,8 @@ def test_measuring_memory_changes_no_bit(row: Row, observed: Observed) -> None:
 def test_packed_and_padded_rows_come_to_the_same(row: Row, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """All texts in one row, and a row for each, filled up and masked: sums of another length, and no more.
 
-    First order rounds a loss at 1e-7 of it. Zeroth order divides such differences by 2e-4 and moves θ by them.
+    A loss is rounded at 1e-7 of it; zeroth order divides such differences by 2e-4 and moves θ by them (3e-6 at most was
+    seen). In a new model hardly anything depends on attention, so its weights are made larger.
     """
     layouts: list[Callable[[Sequence[int], int], tuple[tuple[int, ...], ...]]] = [
         lambda lengths, _: (tuple(range(len(lengths))),),
@@ -62,8 +63,11 @@ def test_packed_and_padded_rows_come_to_the_same(row: Row, world: World, monkeyp
     losses = []
     for layout in layouts:
         monkeypatch.setattr(packing, "_shared_out", layout)
-        losses.append(small.run(small.built(world(row)).federation, 1, steps=STEPS)[0])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5 if row.needs.probe is None else 1e-3)
+        run = small.built(world(row))
+        for parameter in run.model.whole.parameters():
+            parameter.data *= 5
+        losses.append(small.run(run.federation, 2)[1])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.rows(lambda row: row.needs.agreement.name != "frozen")
