@@ -1,4 +1,4 @@
-"""What a large bottom costs a client, by method: gigabytes at its peak and milliseconds a step, on a GPU if there is one.
+"""What a large bottom costs a client, by method: gigabytes at its peak and milliseconds a step, on a GPU or a CPU.
 
     python benchmarks/large_bottom.py [--rows 16] [--length 512] [--blocks 12] [--dtype bfloat16]
 
@@ -45,10 +45,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     torch.manual_seed(0)
-    whole = OPTForCausalLM(OPTConfig(**SIZE, num_hidden_layers=chosen.blocks + 1)).to(
-        device, getattr(torch, chosen.dtype)
-    )
-    model = cut(whole, chosen.blocks)
+    whole = OPTForCausalLM(OPTConfig(**SIZE, num_hidden_layers=chosen.blocks + 1))
+    model = cut(whole.to(device, getattr(torch, chosen.dtype)), chosen.blocks)
     set_trainable(model, bottom="lora", top="none", lora=Lora(), seed=0)
     found = make_batch(whole.config.vocab_size, chosen.rows, chosen.length)
     batch = FixedBatch({key: each.to(device) for key, each in found.inputs.items()}, found.labels, found.sample_ids)

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# What the kernel does with the gradient estimates of steps, in the order of its numbers. AdamW, with a second moment and
-# factors of its own for each step, takes its steps in tensor operations, which cost little beside an estimate.
+# What the kernel does with the gradient estimates of steps, in the order of its numbers. AdamW, with a second moment
+# and factors of its own for each step, takes its steps in tensor operations, which cost little beside an estimate.
 KINDS = ("estimate", "sgd", "sign", "momentum")
 DIRECTIONS_AT_ONCE = 1024  # seeds and coefficients that a call is handed
 

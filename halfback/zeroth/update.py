@@ -1,8 +1,8 @@
 """How an agreed gradient estimate moves parameters: SGD, its sign, momentum or AdamW, in float32 and to the bit.
 
 Products and sums are apart: a fused multiply-add rounds once instead of twice, and which of the two is used differs
-between devices and vector tails. So does dividing by a number, which CUDA turns into a product. And PyTorch's square root
-of float32 isn't the correctly rounded one on every CPU: with MKL it differs in the last bit for a fifth of all values.
+between devices and vector tails. So does dividing by a number, which CUDA turns into a product. And PyTorch's square
+root of float32 isn't the correctly rounded one on every CPU: with MKL a fifth of all values differ in the last bit.
 """
 
 import math
