@@ -142,12 +142,13 @@ def _take_batch(trial: _Trial, meter: MemoryMeter, behind: int) -> None:
                 trial.links.near(party.id).send(upload(batch, party.forward(batch)))
     if needs.holds != "bottom" and needs.probe is not None:
         own, places = party.theta.groups, range(len(party.theta.replica.groups))
-        for groups in [own] if needs.agreement.groups is None else [(place,) for place in places]:
-            party.theta.groups = groups  # where the server says which one, it may be any
-            with meter.running():
-                slopes = local_slopes(party, batch, replace(needs.probe, directions=1))
-            party.losses.pop()
-        party.theta.groups = own
+        try:
+            for groups in [own] if needs.agreement.groups is None else [(place,) for place in places]:
+                party.theta.groups = groups  # where the server says which one, it may be any
+                with meter.running():
+                    slopes = local_slopes(party, batch, replace(needs.probe, directions=1))
+        finally:
+            party.theta.groups, party.losses = own, []
     if needs.replays:
         replica = party.theta.replica
         agreed = slopes.new_zeros(1, replica.width(needs.directions), dtype=torch.float32)

@@ -197,7 +197,8 @@ class RunConfig(_Section):
     """Rounds between two in which memory is measured; measuring slows a round down."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=1024)
-    """CPU threads of one operation; None for PyTorch's own choice. One is the fastest for a small model."""
+    """CPU threads of one operation, in this process from then on; None leaves them as they are, at first PyTorch's own
+    choice. One is the fastest for a small model."""
     one_pass: bool | None = None
     """In a simulation, a cohort's batches go through each part of the model as one, where its clients have the same θ:
     other bits than one by one, by rounding. Null: where the device is CUDA."""

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
 from halfback.config import RunConfig, Tree, from_tree, parse_override, read_recipe, to_tree
 from halfback.config.yaml_reading import check_plain
 from halfback.errors import UserError, shown
@@ -73,12 +76,22 @@ def text_of(path: str, value: Any) -> str:
 def first_difference(ours: RunConfig, theirs: Tree) -> tuple[str, Any, Any] | None:
     """The first setting in which a configuration differs from the settings of another, with our value and theirs.
 
-    `deployment` doesn't count: how long a server waits for clients changes nothing of what is trained.
+    What theirs don't name is at its default: it became a setting later. `deployment` doesn't count: how long a server
+    waits for clients changes nothing of what is trained.
     """
     for key, value in to_tree(ours).items():
-        if key != "deployment" and value != theirs.get(key):
-            return key, value, theirs.get(key)
+        was = theirs[key] if key in theirs else _default(key)
+        if key != "deployment" and value != was:
+            return key, value, was
     return None
+
+
+def _default(key: str) -> Any:
+    """Of a setting, as a tree has it; None of one that has no default."""
+    found = RunConfig.model_fields[key].get_default(call_default_factory=True)
+    if isinstance(found, BaseModel):
+        return found.model_dump(mode="json")
+    return None if found is PydanticUndefined else found
 
 
 def _opened(path: str, value: Any) -> dict[str, Any]:

@@ -28,8 +28,9 @@ def check_activations(server: Server, client: int, message: Activations) -> None
     if lengths is not None:
         _check_lengths(server, client, lengths, len(hidden))
     count = len(hidden) if lengths is None or server.top.scores_tokens else len(lengths)
-    if labels is not None and (labels.shape != (count,) or labels.is_floating_point()):
-        came, allowed = f"{labels.dtype} {tuple(labels.shape)}", f"integers for a batch of {count} are allowed"
+    # One dtype alone: in another, -100 may be equal to a label.
+    if labels is not None and (labels.shape != (count,) or labels.dtype != torch.int32):
+        came, allowed = f"{labels.dtype} {tuple(labels.shape)}", f"torch.int32 ({count},) is allowed"
         raise PeerError("Activations.labels", came, allowed, sender=client)
     if not all_finite(hidden):
         cure = "lower bottom.lr or bottom.clip"

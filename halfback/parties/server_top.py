@@ -4,6 +4,7 @@ In the U-shape the loss is taken on the devices: then through the middle and bac
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import cast
 
 import torch
@@ -152,9 +153,13 @@ def _in_one_pass(
         if len(lengths) not in (0, len(batches)):
             return None
         labels = [_labels(client, message) for client, message in batches.items()]
-        of_tokens = scored(torch.cat(labels)) if top.scores_tokens else None
+        counts, of_tokens = [len(own) for own in labels], None
+        if top.scores_tokens:
+            places = [scored(own) for own in labels]
+            firsts = [0, *accumulate(counts)]
+            of_tokens = torch.cat([own + first for own, first in zip(places, firsts, strict=False)])
+            counts = [len(own) for own in places]
         logits = _through_top(server, next(iter(batches)), hidden, torch.cat(lengths) if lengths else None, of_tokens)
-        counts = [len(own) if of_tokens is None else len(scored(own)) for own in labels]
         of_clients = zip(batches, logits.split(counts), labels, strict=True)
         losses = [_loss(server, client, own, its_labels) for client, own, its_labels in of_clients]
     except (PeerError, Diverged):

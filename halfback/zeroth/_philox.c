@@ -105,6 +105,12 @@ struct steps {
     const float *table;
 };
 
+/* By which Python knows that its `_Steps` is this one. */
+EXPORTED int halfback_steps_size(void)
+{
+    return (int)sizeof(struct steps);
+}
+
 /* One step on a tile; the arithmetic of `UpdateRule.step`. */
 INLINED void move(const struct steps *steps, int64_t step, float *restrict values, float *restrict velocity,
                   const float *restrict gradient, int count)

@@ -213,7 +213,7 @@ class Pack:
     ) -> Tensor:
         """(len(seeds), width) float32, a function of (seed, name, index) alone, times `scales`. Gaps hold noise."""
         if native.serves(device):
-            made = torch.empty(len(seeds), self.width, dtype=torch.float32)
+            made = torch.empty(len(seeds), self.width, dtype=torch.float32, device="cpu")
             for row, seed, scale in zip(made, seeds, scales or [1.0] * len(seeds), strict=True):
                 for stretch in self.stretches:
                     native.move(row, None, stretch, seed, scale, native_table(law))

@@ -43,7 +43,9 @@ def _load() -> ctypes.CDLL | None:
         return None
     try:
         kernel = ctypes.CDLL(spec.origin)
-    except OSError:  # built for another kind of machine
+        if kernel.halfback_steps_size() != ctypes.sizeof(_Steps):
+            return None
+    except (OSError, AttributeError):  # built for another kind of machine, or from other source
         return None
     address, whole, bits = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
     kernel.halfback_add.argtypes = [address] * 3 + [whole, whole, bits, bits, ctypes.c_float, address]
@@ -83,7 +85,7 @@ def move(moved: Tensor, values: Tensor | None, stretch: Stretch, seed: int, scal
 def rows(starts: Tensor, width: int, name: int, seed: int, table: Tensor | None) -> Tensor:
     """Rows of `width` values of a direction, each from its start on: (n,) int64 → (n, width) float32."""
     assert _kernel is not None
-    made = torch.empty(len(starts), width, dtype=torch.float32)
+    made = torch.empty(len(starts), width, dtype=torch.float32, device="cpu")
     _kernel.halfback_add(made.data_ptr(), None, starts.data_ptr(), len(starts), width, name, seed, 1.0, _address(table))
     return made
 

@@ -282,7 +282,7 @@ class Replica:
         if native.serves(device):
             table = native_table(self.directions.law)
             for step, row in enumerate(coefficients):
-                gradient = torch.empty(pack.width, dtype=torch.float32)
+                gradient = torch.empty(pack.width, dtype=torch.float32, device="cpu")
                 alone = native.Steps(seeds[step * len(row) : (step + 1) * len(row)], [row], table)
                 native.replay(alone, pack.stretches, gradient, ())
                 yield gradient

@@ -11,7 +11,7 @@ than its own uses, and for whatever a model calls. The bits are those of a copy 
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -56,9 +56,13 @@ def in_float32(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return wide
 
 
-@contextmanager
-def paused() -> Iterator[None]:
+def paused() -> AbstractContextManager[None]:
     """Operations in this context are what they are outside of `in_float32`: directions take many, none in half."""
+    return _pause() if _open.modes else nullcontext()
+
+
+@contextmanager
+def _pause() -> Iterator[None]:
     modes, _open.modes = _open.modes, ()
     for mode in reversed(modes):
         mode.__exit__(None, None, None)

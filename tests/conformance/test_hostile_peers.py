@@ -50,10 +50,12 @@ SAYS_LABELS: dict[str, tuple[Spoil, str]] = {
     "too-high": (lambda m: replace(m, labels=torch.full_like(m.labels, 10)), "Activations.labels: 10 came, 0 to 9 are"),
     "negative": (lambda m: replace(m, labels=torch.full_like(m.labels, -1)), "Activations.labels: -1 came, 0 to 9 are"),
     "low": (lambda m: replace(m, labels=torch.full_like(m.labels, -101)), "Activations.labels: -101 came"),
-    "huge": (lambda m: replace(m, labels=m.labels.long() + 2**62), "Activations.labels: 46116860184273.* came"),
+    "huge": (lambda m: replace(m, labels=m.labels + 2**30), "Activations.labels: 10737418.* came"),
+    "of-eight-bits": (lambda m: replace(m, labels=m.labels.to(torch.uint8)), r"torch.uint8 \(8,\) came, torch.int32"),
+    "of-64-bits": (lambda m: replace(m, labels=m.labels.long()), r"torch.int64 \(8,\) came, torch.int32 \(8,\) is"),
     "a-matrix": (
         lambda m: replace(m, labels=m.labels.unsqueeze(1)),
-        r"Activations.labels: .*\(8, 1\) came, integers",
+        r"Activations.labels: .*\(8, 1\) came, torch.int32",
     ),
 }
 SAYS_LENGTHS: dict[str, tuple[Spoil, str]] = {

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from halfback.zeroth import native
-from halfback.zeroth.directions import PACK_WIDTH, Directions, Law, Pack, Segment, direction_rows, seed_for
+from halfback.zeroth.directions import (
+    PACK_WIDTH,
+    Directions,
+    Law,
+    Pack,
+    Segment,
+    direction_of,
+    direction_rows,
+    seed_for,
+)
 from halfback.zeroth.replay import Replica
 from halfback.zeroth.slopes import perturbed
 from halfback.zeroth.update import UpdateRule
@@ -148,3 +157,13 @@ def test_replay_of_half_precision(law: Law, optimizer: str) -> None:
     rows = torch.randn(3, 2, generator=torch.Generator().manual_seed(1))
     wanted = by_tensors(lambda: replayed(rule, law, rows, dtype=torch.bfloat16))
     assert_bits(replayed(rule, law, rows, dtype=torch.bfloat16), wanted)
+
+
+def test_another_default_device_is_not_the_kernels(law: Law) -> None:
+    """What it writes to is on the CPU, where its addresses are."""
+    parameter = torch.linspace(-1, 1, 300)
+    wanted, rows = direction_of(1, "w", parameter, law=law), torch.tensor([1, 3])
+    of_rows = direction_rows(1, "w", rows, 20, law=law)
+    with torch.device("meta"):
+        assert_bits(direction_of(1, "w", parameter, law=law), wanted)
+        assert_bits(direction_rows(1, "w", rows, 20, law=law), of_rows)
