@@ -16,6 +16,7 @@ from halfback.codecs.protocol import Receiver, Samples, Seen, Sender, finite
 from halfback.codecs.temporal import TemporalReceiver, TemporalSender, check_unique
 from halfback.engine.tensors import under
 from halfback.errors import Diverged, Peer, PeerError
+from halfback.parties.checks import tokens_of
 from halfback.parties.holdings import HiddenForm
 from halfback.telemetry.meters import MemoryMeter
 from halfback.wire.messages import CODED, FIELDS, Caches, Encoded, Message, Part, Role, of_parts, parts_of
@@ -181,7 +182,8 @@ class End:
                 except PeerError as error:
                     raise error.within(f"{kind.__name__}.sample_ids") from None
             form = next(iter(self._forms.values()))
-            self._batch = _Batch(samples, _tokens(kind, lengths, len(ids), form.shape[0]) if form.has_texts else None)
+            tokens = tokens_of(lengths, form.shape[0], samples=len(ids)) if form.has_texts else None
+            self._batch = _Batch(samples, tokens)
         batch = self._step()
         rows = len(batch.ids) if batch.tokens is None else sum(batch.tokens)
         # What is encoded is counted by its codec.
@@ -245,17 +247,6 @@ class End:
         """Continues from `state`."""
         for name, end in self._ends():
             end.load_state(under(f"{name}.", tensors), values[name])
-
-
-def _tokens(kind: type[Part], lengths: Tensor | None, count: int, most: int) -> tuple[int, ...]:
-    """Tokens of each sample, from lengths that may come from anyone."""
-    if lengths is None or lengths.shape != (count,) or lengths.dtype != torch.int32:
-        came = "none" if lengths is None else f"{lengths.dtype} {tuple(lengths.shape)}"
-        raise PeerError(f"{kind.__name__}.lengths", came, f"torch.int32 ({count},) is allowed")
-    tokens = tuple(lengths.tolist())
-    if outside := [length for length in tokens if not 1 <= length <= most]:
-        raise PeerError(f"{kind.__name__}.lengths", outside[0], f"1 to {most} are allowed")
-    return tokens
 
 
 @contextmanager

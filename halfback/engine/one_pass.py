@@ -17,6 +17,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from halfback.engine.client_side import ClientSide
+from halfback.models.running import rows_of
 from halfback.parties.client import Client
 from halfback.parties.holdings import Batch
 from halfback.zeroth.substitution import in_force
@@ -95,7 +96,7 @@ class OnePass:
             self._leave_off()
             side.meters.forward_passes -= counter.count
             return cast(Tensor, client.bottom(batch.inputs))
-        sizes = [_rows(each) for each in batches]
+        sizes = [rows_of(each.inputs) for each in batches]
         hiddens = joined.primal.split(sizes)
         tangents = [None] * len(sizes) if joined.tangent is None else joined.tangent.split(sizes)
         parts = [
@@ -155,8 +156,3 @@ def _form(batch: Batch) -> Hashable:
 def _joined(inputs: Sequence[Inputs]) -> dict[str, Tensor]:
     """One batch of several: of texts their tokens, of images the rows, one behind the other."""
     return {name: torch.cat([each[name] for each in inputs]) for name in inputs[0]}
-
-
-def _rows(batch: Batch) -> int:
-    """Rows of the activations: the tokens of texts, else the samples."""
-    return len(batch.inputs.get("input_ids", batch.sample_ids))

@@ -48,9 +48,7 @@ class Bottom(nn.Module):
         for group in groups:
             own = self._activations(group)
             if joined is None:
-                joined = own.new_empty(
-                    len(inputs["input_ids" if "lengths" in inputs else "pixel_values"]), *own.shape[1:]
-                )
+                joined = own.new_empty(rows_of(inputs), *own.shape[1:])
             joined[begin : begin + len(own)] = own
             begin += len(own)
             del own  # before the next ones are computed
@@ -148,8 +146,8 @@ class Top(nn.Module):
             logits = output if isinstance(output, Tensor) else output.logits
             logits = layout.take(logits) if logits.ndim == 3 else logits
             return logits if scored is None else logits.index_select(0, scored)
-        read = scored if self.scores_tokens else layout.ends(last=self.family.kind == "decoder")
         one_row = self.scores_tokens
+        read = scored if one_row else layout.ends(last=self.family.kind == "decoder")
         with _laid_out(self.body, self.family, layout, hidden, partial(_read, read=read, one_row=one_row)):
             output = self.body(inputs_embeds=_read(hidden, read, one_row=one_row), **arguments)
         if self.verbaliser is None:
@@ -178,9 +176,14 @@ class LocalModel(nn.Module):
         """The same logits, those of as many rows at a time as go through the bottom; for where no graph is built."""
         hidden, begin = self.bottom(inputs), 0
         for group in self.bottom.groups(inputs):
-            part = slice(begin, begin + len(group["input_ids" if "lengths" in group else "pixel_values"]))
+            part = slice(begin, begin + rows_of(group))
             yield self.head(hidden[part], group.get("lengths"), within(scored, part))
             begin = part.stop
+
+
+def rows_of(inputs: Mapping[str, Tensor]) -> int:
+    """How many rows the activations of a batch have: one for each token of its texts, or for each image."""
+    return len(inputs["input_ids" if "lengths" in inputs else "pixel_values"])
 
 
 @contextmanager

@@ -41,14 +41,28 @@ def _check_lengths(server: Server, client: int, lengths: Tensor, tokens: int) ->
     form = server.top.of(client).form
     if not form.has_texts:
         raise PeerError("Activations.lengths", "some", "none are allowed for images", sender=client)
-    if lengths.ndim != 1 or lengths.dtype != torch.int32:
-        came = f"{lengths.dtype} {tuple(lengths.shape)}"
-        raise PeerError("Activations.lengths", came, "torch.int32 (samples,) is allowed", sender=client)
-    if outside := lengths[(lengths < 1) | (lengths > form.shape[0])].tolist():
-        raise PeerError("Activations.lengths", outside[0], f"1 to {form.shape[0]} are allowed", sender=client)
-    if int(lengths.sum()) != tokens:
-        came = f"texts of {int(lengths.sum())} tokens"
-        raise PeerError("Activations.lengths", came, f"{tokens}, one for each row of hidden, are needed", sender=client)
+    if (found := sum(tokens_of(lengths, form.shape[0], sender=client))) != tokens:
+        came, needed = f"texts of {found} tokens", f"{tokens}, one for each row of hidden, are needed"
+        raise PeerError("Activations.lengths", came, needed, sender=client)
+
+
+def tokens_of(
+    lengths: Tensor | None, longest: int, *, samples: int | None = None, sender: Peer = None
+) -> tuple[int, ...]:
+    """How many tokens each text of a batch has, by what a message says of it; `samples`: how many texts, if known.
+
+    Raises:
+        PeerError: they are no such lengths, or one is outside of 1 to `longest`.
+    """
+    count = samples if samples is not None or lengths is None else lengths.numel()
+    if lengths is None or lengths.shape != (count,) or lengths.dtype != torch.int32:
+        came = "none" if lengths is None else f"{lengths.dtype} {tuple(lengths.shape)}"
+        allowed = f"torch.int32 ({'samples' if samples is None else samples},) is allowed"
+        raise PeerError("Activations.lengths", came, allowed, sender=sender)
+    tokens = tuple(lengths.tolist())
+    if outside := [length for length in tokens if not 1 <= length <= longest]:
+        raise PeerError("Activations.lengths", outside[0], f"1 to {longest} are allowed", sender=sender)
+    return tokens
 
 
 def check_slopes(server: Server, client: int, message: Slopes, count: int, *, step: int | None = None) -> None:
