@@ -14,6 +14,8 @@ from halfback.assembly.fingerprint import check_same
 from halfback.assembly.given import Given
 from halfback.assembly.places import placed
 from halfback.config import RunConfig
+from halfback.engine.kept import going_on
+from halfback.engine.state import load_server
 from halfback.errors import Diverged, UserError
 from halfback.runs import standing
 from halfback.runs.folder import CHECKPOINT, PRETRAINED, config_of
@@ -138,7 +140,11 @@ def reload(out: Path, given: Given | None = None) -> Built:
         if found is None:
             raise UserError(f"{out} has no checkpoint yet; continue it with `halfback resume {out}`")
         built = Opening(out, out / PRETRAINED, caller=Caller(given=given)).built(config, found)
-        built.federation.load_state(found[1], found[2])
+        if "deployment" in found[2]:  # the clients' own states are where they are, and a model is the server's to tell
+            with going_on():
+                load_server(built.federation.server, found[1], found[2])
+        else:
+            built.federation.load_state(found[1], found[2])
     built.federation.server.agreed_bottom()
     return built
 

@@ -12,6 +12,7 @@ from halfback.config import RunConfig
 from halfback.deploy.here import at_client, at_server
 from halfback.deploy.site import TEMPLATE, SiteConfig, read_site
 from halfback.errors import UserError
+from halfback.runs import run
 from halfback.testing import small
 from tests.deploy.local import Relays, serve_here
 
@@ -66,6 +67,8 @@ def test_sites_with_rows_of_their_own_train_on_all_of_them_and_nothing_of_them_i
             assert b"great very very" not in held
             assert str(tmp_path / "a.csv").encode() not in held
             assert str(tmp_path / "b.csv").encode() not in held
+    fetched = run.load(out)  # like a run of one process
+    assert fetched.evaluate().loss == fetched.records[-1].validation_loss
 
 
 def test_a_label_that_the_server_does_not_know_is_named(
