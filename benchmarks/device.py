@@ -145,3 +145,119 @@ def inferred(python: str, package_folder: Path, batches: Path, steps: int) -> Co
     command = [python, "-c", INFERENCE, str(package_folder), str(batches), str(steps)]
     seconds, kilobytes = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     return Cost(float(kilobytes) * 1024, float(seconds))
+
+
+def environment(python: str) -> tuple[float, float]:
+    """Bytes of what pip has installed for an interpreter, without pip and the tools of packaging, and with halfback-device."""
+    program = "import sysconfig, halfback_device; print(sysconfig.get_path('purelib')); print(halfback_device.__path__[0])"
+    found = subprocess.run([python, "-c", program], check=True, capture_output=True, text=True).stdout.splitlines()
+    installed, own = (Path(line) for line in found)
+    left_out = ("pip", "setuptools", "pkg_resources", "_distutils_hack")
+    kept = [entry for entry in installed.iterdir() if not entry.name.startswith(left_out) and entry != own]
+    return sum(size_of(entry) for entry in kept) + size_of(own), len(kept)
+
+
+def size_of(path: Path) -> float:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return float(sum(file.stat().st_size for file in files))
+
+
+def spread(found: Mapping[str, list[Cost]], over: tuple[str, str], what: str) -> str:
+    """The ratio of two processes' medians, and the smallest and the largest of a pair."""
+    above, below = ([getattr(cost, what) for cost in found[name]] for name in over)
+    each = [one / other for one, other in zip(above, below, strict=True)]
+    return f"{statistics.median(above) / statistics.median(below):.2f} ({min(each):.2f}–{max(each):.2f})"
+
+
+def measured(model: str, python: str, steps: int, pairs: int, folder: Path) -> dict[str, list[Cost]]:
+    """By process: what it cost, in each pair."""
+    recipe, own = MODELS[model]
+    train, held = rows_of(folder)
+    common = [
+        *own,
+        *("task.name=csv", f"task.train={train}", f"task.validation={held}", "task.text=sentence", "task.label=label"),
+        *("clients=1", "sampled_clients=1", f"steps={steps}", "device=cpu", "threads=1", "beside=[]"),
+    ]
+    data = {"name": "csv", "train": str(train), "text": "sentence", "label": "label"}
+    torch_site = SiteConfig.model_validate({"data": data})
+    processes: dict[str, Any] = {}
+    for how, settings in METHODS.items():
+        config = configuration.resolve(recipe, [*common, *settings])
+        for weights in ("float32", "int8"):
+            changed = configuration.resolve(recipe, [*common, *settings, f"bottom.weights={weights}"])
+            place = folder / f"{how}-{weights}".replace(" ", "-").replace(",", "")
+            package(changed, place)
+            device_site = SiteConfig.model_validate(
+                {"data": data, "runtime": "device", "package": str(place), "interpreter": python}
+            )
+            batches = place.with_suffix(".npz")
+            write_batches(build(changed), batches, steps)
+            processes[f"device, {weights}, inference for {how}"] = (
+                lambda place=place, batches=batches, n=0: inferred(python, place, batches, steps)
+            )
+            processes[f"device, {weights}, {how}"] = (
+                lambda config=changed, site=device_site, n=0: trained(config, site, folder / f"states-{n}", steps)
+            )
+        processes[f"PyTorch, {how}"] = (
+            lambda config=config, n=0: trained(config, torch_site, folder / f"states-{n}", steps)
+        )
+    found: dict[str, list[Cost]] = {name: [] for name in processes}
+    for pair in range(pairs):
+        for name, run in processes.items():
+            found[name].append(run(n=f"{pair}-{len(name)}"))
+    return found
+
+
+def write_batches(built: Built, path: Path, steps: int) -> None:
+    """The inputs of a run's first batches, for a process that has NumPy alone."""
+    data = built.federation.client(0).party.feed.data
+    arrays = {
+        f"{number}/{name}": tensor.numpy()
+        for number in range(steps)
+        for name, tensor in data.batch(number).inputs.items()
+    }
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+
+
+def shown(model: str, found: Mapping[str, list[Cost]]) -> None:
+    """The costs, and their ratios as the goals are stated."""
+    console = Console(width=160)
+    table = Table("process", "peak, MB", "ms a step (a pass)", "s until ready", title=model)
+    for name, costs in found.items():
+        peak, step, ready = (statistics.median(getattr(cost, what) for cost in costs) for what in ("peak", "step", "ready"))
+        table.add_row(name, f"{peak / MEGA:.0f}", f"{1000 * step:.0f}", f"{ready:.2f}" if ready else "–")
+    console.print(table)
+    slopes, exact = METHODS
+    ratios = Table("what", slopes, exact, title=f"{model}: ratios of medians (of a pair, least–most)")
+    rows: Sequence[tuple[str, str, str, str]] = [
+        ("peak, training ÷ inference", "device, float32, {}", "device, float32, inference for {}", "peak"),
+        ("peak, device ÷ PyTorch", "device, float32, {}", "PyTorch, {}", "peak"),
+        ("peak, int8 ÷ float32", "device, int8, {}", "device, float32, {}", "peak"),
+        ("seconds a step, device ÷ PyTorch", "device, float32, {}", "PyTorch, {}", "step"),
+        ("seconds a step, int8 ÷ float32", "device, int8, {}", "device, float32, {}", "step"),
+    ]
+    for what, one, other, of in rows:
+        ratios.add_row(what, *(spread(found, (one.format(how), other.format(how)), of) for how in (slopes, exact)))
+    pair = (f"device, float32, {exact}", f"device, float32, {slopes}")
+    ratios.add_row("seconds a step, exact ÷ slopes, on the device", "", spread(found, pair, "step"))
+    console.print(ratios)
+    print(json.dumps({model: {name: [vars(cost) for cost in costs] for name, costs in found.items()}}))
+
+
+def main() -> None:
+    """Prints the tables, and all figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--pairs", type=int, default=3)
+    chosen = parser.parse_args()
+    size, count = environment(chosen.python)
+    print(f"environment of {chosen.python}: {size / MEGA:.0f} MB in {count:g} entries, without pip and setuptools")
+    for model in chosen.models:
+        with tempfile.TemporaryDirectory() as folder:
+            shown(model, measured(model, chosen.python, chosen.steps, chosen.pairs, Path(folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -158,6 +158,19 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
         ),
     ),
     Rule(
+        "device packages in one pass",
+        lambda f: f.config.client.runtime == "device" and f.config.one_pass is True,
+        lambda f: (
+            "one_pass=true: clients on device packages (client.runtime=device) run alone; use one_pass=null or "
+            "one_pass=false"
+        ),
+    ),
+    Rule(
+        "device packages in rows",
+        lambda f: f.config.client.runtime == "device" and f.room is not None,
+        lambda f: f"{f.room}: client.runtime=device takes a batch as it is; leave it null, or use client.runtime=torch",
+    ),
+    Rule(
         "codecs where nothing goes",
         lambda f: f.idle_links != [],
         lambda f: f"codecs.{f.idle_links[0]}: nothing goes this way without a head on the device (model.head)",
