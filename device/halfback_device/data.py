@@ -30,8 +30,8 @@ class Rows:
     """Where a device's rows are, and what of them may be read.
 
     Attributes:
-        path: a .csv, .json or .jsonl file (or .gz of one), a folder with a subfolder of images for each class, or a .npz
-            with `images` (N, C, H, W) float32 as the model takes them and `labels` (N,).
+        path: a .csv, .json or .jsonl file (or .gz of one), a folder with a subfolder of images for each class, or a
+            .npz with `images` (N, C, H, W) float32 as the model takes them and `labels` (N,).
         text, pair, label, target: columns of a file of texts: what the model reads, a second text, the class, and the
             text to generate. What isn't named isn't read.
         delimiter: of a CSV file, one character or "tab"; None finds out from the header.

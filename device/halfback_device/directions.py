@@ -242,4 +242,3 @@ class Perturbed:
             (bits,) = pack.directions([self._seed], self._law)
             self._made = pack, bits.times(self._radius)
         return self._made[1]
-

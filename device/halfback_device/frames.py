@@ -13,8 +13,6 @@ from typing import Any, Literal, NamedTuple
 from halfback_device.errors import DeviceError, PeerError, one_line
 
 MAX_HEADER = 1 << 22  # characters; the largest holds a configuration
-MOST_MEMORY = 1 << 44  # bytes, 16 TiB: more than any machine that trains has
-_DEEPEST = 64  # levels of a configuration
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # what may be half of a pair, which is no character
 
@@ -215,14 +213,16 @@ class _WrongError(DeviceError):
 
 
 def _shown(value: object) -> str:
-    """A value as it stands in a message: its beginning, if it is long."""
-    text = repr(value if not isinstance(value, str | bytes | list | dict) else value[:100] if isinstance(value, str) else type(value).__name__)
-    return one_line(text[:200])
+    """A value as it stands in a message: its kind, where it may be long."""
+    if isinstance(value, str):
+        return one_line(repr(value[:100]))
+    small = value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 1 << 80)
+    return repr(value) if small else f"{type(value).__name__}"
 
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 62:
-        raise _WrongError(value if type(value) is not int or abs(value) < 1 << 80 else "a huge number", "a whole number from 0 to 2^62 - 1 is allowed")
+        raise _WrongError(value, "a whole number from 0 to 2^62 - 1 is allowed")
     return value
 
 

@@ -1,7 +1,8 @@
 """CSV and JSON texts to tables, without a guess at any type; errors name the line that an editor shows.
 
 A cell of a CSV file is its text. In JSON a text stays as it is, a number as it is spelt, true and false are "True" and
-"False", null and NaN are missing. These are the reference's rules (halfback/data/parsing.py): a file means the same there.
+"False", null and NaN are missing. These are the reference's rules (halfback/data/parsing.py): a file means the same
+there.
 """
 
 import csv

@@ -179,9 +179,7 @@ class Replica:
         ends = np.cumsum([parameter.size for parameter in own.values()])[:-1]
         of_rows = [dict(zip(own, np.split(row, ends), strict=True)) for row in rows]
         for pack in packs_of(own):
-            scaled = (
-                gather(row, pack) * np.float32(scale) for row, scale in zip(of_rows, scales, strict=True)
-            )
+            scaled = (gather(row, pack) * np.float32(scale) for row, scale in zip(of_rows, scales, strict=True))
             self._replay_pack(pack, scaled, steps)
 
     def _replay_pack(self, pack: Pack, gradients: Iterator[Array], steps: Sequence[int]) -> None:

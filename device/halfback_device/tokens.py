@@ -1,4 +1,4 @@
-"""Texts to tokens, as the reference encodes them (halfback/data/encode.py and prompts.py), from the package's tokenizer.
+"""Texts to tokens with the package's tokenizer, as the reference encodes them (halfback/data/encode.py and prompts.py).
 
 A package says in its manifest how (`task.texts`):
 
@@ -128,7 +128,7 @@ class Encoder:
         while chunk := list(islice(rows, _AT_ONCE)):
             for found in self._tokenizer.encode_batch(chunk):
                 if types is not None:
-                    types.append(array("b", found.type_ids))
+                    types.append(array("i", found.type_ids))
                 yield found.ids
 
     def _each_bare(self, texts: Sequence[str]) -> Iterator[list[int]]:

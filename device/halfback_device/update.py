@@ -96,9 +96,7 @@ class UpdateRule:
         else:
             self._adamw(values, gradient, moments, count, rate)
 
-    def _adamw(
-        self, values: Array, gradient: Array, moments: Sequence[Array], count: int, rate: np.float32
-    ) -> None:
+    def _adamw(self, values: Array, gradient: Array, moments: Sequence[Array], count: int, rate: np.float32) -> None:
         mean, square = moments
         beta1, beta2 = self.betas
         mean *= np.float32(beta1)
