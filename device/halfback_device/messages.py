@@ -256,9 +256,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 FIELDS: dict[type[Part], dict[str, Field]] = {
     kind: {
-        entry.name: Field(
-            entry.metadata["role"], _types(get_type_hints(kind)[entry.name], entry.metadata["coded"])
-        )
+        entry.name: Field(entry.metadata["role"], _types(get_type_hints(kind)[entry.name], entry.metadata["coded"]))
         for entry in fields(kind)
     }
     for kind in KINDS

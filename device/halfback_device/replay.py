@@ -1,7 +1,7 @@
 """Replay: everyone who knows the seeds and the agreed slopes rebuilds the same update, bit for bit (docs/protocol.md).
 
-Many missed steps are taken in one pass over the parameters, pack by pack, so catching up needs no more memory than taking
-one step. Learning rates are functions of the run's step alone.
+Many missed steps are taken in one pass over the parameters, pack by pack, so catching up needs no more memory than
+taking one step. Learning rates are functions of the run's step alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -179,9 +179,7 @@ class Replica:
         ends = np.cumsum([parameter.size for parameter in own.values()])[:-1]
         of_rows = [dict(zip(own, np.split(row, ends), strict=True)) for row in rows]
         for pack in packs_of(own):
-            scaled = (
-                gather(row, pack) * np.float32(scale) for row, scale in zip(of_rows, scales, strict=True)
-            )
+            scaled = (gather(row, pack) * np.float32(scale) for row, scale in zip(of_rows, scales, strict=True))
             self._replay_pack(pack, scaled, steps)
 
     def _replay_pack(self, pack: Pack, gradients: Iterator[Array], steps: Sequence[int]) -> None:

@@ -53,7 +53,8 @@ class Most(NamedTuple):
 def most_bytes(most: Mapping[Role, Most]) -> int:
     """Of the longest message whose fields hold no more than this, by role; a role that is not there holds nothing."""
     return max(
-        _HEADER.size + sum(_most_of_field(most.get(field.role, Most(0, 0))) for kind in kinds for field in _fields(kind))
+        _HEADER.size
+        + sum(_most_of_field(most.get(field.role, Most(0, 0))) for kind in kinds for field in _fields(kind))
         for kinds in CODES
     )
 
