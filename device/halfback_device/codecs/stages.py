@@ -89,16 +89,30 @@ class Sign:
         self.width = -(-width // 8)
 
     def encode(self, matrix: Array) -> tuple[Array, Parts]:
-        """Bytes (rows, columns / 8), the lowest bit first, and means (rows, 1), which are summed in float64."""
+        """Bytes (rows, columns / 8), the lowest bit first, and means (rows, 1)."""
         matrix = widened(matrix)
-        mean = np.abs(matrix).mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
-        return np.packbits(matrix < 0, axis=1, bitorder="little"), (mean,)
+        return np.packbits(matrix < 0, axis=1, bitorder="little"), (_mean_size(matrix),)
 
     def decode(self, payload: Array, extras: Parts) -> Array:
         """The mean, with each value's sign."""
         mean = _checked_scale(extras[0], len(payload))
         negative = np.unpackbits(payload, axis=1, count=self._columns, bitorder="little").astype(np.bool_)
         return np.where(negative, -mean, mean)
+
+
+def _mean_size(matrix: Array) -> Array:
+    """Mean of |x| over each row, (rows, 1) float32.
+
+    Summed in float64 by halves (x_i + x_{i + n/2}, again and again; zeros behind it up to a power of two), so that it has
+    the same bits everywhere.
+    """
+    columns = matrix.shape[1]
+    sums = np.zeros((len(matrix), 1 << (columns - 1).bit_length()))
+    np.abs(matrix, out=sums[:, :columns])
+    while sums.shape[1] > 1:
+        half = sums.shape[1] // 2
+        sums = sums[:, :half] + sums[:, half:]
+    return (sums / columns).astype(np.float32)
 
 
 def quantised(matrix: Array, largest: int) -> tuple[Array, Parts]:

@@ -225,8 +225,8 @@ def sparse_signs(width: int, size: int, seed: int) -> Array:
     """
     draws = np.random.Generator(np.random.Philox(key=seed)).integers(0, 6, size=(width, size))
     signs = (draws == 0).astype(np.float32) - (draws == 1).astype(np.float32)
-    signs *= np.float32(math.sqrt(3 / size))
-    return signs
+    found: Array = signs * np.float32(math.sqrt(3 / size))
+    return found
 
 
 def _stored(values: Array, dtype: str) -> Parts:
