@@ -40,8 +40,8 @@ def philox(counters: Array, seeds: Sequence[int]) -> Array:
     """
     many, count = len(seeds), counters.shape[1]
     keys = [[seed & 0xFFFFFFFF for seed in seeds], [seed >> 32 for seed in seeds]]
-    # Words 0 and 2 are multiplied, words 1 and 3 are not; both pairs go through a round together. Of words 1 and 3 comes
-    # word 1 first, which meets the product of word 2.
+    # Words 0 and 2 are multiplied, words 1 and 3 are not; both pairs go through a round together, in which word 1
+    # meets the product of word 2 and word 3 that of word 0.
     even = np.repeat(counters[0::2, None], many, axis=1)
     odd = np.repeat(counters[1::2, None], many, axis=1)
     product, high = np.empty_like(even), np.empty_like(even)
@@ -70,7 +70,7 @@ def _sign_table() -> Array:
 
 @lru_cache(maxsize=1)
 def gaussian_table() -> Array:
-    """(65536,) float32: quantiles of the normal law at the mid-points, scaled to unit variance; see docs/protocol.md."""
+    """(65536,) float32: quantiles of the normal law at the mid-points, scaled to unit variance."""
     half = [NormalDist().inv_cdf((i + 0.5) / 65536) for i in range(32768)]
     scale = (2 * sum(value * value for value in half) / 65536) ** -0.5
     values = [value * scale for value in half]
@@ -104,7 +104,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Pack:
-    """Segments whose directions are made together; each begins on a multiple of `ALIGNMENT`, `width` counts the gaps."""
+    """Segments whose directions are made together; each begins on a multiple of `ALIGNMENT`; `width` has the gaps."""
 
     segments: tuple[Segment, ...]
     width: int

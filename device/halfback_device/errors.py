@@ -1,4 +1,4 @@
-"""The errors that a package, a peer or a site can cause, each in one line; everything else is a bug and keeps its traceback."""
+"""The errors that a package, a peer or a site can cause, in one line; all else is a bug and keeps its traceback."""
 
 from typing import Literal
 

@@ -1,7 +1,7 @@
 """Replay: everyone who knows the seeds and the agreed slopes rebuilds the same update, bit for bit (docs/protocol.md).
 
-Many missed steps are taken in one pass over the parameters, pack by pack, so catching up needs no more memory than taking
-one step. Learning rates are functions of the run's step alone.
+Many missed steps are taken in one pass over the parameters, pack by pack, so catching up needs no more memory than
+taking one step. Learning rates are functions of the run's step alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

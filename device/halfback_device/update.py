@@ -1,7 +1,7 @@
 """How an agreed gradient estimate moves parameters: SGD, its sign, momentum or AdamW, in float32 and to the bit.
 
-Each line below is one operation of NumPy, so each product, sum, quotient and root is rounded by itself: docs/protocol.md
-has their order. Numbers that multiply arrays are reckoned in float64 and rounded to float32 once.
+Each line below is one operation of NumPy, so each product, sum, quotient and root is rounded by itself, in the order of
+docs/protocol.md. Numbers that multiply arrays are reckoned in float64 and rounded to float32 once.
 """
 
 import math
