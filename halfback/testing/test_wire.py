@@ -15,7 +15,8 @@ from halfback.testing.formulas import greeting, reused, tensor
 from halfback.testing.observed import ROUNDS, STEPS, Arrived, Observed
 from halfback.testing.remote import run_over_sockets
 from halfback.testing.table import Row
-from halfback.wire.messages import FIELDS, Encoded, HandOver, parts_of
+from halfback.wire.fields import FIELDS
+from halfback.wire.messages import Encoded, HandOver, parts_of
 from halfback.wire.packing import unpack
 
 World = Callable[..., RunConfig]
