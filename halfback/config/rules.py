@@ -165,9 +165,12 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
         ),
     ),
     Rule(
-        "device packages in rows",
-        lambda f: f.config.client.runtime == "device" and f.room is not None,
-        lambda f: f"{f.room}: client.runtime=device takes a batch as it is; leave it null, or use client.runtime=torch",
+        "device packages within a memory",
+        lambda f: f.config.client.runtime == "device" and f.config.client.memory is not None,
+        lambda f: (
+            f"client.memory={f.config.client.memory:g}: it counts the tensors of PyTorch, which client.runtime=device has "
+            "none of; use client.rows_at_once"
+        ),
     ),
     Rule(
         "codecs where nothing goes",
