@@ -5,7 +5,6 @@ that its package was made of, by the rules that hold for a worker with PyTorch; 
 another recipe.
 """
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -18,22 +17,12 @@ from halfback.deploy.here import at_client
 from halfback.deploy.site import SiteConfig
 from halfback.errors import UserError
 
-_DISTRIBUTION = "halfback_device"
-MODULE = f"{_DISTRIBUTION}.worker"
-_OF_ROWS = ("name", "train", "text", "pair", "label", "target", "delimiter", "encoding", "skip_bad_rows")
+_COLUMNS = ("text", "pair", "label", "target")
 
 
-def interpreter_of(site: SiteConfig) -> str:
-    """The Python that runs the worker; UserError where it can't."""
-    chosen = sys.executable if site.interpreter is None else site.interpreter
-    looks = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({_DISTRIBUTION!r}) is None)"
-    try:
-        missing = subprocess.run([chosen, "-c", looks], capture_output=True).returncode
-    except OSError as error:
-        raise UserError(f"interpreter {chosen} can't be started: {error.strerror}") from None
-    if missing:
-        raise UserError(f"interpreter {chosen}: its environment has no halfback-device; see docs/device.md")
-    return chosen
+def command_of(site: SiteConfig) -> list[str]:
+    """What starts the worker, before its arguments; UserError where it can't be started."""
+    return [_interpreter(site), "-c", "from halfback_device.cli import main; main()", "worker"]
 
 
 def arguments_of(site: SiteConfig) -> dict[str, Any]:
@@ -44,6 +33,7 @@ def arguments_of(site: SiteConfig) -> dict[str, Any]:
             there is no package.
     """
     assert site.package is not None
+    assert site.data is not None
     package = Path(site.package).expanduser()
     if not (package / "manifest.json").is_file():
         raise UserError(f"package {package}: there is no manifest.json in it; `halfback package` makes one")
@@ -53,9 +43,20 @@ def arguments_of(site: SiteConfig) -> dict[str, Any]:
         raise UserError(f"package {package}: its manifest has no recipe")
     check_plain(tree, f"package {package}: the recipe")
     own = site.model_copy(update={"model": str(package)})  # whatever its recipe calls the model: it is in the package
-    task = dataclasses.asdict(at_client(configuration.from_tree(tree, {}), own).task)
-    return {
-        "package": str(package),
-        "data": {key: task[key] for key in _OF_ROWS},
-        "keep_labels": site.keep_labels,
-    }
+    task = at_client(configuration.from_tree(tree, {}), own).task
+    columns = {name: getattr(task, name) for name in _COLUMNS} if site.data.name == "csv" else {}
+    read = {"path": task.train, "delimiter": task.delimiter, "encoding": task.encoding}
+    rows = read | {"skip_bad_rows": task.skip_bad_rows} | columns
+    return {"package": str(package), "rows": rows, "keep_labels": site.keep_labels}
+
+
+def _interpreter(site: SiteConfig) -> str:
+    chosen = sys.executable if site.interpreter is None else site.interpreter
+    looks = "import importlib.util, sys; sys.exit(importlib.util.find_spec('halfback_device') is None)"
+    try:
+        missing = subprocess.run([chosen, "-c", looks], capture_output=True).returncode
+    except OSError as error:
+        raise UserError(f"interpreter {chosen} can't be started: {error.strerror}") from None
+    if missing:
+        raise UserError(f"interpreter {chosen}: its environment has no halfback-device; see docs/device.md")
+    return chosen

@@ -37,7 +37,7 @@ class Relay:
             UserError: the site's file and its device package don't go together.
         """
         if site.runtime == "device":
-            self._command, own = [device.interpreter_of(site), "-m", device.MODULE], device.arguments_of(site)
+            self._command, own = device.command_of(site), device.arguments_of(site)
         else:
             self._command, own = [sys.executable, "-m", worker], {"site": site.model_dump()}
         self._arguments = own | {"folder": str(folder)}
