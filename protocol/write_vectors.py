@@ -2,8 +2,8 @@
 
     python protocol/write_vectors.py
 
-The files are recorded once and kept: `tests/protocol` holds the reference to them, `device/tests` the client in NumPy. A
-change of one of them changes the protocol, and needs another version of it. docs/protocol.md says how they are to be read.
+The files are recorded once and kept: `tests/protocol` holds the reference to them, `device/tests` the client in NumPy.
+A change of one of them changes the protocol. docs/protocol.md says how they are to be read.
 """
 
 import json
