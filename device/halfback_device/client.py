@@ -31,7 +31,7 @@ from halfback_device.frames import (
 )
 from halfback_device.package import Package
 from halfback_device.party import Round
-from halfback_device.plan import OF_SHARED_ROWS, at
+from halfback_device.plan import OF_SHARED_ROWS, SAME, at
 from halfback_device.session import Session, Talk
 from halfback_device.tables import RowError
 
@@ -138,18 +138,13 @@ def _check_order(manifest: Mapping[str, Any], order: Prepare, *, shared: bool) -
     clients = at(order.config, "clients")
     if type(clients) is not int or not order.client < clients:
         raise PeerError("Prepare.client", order.client, f"0 to {clients!r:.20} - 1 are allowed", sender="server")
-    settings = manifest.get("settings")
-    if not isinstance(settings, dict) or not isinstance(manifest.get("config"), dict):
-        raise PackageError("the package's manifest has no settings or no config")
-    wanted = dict(settings) | ({key: at(manifest["config"], key) for key in OF_SHARED_ROWS} if shared else {})
-    for key, value in wanted.items():
-        if at(order.config, key) != value:
-            came = f"{at(order.config, key)!r:.60}"
-            raise PackageError(
-                f"{key}={came} in this run, {value!r:.60} in the package; package this run's recipe anew"
-            )
+    config = manifest.get("config")
+    for key in (*SAME, *OF_SHARED_ROWS) if shared else SAME:
+        if at(order.config, key) != at(config, key):
+            come, own = at(order.config, key), at(config, key)
+            raise PackageError(f"{key}={come!r:.60} in this run, {own!r:.60} in the package; package this recipe anew")
     if list(order.label_names) != list(manifest["task"]["label_names"]):
-        raise PackageError("the classes of this run are not the package's; package this run's recipe anew")
+        raise PackageError("the classes of this run are not the package's; package this recipe anew")
     cuts, own = at(order.config, "model.cut"), manifest.get("client")
     if isinstance(cuts, list) and (type(own) is not int or order.client % len(cuts) != own % len(cuts)):
         raise PackageError(f"the package is for client {own!r:.20} of model.cut={cuts!r:.60}, not for {order.client}")

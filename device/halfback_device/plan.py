@@ -17,6 +17,27 @@ _DIRECTIONS = {"ho_sfl": 2, "ho_sfl_pipelined": 2, "hosl": 10, "zo_sfl": 1}
 _U_SHAPE = ("ho_sfl",)
 _EXACT = ("ho_sfl",)
 _LINKS = ("activations_up", "activations_down", "gradient_up", "gradient_down", "slopes_up", "slopes_down")
+# What a package and a run must have alike; what else θ depends on, the digest of the weights says.
+SAME = (
+    "algorithm",
+    "bottom",
+    "codecs",
+    "seed",
+    "batch_size",
+    "steps",
+    "steps_per_round",
+    "sampled_clients",
+    "model.cut",
+    "model.head",
+    "model.dtype",
+    "top.train",
+    "lora",
+    "task.objective",
+    "task.template",
+    "task.verbaliser",
+    "task.max_length",
+    "task.image_size",
+)
 # Of rows that all clients have, these say which are whose.
 OF_SHARED_ROWS = ("clients", "partition", "task.name", "task.train_rows", "task.holdout")
 
