@@ -1,8 +1,10 @@
 """Encoded rows, and batches of them in an order of the client's own."""
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, final
 
 import numpy as np
@@ -104,6 +106,15 @@ class Split:
         for first, count in zip(firsts.tolist(), self.unscored[places].tolist(), strict=True):
             labels[first : first + count] = IGNORED
         return Batch(inputs, labels, ids, np.flatnonzero(labels[1:] != IGNORED).astype(np.int64))
+
+    def digest(self) -> str:
+        """One text that differs where a row does, or how many there are."""
+        sha = hashlib.sha256()
+        lists = [(ragged.values, ragged.ends) for ragged in (self.tokens, self.token_types) if ragged is not None]
+        for part in (self.labels, self.ids, self.unscored, self.images, *chain.from_iterable(lists)):
+            sha.update(b"-" if part is None else f"{part.dtype}{part.shape}".encode())
+            sha.update(b"" if part is None else np.ascontiguousarray(part).data.cast("B"))
+        return sha.hexdigest()
 
     def _values(self, images: np.ndarray) -> np.ndarray:
         if images.dtype != np.uint8:

@@ -125,7 +125,10 @@ def test_shared_rows_come_in_the_reference_s_batches(case: str, request: pytest.
 def _written(loaded: Any, config: Any, folder: Path) -> dict[str, Any]:
     if loaded.tokenizer is not None:
         (folder / "tokenizer.json").write_text(tokenizer_json(loaded.tokenizer))
-    told = {"task": task_section(loaded, config), "config": configuration.to_tree(config)}
+    told = {
+        "task": task_section(config, loaded.task, loaded.whole, loaded.tokenizer),
+        "config": configuration.to_tree(config),
+    }
     read: dict[str, Any] = json.loads(json.dumps(told))
     return read
 

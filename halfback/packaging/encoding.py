@@ -6,8 +6,11 @@
 
 from typing import Any
 
-from halfback.assembly.whole import Loaded
+from torch import nn
+
+from halfback.assembly.whole import preparation
 from halfback.config import RunConfig
+from halfback.data.encode import EncodedTask
 from halfback.data.images import RGB_MEAN, RGB_STD
 from halfback.data.prompts import generation_template
 from halfback.errors import UserError
@@ -15,12 +18,14 @@ from halfback.models.families import family_of
 from halfback.models.processor import Processor
 
 
-def task_section(loaded: Loaded, config: RunConfig) -> dict[str, Any]:
+def task_section(config: RunConfig, task: EncodedTask, whole: nn.Module, tokenizer: Any) -> dict[str, Any]:
     """What a device must know of the task: its objective, its classes in order, and how rows become inputs.
 
     Args:
-        loaded: the model before it is cut, with its tokenizer or preprocessor, and the rows that it was built with.
         config: of the run.
+        task: the rows that it was built with.
+        whole: the model before it is cut.
+        tokenizer: None for images.
 
     Returns:
         Plain values, for JSON.
@@ -28,11 +33,10 @@ def task_section(loaded: Loaded, config: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: rows are made in a way that a device can't.
     """
-    raw = loaded.raw
-    section = {"objective": raw.objective, "label_names": list(raw.label_names)}
-    if raw.train.images is None:
-        return section | {"inputs": "texts", "texts": _texts(loaded, config)}
-    return section | {"inputs": "images", "images": _images(loaded)}
+    section = {"objective": task.objective, "label_names": list(task.label_names)}
+    if tokenizer is not None:
+        return section | {"inputs": "texts", "texts": _texts(config, task, whole, tokenizer)}
+    return section | {"inputs": "images", "images": _images(config, task)}
 
 
 def tokenizer_json(tokenizer: Any) -> str:
@@ -50,22 +54,19 @@ def tokenizer_json(tokenizer: Any) -> str:
     return text
 
 
-def _texts(loaded: Loaded, config: RunConfig) -> dict[str, Any]:
-    tokenizer, options = loaded.tokenizer, config.task
-    whole: Any = loaded.whole
+def _texts(config: RunConfig, task: EncodedTask, whole: Any, tokenizer: Any) -> dict[str, Any]:
+    options, template = config.task, config.task.template
     tokenizer_json(tokenizer)
-    pair = loaded.raw.train.pairs is not None
-    template, model = options.template, getattr(whole, "config", None)
-    if loaded.raw.objective == "generation":
-        template = generation_template(template, has_pairs=pair)
-    longest = getattr(model, "max_position_embeddings", None)
+    if task.objective == "generation":
+        template = generation_template(template, has_pairs=task.has_pairs)
+    longest = getattr(whole.config, "max_position_embeddings", None)
     if longest is not None and family_of(whole).positions_behind_padding:
-        longest -= model.pad_token_id + 1
+        longest -= whole.config.pad_token_id + 1
     return {
         "max_length": options.max_length,
         "longest": longest,
         "template": template,
-        "pair": pair,
+        "pair": task.has_pairs,
         "types": "token_type_ids" in tokenizer.model_input_names,
         "continued": options.verbaliser is not None,
         "side": tokenizer.truncation_side,
@@ -75,21 +76,19 @@ def _texts(loaded: Loaded, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _images(loaded: Loaded) -> dict[str, Any]:
+def _images(config: RunConfig, task: EncodedTask) -> dict[str, Any]:
     """Of images in three channels, how a device makes them from pictures; of others, their shape."""
-    images, processor = loaded.raw.train.images, loaded.how.process
-    assert images is not None
-    _, channels, height, width = images.shape
+    _, channels, height, width = task.train.batch([0]).inputs["pixel_values"].shape
     form = {"channels": channels, "size": [height, width]}
     if channels != 3:
         return form
+    processor = preparation(config.model, config.task).process
     if not isinstance(processor, Processor):
         return form | {"resample": 2, "scale": None, "mean": list(RGB_MEAN), "std": list(RGB_STD)}
     own = processor.own
-    size = dict(own.size or {})
-    wanted = {"height": height, "width": width}
-    is_plain = {key: side for key, side in size.items() if side is not None} == wanted
-    if not (own.do_resize and is_plain) or getattr(own, "do_center_crop", False) or getattr(own, "do_pad", False):
+    sides = {key: side for key, side in dict(own.size or {}).items() if side is not None}
+    is_plain = own.do_resize and sides == {"height": height, "width": width}
+    if not is_plain or getattr(own, "do_center_crop", False) or getattr(own, "do_pad", False):
         raise UserError(f"{type(own).__name__} does more than to resize images: a device can't; set task.image_size")
     return form | {
         "resample": int(own.resample),

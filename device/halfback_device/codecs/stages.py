@@ -103,8 +103,8 @@ class Sign:
 def _mean_size(matrix: Array) -> Array:
     """Mean of |x| over each row, (rows, 1) float32.
 
-    Summed in float64 by halves (x_i + x_{i + n/2}, again and again; zeros behind it up to a power of two), so that it has
-    the same bits everywhere.
+    Summed in float64 by halves (x_i + x_{i + n/2}, again and again; zeros behind it up to a power of two), so that it
+    has the same bits everywhere.
     """
     columns = matrix.shape[1]
     sums = np.zeros((len(matrix), 1 << (columns - 1).bit_length()))
@@ -112,7 +112,8 @@ def _mean_size(matrix: Array) -> Array:
     while sums.shape[1] > 1:
         half = sums.shape[1] // 2
         sums = sums[:, :half] + sums[:, half:]
-    return (sums / columns).astype(np.float32)
+    mean: Array = sums / columns
+    return mean.astype(np.float32)
 
 
 def quantised(matrix: Array, largest: int) -> tuple[Array, Parts]:
