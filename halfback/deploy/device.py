@@ -43,10 +43,11 @@ def arguments_of(site: SiteConfig) -> dict[str, Any]:
         raise UserError(f"package {package}: its manifest has no recipe")
     check_plain(tree, f"package {package}: the recipe")
     own = site.model_copy(update={"model": str(package)})  # whatever its recipe calls the model: it is in the package
-    task = at_client(configuration.from_tree(tree, {}), own).task
-    columns = {name: getattr(task, name) for name in _COLUMNS} if site.data.name == "csv" else {}
-    read = {"path": task.train, "delimiter": task.delimiter, "encoding": task.encoding}
-    rows = read | {"skip_bad_rows": task.skip_bad_rows} | columns
+    at_client(configuration.from_tree(tree, {}), own)
+    data = site.data
+    read = {"path": data.train, "delimiter": data.delimiter, "encoding": data.encoding}
+    columns = {name: getattr(data, name) for name in _COLUMNS}
+    rows = read | columns | {"skip_bad_rows": bool(data.skip_bad_rows)}
     return {"package": str(package), "rows": rows, "keep_labels": site.keep_labels}
 
 
