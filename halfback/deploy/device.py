@@ -22,7 +22,7 @@ _COLUMNS = ("text", "pair", "label", "target")
 
 def command_of(site: SiteConfig) -> list[str]:
     """What starts the worker, before its arguments; UserError where it can't be started."""
-    return [_interpreter(site), "-c", "from halfback_device.cli import main; main()", "worker"]
+    return [_interpreter(site), "-m", "halfback_device", "worker"]
 
 
 def arguments_of(site: SiteConfig) -> dict[str, Any]:

@@ -41,12 +41,12 @@ def check(config: RunConfig) -> None:
     try:
         import halfback_device.client  # noqa: F401
         import onnx  # noqa: F401
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UserError(
             f"client.runtime=device: {error.name} is not installed; pip install 'halfback[package]' halfback-device, or "
             "use client.runtime=torch"
         ) from None
-    from halfback.packaging import check_method
+    from halfback.packaging.writing import check_method
 
     check_method(config, 0)
 
@@ -109,14 +109,18 @@ def _packages(built: Built, folder: Path) -> dict[int, "Package"]:
     from halfback_device.errors import DeviceError
     from halfback_device.package import Package
 
-    from halfback.packaging import package
+    from halfback.packaging.holding import held_against_reference
+    from halfback.packaging.writing import Source, new_folder, write
 
     cuts = {built.config.model.cut_of(number): number for number in built.clients.sources}
     found = {}
     for at, number in cuts.items():
         place = folder / f"package-{at}"
         if not place.exists():
-            package(built, place, client=number if len(cuts) > 1 else None)
+            with new_folder(place) as making:
+                source = Source(built, built.clients.side(number), number if len(cuts) > 1 else None)
+                write(source, making)
+                held_against_reference(source, making)
         try:
             found[at] = Package.open(place)
         except DeviceError as error:

@@ -127,6 +127,7 @@ ROWS: dict[str, Row] = {
         "ho_sfl",
         formulas.ho_sfl,
         {"model.cut": 2, "algorithm.directions": 3, "algorithm.exact_blocks": 1, "bottom.clip": 1.0, **_REPLAYED},
+        devices=True,
     ),
     "ho_sfl-exact-alone": Row(
         "ho_sfl",
