@@ -4,7 +4,6 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, final
 
 import numpy as np
@@ -110,8 +109,10 @@ class Split:
     def digest(self) -> str:
         """One text that differs where a row does, or how many there are."""
         sha = hashlib.sha256()
-        lists = [(ragged.values, ragged.ends) for ragged in (self.tokens, self.token_types) if ragged is not None]
-        for part in (self.labels, self.ids, self.unscored, self.images, *chain.from_iterable(lists)):
+        parts = [self.labels, self.ids, self.unscored, self.images]
+        for ragged in (self.tokens, self.token_types):
+            parts += [] if ragged is None else [ragged.values, ragged.ends]
+        for part in parts:
             sha.update(b"-" if part is None else f"{part.dtype}{part.shape}".encode())
             sha.update(b"" if part is None else np.ascontiguousarray(part).data.cast("B"))
         return sha.hexdigest()

@@ -115,7 +115,7 @@ def in_groups(inputs: Mapping[str, Array], rows: int | None) -> list[Mapping[str
     count = len(next(iter(inputs.values()))) if lengths is None else len(lengths)
     if rows is None or rows >= count:
         return [inputs]
-    groups = []
+    groups: list[Mapping[str, Array]] = []
     ends = list(range(count + 1)) if lengths is None else [0, *accumulate(lengths.tolist())]
     for first in range(0, count, rows):
         last = min(first + rows, count)
