@@ -40,8 +40,8 @@ from halfback.deploy.relay import Relay
 from halfback.deploy.site import SiteConfig
 from halfback.engine.remote.frames import Frame, Longest
 from halfback.engine.remote.presence import Terms
-from halfback.packaging import package
 from halfback.parties.holdings import Round
+from halfback.runs.package import package
 
 MODELS = {
     "minilm": ("sst2-minilm-deep", ["model.cut=5", "batch_size=8"]),
@@ -149,7 +149,9 @@ def inferred(python: str, package_folder: Path, batches: Path, steps: int) -> Co
 
 def environment(python: str) -> tuple[float, float]:
     """Bytes of what pip has installed for an interpreter, without pip and the tools of packaging, and with halfback-device."""
-    program = "import sysconfig, halfback_device; print(sysconfig.get_path('purelib')); print(halfback_device.__path__[0])"
+    program = (
+        "import sysconfig, halfback_device; print(sysconfig.get_path('purelib')); print(halfback_device.__path__[0])"
+    )
     found = subprocess.run([python, "-c", program], check=True, capture_output=True, text=True).stdout.splitlines()
     installed, own = (Path(line) for line in found)
     left_out = ("pip", "setuptools", "pkg_resources", "_distutils_hack")
@@ -192,14 +194,14 @@ def measured(model: str, python: str, steps: int, pairs: int, folder: Path) -> d
             )
             batches = place.with_suffix(".npz")
             write_batches(build(changed), batches, steps)
-            processes[f"device, {weights}, inference for {how}"] = (
-                lambda place=place, batches=batches, n=0: inferred(python, place, batches, steps)
+            processes[f"device, {weights}, inference for {how}"] = lambda place=place, batches=batches, n=0: inferred(
+                python, place, batches, steps
             )
-            processes[f"device, {weights}, {how}"] = (
-                lambda config=changed, site=device_site, n=0: trained(config, site, folder / f"states-{n}", steps)
+            processes[f"device, {weights}, {how}"] = lambda config=changed, site=device_site, n=0: trained(
+                config, site, folder / f"states-{n}", steps
             )
-        processes[f"PyTorch, {how}"] = (
-            lambda config=config, n=0: trained(config, torch_site, folder / f"states-{n}", steps)
+        processes[f"PyTorch, {how}"] = lambda config=config, n=0: trained(
+            config, torch_site, folder / f"states-{n}", steps
         )
     found: dict[str, list[Cost]] = {name: [] for name in processes}
     for pair in range(pairs):
@@ -224,7 +226,9 @@ def shown(model: str, found: Mapping[str, list[Cost]]) -> None:
     console = Console(width=160)
     table = Table("process", "peak, MB", "ms a step (a pass)", "s until ready", title=model)
     for name, costs in found.items():
-        peak, step, ready = (statistics.median(getattr(cost, what) for cost in costs) for what in ("peak", "step", "ready"))
+        peak, step, ready = (
+            statistics.median(getattr(cost, what) for cost in costs) for what in ("peak", "step", "ready")
+        )
         table.add_row(name, f"{peak / MEGA:.0f}", f"{1000 * step:.0f}", f"{ready:.2f}" if ready else "–")
     console.print(table)
     slopes, exact = METHODS

@@ -57,9 +57,7 @@ class Relay:
         with far:
             arguments = json.dumps(self._arguments | {"descriptor": far.fileno()})
             environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-            self._process = subprocess.Popen(
-                [*self._command, arguments], pass_fds=[far.fileno()], env=environment
-            )
+            self._process = subprocess.Popen([*self._command, arguments], pass_fds=[far.fileno()], env=environment)
         self._late, self.longest = False, Longest(0)
         log.info("worker %d started", self._process.pid)
 

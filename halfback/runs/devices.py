@@ -39,8 +39,9 @@ def check(config: RunConfig) -> None:
     if config.client.runtime == "torch":
         return
     try:
-        import halfback_device.client  # noqa: F401
         import onnx  # noqa: F401
+
+        import halfback_device.client  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(
             f"client.runtime=device: {error.name} is not installed; pip install 'halfback[package]' halfback-device, or "
@@ -106,11 +107,10 @@ class _Devices:
 
 def _packages(built: Built, folder: Path) -> dict[int, "Package"]:
     """The packages of all clients, by their cut."""
-    from halfback_device.errors import DeviceError
-    from halfback_device.package import Package
-
     from halfback.packaging.holding import held_against_reference
     from halfback.packaging.writing import Source, new_folder, write
+    from halfback_device.errors import DeviceError
+    from halfback_device.package import Package
 
     cuts = {built.config.model.cut_of(number): number for number in built.clients.sources}
     found = {}

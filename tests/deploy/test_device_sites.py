@@ -14,9 +14,8 @@ import torch
 
 from halfback import config as configuration
 from halfback.assembly import build
-from halfback.assembly.remote import remote_server
 from halfback.config import RunConfig
-from halfback.deploy.relay import Relay, WorkerLost
+from halfback.deploy.relay import Relay
 from halfback.deploy.site import SiteConfig
 from halfback.engine.remote.frames import Frame, Prepare, Refused, frame, read_reply
 from halfback.engine.remote.weights import at_the_beginning, digest_of
@@ -26,7 +25,7 @@ from tests.deploy.local import Relays, assert_same, serve_here
 
 pytest.importorskip("onnx", reason="the extra package is not installed")
 
-from halfback.packaging.making import package
+from halfback.runs.package import package
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 8
@@ -47,7 +46,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def recipe(tiny_bert: Path, sentences: Path) -> RunConfig:
     """With links that remember samples, so that a state that came back wrong shows in the bits."""
     changes = {"algorithm__directions": 2, "algorithm__exact_blocks": 1, "bottom__optimizer": "adamw", "model__cut": 2}
-    cadence = {"steps": ROUNDS, "eval_every": 4, "checkpoint_every": 2, "batch_size": 6}
+    cadence = {"deployment__patience": 60.0, "steps": ROUNDS, "eval_every": 4, "checkpoint_every": 2, "batch_size": 6}
     codecs = {"codecs__activations_up": ["temporal", "int8"], "codecs__slopes_up": ["sign"]}
     return small.texts("ho_sfl", tiny_bert, sentences, clients=2, sampled_clients=2, **changes, **cadence, **codecs)
 
@@ -142,13 +141,11 @@ def refusal(tmp_path: Path, recipe: RunConfig, digest: str) -> Asked:
     return asked
 
 
-def test_a_device_reads_no_column_and_no_file_that_the_server_chose(
-    refusal: Asked, packaged: Path, rows: Path
-) -> None:
+def test_a_device_reads_no_column_and_no_file_that_the_server_chose(refusal: Asked, packaged: Path, rows: Path) -> None:
     own = device_site(packaged, rows)
     assert refusal(own) == ""
     assert refusal(own, task__text="mood", task__train="/etc/passwd") == ""  # it trains on its notes all the same
-    assert "task.template" in refusal(own, task__template="{text} {mood}") 
+    assert "task.template" in refusal(own, task__template="{text} {mood}")
     assert "client.runtime" not in refusal(own, model__name="/srv/other")
 
 
@@ -177,8 +174,8 @@ def test_a_site_that_keeps_its_labels_keeps_them_on_a_device_too(
     with pytest.raises(UserError, match=r"keeps its labels .*ho_sfl with model.head=null.*; use model.head=0"):
         refusal(device_site(packaged, rows, keep_labels=True))
     twice = {"name": "csv", "train": str(rows), "text": "mood", "label": "mood"}
-    package(recipe, tmp_path / "u-shape", settings={"model.head": 0})
-    with pytest.raises(UserError, match="has their column as data.text too"):
+    package(recipe, tmp_path / "u-shape", **{"model.head": 0})
+    with pytest.raises(UserError, match=r"has their column as data\.text too"):
         refusal(device_site(tmp_path / "u-shape", rows, keep_labels=True, data=twice))
     assert refusal(device_site(tmp_path / "u-shape", rows, keep_labels=True), model__head=0) == ""
 
