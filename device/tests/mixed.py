@@ -1,5 +1,7 @@
 """Runs of the reference's server whose clients are of either kind, PyTorch's worker or the device, in this process."""
 
+import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,7 @@ from halfback.wire.messages import Weights
 from halfback.wire.packing import pack
 from halfback_device.client import Device
 from halfback_device.data import Rows
-from halfback_device.package import Package
+from halfback_device.package import MANIFEST, Package
 
 Kind = Literal["torch", "device"]
 Reply = Callable[[Frame], Frame]
@@ -70,18 +72,23 @@ def shared_rows(sentences: Path) -> Rows:
     return Rows(str(sentences), text="text", label="label", shared=True)
 
 
-def packages(config: RunConfig, folder: Path) -> Callable[[int], Package]:
-    """The package of each client, made when it is first asked for: one for all, where all have one cut."""
-    cuts, made = config.model.cut, dict[int | None, Package]()
+def packaged(config: RunConfig, folder: Path, *, client: int | None = None) -> Path:
+    """A package of a recipe."""
+    package(configuration.to_tree(config), folder, client=client)
+    return folder
 
-    def of(client: int) -> Package:
-        own = None if isinstance(cuts, int) else client
-        if own not in made:
-            package(configuration.to_tree(config), folder / f"package-{own}", client=own)
-            made[own] = Package.open(folder / f"package-{own}")
-        return made[own]
 
-    return of
+def adapted(folder: Path, config: RunConfig, out: Path) -> Package:
+    """The package of a recipe that differs in its method alone: the graphs are the same, and take long to be made."""
+    shutil.copytree(folder, out)
+    manifest = json.loads((out / MANIFEST).read_text())
+    manifest["config"] = configuration.to_tree(config)
+    blocks = config.algorithm.options().get("exact_blocks", 0)
+    numbers = range(manifest["model"]["cut"])[-blocks:] if blocks not in (0, "all") else range(2 if blocks else 0)
+    inside = tuple(f".layer.{number}." for number in numbers)
+    manifest["exact"] = [each["name"] for each in manifest["theta"] if any(i in each["name"] for i in inside)]
+    (out / MANIFEST).write_text(json.dumps(manifest))
+    return Package.open(out)
 
 
 @dataclass
