@@ -1,0 +1,128 @@
+"""Runs of the reference's server whose clients are of either kind, PyTorch's worker or the device, in this process."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from halfback import config as configuration
+from halfback.config import RunConfig
+from halfback.deploy.site import SiteConfig
+from halfback.deploy.worker import Worker
+from halfback.engine.federation import Federation
+from halfback.engine.remote.frames import Frame, Longest, Prepare
+from halfback.engine.remote.presence import Beginning, Terms
+from halfback.engine.remote.server import RemoteServer
+from halfback.engine.remote.weights import at_the_beginning, digest_of
+from halfback.packaging.making import package
+from halfback.parties.holdings import Round
+from halfback.testing import small
+from halfback.wire.messages import Weights
+from halfback.wire.packing import pack
+from halfback_device.client import Device
+from halfback_device.data import Rows
+from halfback_device.package import Package
+
+Kind = Literal["torch", "device"]
+Reply = Callable[[Frame], Frame]
+RUN = "00112233445566aa"
+
+
+@dataclass
+class Here:
+    """Carries questions to who replies in this process."""
+
+    replies: dict[int, Reply]
+    asked: list[tuple[int, Frame]] = field(default_factory=list)
+
+    def reachable(self) -> set[int]:
+        return set(self.replies)
+
+    def is_there(self, client: int) -> bool:
+        return client in self.replies
+
+    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Frame]:
+        self.asked += questions.items()
+        return {number: self.replies[number](question) for number, question in questions.items()}
+
+
+def served(config: RunConfig, carrier: Any) -> tuple[Federation, RemoteServer]:
+    """A server of a run, which asks as one on a site does, and what it serves."""
+    federation = small.built(config).federation
+    server = federation.server
+    theta, numbers = server.party.agreed.replica.parameters, range(server.sampling.clients)
+    weights = {number: at_the_beginning(federation.client(number).parts(), theta) for number in numbers}
+    digests = {number: digest_of(tensors) for number, tensors in weights.items()}
+
+    def question(number: int) -> Prepare:
+        tree = configuration.to_tree(config)
+        return Prepare(
+            run=RUN, client=number, config=tree, label_names=("negative", "positive"), weights=digests[number]
+        )
+
+    beginning = Beginning(question, lambda number: pack(Weights(tuple(weights[number].values()))).data)
+    return federation, RemoteServer(server, carrier, beginning, Terms(60.0, None, 5.0), lambda event: None)
+
+
+def shared_rows(sentences: Path) -> Rows:
+    return Rows(str(sentences), text="text", label="label", shared=True)
+
+
+def packages(config: RunConfig, folder: Path) -> Callable[[int], Package]:
+    """The package of each client, made when it is first asked for: one for all, where all have one cut."""
+    cuts, made = config.model.cut, dict[int | None, Package]()
+
+    def of(client: int) -> Package:
+        own = None if isinstance(cuts, int) else client
+        if own not in made:
+            package(configuration.to_tree(config), folder / f"package-{own}", client=own)
+            made[own] = Package.open(folder / f"package-{own}")
+        return made[own]
+
+    return of
+
+
+@dataclass
+class World:
+    """A run with its parties."""
+
+    federation: Federation
+    server: RemoteServer
+    carrier: Here
+    workers: dict[int, Worker]
+    devices: dict[int, Device]
+
+    def run(self, rounds: int, *, first: int = 0, steps: int = 2) -> list[float]:
+        return [
+            self.server.run_round(Round(number, steps, number * steps), measure_memory=number == 0)
+            for number in range(first, first + rounds)
+        ]
+
+    def thetas(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """How many agreed rows the server and each client have taken, and θ there."""
+        self.federation.server.agreed_bottom()
+        sides = [self.federation.server.party.agreed.replica]
+        sides += [worker._side.party.theta.replica for worker in self.workers.values() if worker._side is not None]
+        for replica in sides:
+            yield replica.position, {name: p.detach().numpy().copy() for name, p in replica.parameters.items()}
+        for device in self.devices.values():
+            client: Any = device._client
+            theta = client._session.party.theta
+            yield theta.position, {name: p.copy() for name, p in theta.parameters.items()}
+
+
+def world(config: RunConfig, kinds: list[Kind], rows: Rows, folder: Path, of: Callable[[int], Package]) -> World:
+    """A run whose client i is of the kind `kinds[i]`."""
+    workers = {n: Worker(SiteConfig(trial=True), folder / "torch") for n, kind in enumerate(kinds) if kind == "torch"}
+    devices = {n: Device(of(n), rows, folder / "device") for n, kind in enumerate(kinds) if kind == "device"}
+    replies: dict[int, Reply] = {number: worker.reply for number, worker in workers.items()}
+    replies |= {number: _of(device) for number, device in devices.items()}
+    carrier = Here(replies)
+    federation, server = served(config, carrier)
+    return World(federation, server, carrier, workers, devices)
+
+
+def _of(device: Device) -> Reply:
+    return lambda asked: Frame(*device.reply(asked.header, asked.body))
