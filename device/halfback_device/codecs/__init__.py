@@ -37,10 +37,13 @@ def _entries(chosen: Chosen, where: str) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def _made(kind: Any, where: str, name: str, *args: Any, **options: Any) -> Any:
+def _made(kind: Any, where: str, entry: tuple[str, dict[str, Any]], *args: Any) -> Any:
+    name, options = entry
     try:
         return kind(*args, **options)
-    except (TypeError, KeyError) as error:
+    except PackageError as error:
+        raise PackageError(f"{where}: {error}") from None
+    except TypeError as error:
         raise PackageError(f"{where}: codec {name}: {error}") from None
 
 
@@ -50,13 +53,13 @@ def _chain(chosen: Chosen, width: int, where: str) -> tuple[Chain, bool, Tempora
     columns, values, feedback, temporal = width, np.dtype(np.float32), False, None
     for name, options in _entries(chosen, where):
         if name == "temporal":
-            temporal = _made(Temporal, where, name, **options)
+            temporal = _made(Temporal, where, (name, options))
             continue
         if values in (np.int8, np.uint8):
             raise PackageError(f"{where}: {name} takes floats; what comes before it gives {values}")
         if name == "sign":
             feedback = bool(options.pop("feedback", True))
-        stages.append(_made(_STAGES[name], where, name, columns, values, **options))
+        stages.append(_made(_STAGES[name], where, (name, options), columns, values))
         columns, values = stages[-1].width, stages[-1].dtype
     return Chain(stages, width), feedback, temporal
 

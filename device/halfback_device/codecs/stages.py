@@ -20,6 +20,8 @@ class Cast:
 
     def __init__(self, width: int, before: np.dtype[Any], dtype: Literal["float16", "bfloat16"] = "bfloat16") -> None:
         """`before`: the dtype of the values that come."""
+        if dtype not in _LARGEST:
+            raise PackageError(f"codec cast to {dtype}: {' and '.join(_LARGEST)} are allowed")
         if before != np.float32:
             raise PackageError(f"codec cast to {dtype}: the values are of half precision already; leave it away")
         self.width, self._name = width, dtype
