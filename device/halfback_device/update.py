@@ -14,6 +14,8 @@ import numpy as np
 
 from halfback_device.messages import Array
 
+_PIECE = 4096  # values that are Python's own at once
+
 Schedule = Callable[[int], float]
 
 
@@ -72,7 +74,9 @@ class UpdateRule:
         """What an exact gradient (d,) is multiplied by, so that `normalize` and `clip` mean what they mean for ĝ."""
         if not self.normalize and self.clip is None:
             return 1.0
-        norm = math.sqrt(math.fsum(value * value for value in gradient.tolist()))  # whatever the order of the sum
+        pieces = (gradient[at : at + _PIECE].tolist() for at in range(0, len(gradient), _PIECE))
+        # Rounded once, whatever the order of the sum.
+        norm = math.sqrt(math.fsum(value * value for piece in pieces for value in piece))
         if self.normalize:
             return math.sqrt(len(gradient)) / norm if norm > 0 else 0.0
         return self.clip / norm if self.clip is not None and norm > self.clip else 1.0

@@ -1,5 +1,6 @@
 """The device's end of a link in conversation with the reference's server."""
 
+import contextlib
 import random
 from pathlib import Path
 from typing import Any
@@ -289,3 +290,31 @@ def test_bounds_follow_from_what_is_trained() -> None:
     assert most["slopes"] == Most(200)
     assert most["gradient"] == Most(4 * 4 * 24, shape=(4, 3, 2, 4))
     assert "lengths" not in most
+
+
+@pytest.mark.parametrize("way", SENT_AS)
+def test_mutated_answers_are_answers_or_peer_errors(way: str, tmp_path: Path) -> None:
+    dice = random.Random(way)
+    chain: list[Any] = SENT_AS[way]
+    codecs = {"gradient_down": chain, "slopes_down": ["sign"]} if chain else {"slopes_down": ["sign"]}
+    carried: dict[str, LinkForm] = dict.fromkeys(LINKS, TEXTS) | {"slopes_down": VectorForm(600)}
+    there = links(codecs, carried, ROWS)
+    far, broadcast = there.far(0), there.broadcast()
+    assert broadcast is not None
+    said = Activations(np.ones((9, 8), np.float32), *(np.array(n, np.int32) for n in ([3, 6], [0, 1], [7, 4])))
+    plain = End({}, carried, BOUNDS)
+    far.receive(plain.send(said))
+    slopes = given_message(Both(Slopes(3, np.ones(2, np.float32)), Exact(np.ones(600, np.float32))))
+    exact = type(slopes)(slopes.first, type(slopes.second)(broadcast.encode(given(np.ones(600, np.float32)))[0]))
+    sent = [far.send(given_message(CutGradient(said.hidden))).data, far.send(exact).data]
+    came = 0
+    for number in range(400):
+        near = End(codecs, carried, BOUNDS, tmp_path / str(number))
+        near.send(said)
+        data = bytearray(sent[number % 2])
+        for _ in range(dice.randint(0, 2)):
+            place = dice.randrange(len(data))
+            data[place : place + dice.randint(0, 2)] = dice.randbytes(dice.randint(0, 2))
+        with contextlib.suppress(PeerError):
+            came += near.receive(bytes(data)) is not None
+    assert came > 100  # of which a third is not changed

@@ -1,11 +1,15 @@
 """The client in NumPy makes of the protocol's vectors what the reference does, to the bit."""
 
+import json
+import socket
 from typing import Any
 
 import numpy as np
 import pytest
 from vectors import array, equal, message, same, vectors
 
+from halfback_device import frames
+from halfback_device.batches import Feed, Split
 from halfback_device.codecs import make_receiver, make_sender
 from halfback_device.codecs.protocol import Samples
 from halfback_device.codecs.temporal import TemporalReceiver, TemporalSender
@@ -13,6 +17,7 @@ from halfback_device.directions import direction, gaussian_table, philox
 from halfback_device.errors import PeerError
 from halfback_device.replay import Replica, RowForm
 from halfback_device.seeds import Directions, name_number, seed_for, seeds_under
+from halfback_device.stream import read_frame, write_frame
 from halfback_device.update import UpdateRule, schedule
 from halfback_device.wire import Most, pack, unpack
 
@@ -31,7 +36,7 @@ def test_the_generator_and_the_table() -> None:
     known = vectors("directions")
     for case in known["philox"]:
         seed = case["key"][0] | case["key"][1] << 32
-        words = philox(np.array(case["counter"], dtype=np.uint64).reshape(4, 1), [seed])
+        words = philox(np.array(case["counter"], dtype=np.uint32).reshape(4, 1), [seed])
         assert words.reshape(-1).tolist() == case["words"]
     assert same(gaussian_table(), known["gaussian_table"])
     assert same(gaussian_table()[known["gaussian_table"]["places"]], known["gaussian_table"]["values"])
@@ -138,3 +143,45 @@ def test_temporal_conversations(name: str) -> None:
         arrived = receiver.decode((kept.astype(np.float32), *(array(part) for part in step["parts"])), samples)
         assert same(arrived, step["arrived"])
         assert sender.cache.digest() == receiver.cache.digest() == step["digest"]
+
+
+def plain(question: Any) -> Any:
+    """A question's fields as JSON has them."""
+    return json.loads(json.dumps({"kind": type(question).__name__.lower()} | vars(question), default=vars))
+
+
+def test_questions() -> None:
+    for case in vectors("frames")["questions"]:
+        assert plain(frames.read_question(case["header"])) == case["fields"]
+    for header in vectors("frames")["refused_questions"]:
+        with pytest.raises(PeerError, match="header"):
+            frames.read_question(header)
+
+
+def test_replies() -> None:
+    for case in vectors("frames")["replies"]:
+        told = dict(case["fields"])
+        made = getattr(frames, told.pop("kind").capitalize())(**told)
+        assert json.loads(frames.frame(made).header) == case["fields"]
+        assert frames.frame(made).header == case["header"]
+
+
+def test_a_stream() -> None:
+    case = vectors("frames")["stream"]
+    near, far = socket.socketpair()
+    with near, far:
+        write_frame(near, frames.Frame(case["header"], bytes.fromhex(case["body"])))
+        assert far.recv(10_000).hex() == case["hex"]
+        near.sendall(bytes.fromhex(case["hex"]))
+        came = read_frame(far, frames.Longest(1000))
+    assert (came.header, came.body.hex()) == (case["header"], case["body"])
+
+
+def test_the_order_of_batches() -> None:
+    for case in vectors("batches")["cases"]:
+        count = len(case["rows"])
+        split = Split(
+            np.zeros(count, dtype=np.int64), np.array(case["rows"]), images=np.zeros((count, 1, 1, 1), np.float32)
+        )
+        feed = Feed(split, size=case["batch_size"], seed=case["seed"])
+        assert [feed.batch(number).sample_ids.tolist() for number in range(8)] == case["batches"]

@@ -135,14 +135,16 @@ def _mean_size(matrix: Tensor) -> Tensor:
     """Mean of |x| over each row, (rows, 1) float32.
 
     Summed in float64 by halves (x_i + x_{i + n/2}, again and again; zeros behind it up to a power of two), so that it
-    is the same on every device and in every implementation.
+    is the same on every device and in every implementation; a few rows at a time, as a device has no memory for more.
     """
-    columns = matrix.shape[1]
-    sums = torch.nn.functional.pad(matrix.abs().double(), (0, (1 << (columns - 1).bit_length()) - columns))
-    while sums.shape[1] > 1:
-        half = sums.shape[1] // 2
-        sums = sums[:, :half] + sums[:, half:]
-    return (sums / columns).float()
+    columns, sizes = matrix.shape[1], []
+    for rows in matrix.split(256):
+        sums = torch.nn.functional.pad(rows.abs().double(), (0, (1 << (columns - 1).bit_length()) - columns))
+        while sums.shape[1] > 1:
+            half = sums.shape[1] // 2
+            sums = sums[:, :half] + sums[:, half:]
+        sizes.append((sums / columns).float())
+    return torch.cat(sizes)
 
 
 def quantised(matrix: Tensor, largest: int) -> tuple[Tensor, Parts]:
