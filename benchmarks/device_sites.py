@@ -120,6 +120,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--python", default=sys.executable)
     chosen = parser.parse_args()
+    root = Path(__file__).resolve().parents[1]  # for all processes that are started here, FLARE's and its sites' workers
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "device"), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         write_model(place / "model", blocks=4, hidden=32)
@@ -133,7 +135,7 @@ def main() -> int:
             for name, text in files_of(place, chosen.python).items():
                 (kit.parent / name / "local" / FILE).write_text(text)
             calm = deployed(place, kit, user, "calm", {})
-            killed = deployed(place, kit, user, "killed", {site: 3 + place for place, site in enumerate(SITES)})
+            killed = deployed(place, kit, user, "killed", {site: 3 + number for number, site in enumerate(SITES)})
         events = [json.loads(line) for line in (place / "killed" / EVENTS).read_text().splitlines()]
         back = [event["site"] for event in events if event["event"] == "returned"]
         wrong = differing(place / "calm", place / "killed")
