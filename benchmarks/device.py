@@ -1,16 +1,17 @@
-"""What a device's process costs, by the operating system: its environment, its memory and its seconds, with and without PyTorch.
+"""What a device's process costs, by the operating system: environment, memory and seconds, beside PyTorch's.
 
     OMP_NUM_THREADS=1 python benchmarks/device.py [--python PATH] [--models minilm smollm2] [--steps 20] [--pairs 3]
 
-`--python`: the interpreter of a device's environment (numpy, onnxruntime, safetensors, tokenizers and halfback-device; by
-default the one that runs this). Rows are SST-2's, of HALFBACK_DATA. A reference server in this process trains one client in a
-worker process of its own, which is `halfback-device` on a package or the worker with PyTorch, over the socket and with the
-frames of a site. Beside these stands a process that does nothing but inference with the same package on the same batches.
-All of them take turns, so that a slow minute of the machine meets every one; each begins anew in every pair.
+`--python`: the interpreter of a device's environment (numpy, onnxruntime, safetensors, tokenizers and halfback-device;
+by default the one that runs this). Rows are SST-2's, of HALFBACK_DATA. A reference server in this process trains one
+client in a worker process of its own, which is `halfback-device` on a package or the worker with PyTorch, over the
+socket and with the frames of a site. Beside these stands `halfback-device infer`: inference alone, of the same package
+on the same batches. All of them take turns, so that a slow minute of the machine meets every one; each begins anew in
+every pair.
 
 Peaks are `VmHWM`, from a process's start to the end of its last step, mapped files included. Seconds of a step are the
-client's own, the median of a run's steps but the first two. Ratios are of the medians over the pairs; what stands behind
-them is the smallest and the largest ratio of a pair.
+client's own, the median of a run's steps but the first two. Ratios are of the medians over the pairs; what stands
+behind them is the smallest and the largest ratio of a pair.
 """
 
 import argparse
@@ -23,17 +24,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from halfback import config as configuration
-from halfback.assembly import Built, build
+from halfback.assembly import build
 from halfback.assembly.remote import remote_server
 from halfback.config import RunConfig
 from halfback.deploy.relay import Relay
@@ -45,7 +45,7 @@ from halfback.runs.package import package
 
 MODELS = {
     "minilm": ("sst2-minilm-deep", ["model.cut=5", "batch_size=8"]),
-    "smollm2": ("sst2-smollm2", ["model.cut=8", "batch_size=4", "bottom.train=lora_b"]),
+    "smollm2": ("sst2-smollm2", ["model.cut=8", "batch_size=4"]),
 }
 METHODS = {  # settings of the two ways to agree
     "slopes, P=2": ["algorithm.directions=2", "algorithm.exact_blocks=0"],
@@ -54,23 +54,6 @@ METHODS = {  # settings of the two ways to agree
 ROWS, HELD = 512, 32  # of SST-2: the client's, and the server's to validate on
 WARM = 2  # steps that don't count
 MEGA = 1e6
-INFERENCE = """
-import sys, time
-import numpy as np
-from halfback_device.package import Package
-from halfback_device.runtime import Bottom
-package = Package.open(sys.argv[1])
-bottom, theta = Bottom(package), package.theta()
-with np.load(sys.argv[2]) as file:
-    batches = [{key.split("/")[1]: file[key] for key in file if key.startswith(f"{n}/")} for n in range(int(sys.argv[3]))]
-seconds = []
-for inputs in batches:
-    begun = time.perf_counter()
-    bottom.forward(inputs, theta.__getitem__)
-    seconds.append(time.perf_counter() - begun)
-print(sorted(seconds[2:])[len(seconds[2:]) // 2])
-print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
-"""
 
 
 @dataclass(frozen=True)
@@ -83,12 +66,12 @@ class Cost:
 
 
 class OneSite:
-    """Carries questions to one worker."""
+    """Carries questions to one worker, which is started with the first."""
 
     def __init__(self, folder: Path, site: SiteConfig) -> None:
-        self.began = time.perf_counter()
-        self.ready = 0.0
-        self.relay = Relay(site, folder)
+        self._start = partial(Relay, site, folder)
+        self.relay: Relay | None = None
+        self.ready = 0.0  # seconds from the process's start to its reply to the first question
 
     def reachable(self) -> set[int]:
         return {0}
@@ -97,8 +80,12 @@ class OneSite:
         return client == 0
 
     def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Frame]:
+        is_new = self.relay is None
+        self.relay = self.relay or self._start()
         found = {number: self.relay.exchange(question, seconds) for number, question in questions.items()}
-        self.ready = self.ready or time.perf_counter() - self.began
+        if is_new:
+            ticks = int(Path(f"/proc/{self.relay.pid}/stat").read_text().rpartition(")")[2].split()[19])
+            self.ready = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
         return found
 
 
@@ -117,7 +104,7 @@ def rows_of(folder: Path) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-def trained(config: RunConfig, site: SiteConfig, folder: Path, steps: int) -> Cost:
+def trained(config: RunConfig, site: SiteConfig, steps: int, folder: Path) -> Cost:
     """A run of so many steps, with the worker of a site for its one client."""
     built = build(config)
     carrier = OneSite(folder, site)
@@ -130,9 +117,11 @@ def trained(config: RunConfig, site: SiteConfig, folder: Path, steps: int) -> Co
             before = meters.client.seconds
             server.run_round(Round(number, 1, number), measure_memory=False)
             seconds.append(meters.client.seconds - before)
+        assert carrier.relay is not None
         return Cost(peak_of(carrier.relay.pid), statistics.median(seconds[WARM:]), carrier.ready)
     finally:
-        carrier.relay.close()
+        if carrier.relay is not None:
+            carrier.relay.close()
 
 
 def peak_of(pid: int) -> float:
@@ -140,23 +129,24 @@ def peak_of(pid: int) -> float:
     return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def inferred(python: str, package_folder: Path, batches: Path, steps: int) -> Cost:
+def inferred(python: str, place: Path, train: Path, steps: int, _: Path) -> Cost:
     """Inference alone, by the same runtime on the same package."""
-    command = [python, "-c", INFERENCE, str(package_folder), str(batches), str(steps)]
-    seconds, kilobytes = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    return Cost(float(kilobytes) * 1024, float(seconds))
+    command = [python, "-m", "halfback_device", "infer", str(place), "--data", str(train)]
+    command += ["--text", "sentence", "--label", "label", "--batches", str(steps)]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return Cost(told["peak_bytes"], told["batch_seconds"], told["ready_seconds"])
 
 
-def environment(python: str) -> tuple[float, float]:
-    """Bytes of what pip has installed for an interpreter, without pip and the tools of packaging, and with halfback-device."""
+def environment(python: str) -> tuple[float, int]:
+    """Bytes and entries of what pip has installed for an interpreter, with halfback-device and without pip itself."""
     program = (
-        "import sysconfig, halfback_device; print(sysconfig.get_path('purelib')); print(halfback_device.__path__[0])"
+        "import sysconfig, halfback_device as own; print(sysconfig.get_path('purelib'), own.__path__[0], sep='\\n')"
     )
     found = subprocess.run([python, "-c", program], check=True, capture_output=True, text=True).stdout.splitlines()
     installed, own = (Path(line) for line in found)
-    left_out = ("pip", "setuptools", "pkg_resources", "_distutils_hack")
+    left_out = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence")
     kept = [entry for entry in installed.iterdir() if not entry.name.startswith(left_out) and entry != own]
-    return sum(size_of(entry) for entry in kept) + size_of(own), len(kept)
+    return sum(map(size_of, kept)) + size_of(own), len(kept) + 1
 
 
 def size_of(path: Path) -> float:
@@ -181,44 +171,27 @@ def measured(model: str, python: str, steps: int, pairs: int, folder: Path) -> d
         *("clients=1", "sampled_clients=1", f"steps={steps}", "device=cpu", "threads=1", "beside=[]"),
     ]
     data = {"name": "csv", "train": str(train), "text": "sentence", "label": "label"}
-    torch_site = SiteConfig.model_validate({"data": data})
-    processes: dict[str, Any] = {}
+    processes: dict[str, Callable[[Path], Cost]] = {}
     for how, settings in METHODS.items():
-        config = configuration.resolve(recipe, [*common, *settings])
         for weights in ("float32", "int8"):
-            changed = configuration.resolve(recipe, [*common, *settings, f"bottom.weights={weights}"])
-            place = folder / f"{how}-{weights}".replace(" ", "-").replace(",", "")
-            package(changed, place)
-            device_site = SiteConfig.model_validate(
-                {"data": data, "runtime": "device", "package": str(place), "interpreter": python}
-            )
-            batches = place.with_suffix(".npz")
-            write_batches(build(changed), batches, steps)
-            processes[f"device, {weights}, inference for {how}"] = lambda place=place, batches=batches, n=0: inferred(
-                python, place, batches, steps
-            )
-            processes[f"device, {weights}, {how}"] = lambda config=changed, site=device_site, n=0: trained(
-                config, site, folder / f"states-{n}", steps
-            )
-        processes[f"PyTorch, {how}"] = lambda config=config, n=0: trained(
-            config, torch_site, folder / f"states-{n}", steps
-        )
+            config = configuration.resolve(recipe, [*common, *settings, f"bottom.weights={weights}"])
+            place = folder / f"package-{len(processes)}"
+            package(config, place)
+            processes[f"device, {weights}, inference for {how}"] = partial(inferred, python, place, train, steps)
+            site = {"runtime": "device", "package": str(place), "interpreter": python}
+            processes[f"device, {weights}, {how}"] = partial(trained, config, _site(data, site), steps)
+        config = configuration.resolve(recipe, [*common, *settings])
+        processes[f"PyTorch, {how}"] = partial(trained, config, _site(data, {}), steps)
     found: dict[str, list[Cost]] = {name: [] for name in processes}
     for pair in range(pairs):
-        for name, run in processes.items():
-            found[name].append(run(n=f"{pair}-{len(name)}"))
+        for number, (name, run) in enumerate(processes.items()):
+            found[name].append(run(folder / f"states-{pair}-{number}"))
+            print(f"{model}, pair {pair}: {name}: {found[name][-1]}", flush=True)
     return found
 
 
-def write_batches(built: Built, path: Path, steps: int) -> None:
-    """The inputs of a run's first batches, for a process that has NumPy alone."""
-    data = built.federation.client(0).party.feed.data
-    arrays = {
-        f"{number}/{name}": tensor.numpy()
-        for number in range(steps)
-        for name, tensor in data.batch(number).inputs.items()
-    }
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+def _site(data: dict[str, str], more: dict[str, str]) -> SiteConfig:
+    return SiteConfig.model_validate({"data": data} | more)
 
 
 def shown(model: str, found: Mapping[str, list[Cost]]) -> None:
@@ -256,6 +229,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=3)
     chosen = parser.parse_args()
+    root = Path(__file__).resolve().parents[1]  # for the workers, where the packages are not installed
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "device"), os.environ.get("PYTHONPATH", "")])
     size, count = environment(chosen.python)
     print(f"environment of {chosen.python}: {size / MEGA:.0f} MB in {count:g} entries, without pip and setuptools")
     for model in chosen.models:

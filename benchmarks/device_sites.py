@@ -120,7 +120,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--python", default=sys.executable)
     chosen = parser.parse_args()
-    root = Path(__file__).resolve().parents[1]  # for all processes that are started here, FLARE's and its sites' workers
+    root = (
+        Path(__file__).resolve().parents[1]
+    )  # for all processes that are started here, FLARE's and its sites' workers
     os.environ["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "device"), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)

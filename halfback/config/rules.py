@@ -53,8 +53,7 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
     Rule(
         "eight bits of what is trained, or of half precision",
         lambda f: (
-            f.config.bottom.weights == "int8"
-            and (f.config.bottom.train == "full" or f.config.model.dtype != "float32")
+            f.config.bottom.weights == "int8" and (f.config.bottom.train == "full" or f.config.model.dtype != "float32")
         ),
         lambda f: (
             f"bottom.weights=int8: the frozen matrices of a float32 model are stored so, and here bottom.train is "
@@ -179,8 +178,8 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
         "device packages within a memory",
         lambda f: f.config.client.runtime == "device" and f.config.client.memory is not None,
         lambda f: (
-            f"client.memory={f.config.client.memory:g}: it counts the tensors of PyTorch, which client.runtime=device has "
-            "none of; use client.rows_at_once"
+            f"client.memory={f.config.client.memory:g}: it counts the tensors of PyTorch, which client.runtime=device "
+            "has none of; use client.rows_at_once"
         ),
     ),
     Rule(

@@ -157,7 +157,7 @@ class ClientConfig(_Section):
     """Megabytes (10^6 bytes) that a client's tensors may take at most, from which `rows_at_once` is chosen for each
     client; null for any number."""
     runtime: Literal["torch", "device"] = "torch"
-    """In a simulation, what clients run on: PyTorch, or a device package in `halfback-device`; see docs/device.md."""
+    """In a simulation, what clients run on: PyTorch, or a device package in `halfback-device`; see docs/devices.md."""
 
 
 class DeploymentConfig(_Section):

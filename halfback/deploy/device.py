@@ -1,8 +1,8 @@
 """What a site says to the device worker that does its client's work: its own words alone, and nothing of a job's.
 
-The worker has neither PyTorch nor our configuration. What a site's file allows is therefore held here against the recipe
-that its package was made of, by the rules that hold for a worker with PyTorch; the worker takes part in no run with
-another recipe.
+The worker has neither PyTorch nor our configuration. What a site's file allows is therefore held here against the
+recipe that its package was made of, by the rules that hold for a worker with PyTorch; the worker takes part in no run
+with another recipe.
 """
 
 import subprocess
@@ -43,7 +43,7 @@ def arguments_of(site: SiteConfig) -> dict[str, Any]:
         raise UserError(f"package {package}: its manifest has no recipe")
     check_plain(tree, f"package {package}: the recipe")
     own = site.model_copy(update={"model": str(package)})  # whatever its recipe calls the model: it is in the package
-    at_client(configuration.from_tree(tree, {}), own)
+    at_client(configuration.from_tree(tree, {"client.runtime": "torch"}), own)  # as the runs are that it is for
     data = site.data
     read = {"path": data.train, "delimiter": data.delimiter, "encoding": data.encoding}
     columns = {name: getattr(data, name) for name in _COLUMNS}
@@ -59,5 +59,5 @@ def _interpreter(site: SiteConfig) -> str:
     except OSError as error:
         raise UserError(f"interpreter {chosen} can't be started: {error.strerror}") from None
     if missing:
-        raise UserError(f"interpreter {chosen}: its environment has no halfback-device; see docs/device.md")
+        raise UserError(f"interpreter {chosen}: its environment has no halfback-device; see docs/devices.md")
     return chosen

@@ -169,9 +169,7 @@ def write_parts(parts: Parts, folder: Path, also: Mapping[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
-def _write_weights(
-    folder: Path, named: Mapping[str, Tensor], whole: Mapping[int, tuple[Tensor, Tensor]]
-) -> None:
+def _write_weights(folder: Path, named: Mapping[str, Tensor], whole: Mapping[int, tuple[Tensor, Tensor]]) -> None:
     """Floats as they are; what is quantised as whole numbers, with their scales under a name of their own."""
     stored = dict[str, Tensor]()
     for name, tensor in named.items():

@@ -1,8 +1,8 @@
 """Clients of a simulation that run on device packages: what is on a device is here too, from its frames to its disk.
 
-PyTorch has the server alone. Each client is one of `halfback_device`, in this process, with a replica of θ and an end of a
-link of its own; it answers the questions that a client on another machine is asked, by the engine that asks these. So a
-run goes on from its checkpoint as a deployed one does: with what the clients themselves have written down, beside it.
+PyTorch has the server alone. Each client is one of `halfback_device`, in this process, with a replica of θ and an end of
+a link of its own; it answers the questions that a client on another machine is asked, by the engine that asks these. So
+a run goes on from its checkpoint as a deployed one does: with what the clients themselves have written down beside it.
 """
 
 import threading
@@ -44,8 +44,8 @@ def check(config: RunConfig) -> None:
         import halfback_device.client  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(
-            f"client.runtime=device: {error.name} is not installed; pip install 'halfback[package]' halfback-device, or "
-            "use client.runtime=torch"
+            f"client.runtime=device: {error.name} is not installed; pip install 'halfback[package]' halfback-device, "
+            "or use client.runtime=torch"
         ) from None
     from halfback.packaging.writing import check_method
 
@@ -68,7 +68,7 @@ class _Devices:
     """Carries questions to the devices of this process, each of which is made when it is first asked."""
 
     def __init__(self, built: Built, folder: Path) -> None:
-        """Makes the packages, before anything is trained; those that are in the folder stay, for states belong to them."""
+        """Makes the packages, before anything is trained; those in the folder stay, for states belong to them."""
         self._sources = built.clients.sources
         self._folder = folder
         self._cut_of = built.config.model.cut_of
@@ -137,8 +137,9 @@ def _split(source: ClientData) -> "Split":
     def lists(name: str) -> Ragged | None:
         if name not in held:
             return None
-        ends = held[f"{name}.lengths"].cumsum()
-        return Ragged(held[name][end - count : end].tolist() for end, count in zip(ends, held[f"{name}.lengths"]))
+        counts = held[f"{name}.lengths"]
+        ends = counts.cumsum()
+        return Ragged(held[name][end - count : end].tolist() for end, count in zip(ends, counts, strict=True))
 
     return Split(
         held["labels"], source.rows, lists("tokens"), lists("token_types"), held.get("unscored"), held.get("images")

@@ -1,5 +1,6 @@
 """Clients on device packages, in the place of clients on PyTorch: they agree, and go on from a checkpoint."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from halfback import config as configuration
 from halfback.assembly import Built
 from halfback.config import RunConfig
 from halfback.engine import checkpoint
@@ -24,8 +26,16 @@ World = Callable[..., RunConfig]
 _ROWS = pytest.mark.rows(lambda row: row.devices, on=["texts"])
 
 
+_made: dict[str, Path] = {}  # by configuration, the folder with its packages
+
+
 def begun(row: Row, world: World, folder: Path) -> tuple[Built, RemoteServer]:
-    built = small.built(world(row, client__runtime="device", steps_per_round=STEPS))
+    """A run in this folder, with the packages of another one of the same configuration where there is one."""
+    config = world(row, client__runtime="device", steps_per_round=STEPS)
+    first = _made.setdefault(configuration.dump(config), folder) / devices.FOLDER
+    if first.exists() and not (folder / devices.FOLDER).exists():
+        shutil.copytree(first, folder / devices.FOLDER, ignore=shutil.ignore_patterns("states"))
+    built = small.built(config)
     return built, devices.engine(built, folder)
 
 

@@ -25,6 +25,7 @@ from tests.deploy.local import Relays, assert_same, serve_here
 
 pytest.importorskip("onnx", reason="the extra package is not installed")
 
+from halfback.runs import run
 from halfback.runs.package import package
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,6 +108,31 @@ def test_a_run_of_a_site_with_and_one_without_pytorch_whose_workers_are_killed_h
     events = [json.loads(line) for line in (broken / "events.jsonl").read_text().splitlines()]
     assert [event["client"] for event in events if event["event"] == "returned"] == [0, 1]
     assert [event["round"] for event in events if event["event"] == "went back"] == [2, 4]
+
+
+def test_a_device_at_a_site_has_the_bits_of_one_in_a_simulation(
+    tmp_path: Path, recipe: RunConfig, rows: Path, tiny_bert: Path
+) -> None:
+    """One client, for clients of a simulation share rows out; and the simulation's own package."""
+    columns = {"task.train": str(rows), "task.validation": str(rows), "task.text": "note", "task.label": "mood"}
+    alone = configuration.from_tree(configuration.to_tree(recipe), columns | {"clients": 1, "sampled_clients": 1})
+    simulated = configuration.from_tree(configuration.to_tree(alone), {"client.runtime": "device"})
+    finished = run.train(simulated, tmp_path / "simulated")
+    own = {"name": "csv", "text": "note", "label": "mood", "validation": str(rows)}
+    site = device_site(tmp_path / "simulated" / "devices" / "package-2", rows)
+    relays = Relays(tmp_path, [0], {0: site})
+    try:
+        server = SiteConfig.model_validate({"data": own, "model": str(tiny_bert)})
+        assert serve_here(tmp_path, configuration.to_tree(alone), relays, server) == {"how": "finished", "why": ""}
+    finally:
+        relays.close()
+    assert_same(tmp_path / "job" / "run", finished.folder, rounds=ROUNDS)
+    summary = json.loads((tmp_path / "job" / "run" / "summary.json").read_text())
+    assert summary["forward_passes"] == finished.summary.forward_passes
+    # The system's figure of a worker process, which has the runtime in it; a simulation has no process of the device.
+    assert 30e6 < summary["client_inference_peak_bytes"] < summary["client_peak_bytes"] < 300e6
+    assert finished.summary.client_peak_bytes == 0
+    assert finished.evaluate().loss == finished.records[-1].validation_loss
 
 
 @pytest.fixture(scope="module")
