@@ -37,7 +37,7 @@ class Package:
     Attributes:
         folder: where it is.
         manifest: as it was read; the parts that this module and the runtime use are of the right kinds.
-        weights: by name, views of the mapped file: float32, or int8 with the scales of its rows under `name + SCALE`.
+        weights: by name, views of the mapped file: float32, or int8 with the scales of its channels under `name + SCALE`.
     """
 
     folder: Path
@@ -81,8 +81,8 @@ class Package:
 
 
 def dequantised(values: NDArray[np.int8], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Whole numbers times the scale of their row: the floats that the reference trains with, to the bit."""
-    return values * scale.reshape(-1, *[1] * (values.ndim - 1))
+    """Whole numbers times the scale of their channel: the floats that the reference trains with, to the bit."""
+    return values * scale
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def _check_graphs(manifest: Mapping[str, Any], weights: Mapping[str, Array]) -> 
         for name in _strings(piece, "weights"):
             found = weights.get(name)
             if found is None or (found.dtype == np.int8 and not _scaled(found, weights.get(name + SCALE))):
-                raise PackageError(f"{WEIGHTS}: {name!r:.80} is missing, or the scales of its rows are")
+                raise PackageError(f"{WEIGHTS}: {name!r:.80} is missing, or the scales of its channels are")
     for block in blocks:
         if not _whole(block.get("kind")) or block["kind"] >= len(kinds):
             raise PackageError(f"{MANIFEST}: graphs: a block's kind is none of the {len(kinds)} kinds")
@@ -241,7 +241,9 @@ def _check_graphs(manifest: Mapping[str, Any], weights: Mapping[str, Array]) -> 
 
 
 def _scaled(values: Array, scale: Array | None) -> bool:
-    return scale is not None and values.ndim > 0 and scale.dtype == np.float32 and scale.shape == values.shape[:1]
+    if scale is None or scale.dtype != np.float32 or scale.ndim != values.ndim:
+        return False
+    return all(one in (1, other) for one, other in zip(scale.shape, values.shape, strict=True))
 
 
 def _whole(value: Any) -> bool:

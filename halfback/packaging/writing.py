@@ -19,6 +19,7 @@ from halfback.config import RunConfig
 from halfback.engine.client_side import ClientSide
 from halfback.engine.remote.weights import digest_of
 from halfback.errors import UserError
+from halfback.models.quantising import quantised
 from halfback.models.running import Bottom
 from halfback.packaging.facts import longest, model_facts, task_facts
 from halfback.packaging.pieces import Pieces, bottom_pieces
@@ -134,7 +135,7 @@ def write(source: Source, folder: Path) -> None:
         {
             "halfback": version("halfback"),
             "groups": None if len(replica.groups) == 1 else [list(group) for group in replica.groups],
-            "weights": {"format": "float32", "digest": digest_of(source.side.held())},
+            "weights": {"format": built.config.bottom.weights, "digest": digest_of(source.side.held())},
             "config": configuration.to_tree(built.config),
             "task": task_facts(built),
             "client": source.client,
@@ -155,7 +156,7 @@ def write_parts(parts: Parts, folder: Path, also: Mapping[str, Any]) -> None:
     )
     for name, graph in _graph_files(pieces).items():
         (folder / name).write_bytes(graph.data)
-    (folder / WEIGHTS).write_bytes(save({name: tensor.detach().contiguous() for name, tensor in named.items()}))
+    _write_weights(folder, named, quantised(parts.bottom))
     manifest = {
         "format": FORMAT,
         "files": _digests(folder),
@@ -166,6 +167,19 @@ def write_parts(parts: Parts, folder: Path, also: Mapping[str, Any]) -> None:
         **also,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def _write_weights(
+    folder: Path, named: Mapping[str, Tensor], whole: Mapping[int, tuple[Tensor, Tensor]]
+) -> None:
+    """Floats as they are; what is quantised as whole numbers, with their scales under a name of their own."""
+    stored = dict[str, Tensor]()
+    for name, tensor in named.items():
+        values, scale = whole.get(id(tensor), (tensor, None))
+        stored[name] = values.detach().contiguous()
+        if scale is not None:
+            stored[f"{name}.scale"] = scale.contiguous()
+    (folder / WEIGHTS).write_bytes(save(stored))
 
 
 def _graph_files(pieces: Pieces) -> dict[str, Graph]:
