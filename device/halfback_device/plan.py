@@ -95,6 +95,8 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
     head, cut = at(config, "model.head"), manifest["model"]["cut"]
     if head is not None and name not in _U_SHAPE:
         raise PackageError(f"model.head={head!r}: of {name} a device can't do the U-shape")
+    if head is not None and at(manifest, "graphs.head") is None:
+        raise PackageError(f"model.head={head!r:.20}: the manifest's graphs have no head")
     _one_of(config, "model.dtype", ("float32",))
     if at(config, "client.memory") is not None:
         raise PackageError("client.memory: a device counts its whole process; use client.rows_at_once")
