@@ -1,7 +1,7 @@
 """A device package: a folder from the server's side with all that a device needs, and nothing of it trusted before.
 
-`manifest.json` says what is in it and holds the digest of every other file; `*.onnx` are the graphs, `weights.safetensors`
-what the device holds of the model when a run begins. The weights are mapped, once, and never copied.
+`manifest.json` says what is in it and holds the digest of every other file; `*.onnx` are the graphs, and
+`weights.safetensors` is what the device holds of the model when a run begins. The weights are mapped, and never copied.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The device's part of a model in ONNX Runtime: forward passes, and exact gradients block by block and row by row.
 
-All blocks of one kind run in one session, with a block's weights and parameters as inputs: so they are held once, as they
-are mapped from the file, and no graph is ever loaded with weights in it. Each session lends its memory for one run.
+All blocks of one kind run in one session, with a block's weights and parameters as inputs: so they are held once, as
+they are mapped from the file, and no graph is loaded with weights in it.
 """
 
 from collections.abc import Callable, Mapping
@@ -120,7 +120,7 @@ class Bottom:
             trained = [name[2:] for name in block["weights"] if name[2:] in self._theta]
             held = self._values(piece, block["weights"], weight)
             others = _of_block(noted.others, block)
-            sums = [np.zeros_like(held[f"w{block['weights'].index(f'0.{name}')}"]) for name in trained]
+            sums = list[Floats]()
             before = np.empty((len(gradient), *entered.shape[1 if layout is None else 2 :]), np.float32)
             for part, (row, places) in zip(parts, spots, strict=True):
                 own = {name: _own(value, row, places) for name, value in others.items()}
@@ -128,6 +128,9 @@ class Bottom:
                 own["gradient"] = gradient[part] if layout is None else gradient[part][None]
                 of_hidden, *slopes = piece(held | own)
                 before[part] = of_hidden if layout is None else of_hidden[0]
+                if not sums:
+                    sums = slopes
+                    continue
                 for total, slope in zip(sums, slopes, strict=True):
                     total += slope
             found |= dict(zip(trained, sums, strict=True))

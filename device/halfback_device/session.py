@@ -13,6 +13,7 @@ from typing import Any, final
 
 import numpy as np
 
+from halfback_device import runtime
 from halfback_device.batches import Feed, Split
 from halfback_device.errors import DeviceError, PeerError
 from halfback_device.forms import HiddenForm, LinkForm, VectorForm, bounds_of
@@ -22,7 +23,7 @@ from halfback_device.methods import METHODS
 from halfback_device.package import Package
 from halfback_device.party import Conversation, Party, Round
 from halfback_device.plan import Plan, plan_of, replica_of
-from halfback_device.runtime import Bottom, Head
+from halfback_device.runtime import Bottom
 from halfback_device.seeds import seed_for
 from halfback_device.state import State, check_arrays
 
@@ -52,13 +53,9 @@ class Session:
         self.plan: Plan = plan_of(package.manifest)
         self._folder = folder
         plan = self.plan
-        bottom, head = (
-            Bottom(package),
-            Head(package) if package.manifest["config"]["model"]["head"] is not None else None,
-        )
         self.party = Party(
-            bottom,
-            head,
+            Bottom(package),
+            None if package.manifest["model"]["head"] is None else runtime.Head(package),
             replica_of(plan, package.manifest, package.theta()),
             Feed(split, size=plan.batch_size, seed=seed_for(plan.seed, "order", client)),
             plan.probe,

@@ -1,5 +1,11 @@
 """Runs of the reference's server whose clients are of either kind, PyTorch's worker or the device, in this process."""
 
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +21,7 @@ from halfback.engine.federation import Federation
 from halfback.engine.remote.frames import Frame, Longest, Prepare
 from halfback.engine.remote.presence import Beginning, Terms
 from halfback.engine.remote.server import RemoteServer
+from halfback.engine.remote.stream import Gone, read_frame, write_frame
 from halfback.engine.remote.weights import at_the_beginning, digest_of
 from halfback.packaging.making import package
 from halfback.parties.holdings import Round
@@ -23,10 +30,11 @@ from halfback.wire.messages import Weights
 from halfback.wire.packing import pack
 from halfback_device.client import Device
 from halfback_device.data import Rows
-from halfback_device.package import Package
+from halfback_device.package import MANIFEST, Package
 
 Kind = Literal["torch", "device"]
 Reply = Callable[[Frame], Frame]
+DEVICE = Path(__file__).parents[1]
 RUN = "00112233445566aa"
 
 
@@ -70,18 +78,23 @@ def shared_rows(sentences: Path) -> Rows:
     return Rows(str(sentences), text="text", label="label", shared=True)
 
 
-def packages(config: RunConfig, folder: Path) -> Callable[[int], Package]:
-    """The package of each client, made when it is first asked for: one for all, where all have one cut."""
-    cuts, made = config.model.cut, dict[int | None, Package]()
+def packaged(config: RunConfig, folder: Path, *, client: int | None = None) -> Path:
+    """A package of a recipe."""
+    package(configuration.to_tree(config), folder, client=client)
+    return folder
 
-    def of(client: int) -> Package:
-        own = None if isinstance(cuts, int) else client
-        if own not in made:
-            package(configuration.to_tree(config), folder / f"package-{own}", client=own)
-            made[own] = Package.open(folder / f"package-{own}")
-        return made[own]
 
-    return of
+def adapted(folder: Path, config: RunConfig, out: Path) -> Package:
+    """The package of a recipe that differs in its method alone: the graphs are the same, and take long to be made."""
+    shutil.copytree(folder, out)
+    manifest = json.loads((out / MANIFEST).read_text())
+    manifest["config"] = configuration.to_tree(config)
+    blocks = config.algorithm.options().get("exact_blocks", 0)
+    numbers = range(manifest["model"]["cut"])[-blocks:] if blocks not in (0, "all") else range(2 if blocks else 0)
+    inside = tuple(f".layer.{number}." for number in numbers)
+    manifest["exact"] = [each["name"] for each in manifest["theta"] if any(i in each["name"] for i in inside)]
+    (out / MANIFEST).write_text(json.dumps(manifest))
+    return Package.open(out)
 
 
 @dataclass
@@ -126,3 +139,54 @@ def world(config: RunConfig, kinds: list[Kind], rows: Rows, folder: Path, of: Ca
 
 def _of(device: Device) -> Reply:
     return lambda asked: Frame(*device.reply(asked.header, asked.body))
+
+
+class Processes:
+    """Carries questions to workers in processes of their own, each of which is started again when it is gone."""
+
+    def __init__(self, arguments: Mapping[int, Mapping[str, Any]]) -> None:
+        """`arguments`: of each client's worker, without the descriptor."""
+        self._arguments = arguments
+        self._lines: dict[int, socket.socket] = {}
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self.asked = 0
+        self.kill: tuple[int, int] | None = None
+        """The client whose worker is killed while it works on question number so and so, both counted from 0."""
+
+    def reachable(self) -> set[int]:
+        return set(self._arguments)
+
+    def is_there(self, client: int) -> bool:
+        return client in self._arguments
+
+    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Any]:
+        for number, question in questions.items():
+            if number not in self._lines:
+                self._start(number)
+            write_frame(self._lines[number], question)
+            if self.kill == (number, self.asked):
+                self._running[number].kill()
+        self.asked += 1
+        return {number: self._reply(number, longest) for number in questions}
+
+    def _start(self, number: int) -> None:
+        self._lines[number], far = socket.socketpair()
+        with far:
+            told = json.dumps({**self._arguments[number], "descriptor": far.fileno()})
+            command = [sys.executable, "-m", "halfback_device", "worker", told]
+            environment = os.environ | {"PYTHONPATH": str(DEVICE)}
+            self._running[number] = subprocess.Popen(command, pass_fds=[far.fileno()], env=environment)
+
+    def _reply(self, number: int, longest: Longest) -> Frame | str:
+        try:
+            return read_frame(self._lines[number], longest)
+        except Gone:
+            self._lines.pop(number).close()
+            self._running.pop(number).wait()
+            return "its worker died"
+
+    def close(self) -> None:
+        for line in self._lines.values():
+            line.close()  # by which a worker knows that nobody asks any more
+        for process in self._running.values():
+            assert process.wait(60) == 0

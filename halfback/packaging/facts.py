@@ -2,23 +2,20 @@
 
 from typing import Any, cast
 
-from torch import nn
-
 from halfback.assembly import Built
 from halfback.models.running import Bottom
 
 
-def model_facts(built: Built, bottom: Bottom) -> dict[str, Any]:
-    """The family, the cut, and how texts are laid out."""
-    family, config = bottom.family, cast(Any, built.model.whole).config
+def model_facts(bottom: Bottom, longest: int) -> dict[str, Any]:
+    """The family, the cut, and how texts of up to `longest` tokens are laid out."""
+    family, config = bottom.family, cast(Any, bottom.body).config
     texts = family.kind != "image"
     return {
         "family": family.name,
         "kind": family.kind,
         "cut": len(bottom.blocks),
         "width": config.hidden_size if texts else None,
-        "head": built.config.model.head,
-        "longest": longest(built) if texts else 0,
+        "longest": longest,
         "positions_behind": config.pad_token_id if texts and family.positions_behind_padding else None,
     }
 
@@ -43,7 +40,7 @@ def task_facts(built: Built) -> dict[str, Any]:
 
 
 def _texts(built: Built, tokenizer: Any) -> dict[str, Any]:
-    options, whole = built.config.task, cast(nn.Module, built.model.whole)
+    options = built.config.task
     pair = options.pair is not None
     template = options.template
     if built.task.objective == "generation" and template is None:
@@ -59,5 +56,5 @@ def _texts(built: Built, tokenizer: Any) -> dict[str, Any]:
         "side": tokenizer.truncation_side,
         "end": tokenizer.eos_token_id if built.task.objective == "generation" else None,
         "split_special": bool(getattr(tokenizer, "split_special_tokens", False)),
-        "tokens": cast(Any, whole).get_input_embeddings().num_embeddings,
+        "tokens": cast(Any, built.model.whole).get_input_embeddings().num_embeddings,
     }

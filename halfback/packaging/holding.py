@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from halfback.errors import UserError
 from halfback.models.cut import install
-from halfback.packaging.writing import Source
-from halfback.zeroth.directions import seed_for
+from halfback.packaging.writing import Parts, Source
 
 ALLOWED = {"activations": 1e-4, "exact gradients": 1e-3}
 """The largest error that is let pass, relative to the largest value: float32 sums in another order, through all blocks,
@@ -33,26 +32,25 @@ def held_against_reference(source: Source, folder: Path) -> dict[str, float]:
         from halfback_device.runtime import Bottom
     except ModuleNotFoundError:
         raise UserError("a package is checked with the device's own runtime: pip install halfback-device") from None
-    theta, exact = _moved(source), list(source.side.party.theta.replica.exact)
+    parts = source.parts
+    theta = _moved(parts.theta, source.built.config.seed)
     batch = source.side.party.feed.data.batch(0)
-    inputs = {name: tensor.cpu().numpy() for name, tensor in batch.inputs.items()}
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in theta.items()}
-    with _installed(source, theta):
-        bottom = source.side.party.bottom
-        reference = bottom(batch.inputs)
+    inputs = {name: tensor.numpy() for name, tensor in batch.inputs.items()}
+    arrays = {name: tensor.detach().numpy() for name, tensor in theta.items()}
+    with _installed(parts, theta):
+        reference = parts.bottom(batch.inputs)
         gradient = torch.randn(reference.shape, generator=torch.Generator().manual_seed(0))
-        exact = [name for name in exact if name in theta]
-        wanted = torch.autograd.grad((reference * gradient).sum(), [theta[n] for n in exact]) if exact else ()
-    blocks = _blocks_with(source, exact)
+        exact = [theta[name] for name in parts.exact]
+        wanted = torch.autograd.grad((reference * gradient).sum(), exact) if exact else ()
     try:
         device = Bottom(Package.open(folder))
-        found, noted = device.noting(inputs, arrays.__getitem__, blocks)
+        found, noted = device.noting(inputs, arrays.__getitem__, parts.exact_blocks)
         slopes = device.exact(noted, gradient.numpy(), arrays.__getitem__) if exact else {}
-    except DeviceError as error:
-        raise UserError(f"the package can't be used on a device: {error}") from None
+    except DeviceError as refusal:
+        raise UserError(f"the package can't be used on a device: {refusal}") from None
     errors = {"activations": _error([torch.from_numpy(found)], [reference])}
-    if exact:
-        errors["exact gradients"] = _error([torch.from_numpy(slopes[name]) for name in exact], wanted)
+    if wanted:
+        errors["exact gradients"] = _error([torch.from_numpy(slopes[name]) for name in parts.exact], wanted)
     for what, error in errors.items():
         if not error <= ALLOWED[what]:
             raise UserError(
@@ -61,33 +59,24 @@ def held_against_reference(source: Source, folder: Path) -> dict[str, float]:
     return errors
 
 
-def _moved(source: Source) -> dict[str, Tensor]:
+def _moved(theta: Mapping[str, Tensor], seed: int) -> dict[str, nn.Parameter]:
     """θ a little beside its beginning, where some gradients are zero: an adapter's, of which one factor is."""
-    generator = torch.Generator().manual_seed(seed_for(source.built.config.seed, "package") % (1 << 63))
+    generator = torch.Generator().manual_seed(seed)
     return {
-        name: nn.Parameter(
-            parameter.detach() + 0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
-        )
-        for name, parameter in source.theta.items()
+        name: nn.Parameter(parameter.detach() + 0.02 * torch.randn(parameter.shape, generator=generator))
+        for name, parameter in theta.items()
     }
 
 
 @contextmanager
-def _installed(source: Source, theta: Mapping[str, Tensor]) -> Iterator[None]:
-    """While this context is open, the client's part has these parameters."""
-    part, own = source.side.parts()[0], source.theta
-    install(part, theta)
+def _installed(parts: Parts, theta: Mapping[str, Tensor]) -> Iterator[None]:
+    """While this context is open, the bottom has these parameters."""
+    own = parts.theta
+    install(parts.bottom, theta)
     try:
         yield
     finally:
-        install(part, own)
-
-
-def _blocks_with(source: Source, names: list[str]) -> int:
-    """How many of the last blocks have these parameters of θ."""
-    blocks, wanted = source.side.party.bottom.blocks, {id(source.theta[name]) for name in names}
-    inside = [any(id(parameter) in wanted for parameter in block.parameters()) for block in blocks]
-    return len(blocks) - inside.index(True) if any(inside) else 0
+        install(parts.bottom, own)
 
 
 def _error(found: list[Tensor], wanted: Any) -> float:

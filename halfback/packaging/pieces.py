@@ -85,7 +85,7 @@ def plain_attention(parts: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _noting(bottom: Bottom) -> Iterator[list[tuple[Any, ...]]]:
-    """While this context is open, the bottom runs what stands before its blocks, and notes what they are called with."""
+    """While this context is open, a pass stops before the blocks, and it is noted what they are called with."""
     held: Any = bottom.body.get_submodule(bottom.family.backbone).get_submodule(bottom.family.blocks)
     blocks, noted = dict(held._modules), list[tuple[Any, ...]]()
     for name, block in blocks.items():

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,53 @@ from halfback.config import RunConfig
 from halfback.engine.client_side import ClientSide
 from halfback.engine.remote.weights import digest_of
 from halfback.errors import UserError
-from halfback.packaging.facts import model_facts, task_facts
+from halfback.models.running import Bottom
+from halfback.packaging.facts import longest, model_facts, task_facts
 from halfback.packaging.pieces import Pieces, bottom_pieces
 from halfback.packaging.tracing import Graph
 from halfback.parties.by_slopes import BySlopes
+from halfback.parties.holdings import Head
 
 FORMAT = 1
 MANIFEST, WEIGHTS, TOKENIZER = "manifest.json", "weights.safetensors", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a client holds of a model, and what of it a package is made of.
+
+    Attributes:
+        bottom: its part before the cut. head: in the U-shape the part behind the middle.
+        theta: the parameters of the bottom that it trains, in the replica's order; `exact`: those with exact gradients.
+        longest: tokens of the longest text; 0 for images.
+        image: rows (B, C, H, W) of images, of which B is 2 or more; None for texts.
+    """
+
+    bottom: Bottom
+    head: Head | None
+    theta: Mapping[str, Tensor]
+    exact: Sequence[str]
+    longest: int
+    image: Tensor | None
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """Every tensor of floats that is held, each once, by its name in the package's file."""
+        found, seen = dict[str, Tensor](), set[int]()
+        for place, part in enumerate([self.bottom] if self.head is None else [self.bottom, self.head.module]):
+            kept = part.state_dict().keys()
+            for name, tensor in (*part.named_parameters(), *part.named_buffers()):
+                if name in kept and id(tensor) not in seen and tensor.is_floating_point():
+                    seen.add(id(tensor))
+                    found[f"{place}.{name}"] = tensor
+        return found
+
+    @property
+    def exact_blocks(self) -> int:
+        """How many of the last blocks have parameters with exact gradients."""
+        wanted = {id(self.theta[name]) for name in self.exact}
+        inside = [any(id(p) in wanted for p in block.parameters()) for block in self.bottom.blocks]
+        return len(inside) - inside.index(True) if any(inside) else 0
 
 
 @dataclass(frozen=True)
@@ -40,22 +81,14 @@ class Source:
     client: int | None
 
     @property
-    def named(self) -> dict[str, Tensor]:
-        """Every tensor of floats that the client holds, each once, by its name in the package's file."""
-        found, seen = dict[str, Tensor](), set[int]()
-        for place, part in enumerate(self.side.parts()):
-            for name, tensor in (*part.named_parameters(), *part.named_buffers()):
-                kept = f"{place}.{name}" in self.side.held()
-                if kept and id(tensor) not in seen and tensor.is_floating_point():
-                    seen.add(id(tensor))
-                    found[f"{place}.{name}"] = tensor
-        return found
-
-    @property
-    def theta(self) -> dict[str, Tensor]:
-        """The parameters that this client trains, in the replica's order."""
-        own = dict(self.side.parts()[0].named_parameters())
-        return {name: own[name] for name in self.side.party.theta.replica.parameters if name in own}
+    def parts(self) -> Parts:
+        """What the client holds of the model."""
+        party, task = self.side.party, self.built.task
+        own = dict(party.bottom.named_parameters())
+        theta = {name: own[name] for name in party.theta.replica.parameters if name in own}
+        image = task.train.batch([0, 0]).inputs["pixel_values"] if party.bottom.family.kind == "image" else None
+        exact = [name for name in party.theta.replica.exact if name in theta]
+        return Parts(party.bottom, party.head, theta, exact, longest(self.built) if image is None else 0, image)
 
 
 def check_method(config: RunConfig, client: int | None) -> None:
@@ -86,56 +119,53 @@ def check_method(config: RunConfig, client: int | None) -> None:
         raise UserError(f"--client {client}: 0 to {config.clients - 1} are allowed")
 
 
-def write(source: Source, folder: Path) -> dict[str, Any]:
-    """Writes the package of a source into an empty folder; its manifest.
+def write(source: Source, folder: Path) -> None:
+    """Writes the package of a source into an empty folder.
 
     Raises:
         UserError: something of the model can't be exported; block and operator are named.
     """
-    named, theta = source.named, source.theta
-    exact = [name for name in source.side.party.theta.replica.exact if name in theta]
-    pieces = _pieces(source, named, theta, exact)
-    files = _graph_files(pieces)
-    (folder / WEIGHTS).write_bytes(save({name: tensor.detach().contiguous() for name, tensor in named.items()}))
-    tokenizer = source.built.tokenizer
-    if tokenizer is not None:
-        (folder / TOKENIZER).write_text(tokenizer.backend_tokenizer.to_str(pretty=False))
-    for name, graph in files.items():
+    built, replica = source.built, source.side.party.theta.replica
+    if built.tokenizer is not None:
+        (folder / TOKENIZER).write_text(built.tokenizer.backend_tokenizer.to_str(pretty=False))
+    write_parts(
+        source.parts,
+        folder,
+        {
+            "halfback": version("halfback"),
+            "groups": None if len(replica.groups) == 1 else [list(group) for group in replica.groups],
+            "weights": {"format": "float32", "digest": digest_of(source.side.held())},
+            "config": configuration.to_tree(built.config),
+            "task": task_facts(built),
+            "client": source.client,
+        },
+    )
+
+
+def write_parts(parts: Parts, folder: Path, also: Mapping[str, Any]) -> None:
+    """Writes graphs, weights and manifest, with what else the manifest says; raises as `write` does."""
+    named = parts.named
+    pieces = bottom_pieces(
+        parts.bottom,
+        {id(tensor): name for name, tensor in named.items()},
+        frozenset(f"0.{name}" for name in parts.theta),
+        exact=parts.exact_blocks,
+        longest=parts.longest,
+        image=parts.image,
+    )
+    for name, graph in _graph_files(pieces).items():
         (folder / name).write_bytes(graph.data)
-    replica, config = source.side.party.theta.replica, source.built.config
+    (folder / WEIGHTS).write_bytes(save({name: tensor.detach().contiguous() for name, tensor in named.items()}))
     manifest = {
         "format": FORMAT,
-        "halfback": _version(),
         "files": _digests(folder),
-        "model": model_facts(source.built, source.side.party.bottom),
+        "model": model_facts(parts.bottom, parts.longest),
         "graphs": _graphs(pieces),
-        "theta": [{"name": name, "shape": list(tensor.shape)} for name, tensor in theta.items()],
-        "exact": exact,
-        "groups": None if len(replica.groups) == 1 else [list(group) for group in replica.groups],
-        "weights": {"format": "float32", "digest": digest_of(source.side.held())},
-        "config": configuration.to_tree(config),
-        "task": task_facts(source.built),
-        "client": source.client,
+        "theta": [{"name": name, "shape": list(tensor.shape)} for name, tensor in parts.theta.items()],
+        "exact": list(parts.exact),
+        **also,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    return manifest
-
-
-def _pieces(source: Source, named: Mapping[str, Tensor], theta: Mapping[str, Tensor], exact: list[str]) -> Pieces:
-    bottom, task = source.side.party.bottom, source.built.task
-    inside = [{id(p) for p in block.parameters()} for block in bottom.blocks]
-    first = next((place for place, own in enumerate(inside) if any(id(theta[name]) in own for name in exact)), None)
-    image = None
-    if bottom.family.kind == "image":
-        image = task.train.batch([0, 0]).inputs["pixel_values"]
-    return bottom_pieces(
-        bottom,
-        {id(tensor): name for name, tensor in named.items()},
-        frozenset(f"0.{name}" for name in theta),
-        exact=0 if first is None else len(inside) - first,
-        longest=model_facts(source.built, bottom)["longest"],
-        image=image,
-    )
 
 
 def _graph_files(pieces: Pieces) -> dict[str, Graph]:
@@ -177,12 +207,6 @@ def _digests(folder: Path) -> dict[str, Any]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         found[path.name] = {"sha256": digest, "bytes": path.stat().st_size}
     return found
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("halfback")
 
 
 @contextmanager
