@@ -22,7 +22,7 @@ from halfback_device.messages import Array, Message
 from halfback_device.methods import METHODS
 from halfback_device.package import Package
 from halfback_device.party import Conversation, Party, Round
-from halfback_device.plan import Plan, plan_of, replica_of
+from halfback_device.plan import Plan, replica_of
 from halfback_device.runtime import Bottom
 from halfback_device.seeds import seed_for
 from halfback_device.state import State, check_arrays
@@ -43,19 +43,17 @@ class Session:
         inference_peak_bytes: of the same, behind inference on a round's batches, before anything was trained.
     """
 
-    def __init__(self, package: Package, split: Split, client: int, folder: Path) -> None:
+    def __init__(self, package: Package, plan: Plan, split: Split, client: int, folder: Path) -> None:
         """`client`: its number; `folder`: where codecs that remember on disk keep theirs: emptied.
 
         Raises:
-            PackageError: the package asks for something that a device can't do.
+            PackageError: the runtime lacks an operator, or a codec is none that a device has.
         """
         self._package, self._split = package, split
-        self.plan: Plan = plan_of(package.manifest)
-        self._folder = folder
-        plan = self.plan
+        self.plan, self._folder = plan, folder
         self.party = Party(
             Bottom(package),
-            None if package.manifest["model"]["head"] is None else runtime.Head(package),
+            runtime.Head(package) if plan.has_head else None,
             replica_of(plan, package.manifest, package.theta()),
             Feed(split, size=plan.batch_size, seed=seed_for(plan.seed, "order", client)),
             plan.probe,

@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mixed import Kind, adapted, packaged, shared_rows, world
+from mixed import Kind, adapted, package_folder, run_of, shared_rows, world
 
-from halfback.config import RunConfig
-from halfback.testing import small
 from halfback_device.package import Package
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -35,18 +33,6 @@ MIXTURES: dict[str, list[Kind]] = {
     "device": ["device", "device", "device"],
     "both": ["device", "torch", "device"],
 }
-
-
-def run_of(name: str, tiny_bert: Path, sentences: Path, **changes: Any) -> RunConfig:
-    given = {"model__cut": 2, "clients": 3, "sampled_clients": 3, "steps_per_round": 2, "seed": 5}
-    return small.texts(name, tiny_bert, sentences, **given | changes)
-
-
-@pytest.fixture(scope="module")
-def base(tiny_bert: Path, sentences: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package with all graphs that a device may need of this model."""
-    name, changes = METHODS["all exact"]
-    return packaged(run_of(name, tiny_bert, sentences, **changes), tmp_path_factory.mktemp("packages") / "base")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -85,7 +71,7 @@ def _agreed(thetas: Any, *, taking_turns: bool = False) -> dict[str, np.ndarray]
 
 def test_each_client_may_have_a_cut_of_its_own(tiny_bert: Path, sentences: Path, tmp_path: Path) -> None:
     config = run_of("ho_sfl", tiny_bert, sentences, model__cut=[1, 2, 2], bottom__optimizer="momentum")
-    opened = [Package.open(packaged(config, tmp_path / f"package-{n}", client=n)) for n in range(2)]
+    opened = [Package.open(package_folder(config, tmp_path / f"package-{n}", client=n)) for n in range(2)]
     run = world(config, ["device", "device", "torch"], shared_rows(sentences), tmp_path, opened.__getitem__)
     run.run(4)
     first = _agreed(run.thetas())
