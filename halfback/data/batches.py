@@ -109,12 +109,13 @@ class Split:
 
     def take(self, rows: Sequence[int]) -> Split:
         """The split of these rows alone, in this order."""
-        tokens, types, unscored = (
-            None if lists is None else [lists[row] for row in rows]
-            for lists in (self._tokens, self._token_types, self._unscored)
+        return Split(
+            self.labels[rows],
+            images=None if self._images is None else self._images[rows],
+            tokens=None if self._tokens is None else [self._tokens[row] for row in rows],
+            token_types=None if self._token_types is None else [self._token_types[row] for row in rows],
+            unscored=None if self._unscored is None else [self._unscored[row] for row in rows],
         )
-        images = None if self._images is None else self._images[rows]
-        return Split(self.labels[rows], images=images, tokens=tokens, token_types=types, unscored=unscored)
 
     def contents(self) -> dict[str, Tensor]:
         """All that batches are made of: token lists as one row of ids each, and their lengths."""

@@ -1,8 +1,8 @@
 """Clients of a simulation that run on device packages: what is on a device is here too, from its frames to its disk.
 
-PyTorch has the server alone. Each client is one of `halfback_device`, in this process, with a replica of θ and an end of
-a link of its own; it answers the questions that a client on another machine is asked, by the engine that asks these. So
-a run goes on from its checkpoint as a deployed one does: with what the clients themselves have written down beside it.
+PyTorch has the server alone. Each client is one of `halfback_device`, in this process, with a replica of θ and an end
+of a link of its own; it answers the questions that a client on another machine is asked, by the engine that asks these.
+So a run goes on from its checkpoint as a deployed one does: with what the clients themselves have written down.
 """
 
 import threading
