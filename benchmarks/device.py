@@ -132,9 +132,9 @@ def peak_of(pid: int) -> float:
 def inferred(python: str, place: Path, train: Path, steps: int, _: Path) -> Cost:
     """Inference alone, by the same runtime on the same package."""
     command = [python, "-m", "halfback_device", "infer", str(place), "--data", str(train)]
-    command += ["--text", "sentence", "--label", "label", "--batches", str(steps)]
+    command += ["--text", "text", "--label", "label", "--batches", str(steps)]
     told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    return Cost(told["peak_bytes"], told["batch_seconds"], told["ready_seconds"])
+    return Cost(told["peak_bytes"], told["batch_seconds"])
 
 
 def environment(python: str) -> tuple[float, int]:
@@ -167,10 +167,10 @@ def measured(model: str, python: str, steps: int, pairs: int, folder: Path) -> d
     train, held = rows_of(folder)
     common = [
         *own,
-        *("task.name=csv", f"task.train={train}", f"task.validation={held}", "task.text=sentence", "task.label=label"),
+        *("task.name=csv", f"task.train={train}", f"task.validation={held}", "task.text=text", "task.label=label"),
         *("clients=1", "sampled_clients=1", f"steps={steps}", "device=cpu", "threads=1", "beside=[]"),
     ]
-    data = {"name": "csv", "train": str(train), "text": "sentence", "label": "label"}
+    data = {"name": "csv", "train": str(train), "text": "text", "label": "label"}
     processes: dict[str, Callable[[Path], Cost]] = {}
     for how, settings in METHODS.items():
         for weights in ("float32", "int8"):

@@ -175,6 +175,31 @@ def test_a_device_reads_no_column_and_no_file_that_the_server_chose(refusal: Ask
     assert "client.runtime" not in refusal(own, model__name="/srv/other")
 
 
+def test_no_word_of_a_question_chooses_the_package_the_interpreter_or_the_rows(
+    packaged: Path, rows: Path, tmp_path: Path, recipe: RunConfig, digest: str
+) -> None:
+    relay = Relay(device_site(packaged, rows), tmp_path / "states")
+    order = Prepare(
+        run="0" * 16,
+        client=0,
+        config=configuration.to_tree(recipe),
+        label_names=("negative", "positive"),
+        weights=digest,
+    ).model_dump()
+    try:
+        for word in ("package", "interpreter", "rows", "keep_labels", "folder", "data"):
+            reply = read_reply(relay.exchange(Frame(json.dumps(order | {word: "/srv/other"})), 60.0).header)
+            assert isinstance(reply, Refused)
+            assert reply.error == f"header.prepare.'{word}': this field is unknown"
+            inside = order | {"config": order["config"] | {word: "/srv/other"}}
+            assert not isinstance(read_reply(relay.exchange(Frame(json.dumps(inside)), 60.0).header), Refused)
+        told = Path(f"/proc/{relay.pid}/cmdline").read_text()
+    finally:
+        relay.close()
+    assert str(packaged) in told
+    assert "/srv/other" not in told
+
+
 def test_a_device_takes_part_in_no_run_of_another_recipe_than_its_packages(
     refusal: Asked, packaged: Path, rows: Path
 ) -> None:
