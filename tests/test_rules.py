@@ -124,11 +124,6 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["client.runtime=device", "one_pass=false"],
         "one_pass=true: clients on device packages (client.runtime=device) run alone; use one_pass=null or one_pass=fa",
     ),
-    "device packages within a memory": (
-        ["client.runtime=device", "client.memory=90"],
-        ["client.runtime=device", "client.rows_at_once=4"],
-        "client.memory=90: it counts the tensors of PyTorch, which client.runtime=device has none of; use client.rows",
-    ),
     "codecs where nothing goes": (
         ["codecs.gradient_up=[int8]"],
         ["codecs.gradient_up=[int8]", "model.head=0"],

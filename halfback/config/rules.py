@@ -175,14 +175,6 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
         ),
     ),
     Rule(
-        "device packages within a memory",
-        lambda f: f.config.client.runtime == "device" and f.config.client.memory is not None,
-        lambda f: (
-            f"client.memory={f.config.client.memory:g}: it counts the tensors of PyTorch, which client.runtime=device "
-            "has none of; use client.rows_at_once"
-        ),
-    ),
-    Rule(
         "codecs where nothing goes",
         lambda f: f.idle_links != [],
         lambda f: f"codecs.{f.idle_links[0][0]}: nothing goes this way without {f.idle_links[0][1]}",

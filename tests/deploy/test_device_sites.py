@@ -150,12 +150,12 @@ Asked = Callable[..., str]
 def refusal(tmp_path: Path, recipe: RunConfig, digest: str) -> Asked:
     """Why a site's worker takes no part in a run of the recipe with other settings; empty if it does."""
 
-    def asked(site: SiteConfig, **order: Any) -> str:
+    def asked(site: SiteConfig, weights: str = digest, **order: Any) -> str:
         changes = {key.replace("__", "."): value for key, value in order.items()}
         names = changes.pop("label_names", ("negative", "positive"))
         config = configuration.from_tree(configuration.to_tree(recipe), changes)
         question = Prepare(
-            run="0" * 16, client=0, config=configuration.to_tree(config), label_names=names, weights=digest
+            run="0" * 16, client=0, config=configuration.to_tree(config), label_names=names, weights=weights
         )
         relay = Relay(site, tmp_path / "states")
         try:
@@ -228,7 +228,10 @@ def test_a_site_that_keeps_its_labels_keeps_them_on_a_device_too(
     package(recipe, tmp_path / "u-shape", **{"model.head": 0})
     with pytest.raises(UserError, match=r"has their column as data\.text too"):
         refusal(device_site(tmp_path / "u-shape", rows, keep_labels=True, data=twice))
-    assert refusal(device_site(tmp_path / "u-shape", rows, keep_labels=True), model__head=0) == ""
+    begins = json.loads((tmp_path / "u-shape" / "manifest.json").read_text())["weights"]["digest"]
+    keeps = device_site(tmp_path / "u-shape", rows, keep_labels=True)
+    assert refusal(keeps, begins, model__head=0) == ""
+    assert "the weights that this run begins with are not the package's" in refusal(keeps, model__head=0)
 
 
 def test_what_is_wrong_with_a_row_stays_on_a_device(refusal: Asked, packaged: Path, rows: Path) -> None:
