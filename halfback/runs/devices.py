@@ -49,7 +49,10 @@ def check(config: RunConfig) -> None:
         ) from None
     from halfback.packaging.writing import check_method
 
-    check_method(config, 0)
+    try:
+        check_method(config, 0)
+    except UserError as error:
+        raise UserError(f"client.runtime=device: {error}") from None
 
 
 def engine(built: Built, out: Path) -> RemoteServer:
