@@ -1,4 +1,4 @@
-"""The byte layout of a message (docs/wire_format.md), written and read without trusting the other side.
+"""The byte layout of a message (docs/protocol.md), written and read without trusting the other side.
 
 Every length, dtype, shape and count is checked against what is left of the buffer before anything is allocated.
 """
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from halfback.errors import PeerError
-from halfback.wire.messages import CODES, FIELDS, Encoded, Message, Part, Role, kinds_of, name_of, of_parts, parts_of
+from halfback.wire.fields import FIELDS
+from halfback.wire.messages import CODES, Encoded, Message, Part, Role, kinds_of, name_of, of_parts, parts_of
 
 Direction = Literal["up", "down"]
 
