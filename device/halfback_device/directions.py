@@ -8,7 +8,7 @@ pieces, which bounds the scratch memory to about a megabyte.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -32,7 +32,7 @@ def philox(counters: Array, seeds: Sequence[int]) -> Array:
     """Philox4x32-10: four 32-bit words a counter and seed.
 
     Args:
-        counters: (4, n) uint64, words in 0..2^32-1.
+        counters: (4, n) uint32.
         seeds: the keys, low word first.
 
     Returns:
@@ -42,8 +42,7 @@ def philox(counters: Array, seeds: Sequence[int]) -> Array:
     keys = [[seed & 0xFFFFFFFF for seed in seeds], [seed >> 32 for seed in seeds]]
     # Words 0 and 2 are multiplied, words 1 and 3 are not; both pairs go through a round together, in which word 1
     # meets the product of word 2 and word 3 that of word 0.
-    even = np.repeat(counters[0::2, None], many, axis=1)
-    odd = np.repeat(counters[1::2, None], many, axis=1)
+    even, odd = (np.repeat(counters[at::2, None].astype(np.uint64), many, axis=1) for at in (0, 1))
     product, high = np.empty_like(even), np.empty_like(even)
     for turn in range(_ROUNDS):
         key = np.array(
@@ -71,10 +70,10 @@ def _sign_table() -> Array:
 @lru_cache(maxsize=1)
 def gaussian_table() -> Array:
     """(65536,) float32: quantiles of the normal law at the mid-points, scaled to unit variance."""
-    half = [NormalDist().inv_cdf((i + 0.5) / 65536) for i in range(32768)]
-    scale = (2 * sum(value * value for value in half) / 65536) ** -0.5
-    values = [value * scale for value in half]
-    return np.array(values + [-value for value in reversed(values)]).astype(np.float32)
+    quantile = NormalDist().inv_cdf
+    half = np.fromiter((quantile((i + 0.5) / 65536) for i in range(32768)), dtype=np.float64, count=32768)
+    half *= (2 * float(np.square(half).sum()) / 65536) ** -0.5
+    return np.concatenate((half, -half[::-1])).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -109,31 +108,32 @@ class Pack:
     segments: tuple[Segment, ...]
     width: int
 
-    @cached_property
-    def _counters(self) -> dict[Law, Array]:
-        return {}
-
-    def _counted(self, law: Law) -> Array:
-        """(4, blocks): block number and name of every block, low words first."""
-        if law not in self._counters:
-            each, pieces = VALUES_PER_BLOCK[law], []
-            for segment in self.segments:
-                first, number = segment.start // each, name_number(segment.name)
-                blocks = np.arange(first, first + segment.padded // each, dtype=np.uint64)
-                piece = np.empty((4, len(blocks)), dtype=np.uint64)
-                piece[:] = [[0], [0], [number & 0xFFFFFFFF], [number >> 32]]
-                piece[0], piece[1] = blocks & _WORD, blocks >> _HALF
-                pieces.append(piece)
-            self._counters[law] = np.concatenate(pieces, axis=1)
-        return self._counters[law]
-
     def directions(self, seeds: Sequence[int], law: Law) -> Iterator["Bits"]:
         """The random bits of each seed's direction, made for as many at once as the scratch memory allows."""
-        counters = self._counted(law)
+        each = VALUES_PER_BLOCK[law]
+        # Those of a piece of a large parameter are quickly made, and not worth remembering.
+        counters = (_counters if len(self.segments) == 1 else _remembered_counters)(self.segments, each)
         at_once = max(1, _BLOCKS_AT_ONCE // counters.shape[1])
         for first in range(0, len(seeds), at_once):
             for words in philox(counters, seeds[first : first + at_once]):
                 yield Bits(words, law)
+
+
+def _counters(segments: tuple[Segment, ...], each: int) -> Array:
+    """(4, blocks) uint32: number and name of every block of `each` values, low words first."""
+    counters = np.zeros((4, sum(segment.padded for segment in segments) // each), dtype=np.uint32)
+    place = 0
+    for segment in segments:
+        first, count, number = segment.start // each, segment.padded // each, name_number(segment.name)
+        here = slice(place, place + count)
+        blocks = np.arange(first, first + count, dtype=np.uint64)
+        counters[0, here], counters[1, here] = blocks & _WORD, blocks >> _HALF
+        counters[2, here], counters[3, here] = number & 0xFFFFFFFF, number >> 32
+        place += count
+    return counters
+
+
+_remembered_counters = lru_cache(maxsize=16)(_counters)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ print(*sorted({heavy} & {{name.partition(".")[0] for name in sys.modules}}))
 
 
 def modules() -> list[str]:
-    files = sorted(file.relative_to(PACKAGE.parent) for file in PACKAGE.rglob("*.py"))
+    # `__main__` is the command itself, of which all else is imported by others.
+    files = sorted(file.relative_to(PACKAGE.parent) for file in PACKAGE.rglob("*.py") if file.stem != "__main__")
     return [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files]
 
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -144,7 +145,7 @@ class _Maker:
 
     def pieces(self) -> Pieces:
         blocks = self.bottom.blocks
-        self.places = _free_size(self.bottom)
+        (self.places,) = free_sizes(self.bottom, 1)
         embed_weights = self._tensors(self._backbone(), skip={id(t) for b in blocks for t in _tensors_of(b).values()})
         inputs = self._inputs()
         with torch.no_grad(), _noting(self.bottom) as noted:
@@ -249,6 +250,7 @@ class _Maker:
 
     def _call(self, given: Mapping[str, Tensor], weights: Mapping[str, Tensor], noted: list[Any]) -> None:
         backbone = self._backbone()
+        self._given = dict[int, str]()
         if self.image is not None:
             functional_call(backbone, dict(weights), (given["pixel_values"],))
             return
@@ -258,7 +260,7 @@ class _Maker:
         kinds = set(getattr(self.bottom.body.config, "layer_types", None) or ())
         masks = {kind: self._bias() for kind in kinds} or self._bias()
         kwargs[_BIAS] = masks
-        self._given = {id(mask): "bias" for mask in (masks.values() if isinstance(masks, dict) else [masks])}
+        self._given |= {id(mask): "bias" for mask in (masks.values() if isinstance(masks, dict) else [masks])}
         self._given[id(given["position_ids"])] = "position_ids"
         functional_call(backbone, dict(weights), (), kwargs)
 
@@ -342,10 +344,10 @@ def _leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str,
     return [(name, leaf) for name, leaf in (*rest, *named) if isinstance(leaf, Tensor)]
 
 
-def _free_size(bottom: nn.Module) -> int:
-    """A number of places that no tensor of the part has as a size, since equal sizes move together."""
-    taken = {size for tensor in _tensors_of(bottom).values() for size in tensor.shape}
-    return next(size for size in range(7, 1 << 20) if size not in taken)
+def free_sizes(part: nn.Module, count: int) -> list[int]:
+    """So many numbers of places that no tensor of the part has as a size, since equal sizes move together."""
+    taken = {size for tensor in _tensors_of(part).values() for size in tensor.shape}
+    return list(islice((size for size in range(7, 1 << 20) if size not in taken), count))
 
 
 def _key(program: Any, arguments: Mapping[str, Argument], trained: Sequence[bool]) -> str:
