@@ -3,7 +3,8 @@
     python benchmarks/deep_cut.py sst2-minilm --out runs/deep --figure deep.svg model.cut=5 steps=200 batch_size=8
 
 Runs every setting (or those of `--only`) with every seed as run folders under --out, `--jobs` at once; a finished run
-is not run again. Prints a table and draws accuracy against forward passes, bytes and client memory.
+is not run again. `--task` takes other rows than the recipe's, to try its rates where nothing was tuned. Prints a table
+and draws accuracy against forward passes, bytes and client memory.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from halfback.data.sources import data_folder
 from halfback.report.differences import difference, recovered, said_difference, said_recovered
 from halfback.runs.cells import is_over
 from halfback.telemetry.records import read_records, read_summary
@@ -25,6 +27,16 @@ from halfback.telemetry.records import read_records, read_summary
 FROZEN, FIRST = "frozen bottom", "first order"
 FEW = {"bottom.train": "lora_b"}
 KINDS = ("lora_b", "bias", "ia3", "norm")
+ALL = {"algorithm.exact_blocks": "all", "algorithm.directions": 0}
+FEWEST = {  # of which all is sent; the scale of LoRA's product stays, and the top's adapters have the same rank
+    "ia3": {"bottom.train": "ia3"},
+    "lora_b r2": {"bottom.train": "lora_b", "lora.rank": 2, "lora.alpha": 4},
+}
+AGREEMENTS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "int8": {"codecs.slopes_up": ["int8"], "codecs.slopes_down": ["int8"]},
+    "signs": {"codecs.slopes_up": ["sign"], "codecs.slopes_down": ["sign"]},
+}
 COLOURS = {"forward passes alone": "C0", "backward pass of one block": "C2", "backpropagation": "C3"}
 SETTINGS: dict[str, dict[str, Any]] = {
     FROZEN: {"algorithm.name": "frozen_bottom"},
@@ -40,7 +52,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{f"lora_b, exact {n}": FEW | {"algorithm.exact_blocks": n} for n in (1, 2, 3, 4, 8)},
     **{f"lora_b, exact {n}, P=0": FEW | {"algorithm.exact_blocks": n, "algorithm.directions": 0} for n in (1, 2, 3, 4)},
     **{f"ia3, exact {n}": {"bottom.train": "ia3", "algorithm.exact_blocks": n} for n in (2, 4)},
+    **{f"{kind}, exact all, {how}": FEWEST[kind] | ALL | AGREEMENTS[how] for kind in FEWEST for how in AGREEMENTS},
     **{f"first order, {kind}": {"algorithm.name": "split_lora", "bottom.train": kind} for kind in KINDS},
+}
+
+
+def _csv(folder: str, **options: str) -> dict[str, Any] | None:
+    found = data_folder(folder)
+    if found is None:
+        return None
+    files = {split: str(found / f"{split}.csv.gz") for split in ("train", "validation")}
+    return {"name": "csv", **files, **options}
+
+
+TASKS: dict[str, Callable[[], dict[str, Any] | None]] = {
+    "sst2": lambda: {"name": "sst2"},
+    "movies": lambda: _csv("vader_sentiment/movies"),
+    "rte": lambda: _csv("rte", text="premise", pair="hypothesis"),
 }
 
 
@@ -54,7 +82,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", default=";".join(SETTINGS), help="labels behind semicolons")
     parser.add_argument("--lr", default="", help="bottom.lr by label, as `label:1e-3;label:3e-3`")
+    parser.add_argument("--task", choices=TASKS, help="other rows than the recipe's, from HALFBACK_DATA")
     arguments = parser.parse_intermixed_args()
+    if arguments.task is not None:
+        task = TASKS[arguments.task]()
+        if task is None:
+            parser.error(f"--task {arguments.task}: HALFBACK_DATA has none")
+        arguments.settings += [f"task.{key}={json.dumps(value)}" for key, value in task.items()]
     rates = dict(entry.rsplit(":", 1) for entry in arguments.lr.split(";") if entry)
     labels = [label for label in arguments.only.split(";") if label]
     work = [(seed, label) for seed in range(arguments.seeds) for label in labels]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfback.wire.messages import FIELDS, Encoded, Message, of_parts, parts_of
+from halfback.wire.fields import FIELDS
+from halfback.wire.messages import Encoded, Message, of_parts, parts_of
 
 EXTREMES = (b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\xff\xff\xff\x7f", b"\0\0\0\0", b"\x01\0\0\0")
 DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.bool)

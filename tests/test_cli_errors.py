@@ -82,9 +82,22 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["algorithm.directions=-1", "0 or more"],
     ),
     "exact-blocks-negative": (["algorithm.exact_blocks=-1"], ["algorithm.exact_blocks=-1", "0 or more"]),
-    "exact-blocks-all": (
-        ["algorithm.exact_blocks=2", "model.cut=2"],
-        ["algorithm.exact_blocks=2", "0 to 1 are allowed", "algorithm.checkpointing=true"],
+    "exact-blocks-too-many": (
+        ["algorithm.exact_blocks=3", "model.cut=2"],
+        ["algorithm.exact_blocks=3", "0 to 2 are allowed, or all"],
+    ),
+    "exact-blocks-misspelt": (
+        ["algorithm.exact_blocks=every", "model.cut=2"],
+        ["algorithm.exact_blocks=every", "0 or more are allowed, or all"],
+    ),
+    "exact-blocks-fraction": (["algorithm.exact_blocks=1.5", "model.cut=2"], ["algorithm.exact_blocks=1.5", "integer"]),
+    "topk-of-exact-gradients": (
+        ["algorithm.exact_blocks=1", "algorithm.directions=0", "codecs.slopes_up=[topk]"],
+        ["codecs.slopes_up: topk: cast, int8, int4 and sign are allowed"],
+    ),
+    "temporal-of-exact-gradients": (
+        ["algorithm.exact_blocks=1", "algorithm.directions=0", "codecs.slopes_down=[temporal]"],
+        ["codecs.slopes_down: temporal: cast, int8, int4 and sign are allowed"],
     ),
     "exact-blocks-cuts": (
         ["algorithm.exact_blocks=1", "model.cut=[2, 3]"],

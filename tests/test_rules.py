@@ -90,10 +90,10 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["algorithm.exact_blocks=0", "model.cut=[2, 2]"],
         "algorithm.exact_blocks=1: one cut for all clients is needed, not [2, 2]",
     ),
-    "exact blocks alone": (
+    "more exact blocks than there are": (
+        ["algorithm.exact_blocks=3"],
         ["algorithm.exact_blocks=2"],
-        ["algorithm.exact_blocks=1"],
-        "algorithm.exact_blocks=2: with model.cut=2, 0 to 1 are allowed (for all blocks: algorithm.name=split_lora alg",
+        "algorithm.exact_blocks=3: with model.cut=2, 0 to 2 are allowed, or all",
     ),
     "sign of gradients": (
         ["bottom.optimizer=sign", "algorithm.name=ho_fl"],
@@ -112,7 +112,11 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
     ),
     "memory that samples fill": (
         ["client.memory=2.5", "codecs.gradient_down=[{name: topk, ratio: 0.5, feedback: true}]"],
-        ["client.memory=2.5", "codecs.gradient_down=[int8]"],
+        [
+            "client.memory=2.5",
+            "codecs={gradient_down: [{name: sign, feedback: false}], slopes_up: [sign]}",
+            "algorithm.exact_blocks=1",
+        ],
         "client.memory=2.5: codecs.gradient_down remembers samples, more with each step; use client.rows_at_once, or a",
     ),
     "codecs where nothing goes": (
@@ -167,6 +171,11 @@ AFTER: dict[str, tuple[Any, Any, str]] = {
         trained(2, 0, 1, "algorithm.exact_blocks=1"),
         trained(2, 1, 1, "algorithm.exact_blocks=1"),
         "algorithm.exact_blocks=1: bottom.train=lora has nothing to train in these blocks; use algorithm.exact_blocks=",
+    ),
+    "directions along nothing": (
+        trained(2, 2, 1, "algorithm.exact_blocks=all"),
+        trained(2, 2, 1, "algorithm.exact_blocks=all", "algorithm.directions=0"),
+        "algorithm.directions=2: all that bottom.train=lora trains on the device is in its exact blocks; use algorithm",
     ),
     "cut before anything to train": (
         shallow(0),

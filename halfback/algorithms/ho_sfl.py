@@ -13,15 +13,13 @@ changes along P seeded directions, and only these P slopes are averaged. One ste
 Ours, because the paper leaves it open: a client that was away replays the steps it missed, in order, with the
 optimiser's moments it kept; the slope is divided by μ before it is sent, so that it means the same for every estimator.
 With a cut for each client (`model.cut` a list) u_p in step 4 has the client's own coordinates, and step 5 averages
-over those who have them. The last blocks of a device may take their gradients exactly (`exact`); these are sent,
-averaged and replayed as slopes.
+over those who have them. The last blocks of a device, or all, may take their gradients exactly (`exact`); these are
+sent, averaged and replayed beside the slopes.
 """
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from halfback.models.exact import entries, exact_gradient
 from halfback.parties.by_slopes import BySlopes
@@ -29,10 +27,10 @@ from halfback.parties.client import Client
 from halfback.parties.client_feedback import feedback, feedback_slopes
 from halfback.parties.cohort import Aggregation
 from halfback.parties.holdings import Batch, Round
-from halfback.parties.protocol import Conversation, Needs, check_count
+from halfback.parties.protocol import Conversation, Needs, check_blocks
 from halfback.parties.server import Server
 from halfback.parties.server_top import backpropagate_top, middle_activations, step_top
-from halfback.wire.messages import Activations, CutGradient, HeadGradient, Message, Slopes
+from halfback.wire.messages import Activations, Both, CutGradient, Exact, HeadGradient, Message, Slopes
 from halfback.zeroth.slopes import Cotangent, Estimator, Probe
 
 
@@ -45,8 +43,8 @@ class HoSfl:
         radius: μ, the probe radius; None takes the measured default for the parameters' number and dtype.
         estimator: `forward` (the paper's), `central` or `forward_ad`.
         clip_samples: bound on the size of each sample's slope **(ours)**; None for no bound.
-        exact_blocks: the last blocks of the device whose gradient it takes exactly, fewer than it has **(ours)**; with
-            any, `directions` may be 0, and what is below them stays as it is.
+        exact_blocks: the last blocks of the device whose gradient it takes exactly **(ours)**: a number, or "all". With
+            any, `directions` may be 0, and what else is trained of the bottom stays as it is.
         aggregation: of slopes and of the top's gradients: `uniform` (the paper's), or by `rows`.
     """
 
@@ -54,13 +52,13 @@ class HoSfl:
     radius: float | None = None
     estimator: Estimator = "forward"
     clip_samples: float | None = None
-    exact_blocks: int = 0
+    exact_blocks: int | str = 0
     aggregation: Aggregation = "uniform"
 
     def __post_init__(self) -> None:
         fewest, otherwise = (0, "") if self.exact_blocks else (1, ", or 0 with algorithm.exact_blocks")
         self._probe.check(fewest=fewest, otherwise=otherwise)
-        check_count("exact_blocks", self.exact_blocks, fewest=0)
+        check_blocks("exact_blocks", self.exact_blocks)
 
     @property
     def needs(self) -> Needs:
@@ -82,7 +80,7 @@ class HoSfl:
             slopes = yield from self._measure(client, batch)
             yield from self._agreement.agree(client, slopes)
 
-    def _measure(self, client: Client, batch: Batch) -> Generator[Message, Any, Slopes]:
+    def _measure(self, client: Client, batch: Batch) -> Generator[Message, Any, Slopes | Both]:
         """What a batch says of the direction in which θ should move."""
         with entries(client.bottom, self.exact_blocks) as noted:
             hidden = client.forward(batch)  # z_m
@@ -92,7 +90,8 @@ class HoSfl:
         exact = exact_gradient(noted, cotangent.of, client.theta.exact, client.bottom.layouts(batch.inputs))
         slopes = feedback_slopes(client, batch, cotangent, client.theta.seeds(self.directions), self._probe)  # v_{m,p}
         del cotangent
-        return Slopes(client.theta.position, torch.cat([slopes, exact]))
+        said = Slopes(client.theta.position, slopes)
+        return Both(said, Exact(exact)) if client.theta.exact else said
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> Mapping[int, Message]:
         """The server's side of one exchange."""
@@ -102,9 +101,11 @@ class HoSfl:
             case Activations() | HeadGradient():
                 gradients = backpropagate_top(server, messages)
                 return {m: CutGradient(gradient) for m, gradient in gradients.items()}
-            case Slopes():
-                mean = self._agreement.mean(server, messages)
+            case Slopes() | Both(Slopes(), Exact()):
+                mean, exact = self._agreement.mean(server, messages), server.agreed.replica.exact
                 step_top(server, messages)
-                return dict.fromkeys(messages, server.agreed.append(mean))
+                return dict.fromkeys(
+                    messages, server.agreed.append_exact(mean) if exact else server.agreed.append(mean)
+                )
             case _:
                 return self._agreement.answer(server, messages)

@@ -21,10 +21,11 @@ from halfback.engine.links import Forms, Links
 from halfback.models.adapters import set_trainable, trainable
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import CutModel, cut, recut
+from halfback.models.exact import last
 from halfback.models.objectives import loss_of, terms
 from halfback.models.part import Held, place, shape_behind
 from halfback.models.running import Bottom, LocalModel
-from halfback.parties.holdings import Head, HiddenForm
+from halfback.parties.holdings import Head, HiddenForm, LinkForm, VectorForm
 from halfback.parties.protocol import Algorithm
 from halfback.zeroth.directions import seed_for
 from halfback.zeroth.replay import Replica, RowForm
@@ -144,9 +145,9 @@ def _theta(config: RunConfig, algorithm: Algorithm, part: Bottom | LocalModel, l
     )
 
 
-def _exact(count: int, model: CutModel, theta: Mapping[str, Tensor]) -> list[str]:
+def _exact(count: int | str, model: CutModel, theta: Mapping[str, Tensor]) -> list[str]:
     """The names of θ in the last so many blocks of the bottom, whose gradient a device takes exactly."""
-    inside = [{id(p) for p in block.parameters()} for block in model.bottom.blocks[model.at - count :]]
+    inside = [{id(p) for p in block.parameters()} for block in last(model.bottom, count)]
     return [name for block in inside for name, parameter in theta.items() if id(parameter) in block]
 
 
@@ -206,13 +207,15 @@ def forms_of(ground: Ground) -> dict[int | None, HiddenForm]:
     return {None: ground.form} | {client: others[at] for client, at in cuts.items() if at in others}
 
 
-def _link_forms(first: HiddenForm, head: Head | None) -> Forms:
-    """What each link of a client with such activations carries, by its name."""
-    forms = {"activations_up": first, "gradient_down": first}
+def _link_forms(first: HiddenForm, head: Head | None, exact: int) -> Forms:
+    """What each link of a client with such activations, and so many exact gradients, carries, by its name."""
+    forms: dict[str, LinkForm] = {"activations_up": first, "gradient_down": first}
     if head is not None:
         shape = (first.shape[0], *head.sizes) if first.has_texts else head.sizes
         second = HiddenForm(shape, first.has_texts, first.dtype)
         forms |= {"activations_down": second, "gradient_up": second}
+    if exact:
+        forms |= {"slopes_up": VectorForm(exact), "slopes_down": VectorForm(exact)}
     return forms
 
 
@@ -236,7 +239,7 @@ def make_links(
         # Where clients take turns, each client's step is one.
         steps=config.steps * (config.sampled_clients if needs.turns == "one_by_one" else 1),
     )
-    of_links = {client: _link_forms(form, ground.head) for client, form in forms.items()}
+    of_links = {client: _link_forms(form, ground.head, ground.theta.width(0)) for client, form in forms.items()}
     links = Links(codecs, of_links, bounds, ground.task.train.longest(), ground.device, scratch)
     links.check()
     return links

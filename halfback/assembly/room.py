@@ -27,7 +27,17 @@ from halfback.parties.client_local import local_slopes
 from halfback.parties.client_probing import probe
 from halfback.parties.holdings import Batch
 from halfback.telemetry.meters import Full, MemoryMeter
-from halfback.wire.messages import CutGradient, HeadGradient, Message, MiddleActivations, Nothing, Weights
+from halfback.wire.messages import (
+    Both,
+    CutGradient,
+    Exact,
+    HeadGradient,
+    Message,
+    MiddleActivations,
+    Nothing,
+    Slopes,
+    Weights,
+)
 from halfback.zeroth.directions import forget_tables
 from halfback.zeroth.slopes import Cotangent
 
@@ -133,13 +143,18 @@ def _take_batch(trial: _Trial, meter: MemoryMeter, behind: int) -> None:
         batch = trial.batch(behind)
     mask = _mask(party.bottom, batch)
     meter.receive([mask])
-    slopes = torch.zeros(0)
+    slopes, near = torch.zeros(0), trial.links.near(party.id)
+    if party.theta.exact:  # what codecs have lost of these is there from the second step on
+        nothing = torch.zeros(party.theta.replica.width(0), device=trial.links.device)
+        near.send(Both(Slopes(0, nothing[:0]), Exact(nothing)))
+        meter.receive(near.tensors())
+        del nothing
     match needs.holds:
         case "bottom":
-            slopes = _exchange(trial, meter, batch)
+            slopes = _exchange(trial, meter, batch, near)
         case "auxiliary":
             with meter.running():
-                trial.links.near(party.id).send(upload(batch, party.forward(batch)))
+                near.send(upload(batch, party.forward(batch)))
     if needs.holds != "bottom" and needs.probe is not None:
         own, places = party.theta.groups, range(len(party.theta.replica.groups))
         try:
@@ -151,10 +166,26 @@ def _take_batch(trial: _Trial, meter: MemoryMeter, behind: int) -> None:
             party.theta.groups, party.losses = own, []
     if needs.replays:
         replica = party.theta.replica
-        agreed = slopes.new_zeros(1, replica.width(needs.directions), dtype=torch.float32)
+        agreed = slopes.new_zeros(needs.directions * len(replica.groups), dtype=torch.float32)
         meter.receive([agreed])
+        if replica.exact:
+            agreed = _with_exact(trial, meter, near, agreed)
         with replica.rehearsal(), meter.running():
-            replica.replay(replica.position, agreed, [0])
+            replica.replay(replica.position, agreed.unsqueeze(0), [0])
+
+
+def _with_exact(trial: _Trial, meter: MemoryMeter, near: End, slopes: Tensor) -> Tensor:
+    """A row of agreed slopes and exact gradients, in zeros, as a client makes it of the message."""
+    links, party = trial.links, trial.side.party
+    exact: Any = slopes.new_zeros(party.theta.replica.width(0))
+    if (broadcast := links.broadcast()) is not None:
+        exact, _ = broadcast.encode(exact)
+    data = links.far(party.id).send(Both(Slopes(0, slopes), Exact(exact))).data
+    del exact
+    with meter.running():
+        reply: Any = near.receive(data)
+        meter.receive(tensors_of(reply))
+        return torch.cat([reply.first.values, reply.second.values])
 
 
 def _mask(bottom: Bottom, batch: Batch) -> Tensor:
@@ -173,10 +204,10 @@ def _mask(bottom: Bottom, batch: Batch) -> Tensor:
     return torch.empty(max(places, default=0), dtype=dtype)
 
 
-def _exchange(trial: _Trial, meter: MemoryMeter, batch: Batch) -> Tensor:
+def _exchange(trial: _Trial, meter: MemoryMeter, batch: Batch, near: End) -> Tensor:
     """Activations up, and what follows: slopes along one direction, as they are taken one after the other."""
     party, needs = trial.side.party, trial.side.algorithm.needs
-    near, far = trial.links.near(party.id), trial.links.far(party.id)
+    far = trial.links.far(party.id)
     with meter.running():
         with entries(party.bottom, needs.agreement.exact_blocks) as noted:
             hidden = party.forward(batch)
@@ -208,10 +239,14 @@ def _exchange(trial: _Trial, meter: MemoryMeter, batch: Batch) -> Tensor:
         cotangent = Cotangent.at(gradient, kept, batch.inputs.get("lengths"))
         del kept, gradient
         exact = exact_gradient(noted, cotangent.of, party.theta.exact, party.bottom.layouts(batch.inputs))
-        if needs.probe is None or not needs.directions:
-            return exact
-        seeds = party.theta.seeds(1)
-        return torch.cat([feedback_slopes(party, batch, cotangent, seeds, replace(needs.probe, directions=1)), exact])
+        slopes = cotangent.of.new_zeros(0)
+        if needs.probe is not None and needs.directions:
+            probe_once = replace(needs.probe, directions=1)
+            slopes = feedback_slopes(party, batch, cotangent, party.theta.seeds(1), probe_once)
+        del cotangent
+        if party.theta.exact:
+            near.send(Both(Slopes(0, slopes), Exact(exact)))
+        return slopes
 
 
 def _probed(trial: _Trial, near: End, batch: Batch, like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from halfback.models.adapters import trainable
 from halfback.models.objectives import loss_of
 from halfback.models.running import LocalModel
 from halfback.parties.cohort import Cohort
-from halfback.parties.holdings import Above, Descent, Local
+from halfback.parties.holdings import Above, Descent, HiddenForm, Local
 from halfback.parties.server import Agreed, Server, Top
 
 
@@ -50,7 +50,9 @@ def server_side(
     top = _top(ground)
     for client in range(config.clients):
         if (groups := groups_of(ground, client)) is not None:
-            top.above[client] = Above(ground.level(client).top, links.forms[client]["activations_up"])
+            form = links.forms[client]["activations_up"]
+            assert isinstance(form, HiddenForm), "codecs take these by the samples that they are of"
+            top.above[client] = Above(ground.level(client).top, form)
             cohort.groups[client] = groups
     part = ground.part
     auxiliary = part.head if needs.holds == "auxiliary" and isinstance(part, LocalModel) else None

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from halfback.codecs.chain import Chain
 from halfback.codecs.ends import FeedbackSender, Plain
 from halfback.codecs.protocol import Coding, Receiver, Sender, Stage
-from halfback.codecs.quantise import Cast, Int4, Int8
+from halfback.codecs.quantise import Cast, Int4, Int8, Sign
 from halfback.codecs.sparsify import Projection, TopK
 from halfback.codecs.temporal import Temporal, TemporalReceiver, TemporalSender
 from halfback.errors import UserError, offer
@@ -23,7 +23,15 @@ from halfback.registry import Registry
 Codec = Coding | Temporal
 CODECS: Registry[type[Codec]] = Registry(
     "halfback.codecs",
-    {"cast": Cast, "int8": Int8, "int4": Int4, "topk": TopK, "projection": Projection, "temporal": Temporal},
+    {
+        "cast": Cast,
+        "int8": Int8,
+        "int4": Int4,
+        "sign": Sign,
+        "topk": TopK,
+        "projection": Projection,
+        "temporal": Temporal,
+    },
 )
 codec = CODECS.named
 """A decorator: `@codec("my_codec")` on a frozen dataclass, whose fields are the codec's options (see `Coding`)."""
@@ -88,9 +96,8 @@ def make_sender(codecs: Sequence[Codec], *, width: int, dtype: torch.dtype, wher
         UserError: a codec can't take what the one before it gives.
     """
     chain = _chain(codecs, width, dtype, where)
-    inner = (
-        FeedbackSender(chain) if any(isinstance(codec, TopK) and codec.feedback for codec in codecs) else Plain(chain)
-    )
+    feedback = any(isinstance(codec, TopK | Sign) and codec.feedback for codec in codecs)
+    inner = FeedbackSender(chain) if feedback else Plain(chain)
     first = codecs[0] if codecs else None
     return TemporalSender(first, inner, chain) if isinstance(first, Temporal) else inner
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, final
 
-import torch
 from torch import Tensor
 
 from halfback.codecs.chain import Chain
@@ -57,14 +56,14 @@ class FeedbackSender:
         """The chain's tensors of the corrected rows."""
         if samples.ids is None:
             return self._chain.encode(matrix)
-        pieces = [
-            piece + self._lost[sample].to(piece) if self._fits(sample, piece) else piece
-            for sample, piece in zip(samples.ids, matrix.split(samples.rows), strict=True)
-        ]
-        corrected = torch.cat(pieces) if pieces else matrix
+        corrected = matrix.clone()  # and changed in place from here on: a device has no memory for more of them
+        pieces = dict(zip(samples.ids, corrected.split(samples.rows) if samples.ids else (), strict=True))
+        for sample, piece in pieces.items():
+            if self._fits(sample, piece):
+                piece += self._lost[sample].to(piece)
         parts = self._chain.encode(corrected)
-        lost = corrected - self._chain.decode(parts, len(corrected))
-        for sample, rest in zip(samples.ids, lost.split(samples.rows), strict=True):
+        corrected -= self._chain.decode(parts, len(corrected))
+        for sample, rest in pieces.items():
             self._lost[sample] = rest.clone()
         return parts
 

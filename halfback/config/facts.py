@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +21,8 @@ class Method:
         u_shape, mixed_cuts: it can leave the head on the device; it can have a cut for each client.
         slopes_meet: slopes of several clients come together, of which some may be false.
         grouped: a device measures one of several groups of θ.
-        by_rows: a client counts by its rows. exact_blocks: whose gradient a device takes exactly.
+        by_rows: a client counts by its rows. exact_blocks: whose gradient a device takes exactly, a number or "all".
+        directions: slopes of a step, 0 for a method that takes none.
     """
 
     slopes: bool
@@ -32,7 +34,8 @@ class Method:
     slopes_meet: bool
     grouped: bool
     by_rows: bool
-    exact_blocks: int
+    exact_blocks: int | str
+    directions: int
 
 
 def method_of(algorithm: Algorithm) -> Method:
@@ -49,6 +52,7 @@ def method_of(algorithm: Algorithm) -> Method:
         grouped=needs.agreement.groups is not None,
         by_rows=needs.agreement.aggregation == "rows",
         exact_blocks=needs.agreement.exact_blocks,
+        directions=needs.directions,
     )
 
 
@@ -88,15 +92,23 @@ class Chosen:
             link
             for link, chain in self.config.codecs
             for codec in chain
-            if codec == "temporal"
-            or (isinstance(codec, dict) and (codec.get("name") == "temporal" or "feedback" in codec))
+            if not link.startswith("slopes") and _remembers({"name": codec} if isinstance(codec, str) else codec)
         ]
 
     @property
-    def idle_links(self) -> list[str]:
-        """The links that have codecs and carry nothing: those of the U-shape, where this is none."""
-        codecs, has_head = self.config.codecs, self.config.model.head is not None
-        return [link for link in ("activations_down", "gradient_up") if getattr(codecs, link) and not has_head]
+    def idle_links(self) -> list[tuple[str, str]]:
+        """The links that have codecs and carry nothing that these could stand for, and what would have to be there."""
+        wanted: dict[str, str] = {}
+        if self.config.model.head is None:
+            wanted |= dict.fromkeys(("activations_down", "gradient_up"), "a head on the device (model.head)")
+        if not self.method.exact_blocks:
+            wanted |= dict.fromkeys(("slopes_up", "slopes_down"), "exact gradients (algorithm.exact_blocks)")
+        return [(link, what) for link, what in wanted.items() if getattr(self.config.codecs, link)]
+
+
+def _remembers(codec: Mapping[str, Any]) -> bool:
+    """Whether a codec with these options remembers samples."""
+    return codec.get("name") == "temporal" or bool(codec.get("feedback", codec.get("name") == "sign"))
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def build_algorithm(config: RunConfig) -> Algorithm:
         return TypeAdapter(kind).validate_python(config.algorithm.options())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in first["loc"])
+        # Of an option that may be of several kinds, the kind that was tried is no part of its name.
+        path = ".".join(str(part) for place, part in enumerate(first["loc"]) if not place or isinstance(part, int))
         raise UserError(f"algorithm.{path}={first['input']!r}: {first['msg']}") from None
 
 

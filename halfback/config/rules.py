@@ -113,19 +113,18 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
     ),
     Rule(
         "exact blocks with a list of cuts",
-        lambda f: f.method.exact_blocks > 0 and not isinstance(f.config.model.cut, int),
+        lambda f: f.method.exact_blocks != 0 and not isinstance(f.config.model.cut, int),
         lambda f: (
             f"algorithm.exact_blocks={f.method.exact_blocks}: one cut for all clients is needed, not "
             f"{f.config.model.cut}"
         ),
     ),
     Rule(
-        "exact blocks alone",
-        lambda f: 1 <= f.config.model.cut_of(0) <= f.method.exact_blocks,
+        "more exact blocks than there are",
+        lambda f: not isinstance(f.method.exact_blocks, str) and 1 <= f.config.model.cut_of(0) < f.method.exact_blocks,
         lambda f: (
             f"algorithm.exact_blocks={f.method.exact_blocks}: with model.cut={f.config.model.cut}, 0 to "
-            f"{f.config.model.cut_of(0) - 1} are allowed (for all blocks: algorithm.name=split_lora "
-            "algorithm.checkpointing=true)"
+            f"{f.config.model.cut_of(0)} are allowed, or all"
         ),
     ),
     Rule(
@@ -160,7 +159,7 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
     Rule(
         "codecs where nothing goes",
         lambda f: f.idle_links != [],
-        lambda f: f"codecs.{f.idle_links[0]}: nothing goes this way without a head on the device (model.head)",
+        lambda f: f"codecs.{f.idle_links[0][0]}: nothing goes this way without {f.idle_links[0][1]}",
     ),
 )
 
@@ -242,10 +241,18 @@ _TRAINED: tuple[Rule[Trained], ...] = (
     ),
     Rule(
         "exact blocks with nothing to train",
-        lambda f: f.method.exact_blocks > 0 and f.exact == 0,
+        lambda f: f.method.exact_blocks != 0 and f.exact == 0,
         lambda f: (
             f"algorithm.exact_blocks={f.method.exact_blocks}: bottom.train={f.config.bottom.train} has nothing to "
             "train in these blocks; use algorithm.exact_blocks=0, or a bottom.train that has"
+        ),
+    ),
+    Rule(
+        "directions along nothing",
+        lambda f: f.method.directions > 0 and 0 < f.exact == f.tensors,
+        lambda f: (
+            f"algorithm.directions={f.method.directions}: all that bottom.train={f.config.bottom.train} trains on the "
+            "device is in its exact blocks; use algorithm.directions=0"
         ),
     ),
 )

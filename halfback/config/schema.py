@@ -128,6 +128,9 @@ class CodecsConfig(_Section):
     activations_down: tuple[str | Tree, ...] = ()
     gradient_up: tuple[str | Tree, ...] = ()
     gradient_down: tuple[str | Tree, ...] = ()
+    slopes_up: tuple[str | Tree, ...] = ()
+    """Of the exact gradients alone (`algorithm.exact_blocks`), as `slopes_down`."""
+    slopes_down: tuple[str | Tree, ...] = ()
 
 
 class ControllerConfig(BaseModel):

@@ -14,10 +14,11 @@ from torch import Tensor
 from halfback.codecs.protocol import Receiver
 from halfback.engine.remote.frames import Done
 from halfback.errors import PeerError
-from halfback.parties.holdings import HiddenForm
+from halfback.parties.holdings import HiddenForm, LinkForm
 from halfback.parties.protocol import Needs
 from halfback.wire.messages import (
     Activations,
+    Exact,
     HandOver,
     HeadGradient,
     Join,
@@ -41,7 +42,8 @@ class Bounds:
     Attributes:
         rows: of a batch; steps: of the run, as a server counts them.
         directions: P of a step, 0 for a method that has none.
-        slopes: values of all slopes in one message, by direction; exact gradients are among them.
+        slopes: values of all slopes in one message, by direction.
+        exact: values of the exact gradients of a step.
         weights: what one message may hold of the model, by direction.
     """
 
@@ -49,19 +51,21 @@ class Bounds:
     steps: int
     directions: int
     slopes: Mapping[Direction, int]
+    exact: int
     weights: Mapping[Direction, Most]
 
     def receiving(
-        self, direction: Direction, forms: Mapping[str, HiddenForm], receivers: Mapping[str, Receiver]
+        self, direction: Direction, forms: Mapping[str, LinkForm], receivers: Mapping[str, Receiver]
     ) -> dict[Role, Most]:
         """The most that the fields of a message may hold which goes this way, by role."""
-        first = next(iter(forms.values()))
+        hidden = {link: form for link, form in forms.items() if isinstance(form, HiddenForm)}
+        first = next(iter(hidden.values()))
         places = (self.rows * first.shape[0] if first.has_texts else self.rows,)
         most: dict[Role, Most] = {
             "lengths": _shaped((self.rows,), 4),
             "labels": _shaped(places, 4),
             "sample_ids": _shaped((self.rows,), 4),
-            "slopes": Most(4 * self.slopes[direction]),
+            "slopes": self._slopes(direction, forms, receivers),
             "losses": Most(4),
             "steps": Most(4 * self.steps),  # a number for each, where a message has them as a tensor
             "caches": Most(8 * len(forms)),
@@ -72,12 +76,19 @@ class Bounds:
             link = f"{role}_{direction}"
             if link in receivers:
                 most[role] = Most(*receivers[link].most(self.rows * forms[link].rows, self.rows))
-            elif link in forms:
-                shape, texts = forms[link].shape, forms[link].has_texts
+            elif link in hidden:
+                shape, texts = hidden[link].shape, hidden[link].has_texts
                 most[role] = _shaped(
-                    (self.rows * shape[0], *shape[1:]) if texts else (self.rows, *shape), forms[link].dtype.itemsize
+                    (self.rows * shape[0], *shape[1:]) if texts else (self.rows, *shape), hidden[link].dtype.itemsize
                 )
         return most
+
+    def _slopes(self, direction: Direction, forms: Mapping[str, LinkForm], receivers: Mapping[str, Receiver]) -> Most:
+        """Slopes, or exact gradients, whichever are more."""
+        exact, link = Most(4 * self.exact), f"slopes_{direction}"
+        if link in receivers:
+            exact = Most(*receivers[link].most(forms[link].rows, 1))
+        return Most(max(4 * self.slopes[direction], exact.bytes), exact.tensors)
 
 
 @final
@@ -112,7 +123,7 @@ class Tab:
                 kind, most = "Activations of a batch that came before", most * 2 * max(self._bounds.directions, 1)
             case Activations():
                 kind = "Activations of a new batch"
-            case Slopes() | HeadGradient():
+            case Slopes() | Exact() | HeadGradient():
                 pass
             case _:
                 return  # the greeting; of the others no method takes any from a client
@@ -153,6 +164,7 @@ def bounds_of(needs: Needs, theta: Replica, head: Mapping[str, Tensor], *, rows:
         steps=steps,
         directions=needs.directions,
         slopes={"up": allowed.up, "down": allowed.down},
+        exact=theta.width(0),
         weights={"up": _all(*own, head), "down": _all(*own, head, theta.exact_state())},
     )
 

@@ -100,9 +100,10 @@ class ClientSide:
     def counter(self) -> ForwardCounter:
         """Begins to count forward passes of the client's part."""
         # Inside the first block, which checkpointing runs again without passing by the bottom; but a pass in groups of
-        # rows, which nothing repeats, is one pass.
+        # rows, which nothing repeats, is one pass, and exact gradients run blocks alone, which is none.
         inside = next(self.part.blocks[0].children(), self.part.blocks[0])
-        return ForwardCounter(inside if self.rows_at_once is None else self.party.bottom)
+        whole = self.rows_at_once is not None or self.algorithm.needs.agreement.exact_blocks
+        return ForwardCounter(self.party.bottom if whole else inside)
 
     def _measure_inference(self, round: Round) -> None:
         """The peak of plain inference on the batches that this round will use, of the head too if there is one.

@@ -61,6 +61,7 @@ class EngineValues(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     far: dict[_Client, dict[str, Any]]
+    broadcast: dict[str, Any]
     controller: dict[str, Any]
     clients: dict[_Client, _Kept]
     steps: Count
@@ -112,6 +113,7 @@ def check_state(
     fixed |= moments("bottom_moment", agreed) | {f"top.{n}": p for n, p in trained_above(server).items()}
     fixed |= {} if top.replica is None else moments("top_moment", top.replica)
     free = {"controller.": side.controller is not None, "lasting.": needs.lasting is not None}
+    free["broadcast."] = side.broadcast is not None
     if "history" in tensors and needs.agreement.keeps_history:
         fixed["history"] = tensors["history"]  # whose form `_check_history` knows
     descents = {"top_optimizer": top.descent}

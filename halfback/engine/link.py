@@ -1,7 +1,8 @@
 """The link between a client and the server: encode → pack → count → unpack → decode, in both directions.
 
-A link's name is its field's role and direction: `activations_up`, `gradient_down`, and with a head on the device also
-`activations_down`, `gradient_up`. Codecs are chosen by this name, never by an algorithm.
+A link's name is its field's role and direction: `activations_up`, `gradient_down`, with a head on the device also
+`activations_down`, `gradient_up`, and where blocks have exact gradients `slopes_up`, `slopes_down`. Codecs are chosen
+by this name, never by an algorithm.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,9 +18,10 @@ from halfback.codecs.temporal import TemporalReceiver, TemporalSender, check_uni
 from halfback.engine.tensors import under
 from halfback.errors import Diverged, Peer, PeerError
 from halfback.parties.checks import tokens_of
-from halfback.parties.holdings import HiddenForm
+from halfback.parties.holdings import HiddenForm, LinkForm, VectorForm
 from halfback.telemetry.meters import MemoryMeter
-from halfback.wire.messages import CODED, FIELDS, Caches, Encoded, Message, Part, Role, of_parts, parts_of
+from halfback.wire.fields import FIELDS
+from halfback.wire.messages import Caches, Encoded, Message, Part, Role, of_parts, parts_of
 from halfback.wire.packing import Direction, Most, Packed, most_bytes, pack, unpack
 
 Side = Literal["client", "server"]
@@ -44,7 +46,7 @@ class End:
         side: Side,
         device: torch.device,
         *,
-        forms: Mapping[str, HiddenForm],
+        forms: Mapping[str, LinkForm],
         senders: Mapping[str, Sender],
         receivers: Mapping[str, Receiver],
         most: Mapping[Role, Most],
@@ -119,9 +121,9 @@ class End:
         changed: dict[str, Any] = {}
         values = {name: getattr(message, name) for name in FIELDS[type(message)]}
         self._turn_to(type(message), values)
-        for name, (role, _) in FIELDS[type(message)].items():
-            link = f"{role}_{_SENDS[self._side]}"
-            if role in CODED and link in self.senders:
+        for name, field in FIELDS[type(message)].items():
+            link = f"{field.role}_{_SENDS[self._side]}"
+            if field.coded and link in self.senders:
                 try:
                     matrix, samples = self._to_matrix(values[name], link), self._samples(values, link)
                     changed[name] = Encoded(self.senders[link].encode(matrix, samples))
@@ -151,9 +153,9 @@ class End:
         kind = type(message)
         values = {name: self._placed(getattr(message, name)) for name in FIELDS[kind]}
         self._turn_to(kind, values)
-        for name, (role, _) in FIELDS[kind].items():
-            link = f"{role}_{_RECEIVES[self._side]}"
-            receiver = self.receivers.get(link) if role in CODED else None
+        for name, field in FIELDS[kind].items():
+            link = f"{field.role}_{_RECEIVES[self._side]}"
+            receiver = self.receivers.get(link) if field.coded else None
             if isinstance(values[name], Encoded) != (receiver is not None):
                 came, allowed = ("encoded values", "a tensor") if receiver is None else ("a tensor", "encoded values")
                 raise PeerError(f"{kind.__name__}.{name}", came, f"{allowed} is allowed on this link")
@@ -162,7 +164,7 @@ class End:
                     matrix = receiver.decode(values[name].parts, self._samples(values, link))
                 except PeerError as error:
                     raise error.within(f"{kind.__name__}.{name}") from None
-                values[name] = self._from_matrix(matrix, link)
+                values[name] = self._forms[link].tensor(matrix)
         return kind(**values)
 
     def _turn_to(self, kind: type[Part], values: Mapping[str, Any]) -> None:
@@ -181,7 +183,7 @@ class End:
                     check_unique(samples)
                 except PeerError as error:
                     raise error.within(f"{kind.__name__}.sample_ids") from None
-            form = next(iter(self._forms.values()))
+            form = next(form for form in self._forms.values() if isinstance(form, HiddenForm))
             tokens = tokens_of(lengths, form.shape[0], samples=len(ids)) if form.has_texts else None
             self._batch = _Batch(samples, tokens)
         batch = self._step()
@@ -192,10 +194,13 @@ class End:
             raise PeerError(kind.__name__, f"hidden states {tuple(hidden.shape)} came for {rows} {what}")
 
     def _samples(self, values: Mapping[str, Any], link: str) -> Samples:
-        """Those of the step; without their ids where the message is one of several of them."""
+        """Those of the step, without their ids where the message is one of several of them; or a vector alone."""
+        form = self._forms[link]
+        if isinstance(form, VectorForm):
+            return alone(form)
         batch = self._step()
         repeated = "sample_ids" in values and values["sample_ids"] is None
-        rows = batch.tokens or (self._forms[link].rows,) * len(batch.ids)
+        rows = batch.tokens or (form.rows,) * len(batch.ids)
         return Samples(None if repeated else batch.ids, rows)
 
     def _step(self) -> _Batch:
@@ -204,14 +209,10 @@ class End:
         return self._batch
 
     def _to_matrix(self, hidden: Tensor, link: str) -> Tensor:
-        matrix = hidden.detach().reshape(-1, self._forms[link].width)
+        matrix = self._forms[link].matrix(hidden.detach())
         if not finite(matrix):
             raise Diverged(f"{self._side}: hidden states or gradients", "are not finite", "lower the learning rates")
         return matrix
-
-    def _from_matrix(self, matrix: Tensor, link: str) -> Tensor:
-        form = self._forms[link]
-        return matrix if form.has_texts else matrix.reshape(-1, *form.shape)
 
     def _placed(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -247,6 +248,11 @@ class End:
         """Continues from `state`."""
         for name, end in self._ends():
             end.load_state(under(f"{name}.", tensors), values[name])
+
+
+def alone(form: VectorForm) -> Samples:
+    """A vector as what codecs call a sample: the same one in every step."""
+    return Samples((0,), (form.rows,))
 
 
 @contextmanager

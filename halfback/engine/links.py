@@ -5,21 +5,52 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from halfback.codecs import Codec, make_receiver, make_sender
-from halfback.codecs.protocol import Receiver, Sender
+from halfback.codecs.protocol import Receiver, Sender, State
+from halfback.codecs.sparsify import Projection, TopK
 from halfback.codecs.temporal import Temporal
 from halfback.engine.bounds import Bounds
-from halfback.engine.link import End, Side
+from halfback.engine.link import End, Side, alone
 from halfback.errors import UserError
-from halfback.parties.holdings import HiddenForm
+from halfback.parties.holdings import LinkForm, VectorForm
+from halfback.wire.messages import Encoded
 
 CACHES = "caches-"  # how the temporary folder of what is remembered on disk begins
 
-Forms = Mapping[str, HiddenForm]
+Forms = Mapping[str, LinkForm]
 """What each link of a client carries, by the link's name."""
+
+
+@final
+class Broadcast:
+    """Encodes what all clients of a cohort are sent alike: once, so that the server knows what all of them decode."""
+
+    def __init__(self, form: VectorForm, sender: Sender, receiver: Receiver) -> None:
+        """`receiver`: without a memory, as each client has one."""
+        self._form, self._sender, self._receiver = form, sender, receiver
+
+    def encode(self, vector: Tensor) -> tuple[Encoded, Tensor]:
+        """What is sent of a vector, and what the clients make of it."""
+        samples = alone(self._form)
+        parts = self._sender.encode(self._form.matrix(vector), samples)
+        return Encoded(parts), self._form.tensor(self._receiver.decode(parts, samples))
+
+    def tensors(self) -> list[Tensor]:
+        """What it remembers for the next one."""
+        return self._sender.tensors()
+
+    def state(self) -> State:
+        """What it remembers, for a checkpoint."""
+        return self._sender.state()
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Continues from `state`."""
+        self._sender.load_state(tensors, values)
 
 
 @dataclass(frozen=True)
@@ -62,6 +93,15 @@ class Links:
         """The server's end of a client's link."""
         return self._end("server", client, self._forms(client))
 
+    def broadcast(self) -> Broadcast | None:
+        """What encodes the agreed exact gradients; None where they are sent as they are."""
+        link = "slopes_down"
+        form, chain = self.forms[None].get(link), self.codecs.get(link)
+        if chain is None or not isinstance(form, VectorForm):
+            return None
+        how: dict[str, Any] = {"width": form.width, "dtype": form.dtype, "where": f"codecs.{link}"}
+        return Broadcast(form, make_sender(chain, **how), make_receiver(chain, **how, folder=None))
+
     def _forms(self, client: int) -> Forms:
         return self.forms.get(client) or self.forms[None]
 
@@ -70,6 +110,8 @@ class Links:
         receivers: dict[str, Receiver] = {}
         for link, chain in self.codecs.items():
             form, where = forms[link], f"codecs.{link}"
+            if link == "slopes_down" and side == "server":
+                continue  # encoded already, by what `broadcast` makes
             if link.endswith("_up") == (side == "client"):
                 senders[link] = make_sender(chain, width=form.width, dtype=form.dtype, where=where)
             else:
@@ -85,8 +127,15 @@ class Links:
         return TemporaryDirectory(prefix=CACHES, dir=self.scratch) if on_disk else None
 
     def _check(self, link: str, chain: tuple[Codec, ...], forms: Forms) -> None:
-        if isinstance(chain[0], Temporal):
-            form = forms[link]
+        form = forms[link]
+        if isinstance(form, VectorForm):
+            if barred := [
+                type(each).__name__.lower() for each in chain if isinstance(each, Temporal | TopK | Projection)
+            ]:
+                raise UserError(
+                    f"codecs.{link}: {barred[0]}: cast, int8, int4 and sign are allowed for exact gradients"
+                )
+        elif isinstance(chain[0], Temporal):
             try:
                 tokens = self.longest if form.has_texts else form.rows
                 chain[0].check_batch(self.bounds.rows * tokens, form.width)

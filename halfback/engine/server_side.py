@@ -36,6 +36,7 @@ class ServerSide:
         sampling: who is drawn in a round.
         links: what the links of the run are made of.
         far: the server's ends of those that were made so far, by client.
+        broadcast: what encodes for all clients at once; None where nothing is.
         ledger: the bytes that went over all links.
         meters: what the run cost so far.
     """
@@ -57,6 +58,9 @@ class ServerSide:
         self.links = links
         self.controller = controller
         self.far: dict[int, End] = {}
+        self.broadcast = links.broadcast()
+        if self.broadcast is not None:
+            party.agreed.encode = self.broadcast.encode
         self.ledger = Ledger()
         self.meters = Meters()
         self._memory: MemoryMeter | None = None
@@ -171,6 +175,7 @@ class ServerSide:
         remembered = [tensor for far in self.far.values() for tensor in far.tensors()]
         modules = {top.module, *(above.module for above in top.above.values())}
         weights = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        remembered += [] if self.broadcast is None else self.broadcast.tensors()
         lasting = self.party.lasting().values()
         return [*weights, *head, *optimizer, *replayed, *agreed.rows, *remembered, *lasting]
 

@@ -45,8 +45,13 @@ def state_of_server(side: ServerSide) -> State:
     for number, end in side.far.items():
         of_end, far[str(number)] = end.state()
         tensors |= {f"far.{number}.{name}": tensor for name, tensor in of_end.items()}
+    broadcast: dict[str, Any] = {}
+    if side.broadcast is not None:
+        of_broadcast, broadcast = side.broadcast.state()
+        tensors |= {f"broadcast.{name}": tensor for name, tensor in of_broadcast.items()}
     return tensors, {
         "far": far,
+        "broadcast": broadcast,
         "controller": steered,
         "steps": server.steps,
         "turns": agreed.turns,
@@ -110,6 +115,10 @@ def load_server(
         end, remembered = side.end(int(number)), under(f"far.{number}.", tensors)
         end.load_state(remembered, of_end)
         check_names(f"far.{number}.", remembered, end.state()[0])
+    if side.broadcast is not None:
+        remembered = under("broadcast.", tensors)
+        side.broadcast.load_state(remembered, values["broadcast"])
+        check_names("broadcast.", remembered, side.broadcast.state()[0])
     side.ledger.load_state_dict(values["ledger"])
     meters.client.seconds, meters.server.seconds, meters.wire.seconds = values["seconds"]
     meters.forward_passes = values["forward_passes"]

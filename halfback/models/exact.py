@@ -63,9 +63,14 @@ class Entry:
         }
 
 
+def last(bottom: Bottom, count: int | str) -> Sequence[nn.Module]:
+    """The last `count` blocks of a bottom, or "all" of them."""
+    return list(bottom.blocks)[0 if count == "all" else len(bottom.blocks) - int(count) :]
+
+
 @contextmanager
-def entries(bottom: Bottom, count: int) -> Iterator[list[Entry]]:
-    """While this context is open, a forward pass notes what enters the last `count` blocks.
+def entries(bottom: Bottom, count: int | str) -> Iterator[list[Entry]]:
+    """While this context is open, a forward pass notes what enters the last `count` blocks, or "all" of them.
 
     Where a batch goes through in groups of rows, the entries of a group come behind those of the one before it.
     """
@@ -74,8 +79,7 @@ def entries(bottom: Bottom, count: int) -> Iterator[list[Entry]]:
     def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         noted.append(Entry(block, args, kwargs))
 
-    blocks = bottom.blocks[-count:] if count else []
-    handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+    handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in last(bottom, count)]
     try:
         yield noted
     finally:

@@ -27,7 +27,7 @@ class Allowed:
     """The most that a client's messages of a round may hold of θ, by what its method agrees on.
 
     Attributes:
-        up: slopes that it may send, exact gradients among them.
+        up: slopes that it may send.
         down: slopes that it may be sent.
         weights: the tensors that a client may send, none where it sends none of θ.
     """
@@ -66,8 +66,8 @@ class Agreement(Protocol):
         ...
 
     @property
-    def exact_blocks(self) -> int:
-        """The last blocks of a device whose gradients are agreed on as they are."""
+    def exact_blocks(self) -> int | str:
+        """The last blocks of a device whose gradients are agreed on as they are, or "all"."""
         ...
 
     @property

@@ -12,12 +12,24 @@ from torch import Tensor
 
 from halfback.errors import Diverged, PeerError
 from halfback.parties.agreement import Allowed, GroupsOf, unexpected
-from halfback.parties.checks import all_finite, check_slopes, check_tensors
+from halfback.parties.checks import all_finite, check_exact, check_slopes, check_tensors
 from halfback.parties.client import Client
 from halfback.parties.client_exchange import received, received_both
 from halfback.parties.cohort import Aggregation
 from halfback.parties.server import Server
-from halfback.wire.messages import Both, History, Join, Message, Share, Slopes, Turns, Weights
+from halfback.wire.messages import (
+    Both,
+    Exact,
+    History,
+    Join,
+    Message,
+    Share,
+    Slopes,
+    Turns,
+    Weights,
+    kinds_of,
+    name_of,
+)
 from halfback.zeroth.replay import Replica
 from halfback.zeroth.slopes import Probe
 
@@ -29,7 +41,8 @@ class BySlopes:
     Attributes:
         directions: P, slopes of a step.
         aggregation: how much each client counts in their mean.
-        exact_blocks: the last blocks of a device whose gradients are agreed on as they are, and ride behind the slopes.
+        exact_blocks: the last blocks of a device whose gradients are agreed on as they are, and ride behind the slopes:
+            a number, or "all".
         groups: how θ is shared out, where a device measures only a part of it.
     """
 
@@ -40,7 +53,7 @@ class BySlopes:
 
     directions: int
     aggregation: Aggregation = "uniform"
-    exact_blocks: int = 0
+    exact_blocks: int | str = 0
     groups: GroupsOf | None = None
 
     def replica_for(self, agreed: Replica, client: int) -> Replica:
@@ -53,12 +66,11 @@ class BySlopes:
 
     def allowed(self, agreed: Replica, probe: Probe | None, steps: int) -> Allowed:
         """P slopes a step, those of every group on the way down; of a method that takes none, no more than θ has."""
-        exact, groups = agreed.width(0), len(agreed.groups)
         if probe is None:  # it measures something else
             count = sum(tensor.numel() for tensor in agreed.parameters.values())
             return Allowed(up=count, down=count)
         slopes = steps * probe.directions
-        return Allowed(up=slopes + exact, down=slopes * groups + exact)
+        return Allowed(up=slopes, down=slopes * len(agreed.groups))
 
     def join(self, client: Client) -> Generator[Message, Any, None]:
         """The client replays the steps that it missed; raises as `catch_up` does."""
@@ -68,8 +80,8 @@ class BySlopes:
         """Nothing is left to say."""
         yield from ()
 
-    def agree(self, client: Client, said: Slopes, *, steps: int = 1) -> Generator[Message, Any, None]:
-        """The client says its slopes, and takes the step, or steps, that the cohort agrees on."""
+    def agree(self, client: Client, said: Slopes | Both, *, steps: int = 1) -> Generator[Message, Any, None]:
+        """The client says its slopes and exact gradients, and takes the step, or steps, that the cohort agrees on."""
         take_agreed(client, (yield said), self.directions, steps=steps)
 
     def answer(self, server: Server, messages: Mapping[int, Any]) -> dict[int, Message]:
@@ -78,7 +90,7 @@ class BySlopes:
             raise unexpected(messages)
         return _missed(server, messages)
 
-    def mean(self, server: Server, messages: Mapping[int, Slopes], *, steps: int = 1) -> Tensor:
+    def mean(self, server: Server, messages: Mapping[int, Slopes | Both], *, steps: int = 1) -> Tensor:
         """The cohort's slopes of a step, or of several behind one another, as one; as `mean_slopes`."""
         return mean_slopes(server, messages, steps * self.directions)
 
@@ -111,11 +123,15 @@ def take_share(client: Client, reply: Any, directions: int) -> None:
 
 def take_agreed(client: Client, reply: Any, directions: int, *, steps: int = 1) -> None:
     """Replays the step, or the steps, that the cohort has just agreed on; raises as `catch_up` does."""
-    agreed = received(reply, Slopes)
-    count = steps * client.theta.replica.width(directions)
-    if agreed.values.shape != (count,):
-        raise PeerError("Slopes", f"slopes {tuple(agreed.values.shape)}", f"({count},) is allowed", sender="server")
-    _replay(client, "Slopes", agreed.step, agreed.values.view(steps, -1), directions)
+    replica = client.theta.replica
+    agreed, exact = received_both(reply, Slopes, Exact) if replica.exact else (received(reply, Slopes), None)
+    count, values = steps * directions * len(replica.groups), agreed.values
+    if values.shape != (count,):
+        raise PeerError("Slopes", f"slopes {tuple(values.shape)}", f"({count},) is allowed", sender="server")
+    if exact is not None:
+        check_exact("server", exact, replica.width(0), agreed.step)
+        values = torch.cat([values, exact.values])
+    _replay(client, "Slopes", agreed.step, values.view(steps, -1), directions)
 
 
 def _take_state(client: Client, said: History, state: Weights, directions: int) -> None:
@@ -191,7 +207,7 @@ def _missed(server: Server, messages: Mapping[int, Join]) -> dict[int, Message]:
     return answers
 
 
-def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int) -> Tensor:
+def mean_slopes(server: Server, messages: Mapping[int, Slopes | Both], directions: int) -> Tensor:
     """v̄ = the mean over the cohort, by shares, or what the setting `robust` takes in its place: (P,) float32.
 
     Where θ has groups, (groups · P,): for each that of the clients that measured it, zeros where none did **(ours)**.
@@ -201,14 +217,12 @@ def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int)
         PeerError: a client's slopes belong to another step or are not P floats.
         Diverged: a slope is not finite.
     """
-    exact = server.agreed.replica.width(0)
-    for client, message in messages.items():
-        check_slopes(server, client, message, directions + exact)
+    said = {client: _checked(server, client, message, directions) for client, message in messages.items()}
     means = []
     for place in range(len(server.agreed.replica.groups)) if directions else ():
         measured = {
-            client: m.values[:directions]
-            for client, m in messages.items()
+            client: slopes.values
+            for client, (slopes, _) in said.items()
             if place in server.cohort.groups.get(client, (place,))
         }
         if measured:
@@ -216,8 +230,23 @@ def mean_slopes(server: Server, messages: Mapping[int, Slopes], directions: int)
                 server.cohort.robust.agreed(torch.stack(list(measured.values())), server.cohort.shares(measured))
             )
         else:
-            means.append(torch.zeros_like(next(iter(messages.values())).values[:directions]))
-    if exact:
-        given = torch.stack([m.values[directions:] for m in messages.values()])
-        means.append(server.cohort.robust.agreed(given, server.cohort.shares(messages)))
+            means.append(torch.zeros_like(next(iter(said.values()))[0].values))
+    if given := [exact.values for _, exact in said.values() if exact is not None]:
+        means.append(server.cohort.robust.agreed(torch.stack(given), server.cohort.shares(messages)))
     return torch.cat(means)
+
+
+def _checked(server: Server, client: int, message: Slopes | Both, directions: int) -> tuple[Slopes, Exact | None]:
+    """A client's slopes, and its exact gradients where blocks have any."""
+    count = server.agreed.replica.width(0)
+    match message:
+        case Slopes() if not count:
+            check_slopes(server, client, message, directions)
+            return message, None
+        case Both(Slopes() as slopes, Exact() as exact) if count:
+            check_slopes(server, client, slopes, directions)
+            check_exact(client, exact, count, slopes.step)
+            return slopes, exact
+        case _:
+            allowed = f"{'SlopesAndExact' if count else 'Slopes'} is allowed"
+            raise PeerError("", name_of(kinds_of(message)), allowed, sender=client)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from halfback.errors import Diverged, Peer, PeerError
 from halfback.parties.server import Server
-from halfback.wire.messages import Activations, HandOver, HeadGradient, Slopes, Weights
+from halfback.wire.messages import Activations, Exact, HandOver, HeadGradient, Slopes, Weights
 
 _PIECE = 1 << 16  # values
 
@@ -82,6 +82,22 @@ def check_slopes(server: Server, client: int, message: Slopes, count: int, *, st
     if not all_finite(values):
         cure = "lower bottom.lr or set algorithm.radius"
         raise Diverged("Slopes.values", "are not finite", cure, step=step, sender=client)
+
+
+def check_exact(sender: Peer, message: Exact, count: int, step: int) -> None:
+    """Refuses exact gradients of another number or dtype, from either side.
+
+    Raises:
+        PeerError: names the sender, the field, what came and what is allowed.
+        Diverged: a value is not finite.
+    """
+    values = message.values
+    if values.shape != (count,) or values.dtype != torch.float32:
+        came = f"{values.dtype} {tuple(values.shape)}"
+        raise PeerError("Exact.values", came, f"torch.float32 ({count},) is allowed", sender=sender)
+    if not all_finite(values):
+        cure = "lower bottom.lr or top.lr"
+        raise Diverged("Exact.values", "are not finite", cure, step=step, sender=sender)
 
 
 def check_weights(sender: Peer, message: Weights | HandOver, agreed: Mapping[str, Tensor], step: int) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,43 @@ class HiddenForm:
     def width(self) -> int:
         """Values in such a row: of a token, of an image's channel, or of a vector."""
         return math.prod(self.shape) // self.rows
+
+    def matrix(self, hidden: Tensor) -> Tensor:
+        """Hidden states as codecs take them, (rows, width)."""
+        return hidden.reshape(-1, self.width)
+
+    def tensor(self, matrix: Tensor) -> Tensor:
+        """Hidden states from their matrix."""
+        return matrix if self.has_texts else matrix.reshape(-1, *self.shape)
+
+
+@dataclass(frozen=True)
+class VectorForm:
+    """What both ends know of a vector that belongs to no samples: `length` float32 values.
+
+    Codecs take it in rows of `width` values, the last one filled up with zeros.
+    """
+
+    width: ClassVar[int] = 256
+    dtype: ClassVar[torch.dtype] = torch.float32
+
+    length: int
+
+    @property
+    def rows(self) -> int:
+        """Of the matrix that codecs take."""
+        return -(-self.length // self.width)
+
+    def matrix(self, vector: Tensor) -> Tensor:
+        """The vector as codecs take it, (rows, width)."""
+        return nn.functional.pad(vector, (0, self.rows * self.width - self.length)).view(self.rows, self.width)
+
+    def tensor(self, matrix: Tensor) -> Tensor:
+        """The vector from its matrix."""
+        return matrix.flatten()[: self.length]
+
+
+LinkForm = HiddenForm | VectorForm
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,20 @@ class ChoosesClients(Protocol):
         ...
 
 
+def check_blocks(option: str, value: int | str) -> None:
+    """Refuses what is neither a number of blocks nor all of them.
+
+    Args:
+        option: the name of the algorithm's option that has the value.
+        value: the number, or "all".
+
+    Raises:
+        UserError: names the option and what is allowed.
+    """
+    if value != "all" and (isinstance(value, str) or value < 0):
+        raise UserError(f"algorithm.{option}={value}: 0 or more are allowed, or all")
+
+
 def check_count(option: str, value: int, *, fewest: int = 1) -> None:
     """Refuses a number of steps, batches or blocks that is too small.
 

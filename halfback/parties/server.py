@@ -2,15 +2,15 @@
 
 from bisect import bisect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from halfback.parties.cohort import Cohort
 from halfback.parties.holdings import Above, Descent, HiddenForm, Round
-from halfback.wire.messages import Slopes
+from halfback.wire.messages import Both, Encoded, Exact, Message, Slopes
 from halfback.zeroth.replay import Replica
 
 Value = TypeVar("Value")
@@ -179,12 +179,15 @@ class Agreed:
         settled: how many rows have no exact gradients any more.
         turns: where rows are not numbered as the run's steps, because clients take turns: (row, its step) of those from
             which both count on by one.
+        encode: where agreed exact gradients go through a codec: what is sent of them, the same to all clients, and what
+            these make of it; None where they are sent as they are.
     """
 
     replica: Replica
     rows: list[Tensor] = field(default_factory=list)
     turns: list[tuple[int, int]] = field(default_factory=list)
     settled: int = 0
+    encode: Callable[[Tensor], tuple[Encoded, Tensor]] | None = None
 
     def begin(self, step: int) -> None:
         """Notes where the next row belongs.
@@ -226,6 +229,23 @@ class Agreed:
         first = len(self.rows)
         self.rows += list(row.view(steps, -1)) if steps > 1 else [row]
         return Slopes(first, row)
+
+    def append_exact(self, row: Tensor) -> Message:
+        """Takes in what clients have agreed on, where blocks have exact gradients: as the clients will decode it.
+
+        Args:
+            row: as `append` takes it, of one step.
+
+        Returns:
+            The message that tells clients of it: `Slopes` and `Exact`.
+        """
+        count = len(row) - self.replica.width(0)
+        slopes, exact = row[:count], row[count:]
+        said: Any = exact  # or what a codec makes of it, as in any message that a link has encoded
+        if self.encode is not None:
+            said, exact = self.encode(exact)
+        message = self.append(torch.cat([slopes, exact]))
+        return Both(replace(message, values=slopes), Exact(said))
 
     def missed(self, position: int) -> Tensor:
         """What a client has not replayed yet.

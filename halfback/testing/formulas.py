@@ -28,7 +28,7 @@ class Work:
     turns: bool  # whether the missed rows are numbered otherwise than the run's steps, since clients took turns
     ever: bool  # whether any step was agreed before this round; with none, nobody has said how many slopes a step has
     directions: int
-    exact: int  # values of the exact gradients that come behind the slopes of one step
+    exact: int  # values of the exact gradients that come with the slopes of one step
     state: list[Shape]  # of what exact gradients move: a client that missed a step gets it
     weights: list[Shape]
     groups: int = 1  # of θ, where its parameters don't share their slopes
@@ -77,6 +77,11 @@ def activations(hidden: Shape, texts: int | None, *, repeated: bool = False, kep
     return HEADER + tensor(*hidden) + lengths + labels + ids
 
 
+def coded(values: int, columns: Columns) -> int:
+    """Bytes of a field with a vector that went through codecs, in rows of 256 values."""
+    return 1 + 4 + sum(_bare((-(-values // 256), count), item) for count, item in columns)
+
+
 def reused(samples: int, rows: int, columns: Columns) -> int:
     """Bytes of a field with temporal reuse: similarities (float32), skip map, the chain's tensors of what is sent."""
     told = _bare((samples,), 4) + _bare((samples,), 1)
@@ -109,7 +114,8 @@ def _probes(work: Work) -> int:
 
 def ho_sfl(work: Work) -> tuple[int, int]:
     """Activations and a client's slopes up; the missed steps, cut gradients and a row of slopes down."""
-    agreed = len(work.batches) * slopes(work.directions + work.exact)
+    exact = tensor(work.exact) if work.exact else 0
+    agreed = len(work.batches) * (slopes(work.directions) + exact)
     return JOIN + _uploads(work) + agreed, _history(work) + _cut_gradients(work) + agreed
 
 

@@ -18,6 +18,7 @@ class Row:
 
     `learns`: settings with which the loss falls within 30 rounds where the others' do not do.
     `reuses`: links with temporal reuse, and what their chain makes of rows of that width.
+    `codes`: links whose codecs take a vector alone, and what their chain makes of each of its rows.
     `server_moves`: how the names begin of what the server moves itself, for each client, beside the clients' mean.
     `texts`: whether it is checked on texts too; not where another row has the same code run on them.
     `brief`: a variant of options, checked on images alone and only for what they can spoil.
@@ -28,6 +29,7 @@ class Row:
     settings: Settings = field(default_factory=dict)
     learns: Settings = field(default_factory=dict)
     reuses: dict[str, Callable[[int], Columns]] = field(default_factory=dict)
+    codes: dict[str, Columns] = field(default_factory=dict)
     server_moves: str | None = None
     texts: bool = True
     brief: bool = False
@@ -57,6 +59,7 @@ def _int8(width: int) -> Columns:
 
 
 _REPLAYED: Settings = {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}
+_BY_SIGNS: Settings = {"codecs.slopes_up": ["sign"], "codecs.slopes_down": ["sign"]}
 _BY_ROWS: Settings = {
     "algorithm.aggregation": "rows",
     "partition.name": "dirichlet",
@@ -128,6 +131,26 @@ ROWS: dict[str, Row] = {
         formulas.ho_sfl,
         {"model.cut": 3, "algorithm.directions": 0, "algorithm.exact_blocks": 2, "bottom.normalize": True},
         learns={"bottom.lr": 1e-3},
+        brief=True,
+    ),
+    "ho_sfl-exact-all": Row(
+        "ho_sfl",
+        formulas.ho_sfl,
+        {"model.cut": 2, "algorithm.directions": 0, "algorithm.exact_blocks": "all", **_REPLAYED, **_BY_SIGNS},
+        codes={link: [(32, 1), (1, 4)] for link in ("slopes_up", "slopes_down")},
+    ),
+    "ho_sfl-exact-int8": Row(
+        "ho_sfl",
+        formulas.ho_sfl,
+        {
+            "model.cut": 3,
+            "algorithm.directions": 2,
+            "algorithm.exact_blocks": 2,
+            "codecs.slopes_up": ["int8"],
+            "codecs.slopes_down": ["cast", "int8"],
+            **_REPLAYED,
+        },
+        codes={link: [(256, 1), (1, 4)] for link in ("slopes_up", "slopes_down")},
         brief=True,
     ),
     "ho_sfl-rows": Row(

@@ -11,11 +11,12 @@ from torch import Tensor
 from halfback.assembly import Built
 from halfback.config import RunConfig
 from halfback.testing import small
-from halfback.testing.formulas import greeting, reused, tensor
+from halfback.testing.formulas import coded, greeting, reused, tensor
 from halfback.testing.observed import ROUNDS, STEPS, Arrived, Observed
 from halfback.testing.remote import run_over_sockets
 from halfback.testing.table import Row
-from halfback.wire.messages import FIELDS, Encoded, HandOver, parts_of
+from halfback.wire.fields import FIELDS
+from halfback.wire.messages import Encoded, HandOver, parts_of
 from halfback.wire.packing import unpack
 
 World = Callable[..., RunConfig]
@@ -40,7 +41,8 @@ def test_the_bytes_are_those_of_the_closed_form(row: Row, observed: Observed) ->
     """Two counts that were made apart: the ledger's, and the formula.
 
     Where a link reuses what it remembers, the formula is that of the plain row with the size of each encoded field in
-    place of its tensor's: all of it follows from the skip map, which is read off the wire.
+    place of its tensor's: all of it follows from the skip map, which is read off the wire. So it is where a link codes
+    a vector, whose rows follow from its length.
     """
     if row.bytes_of_round is None:
         pytest.skip("nobody said what its bytes are in closed form")
@@ -57,7 +59,12 @@ def test_the_bytes_are_those_of_the_closed_form(row: Row, observed: Observed) ->
             if isinstance(of_texts := getattr(part, "lengths", None), Tensor):
                 lengths[client] = of_texts
             for name, (role, _) in FIELDS[type(part)].items():
-                if isinstance(value := getattr(part, name), Encoded):
+                if not isinstance(value := getattr(part, name), Encoded):
+                    continue
+                if (columns := row.codes.get(f"{role}_{side}")) is not None:
+                    values = observed.work[0][0].exact
+                    expected[side] -= tensor(values) - coded(values, columns)
+                else:
                     saved, skips = _saved(row, f"{role}_{side}", value, lengths.get(client))
                     expected[side] -= saved
                     skipped += skips

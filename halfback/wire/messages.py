@@ -4,8 +4,8 @@ A role says what a field holds whatever the algorithm, so the ledger splits byte
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -24,11 +24,11 @@ Role = Literal[
     "groups",
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
-CODED: tuple[Role, ...] = ("activations", "gradient")  # the roles whose fields a codec may stand for
 
 
-def _role(role: Role) -> Any:
-    return field(metadata={"role": role})
+def _role(role: Role, *, coded: bool = False) -> Any:
+    """A field with this role; `coded`: a codec of the role's link may stand for its tensor."""
+    return field(metadata={"role": role, "coded": coded})
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Activations:
         sample_ids: (B,) int32, the same whenever a row comes again.
     """
 
-    hidden: Tensor = _role("activations")
+    hidden: Tensor = _role("activations", coded=True)
     lengths: Tensor | None = _role("lengths")
     labels: Tensor | None = _role("labels")
     sample_ids: Tensor | None = _role("sample_ids")
@@ -85,7 +85,7 @@ class CutGradient:
         gradient: λ = ∂ℓ/∂z, in the shape of the activations that it answers.
     """
 
-    gradient: Tensor = _role("gradient")
+    gradient: Tensor = _role("gradient", coded=True)
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,17 @@ class Slopes:
 
     step: int = _role("steps")
     values: Tensor = _role("slopes")
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Behind `Slopes`, where blocks have exact gradients. Up: one client's; down: what the cohort has agreed on.
+
+    Attributes:
+        values: the gradients one behind the other, in the order of their parameters in θ, (d,) float32.
+    """
+
+    values: Tensor = _role("slopes", coded=True)
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,7 @@ class MiddleActivations:
         head: the head's trainable tensors in the order of its module tree, none where the head is frozen.
     """
 
-    hidden: Tensor = _role("activations")
+    hidden: Tensor = _role("activations", coded=True)
     head: tuple[Tensor, ...] = _role("weights")
 
 
@@ -158,7 +169,7 @@ class HeadGradient:
             hold no rows of samples.
     """
 
-    gradient: Tensor = _role("gradient")
+    gradient: Tensor = _role("gradient", coded=True)
     loss: Tensor = _role("losses")
     head: tuple[Tensor, ...] = _role("weights")
 
@@ -207,9 +218,10 @@ class Both:
     """Two messages that go as one; which two, `PAIRS` says.
 
     Where steps are pipelined: up a client's `Slopes` of a step and its `Activations` of the next one, down the agreed
-    `Slopes` of a step and the `CutGradient` of the next one. Down, where blocks have exact gradients: `History`, and as
-    `Weights` what these gradients have made of θ: the parameters of these blocks and then their moments, each in the
-    order of their names, none where no step was missed. Down, where clients take turns: `History` and `Turns`.
+    `Slopes` of a step and the `CutGradient` of the next one. Where blocks have exact gradients: both ways `Slopes` and
+    `Exact`; down also `History`, and as `Weights` what these gradients have made of θ: the parameters of these blocks
+    and then their moments, each in the order of their names, none where no step was missed. Down, where clients take
+    turns: `History` and `Turns`.
 
     Attributes:
         first: the one message.
@@ -246,6 +258,7 @@ Part = (
     | HandOver
     | Share
     | Turns
+    | Exact
 )
 Message = Part | Both
 _ALONE: tuple[type[Part], ...] = (
@@ -268,10 +281,11 @@ PAIRS: tuple[tuple[type[Part], type[Part]], ...] = (
     (Slopes, CutGradient),
     (History, Weights),
     (History, Turns),
+    (Slopes, Exact),
 )
 # What a message is made of, one kind or two. The number on the wire is the place in this tuple: append, never reorder.
-CODES: tuple[tuple[type[Part], ...], ...] = (*((kind,) for kind in _ALONE), *PAIRS, (Turns,))
-KINDS: tuple[type[Part], ...] = (*_ALONE, Turns)
+CODES: tuple[tuple[type[Part], ...], ...] = (*((kind,) for kind in _ALONE), *PAIRS[:4], (Turns,), *PAIRS[4:])
+KINDS: tuple[type[Part], ...] = (*_ALONE, Turns, Exact)
 
 
 def parts_of(message: Message) -> tuple[Part, ...]:
@@ -320,31 +334,3 @@ def name_of(kinds: Iterable[type[Part]]) -> str:
         Their names, joined by "And".
     """
     return "And".join(kind.__name__ for kind in kinds)
-
-
-class Field(NamedTuple):
-    """What the wire knows of a field.
-
-    Attributes:
-        role: what it holds, whatever the algorithm.
-        types: the Python types that it may be of.
-    """
-
-    role: Role
-    types: tuple[type, ...]
-
-
-def _types(role: Role, hint: Any) -> tuple[type, ...]:
-    if get_origin(hint) is tuple:
-        return (tuple,)
-    types = get_args(hint) or (hint,)
-    return (*types, Encoded) if role in CODED else types
-
-
-FIELDS: dict[type[Part], dict[str, Field]] = {
-    kind: {
-        entry.name: Field(entry.metadata["role"], _types(entry.metadata["role"], get_type_hints(kind)[entry.name]))
-        for entry in fields(kind)
-    }
-    for kind in KINDS
-}

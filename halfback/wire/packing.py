@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from halfback.errors import PeerError
-from halfback.wire.messages import CODES, FIELDS, Encoded, Message, Part, Role, kinds_of, name_of, of_parts, parts_of
+from halfback.wire.fields import FIELDS
+from halfback.wire.messages import CODES, Encoded, Message, Part, Role, kinds_of, name_of, of_parts, parts_of
 
 Direction = Literal["up", "down"]
 

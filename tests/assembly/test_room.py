@@ -88,12 +88,17 @@ def test_the_server_evaluates_whole_batches(wide_bert: Path) -> None:
     assert run.model.bottom.rows_at_once is None
 
 
+EXACT = {"algorithm__exact_blocks": "all", "algorithm__directions": 0, "bottom__lr": 1e-3}
+EXACT |= {f"codecs__{link}": [codec] for link, codec in (("activations_up", "int8"), ("slopes_up", "sign"))}
+EXACT |= {"codecs__slopes_down": ["sign"]}
+
+
 @pytest.mark.parametrize(
     ("algorithm", "changes"),
     [
         ("ho_sfl", {}),
         ("ho_sfl", {"bottom__train": "full", "bottom__optimizer": "adamw"}),
-        ("ho_sfl", {"algorithm__exact_blocks": 1, "codecs__activations_up": ["int8"]}),
+        ("ho_sfl", EXACT),
         ("ho_sfl", {"model__head": 0, "model__cut": [1, 2]}),
         ("frozen_bottom", {"model__head": 0}),
         ("zo_sfl", {}),

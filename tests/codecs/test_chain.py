@@ -67,6 +67,9 @@ def test_projection_then_a_cast() -> None:
         (["cast"], 0.001),
         (["int8"], 0.01),
         (["int4"], 0.1),
+        (["sign"], 0.5),
+        (["cast", "sign"], 0.5),
+        (["temporal", {"name": "sign", "feedback": False}], 0.5),
         ([{"name": "topk", "ratio": 1.0}], 0.0),
         (["topk", "int4"], None),
         (["topk", "topk", "topk"], None),
@@ -86,6 +89,7 @@ REFUSED: dict[str, tuple[list[Any], int, torch.dtype, str]] = {
     "int4-then-int8": (["int4", "int8"], 8, torch.float32, "int8 takes floats; what comes before it gives torch.uint8"),
     "int8-then-topk": (["int8", "topk"], 8, torch.float32, "topk takes floats"),
     "int8-then-projection": (["int8", "projection"], 800, torch.float32, "projection takes floats"),
+    "sign-then-int8": (["sign", "int8"], 8, torch.float32, "int8 takes floats; what comes before it gives torch.uint8"),
     "cast-of-bf16": (["cast"], 8, torch.bfloat16, "codec cast to bfloat16: the values are bfloat16 already"),
     "cast-twice": (
         ["cast", {"name": "cast", "dtype": "float16"}],

@@ -90,8 +90,9 @@ def test_what_is_kept_of_a_sample_is_not_a_view_of_the_batch() -> None:
 
 
 def test_feedback_is_for_chains_that_ask_for_it() -> None:
-    kinds = [
-        type(make_sender(parse([{"name": "topk", "feedback": on}], "x"), width=9, dtype=torch.float32, where="x"))
-        for on in (True, False)
-    ]
-    assert kinds == [FeedbackSender, Plain]
+    for name in ("topk", "sign"):
+        kinds = [
+            type(make_sender(parse([{"name": name, "feedback": on}], "x"), width=9, dtype=torch.float32, where="x"))
+            for on in (True, False)
+        ]
+        assert kinds == [FeedbackSender, Plain]

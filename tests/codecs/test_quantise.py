@@ -5,6 +5,7 @@ import torch
 from matrices import FLOATS, chain, random, size, there_and_back
 
 from halfback.codecs import Cast, Int4, Int8
+from halfback.codecs.quantise import Sign
 from halfback.errors import PeerError, UserError
 
 QUANTISERS = {"int8": (Int8(), 127), "int4": (Int4(), 7)}
@@ -71,12 +72,53 @@ def test_large_and_tiny_floats(codec: Int8 | Int4, largest: int) -> None:
     torch.testing.assert_close(back, torch.tensor([[3e38, -3e38, 0.0], [0.0] * 3]), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("width", [1, 2, 7, 64, 129, 256])
+def test_signs_are_those_of_the_values_and_their_size_is_the_mean(dtype: torch.dtype, width: int) -> None:
+    """The layout written out: value i is bit i mod 8 of byte i // 8; zero, of either sign, is not negative."""
+    matrix = random(9, width, dtype=dtype)
+    matrix[0], matrix[1] = 0.0, -0.0
+    (payload, sizes), back = there_and_back(Sign(), matrix)
+    mean = matrix.double().abs().mean(dim=1, keepdim=True)
+    torch.testing.assert_close(sizes.double(), mean, rtol=2**-24, atol=0)  # one rounding to float32
+    for row, values in zip(payload.tolist(), matrix.tolist(), strict=True):
+        wanted = [
+            sum((value < 0) << place for place, value in enumerate(values[i : i + 8])) for i in range(0, width, 8)
+        ]
+        assert row == wanted
+    assert torch.equal(back, torch.where(matrix < 0, -sizes, sizes).to(dtype))
+
+
+def test_the_size_of_signs_is_summed_in_an_order_that_others_can_follow() -> None:
+    """Float64 by halves, as NumPy would have it too: the same bits whatever sums the machine likes best."""
+    matrix = random(200, 256)
+    sums = matrix.abs().double().numpy()
+    while sums.shape[1] > 1:
+        sums = sums[:, : sums.shape[1] // 2] + sums[:, sums.shape[1] // 2 :]
+    assert torch.equal(there_and_back(Sign(), matrix)[0][1], torch.from_numpy((sums / 256).astype("float32")))
+
+
+@pytest.mark.parametrize("width", [1, 8, 9])
+def test_signs_of_a_matrix_without_rows(width: int) -> None:
+    parts, back = there_and_back(Sign(), torch.zeros(0, width))
+    assert back.shape == (0, width)
+    assert size(parts) == 0
+
+
+def test_a_size_of_signs_that_is_none() -> None:
+    both = chain(Sign(), 8)
+    for scale in (torch.nan, torch.inf, -1.0):
+        with pytest.raises(PeerError, match="negative or infinite"):
+            both.decode((torch.zeros(1, 1, dtype=torch.uint8), torch.tensor([[scale]])), 1)
+
+
 @pytest.mark.parametrize("width", [1, 2, 17, 768])
 def test_bytes_are_those_of_the_closed_form(width: int) -> None:
     matrix = random(10, width)
     full = matrix.nbytes
     assert size(there_and_back(Int8(), matrix)[0]) / full == (width + 4) / (4 * width)
     assert size(there_and_back(Int4(), matrix)[0]) / full == ((width + 1) // 2 + 4) / (4 * width)
+    assert size(there_and_back(Sign(), matrix)[0]) / full == ((width + 7) // 8 + 4) / (4 * width)
     assert size(there_and_back(Cast(), matrix)[0]) / full == 0.5
 
 

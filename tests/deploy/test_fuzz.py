@@ -332,6 +332,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "u-shape": ("ho_sfl-u", "texts", {}),
     "u-shape-temporal": ("ho_sfl-u-temporal", "texts", {}),
     "temporal": ("ho_sfl-temporal", "images", {}),
+    "exact-signs": ("ho_sfl-exact-all", "images", {}),
     "gradient-alone-texts": ("ho_sfl", "texts", {"codecs.gradient_down": ["temporal", "int8"]}),
     "gradient-alone-images": ("split_lora", "images", {"codecs.gradient_down": ["temporal", "int8"]}),
 }

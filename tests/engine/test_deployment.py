@@ -116,6 +116,8 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
 
 
 def assert_same(one: Federation, other: Federation) -> None:
+    for simulation in (one, other):
+        simulation.server.party.agreed.settle()
     assert len(one.server.party.agreed.rows) == len(other.server.party.agreed.rows)
     assert all(
         torch.equal(a, b) for a, b in zip(one.server.party.agreed.rows, other.server.party.agreed.rows, strict=True)
@@ -231,9 +233,19 @@ def _history_bytes(server: Federation) -> int:
     return sum(server.server.ledger.bytes_by_kind["down"].get("History", {}).values())
 
 
-def test_a_run_that_goes_back_has_the_bits_of_an_unbroken_one(make_world: Callable[..., World]) -> None:
-    """Every client is needed; one is silent once in the middle of a round, which is then void."""
-    world = make_world(min_cohort=None)
+BY_SIGNS = {"algorithm__exact_blocks": "all", "algorithm__directions": 0, "model__cut": 2, "bottom__lr": 1e-3}
+BY_SIGNS |= {"codecs__slopes_up": ["sign"], "codecs__slopes_down": ["sign"]}
+
+
+@pytest.mark.parametrize("changes", [{}, BY_SIGNS], ids=["slopes", "signs-with-feedback"])
+def test_a_run_that_goes_back_has_the_bits_of_an_unbroken_one(
+    make_world: Callable[..., World], changes: dict[str, Any]
+) -> None:
+    """Every client is needed; one is silent once in the middle of a round, which is then void.
+
+    What error feedback has kept on either side since the checkpoint belongs to what is then void.
+    """
+    world = make_world(min_cohort=None, **changes)
     world.run(2, steps=2)
     kept = world.deployment.state()
     kept = ({name: tensor.clone() for name, tensor in kept[0].items()}, kept[1])
@@ -250,7 +262,7 @@ def test_a_run_that_goes_back_has_the_bits_of_an_unbroken_one(make_world: Callab
         world.run(2, first=2, steps=2)
     world.deployment.load_state(*kept)
     world.run(3, first=2, steps=2)
-    expected = machine()
+    expected = machine(**changes)
     small.run(expected, 5, steps=2)
     assert_same(world.server, expected)
     assert world.happened("returned") == [2]

@@ -8,6 +8,7 @@ from halfback.wire.messages import (
     Caches,
     CutGradient,
     Encoded,
+    Exact,
     HandOver,
     HeadGradient,
     History,
@@ -76,5 +77,10 @@ MESSAGES: dict[str, Message] = {
     ),
     "slopes-and-gradient": Both(Slopes(7, torch.tensor([0.5, -2.0])), CutGradient(_values(2, 2))),
     "slopes-and-gradient-encoded": Both(Slopes(0, torch.zeros(0)), CutGradient(Encoded((_values(1, 2),)))),  # type: ignore[arg-type]
+    "slopes-and-exact": Both(Slopes(7, torch.tensor([0.5, -2.0])), Exact(_values(3))),
+    "slopes-and-exact-encoded": Both(
+        Slopes(7, torch.zeros(0)),
+        Exact(Encoded((_values(2, 1).to(torch.int8).view(torch.uint8), _values(2, 1)))),  # type: ignore[arg-type]
+    ),
     "head-gradient": HeadGradient(_values(5, 4), torch.tensor([0.693]), (_values(2, 4), torch.tensor(0.5))),
 }

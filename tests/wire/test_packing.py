@@ -12,9 +12,9 @@ from messages_by_kind import MESSAGES
 
 from halfback.errors import PeerError
 from halfback.wire import packing
+from halfback.wire.fields import FIELDS
 from halfback.wire.messages import (
     CODES,
-    FIELDS,
     KINDS,
     Activations,
     Both,
@@ -121,6 +121,10 @@ GOLDEN = {
     "02 05 01 01000000 03000000 02 05 01 01000000 02000000",
     "slopes-and-gradient": "4842020e 01 0700000000000000 02 00 01 02000000 0000003f 000000c0"
     "02 00 02 02000000 02000000 000080bf 000060bf 000040bf 000020bf",
+    "slopes-and-exact": "48420212 01 0700000000000000 02 00 01 02000000 0000003f 000000c0"
+    "02 00 01 03000000 000080bf 000060bf 000040bf",
+    "slopes-and-exact-encoded": "48420212 01 0700000000000000 02 00 01 00000000"
+    "04 02000000 08 02 02000000 01000000 ff00 00 02 02000000 01000000 000080bf 000060bf",
     "caches": "4842020a 02 04 01 02000000 0000000000000010 fdffffffffffffff 02 00 01 02000000 0000003f 000080bf",
     "caches-up": "4842020a 02 04 01 01000000 0700000000000000 00",
 }
