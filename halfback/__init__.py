@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from halfback.models.cut import CutModel as CutModel
     from halfback.models.cut import cut as cut
     from halfback.models.families import family as family
+    from halfback.packaging.making import package as package
     from halfback.parties.client import Client as Client
     from halfback.parties.protocol import Algorithm as Algorithm
     from halfback.parties.server import Server as Server
@@ -71,6 +72,7 @@ _PLACES = {
     "cut": "models.cut",
     "family": "models.families",
     "load": "runs.run",
+    "package": "packaging.making",
     "task": "data.tasks",
     "train": "runs.run",
     "write_report": "report.page",

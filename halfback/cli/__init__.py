@@ -80,6 +80,6 @@ def options(
 
 for command in (
     *(runs.train, runs.resume, sites.deploy, sites.site, runs.compare, runs.report, runs.generate, runs.export),
-    *(listing.algorithms, listing.conformance, listing.tasks, listing.models, listing.recipes),
+    *(runs.package, listing.algorithms, listing.conformance, listing.tasks, listing.models, listing.recipes),
 ):
     app.command()(command)

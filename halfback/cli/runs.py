@@ -1,11 +1,11 @@
-"""Commands about runs: train, resume, compare, report, generate, export."""
+"""Commands about runs: train, resume, compare, report, generate, export, package."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from halfback.cli.printing import console, print_closing, print_table, recipe_and_settings
+from halfback.cli.printing import console, parsed, print_closing, print_table, recipe_and_settings
 
 
 def train(
@@ -127,3 +127,26 @@ def export(
     from halfback.runs import run
 
     print(run.load(folder).export(out))
+
+
+def package(
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE|RUN [KEY=VALUE]...", show_default=False, help="A recipe as for train, or a run's folder."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the package.")],
+    weights: Annotated[
+        str | None, typer.Option(metavar="float32|int8", help="Of the frozen matrices; by default bottom.weights.")
+    ] = None,
+    client: Annotated[int | None, typer.Option(help="Where clients have other cuts: the one that it is for.")] = None,
+) -> None:
+    """Write what a device needs to take part with an inference runtime alone (see docs/devices.md)."""
+    from halfback.packaging.making import package as make
+
+    recipe, given = recipe_and_settings(settings)
+    changes = parsed(given) | ({} if weights is None else {"bottom.weights": weights})
+    for what, error in make(recipe, out, client=client, **changes).items():
+        print(f"{what}: {error:.1e} of the largest value beside the reference")
+    print(out)

@@ -34,6 +34,7 @@ class EncodedTask:
     `own_loss`: (logits, labels) → mean loss, a scalar, and `own_metric`: (logits, labels) of all validation rows →
     number, more is better, where somebody gave them in the places of the objective's.
     `prompts`: the different validation inputs of a generation task, in the order of their first rows.
+    `has_pairs`: rows are pairs of texts.
     """
 
     train: Split
@@ -44,6 +45,7 @@ class EncodedTask:
     prompts: tuple[Prompt, ...] = ()
     own_loss: Callable[[Tensor, Tensor], Tensor] | None = None
     own_metric: Callable[[Tensor, Tensor], float] | None = None
+    has_pairs: bool = False
 
 
 def metric_of(objective: Objective) -> str:
@@ -90,7 +92,8 @@ def encode(
     train, validation = (
         _encode_split(raw, tokenizer, max_length, template, causal, continued) for raw in (task.train, task.validation)
     )
-    return EncodedTask(train, validation, task.objective, task.label_names, metric)
+    pairs = task.train.pairs is not None
+    return EncodedTask(train, validation, task.objective, task.label_names, metric, has_pairs=pairs)
 
 
 def verbaliser_ids(words: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase | None) -> list[int] | None:
@@ -166,4 +169,4 @@ def _encode_generation(
     different = dict(zip(prompts, raw.references or [], strict=True))
     encoded = encode_prompts(list(different), tokenizer, max_length)
     found = tuple(Prompt(row, written) for row, written in zip(encoded, different.values(), strict=True))
-    return EncodedTask(splits[0], splits[1], task.objective, [], "perplexity", found)
+    return EncodedTask(splits[0], splits[1], task.objective, [], "perplexity", found, has_pairs=has_pairs)

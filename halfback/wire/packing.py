@@ -1,4 +1,4 @@
-"""The byte layout of a message (docs/wire_format.md), written and read without trusting the other side.
+"""The byte layout of a message (docs/protocol.md), written and read without trusting the other side.
 
 Every length, dtype, shape and count is checked against what is left of the buffer before anything is allocated.
 """

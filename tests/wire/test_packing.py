@@ -103,7 +103,7 @@ def test_nothing_of_a_graph_travels() -> None:
     assert not came.gradient.requires_grad
 
 
-# Written by hand from docs/wire_format.md, so that a change of layout can't pass unseen.
+# Written by hand from docs/protocol.md, so that a change of layout can't pass unseen.
 GOLDEN = {
     "nothing": "48420200",
     "join": "48420201 01 0000000000010000",

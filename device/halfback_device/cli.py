@@ -1,0 +1,115 @@
+"""The command `halfback-device`: checks a package, works for a site, and runs inference alone."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from halfback_device.batches import Feed
+from halfback_device.data import Rows, own_split
+from halfback_device.errors import DeviceError
+from halfback_device.package import Package
+from halfback_device.plan import plan_of
+from halfback_device.runtime import Bottom
+from halfback_device.seeds import seed_for
+from halfback_device.session import peak_bytes
+from halfback_device.worker import serve
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; an error is one line on standard error, and exit status 2."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        match chosen.command:
+            case "check":
+                check(chosen.package)
+            case "worker":
+                serve(chosen.arguments)
+            case _:
+                infer(chosen.package, _rows(chosen), client=chosen.client, batches=chosen.batches)
+    except DeviceError as error:
+        print(f"halfback-device: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="halfback-device", description="A client of halfback with an inference runtime and nothing else."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("check", help="verify a package, load its graphs and run them once")
+    one.add_argument("package", type=Path, help="folder that `halfback package` made")
+    one = commands.add_parser("worker", help="reply to the questions on a socket; a site's process starts this")
+    one.add_argument("arguments", help="JSON: descriptor, package, folder, rows, keep_labels")
+    one = commands.add_parser("infer", help="inference alone on batches of rows: what training is compared with")
+    one.add_argument("package", type=Path, help="folder that `halfback package` made")
+    one.add_argument("--data", required=True, help="file of rows, folder of images, or .npz of them")
+    for column in ("text", "pair", "label", "target", "delimiter", "encoding"):
+        one.add_argument(f"--{column}", help=f"the rows' {column}" if len(column) > 6 else f"column of the {column}")
+    one.add_argument("--skip-bad-rows", action="store_true", help="leave out rows without text or label")
+    one.add_argument("--shared", action="store_true", help="take the client's share of rows that all clients have")
+    one.add_argument("--client", type=int, default=0, help="the client's number")
+    one.add_argument("--batches", type=int, default=10, help="how many")
+    return parser
+
+
+def _rows(chosen: argparse.Namespace) -> Rows:
+    named = ("text", "pair", "label", "target", "delimiter", "encoding", "skip_bad_rows", "shared")
+    return Rows(chosen.data, **{name: getattr(chosen, name) for name in named})
+
+
+def check(folder: Path) -> None:
+    """Opens a package, whose digests are then right, loads its graphs, and runs its bottom once.
+
+    Raises:
+        DeviceError: what is wrong with it, or what this device can't do of it.
+    """
+    package = Package.open(folder)
+    manifest = package.manifest
+    plan, bottom, theta = plan_of(manifest), Bottom(package), package.theta()
+    if manifest["model"]["kind"] == "image":
+        form = manifest["task"]["images"]
+        inputs = {"pixel_values": np.zeros((1, form["channels"], *form["size"]), dtype=np.float32)}
+    else:
+        inputs = {"input_ids": np.zeros(2, dtype=np.int64), "lengths": np.array([2], dtype=np.int64)}
+    hidden = bottom.forward(inputs, theta.__getitem__)
+    size = sum(entry["bytes"] for entry in manifest["files"].values())
+    trained = sum(values.size for values in theta.values())
+    told = {
+        "method": plan.method,
+        "blocks": manifest["model"]["cut"],
+        "trained": trained,
+        "weights": manifest["weights"]["format"],
+        "package_bytes": size,
+        "activations": list(hidden.shape),
+        "peak_bytes": peak_bytes(),
+    }
+    print(json.dumps(told))
+
+
+def infer(folder: Path, rows: Rows, *, client: int, batches: int) -> None:
+    """Runs the bottom on so many of a client's batches, and says what that took.
+
+    Raises:
+        DeviceError: of the package, or of the rows.
+    """
+    begun = time.perf_counter()
+    package = Package.open(folder)
+    plan, bottom = plan_of(package.manifest), Bottom(package)
+    feed = Feed(
+        own_split(rows, package.manifest, package.folder, client),
+        size=plan.batch_size,
+        seed=seed_for(plan.seed, "order", client),
+    )
+    theta, ready, seconds = package.theta(), time.perf_counter() - begun, []
+    for _ in range(batches):
+        batch, at = feed.next(), time.perf_counter()
+        bottom.forward(batch.inputs, theta.__getitem__)
+        seconds.append(time.perf_counter() - at)
+    middle = sorted(seconds)[len(seconds) // 2] if seconds else 0.0
+    told = {"batches": batches, "rows": len(feed), "ready_seconds": ready, "batch_seconds": middle}
+    print(json.dumps(told | {"peak_bytes": peak_bytes()}))

@@ -1,0 +1,205 @@
+"""What a package's recipe asks of a device: read, checked, and refused in one line where a device can't do it."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from halfback_device.errors import PackageError
+from halfback_device.methods import METHODS
+from halfback_device.replay import Replica, RowForm
+from halfback_device.seeds import Directions, seeds_under
+from halfback_device.slopes import Probe
+from halfback_device.update import UpdateRule, schedule
+
+# Slopes of a step, where the recipe leaves them to the method.
+_DIRECTIONS = {"ho_sfl": 2, "ho_sfl_pipelined": 2, "hosl": 10, "zo_sfl": 1}
+_U_SHAPE = ("ho_sfl",)
+_EXACT = ("ho_sfl",)
+_LINKS = ("activations_up", "activations_down", "gradient_up", "gradient_down", "slopes_up", "slopes_down")
+# What a package and a run must have alike; what else θ depends on, the digest of the weights says.
+SAME = (
+    "algorithm",
+    "bottom",
+    "codecs",
+    "seed",
+    "batch_size",
+    "steps",
+    "steps_per_round",
+    "sampled_clients",
+    "model.cut",
+    "model.head",
+    "model.dtype",
+    "top.train",
+    "lora",
+    "task.objective",
+    "task.template",
+    "task.verbaliser",
+    "task.max_length",
+    "task.image_size",
+)
+# Of rows that all clients have, these say which are whose.
+OF_SHARED_ROWS = ("clients", "partition", "task.name", "task.train_rows", "task.holdout")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe as far as a device's work depends on it.
+
+    Attributes:
+        method: the algorithm's name.
+        probe: how it takes slopes.
+        exact_blocks: the last blocks whose gradient it takes exactly.
+        rule: how agreed slopes move θ. law: of the directions.
+        seed: of the run. batch_size: rows of a batch. clients: of the run.
+        steps: of the run; steps_per_round: at most, of a round.
+        rows_at_once: rows that go through the bottom at a time; None for all.
+        turns: clients speak one after the other, so that agreed rows are not numbered as steps.
+        codecs: the chain of each link that has one.
+    """
+
+    method: str
+    probe: Probe
+    exact_blocks: int
+    rule: UpdateRule
+    law: Any
+    shape: Any
+    warmup: int
+    seed: int
+    batch_size: int
+    clients: int
+    sampled: int
+    steps: int
+    steps_per_round: int
+    rows_at_once: int | None
+    codecs: Mapping[str, Any]
+
+    @property
+    def agreed_rows(self) -> int:
+        """The most rows of agreed slopes that a run comes to: where clients take turns, each client's step is one."""
+        return self.steps * (self.sampled if self.method == "hosl" else 1)
+
+
+def at(tree: Any, path: str, otherwise: Any = None) -> Any:
+    """What a tree has at a dotted path; `otherwise` where it has nothing there."""
+    for key in path.split("."):
+        if not isinstance(tree, Mapping) or key not in tree:
+            return otherwise
+        tree = tree[key]
+    return tree
+
+
+def plan_of(manifest: Mapping[str, Any]) -> Plan:
+    """The plan of a package.
+
+    Raises:
+        PackageError: names the setting that a device can't do, or that is none.
+    """
+    config = manifest.get("config")
+    name = _one_of(config, "algorithm.name", tuple(METHODS))
+    head, cut = at(config, "model.head"), manifest["model"]["cut"]
+    if head is not None and name not in _U_SHAPE:
+        raise PackageError(f"model.head={head!r}: of {name} a device can't do the U-shape")
+    _one_of(config, "model.dtype", ("float32",))
+    if at(config, "client.memory") is not None:
+        raise PackageError("client.memory: a device counts its whole process; use client.rows_at_once")
+    blocks = at(config, "algorithm.exact_blocks", 0)
+    if blocks and name not in _EXACT:
+        raise PackageError(f"algorithm.exact_blocks={blocks!r}: {name} takes no exact gradients")
+    if blocks != "all":
+        _whole(config, "algorithm.exact_blocks", 0, cut, otherwise=0)
+    codecs = {link: at(config, f"codecs.{link}") for link in _LINKS if at(config, f"codecs.{link}")}
+    if bad := next((link for link, chain in codecs.items() if not _is_chain(chain)), None):
+        raise PackageError(f"codecs.{bad}: names of codecs, or mappings of a name and options, are allowed")
+    return Plan(
+        method=name,
+        probe=_probe(config, name, fewest=0 if blocks else 1),
+        exact_blocks=cut if blocks == "all" else blocks,
+        rule=_rule(config),
+        law=_one_of(config, "bottom.law", ("rademacher", "gaussian")),
+        shape=_one_of(config, "bottom.schedule", ("constant", "linear", "cosine")),
+        warmup=_whole(config, "bottom.warmup", 0),
+        seed=_whole(config, "seed", 0, (1 << 63) - 1),
+        batch_size=_whole(config, "batch_size", 1),
+        clients=_whole(config, "clients", 1),
+        sampled=_whole(config, "sampled_clients", 1),
+        steps=_whole(config, "steps", 1),
+        steps_per_round=_whole(config, "steps_per_round", 1),
+        rows_at_once=None if at(config, "client.rows_at_once") is None else _whole(config, "client.rows_at_once", 1),
+        codecs=codecs,
+    )
+
+
+def _probe(config: Any, name: str, *, fewest: int) -> Probe:
+    own = name in ("hosl", "zo_sfl")  # whose estimator is not to be chosen
+    estimator = "central" if own else _one_of(config, "algorithm.estimator", ("forward", "central"), "forward")
+    return Probe(
+        _whole(config, "algorithm.directions", fewest, otherwise=_DIRECTIONS[name]),
+        _positive(config, "algorithm.radius"),
+        "central" if estimator == "central" else "forward",
+        None if own else _positive(config, "algorithm.clip_samples"),
+    )
+
+
+def _rule(config: Any) -> UpdateRule:
+    optimizer: Any = _one_of(config, "bottom.optimizer", ("sgd", "momentum", "adamw", "sign"))
+    normalize = at(config, "bottom.normalize", False)
+    if not isinstance(normalize, bool):
+        raise PackageError(f"bottom.normalize={normalize!r:.40}: true or false is allowed")
+    return UpdateRule(
+        optimizer=optimizer,
+        lr=_number(config, "bottom.lr"),
+        momentum=_number(config, "bottom.momentum"),
+        weight_decay=_number(config, "bottom.weight_decay"),
+        normalize=normalize,
+        clip=_positive(config, "bottom.clip"),
+    )
+
+
+def replica_of(plan: Plan, manifest: Mapping[str, Any], theta: Mapping[str, Any]) -> Replica:
+    """θ as a run begins with it, and what moves it."""
+    return Replica(
+        theta,
+        plan.rule,
+        Directions(seeds_under(plan.seed, "direction", "bottom"), plan.law),
+        schedule=schedule(plan.shape, warmup=plan.warmup, total=plan.steps),
+        form=RowForm(manifest.get("groups"), manifest["exact"]),
+    )
+
+
+def _is_chain(chain: Any) -> bool:
+    return isinstance(chain, list) and all(isinstance(each, str | Mapping) for each in chain)
+
+
+def _one_of(config: Any, path: str, allowed: tuple[str, ...], otherwise: str | None = None) -> str:
+    value = at(config, path, otherwise)
+    if not isinstance(value, str) or value not in allowed:
+        raise PackageError(f"{path}={value!r:.60}: a device can do {', '.join(allowed)}")
+    return value
+
+
+def _whole(config: Any, path: str, least: int, most: int = 1_000_000_000, *, otherwise: int | None = None) -> int:
+    value = at(config, path, otherwise)
+    if type(value) is not int or not least <= value <= most:
+        raise PackageError(f"{path}={value!r:.40}: {least} to {most} are allowed")
+    return value
+
+
+def _number(config: Any, path: str) -> float:
+    value = at(config, path)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _within(value, lambda v: 0 <= v <= 1e4):
+        raise PackageError(f"{path}={value!r:.40}: a number from 0 to 10000 is allowed")
+    return float(value)
+
+
+def _positive(config: Any, path: str) -> float | None:
+    value = at(config, path)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _within(value, lambda v: v > 0):
+        raise PackageError(f"{path}={value!r:.40}: a positive number or null is allowed")
+    return float(value)
+
+
+def _within(value: float, holds: Callable[[float], bool]) -> bool:
+    return abs(value) < 1e300 and math.isfinite(value) and holds(value)

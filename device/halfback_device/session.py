@@ -1,0 +1,220 @@
+"""A client's part of one run where it runs: its model, its θ, its end of the link, and what that costs."""
+
+import hashlib
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from halfback_device import runtime
+from halfback_device.batches import Feed, Split
+from halfback_device.errors import DeviceError, PeerError
+from halfback_device.forms import HiddenForm, LinkForm, VectorForm, bounds_of
+from halfback_device.link import End
+from halfback_device.messages import Array, Message
+from halfback_device.methods import METHODS
+from halfback_device.package import Package
+from halfback_device.party import Conversation, Party, Round
+from halfback_device.plan import Plan, plan_of, replica_of
+from halfback_device.runtime import Bottom
+from halfback_device.seeds import seed_for
+from halfback_device.state import State, check_arrays
+
+Talk = Generator[bytes, bytes, None]
+"""A round of one client: the bytes of each message that it sends, and of the answer that it gets."""
+
+
+@final
+class Session:
+    """One client of one run.
+
+    Attributes:
+        plan: what its recipe asks of it.
+        about: digests of what it works on; a state that was left with others is of no use.
+        seconds, wire_seconds: spent in the method, and in packing and unpacking.
+        peak_bytes: of the whole process, as its operating system counts them, behind rounds that were measured.
+        inference_peak_bytes: of the same, behind inference on a round's batches, before anything was trained.
+    """
+
+    def __init__(self, package: Package, split: Split, client: int, folder: Path) -> None:
+        """`client`: its number; `folder`: where codecs that remember on disk keep theirs: emptied.
+
+        Raises:
+            PackageError: the package asks for something that a device can't do.
+        """
+        self._package, self._split = package, split
+        self.plan: Plan = plan_of(package.manifest)
+        self._folder = folder
+        plan = self.plan
+        self.party = Party(
+            Bottom(package),
+            None if package.manifest["model"]["head"] is None else runtime.Head(package),
+            replica_of(plan, package.manifest, package.theta()),
+            Feed(split, size=plan.batch_size, seed=seed_for(plan.seed, "order", client)),
+            plan.probe,
+            exact_blocks=plan.exact_blocks,
+            rows_at_once=plan.rows_at_once,
+        )
+        self._forms = self._forms_of()
+        self.end = self._fresh_end()
+        self.about = {"package": _digest_of(package.manifest), "rows": split.digest()}
+        self.seconds = self.wire_seconds = 0.0
+        self.peak_bytes = self.inference_peak_bytes = 0
+        self._has_trained = False
+
+    def _forms_of(self) -> dict[str, LinkForm]:
+        party, model = self.party, self._package.manifest["model"]
+        has_texts = model["kind"] != "image"
+        if has_texts:
+            shape: tuple[int, ...] = (self._package.manifest["task"]["texts"]["max_length"], model["width"])
+        else:
+            shape = party.forward(self._split.batch(np.zeros(1, dtype=np.int64))).shape[1:]
+            party.passes = 0
+        first = HiddenForm(shape, has_texts)
+        forms: dict[str, LinkForm] = {"activations_up": first, "gradient_down": first}
+        if party.head is not None:
+            sizes = tuple(party.head.sizes)
+            second = HiddenForm((shape[0], *sizes) if has_texts else sizes, has_texts)
+            forms |= {"activations_down": second, "gradient_up": second}
+        if party.theta.exact:
+            vector = VectorForm(party.theta.width(0))
+            forms |= {"slopes_up": vector, "slopes_down": vector}
+        return forms
+
+    def _fresh_end(self) -> End:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        plan, head = self.plan, self.party.head
+        shapes = {} if head is None else head.shapes
+        bounds = bounds_of(
+            self.party.theta,
+            {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()},
+            directions=plan.probe.directions,
+            rows=plan.batch_size,
+            steps=plan.agreed_rows,
+        )
+        return End(plan.codecs, self._forms, bounds, self._folder)
+
+    def begin(self) -> None:
+        """Goes back to where the run began."""
+        self.party.theta = replica_of(self.plan, self._package.manifest, self._package.theta())
+        self.end = self._fresh_end()
+
+    def converse(self, round: Round, *, measure: bool) -> Talk:
+        """Carries the client's side of one round.
+
+        Raises:
+            PeerError: an answer is none that this client can take.
+            Diverged: the client's numbers, or those that it was sent, are not finite.
+        """
+        if (greeting := self.end.hello()) is not None:
+            theirs = self._heard((yield self._said(greeting)))
+            with _of_server():
+                self.end.meet(theirs)
+        if measure and not self._has_trained:  # the system says the most that there ever was, so before anything else
+            self._infer(round)
+        self._has_trained = True
+        talk: Conversation = METHODS[self.plan.method](self.party, round)
+        reply: Message | None = None
+        while (message := self._speak(talk, reply)) is not None:
+            said = [self._said(message)]
+            del message, reply  # a device has no memory for what it has sent
+            heard = yield said.pop()
+            reply = self._heard(heard)
+            del heard
+        if measure:
+            self.peak_bytes = peak_bytes()
+
+    def _said(self, message: Message) -> bytes:
+        begun = time.perf_counter()
+        try:
+            return self.end.send(message)
+        finally:
+            self.wire_seconds += time.perf_counter() - begun
+
+    def _heard(self, data: bytes) -> Message:
+        begun = time.perf_counter()
+        try:
+            with _of_server():
+                return self.end.receive(data)
+        finally:
+            self.wire_seconds += time.perf_counter() - begun
+
+    def _speak(self, talk: Conversation, reply: Message | None) -> Message | None:
+        begun = time.perf_counter()
+        try:
+            return next(talk) if reply is None else talk.send(reply)
+        except StopIteration:
+            return None
+        finally:
+            self.seconds += time.perf_counter() - begun
+
+    def _infer(self, round: Round) -> None:
+        party = self.party
+        for number in range(party.feed.cursor, party.feed.cursor + round.steps):
+            party.forward(party.feed.batch(number))
+            party.passes -= 1
+        self.inference_peak_bytes = peak_bytes()
+
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """All that this client needs to go on by itself: arrays, which are not copied, and plain values."""
+        arrays, values = self.party.theta.state()
+        of_link, link = self.end.state()
+        return arrays | {f"link.{name}": array for name, array in of_link.items()}, values | {"link": link}
+
+    def load_state(self, state: State) -> None:
+        """Continues from what `state` gave and a disk has kept.
+
+        Raises:
+            DeviceError: it is none that this client can go on from; it is then where the run began.
+        """
+        try:
+            check_arrays(state.arrays, self.party.theta.state()[0], free="link.")
+            of_link = {n.removeprefix("link."): a for n, a in state.arrays.items() if n.startswith("link.")}
+            self.end.load_state(of_link, state.values["link"])
+            self.party.theta.load_state(state.arrays, state.values)
+            if unknown := of_link.keys() - self.end.state()[0].keys():
+                raise DeviceError(f"array link.{min(unknown)!r:.80} is there, and nothing has this name")
+        except (
+            DeviceError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            self.begin()
+            why = str(error) if isinstance(error, DeviceError) else f"{type(error).__name__}: {error!s:.200}"
+            raise DeviceError(f"the state can't be gone on from: {why}") from None
+
+
+@contextmanager
+def _of_server() -> Iterator[None]:
+    """An error says that the server sent what is wrong."""
+    try:
+        yield
+    except PeerError as error:
+        raise error.of("server") from None
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had at once, as its operating system counts it."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            line = next(line for line in status if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration, ValueError):  # not Linux; there a child may be told of its parent's
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

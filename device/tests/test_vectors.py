@@ -1,0 +1,187 @@
+"""The client in NumPy makes of the protocol's vectors what the reference does, to the bit."""
+
+import json
+import socket
+from typing import Any
+
+import numpy as np
+import pytest
+from vectors import array, equal, message, same, vectors
+
+from halfback_device import frames
+from halfback_device.batches import Feed, Split
+from halfback_device.codecs import make_receiver, make_sender
+from halfback_device.codecs.protocol import Samples
+from halfback_device.codecs.temporal import TemporalReceiver, TemporalSender
+from halfback_device.directions import direction, gaussian_table, philox
+from halfback_device.errors import PeerError
+from halfback_device.replay import Replica, RowForm
+from halfback_device.seeds import Directions, name_number, seed_for, seeds_under
+from halfback_device.stream import read_frame, write_frame
+from halfback_device.update import UpdateRule, schedule
+from halfback_device.wire import Most, pack, unpack
+
+REPLAY, WIRE, CODECS, TEMPORAL = vectors("replay"), vectors("wire"), vectors("codecs"), vectors("temporal")
+
+
+def test_seeds_and_names() -> None:
+    known = vectors("seeds")
+    for case in known["seeds"]:
+        assert f"{seed_for(*case['path']):016x}" == case["seed"]
+    for case in known["names"]:
+        assert f"{name_number(case['name']):016x}" == case["number"]
+
+
+def test_the_generator_and_the_table() -> None:
+    known = vectors("directions")
+    for case in known["philox"]:
+        seed = case["key"][0] | case["key"][1] << 32
+        words = philox(np.array(case["counter"], dtype=np.uint32).reshape(4, 1), [seed])
+        assert words.reshape(-1).tolist() == case["words"]
+    assert same(gaussian_table(), known["gaussian_table"])
+    assert same(gaussian_table()[known["gaussian_table"]["places"]], known["gaussian_table"]["values"])
+
+
+@pytest.mark.parametrize("case", vectors("directions")["directions"], ids=lambda c: f"{c['law']}-{c['shape']}")
+def test_directions(case: Any) -> None:
+    made = direction(int(case["seed"], 16), case["name"], tuple(case["shape"]), case["law"])
+    assert made.shape == tuple(case["shape"])
+    assert same(made, case)
+    assert same(made.reshape(-1)[:15], case["first"])
+    assert same(made.reshape(-1)[-3:], case["last"])
+
+
+def test_schedules() -> None:
+    for case in REPLAY["schedules"]:
+        factor = schedule(case["shape"], warmup=case["warmup"], total=case["total"])
+        assert [factor(step).hex() for step in range(12)] == case["factors"]
+
+
+def replica_of(case: Any) -> Replica:
+    start = {
+        name: direction(seed_for("start"), name, tuple(shape), "gaussian") for name, shape in case["shapes"].items()
+    }
+    shape = case["schedule"]
+    return Replica(
+        start,
+        UpdateRule(**case["rule"]),
+        Directions(seeds_under(*case["seed_path"]), case["law"]),
+        schedule=schedule(shape["shape"], warmup=shape["warmup"], total=shape["total"]),
+        form=RowForm(case["groups"], case["exact"]),
+    )
+
+
+def held(replica: Replica) -> dict[str, Any]:
+    return {"theta": replica.parameters} | {f"moment.{name}": by for name, by in replica.moments.items()}
+
+
+@pytest.mark.parametrize("name", REPLAY["cases"])
+@pytest.mark.parametrize("at_once", [5, 1, 2])
+def test_replay(name: str, at_once: int) -> None:
+    case = REPLAY["cases"][name]
+    replica, rows, steps = replica_of(case), array(case["rows"]), case["steps"]
+    for first in range(0, len(rows), at_once):
+        replica.replay(first, rows[first : first + at_once], steps[first : first + at_once])
+    assert held(replica).keys() == case["result"].keys()
+    for what, by_name in held(replica).items():
+        for parameter, values in by_name.items():
+            assert same(values, case["result"][what][parameter]), (what, parameter)
+
+
+@pytest.mark.parametrize("case", WIRE["messages"], ids=lambda case: case["name"])
+def test_messages(case: Any) -> None:
+    data = bytes.fromhex(case["hex"])
+    assert pack(message(case)) == data
+    assert equal(unpack(data), message(case))
+
+
+@pytest.mark.parametrize("case", WIRE["refused"], ids=lambda case: case["name"])
+def test_what_is_no_message(case: Any) -> None:
+    most = case["most"] and {
+        role: Most(size, tensors, None if shape is None else tuple(shape))
+        for role, (size, tensors, shape) in case["most"].items()
+    }
+    with pytest.raises(PeerError) as caught:
+        unpack(bytes.fromhex(case["hex"]), most)
+    assert caught.value.field == case["field"]
+
+
+@pytest.mark.parametrize("case", CODECS["chains"], ids=lambda case: f"{case['name']}-{case['matrix']['shape'][1]}")
+def test_codecs(case: Any) -> None:
+    matrix = array(case["matrix"])
+    samples = Samples((0,), (len(matrix),))
+    parts = make_sender(case["chain"], matrix.shape[1], "codecs").encode(matrix, samples)
+    assert all(map(same, parts, case["parts"]))
+    assert len(parts) == len(case["parts"])
+    back = make_receiver(case["chain"], matrix.shape[1], "codecs", None).decode(parts, samples)
+    assert same(back, case["decoded"])
+    assert same(back[0], case["decoded"]["first"])
+
+
+def test_sign_with_feedback() -> None:
+    sender = make_sender(["sign"], 16, "codecs")
+    for step in CODECS["sign_with_feedback"]:
+        parts = sender.encode(array(step["matrix"]), Samples((0,), (2,)))
+        assert all(map(same, parts, step["parts"]))
+
+
+@pytest.mark.parametrize("name", TEMPORAL)
+def test_temporal_conversations(name: str) -> None:
+    case = TEMPORAL[name]
+    sender = make_sender(case["chain"], 8, "codecs")
+    receiver = make_receiver(case["chain"], 8, "codecs", None)
+    assert isinstance(sender, TemporalSender)
+    assert isinstance(receiver, TemporalReceiver)
+    sender.threshold = case["threshold"]
+    for step in case["steps"]:
+        samples = Samples(None if step["ids"] is None else tuple(step["ids"]), tuple(step["rows"]))
+        similarity, *parts = sender.encode(array(step["matrix"]), samples)
+        kept = np.array([float("nan") if each is None else each for each in step["similarity"]])
+        # Sums of floats in another order; a dozen float32 values each.
+        np.testing.assert_allclose(similarity, kept, atol=1e-5)
+        assert all(map(same, parts, step["parts"]))
+        arrived = receiver.decode((kept.astype(np.float32), *(array(part) for part in step["parts"])), samples)
+        assert same(arrived, step["arrived"])
+        assert sender.cache.digest() == receiver.cache.digest() == step["digest"]
+
+
+def plain(question: Any) -> Any:
+    """A question's fields as JSON has them."""
+    return json.loads(json.dumps({"kind": type(question).__name__.lower()} | vars(question), default=vars))
+
+
+def test_questions() -> None:
+    for case in vectors("frames")["questions"]:
+        assert plain(frames.read_question(case["header"])) == case["fields"]
+    for header in vectors("frames")["refused_questions"]:
+        with pytest.raises(PeerError, match="header"):
+            frames.read_question(header)
+
+
+def test_replies() -> None:
+    for case in vectors("frames")["replies"]:
+        told = dict(case["fields"])
+        made = getattr(frames, told.pop("kind").capitalize())(**told)
+        assert json.loads(frames.frame(made).header) == case["fields"]
+        assert frames.frame(made).header == case["header"]
+
+
+def test_a_stream() -> None:
+    case = vectors("frames")["stream"]
+    near, far = socket.socketpair()
+    with near, far:
+        write_frame(near, frames.Frame(case["header"], bytes.fromhex(case["body"])))
+        assert far.recv(10_000).hex() == case["hex"]
+        near.sendall(bytes.fromhex(case["hex"]))
+        came = read_frame(far, frames.Longest(1000))
+    assert (came.header, came.body.hex()) == (case["header"], case["body"])
+
+
+def test_the_order_of_batches() -> None:
+    for case in vectors("batches")["cases"]:
+        count = len(case["rows"])
+        split = Split(
+            np.zeros(count, dtype=np.int64), np.array(case["rows"]), images=np.zeros((count, 1, 1, 1), np.float32)
+        )
+        feed = Feed(split, size=case["batch_size"], seed=case["seed"])
+        assert [feed.batch(number).sample_ids.tolist() for number in range(8)] == case["batches"]

@@ -1,0 +1,86 @@
+"""A package held against the reference: the device's own runtime on rows of the recipe, beside PyTorch."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halfback.errors import UserError
+from halfback.models.cut import install
+from halfback.packaging.writing import Parts, Source
+
+ALLOWED = {"activations": 1e-4, "exact gradients": 1e-3}
+"""The largest error that is let pass, relative to the largest value: float32 sums in another order, through all blocks,
+come to some 1e-6, and a wrong operator to far more."""
+
+
+def held_against_reference(source: Source, folder: Path) -> dict[str, float]:
+    """What the package gives on a batch of its client's rows, at parameters beside those of the beginning.
+
+    Returns:
+        The largest error of each thing, relative to its largest value.
+
+    Raises:
+        UserError: the device's package is not installed, it can't work with the package, or an error is too large.
+    """
+    try:
+        from halfback_device.errors import DeviceError
+        from halfback_device.package import Package
+        from halfback_device.runtime import Bottom
+    except ModuleNotFoundError:
+        raise UserError("a package is checked with the device's own runtime: pip install halfback-device") from None
+    parts = source.parts
+    theta = _moved(parts.theta, source.built.config.seed)
+    batch = source.side.party.feed.data.batch(0)
+    inputs = {name: tensor.numpy() for name, tensor in batch.inputs.items()}
+    arrays = {name: tensor.detach().numpy() for name, tensor in theta.items()}
+    with _installed(parts, theta):
+        reference = parts.bottom(batch.inputs)
+        gradient = torch.randn(reference.shape, generator=torch.Generator().manual_seed(0))
+        exact = [theta[name] for name in parts.exact]
+        wanted = torch.autograd.grad((reference * gradient).sum(), exact) if exact else ()
+    try:
+        device = Bottom(Package.open(folder))
+        found, noted = device.noting(inputs, arrays.__getitem__, parts.exact_blocks)
+        slopes = device.exact(noted, gradient.numpy(), arrays.__getitem__) if exact else {}
+    except DeviceError as refusal:
+        raise UserError(f"the package can't be used on a device: {refusal}") from None
+    errors = {"activations": _error([torch.from_numpy(found)], [reference])}
+    if wanted:
+        errors["exact gradients"] = _error([torch.from_numpy(slopes[name]) for name in parts.exact], wanted)
+    for what, error in errors.items():
+        if not error <= ALLOWED[what]:
+            raise UserError(
+                f"{what} of the package are off by {error:.1e} of the largest; {ALLOWED[what]:g} is allowed"
+            )
+    return errors
+
+
+def _moved(theta: Mapping[str, Tensor], seed: int) -> dict[str, nn.Parameter]:
+    """θ a little beside its beginning, where some gradients are zero: an adapter's, of which one factor is."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: nn.Parameter(parameter.detach() + 0.02 * torch.randn(parameter.shape, generator=generator))
+        for name, parameter in theta.items()
+    }
+
+
+@contextmanager
+def _installed(parts: Parts, theta: Mapping[str, Tensor]) -> Iterator[None]:
+    """While this context is open, the bottom has these parameters."""
+    own = parts.theta
+    install(parts.bottom, theta)
+    try:
+        yield
+    finally:
+        install(parts.bottom, own)
+
+
+def _error(found: list[Tensor], wanted: Any) -> float:
+    """The largest difference of all, relative to the largest value."""
+    largest = max(float(tensor.detach().abs().max()) for tensor in wanted)
+    off = max(float((one - other.detach().cpu()).abs().max()) for one, other in zip(found, wanted, strict=True))
+    return off / max(largest, 1e-30)

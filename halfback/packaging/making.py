@@ -1,0 +1,55 @@
+"""`package`: from a recipe or a run to a folder that a device works from."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal
+
+from halfback.assembly import build
+from halfback.config.values import Config, resolve_values
+from halfback.errors import UserError
+from halfback.packaging.holding import held_against_reference
+from halfback.packaging.writing import Source, check_method, new_folder, write
+from halfback.runs.folder import CONFIG, PRETRAINED, config_of
+
+
+def package(
+    config: Config,
+    out: str | Path,
+    *,
+    weights: Literal["float32", "int8"] | None = None,
+    client: int | None = None,
+    **settings: Any,
+) -> dict[str, float]:
+    """Makes a device package: what a client of this run begins with, for a device without PyTorch.
+
+    Args:
+        config: a recipe's name, a YAML file, settings, or the folder of a run; of a run its configuration counts, not
+            where it stands, since a device replays what it missed.
+        out: the package's new folder.
+        weights: of the frozen matrices before the cut, in the place of the recipe's `bottom.weights`.
+        client: where clients have other cuts, or other rows, the one that the package is for; None for all of them.
+        **settings: of the recipe, by section or by path, that are others here.
+
+    Returns:
+        What was held against the reference on rows of the recipe, each with its largest error, relative to its largest
+        value.
+
+    Raises:
+        UserError: the method is none for such a device, or a block has an operator that can't be exported.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"a device package needs {', '.join(missing)}: pip install 'halfback[package]'")
+    pretrained = None
+    if isinstance(config, str | Path) and (Path(config) / CONFIG).is_file():
+        pretrained = Path(config) / PRETRAINED
+        config = config_of(Path(config))
+    if weights is not None:
+        settings["bottom.weights"] = weights
+    resolved = resolve_values(config, settings).model_copy(update={"device": "cpu"})
+    check_method(resolved, client)
+    with new_folder(Path(out)) as folder:
+        built = build(resolved, pretrained=pretrained if pretrained is not None and pretrained.is_file() else None)
+        source = Source(built, built.clients.side(client or 0), client)
+        write(source, folder)
+        return held_against_reference(source, folder)

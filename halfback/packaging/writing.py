@@ -1,0 +1,231 @@
+"""A device package: made from a client of the run, written, and held against the reference before it is handed out."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from halfback import config as configuration
+from halfback.assembly import Built
+from halfback.config import RunConfig
+from halfback.engine.client_side import ClientSide
+from halfback.engine.remote.weights import digest_of
+from halfback.errors import UserError
+from halfback.models.running import Bottom
+from halfback.packaging.facts import longest, model_facts, task_facts
+from halfback.packaging.pieces import Pieces, bottom_pieces
+from halfback.packaging.tracing import Graph
+from halfback.parties.by_slopes import BySlopes
+from halfback.parties.holdings import Head
+
+FORMAT = 1
+MANIFEST, WEIGHTS, TOKENIZER = "manifest.json", "weights.safetensors", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a client holds of a model, and what of it a package is made of.
+
+    Attributes:
+        bottom: its part before the cut. head: in the U-shape the part behind the middle.
+        theta: the parameters of the bottom that it trains, in the replica's order; `exact`: those with exact gradients.
+        longest: tokens of the longest text; 0 for images.
+        image: rows (B, C, H, W) of images, of which B is 2 or more; None for texts.
+    """
+
+    bottom: Bottom
+    head: Head | None
+    theta: Mapping[str, Tensor]
+    exact: Sequence[str]
+    longest: int
+    image: Tensor | None
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """Every tensor of floats that is held, each once, by its name in the package's file."""
+        found, seen = dict[str, Tensor](), set[int]()
+        for place, part in enumerate([self.bottom] if self.head is None else [self.bottom, self.head.module]):
+            kept = part.state_dict().keys()
+            for name, tensor in (*part.named_parameters(), *part.named_buffers()):
+                if name in kept and id(tensor) not in seen and tensor.is_floating_point():
+                    seen.add(id(tensor))
+                    found[f"{place}.{name}"] = tensor
+        return found
+
+    @property
+    def exact_blocks(self) -> int:
+        """How many of the last blocks have parameters with exact gradients."""
+        wanted = {id(self.theta[name]) for name in self.exact}
+        inside = [any(id(p) in wanted for p in block.parameters()) for block in self.bottom.blocks]
+        return len(inside) - inside.index(True) if any(inside) else 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a package is made of: a run that is about to begin, and one of its clients.
+
+    Attributes:
+        client: its number; None where the package is for every client.
+    """
+
+    built: Built
+    side: ClientSide
+    client: int | None
+
+    @property
+    def parts(self) -> Parts:
+        """What the client holds of the model."""
+        party, task = self.side.party, self.built.task
+        own = dict(party.bottom.named_parameters())
+        theta = {name: own[name] for name in party.theta.replica.parameters if name in own}
+        image = task.train.batch([0, 0]).inputs["pixel_values"] if party.bottom.family.kind == "image" else None
+        exact = [name for name in party.theta.replica.exact if name in theta]
+        return Parts(party.bottom, party.head, theta, exact, longest(self.built) if image is None else 0, image)
+
+
+def check_method(config: RunConfig, client: int | None) -> None:
+    """Refuses what a device with an inference runtime can't do.
+
+    Raises:
+        UserError: names the setting.
+    """
+    needs, name = configuration.build_algorithm(config).needs, config.algorithm.name
+    if needs.backpropagates:
+        raise UserError(f"algorithm.name={name}: its devices backpropagate; a package runs forward only")
+    if needs.holds != "bottom":
+        raise UserError(f"algorithm.name={name}: its devices hold more of the model than its first blocks")
+    if not isinstance(needs.agreement, BySlopes) or needs.probe is None:
+        raise UserError(f"algorithm.name={name}: its clients agree on more than slopes, which a package doesn't do")
+    if needs.probe.estimator == "forward_ad":
+        raise UserError("algorithm.estimator=forward_ad: an inference runtime takes forward or central")
+    if config.model.dtype != "float32":
+        raise UserError(f"model.dtype={config.model.dtype}: a package has float32, or bottom.weights=int8")
+    if config.client.memory is not None:
+        raise UserError("client.memory: of a package, set client.rows_at_once")
+    if config.task.loss is not None and config.model.head is not None:
+        raise UserError("task.loss=given: a head in a package takes the loss of the task")
+    cuts = {config.model.cut_of(number) for number in range(config.clients)}
+    if client is None and len(cuts) > 1:
+        raise UserError("model.cut: clients have other cuts; name one with --client")
+    if client is not None and not 0 <= client < config.clients:
+        raise UserError(f"--client {client}: 0 to {config.clients - 1} are allowed")
+
+
+def write(source: Source, folder: Path) -> None:
+    """Writes the package of a source into an empty folder.
+
+    Raises:
+        UserError: something of the model can't be exported; block and operator are named.
+    """
+    built, replica = source.built, source.side.party.theta.replica
+    if built.tokenizer is not None:
+        (folder / TOKENIZER).write_text(built.tokenizer.backend_tokenizer.to_str(pretty=False))
+    write_parts(
+        source.parts,
+        folder,
+        {
+            "halfback": version("halfback"),
+            "groups": None if len(replica.groups) == 1 else [list(group) for group in replica.groups],
+            "weights": {"format": "float32", "digest": digest_of(source.side.held())},
+            "config": configuration.to_tree(built.config),
+            "task": task_facts(built),
+            "client": source.client,
+        },
+    )
+
+
+def write_parts(parts: Parts, folder: Path, also: Mapping[str, Any]) -> None:
+    """Writes graphs, weights and manifest, with what else the manifest says; raises as `write` does."""
+    named = parts.named
+    pieces = bottom_pieces(
+        parts.bottom,
+        {id(tensor): name for name, tensor in named.items()},
+        frozenset(f"0.{name}" for name in parts.theta),
+        exact=parts.exact_blocks,
+        longest=parts.longest,
+        image=parts.image,
+    )
+    for name, graph in _graph_files(pieces).items():
+        (folder / name).write_bytes(graph.data)
+    (folder / WEIGHTS).write_bytes(save({name: tensor.detach().contiguous() for name, tensor in named.items()}))
+    manifest = {
+        "format": FORMAT,
+        "files": _digests(folder),
+        "model": model_facts(parts.bottom, parts.longest),
+        "graphs": _graphs(pieces),
+        "theta": [{"name": name, "shape": list(tensor.shape)} for name, tensor in parts.theta.items()],
+        "exact": list(parts.exact),
+        **also,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def _graph_files(pieces: Pieces) -> dict[str, Graph]:
+    files = {"embed.onnx": pieces.embed}
+    for number, kind in enumerate(pieces.kinds):
+        files[f"block{number}.onnx"] = kind.forward
+        if kind.backward is not None:
+            files[f"block{number}_gradient.onnx"] = kind.backward
+    return files
+
+
+def _graphs(pieces: Pieces) -> dict[str, Any]:
+    return {
+        "embed": {"file": "embed.onnx", "weights": list(pieces.weights), "others": list(pieces.others)},
+        "kinds": [
+            {
+                "file": f"block{number}.onnx",
+                "backward": None if kind.backward is None else f"block{number}_gradient.onnx",
+            }
+            for number, kind in enumerate(pieces.kinds)
+        ],
+        "blocks": [
+            {
+                "kind": block.kind,
+                "weights": list(block.weights),
+                "others": dict(block.others),
+                "window": block.window,
+            }
+            for block in pieces.blocks
+        ],
+        "head": None,
+    }
+
+
+def _digests(folder: Path) -> dict[str, Any]:
+    found = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.name] = {"sha256": digest, "bytes": path.stat().st_size}
+    return found
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, which takes its place behind the block; after an error nothing is left.
+
+    Raises:
+        UserError: `out` is there, and is no empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} exists; name a new folder")
+    making = out.with_name(f"{out.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    try:
+        yield making
+        if out.exists():
+            out.rmdir()
+        making.rename(out)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
