@@ -74,7 +74,7 @@ ARROWS: dict[str, set[str]] = {
         "models",
         "parties",
         "runs.folder",
-        "zeroth",
+        "wire.messages",
     },
     "testing": {
         "algorithms",

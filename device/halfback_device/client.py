@@ -14,6 +14,7 @@ from halfback_device import state
 from halfback_device.batches import Split
 from halfback_device.data import Rows, own_split
 from halfback_device.errors import DeviceError, Diverged, PackageError, PeerError
+from halfback_device.facts import at
 from halfback_device.frames import (
     Done,
     Frame,
@@ -31,7 +32,7 @@ from halfback_device.frames import (
 )
 from halfback_device.package import Package
 from halfback_device.party import Round
-from halfback_device.plan import OF_SHARED_ROWS, SAME, at
+from halfback_device.plan import OF_SHARED_ROWS, SAME, plan_of
 from halfback_device.session import Session, Talk
 from halfback_device.tables import RowError
 
@@ -111,10 +112,9 @@ class Device:
         if not isinstance(self._package, Package):
             self._package = Package.open(self._package)
         manifest = self._package.manifest
+        plan = plan_of(manifest)
         _check_order(manifest, order, shared=isinstance(self._rows, Rows) and self._rows.shared)
-        if self._keep_labels and (
-            at(manifest, "config.model.head") is None or at(manifest, "task.objective") == "generation"
-        ):
+        if self._keep_labels and (not plan.has_head or manifest["task"]["objective"] == "generation"):
             raise DeviceError("this device keeps its labels (keep_labels), and this run sends them; use model.head=0")
         if isinstance(self._rows, Rows):
             split = own_split(self._rows, manifest, self._package.folder, order.client)
@@ -125,7 +125,7 @@ class Device:
             own.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DeviceError(f"folder {own} can't be made: {error.strerror}") from None
-        return _Client(Session(self._package, split, order.client, own / "caches"), own / "states")
+        return _Client(Session(self._package, plan, split, order.client, own / "caches"), own / "states")
 
 
 def _check_order(manifest: Mapping[str, Any], order: Prepare, *, shared: bool) -> None:

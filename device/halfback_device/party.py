@@ -3,7 +3,7 @@
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from halfback_device.messages import (
     name_of,
 )
 from halfback_device.replay import Replica
-from halfback_device.runtime import Bottom
+from halfback_device.runtime import Bottom, Head
 from halfback_device.slopes import Cotangent, Probe, Weight, estimate
 from halfback_device.wire import described
 
@@ -37,24 +37,6 @@ Conversation = Generator[Message, Message, None]
 Kind = TypeVar("Kind")
 Other = TypeVar("Other")
 _PIECE = 1 << 16  # values looked at together
-
-
-class Head(Protocol):
-    """What takes the loss on the device, in the U-shape.
-
-    Attributes:
-        sizes: the shape of its input behind the dimension of the samples, or of the texts' tokens.
-        shapes: of its trainable tensors, by name and in order; they are the server's to say, anew in each step.
-    """
-
-    sizes: tuple[int, ...]
-    shapes: Mapping[str, tuple[int, ...]]
-
-    def loss(
-        self, hidden: Array, tensors: Sequence[Array], lengths: Array | None, labels: Array, scored: Array | None
-    ) -> tuple[Array, float, Sequence[Array]]:
-        """The gradient of a batch's mean loss by `hidden`, that loss, and its gradients by `tensors`, float32."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -72,6 +54,7 @@ class Party:
 
     Attributes:
         bottom: its part of the model; head: what takes the loss on the device, in the U-shape.
+        sizes: the shape of what the head takes, behind the dimension of the samples, or of the texts' tokens.
         theta: the trained parameters, moved by what is agreed on.
         feed: its batches.
         probe: how it takes slopes.
@@ -86,6 +69,7 @@ class Party:
     theta: Replica
     feed: Feed
     probe: Probe
+    sizes: tuple[int, ...] = ()
     exact_blocks: int = 0
     rows_at_once: int | None = None
     losses: list[float] = field(default_factory=list)
@@ -174,10 +158,10 @@ def feedback(party: Party, batch: Batch, hidden: Array) -> Generator[Message, Me
 def _head_gradient(party: Party, batch: Batch, rows: int, middle: MiddleActivations) -> HeadGradient:
     head = party.head
     assert head is not None, "in the U-shape a device has a head"
-    check_array("MiddleActivations.hidden", middle.hidden, (rows, *head.sizes))
-    if len(middle.head) != len(head.shapes):
-        raise PeerError("MiddleActivations.head", len(middle.head), f"{len(head.shapes)} are allowed", sender="server")
-    for (name, shape), tensor in zip(head.shapes.items(), middle.head, strict=True):
+    check_array("MiddleActivations.hidden", middle.hidden, (rows, *party.sizes))
+    if len(middle.head) != len(head.tensors):
+        raise PeerError("MiddleActivations.head", len(middle.head), f"{len(head.tensors)} are allowed", sender="server")
+    for (name, shape), tensor in zip(head.tensors.items(), middle.head, strict=True):
         check_array(f"MiddleActivations.head, {name}", tensor, shape)
     if not all(map(is_finite, (middle.hidden, *middle.head))):
         cure = "lower top.lr or clip the top (top.clip)"

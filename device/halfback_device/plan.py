@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from halfback_device.errors import PackageError
+from halfback_device.facts import at, check_facts
 from halfback_device.methods import METHODS
 from halfback_device.replay import Replica, RowForm
 from halfback_device.seeds import Directions, seeds_under
@@ -53,6 +54,7 @@ class Plan:
         rule: how agreed slopes move θ. law: of the directions.
         seed: of the run. batch_size: rows of a batch. clients: of the run.
         steps: of the run; steps_per_round: at most, of a round.
+        has_head: the head and the labels are on the device (U-shape).
         rows_at_once: rows that go through the bottom at a time; None for all.
         turns: clients speak one after the other, so that agreed rows are not numbered as steps.
         codecs: the chain of each link that has one.
@@ -71,6 +73,7 @@ class Plan:
     sampled: int
     steps: int
     steps_per_round: int
+    has_head: bool
     rows_at_once: int | None
     codecs: Mapping[str, Any]
 
@@ -80,26 +83,20 @@ class Plan:
         return self.steps * (self.sampled if self.method == "hosl" else 1)
 
 
-def at(tree: Any, path: str, otherwise: Any = None) -> Any:
-    """What a tree has at a dotted path; `otherwise` where it has nothing there."""
-    for key in path.split("."):
-        if not isinstance(tree, Mapping) or key not in tree:
-            return otherwise
-        tree = tree[key]
-    return tree
-
-
 def plan_of(manifest: Mapping[str, Any]) -> Plan:
     """The plan of a package.
 
     Raises:
-        PackageError: names the setting that a device can't do, or that is none.
+        PackageError: names the setting that a device can't do, or that is none, or what else the manifest says wrongly.
     """
+    check_facts(manifest)
     config = manifest.get("config")
     name = _one_of(config, "algorithm.name", tuple(METHODS))
     head, cut = at(config, "model.head"), manifest["model"]["cut"]
     if head is not None and name not in _U_SHAPE:
         raise PackageError(f"model.head={head!r}: of {name} a device can't do the U-shape")
+    if head is not None and at(manifest, "graphs.head") is None:
+        raise PackageError(f"model.head={head!r:.20}: the manifest's graphs have no head")
     _one_of(config, "model.dtype", ("float32",))
     if at(config, "client.memory") is not None:
         raise PackageError("client.memory: a device counts its whole process; use client.rows_at_once")
@@ -125,6 +122,7 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
         sampled=_whole(config, "sampled_clients", 1),
         steps=_whole(config, "steps", 1),
         steps_per_round=_whole(config, "steps_per_round", 1),
+        has_head=head is not None,
         rows_at_once=None if at(config, "client.rows_at_once") is None else _whole(config, "client.rows_at_once", 1),
         codecs=codecs,
     )
@@ -154,6 +152,20 @@ def _rule(config: Any) -> UpdateRule:
         normalize=normalize,
         clip=_positive(config, "bottom.clip"),
     )
+
+
+def second_cut(manifest: Mapping[str, Any]) -> tuple[int, ...]:
+    """In the U-shape, the shape of what the head takes, behind the dimension of the samples, or of the texts' tokens.
+
+    Raises:
+        PackageError: the manifest doesn't say it, where it isn't that of the first cut.
+    """
+    if manifest["model"]["kind"] != "image":
+        return (manifest["model"]["width"],)
+    sizes = at(manifest, "graphs.head.sizes")
+    if not isinstance(sizes, list) or not all(type(size) is int and 0 < size < 1 << 20 for size in sizes):
+        raise PackageError("the manifest's graphs.head.sizes are none that are allowed")
+    return tuple(sizes)
 
 
 def replica_of(plan: Plan, manifest: Mapping[str, Any], theta: Mapping[str, Any]) -> Replica:

@@ -4,7 +4,7 @@ All blocks of one kind run in one session, with a block's weights and parameters
 they are mapped from the file, and no graph is loaded with weights in it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,3 +198,63 @@ def _own(value: Array, row: int, places: slice) -> Array:
     return np.ascontiguousarray(
         value[at : at + 1, :, places, places] if value.ndim == 4 else value[at : at + 1, places]
     )
+
+
+class Head:
+    """In the U-shape, what follows the middle: the loss of a batch, and its gradients, one sample at a time."""
+
+    def __init__(self, package: Package, *, threads: int = 1) -> None:
+        """Loads its graph; only for a package with a head.
+
+        Raises:
+            PackageError: there is none in it, or the runtime lacks an operator.
+        """
+        head = package.manifest["graphs"].get("head")
+        if head is None:
+            raise PackageError("this package has no head: its recipe has no model.head")
+        self._piece, self._reads = Piece(package, head["file"], "the head", threads), head["read"]
+        self._held = {f"w{place}": package.weights[name] for place, name in enumerate(head["weights"])}
+        self.tensors = {entry["name"]: tuple(entry["shape"]) for entry in head["tensors"]}
+
+    def loss(
+        self,
+        hidden: Floats,
+        tensors: Sequence[Floats],
+        lengths: Array | None,
+        labels: Array,
+        scored: Array | None = None,
+    ) -> tuple[Floats, float, list[Floats]]:
+        """The batch's mean loss, a number; its gradient by `hidden`; and those by the head's trained tensors.
+
+        Args:
+            hidden: the middle's output, (N, H) of the N tokens of B texts, or (B, …) of images.
+            tensors: the head's trained tensors, in the order of `tensors` of this object.
+            lengths: tokens of each text, (B,); None for images.
+            labels: (B,) classes, or of a language model (N,) tokens, -100 where none counts.
+            scored: of a language model, the places (S,) of the tokens behind which a label counts; else None.
+
+        Returns:
+            Gradient by `hidden`, loss, gradients by `tensors`, all float32.
+        """
+        parts = parts_of([1] * len(hidden) if lengths is None else [int(length) for length in lengths])
+        total = max(len(labels) if scored is None else len(scored), 1)
+        gradient, loss = np.zeros_like(hidden), np.float32(0)
+        sums = [np.zeros_like(tensor) for tensor in tensors]
+        moved = {f"t{place}": tensor for place, tensor in enumerate(tensors)}
+        for number, part in enumerate(parts):
+            given: dict[str, Array] = {"hidden": hidden[part], "scale": np.array(1 / total, np.float32)}
+            if scored is not None:
+                places = scored[(scored >= part.start) & (scored < part.stop)]
+                if not len(places):
+                    continue
+                given |= {"read": places - part.start, "labels": labels[places + 1]}
+            else:
+                last = part.stop - part.start - 1 if self._reads == "last" else 0
+                given |= {"read": np.array([last]), "labels": labels[number : number + 1]}
+            given["labels"] = given["labels"].astype(np.int64)
+            own, by_hidden, *slopes = self._piece(given | moved | self._held)
+            gradient[part] = by_hidden
+            loss += own
+            for mine, slope in zip(sums, slopes, strict=True):
+                mine += slope
+        return gradient, float(loss), sums

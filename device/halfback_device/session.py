@@ -13,7 +13,6 @@ from typing import Any, final
 
 import numpy as np
 
-from halfback_device import runtime
 from halfback_device.batches import Feed, Split
 from halfback_device.errors import DeviceError, PeerError
 from halfback_device.forms import HiddenForm, LinkForm, VectorForm, bounds_of
@@ -22,8 +21,8 @@ from halfback_device.messages import Array, Message
 from halfback_device.methods import METHODS
 from halfback_device.package import Package
 from halfback_device.party import Conversation, Party, Round
-from halfback_device.plan import Plan, plan_of, replica_of
-from halfback_device.runtime import Bottom
+from halfback_device.plan import Plan, replica_of, second_cut
+from halfback_device.runtime import Bottom, Head
 from halfback_device.seeds import seed_for
 from halfback_device.state import State, check_arrays
 
@@ -43,22 +42,21 @@ class Session:
         inference_peak_bytes: of the same, behind inference on a round's batches, before anything was trained.
     """
 
-    def __init__(self, package: Package, split: Split, client: int, folder: Path) -> None:
+    def __init__(self, package: Package, plan: Plan, split: Split, client: int, folder: Path) -> None:
         """`client`: its number; `folder`: where codecs that remember on disk keep theirs: emptied.
 
         Raises:
-            PackageError: the package asks for something that a device can't do.
+            PackageError: the runtime lacks an operator, or a codec is none that a device has.
         """
         self._package, self._split = package, split
-        self.plan: Plan = plan_of(package.manifest)
-        self._folder = folder
-        plan = self.plan
+        self.plan, self._folder = plan, folder
         self.party = Party(
             Bottom(package),
-            None if package.manifest["model"]["head"] is None else runtime.Head(package),
+            Head(package) if plan.has_head else None,
             replica_of(plan, package.manifest, package.theta()),
             Feed(split, size=plan.batch_size, seed=seed_for(plan.seed, "order", client)),
             plan.probe,
+            sizes=second_cut(package.manifest) if plan.has_head else (),
             exact_blocks=plan.exact_blocks,
             rows_at_once=plan.rows_at_once,
         )
@@ -80,8 +78,7 @@ class Session:
         first = HiddenForm(shape, has_texts)
         forms: dict[str, LinkForm] = {"activations_up": first, "gradient_down": first}
         if party.head is not None:
-            sizes = tuple(party.head.sizes)
-            second = HiddenForm((shape[0], *sizes) if has_texts else sizes, has_texts)
+            second = HiddenForm((shape[0], *party.sizes) if has_texts else party.sizes, has_texts)
             forms |= {"activations_down": second, "gradient_up": second}
         if party.theta.exact:
             vector = VectorForm(party.theta.width(0))
@@ -92,7 +89,7 @@ class Session:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         plan, head = self.plan, self.party.head
-        shapes = {} if head is None else head.shapes
+        shapes = {} if head is None else head.tensors
         bounds = bounds_of(
             self.party.theta,
             {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()},

@@ -1,5 +1,6 @@
 """Runs of the reference's server whose clients are of either kind, PyTorch's worker or the device, in this process."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -58,7 +59,8 @@ class Here:
 
 def served(config: RunConfig, carrier: Any) -> tuple[Federation, RemoteServer]:
     """A server of a run, which asks as one on a site does, and what it serves."""
-    federation = small.built(config).federation
+    built = small.built(config)
+    federation, names = built.federation, tuple(built.task.label_names)
     server = federation.server
     theta, numbers = server.party.agreed.replica.parameters, range(server.sampling.clients)
     weights = {number: at_the_beginning(federation.client(number).parts(), theta) for number in numbers}
@@ -66,9 +68,7 @@ def served(config: RunConfig, carrier: Any) -> tuple[Federation, RemoteServer]:
 
     def question(number: int) -> Prepare:
         tree = configuration.to_tree(config)
-        return Prepare(
-            run=RUN, client=number, config=tree, label_names=("negative", "positive"), weights=digests[number]
-        )
+        return Prepare(run=RUN, client=number, config=tree, label_names=names, weights=digests[number])
 
     beginning = Beginning(question, lambda number: pack(Weights(tuple(weights[number].values()))).data)
     return federation, RemoteServer(server, carrier, beginning, Terms(60.0, None, 5.0), lambda event: None)
@@ -78,7 +78,13 @@ def shared_rows(sentences: Path) -> Rows:
     return Rows(str(sentences), text="text", label="label", shared=True)
 
 
-def packaged(config: RunConfig, folder: Path, *, client: int | None = None) -> Path:
+def run_of(name: str, tiny_bert: Path, sentences: Path, **changes: Any) -> RunConfig:
+    """A small run of a method with three clients, in rounds of two steps."""
+    given = {"model__cut": 2, "clients": 3, "sampled_clients": 3, "steps_per_round": 2, "seed": 5}
+    return small.texts(name, tiny_bert, sentences, **given | changes)
+
+
+def package_folder(config: RunConfig, folder: Path, *, client: int | None = None) -> Path:
     """A package of a recipe."""
     package(configuration.to_tree(config), folder, client=client)
     return folder
@@ -151,7 +157,7 @@ class Processes:
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self.asked = 0
         self.kill: tuple[int, int] | None = None
-        """The client whose worker is killed while it works on question number so and so, both counted from 0."""
+        """The client whose worker is killed before it reads question number so and so, both counted from 0."""
 
     def reachable(self) -> set[int]:
         return set(self._arguments)
@@ -163,9 +169,11 @@ class Processes:
         for number, question in questions.items():
             if number not in self._lines:
                 self._start(number)
-            write_frame(self._lines[number], question)
             if self.kill == (number, self.asked):
                 self._running[number].kill()
+                self._running[number].wait()
+            with contextlib.suppress(Gone):  # then no reply comes either
+                write_frame(self._lines[number], question)
         self.asked += 1
         return {number: self._reply(number, longest) for number in questions}
 

@@ -5,22 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mixed import Processes, packaged, served, shared_rows, world
+from mixed import Processes, adapted, run_of, served, shared_rows, world
 
-from halfback.config import RunConfig
 from halfback.engine.remote.server import RemoteServer
 from halfback.errors import CohortLost
 from halfback.parties.holdings import Round
 from halfback.testing import small
-from halfback_device.package import Package
 
 STEPS = 2
 # What a worker must keep beside θ: moments, what a lossy codec still owes, and samples that both ends remember.
 SETTINGS: dict[str, Any] = {
-    "model__cut": 1,
     "clients": 2,
     "sampled_clients": 2,
-    "steps_per_round": STEPS,
     "batch_size": 16,
     "bottom__optimizer": "adamw",
     "algorithm__directions": 0,
@@ -31,20 +27,14 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def settled(tiny_bert: Path, sentences: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
-    config = small.texts("ho_sfl", tiny_bert, sentences, **SETTINGS)
-    return config, packaged(config, tmp_path_factory.mktemp("packages") / "own")
-
-
 def test_a_killed_worker_goes_on_with_the_same_bits(
-    settled: tuple[RunConfig, Path], sentences: Path, tmp_path: Path
+    base: Path, tiny_bert: Path, sentences: Path, tmp_path: Path
 ) -> None:
-    config, folder = settled
-    package, rows = Package.open(folder), shared_rows(sentences)
+    config = run_of("ho_sfl", tiny_bert, sentences, **SETTINGS)
+    package, rows = adapted(base, config, tmp_path / "package"), shared_rows(sentences)
     unbroken = world(config, ["device", "device"], rows, tmp_path / "unbroken", lambda client: package)
     unbroken.run(7, steps=STEPS)
-    told = {"package": str(folder), "folder": str(tmp_path / "broken"), "rows": vars(rows)}
+    told = {"package": str(tmp_path / "package"), "folder": str(tmp_path / "broken"), "rows": vars(rows)}
     carrier = Processes(dict.fromkeys(range(2), told))
     federation, server = served(config, carrier)
     _rounds(server, 0, 4)

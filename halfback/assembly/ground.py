@@ -18,12 +18,13 @@ from halfback.config.rules import check
 from halfback.data.encode import EncodedTask, verbaliser_ids
 from halfback.engine.bounds import bounds_of
 from halfback.engine.links import Forms, Links
-from halfback.models.adapters import set_trainable, trainable
+from halfback.models.adapters import set_trainable, trainable, untie
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import CutModel, cut, recut
 from halfback.models.exact import last
 from halfback.models.objectives import loss_of, terms
 from halfback.models.part import Held, place, shape_behind
+from halfback.models.quantising import quantise
 from halfback.models.running import Bottom, LocalModel
 from halfback.parties.holdings import Head, HiddenForm, LinkForm, VectorForm
 from halfback.parties.protocol import Algorithm
@@ -91,6 +92,8 @@ def lay(
     task, ids = loaded.task, verbaliser_ids(config.task.verbaliser, loaded.tokenizer)
     cuts = sorted({config.model.cut_of(client) for client in range(config.clients)})
     model = cut(place(loaded.whole, device), cuts[-1], head=config.model.head, verbaliser=ids)
+    if config.bottom.weights == "int8":
+        untie(model)
     set_trainable(
         model,
         bottom=config.bottom.train,
@@ -98,6 +101,8 @@ def lay(
         lora=config.lora,
         seed=seed_for(config.seed, "adapters"),
     )
+    if config.bottom.weights == "int8":
+        quantise(model.bottom)
     levels = {at: recut(model, at, head=config.model.head) for at in cuts[:-1]} | {model.at: model}
     part = _part(config, algorithm, model, task)
     place(part, device)

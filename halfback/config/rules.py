@@ -51,6 +51,17 @@ def check(facts: Any) -> None:
 
 _BEFORE: tuple[Rule[Chosen], ...] = (
     Rule(
+        "eight bits of what is trained, or of half precision",
+        lambda f: (
+            f.config.bottom.weights == "int8"
+            and (f.config.bottom.train == "full" or f.config.model.dtype != "float32")
+        ),
+        lambda f: (
+            f"bottom.weights=int8: the frozen matrices of a float32 model are stored so, and here bottom.train is "
+            f"{f.config.bottom.train} and model.dtype {f.config.model.dtype}; set bottom.weights=float32"
+        ),
+    ),
+    Rule(
         "normalize without slopes",
         lambda f: f.config.bottom.normalize and not f.method.slopes,
         lambda f: (

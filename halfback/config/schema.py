@@ -85,6 +85,9 @@ class BottomConfig(_Section):
 
     train: BottomTrained = "lora"
     """What of it; see `models.adapters.set_trainable`."""
+    weights: Literal["float32", "int8"] = "float32"
+    """`int8`: its frozen matrices in eight bits with a scale for each output channel, for every party; see
+    docs/devices.md."""
     optimizer: Literal["sgd", "momentum", "adamw", "sign"] = "adamw"
     """`sign`: of the estimate, for algorithms that replay slopes."""
     lr: float = Field(default=1e-3, gt=0, le=1e4)

@@ -251,6 +251,11 @@ def _float32(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(tensor.float() for tensor in inputs)
 
 
+def untie(model: CutModel) -> None:
+    """Give the top its own copy of every parameter that the bottom also has, before the bottom's are changed."""
+    _untie(model, everything=True, adapted=[])
+
+
 def _untie(model: CutModel, *, everything: bool, adapted: list[nn.Module]) -> None:
     """Give the top its own copy of every parameter that the bottom also has, if training could move it."""
     after = [model.top] if model.head is None else [model.top, model.head]

@@ -3,6 +3,10 @@
 from typing import Any, cast
 
 from halfback.assembly import Built
+from halfback.assembly.whole import preparation
+from halfback.data.images import RGB_MEAN, RGB_STD
+from halfback.errors import UserError
+from halfback.models.processor import Processor
 from halfback.models.running import Bottom
 
 
@@ -34,9 +38,39 @@ def task_facts(built: Built) -> dict[str, Any]:
     task, tokenizer = built.task, built.tokenizer
     facts: dict[str, Any] = {"objective": task.objective, "label_names": list(task.label_names)}
     if tokenizer is None:
-        _, channels, height, width = task.train.batch([0]).inputs["pixel_values"].shape
-        return facts | {"inputs": "images", "images": {"channels": channels, "size": [height, width]}}
+        return facts | {"inputs": "images", "images": _images(built)}
     return facts | {"inputs": "texts", "texts": _texts(built, tokenizer)}
+
+
+def _images(built: Built) -> dict[str, Any]:
+    """The form of the values, and for images in colour how they come from pixels.
+
+    `resample` is Pillow's number of a filter; `scale` a factor of the pixels, None for a division by 255.
+
+    Raises:
+        UserError: the model's own preprocessor does more than that.
+    """
+    _, channels, height, width = built.task.train.batch([0]).inputs["pixel_values"].shape
+    facts: dict[str, Any] = {"channels": channels, "size": [height, width]}
+    if channels != 3:
+        return facts
+    process = preparation(built.config.model, built.config.task).process
+    if process is None:
+        return facts | {"resample": 2, "scale": None, "mean": list(RGB_MEAN), "std": list(RGB_STD)}  # bilinear
+    own: Any = cast(Processor, process).own
+    size = dict(getattr(own, "size", None) or {})
+    does = [key for key, value in vars(own).items() if key.startswith("do_") and value]
+    if sorted({*does, "do_convert_rgb"}) != ["do_convert_rgb", "do_normalize", "do_rescale", "do_resize"] or (
+        size.get("height"),
+        size.get("width"),
+    ) != (height, width):
+        raise UserError("the model's preprocessor does more than to resize, scale and normalise, or less")
+    return facts | {
+        "resample": int(own.resample),
+        "scale": float(own.rescale_factor),
+        "mean": list(own.image_mean),
+        "std": list(own.image_std),
+    }
 
 
 def _texts(built: Built, tokenizer: Any) -> dict[str, Any]:

@@ -3,14 +3,18 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from halfback.errors import UserError
+from halfback.models.quantising import quantised
 from halfback.models.running import Bottom
 from halfback.packaging.tracing import Argument, Graph, Run, pulled_back, traced, written
 
@@ -67,6 +71,28 @@ class _Noting(nn.Module):
         return args[0]  # type: ignore[no-any-return]
 
 
+class _Rows(TorchFunctionMode):
+    """Looks up rows of tables as whole numbers, by the identity of the floats that stand for them."""
+
+    def __init__(self, tables: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self._tables = tables
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.embedding and id(args[1]) in self._tables:
+            whole, scale = self._tables[id(args[1])]
+            return whole[args[0]].to(scale.dtype) * scale[args[0]]
+        return func(*args, **(kwargs or {}))
+
+
+def _dequantised(whole: Tensor, scale: Tensor, channel: int) -> Tensor:
+    """Whole numbers as floats, by the one operator that the runtime has for it."""
+    import torch.ao.quantization.fx._decomposed
+
+    made = torch.ops.quantized_decomposed.dequantize_per_channel.default
+    return made(whole, scale, None, channel, -127, 127, torch.int8)  # type: ignore[no-any-return]
+
+
 @contextlib.contextmanager
 def plain_attention(parts: Sequence[nn.Module]) -> Iterator[None]:
     """While this context is open, attention is written out as products and a softmax."""
@@ -113,12 +139,13 @@ class _Maker:
     exact: int
     longest: int
     image: Tensor | None
+    quantised: Mapping[int, tuple[Tensor, Tensor]]
     places: int = 0
     others: list[str] = field(default_factory=list)
 
     def pieces(self) -> Pieces:
         blocks = self.bottom.blocks
-        self.places = _free_size(self.bottom)
+        (self.places,) = free_sizes(self.bottom, 1)
         embed_weights = self._tensors(self._backbone(), skip={id(t) for b in blocks for t in _tensors_of(b).values()})
         inputs = self._inputs()
         with torch.no_grad(), _noting(self.bottom) as noted:
@@ -126,12 +153,12 @@ class _Maker:
             calls, noted[:] = list(noted), []
             sources = self._sources(calls)
             hidden = [call[0][0] for call in calls]
-            arguments = inputs | _weights(embed_weights)
+            arguments = inputs | self._weights(embed_weights)
 
             def embed(given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
                 noted.clear()
-                own = {name: given[f"w{place}"] for place, name in enumerate(embed_weights)}
-                self._call(given, own, noted)
+                with self._floats(embed_weights, given) as own:
+                    self._call(given, own, noted)
                 return (noted[0][0][0], *self._computed(noted))
 
             program = traced(embed, arguments, "what stands before the blocks")
@@ -143,7 +170,7 @@ class _Maker:
             args, kwargs = calls[place]
             run, others, weights = self._block(block, args, kwargs, sources[place])
             what = f"block {place} ({type(block).__name__})"
-            arguments = self._arguments(enters, others, calls[place]) | _weights(weights)
+            arguments = self._arguments(enters, others, calls[place]) | self._weights(weights)
             program = traced(run, arguments, what)
             key = _key(program, arguments, [self.names[id(t)] in self.trained for t in weights.values()])
             graded = place >= len(blocks) - self.exact
@@ -164,10 +191,11 @@ class _Maker:
         """The graph of a block's gradient for one sample: by what enters it, and by its trained tensors in order."""
         one = {
             name: Argument(argument.example[:1], tuple(d for d in argument.moving if d))
-            if argument.moving
-            else argument
             for name, argument in arguments.items()
+            if argument.moving
         }
+        # Floats, also where the file has whole numbers: they are made once for all rows.
+        one |= {f"w{place}": Argument(tensor.detach()) for place, tensor in enumerate(weights.values())}
         with torch.no_grad():
             out = run({name: argument.example for name, argument in one.items()})[0]
         one["gradient"] = Argument(torch.ones_like(out), one["hidden"].moving)
@@ -186,8 +214,8 @@ class _Maker:
         def run(given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
             filled = [given[local[place]] if place in local else leaf for place, leaf in enumerate(leaves)]
             rest, named = tree_unflatten(filled, tree)
-            tensors = {name: given[f"w{place}"] for place, name in enumerate(weights)}
-            out = functional_call(block, tensors, (given["hidden"], *rest), named)
+            with self._floats(weights, given) as tensors:
+                out = functional_call(block, tensors, (given["hidden"], *rest), named)
             return (out if isinstance(out, Tensor) else out[0],)
 
         return run, {local[place]: source for place, source in own.items() if source != "bias"}, weights
@@ -222,6 +250,7 @@ class _Maker:
 
     def _call(self, given: Mapping[str, Tensor], weights: Mapping[str, Tensor], noted: list[Any]) -> None:
         backbone = self._backbone()
+        self._given = dict[int, str]()
         if self.image is not None:
             functional_call(backbone, dict(weights), (given["pixel_values"],))
             return
@@ -231,7 +260,7 @@ class _Maker:
         kinds = set(getattr(self.bottom.body.config, "layer_types", None) or ())
         masks = {kind: self._bias() for kind in kinds} or self._bias()
         kwargs[_BIAS] = masks
-        self._given = {id(mask): "bias" for mask in (masks.values() if isinstance(masks, dict) else [masks])}
+        self._given |= {id(mask): "bias" for mask in (masks.values() if isinstance(masks, dict) else [masks])}
         self._given[id(given["position_ids"])] = "position_ids"
         functional_call(backbone, dict(weights), (), kwargs)
 
@@ -250,6 +279,33 @@ class _Maker:
 
     def _backbone(self) -> nn.Module:
         return self.bottom.body.get_submodule(self.bottom.family.backbone)
+
+    def _weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Argument]:
+        """Tensors as inputs of a graph: floats, or whole numbers and their scales."""
+        found = dict[str, Argument]()
+        for place, tensor in enumerate(tensors.values()):
+            values, scale = self.quantised.get(id(tensor), (tensor, None))
+            found[f"w{place}"] = Argument(values.detach())
+            if scale is not None:
+                found[f"s{place}"] = Argument(scale)
+        return found
+
+    @contextlib.contextmanager
+    def _floats(self, tensors: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """The tensors of a module by their names, as floats; while it is open, a table gives its rows as whole numbers.
+
+        So what is taken of an embedding are the rows that a text has.
+        """
+        found, tables = dict[str, Tensor](), dict[int, tuple[Tensor, Tensor]]()
+        for place, name in enumerate(tensors):
+            values, scale = given[f"w{place}"], given.get(f"s{place}")
+            if scale is not None:
+                whole, channel = values, max(range(scale.ndim), key=lambda d: scale.shape[d])
+                values = _dequantised(whole, scale.reshape(-1), channel)
+                tables[id(values)] = (whole, scale)
+            found[name] = values
+        with _Rows(tables):
+            yield found
 
     def _tensors(self, module: nn.Module, skip: frozenset[int] | set[int] = frozenset()) -> dict[str, Tensor]:
         """What a graph of this module takes as inputs: floats that are in the package's file."""
@@ -273,16 +329,12 @@ def bottom_pieces(
         UserError: something can't be exported; block and operator are named.
     """
     with plain_attention([bottom]):
-        return _Maker(bottom, names, trained, exact, longest, image).pieces()
+        return _Maker(bottom, names, trained, exact, longest, image, quantised(bottom)).pieces()
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, each under its first name."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
-
-
-def _weights(tensors: Mapping[str, Tensor]) -> dict[str, Argument]:
-    return {f"w{place}": Argument(tensor.detach()) for place, tensor in enumerate(tensors.values())}
 
 
 def _leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
@@ -292,10 +344,10 @@ def _leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str,
     return [(name, leaf) for name, leaf in (*rest, *named) if isinstance(leaf, Tensor)]
 
 
-def _free_size(bottom: nn.Module) -> int:
-    """A number of places that no tensor of the part has as a size, since equal sizes move together."""
-    taken = {size for tensor in _tensors_of(bottom).values() for size in tensor.shape}
-    return next(size for size in range(7, 1 << 20) if size not in taken)
+def free_sizes(part: nn.Module, count: int) -> list[int]:
+    """So many numbers of places that no tensor of the part has as a size, since equal sizes move together."""
+    taken = {size for tensor in _tensors_of(part).values() for size in tensor.shape}
+    return list(islice((size for size in range(7, 1 << 20) if size not in taken), count))
 
 
 def _key(program: Any, arguments: Mapping[str, Argument], trained: Sequence[bool]) -> str:

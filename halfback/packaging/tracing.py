@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,7 @@ class _Called(nn.Module):
         self.__dict__["run"], self.names = run, tuple(names)  # no module of it counts as this one's
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return self.__dict__["run"](dict(zip(self.names, tensors, strict=True)))  # type: ignore[no-any-return]
+        return cast(tuple[Tensor, ...], self.__dict__["run"](dict(zip(self.names, tensors, strict=True))))
 
 
 def traced(run: Run, arguments: Mapping[str, Argument], what: str) -> Any:
@@ -57,8 +57,7 @@ def traced(run: Run, arguments: Mapping[str, Argument], what: str) -> Any:
         UserError: they depend on values of the tensors, or torch.export can't follow; `what` names it.
     """
     moving = tuple(
-        {dimension: torch.export.Dim.DYNAMIC for dimension in argument.moving} or None
-        for argument in arguments.values()
+        dict.fromkeys(argument.moving, torch.export.Dim.DYNAMIC) or None for argument in arguments.values()
     )
     examples = tuple(argument.example for argument in arguments.values())
     with _quiet(), _refusing(what), torch.no_grad():
@@ -72,27 +71,32 @@ def pulled_back(run: Run, arguments: Mapping[str, Argument], wanted: Sequence[st
 
     The example of λ is among the arguments. Raises as `traced` does.
     """
+    def gradients(given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        others = {name: tensor for name, tensor in given.items() if name != "gradient"}
+
+        def alone(*moved: Tensor) -> Tensor:
+            return run(others | dict(zip(wanted, moved, strict=True)))[0]
+
+        _, pull = torch.func.vjp(alone, *(given[name] for name in wanted))
+        return cast(tuple[Tensor, ...], pull(given["gradient"]))
+
+    return differentiated(gradients, arguments, what)
+
+
+def differentiated(run: Run, arguments: Mapping[str, Argument], what: str) -> Any:
+    """The operations of a function that takes gradients, with `torch.func.vjp`; raises as `traced` does."""
     from torch._decomp import core_aten_decompositions
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    names = list(arguments)
-
-    def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
-        given = dict(zip(names, tensors, strict=True))
-        cotangent = given.pop("gradient")
-
-        def alone(*moved: Tensor) -> Tensor:
-            return run(given | dict(zip(wanted, moved, strict=True)))[0]
-
+    def called(*tensors: Tensor) -> tuple[Tensor, ...]:
         with _Plain():
-            _, pull = torch.func.vjp(alone, *(given[name] for name in wanted))
-            return pull(cotangent)
+            return run(dict(zip(arguments, tensors, strict=True)))
 
-    table = core_aten_decompositions()
+    table: Any = core_aten_decompositions()
     table[torch.ops.aten.convolution_backward.default] = _convolution_backward
     with _quiet(), _refusing(what):
         examples = [argument.example for argument in arguments.values()]
-        module = make_fx(gradients, decomposition_table=table, tracing_mode="symbolic")(*examples)
+        module = make_fx(called, decomposition_table=table, tracing_mode="symbolic")(*examples)
     return traced(module, arguments, what)
 
 

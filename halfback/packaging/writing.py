@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -19,15 +20,17 @@ from halfback.config import RunConfig
 from halfback.engine.client_side import ClientSide
 from halfback.engine.remote.weights import digest_of
 from halfback.errors import UserError
-from halfback.models.running import Bottom
+from halfback.models.quantising import quantised
+from halfback.models.running import Bottom, Top
 from halfback.packaging.facts import longest, model_facts, task_facts
+from halfback.packaging.heads import HeadPiece, head_piece
 from halfback.packaging.pieces import Pieces, bottom_pieces
 from halfback.packaging.tracing import Graph
 from halfback.parties.by_slopes import BySlopes
 from halfback.parties.holdings import Head
 
 FORMAT = 1
-MANIFEST, WEIGHTS, TOKENIZER = "manifest.json", "weights.safetensors", "tokenizer.json"
+MANIFEST, WEIGHTS, TOKENIZER, HEAD = "manifest.json", "weights.safetensors", "tokenizer.json", "head.onnx"
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,8 @@ class Parts:
         """Every tensor of floats that is held, each once, by its name in the package's file."""
         found, seen = dict[str, Tensor](), set[int]()
         for place, part in enumerate([self.bottom] if self.head is None else [self.bottom, self.head.module]):
-            kept = part.state_dict().keys()
             for name, tensor in (*part.named_parameters(), *part.named_buffers()):
-                if name in kept and id(tensor) not in seen and tensor.is_floating_point():
+                if id(tensor) not in seen and tensor.is_floating_point():
                     seen.add(id(tensor))
                     found[f"{place}.{name}"] = tensor
         return found
@@ -134,7 +136,7 @@ def write(source: Source, folder: Path) -> None:
         {
             "halfback": version("halfback"),
             "groups": None if len(replica.groups) == 1 else [list(group) for group in replica.groups],
-            "weights": {"format": "float32", "digest": digest_of(source.side.held())},
+            "weights": {"format": built.config.bottom.weights, "digest": digest_of(source.side.held())},
             "config": configuration.to_tree(built.config),
             "task": task_facts(built),
             "client": source.client,
@@ -153,19 +155,37 @@ def write_parts(parts: Parts, folder: Path, also: Mapping[str, Any]) -> None:
         longest=parts.longest,
         image=parts.image,
     )
+    head = None
+    if parts.head is not None:
+        top, like = cast(Top, parts.head.module), torch.zeros(1, *parts.head.sizes)
+        head = head_piece(top, {id(tensor): name for name, tensor in named.items()}, like)
+        (folder / HEAD).write_bytes(head.graph.data)
     for name, graph in _graph_files(pieces).items():
         (folder / name).write_bytes(graph.data)
-    (folder / WEIGHTS).write_bytes(save({name: tensor.detach().contiguous() for name, tensor in named.items()}))
+    _write_weights(folder, named, quantised(parts.bottom))
     manifest = {
         "format": FORMAT,
         "files": _digests(folder),
         "model": model_facts(parts.bottom, parts.longest),
-        "graphs": _graphs(pieces),
+        "graphs": _graphs(pieces) | {"head": None if head is None else _head(parts.head, head)},
         "theta": [{"name": name, "shape": list(tensor.shape)} for name, tensor in parts.theta.items()],
         "exact": list(parts.exact),
         **also,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def _write_weights(
+    folder: Path, named: Mapping[str, Tensor], whole: Mapping[int, tuple[Tensor, Tensor]]
+) -> None:
+    """Floats as they are; what is quantised as whole numbers, with their scales under a name of their own."""
+    stored = dict[str, Tensor]()
+    for name, tensor in named.items():
+        values, scale = whole.get(id(tensor), (tensor, None))
+        stored[name] = values.detach().contiguous()
+        if scale is not None:
+            stored[f"{name}.scale"] = scale.contiguous()
+    (folder / WEIGHTS).write_bytes(save(stored))
 
 
 def _graph_files(pieces: Pieces) -> dict[str, Graph]:
@@ -196,8 +216,13 @@ def _graphs(pieces: Pieces) -> dict[str, Any]:
             }
             for block in pieces.blocks
         ],
-        "head": None,
     }
+
+
+def _head(head: Head | None, piece: HeadPiece) -> dict[str, Any]:
+    assert head is not None
+    tensors = [{"name": name, "shape": list(tensor.shape)} for name, tensor in head.parameters.items()]
+    return {"file": HEAD, "weights": list(piece.weights), "tensors": tensors, "read": piece.read}
 
 
 def _digests(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""The command and the worker's process, as a site starts them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mixed import DEVICE, adapted, run_of, shared_rows
+
+from halfback.config import RunConfig
+from halfback.engine.remote.frames import Longest, Refused, read_reply
+from halfback.engine.remote.stream import read_frame
+from halfback_device.data import Rows
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(DEVICE)}
+
+
+def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "halfback_device", *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def own(base: Path, tiny_bert: Path, sentences: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config: RunConfig = run_of("ho_sfl", tiny_bert, sentences)
+    folder = tmp_path_factory.mktemp("command") / "package"
+    adapted(base, config, folder)
+    return folder
+
+
+def test_a_package_is_checked_and_runs(own: Path) -> None:
+    told = json.loads(ran("check", str(own)).stdout)
+    assert (told["method"], told["blocks"], told["activations"]) == ("ho_sfl", 2, [2, 16])
+    assert told["peak_bytes"] > 10**7
+
+
+def test_inference_alone_runs_on_a_client_s_share(own: Path, sentences: Path) -> None:
+    columns = ("--data", str(sentences), "--text", "text", "--label", "label", "--shared", "--client", "1")
+    told = json.loads(ran("infer", str(own), *columns, "--batches", "3").stdout)
+    assert told["batches"] == 3
+    assert told["rows"] == 29  # of 96, of which a tenth is held back to validate on, a third
+    assert told["batch_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("check", "nowhere"), "manifest.json"),
+        (("infer", "{own}", "--data", "nowhere.csv", "--text", "text", "--label", "label"), "nowhere.csv"),
+        (("worker", "{"), "no JSON"),
+        (("worker", "[]"), "descriptor"),
+        (("worker", '{"descriptor":999,"package":"p","folder":"f","rows":{"path":"r"}}'), "no socket"),
+        (("worker", '{"descriptor":0,"package":"p","folder":"f","rows":{"path":"r","columns":[]}}'), "rows.columns"),
+        (("worker", '{"descriptor":0,"package":"p","folder":"f","rows":{}}'), "rows.path"),
+    ],
+)
+def test_errors_are_one_line(arguments: tuple[str, ...], said: str, own: Path) -> None:
+    done = ran(*(each.replace("{own}", str(own)) for each in arguments))
+    assert done.returncode == 2
+    assert done.stderr.startswith("halfback-device: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert said in done.stderr
+
+
+def test_a_worker_outlives_what_is_no_frame_s_header(own: Path, sentences: Path, tmp_path: Path) -> None:
+    near, far = socket.socketpair()
+    rows: Rows = shared_rows(sentences)
+    told = {"package": str(own), "folder": str(tmp_path), "rows": vars(rows), "descriptor": far.fileno()}
+    command = [sys.executable, "-m", "halfback_device", "worker", json.dumps(told)]
+    with near, far, subprocess.Popen(command, pass_fds=[far.fileno()], env=ENVIRONMENT) as process:
+        far.close()
+        near.settimeout(60)
+        for sent in (b"\2\0\0\0\0\0\0\0\xff\xff", b"\2\0\0\0\0\0\0\0{}", b"\2\0\0\0\xff\xff\xff\xff"):
+            near.sendall(sent)  # a header that is no text, one that is no question, and a body that is too long
+            reply = read_reply(read_frame(near, Longest(0)).header)
+            assert isinstance(reply, Refused)
+            assert reply.why == "peer"
+        assert process.wait(60) == 0  # behind the last there is no way to tell where a frame begins
