@@ -32,8 +32,10 @@ def _gradients(run: Built, inputs: dict[str, Tensor], labels: Tensor) -> dict[st
     return dict(zip(theta, torch.autograd.grad(loss, list(theta.values())), strict=True))
 
 
-def test_exact_gradients_are_the_cohorts_mean() -> None:
-    changes = {"model__cut": 3, "algorithm__exact_blocks": 2, "algorithm__directions": 0}
+@pytest.mark.parametrize("blocks", [2, "all"])
+def test_exact_gradients_are_the_cohorts_mean(blocks: int | str) -> None:
+    """Of all blocks too: the stem, which is none, stays as it is."""
+    changes = {"model__cut": 3, "algorithm__exact_blocks": blocks, "algorithm__directions": 0}
     run, before = _world(**changes), _world(**changes)
     small.run(run.federation, 1)
     simulation = run.federation
@@ -42,6 +44,13 @@ def test_exact_gradients_are_the_cohorts_mean() -> None:
         batch = simulation.client(client).party.feed.data.batch(0)
         gradients = _gradients(before, batch.inputs, batch.labels)
         total += torch.cat([gradients[name].flatten() for name in simulation.server.party.agreed.replica.exact])
+    exact, theta = set(simulation.server.party.agreed.replica.exact), trainable(before.model.bottom)
+    assert len({name.split(".")[1] for name in theta.keys() - exact} & {"blocks"}) == (blocks != "all")
+    run.federation.server.agreed_bottom()
+    now = trainable(run.model.bottom)
+    moved = {name for name, tensor in theta.items() if not torch.equal(tensor, now[name])}
+    assert moved
+    assert moved <= exact  # a weight of 1 doesn't feel a step of 1e-6 of its gradient
     # float32 sums over four rows and all positions, in another order.
     torch.testing.assert_close(simulation.server.party.agreed.rows[0], total / 2, rtol=1e-3, atol=1e-6)
 

@@ -35,22 +35,26 @@ def _model(name: str) -> CutModel:
     return model
 
 
-def _of_last(model: CutModel, count: int) -> dict[str, nn.Parameter]:
-    inside = {id(p) for block in model.bottom.blocks[-count:] for p in block.parameters()}
+def _of_last(model: CutModel, count: int | str) -> dict[str, nn.Parameter]:
+    inside = {id(p) for block in list(model.bottom.blocks)[-_number(count) :] for p in block.parameters()}
     return {name: p for name, p in trainable(model.bottom).items() if id(p) in inside}
 
 
-@pytest.mark.parametrize("count", [1, 2])
+def _number(count: int | str) -> int:
+    return 2 if count == "all" else int(count)
+
+
+@pytest.mark.parametrize("count", [1, "all"])
 @pytest.mark.parametrize("name", [*CONFIGS, "vit", "resnet8"])
-def test_the_gradient_is_that_of_the_whole_part(name: str, count: int, inputs_of: Inputs) -> None:
+def test_the_gradient_is_that_of_the_whole_part(name: str, count: int | str, inputs_of: Inputs) -> None:
     inputs = {key: value.double() if value.is_floating_point() else value for key, value in inputs_of(name).items()}
     _assert_exact(_model(name), inputs, count)
 
 
-def _assert_exact(model: CutModel, inputs: dict[str, Tensor], count: int) -> None:
+def _assert_exact(model: CutModel, inputs: dict[str, Tensor], count: int | str) -> None:
     with torch.no_grad(), entries(model.bottom, count) as noted:
         hidden = model.bottom(inputs)
-    assert len(noted) == count * len(model.bottom.groups(inputs))
+    assert len(noted) == _number(count) * len(model.bottom.groups(inputs))
     cotangent = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     parameters = _of_last(model, count)
     found = exact_gradient(noted, cotangent, parameters, model.bottom.layouts(inputs))
