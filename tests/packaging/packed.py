@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from halfback_device.package import Package
-from halfback_device.runtime import Bottom as DeviceBottom
 from tiny_models import classifier, resnet, vit
 from torch import Tensor, nn
 
 from halfback.models.adapters import Lora, set_trainable, trainable
 from halfback.models.cut import CutModel, cut
 from halfback.packaging.writing import Parts, write_parts
+from halfback_device.package import Package
+from halfback_device.runtime import Bottom as DeviceBottom
 
 
 def whole(name: str) -> nn.Module:
