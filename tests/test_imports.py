@@ -74,7 +74,7 @@ ARROWS: dict[str, set[str]] = {
         "engine",
         "models",
         "parties",
-        "zeroth",
+        "wire.messages",
     },
     "testing": {
         "algorithms",

@@ -37,7 +37,7 @@ class Package:
     Attributes:
         folder: where it is.
         manifest: as it was read; the parts that this module and the runtime use are of the right kinds.
-        weights: by name, views of the mapped file: float32, or int8 with the scales of its channels under `name + SCALE`.
+        weights: by name, views of the mapped file: float32, or int8 and the scales of its channels at `name + SCALE`.
     """
 
     folder: Path
@@ -215,6 +215,7 @@ def _check_theta(manifest: Mapping[str, Any], weights: Mapping[str, Array]) -> N
 
 def _check_graphs(manifest: Mapping[str, Any], weights: Mapping[str, Array]) -> None:
     graphs = _dict(manifest, "graphs")
+    _strings(_dict(graphs, "embed"), "others")
     kinds, blocks = _list(graphs, "kinds"), _list(graphs, "blocks")
     if len(blocks) != manifest["model"]["cut"] or not blocks:
         raise PackageError(f"{MANIFEST}: graphs: {manifest['model']['cut']} blocks are due")
@@ -233,11 +234,26 @@ def _check_graphs(manifest: Mapping[str, Any], weights: Mapping[str, Array]) -> 
             found = weights.get(name)
             if found is None or (found.dtype == np.int8 and not _scaled(found, weights.get(name + SCALE))):
                 raise PackageError(f"{WEIGHTS}: {name!r:.80} is missing, or the scales of its channels are")
+    if graphs.get("head") is not None:
+        _check_head(graphs["head"])
     for block in blocks:
+        named = _dict(block, "others")
+        if not all(isinstance(source, str) for source in named.values()):
+            raise PackageError(f"{MANIFEST}: graphs: what a block takes beside must have names")
         if not _whole(block.get("kind")) or block["kind"] >= len(kinds):
             raise PackageError(f"{MANIFEST}: graphs: a block's kind is none of the {len(kinds)} kinds")
         if block.get("window") is not None and not (_whole(block["window"]) and block["window"]):
             raise PackageError(f"{MANIFEST}: graphs: a block's window must be 1 or more, or null")
+
+
+def _check_head(head: Mapping[str, Any]) -> None:
+    if head.get("read") not in ("first", "last", "scored", "all"):
+        raise PackageError(f"{MANIFEST}: graphs: what the head reads is not known")
+    if not _shape(head.get("sizes")):
+        raise PackageError(f"{MANIFEST}: graphs: the sizes of what the head takes are due")
+    for entry in _list(head, "tensors"):
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or _shape(entry.get("shape")) is None:
+            raise PackageError(f"{MANIFEST}: graphs: the head's tensors must have names and shapes")
 
 
 def _scaled(values: Array, scale: Array | None) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from halfback_device.messages import (
     name_of,
 )
 from halfback_device.replay import Replica
-from halfback_device.runtime import Bottom
+from halfback_device.runtime import Bottom, Head
 from halfback_device.slopes import Cotangent, Probe, Weight, estimate
 from halfback_device.wire import described
 
@@ -37,22 +37,6 @@ Conversation = Generator[Message, Message, None]
 Kind = TypeVar("Kind")
 Other = TypeVar("Other")
 _PIECE = 1 << 16  # values looked at together
-
-
-class Head(Protocol):
-    """What takes the loss on the device, in the U-shape.
-
-    Attributes:
-        tensors: shapes of its trainable tensors, by name and in order; they are the server's to say, anew in each step.
-    """
-
-    tensors: Mapping[str, tuple[int, ...]]
-
-    def loss(
-        self, hidden: Array, tensors: Sequence[Array], lengths: Array | None, labels: Array, scored: Array | None
-    ) -> tuple[Array, float, Sequence[Array]]:
-        """The gradient of a batch's mean loss by `hidden`, that loss, and its gradients by `tensors`, float32."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any, final
 
 import numpy as np
 
-from halfback_device import runtime
 from halfback_device.batches import Feed, Split
 from halfback_device.errors import DeviceError, PeerError
 from halfback_device.forms import HiddenForm, LinkForm, VectorForm, bounds_of
@@ -23,7 +22,7 @@ from halfback_device.methods import METHODS
 from halfback_device.package import Package
 from halfback_device.party import Conversation, Party, Round
 from halfback_device.plan import Plan, replica_of, second_cut
-from halfback_device.runtime import Bottom
+from halfback_device.runtime import Bottom, Head
 from halfback_device.seeds import seed_for
 from halfback_device.state import State, check_arrays
 
@@ -53,7 +52,7 @@ class Session:
         self.plan, self._folder = plan, folder
         self.party = Party(
             Bottom(package),
-            runtime.Head(package) if plan.has_head else None,
+            Head(package) if plan.has_head else None,
             replica_of(plan, package.manifest, package.theta()),
             Feed(split, size=plan.batch_size, seed=seed_for(plan.seed, "order", client)),
             plan.probe,

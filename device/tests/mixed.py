@@ -59,7 +59,8 @@ class Here:
 
 def served(config: RunConfig, carrier: Any) -> tuple[Federation, RemoteServer]:
     """A server of a run, which asks as one on a site does, and what it serves."""
-    federation = small.built(config).federation
+    built = small.built(config)
+    federation, names = built.federation, tuple(built.task.label_names)
     server = federation.server
     theta, numbers = server.party.agreed.replica.parameters, range(server.sampling.clients)
     weights = {number: at_the_beginning(federation.client(number).parts(), theta) for number in numbers}
@@ -67,9 +68,7 @@ def served(config: RunConfig, carrier: Any) -> tuple[Federation, RemoteServer]:
 
     def question(number: int) -> Prepare:
         tree = configuration.to_tree(config)
-        return Prepare(
-            run=RUN, client=number, config=tree, label_names=("negative", "positive"), weights=digests[number]
-        )
+        return Prepare(run=RUN, client=number, config=tree, label_names=names, weights=digests[number])
 
     beginning = Beginning(question, lambda number: pack(Weights(tuple(weights[number].values()))).data)
     return federation, RemoteServer(server, carrier, beginning, Terms(60.0, None, 5.0), lambda event: None)

@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 from mixed import Kind, adapted, package_folder, run_of, shared_rows, world
 
+from halfback.data.ink import digits
+from halfback.data.sources import Preparation
+from halfback.testing import small
+from halfback_device.data import Rows
 from halfback_device.package import Package
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -47,14 +51,17 @@ def test_theta_of_all_parties_has_the_same_bits(
         run = world(config, kinds, shared_rows(sentences), tmp_path / mixture, lambda client: package)
         run.run(10)
         ends[mixture] = _agreed(run.thetas(), taking_turns=method == "hosl")
+    # Where a codec rounds, a value on the edge may go the other way.
+    _assert_close(ends, begin, within=0.1 if method == "all exact" else 0.02)
+
+
+def _assert_close(ends: dict[str, dict[str, np.ndarray]], begin: dict[str, np.ndarray], *, within: float) -> None:
+    """Of how far θ has come, what rounding in another order may change of it: slopes divide it by μ."""
+    theirs = ends["torch"]
+    moved = max(np.abs(theirs[name] - begin[name]).max() for name in begin)
+    assert moved > 0
     for mixture in ("device", "both"):
-        # Of how far θ has come, what rounding in another order may change: slopes divide it by μ, and where a codec
-        # rounds, a value on the edge may go the other way.
-        moved = max(np.abs(ends["torch"][n] - begin[n]).max() for n in begin)
-        apart = max(np.abs(ends["torch"][n] - ends[mixture][n]).max() for n in begin)
-        print(method, mixture, moved, apart / moved)
-        assert moved > 0
-        assert apart <= (0.1 if method == "all exact" else 0.02) * moved
+        assert max(np.abs(theirs[name] - ends[mixture][name]).max() for name in begin) <= within * moved
 
 
 def _agreed(thetas: Any, *, taking_turns: bool = False) -> dict[str, np.ndarray]:
@@ -62,8 +69,7 @@ def _agreed(thetas: Any, *, taking_turns: bool = False) -> dict[str, np.ndarray]
     (position, first), *others = thetas
     same = [theta for at, theta in others if at == position]
     # Where clients take turns, those who spoke first take the others' steps when they come again.
-    assert len(others) == 3
-    assert len(same) == (1 if taking_turns else 3)
+    assert len(same) == (1 if taking_turns else len(others))
     for theta in same:
         assert all(np.array_equal(theta[name], first[name]) for name in theta)
     return first
@@ -76,3 +82,30 @@ def test_each_client_may_have_a_cut_of_its_own(tiny_bert: Path, sentences: Path,
     run.run(4)
     first = _agreed(run.thetas())
     assert len(opened[0].theta()) < len(opened[1].theta()) == len(first)
+
+
+def test_images_come_from_an_array(tmp_path: Path) -> None:
+    given = {"clients": 2, "sampled_clients": 2, "steps_per_round": 2, "codecs__activations_up": ["int8"]}
+    config = small.images("ho_sfl", **given)
+    source, _ = digits()
+    assert source.images is not None
+    pixels = source.images(np.arange(source.size), Preparation()).numpy()
+    np.savez(tmp_path / "digits.npz", images=pixels, labels=np.array(source.labels))
+    package = Package.open(package_folder(config, tmp_path / "package"))
+    rows = Rows(str(tmp_path / "digits.npz"), shared=True)
+    run = world(config, ["device", "torch"], rows, tmp_path, lambda client: package)
+    losses = run.run(4)
+    alone = world(config, ["torch", "torch"], rows, tmp_path / "alone", lambda client: package)
+    # The losses of the same batches: activations differ by rounding, by a step of the codec where they are on an edge.
+    assert losses == pytest.approx(alone.run(4), rel=1e-3)
+    _agreed(run.thetas())
+
+
+def test_labels_stay_on_the_device_in_the_u_shape(tiny_bert: Path, sentences: Path, tmp_path: Path) -> None:
+    config = run_of("ho_sfl", tiny_bert, sentences, model__head=0, model__cut=1, codecs__gradient_up=["cast"])
+    package, ends = Package.open(package_folder(config, tmp_path / "package")), {}
+    for mixture, kinds in MIXTURES.items():
+        run = world(config, kinds, shared_rows(sentences), tmp_path / mixture, lambda client: package)
+        run.run(4)
+        ends[mixture] = _agreed(run.thetas())
+    _assert_close(ends, package.theta(), within=0.02)
