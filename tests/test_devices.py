@@ -1,4 +1,4 @@
-"""What can't run on device packages is said in one line before anything is made; a run that can is one like any other."""
+"""What can't run on device packages is said in one line before anything is made; a run that can is like any other."""
 
 import sys
 from pathlib import Path
