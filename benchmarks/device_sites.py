@@ -96,6 +96,7 @@ def deployed(place: Path, kit: Path, user: str, name: str, kills: dict[str, int]
             time.sleep(0.05)
             written = len(records.read_text().splitlines()) if records.exists() else 0
             for site in [site for site, after in left.items() if written >= after]:
+                time.sleep(random.Random(site).uniform(0, 0.3))  # a moment of its own, in a round or between two
                 if (number := worker_of(kit.parent / site)) is not None:
                     os.kill(number, signal.SIGKILL)
                     print(f"{name}: worker {number} of {site} killed behind record {written}", flush=True)
