@@ -22,6 +22,7 @@ SETTINGS: dict[str, Any] = {
     "algorithm__directions": 0,
     "algorithm__exact_blocks": "all",
     "codecs__activations_up": [{"name": "temporal"}, "int8"],
+    "codecs__gradient_down": [{"name": "temporal", "where": "disk"}, "int8"],
     "codecs__slopes_up": ["sign"],
     "codecs__slopes_down": ["int8"],
 }
