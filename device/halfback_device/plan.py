@@ -154,20 +154,6 @@ def _rule(config: Any) -> UpdateRule:
     )
 
 
-def second_cut(manifest: Mapping[str, Any]) -> tuple[int, ...]:
-    """In the U-shape, the shape of what the head takes, behind the dimension of the samples, or of the texts' tokens.
-
-    Raises:
-        PackageError: the manifest doesn't say it, where it isn't that of the first cut.
-    """
-    if manifest["model"]["kind"] != "image":
-        return (manifest["model"]["width"],)
-    sizes = at(manifest, "graphs.head.sizes")
-    if not isinstance(sizes, list) or not all(type(size) is int and 0 < size < 1 << 20 for size in sizes):
-        raise PackageError("the manifest's graphs.head.sizes are none that are allowed")
-    return tuple(sizes)
-
-
 def replica_of(plan: Plan, manifest: Mapping[str, Any], theta: Mapping[str, Any]) -> Replica:
     """θ as a run begins with it, and what moves it."""
     return Replica(

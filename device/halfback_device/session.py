@@ -21,7 +21,7 @@ from halfback_device.messages import Array, Message
 from halfback_device.methods import METHODS
 from halfback_device.package import Package
 from halfback_device.party import Conversation, Party, Round
-from halfback_device.plan import Plan, replica_of, second_cut
+from halfback_device.plan import Plan, replica_of
 from halfback_device.runtime import Bottom, Head
 from halfback_device.seeds import seed_for
 from halfback_device.state import State, check_arrays
@@ -56,7 +56,6 @@ class Session:
             replica_of(plan, package.manifest, package.theta()),
             Feed(split, size=plan.batch_size, seed=seed_for(plan.seed, "order", client)),
             plan.probe,
-            sizes=second_cut(package.manifest) if plan.has_head else (),
             exact_blocks=plan.exact_blocks,
             rows_at_once=plan.rows_at_once,
         )
@@ -78,7 +77,8 @@ class Session:
         first = HiddenForm(shape, has_texts)
         forms: dict[str, LinkForm] = {"activations_up": first, "gradient_down": first}
         if party.head is not None:
-            second = HiddenForm((shape[0], *party.sizes) if has_texts else party.sizes, has_texts)
+            sizes = party.head.sizes
+            second = HiddenForm((shape[0], *sizes) if has_texts else sizes, has_texts)
             forms |= {"activations_down": second, "gradient_up": second}
         if party.theta.exact:
             vector = VectorForm(party.theta.width(0))
@@ -89,7 +89,7 @@ class Session:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         plan, head = self.plan, self.party.head
-        shapes = {} if head is None else head.tensors
+        shapes = {} if head is None else head.shapes
         bounds = bounds_of(
             self.party.theta,
             {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()},

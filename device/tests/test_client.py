@@ -18,6 +18,8 @@ from halfback_device.client import Device
 from halfback_device.data import Rows
 from halfback_device.package import MANIFEST, Package
 
+pytestmark = pytest.mark.xdist_group("device package")  # it takes a while to be made: once is enough
+
 SETTINGS: dict[str, Any] = {
     "algorithm__directions": 1,
     "algorithm__exact_blocks": 1,

@@ -12,6 +12,8 @@ from halfback.errors import CohortLost
 from halfback.parties.holdings import Round
 from halfback.testing import small
 
+pytestmark = pytest.mark.xdist_group("device package")  # it takes a while to be made: once is enough
+
 STEPS = 2
 # What a worker must keep beside θ: moments, what a lossy codec still owes, and samples that both ends remember.
 SETTINGS: dict[str, Any] = {

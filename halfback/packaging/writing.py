@@ -17,6 +17,7 @@ from torch import Tensor
 from halfback import config as configuration
 from halfback.assembly import Built
 from halfback.config import RunConfig
+from halfback.data.options import GIVEN
 from halfback.engine.client_side import ClientSide
 from halfback.engine.remote.weights import digest_of
 from halfback.errors import UserError
@@ -108,12 +109,12 @@ def check_method(config: RunConfig, client: int | None) -> None:
         raise UserError(f"algorithm.name={name}: its clients agree on more than slopes, which a package doesn't do")
     if needs.probe.estimator == "forward_ad":
         raise UserError("algorithm.estimator=forward_ad: an inference runtime takes forward or central")
+    if GIVEN in (config.model.name, config.task.name, config.task.loss):
+        raise UserError("a model, rows or a loss that were given in Python can't be packaged")
     if config.model.dtype != "float32":
         raise UserError(f"model.dtype={config.model.dtype}: a package has float32, or bottom.weights=int8")
     if config.client.memory is not None:
         raise UserError("client.memory: of a package, set client.rows_at_once")
-    if config.task.loss is not None and config.model.head is not None:
-        raise UserError("task.loss=given: a head in a package takes the loss of the task")
     cuts = {config.model.cut_of(number) for number in range(config.clients)}
     if client is None and len(cuts) > 1:
         raise UserError("model.cut: clients have other cuts; name one with --client")
