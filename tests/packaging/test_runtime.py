@@ -115,7 +115,7 @@ def test_layouts_are_the_references() -> None:
 
 
 def test_eight_bits(tmp_path: Path) -> None:
-    """The floats of all parties are the package's whole numbers times their scales, and what is trained is as it was."""
+    """All parties' floats are the package's whole numbers times their scales, and what is trained is as it was."""
     model = cut_model("bert", "lora")
     before = {name: tensor.detach().clone() for name, tensor in model.bottom.state_dict().items()}
     quantise(model.bottom)
