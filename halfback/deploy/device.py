@@ -17,12 +17,13 @@ from halfback.deploy.here import at_client
 from halfback.deploy.site import SiteConfig
 from halfback.errors import UserError
 
+_NOT_FROM_HERE = "-P"  # of Python: no module is loaded because it lies in the folder that a process was started in
 _COLUMNS = ("text", "pair", "label", "target")
 
 
 def command_of(site: SiteConfig) -> list[str]:
     """What starts the worker, before its arguments; UserError where it can't be started."""
-    return [_interpreter(site), "-m", "halfback_device", "worker"]
+    return [_interpreter(site), _NOT_FROM_HERE, "-m", "halfback_device", "worker"]
 
 
 def arguments_of(site: SiteConfig) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def _interpreter(site: SiteConfig) -> str:
     chosen = sys.executable if site.interpreter is None else site.interpreter
     looks = "import importlib.util, sys; sys.exit(importlib.util.find_spec('halfback_device') is None)"
     try:
-        missing = subprocess.run([chosen, "-c", looks], capture_output=True).returncode
+        missing = subprocess.run([chosen, _NOT_FROM_HERE, "-c", looks], capture_output=True).returncode
     except OSError as error:
         raise UserError(f"interpreter {chosen} can't be started: {error.strerror}") from None
     if missing:

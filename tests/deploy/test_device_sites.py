@@ -200,6 +200,16 @@ def test_no_word_of_a_question_chooses_the_package_the_interpreter_or_the_rows(
     assert "/srv/other" not in told
 
 
+def test_no_module_that_lies_where_a_worker_is_started_is_loaded(
+    refusal: Asked, packaged: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("halfback_device", "onnxruntime"):
+        (tmp_path / "here" / name).mkdir(parents=True)
+        (tmp_path / "here" / name / "__init__.py").write_text("raise SystemExit('loaded')\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert refusal(device_site(packaged, rows)) == ""
+
+
 def test_a_device_takes_part_in_no_run_of_another_recipe_than_its_packages(
     refusal: Asked, packaged: Path, rows: Path
 ) -> None:
@@ -267,10 +277,12 @@ def test_a_package_that_is_damaged_or_of_another_version_is_one_line(
 
 
 def test_an_interpreter_that_can_not_do_it_is_one_line(
-    refusal: Asked, packaged: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+    refusal: Asked, packaged: Path, rows: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"interpreter /no/python can't be started: No such file or directory"):
         refusal(device_site(packaged, rows, interpreter="/no/python"))
-    monkeypatch.setenv("PYTHONPATH", "")
+    bare = tmp_path / "bare"  # a Python to which nothing is installed
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
+    bare.chmod(0o755)
     with pytest.raises(UserError, match=r"its environment has no halfback-device"):
-        refusal(device_site(packaged, rows, interpreter=sys.executable))
+        refusal(device_site(packaged, rows, interpreter=str(bare)))
