@@ -191,8 +191,11 @@ def test_what_is_wrong_with_a_row_stays_on_the_device(
     ("change", "said"),
     [
         (_set("config.algorithm.name", "split_lora"), "algorithm.name"),
-        (_set("config.algorithm", {"name": "ho_sfl", "estimator": "forward_ad"}), "algorithm.estimator"),
-        (_set("config.algorithm", {"name": "ho_sfl", "directions": 0}), "algorithm.directions"),
+        (
+            _set("config.algorithm", {"name": "ho_sfl", "estimator": "forward_ad", "exact_blocks": 1}),
+            "algorithm.estimator",
+        ),
+        (_set("config.algorithm", {"name": "ho_sfl", "directions": -1, "exact_blocks": 1}), "algorithm.directions"),
         (_set("config.algorithm", {"name": "hosl", "exact_blocks": 1}), "exact_blocks"),
         (_set("config.model.head", 0), "graphs"),
         (_set("config.model.dtype", "bfloat16"), "model.dtype"),
