@@ -47,7 +47,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def recipe(tiny_bert: Path, sentences: Path) -> RunConfig:
     """With links that remember samples, so that a state that came back wrong shows in the bits."""
     changes = {"algorithm__directions": 2, "algorithm__exact_blocks": 1, "bottom__optimizer": "adamw", "model__cut": 2}
-    cadence = {"deployment__patience": 20.0, "steps": ROUNDS, "eval_every": 4, "checkpoint_every": 2, "batch_size": 6}
+    cadence = {"deployment__patience": 240.0, "steps": ROUNDS, "eval_every": 4, "checkpoint_every": 2, "batch_size": 6}
     codecs = {"codecs__activations_up": ["temporal", "int8"], "codecs__slopes_up": ["sign"]}
     return small.texts("ho_sfl", tiny_bert, sentences, clients=2, sampled_clients=2, **changes, **cadence, **codecs)
 
