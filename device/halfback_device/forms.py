@@ -122,8 +122,8 @@ class Bounds:
         return most
 
     def _kept(self, row: int) -> int:
-        """Of how many steps exact gradients may come at once: of one, or as many as are fewer bytes than the state."""
-        return max((self.state - 1) // row, 1) if row else 0
+        """Of how many steps exact gradients may come at once, each of so many bytes (docs/protocol.md)."""
+        return max(min((self.state - 1) // row, max(1 << 20, self.state // 4) // self.exact), 1) if row else 0
 
 
 def bounds_of(replica: Replica, head: Mapping[str, Array], *, directions: int, rows: int, steps: int) -> Bounds:

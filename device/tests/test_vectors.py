@@ -129,7 +129,7 @@ def test_sign_with_feedback() -> None:
 
 def test_missed_steps_of_exact_gradients() -> None:
     case = CODECS["missed"]
-    bounds = Bounds(rows=1, steps=9, slopes=0, exact=case["length"], state=4 * case["length"], weights=Most(0, 0))
+    bounds = Bounds(rows=1, steps=9, slopes=0, exact=case["length"], state=12 * case["length"], weights=Most(0, 0))
     near = End({"slopes_down": case["chain"]}, {"slopes_down": VectorForm(case["length"])}, bounds)
     said: Any = near.receive(bytes.fromhex(case["hex"]))
     rows = said.second.values.reshape(len(case["rows"]), case["length"])

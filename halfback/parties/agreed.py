@@ -12,6 +12,7 @@ from halfback.wire.messages import Both, Encoded, Exact, Message, Slopes
 from halfback.zeroth.replay import Replica
 
 Parts = tuple[Tensor, ...]
+FEW = 1 << 20  # values: what a codec made one bit of is four bytes again on the device
 
 
 def rows_below_state(replica: Replica, row_bytes: int) -> int:
@@ -22,10 +23,11 @@ def rows_below_state(replica: Replica, row_bytes: int) -> int:
         row_bytes: of the values of one step's exact gradients as they are sent.
 
     Returns:
-        The most rows that are together fewer bytes than the exact parameters and their moments.
+        The most rows that are together fewer bytes than the exact parameters and their moments, and of which a client
+        has no more values in memory at once than of these, or than `FEW`.
     """
-    state = sum(tensor.nbytes for tensor in replica.exact_state().values())
-    return (state - 1) // row_bytes if row_bytes else 0
+    state, values = sum(tensor.nbytes for tensor in replica.exact_state().values()), replica.width(0)
+    return min((state - 1) // row_bytes, max(FEW, state // 4) // values) if values else 0
 
 
 @dataclass
@@ -39,8 +41,8 @@ class Agreed:
         settled: how many rows have no exact gradients any more.
         turns: where rows are not numbered as the run's steps, because clients take turns: (row, its step) of those from
             which both count on by one.
-        recent: exact gradients of the newest rows, each as it was sent: what the codec made of it, or the one tensor. As
-            many rows as are fewer bytes than the state that they lead to (`rows_below_state`).
+        recent: exact gradients of the newest rows as they were sent: of each what the codec made of it, or the one
+            tensor; as many rows as `rows_below_state` says.
         encode: where agreed exact gradients go through a codec: what is sent of them, the same to all clients, and what
             these make of it; None where they are sent as they are.
     """

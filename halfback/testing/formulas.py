@@ -85,9 +85,13 @@ def coded(values: int, columns: Columns, vectors: int = 1) -> int:
 
 
 def kept(state: list[Shape], values: int, columns: Columns | None) -> int:
-    """How many steps of so many exact gradients are fewer bytes than the state, by their values alone."""
+    """How many steps of so many exact gradients are fewer bytes than the state, by their values alone.
+
+    And are not more float32 than the state, or than 2^20.
+    """
     row = -(-values // 256) * sum(count * item for count, item in columns) if columns else 4 * values
-    return max(0, -(-sum(4 * math.prod(shape) for shape in state) // row) - 1)
+    moved = sum(math.prod(shape) for shape in state)
+    return min(-(-4 * moved // row) - 1, max(moved, 1 << 20) // values)
 
 
 def reused(samples: int, rows: int, columns: Columns) -> int:

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from halfback.engine.federation import Federation
 from halfback.errors import Diverged, PeerError, UserError
+from halfback.parties.agreed import rows_below_state
 from halfback.parties.by_slopes import catch_up
 from halfback.parties.client import Client, Theta
 from halfback.testing import small
 from halfback.wire.messages import Both, Encoded, Exact, History, Join, Weights, kinds_of
 from halfback.wire.packing import pack
+from halfback.zeroth.directions import Directions, seeds_under
+from halfback.zeroth.replay import Replica, RowForm
+from halfback.zeroth.update import UpdateRule
 
 P = 2
 AWAY = 2
@@ -86,6 +90,20 @@ def test_who_missed_nothing_is_sent_nothing() -> None:
         small.run(simulation, 1, first=taken)
 
 
+@pytest.mark.parametrize(
+    ("moments", "row", "most"), [(2, 36, 20), (2, 260, 11), (0, 1024, 0), (2, 1024, 2), (0, 36, 20)]
+)
+def test_a_device_has_no_more_values_at_once_than_of_the_state_or_a_million(moments: int, row: int, most: int) -> None:
+    """Rows of 256 values as signs, int8 and float32; twenty of 51,200 values are a million, and of 5,120,000 one is."""
+    optimizer: Any = {0: "sgd", 2: "adamw"}[moments]
+    found = []
+    for rows in (200, 20_000):
+        tensor = torch.zeros(rows * 256)
+        replica = Replica({"a": tensor}, UpdateRule(optimizer), Directions(seeds_under(1)), form=RowForm(exact=["a"]))
+        found.append(rows_below_state(replica, rows * row))
+    assert found == [most, min(most, 1 + moments)]
+
+
 def test_sgd_has_no_state_that_a_row_is_less_than() -> None:
     simulation = _world([], bottom__optimizer="sgd")
     small.run(simulation, 1)
@@ -113,7 +131,10 @@ def test_the_server_s_memory_has_what_it_keeps() -> None:
 
 
 DAMAGED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
-    "fewer rows": (lambda t: t.update({"recent.0": t["recent.0"][1:]}), r"recent.0 is torch.uint8 \(2, 2, 32\), .* \(3, 2, 32\) is"),
+    "fewer rows": (
+        lambda t: t.update({"recent.0": t["recent.0"][1:]}),
+        r"recent.0 is torch.uint8 \(2, 2, 32\)",
+    ),
     "another dtype": (lambda t: t.update({"recent.1": t["recent.1"].double()}), "recent.1 is torch.float64"),
     "none": (lambda t: t.pop("recent.1"), "recent.1 is missing"),
     "one more": (lambda t: t.update({"recent.2": t["recent.1"]}), "recent.2 is there, and nothing has this name"),
