@@ -3,8 +3,9 @@
     python benchmarks/deep_cut.py sst2-minilm --out runs/deep --figure deep.svg model.cut=5 steps=200 batch_size=8
 
 Runs every setting (or those of `--only`) with every seed as run folders under --out, `--jobs` at once; a finished run
-is not run again. `--task` takes other rows than the recipe's, to try its rates where nothing was tuned. Prints a table
-and draws accuracy against forward passes, bytes and client memory.
+is not run again. Prints a table and draws accuracy against forward passes, bytes and client memory. Other rows than the
+recipe's are a setting for every run (`task.name=csv task.train=…`); `other_tasks.py` writes some that nothing was tuned
+on.
 """
 
 import argparse
@@ -19,7 +20,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from halfback.data.sources import data_folder
 from halfback.report.differences import difference, recovered, said_difference, said_recovered
 from halfback.runs.cells import is_over
 from halfback.telemetry.records import read_records, read_summary
@@ -57,21 +57,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def _csv(folder: str, **options: str) -> dict[str, Any] | None:
-    found = data_folder(folder)
-    if found is None:
-        return None
-    files = {split: str(found / f"{split}.csv.gz") for split in ("train", "validation")}
-    return {"name": "csv", **files, **options}
-
-
-TASKS: dict[str, Callable[[], dict[str, Any] | None]] = {
-    "sst2": lambda: {"name": "sst2"},
-    "movies": lambda: _csv("vader_sentiment/movies"),
-    "rte": lambda: _csv("rte", text="premise", pair="hypothesis"),
-}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
@@ -82,13 +67,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", default=";".join(SETTINGS), help="labels behind semicolons")
     parser.add_argument("--lr", default="", help="bottom.lr by label, as `label:1e-3;label:3e-3`")
-    parser.add_argument("--task", choices=TASKS, help="other rows than the recipe's, from HALFBACK_DATA")
     arguments = parser.parse_intermixed_args()
-    if arguments.task is not None:
-        task = TASKS[arguments.task]()
-        if task is None:
-            parser.error(f"--task {arguments.task}: HALFBACK_DATA has none")
-        arguments.settings += [f"task.{key}={json.dumps(value)}" for key, value in task.items()]
     rates = dict(entry.rsplit(":", 1) for entry in arguments.lr.split(";") if entry)
     labels = [label for label in arguments.only.split(";") if label]
     work = [(seed, label) for seed in range(arguments.seeds) for label in labels]

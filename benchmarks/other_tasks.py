@@ -1,6 +1,6 @@
 """Writes three classification tasks on which no rate of this project was chosen, as CSV files with `text` and `label`.
 
-    python benchmarks/other_tasks.py DATA OUT    # DATA: the folder of the data sets (HALFBACK_DATA); OUT: gets the files
+    python benchmarks/other_tasks.py DATA OUT    # DATA: the folder of data sets (HALFBACK_DATA); OUT gets the files
 
 movies    the sentiment of movie sentences (`vader_sentiment/movies`).
 triples   how many facts a sentence tells (`webnlg`): 1, 2, 3, 4, or 5 and more.

@@ -7,6 +7,7 @@ from typing import Any
 from halfback_device.errors import PackageError
 
 _MANY = 1 << 31
+_ABSENT = object()  # which no entry may be
 
 
 def _is_whole(value: Any) -> bool:
@@ -118,5 +119,5 @@ def _are_groups(value: Any) -> bool:
 def _check(manifest: Mapping[str, Any], path: str, wanted: Mapping[str, Callable[[Any], bool]]) -> None:
     section = at(manifest, path)
     for name, holds in wanted.items():
-        if not holds(at(section, name)):
+        if not holds(at(section, name, _ABSENT)):
             raise PackageError(f"the manifest's {path}.{name} is none that is allowed")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class Layout:
     positions: NDArray[np.int64]
     texts: NDArray[np.int64]
 
-    def lay(self, tokens: NDArray[np.generic]) -> NDArray[np.generic]:
+    def lay(self, tokens: NDArray[Any]) -> NDArray[Any]:
         """(N, …) as (R, M, …), with zeros where no token is."""
         if self.place is None:
             return tokens[None]
@@ -42,7 +43,7 @@ class Layout:
         laid[self.place] = tokens
         return laid.reshape(*self.texts.shape, *tokens.shape[1:])
 
-    def take(self, laid: NDArray[np.generic]) -> NDArray[np.generic]:
+    def take(self, laid: NDArray[Any]) -> NDArray[Any]:
         """(R, M, …) as (N, …): undoes `lay`."""
         return laid[0] if self.place is None else laid.reshape(-1, *laid.shape[2:])[self.place]
 
@@ -102,7 +103,8 @@ def positions_behind(padding: int, ids: NDArray[np.int64], layout: Layout) -> ND
     sums = counted.cumsum(1)
     before = np.pad(sums, ((0, 0), (1, 0)))
     firsts = np.arange(ids.shape[1]) - layout.positions
-    return (sums - np.take_along_axis(before, firsts, 1)) * counted + padding
+    found: NDArray[np.int64] = (sums - np.take_along_axis(before, firsts, 1)) * counted + padding
+    return found
 
 
 @lru_cache(maxsize=1024)

@@ -37,7 +37,7 @@ class Package:
     Attributes:
         folder: where it is.
         manifest: as it was read; the parts that this module and the runtime use are of the right kinds.
-        weights: by name, views of the mapped file: float32, or int8 with the scales of its channels under `name + SCALE`.
+        weights: by name, views of the mapped file: float32, or int8 and the scales of its channels at `name + SCALE`.
     """
 
     folder: Path
@@ -249,6 +249,8 @@ def _check_graphs(manifest: Mapping[str, Any], weights: Mapping[str, Array]) -> 
 def _check_head(head: Mapping[str, Any]) -> None:
     if head.get("read") not in ("first", "last", "scored", "all"):
         raise PackageError(f"{MANIFEST}: graphs: what the head reads is not known")
+    if not _shape(head.get("sizes")):
+        raise PackageError(f"{MANIFEST}: graphs: the sizes of what the head takes are due")
     for entry in _list(head, "tensors"):
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or _shape(entry.get("shape")) is None:
             raise PackageError(f"{MANIFEST}: graphs: the head's tensors must have names and shapes")

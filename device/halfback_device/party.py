@@ -54,7 +54,6 @@ class Party:
 
     Attributes:
         bottom: its part of the model; head: what takes the loss on the device, in the U-shape.
-        sizes: the shape of what the head takes, behind the dimension of the samples, or of the texts' tokens.
         theta: the trained parameters, moved by what is agreed on.
         feed: its batches.
         probe: how it takes slopes.
@@ -69,7 +68,6 @@ class Party:
     theta: Replica
     feed: Feed
     probe: Probe
-    sizes: tuple[int, ...] = ()
     exact_blocks: int = 0
     rows_at_once: int | None = None
     losses: list[float] = field(default_factory=list)
@@ -158,10 +156,10 @@ def feedback(party: Party, batch: Batch, hidden: Array) -> Generator[Message, Me
 def _head_gradient(party: Party, batch: Batch, rows: int, middle: MiddleActivations) -> HeadGradient:
     head = party.head
     assert head is not None, "in the U-shape a device has a head"
-    check_array("MiddleActivations.hidden", middle.hidden, (rows, *party.sizes))
-    if len(middle.head) != len(head.tensors):
-        raise PeerError("MiddleActivations.head", len(middle.head), f"{len(head.tensors)} are allowed", sender="server")
-    for (name, shape), tensor in zip(head.tensors.items(), middle.head, strict=True):
+    check_array("MiddleActivations.hidden", middle.hidden, (rows, *head.sizes))
+    if len(middle.head) != len(head.shapes):
+        raise PeerError("MiddleActivations.head", len(middle.head), f"{len(head.shapes)} are allowed", sender="server")
+    for (name, shape), tensor in zip(head.shapes.items(), middle.head, strict=True):
         check_array(f"MiddleActivations.head, {name}", tensor, shape)
     if not all(map(is_finite, (middle.hidden, *middle.head))):
         cure = "lower top.lr or clip the top (top.clip)"

@@ -105,6 +105,9 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
         raise PackageError(f"algorithm.exact_blocks={blocks!r}: {name} takes no exact gradients")
     if blocks != "all":
         _whole(config, "algorithm.exact_blocks", 0, cut, otherwise=0)
+    if bool(blocks) != bool(manifest["exact"]):
+        count = len(manifest["exact"])
+        raise PackageError(f"algorithm.exact_blocks={blocks!r:.20}, but the manifest's exact names {count} parameters")
     codecs = {link: at(config, f"codecs.{link}") for link in _LINKS if at(config, f"codecs.{link}")}
     if bad := next((link for link, chain in codecs.items() if not _is_chain(chain)), None):
         raise PackageError(f"codecs.{bad}: names of codecs, or mappings of a name and options, are allowed")
@@ -154,20 +157,6 @@ def _rule(config: Any) -> UpdateRule:
     )
 
 
-def second_cut(manifest: Mapping[str, Any]) -> tuple[int, ...]:
-    """In the U-shape, the shape of what the head takes, behind the dimension of the samples, or of the texts' tokens.
-
-    Raises:
-        PackageError: the manifest doesn't say it, where it isn't that of the first cut.
-    """
-    if manifest["model"]["kind"] != "image":
-        return (manifest["model"]["width"],)
-    sizes = at(manifest, "graphs.head.sizes")
-    if not isinstance(sizes, list) or not all(type(size) is int and 0 < size < 1 << 20 for size in sizes):
-        raise PackageError("the manifest's graphs.head.sizes are none that are allowed")
-    return tuple(sizes)
-
-
 def replica_of(plan: Plan, manifest: Mapping[str, Any], theta: Mapping[str, Any]) -> Replica:
     """θ as a run begins with it, and what moves it."""
     return Replica(
@@ -180,7 +169,10 @@ def replica_of(plan: Plan, manifest: Mapping[str, Any], theta: Mapping[str, Any]
 
 
 def _is_chain(chain: Any) -> bool:
-    return isinstance(chain, list) and all(isinstance(each, str | Mapping) for each in chain)
+    """Whether it is a list of names, or of mappings that have one."""
+    if not isinstance(chain, list):
+        return False
+    return all(isinstance(each.get("name") if isinstance(each, Mapping) else each, str) for each in chain)
 
 
 def _one_of(config: Any, path: str, allowed: tuple[str, ...], otherwise: str | None = None) -> str:

@@ -17,7 +17,7 @@ from halfback_device.layout import Layout, lay_out, parts_of, positions_behind
 from halfback_device.package import SCALE, Package, dequantised
 
 Array = NDArray[Any]
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32
 Weight = Callable[[str], Floats]
 """A parameter of θ by its name, as it is to be in the run at hand; asked for when the block that uses it is next."""
 
@@ -201,7 +201,15 @@ def _own(value: Array, row: int, places: slice) -> Array:
 
 
 class Head:
-    """In the U-shape, what follows the middle: the loss of a batch, and its gradients, one sample at a time."""
+    """In the U-shape, what follows the middle: the loss of a batch, and its gradients, one sample at a time.
+
+    Attributes:
+        sizes: the shape of its input behind the dimension of the samples, or of the texts' tokens.
+        shapes: of its trainable tensors, by name and in order.
+    """
+
+    sizes: tuple[int, ...]
+    shapes: Mapping[str, tuple[int, ...]]
 
     def __init__(self, package: Package, *, threads: int = 1) -> None:
         """Loads its graph; only for a package with a head.
@@ -214,12 +222,13 @@ class Head:
             raise PackageError("this package has no head: its recipe has no model.head")
         self._piece, self._reads = Piece(package, head["file"], "the head", threads), head["read"]
         self._held = {f"w{place}": package.weights[name] for place, name in enumerate(head["weights"])}
-        self.tensors = {entry["name"]: tuple(entry["shape"]) for entry in head["tensors"]}
+        self.shapes = {entry["name"]: tuple(entry["shape"]) for entry in head["tensors"]}
+        self.sizes = tuple(head["sizes"])
 
     def loss(
         self,
-        hidden: Floats,
-        tensors: Sequence[Floats],
+        hidden: Array,
+        tensors: Sequence[Array],
         lengths: Array | None,
         labels: Array,
         scored: Array | None = None,
@@ -228,7 +237,7 @@ class Head:
 
         Args:
             hidden: the middle's output, (N, H) of the N tokens of B texts, or (B, …) of images.
-            tensors: the head's trained tensors, in the order of `tensors` of this object.
+            tensors: the head's trained tensors, in the order of `shapes`.
             lengths: tokens of each text, (B,); None for images.
             labels: (B,) classes, or of a language model (N,) tokens, -100 where none counts.
             scored: of a language model, the places (S,) of the tokens behind which a label counts; else None.
@@ -238,7 +247,7 @@ class Head:
         """
         parts = parts_of([1] * len(hidden) if lengths is None else [int(length) for length in lengths])
         total = max(len(labels) if scored is None else len(scored), 1)
-        gradient, loss = np.zeros_like(hidden), np.float32(0)
+        gradient, loss = np.zeros_like(hidden), 0.0
         sums = [np.zeros_like(tensor) for tensor in tensors]
         moved = {f"t{place}": tensor for place, tensor in enumerate(tensors)}
         for number, part in enumerate(parts):
@@ -254,7 +263,7 @@ class Head:
             given["labels"] = given["labels"].astype(np.int64)
             own, by_hidden, *slopes = self._piece(given | moved | self._held)
             gradient[part] = by_hidden
-            loss += own
+            loss += float(own)
             for mine, slope in zip(sums, slopes, strict=True):
                 mine += slope
-        return gradient, float(loss), sums
+        return gradient, loss, sums

@@ -14,17 +14,18 @@ from typing import Any, final
 import numpy as np
 
 from halfback_device.batches import Feed, Split
-from halfback_device.errors import DeviceError, PeerError
+from halfback_device.errors import DeviceError, PackageError, PeerError
 from halfback_device.forms import HiddenForm, LinkForm, VectorForm, bounds_of
 from halfback_device.link import End
 from halfback_device.messages import Array, Message
 from halfback_device.methods import METHODS
 from halfback_device.package import Package
-from halfback_device.party import Conversation, Party, Round
-from halfback_device.plan import Plan, replica_of, second_cut
+from halfback_device.party import Conversation, Party, Round, is_finite
+from halfback_device.plan import Plan, replica_of
 from halfback_device.runtime import Bottom, Head
 from halfback_device.seeds import seed_for
 from halfback_device.state import State, check_arrays
+from halfback_device.wire import described
 
 Talk = Generator[bytes, bytes, None]
 """A round of one client: the bytes of each message that it sends, and of the answer that it gets."""
@@ -46,7 +47,7 @@ class Session:
         """`client`: its number; `folder`: where codecs that remember on disk keep theirs: emptied.
 
         Raises:
-            PackageError: the runtime lacks an operator, or a codec is none that a device has.
+            PackageError: the runtime lacks an operator, graphs can't be run, or a codec is none that a device has.
         """
         self._package, self._split = package, split
         self.plan, self._folder = plan, folder
@@ -56,7 +57,6 @@ class Session:
             replica_of(plan, package.manifest, package.theta()),
             Feed(split, size=plan.batch_size, seed=seed_for(plan.seed, "order", client)),
             plan.probe,
-            sizes=second_cut(package.manifest) if plan.has_head else (),
             exact_blocks=plan.exact_blocks,
             rows_at_once=plan.rows_at_once,
         )
@@ -67,18 +67,44 @@ class Session:
         self.peak_bytes = self.inference_peak_bytes = 0
         self._has_trained = False
 
-    def _forms_of(self) -> dict[str, LinkForm]:
-        party, model = self.party, self._package.manifest["model"]
-        has_texts = model["kind"] != "image"
-        if has_texts:
-            shape: tuple[int, ...] = (self._package.manifest["task"]["texts"]["max_length"], model["width"])
-        else:
-            shape = party.forward(self._split.batch(np.zeros(1, dtype=np.int64))).shape[1:]
+    def _rehearsed(self) -> tuple[int, ...]:
+        """Runs all graphs on one row; the shape of its activations, behind the dimension of the samples or tokens.
+
+        Raises:
+            PackageError: they can't be run as the manifest says.
+        """
+        party, batch = self.party, self._split.batch(np.zeros(1, dtype=np.int64))
+        lengths = batch.inputs.get("lengths")
+        rows = 1 if lengths is None else int(lengths[0])
+        try:
+            hidden, noted = party.noting(batch)
+            shape: tuple[int, ...] = hidden.shape[1:]
+            if len(hidden) != rows or hidden.dtype != np.float32 or not is_finite(hidden):
+                raise PackageError(f"the package's graphs make {described(hidden)} of one row, or what is not finite")
+            if party.theta.exact:
+                party.exact(noted, np.zeros_like(hidden))
+            if (head := party.head) is not None:
+                tensors = [np.zeros(wanted, dtype=np.float32) for wanted in head.shapes.values()]
+                middle = np.zeros((rows, *head.sizes), dtype=np.float32)
+                head.loss(middle, tensors, lengths, batch.labels, batch.scored)
+        except DeviceError:
+            raise
+        except Exception as error:  # of the runtime, whose errors are of many kinds
+            raise PackageError(f"the package's graphs can't be run: {type(error).__name__}: {error!s:.200}") from None
+        finally:
             party.passes = 0
+        return shape
+
+    def _forms_of(self) -> dict[str, LinkForm]:
+        party, shape = self.party, self._rehearsed()
+        has_texts = self._package.manifest["model"]["kind"] != "image"
+        if has_texts:
+            shape = (self._package.manifest["task"]["texts"]["max_length"], *shape)
         first = HiddenForm(shape, has_texts)
         forms: dict[str, LinkForm] = {"activations_up": first, "gradient_down": first}
         if party.head is not None:
-            second = HiddenForm((shape[0], *party.sizes) if has_texts else party.sizes, has_texts)
+            sizes = party.head.sizes
+            second = HiddenForm((shape[0], *sizes) if has_texts else sizes, has_texts)
             forms |= {"activations_down": second, "gradient_up": second}
         if party.theta.exact:
             vector = VectorForm(party.theta.width(0))
@@ -89,7 +115,7 @@ class Session:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         plan, head = self.plan, self.party.head
-        shapes = {} if head is None else head.tensors
+        shapes = {} if head is None else head.shapes
         bounds = bounds_of(
             self.party.theta,
             {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()},

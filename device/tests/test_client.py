@@ -18,6 +18,8 @@ from halfback_device.client import Device
 from halfback_device.data import Rows
 from halfback_device.package import MANIFEST, Package
 
+pytestmark = pytest.mark.xdist_group("device package")  # it takes a while to be made: once is enough
+
 SETTINGS: dict[str, Any] = {
     "algorithm__directions": 1,
     "algorithm__exact_blocks": 1,
@@ -189,8 +191,11 @@ def test_what_is_wrong_with_a_row_stays_on_the_device(
     ("change", "said"),
     [
         (_set("config.algorithm.name", "split_lora"), "algorithm.name"),
-        (_set("config.algorithm", {"name": "ho_sfl", "estimator": "forward_ad"}), "algorithm.estimator"),
-        (_set("config.algorithm", {"name": "ho_sfl", "directions": 0}), "algorithm.directions"),
+        (
+            _set("config.algorithm", {"name": "ho_sfl", "estimator": "forward_ad", "exact_blocks": 1}),
+            "algorithm.estimator",
+        ),
+        (_set("config.algorithm", {"name": "ho_sfl", "directions": -1, "exact_blocks": 1}), "algorithm.directions"),
         (_set("config.algorithm", {"name": "hosl", "exact_blocks": 1}), "exact_blocks"),
         (_set("config.model.head", 0), "graphs"),
         (_set("config.model.dtype", "bfloat16"), "model.dtype"),
@@ -203,6 +208,10 @@ def test_what_is_wrong_with_a_row_stays_on_the_device(
         (_set("config", None), "config"),
         (_set("task", []), "task.objective"),
         (_set("task.texts.side", "up"), "task.texts.side"),
+        (lambda manifest: manifest["task"]["texts"].pop("template"), "task.texts.template"),
+        (_set("config.codecs.activations_up", [{"name": [[]]}]), "codecs.activations_up"),
+        (lambda manifest: manifest["graphs"]["embed"]["weights"].pop(), "can't be run"),
+        (_set("config.algorithm", {"name": "ho_sfl", "exact_blocks": 0}), "exact_blocks=0"),
         (_set("weights", {}), "weights.format"),
         (_set("groups", 3), "groups"),
     ],

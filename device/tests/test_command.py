@@ -15,6 +15,8 @@ from halfback.engine.remote.frames import Longest, Refused, read_reply
 from halfback.engine.remote.stream import read_frame
 from halfback_device.data import Rows
 
+pytestmark = pytest.mark.xdist_group("device package")  # it takes a while to be made: once is enough
+
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(DEVICE)}
 
 

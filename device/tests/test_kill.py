@@ -12,6 +12,8 @@ from halfback.errors import CohortLost
 from halfback.parties.holdings import Round
 from halfback.testing import small
 
+pytestmark = pytest.mark.xdist_group("device package")  # it takes a while to be made: once is enough
+
 STEPS = 2
 # What a worker must keep beside θ: moments, what a lossy codec still owes, and samples that both ends remember.
 SETTINGS: dict[str, Any] = {
@@ -22,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "algorithm__directions": 0,
     "algorithm__exact_blocks": "all",
     "codecs__activations_up": [{"name": "temporal"}, "int8"],
+    "codecs__gradient_down": [{"name": "temporal", "where": "disk"}, "int8"],
     "codecs__slopes_up": ["sign"],
     "codecs__slopes_down": ["int8"],
 }

@@ -15,6 +15,8 @@ from halfback.wire.packing import unpack
 from halfback_device.data import Rows
 from halfback_device.package import Package
 
+pytestmark = pytest.mark.xdist_group("device package")  # it takes a while to be made: once is enough
+
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ho_sfl": ("ho_sfl", {"bottom__optimizer": "adamw", "bottom__lr": 1e-3}),
     "exact": ("ho_sfl", {"algorithm__exact_blocks": 1, "algorithm__directions": 1}),

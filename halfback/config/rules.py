@@ -53,8 +53,7 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
     Rule(
         "eight bits of what is trained, or of half precision",
         lambda f: (
-            f.config.bottom.weights == "int8"
-            and (f.config.bottom.train == "full" or f.config.model.dtype != "float32")
+            f.config.bottom.weights == "int8" and (f.config.bottom.train == "full" or f.config.model.dtype != "float32")
         ),
         lambda f: (
             f"bottom.weights=int8: the frozen matrices of a float32 model are stored so, and here bottom.train is "

@@ -12,8 +12,8 @@ from torch.func import functional_call, vjp
 from halfback.models.adapters import trainable
 from halfback.models.packing import Layout
 from halfback.models.running import Top, _laid_out, _read
-from halfback.packaging.pieces import free_sizes, plain_attention
-from halfback.packaging.tracing import Argument, Graph, differentiated, written
+from halfback.packaging.calls import plain_attention
+from halfback.packaging.tracing import Argument, Graph, differentiated, free_sizes, written
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Scores(nn.Module):
         top, family = self.top, self.top.family
         if read is None:
             output = top.body(hidden)
-            return output if isinstance(output, Tensor) else output.logits  # type: ignore[no-any-return]
+            return output if isinstance(output, Tensor) else output.logits
         places = torch.arange(hidden.shape[0])  # no len(), which would settle it
         layout = Layout((), None, places.unsqueeze(0), torch.zeros_like(places).unsqueeze(0))
         arguments: dict[str, Any] = {
@@ -99,7 +99,7 @@ def head_piece(top: Top, names: Mapping[int, str], hidden: Tensor) -> HeadPiece:
         for name, tensor in (*scores.named_parameters(), *scores.named_buffers())
         if name not in trained and id(tensor) in names
     }
-    places, count = free_sizes(top, 2)
+    places, count, *_ = free_sizes(top)
     tokens = texts and top.scores_tokens
     arguments = {"hidden": Argument(hidden)}
     if texts:
@@ -117,7 +117,8 @@ def head_piece(top: Top, names: Mapping[int, str], hidden: Tensor) -> HeadPiece:
             tensors = held | dict(zip(trained, moved, strict=True))
             return cast(Tensor, functional_call(scores, tensors, (states, given.get("read"))))
 
-        found, pull = vjp(logits, given["hidden"], *(given[f"t{place}"] for place in range(len(trained))))
+        made: Any = vjp(logits, given["hidden"], *(given[f"t{place}"] for place in range(len(trained))))
+        found, pull = made
         # ∂ of the cross-entropy by logits is the classes' probabilities but for 1 at the label.
         logarithms = torch.log_softmax(found, -1)
         labels = given["labels"].unsqueeze(-1)

@@ -3,20 +3,19 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from halfback.errors import UserError
 from halfback.models.quantising import quantised
 from halfback.models.running import Bottom
-from halfback.packaging.tracing import Argument, Graph, Run, pulled_back, traced, written
+from halfback.packaging.calls import leaves_of, noting, plain_attention, windows_of
+from halfback.packaging.floats import Rows, dequantised
+from halfback.packaging.tracing import Argument, Graph, Run, free_sizes, pulled_back, traced, written
 
 _ROWS = 2  # of an example: more than one, which would be taken for a size that never moves
 _BIAS = "attention_mask"  # by this name a block takes what says which places see one another
@@ -56,72 +55,6 @@ class Pieces:
     blocks: tuple[Block, ...]
 
 
-class _Noting(nn.Module):
-    """Stands in for a block: notes what it is called with, and gives its input back."""
-
-    def __init__(self, block: nn.Module, noted: list[tuple[Any, ...]]) -> None:
-        super().__init__()
-        self.__dict__["block"], self.__dict__["noted"] = block, noted  # its parameters are not among the model's now
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["block"], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.__dict__["noted"].append((args, kwargs))
-        return args[0]  # type: ignore[no-any-return]
-
-
-class _Rows(TorchFunctionMode):
-    """Looks up rows of tables as whole numbers, by the identity of the floats that stand for them."""
-
-    def __init__(self, tables: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-        super().__init__()
-        self._tables = tables
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.embedding and id(args[1]) in self._tables:
-            whole, scale = self._tables[id(args[1])]
-            return whole[args[0]].to(scale.dtype) * scale[args[0]]
-        return func(*args, **(kwargs or {}))
-
-
-def _dequantised(whole: Tensor, scale: Tensor, channel: int) -> Tensor:
-    """Whole numbers as floats, by the one operator that the runtime has for it."""
-    import torch.ao.quantization.fx._decomposed
-
-    made = torch.ops.quantized_decomposed.dequantize_per_channel.default
-    return made(whole, scale, None, channel, -127, 127, torch.int8)  # type: ignore[no-any-return]
-
-
-@contextlib.contextmanager
-def plain_attention(parts: Sequence[nn.Module]) -> Iterator[None]:
-    """While this context is open, attention is written out as products and a softmax."""
-    configs = {id(c): c for part in parts for m in part.modules() if (c := getattr(m, "config", None)) is not None}
-    before = {key: getattr(config, "_attn_implementation", None) for key, config in configs.items()}
-    for key, config in configs.items():
-        if before[key] is not None:
-            config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        for key, config in configs.items():
-            if before[key] is not None:
-                config._attn_implementation = before[key]
-
-
-@contextlib.contextmanager
-def _noting(bottom: Bottom) -> Iterator[list[tuple[Any, ...]]]:
-    """While this context is open, a pass stops before the blocks, and it is noted what they are called with."""
-    held: Any = bottom.body.get_submodule(bottom.family.backbone).get_submodule(bottom.family.blocks)
-    blocks, noted = dict(held._modules), list[tuple[Any, ...]]()
-    for name, block in blocks.items():
-        held._modules[name] = _Noting(block, noted)
-    try:
-        yield noted
-    finally:
-        held._modules.update(blocks)
-
-
 @dataclass
 class _Maker:
     """Makes the pieces of a bottom.
@@ -145,10 +78,10 @@ class _Maker:
 
     def pieces(self) -> Pieces:
         blocks = self.bottom.blocks
-        (self.places,) = free_sizes(self.bottom, 1)
+        self.places = free_sizes(self.bottom)[0]
         embed_weights = self._tensors(self._backbone(), skip={id(t) for b in blocks for t in _tensors_of(b).values()})
         inputs = self._inputs()
-        with torch.no_grad(), _noting(self.bottom) as noted:
+        with torch.no_grad(), noting(self.bottom) as noted:
             self._call({name: argument.example for name, argument in inputs.items()}, {}, noted)
             calls, noted[:] = list(noted), []
             sources = self._sources(calls)
@@ -164,7 +97,7 @@ class _Maker:
             program = traced(embed, arguments, "what stands before the blocks")
             graph = written(program, list(arguments), "what stands before the blocks")
         kinds, keys, made = list[Kind](), dict[str, int](), list[Block]()
-        windows = _windows(self.bottom, self.longest) if self.image is None else [None] * len(blocks)
+        windows = windows_of(self.bottom, self.longest) if self.image is None else [None] * len(blocks)
         enters = hidden[0]
         for place, block in enumerate(blocks):
             args, kwargs = calls[place]
@@ -232,7 +165,7 @@ class _Maker:
         computed, found = dict[int, str](), list[dict[int, str]]()
         for place, (args, kwargs) in enumerate(calls):
             own = dict[int, str]()
-            for name, leaf in _leaves(args, kwargs):
+            for name, leaf in leaves_of(args, kwargs):
                 if id(leaf) in self._given:
                     own[id(leaf)] = self._given[id(leaf)]
                 elif name == _BIAS:
@@ -245,7 +178,7 @@ class _Maker:
 
     def _computed(self, calls: Sequence[tuple[Any, ...]]) -> list[Tensor]:
         """What blocks take that stood before them computed, in the order of `others`."""
-        found = {id(leaf): leaf for args, kwargs in calls for _, leaf in _leaves(args, kwargs)}
+        found = {id(leaf): leaf for args, kwargs in calls for _, leaf in leaves_of(args, kwargs)}
         return [leaf for key, leaf in found.items() if key not in self._given]
 
     def _call(self, given: Mapping[str, Tensor], weights: Mapping[str, Tensor], noted: list[Any]) -> None:
@@ -301,10 +234,10 @@ class _Maker:
             values, scale = given[f"w{place}"], given.get(f"s{place}")
             if scale is not None:
                 whole, channel = values, max(range(scale.ndim), key=lambda d: scale.shape[d])
-                values = _dequantised(whole, scale.reshape(-1), channel)
+                values = dequantised(whole, scale.reshape(-1), channel)
                 tables[id(values)] = (whole, scale)
             found[name] = values
-        with _Rows(tables):
+        with Rows(tables):
             yield found
 
     def _tensors(self, module: nn.Module, skip: frozenset[int] | set[int] = frozenset()) -> dict[str, Tensor]:
@@ -337,51 +270,8 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
-def _leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
-    """Tensors of a call beside the activations, with the name of their argument where they have one."""
-    rest = [("", leaf) for leaf in tree_flatten(args[1:])[0]]
-    named = [(name, leaf) for name, value in kwargs.items() for leaf in tree_flatten(value)[0]]
-    return [(name, leaf) for name, leaf in (*rest, *named) if isinstance(leaf, Tensor)]
-
-
-def free_sizes(part: nn.Module, count: int) -> list[int]:
-    """So many numbers of places that no tensor of the part has as a size, since equal sizes move together."""
-    taken = {size for tensor in _tensors_of(part).values() for size in tensor.shape}
-    return list(islice((size for size in range(7, 1 << 20) if size not in taken), count))
-
-
 def _key(program: Any, arguments: Mapping[str, Argument], trained: Sequence[bool]) -> str:
     """Equal for blocks of one kind: they do the same with tensors of the same forms."""
     forms = [(name, tuple(argument.example.shape), argument.example.dtype) for name, argument in arguments.items()]
     constants = [(name, tensor.tolist()) for name, tensor in program.constants.items() if isinstance(tensor, Tensor)]
     return f"{program.graph}{forms}{constants}{trained}"
-
-
-def _windows(bottom: Bottom, longest: int) -> list[int | None]:
-    """How many tokens each block's attention sees, itself among them; None for all, as where no text is longer.
-
-    Raises:
-        UserError: the model's own mask is none of these.
-    """
-    config: Any = bottom.body.config
-    count = len(bottom.blocks)
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    if kinds is None:
-        kinds = ["sliding_attention"] * count
-    found = [
-        window if kind == "sliding_attention" and window is not None and window < longest else None for kind in kinds
-    ]
-    if bottom.family.kind != "decoder":
-        return [None] * count
-    length = min(longest, max(filter(None, found), default=0) + 3)
-    ids = torch.ones(length, dtype=torch.int64)
-    with torch.no_grad(), _noting(bottom) as noted:
-        bottom({"input_ids": ids, "lengths": torch.tensor([length])})
-    ahead = torch.arange(length) - torch.arange(length).unsqueeze(1)
-    for place, ((args, kwargs), own) in enumerate(zip(noted, found, strict=True)):
-        masks = [leaf for _, leaf in _leaves(args, kwargs) if leaf.ndim == 4 and leaf.shape[1] == 1]
-        sees = (ahead <= 0) & (ahead > -(own or length))
-        theirs = (ahead <= 0) if not masks else masks[0][0, 0] if masks[0].dtype == torch.bool else masks[0][0, 0] == 0
-        if not torch.equal(sees, theirs):
-            raise UserError(f"block {place}: what its tokens see is neither all before them nor a window of it")
-    return found

@@ -56,9 +56,7 @@ def traced(run: Run, arguments: Mapping[str, Argument], what: str) -> Any:
     Raises:
         UserError: they depend on values of the tensors, or torch.export can't follow; `what` names it.
     """
-    moving = tuple(
-        dict.fromkeys(argument.moving, torch.export.Dim.DYNAMIC) or None for argument in arguments.values()
-    )
+    moving = tuple(dict.fromkeys(argument.moving, torch.export.Dim.DYNAMIC) or None for argument in arguments.values())
     examples = tuple(argument.example for argument in arguments.values())
     with _quiet(), _refusing(what), torch.no_grad():
         module = run if isinstance(run, nn.Module) else _Called(run, list(arguments))
@@ -71,13 +69,15 @@ def pulled_back(run: Run, arguments: Mapping[str, Argument], wanted: Sequence[st
 
     The example of λ is among the arguments. Raises as `traced` does.
     """
+
     def gradients(given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         others = {name: tensor for name, tensor in given.items() if name != "gradient"}
 
         def alone(*moved: Tensor) -> Tensor:
             return run(others | dict(zip(wanted, moved, strict=True)))[0]
 
-        _, pull = torch.func.vjp(alone, *(given[name] for name in wanted))
+        made: Any = torch.func.vjp(alone, *(given[name] for name in wanted))
+        _, pull = made
         return cast(tuple[Tensor, ...], pull(given["gradient"]))
 
     return differentiated(gradients, arguments, what)
@@ -98,6 +98,12 @@ def differentiated(run: Run, arguments: Mapping[str, Argument], what: str) -> An
         examples = [argument.example for argument in arguments.values()]
         module = make_fx(called, decomposition_table=table, tracing_mode="symbolic")(*examples)
     return traced(module, arguments, what)
+
+
+def free_sizes(part: nn.Module) -> list[int]:
+    """Some numbers that no tensor of a part has as a size, for examples, of which equal sizes move together."""
+    taken = {size for tensor in (*part.parameters(), *part.buffers()) for size in tensor.shape}
+    return [size for size in range(7, 11 + len(taken)) if size not in taken]
 
 
 def written(program: Any, names: Sequence[str], what: str) -> Graph:

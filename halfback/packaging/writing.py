@@ -17,12 +17,13 @@ from torch import Tensor
 from halfback import config as configuration
 from halfback.assembly import Built
 from halfback.config import RunConfig
+from halfback.data.options import GIVEN
 from halfback.engine.client_side import ClientSide
 from halfback.engine.remote.weights import digest_of
 from halfback.errors import UserError
 from halfback.models.quantising import quantised
-from halfback.models.running import Bottom, Top
-from halfback.packaging.facts import longest, model_facts, task_facts
+from halfback.models.running import Bottom
+from halfback.packaging.encoding import task_section, tokenizer_json
 from halfback.packaging.heads import HeadPiece, head_piece
 from halfback.packaging.pieces import Pieces, bottom_pieces
 from halfback.packaging.tracing import Graph
@@ -90,7 +91,7 @@ class Source:
         theta = {name: own[name] for name in party.theta.replica.parameters if name in own}
         image = task.train.batch([0, 0]).inputs["pixel_values"] if party.bottom.family.kind == "image" else None
         exact = [name for name in party.theta.replica.exact if name in theta]
-        return Parts(party.bottom, party.head, theta, exact, longest(self.built) if image is None else 0, image)
+        return Parts(party.bottom, party.head, theta, exact, _longest(self.built) if image is None else 0, image)
 
 
 def check_method(config: RunConfig, client: int | None) -> None:
@@ -108,12 +109,12 @@ def check_method(config: RunConfig, client: int | None) -> None:
         raise UserError(f"algorithm.name={name}: its clients agree on more than slopes, which a package doesn't do")
     if needs.probe.estimator == "forward_ad":
         raise UserError("algorithm.estimator=forward_ad: an inference runtime takes forward or central")
+    if GIVEN in (config.model.name, config.task.name, config.task.loss):
+        raise UserError("a model, rows or a loss that were given in Python can't be packaged")
     if config.model.dtype != "float32":
         raise UserError(f"model.dtype={config.model.dtype}: a package has float32, or bottom.weights=int8")
     if config.client.memory is not None:
         raise UserError("client.memory: of a package, set client.rows_at_once")
-    if config.task.loss is not None and config.model.head is not None:
-        raise UserError("task.loss=given: a head in a package takes the loss of the task")
     cuts = {config.model.cut_of(number) for number in range(config.clients)}
     if client is None and len(cuts) > 1:
         raise UserError("model.cut: clients have other cuts; name one with --client")
@@ -129,7 +130,7 @@ def write(source: Source, folder: Path) -> None:
     """
     built, replica = source.built, source.side.party.theta.replica
     if built.tokenizer is not None:
-        (folder / TOKENIZER).write_text(built.tokenizer.backend_tokenizer.to_str(pretty=False))
+        (folder / TOKENIZER).write_text(tokenizer_json(built.tokenizer))
     write_parts(
         source.parts,
         folder,
@@ -138,7 +139,7 @@ def write(source: Source, folder: Path) -> None:
             "groups": None if len(replica.groups) == 1 else [list(group) for group in replica.groups],
             "weights": {"format": built.config.bottom.weights, "digest": digest_of(source.side.held())},
             "config": configuration.to_tree(built.config),
-            "task": task_facts(built),
+            "task": task_section(built.config, built.task, built.model.whole, built.tokenizer),
             "client": source.client,
         },
     )
@@ -157,8 +158,9 @@ def write_parts(parts: Parts, folder: Path, also: Mapping[str, Any]) -> None:
     )
     head = None
     if parts.head is not None:
-        top, like = cast(Top, parts.head.module), torch.zeros(1, *parts.head.sizes)
-        head = head_piece(top, {id(tensor): name for name, tensor in named.items()}, like)
+        like = torch.zeros(1, *parts.head.sizes)
+        names = {id(tensor): name for name, tensor in named.items()}
+        head = head_piece(parts.head.module, names, like)
         (folder / HEAD).write_bytes(head.graph.data)
     for name, graph in _graph_files(pieces).items():
         (folder / name).write_bytes(graph.data)
@@ -166,7 +168,7 @@ def write_parts(parts: Parts, folder: Path, also: Mapping[str, Any]) -> None:
     manifest = {
         "format": FORMAT,
         "files": _digests(folder),
-        "model": model_facts(parts.bottom, parts.longest),
+        "model": _model(parts),
         "graphs": _graphs(pieces) | {"head": None if head is None else _head(parts.head, head)},
         "theta": [{"name": name, "shape": list(tensor.shape)} for name, tensor in parts.theta.items()],
         "exact": list(parts.exact),
@@ -175,9 +177,7 @@ def write_parts(parts: Parts, folder: Path, also: Mapping[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
-def _write_weights(
-    folder: Path, named: Mapping[str, Tensor], whole: Mapping[int, tuple[Tensor, Tensor]]
-) -> None:
+def _write_weights(folder: Path, named: Mapping[str, Tensor], whole: Mapping[int, tuple[Tensor, Tensor]]) -> None:
     """Floats as they are; what is quantised as whole numbers, with their scales under a name of their own."""
     stored = dict[str, Tensor]()
     for name, tensor in named.items():
@@ -222,7 +222,38 @@ def _graphs(pieces: Pieces) -> dict[str, Any]:
 def _head(head: Head | None, piece: HeadPiece) -> dict[str, Any]:
     assert head is not None
     tensors = [{"name": name, "shape": list(tensor.shape)} for name, tensor in head.parameters.items()]
-    return {"file": HEAD, "weights": list(piece.weights), "tensors": tensors, "read": piece.read}
+    return {
+        "file": HEAD,
+        "weights": list(piece.weights),
+        "tensors": tensors,
+        "read": piece.read,
+        "sizes": list(head.sizes),
+    }
+
+
+def _model(parts: Parts) -> dict[str, Any]:
+    """The family, the cut, and how texts are laid out."""
+    family, config = parts.bottom.family, cast(Any, parts.bottom.body).config
+    texts = family.kind != "image"
+    path = ".".join(filter(None, ("body", family.backbone, family.blocks)))
+    return {
+        "family": family.name,
+        "kind": family.kind,
+        "cut": len(parts.bottom.blocks),
+        "head": None if parts.head is None else len(list(parts.head.module.get_submodule(path).children())),
+        "width": config.hidden_size if texts else None,
+        "longest": parts.longest,
+        "positions_behind": config.pad_token_id if texts and family.positions_behind_padding else None,
+    }
+
+
+def _longest(built: Built) -> int:
+    """The most tokens of a row: what the recipe cuts rows to, or what the model has positions for."""
+    config = cast(Any, built.model.whole).config
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and built.model.family.positions_behind_padding:
+        positions -= config.pad_token_id + 1
+    return min(built.config.task.max_length, positions or built.config.task.max_length)
 
 
 def _digests(folder: Path) -> dict[str, Any]:

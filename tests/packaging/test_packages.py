@@ -1,0 +1,136 @@
+"""Packages of recipes: what is refused, what is written, and that the same recipe gives the same bytes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packed import Packed, cut_model, inputs_of, packed
+from torch import Tensor
+
+from halfback import config as configuration
+from halfback.assembly import build
+from halfback.config import RunConfig
+from halfback.engine.remote.weights import digest_of
+from halfback.errors import UserError
+from halfback.models.quantising import quantise
+from halfback.models.resnet import _Block
+from halfback.packaging.making import package
+from halfback.packaging.writing import check_method, new_folder
+from halfback.testing import small
+from halfback_device.package import Package
+
+
+def _texts(model: Path, sentences: Path, algorithm: str = "ho_sfl", **changes: Any) -> RunConfig:
+    return small.texts(algorithm, model, sentences, task__max_length=16, **changes)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes", "says"),
+    [
+        ("split_lora", {}, "algorithm.name=split_lora: its devices backpropagate"),
+        ("mezo", {}, "algorithm.name=mezo: its devices hold more of the model than its first blocks"),
+        ("heron_sfl", {}, "algorithm.name=heron_sfl: its devices hold more"),
+        ("mu_splitfed", {}, "algorithm.name=mu_splitfed: its clients agree on more than slopes"),
+        ("ho_sfl", {"algorithm.estimator": "forward_ad"}, "algorithm.estimator=forward_ad: an inference runtime"),
+        ("ho_sfl", {"model.dtype": "bfloat16"}, "model.dtype=bfloat16: a package has float32"),
+        ("ho_sfl", {"client.memory": 100}, "client.memory: of a package, set client.rows_at_once"),
+        ("ho_sfl", {"model.cut": [1, 2]}, "model.cut: clients have other cuts; name one with --client"),
+    ],
+)
+def test_what_a_device_cannot_do_is_refused_before_anything_is_made(
+    algorithm: str, changes: dict[str, Any], says: str, tmp_path: Path, tiny_bert: Path, sentences: Path
+) -> None:
+    config = _texts(tiny_bert, sentences, algorithm, **{key.replace(".", "__"): v for key, v in changes.items()})
+    with pytest.raises(UserError, match=says):
+        package(config, tmp_path / "package")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_client_that_is_not_there(tiny_bert: Path, sentences: Path) -> None:
+    with pytest.raises(UserError, match="--client 4: 0 to 3 are allowed"):
+        check_method(_texts(tiny_bert, sentences), 4)
+
+
+def test_a_package_of_a_recipe(tmp_path: Path, tiny_bert: Path, sentences: Path) -> None:
+    config = _texts(tiny_bert, sentences, bottom__weights="int8", model__head=1, algorithm__exact_blocks=0)
+    errors = package(config, tmp_path / "package")
+    assert sorted(errors) == ["activations", "the head's gradients", "the head's loss"]
+    assert max(errors.values()) < 1e-5
+    held = Package.open(tmp_path / "package")
+    side = build(config).clients.side(0)
+    assert held.manifest["weights"] == {"format": "int8", "digest": digest_of(side.held())}
+    assert held.manifest["config"] == configuration.to_tree(config)
+    assert held.manifest["client"] is None
+    theta = side.party.theta.replica.parameters
+    assert [entry["name"] for entry in held.manifest["theta"]] == list(theta)
+    for name, array in held.theta().items():
+        assert torch.equal(torch.from_numpy(array), theta[name])
+    assert {"embed.onnx", "head.onnx", "tokenizer.json", "weights.safetensors"} < set(held.manifest["files"])
+    with pytest.raises(UserError, match="exists; name a new folder"):
+        package(config, tmp_path / "package")
+
+
+def test_the_same_model_gives_the_same_bytes(bert: Packed, tmp_path: Path) -> None:
+    again = packed(cut_model("bert", "lora"), tmp_path / "package")
+    assert again.package.manifest == bert.package.manifest
+    assert str(tmp_path) not in json.dumps(again.package.manifest)
+    for path in bert.folder.glob("*.onnx"):
+        assert b"/" not in path.read_bytes()  # of a file of this machine, say
+
+
+def test_an_operator_that_cannot_be_exported_is_named_with_its_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: _Block, hidden: Tensor) -> Tensor:
+        return torch.linalg.matrix_exp(hidden)
+
+    monkeypatch.setattr(_Block, "forward", forward)
+    with pytest.raises(UserError, match=r"^block 0 \(_Block\): its operator aten.*matrix_exp.* can't be exported$"):
+        packed(cut_model("resnet8", "norm"), tmp_path / "package")
+
+
+def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "package") as folder:
+        (folder / "half").write_bytes(b"")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama-tied", "vit", "resnet8"])
+def test_quantising_twice_changes_nothing(name: str) -> None:
+    """The scale is that of the largest value, which is a whole number of them: so all parties find the same floats."""
+    model = cut_model(name, "norm" if name == "resnet8" else "lora")
+    first = quantised_weights(model)
+    assert first == quantised_weights(model)
+    with torch.no_grad():
+        assert bool(model.bottom(inputs_of(name)).isfinite().all())
+
+
+def quantised_weights(model: Any) -> str:
+    quantise(model.bottom)
+    return digest_of(model.bottom.state_dict())
+
+
+def test_every_party_computes_with_the_quantised_floats(tiny_llama: Path, sentences: Path) -> None:
+    """Also where a table of embeddings is the head layer's: the server keeps its own floats."""
+    plain, eight = (
+        build(_texts(tiny_llama, sentences, bottom__weights=weights, task__objective="causal_lm"))
+        for weights in ("float32", "int8")
+    )
+    table, other = (run.model.whole.get_input_embeddings().weight for run in (plain, eight))  # type: ignore[operator,union-attr]
+    assert not torch.equal(table, other)
+    of_top = [run.model.whole.get_output_embeddings().weight for run in (plain, eight)]  # type: ignore[operator,union-attr]
+    assert torch.equal(*of_top)
+    alone = small.alone(eight.config, 0).held()
+    assert digest_of(alone) == digest_of(eight.clients.side(0).held())
+    assert eight.evaluate().loss != plain.evaluate().loss
+
+
+@pytest.mark.parametrize(("key", "value"), [("bottom.train", "full"), ("model.dtype", "bfloat16")])
+def test_eight_bits_of_what_is_trained_or_halved_are_refused(
+    key: str, value: str, tiny_bert: Path, sentences: Path
+) -> None:
+    with pytest.raises(UserError, match="bottom.weights=int8: the frozen matrices of a float32 model"):
+        _texts(tiny_bert, sentences, bottom__weights="int8", **{key.replace(".", "__"): value})
