@@ -4,9 +4,9 @@
     halfback package sst2-minilm model.cut=5 algorithm.exact_blocks=all algorithm.directions=0 --out B
     python benchmarks/device_step.py A B [--rows 8] [--tokens 25] [--repeats 9] [--device PYTHON]
 
-Each side is a process of its own with one thread, whose own seconds count, and they take turns: a ratio is the median of
-those of each turn. `--device` is the interpreter of an environment that has the device's packages alone. Memory is the
-most that the operating system counted for a process that did nothing else (VmHWM), beside that of inference.
+Each side is a process of its own with one thread, whose own seconds count, and they take turns: a ratio is the median
+of those of each turn. `--device` is the interpreter of an environment that has the device's packages alone. Memory is
+the most that the operating system counted for a process that did nothing else (VmHWM), beside that of inference.
 """
 
 import argparse
