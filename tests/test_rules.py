@@ -45,6 +45,11 @@ DIGITS = Pretraining("mnist", 1, 10, "digits", 1, 10)
 SPRY = "algorithm.name=spry", "sampled_clients=4", "robust.name=median"
 
 BEFORE: dict[str, tuple[list[str], list[str], str]] = {
+    "eight bits of what is trained, or of half precision": (
+        ["bottom.weights=int8", "bottom.train=full"],
+        ["bottom.weights=int8", "bottom.train=norm"],
+        "bottom.weights=int8: the frozen matrices of a float32 model are stored so, and here bottom.train is full",
+    ),
     "normalize without slopes": (
         ["bottom.normalize=true", "algorithm.name=split_lora"],
         ["bottom.normalize=true", "algorithm.name=ho_fl"],

@@ -37,8 +37,9 @@ class Piece:
         # What a run has taken is given back behind it, and nothing is kept for the next one.
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        graph = package.graph(file)
         try:
-            self._session = ort.InferenceSession(package.graph(file), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of many kinds, none of which the runtime names
             raise PackageError(f"{what} ({file}): this runtime can't load it: {one_line(str(error))[:300]}") from None
         self.inputs = {each.name: each.type for each in self._session.get_inputs()}

@@ -197,7 +197,9 @@ def test_weights_with_bytes_of_nobody(folder: Path) -> None:
 
 
 def test_a_graph_that_is_none(folder: Path) -> None:
-    assert "embed (embed.onnx): this runtime can't load it" in refusal(replaced(folder, "embed.onnx", b"\x08\x07nothing"))
+    assert "embed (embed.onnx): this runtime can't load it" in refusal(
+        replaced(folder, "embed.onnx", b"\x08\x07nothing")
+    )
 
 
 def test_an_operator_that_the_runtime_lacks_is_named_with_its_block(folder: Path) -> None:
