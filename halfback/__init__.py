@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from halfback.models.cut import CutModel as CutModel
     from halfback.models.cut import cut as cut
     from halfback.models.families import family as family
-    from halfback.packaging.making import package as package
     from halfback.parties.client import Client as Client
     from halfback.parties.protocol import Algorithm as Algorithm
     from halfback.parties.server import Server as Server
     from halfback.report.page import write_report as write_report
     from halfback.runs.comparison import Comparison as Comparison
     from halfback.runs.comparison import compare as compare
+    from halfback.runs.package import package as package
     from halfback.runs.run import Run as Run
     from halfback.runs.run import load as load
     from halfback.runs.run import train as train
@@ -72,7 +72,7 @@ _PLACES = {
     "cut": "models.cut",
     "family": "models.families",
     "load": "runs.run",
-    "package": "packaging.making",
+    "package": "runs.package",
     "task": "data.tasks",
     "train": "runs.run",
     "write_report": "report.page",

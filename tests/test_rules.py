@@ -124,6 +124,11 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ],
         "client.memory=2.5: codecs.gradient_down remembers samples, more with each step; use client.rows_at_once, or a",
     ),
+    "device packages in one pass": (
+        ["client.runtime=device", "one_pass=true"],
+        ["client.runtime=device", "one_pass=false"],
+        "one_pass=true: clients on device packages (client.runtime=device) run alone; use one_pass=null or one_pass=fa",
+    ),
     "codecs where nothing goes": (
         ["codecs.gradient_up=[int8]"],
         ["codecs.gradient_up=[int8]", "model.head=0"],
@@ -263,8 +268,8 @@ def test_the_first_difference_of_two_configurations() -> None:
     later = one.model_copy(update={"client": one.client.model_copy(update={"rows_at_once": 2})})
     assert first_difference(later, before) == (
         "client",
-        {"rows_at_once": 2, "memory": None},
-        {"rows_at_once": None, "memory": None},
+        {"rows_at_once": 2, "memory": None, "runtime": "torch"},
+        {"rows_at_once": None, "memory": None, "runtime": "torch"},
     )
     without = {key: value for key, value in same.items() if key != "clients"}
     assert first_difference(one.model_copy(update={"clients": 11}), without) == ("clients", 11, 10)

@@ -141,8 +141,10 @@ def _check_order(manifest: Mapping[str, Any], order: Prepare, *, shared: bool) -
     config = manifest.get("config")
     for key in (*SAME, *OF_SHARED_ROWS) if shared else SAME:
         if at(order.config, key) != at(config, key):
-            come, own = at(order.config, key), at(config, key)
-            raise PackageError(f"{key}={come!r:.60} in this run, {own!r:.60} in the package; package this recipe anew")
+            setting, come, own = _difference(key, at(order.config, key), at(config, key))
+            raise PackageError(
+                f"{setting}={come!r:.60} in this run, {own!r:.60} in the package; package this recipe anew"
+            )
     if list(order.label_names) != list(manifest["task"]["label_names"]):
         raise PackageError("the classes of this run are not the package's; package this recipe anew")
     cuts, own = at(order.config, "model.cut"), manifest.get("client")
@@ -150,6 +152,15 @@ def _check_order(manifest: Mapping[str, Any], order: Prepare, *, shared: bool) -
         raise PackageError(f"the package is for client {own!r:.20} of model.cut={cuts!r:.60}, not for {order.client}")
     if order.weights != manifest["weights"]["digest"]:
         raise PackageError("the weights that this run begins with are not the package's; package them anew")
+
+
+def _difference(setting: str, come: Any, own: Any) -> tuple[str, Any, Any]:
+    """The first setting in which two sections differ, with its values."""
+    if isinstance(come, Mapping) and isinstance(own, Mapping):
+        for key in sorted(come.keys() | own.keys()):
+            if come.get(key) != own.get(key):
+                return _difference(f"{setting}.{key}", come.get(key), own.get(key))
+    return setting, come, own
 
 
 class _Client:

@@ -24,8 +24,8 @@ from halfback.engine.remote.presence import Beginning, Terms
 from halfback.engine.remote.server import RemoteServer
 from halfback.engine.remote.stream import Gone, read_frame, write_frame
 from halfback.engine.remote.weights import at_the_beginning, digest_of
-from halfback.packaging.making import package
 from halfback.parties.holdings import Round
+from halfback.runs.package import package
 from halfback.testing import small
 from halfback.wire.messages import Weights
 from halfback.wire.packing import pack

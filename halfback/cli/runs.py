@@ -143,7 +143,7 @@ def package(
     client: Annotated[int | None, typer.Option(help="Where clients have other cuts: the one that it is for.")] = None,
 ) -> None:
     """Write what a device needs to take part with an inference runtime alone (see docs/devices.md)."""
-    from halfback.packaging.making import package as make
+    from halfback.runs.package import package as make
 
     recipe, given = recipe_and_settings(settings)
     changes = parsed(given) | ({} if weights is None else {"bottom.weights": weights})

@@ -167,6 +167,14 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
         ),
     ),
     Rule(
+        "device packages in one pass",
+        lambda f: f.config.client.runtime == "device" and f.config.one_pass is True,
+        lambda f: (
+            "one_pass=true: clients on device packages (client.runtime=device) run alone; use one_pass=null or "
+            "one_pass=false"
+        ),
+    ),
+    Rule(
         "codecs where nothing goes",
         lambda f: f.idle_links != [],
         lambda f: f"codecs.{f.idle_links[0][0]}: nothing goes this way without {f.idle_links[0][1]}",

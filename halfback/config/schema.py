@@ -156,6 +156,8 @@ class ClientConfig(_Section):
     memory: float | None = Field(default=None, gt=0, le=1e9)
     """Megabytes (10^6 bytes) that a client's tensors may take at most, from which `rows_at_once` is chosen for each
     client; null for any number."""
+    runtime: Literal["torch", "device"] = "torch"
+    """In a simulation, what clients run on: PyTorch, or a device package in `halfback-device`; see docs/devices.md."""
 
 
 class DeploymentConfig(_Section):

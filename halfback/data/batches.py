@@ -107,8 +107,18 @@ class Split:
         """The tokens of the first rows, this many at most; empty for images."""
         return (self._tokens or [])[:rows]
 
+    def take(self, rows: Sequence[int]) -> Split:
+        """The split of these rows alone, in this order."""
+        return Split(
+            self.labels[rows],
+            images=None if self._images is None else self._images[rows],
+            tokens=None if self._tokens is None else [self._tokens[row] for row in rows],
+            token_types=None if self._token_types is None else [self._token_types[row] for row in rows],
+            unscored=None if self._unscored is None else [self._unscored[row] for row in rows],
+        )
+
     def contents(self) -> dict[str, Tensor]:
-        """All that batches are made of, for a fingerprint: token lists as one row of ids each, and their lengths."""
+        """All that batches are made of: token lists as one row of ids each, and their lengths."""
         found = {"labels": self.labels} if self._images is None else {"labels": self.labels, "images": self._images}
         for name, lists in {"tokens": self._tokens, "token_types": self._token_types}.items():
             if lists is not None:
@@ -153,6 +163,11 @@ class ClientData:
     def rows(self) -> np.ndarray:
         """The client's row numbers in the split."""
         return self._rows
+
+    @property
+    def split(self) -> Split:
+        """The client's rows alone."""
+        return self._split.take(self._rows.tolist())
 
     def longest(self, behind: int) -> Batch:
         """As many rows as a batch has, those with the most tokens: no batch has more of them.

@@ -28,6 +28,11 @@ def check_apart(config: RunConfig) -> None:
         UserError: an algorithm that has nothing which could be elsewhere (no server would hear of what it trains), or
             clients that would run as one.
     """
+    if config.client.runtime != "torch":
+        raise UserError(
+            f"client.runtime={config.client.runtime}: on other machines each site's file says what its client runs on "
+            "(runtime); leave it torch"
+        )
     if config.one_pass:
         raise UserError("one_pass=true: clients on other machines run alone; use one_pass=null or one_pass=false")
     if configuration.build_algorithm(config).needs.agreement.pools:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import final
 
+from halfback.deploy import device
 from halfback.deploy.site import SiteConfig
 from halfback.engine.remote.frames import Frame, Longest, Ready, read_reply
 from halfback.engine.remote.stream import Gone, read_frame, write_frame
@@ -30,9 +31,16 @@ class Relay:
     """One worker, one question at a time."""
 
     def __init__(self, site: SiteConfig, folder: Path, *, worker: str = "halfback.deploy.worker") -> None:
-        """`folder`: where the worker keeps its states; `worker`: the module that it runs."""
-        self._worker = worker
-        self._arguments = {"site": site.model_dump(), "folder": str(folder)}
+        """`folder`: where the worker keeps its states; `worker`: the module that does so with PyTorch.
+
+        Raises:
+            UserError: the site's file and its device package don't go together.
+        """
+        if site.runtime == "device":
+            self._command, own = device.command_of(site), device.arguments_of(site)
+        else:
+            self._command, own = [sys.executable, "-m", worker], {"site": site.model_dump()}
+        self._arguments = own | {"folder": str(folder)}
         self._one_at_a_time = threading.Lock()
         self.longest = Longest(0)  # question that the worker takes, as it says itself when it is ready
         self._late = False  # a reply to an earlier question is still to come
@@ -48,10 +56,8 @@ class Relay:
         self._line, far = socket.socketpair()
         with far:
             arguments = json.dumps(self._arguments | {"descriptor": far.fileno()})
-            command = [sys.executable, "-m", self._worker, arguments]
-            self._process = subprocess.Popen(
-                command, pass_fds=[far.fileno()], env=os.environ | {"PYTHONUNBUFFERED": "1"}
-            )
+            environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+            self._process = subprocess.Popen([*self._command, arguments], pass_fds=[far.fileno()], env=environment)
         self._late, self.longest = False, Longest(0)
         log.info("worker %d started", self._process.pid)
 

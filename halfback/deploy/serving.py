@@ -15,14 +15,14 @@ from typing import Any
 from halfback import config as configuration
 from halfback import json_reading
 from halfback.assembly import Built
+from halfback.assembly.remote import remote_server
 from halfback.config.yaml_reading import check_plain
 from halfback.deploy.folder import ENDED, EVENTS, SEATS, copy_run, make_folder
 from halfback.deploy.here import at_server
 from halfback.deploy.site import SiteConfig
-from halfback.engine.remote.frames import Frame, Longest, Prepare
-from halfback.engine.remote.presence import Beginning, Came, Carrier, Terms
+from halfback.engine.remote.frames import Frame, Longest
+from halfback.engine.remote.presence import Came, Carrier, Terms
 from halfback.engine.remote.server import RemoteServer
-from halfback.engine.remote.weights import at_the_beginning, digest_of
 from halfback.errors import HalfbackError, RowError, UserError, shown
 from halfback.runs import execution
 from halfback.runs.folder import check_config
@@ -30,8 +30,6 @@ from halfback.runs.locks import alone
 from halfback.runs.opening import Caller
 from halfback.runs.training import RunState
 from halfback.telemetry.records import RECORDS, writing
-from halfback.wire.messages import Weights
-from halfback.wire.packing import pack
 
 RUN = "run"
 _PRIVATE = "what is wrong may quote a row of the server's site; its own log says it"
@@ -161,7 +159,9 @@ def serve(name: object, tree: object, around: Surroundings) -> None:
             around.listen(serving.reply)
 
             def engine(built: Built) -> RemoteServer:
-                return _remote(built, tree, around.carrier(serving.seats), _run_token(place), serving)
+                carrier, asked = _Heeding(around.carrier(serving.seats), serving), built.config.deployment
+                terms = Terms(asked.deadline, asked.min_cohort, asked.patience)
+                return remote_server(built, tree, carrier, _run_token(place), terms, serving.event)
 
             execution.run_deployed(config, place, Caller(on_round=serving.on_round, engine=engine))
             ended = {"how": "finished", "why": ""}
@@ -197,30 +197,6 @@ def _alone_soon(out: Path) -> Iterator[None]:
                     raise
                 time.sleep(_LOOKS)
         yield
-
-
-def _remote(built: Built, tree: dict[str, Any], carrier: Carrier, token: str, serving: Serving) -> RemoteServer:
-    config, server = built.config, built.federation.server
-    theta, ground = server.party.agreed.replica.parameters, built.ground
-    kinds = {config.model.cut_of(number): number for number in range(config.clients)}
-    weights = {at: at_the_beginning(ground.parts(number), theta) for at, number in kinds.items()}
-    digests = {at: digest_of(tensors) for at, tensors in weights.items()}
-
-    def question(number: int) -> Prepare:
-        classes, digest = tuple(built.task.label_names), digests[config.model.cut_of(number)]
-        return Prepare(run=token, client=number, config=tree, label_names=classes, weights=digest)
-
-    def packed(number: int) -> bytes:
-        return pack(Weights(tuple(weights[config.model.cut_of(number)].values()))).data
-
-    asked = config.deployment
-    return RemoteServer(
-        server,
-        _Heeding(carrier, serving),
-        Beginning(question, packed),
-        Terms(asked.deadline, asked.min_cohort, asked.patience),
-        serving.event,
-    )
 
 
 def _run_token(out: Path) -> str:

@@ -1,6 +1,7 @@
 """What a site says of itself, in a file of its own that no server can change: its rows, its model, its rules."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +20,7 @@ TEMPLATE = """\
 #   label: mood
 # model: /path/to/model  # where the recipe's model is on this machine; without it no folder of this machine is loaded
 # device: auto           # auto, cpu or cuda
+# runtime: torch         # device: no PyTorch does a client's work, but halfback-device and a `package`: docs/deploy.md
 # keep_labels: false     # true: take part only where no label is sent from this machine
 # trial: false           # true: a recipe may name files and folders of this machine; for trying things out
 # folder: /path/to/keep  # what is needed to go on after a restart; by default beside the startup kit
@@ -69,6 +71,12 @@ class SiteConfig(_Section):
     """Folder of the model on this machine, in place of the recipe's `model.name`; the weights must be the same. Null:
     the recipe's, if that is no path: a packaged model, a ResNet, or a name on the hub."""
     device: str | None = Field(default=None, pattern="^(auto|cpu|cuda)$")
+    runtime: Literal["torch", "device"] = "torch"
+    """What does a client's work: PyTorch here, or `halfback-device` with the `package`."""
+    package: str | None = None
+    """Folder of the device package that this site takes part with, and with no other."""
+    interpreter: str | None = None
+    """The Python of a device's environment, which needs nothing of this one; null: the Python of this process."""
     keep_labels: bool = False
     """Take part only in runs in which no label is sent (U-shape, or no cut at all), and feed none to the model.
     Gradients tell them all the same: see docs/privacy.md."""
@@ -88,7 +96,10 @@ def read_site(path: Path) -> SiteConfig:
         raise UserError(f"site file {path} can't be read: No such file or directory; see docs/deploy.md")
     tree = yaml_reading.settled(yaml_reading.read(path, f"site file {path}"), SiteConfig)
     try:
-        return SiteConfig.model_validate({} if tree is None else tree)
+        site = SiteConfig.model_validate({} if tree is None else tree)
+        if wrong := _contradiction(site):
+            raise UserError(f"site file {path}: {wrong}")
+        return site
     except ValidationError as error:
         first = min(error.errors(include_url=False), key=lambda one: one["type"] == "missing")
         key, section = ".".join(str(part) for part in first["loc"]), SiteData if len(first["loc"]) > 1 else SiteConfig
@@ -98,3 +109,19 @@ def read_site(path: Path) -> SiteConfig:
         if first["type"] == "missing":
             raise UserError(f"site file {path}: {key} is missing") from None
         raise UserError(f"site file {path}: {key}={shown(first['input'])}: {first['msg']}") from None
+
+
+def _contradiction(site: SiteConfig) -> str | None:
+    """What two keys of a site's file say against each other; None where nothing does."""
+    if site.runtime == "torch":
+        named = [key for key in ("package", "interpreter") if getattr(site, key) is not None]
+        return f"{named[0]}: it is for runtime: device" if named else None
+    if site.package is None:
+        return "runtime: device needs package, the folder that `halfback package` made"
+    if site.data is None:
+        return "runtime: device needs data: a device reads rows of its own alone"
+    if site.data.name not in ("csv", "images"):
+        return f"data.name={site.data.name}: a device reads csv or images"
+    if site.model is not None:
+        return "model: with runtime: device the package is the model"
+    return "device: cuda: with runtime: device it is the CPU" if site.device == "cuda" else None

@@ -10,6 +10,7 @@ from halfback.config import RunConfig
 from halfback.engine import checkpoint
 from halfback.errors import Diverged, HalfbackError, Interrupted
 from halfback.report.page import write_report
+from halfback.runs import devices
 from halfback.runs.folder import (
     BESIDE,
     CHECKPOINT,
@@ -36,8 +37,8 @@ def begin(config: RunConfig, out: Path, caller: Caller, *, overwrite: bool = Fal
             then as it was before.
     """
     check_free(out, overwrite=overwrite)
-    for name in config.beside:
-        _beside(config, name)  # what is wrong with it is said before anything runs
+    for each in (config, *(_beside(config, name) for name in config.beside)):
+        devices.check(each)  # what is wrong with any of them is said before anything runs
     place = out.resolve()  # it is renamed below, also where it is the current folder
     opening = Opening(place, place / PRETRAINED, Path.cwd(), caller)
     with _resumable(place), ExitStack() as locks:

@@ -14,8 +14,10 @@ from halfback.assembly.fingerprint import check_same
 from halfback.assembly.given import Given
 from halfback.assembly.places import placed
 from halfback.config import RunConfig
+from halfback.engine.kept import going_on
+from halfback.engine.state import load_server
 from halfback.errors import Diverged, UserError
-from halfback.runs import standing
+from halfback.runs import devices, standing
 from halfback.runs.folder import CHECKPOINT, PRETRAINED, config_of
 from halfback.runs.locks import unchanging
 from halfback.runs.summary import Summary, summary_of
@@ -82,9 +84,14 @@ class Opening:
         built = self.built(config, found, scratch=self.out)
         if self.caller.like is not None:
             check_same(self.caller.like, built.fingerprint, "what this run is compared with")
-        if self.caller.engine is None:
+        engine: Engine
+        if self.caller.engine is not None:
+            engine = self.caller.engine(built)
+        elif config.client.runtime == "device":
+            engine = devices.engine(built, self.out)
+        else:
             built.clients.settle()
-        engine = built.federation if self.caller.engine is None else self.caller.engine(built)
+            engine = built.federation
         training = Training(built, self.out, engine, self._start(found), self.caller.on_round)
         if found is None:
             training.begin()
@@ -138,7 +145,11 @@ def reload(out: Path, given: Given | None = None) -> Built:
         if found is None:
             raise UserError(f"{out} has no checkpoint yet; continue it with `halfback resume {out}`")
         built = Opening(out, out / PRETRAINED, caller=Caller(given=given)).built(config, found)
-        built.federation.load_state(found[1], found[2])
+        if "deployment" in found[2]:  # the clients' own states are where they are, and a model is the server's to tell
+            with going_on():
+                load_server(built.federation.server, found[1], found[2])
+        else:
+            built.federation.load_state(found[1], found[2])
     built.federation.server.agreed_bottom()
     return built
 

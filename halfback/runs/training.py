@@ -182,8 +182,12 @@ class Training:
             raise
 
     def _keep(self) -> None:
-        if self.saved != self.round:
+        if self.saved == self.round:
+            return
+        try:
             self.save()
+        except CohortLost as error:  # the run ends here, and goes on from the checkpoint before
+            log.info("%s; the last checkpoint is that of round %d", error, self.saved)
 
     def _record(self, validation_loss: float | None, metric: float | None) -> Record:
         server = self.built.federation.server

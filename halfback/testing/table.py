@@ -22,6 +22,7 @@ class Row:
     `server_moves`: how the names begin of what the server moves itself, for each client, beside the clients' mean.
     `texts`: whether it is checked on texts too; not where another row has the same code run on them.
     `brief`: a variant of options, checked on images alone and only for what they can spoil.
+    `devices`: whether its clients are checked on device packages too.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Row:
     server_moves: str | None = None
     texts: bool = True
     brief: bool = False
+    devices: bool = False
 
     @property
     def needs(self) -> Needs:
@@ -125,6 +127,7 @@ ROWS: dict[str, Row] = {
         "ho_sfl",
         formulas.ho_sfl,
         {"model.cut": 2, "algorithm.directions": 3, "algorithm.exact_blocks": 1, "bottom.clip": 1.0, **_REPLAYED},
+        devices=True,
     ),
     "ho_sfl-exact-alone": Row(
         "ho_sfl",

@@ -58,14 +58,24 @@ def expected(tmp_path: Path, one_thread: None) -> Path:
     return tmp_path / "expected"
 
 
-def test_a_worker_that_is_killed_comes_back_with_the_same_bits(tmp_path: Path, expected: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        pytest.param("say", {"round": 6}, id="in a round"),
+        pytest.param("open", {"round": 6}, id="before a round"),
+        pytest.param("save", {"rounds": 8}, id="before it has written its state"),
+    ],
+)
+def test_a_worker_that_is_killed_comes_back_with_the_same_bits(
+    tmp_path: Path, expected: Path, kind: str, number: dict[str, int]
+) -> None:
     """Both ends of every link remember samples, so a state that came back wrong would show in the bits."""
     tree = configuration.to_tree(config())
     killed: list[int] = []
 
     def kill(questions: Mapping[int, Frame]) -> None:
         asked = json.loads(next(iter(questions.values())).header)
-        if asked["kind"] == "say" and asked["round"] == 6 and not killed:
+        if asked["kind"] == kind and number.items() <= asked.items() and not killed:
             killed.append(1)
             os.kill(relays.by_client[1].pid, signal.SIGKILL)
 

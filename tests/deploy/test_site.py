@@ -12,6 +12,7 @@ from halfback.config import RunConfig
 from halfback.deploy.here import at_client, at_server
 from halfback.deploy.site import TEMPLATE, SiteConfig, read_site
 from halfback.errors import UserError
+from halfback.runs import run
 from halfback.testing import small
 from tests.deploy.local import Relays, serve_here
 
@@ -66,6 +67,8 @@ def test_sites_with_rows_of_their_own_train_on_all_of_them_and_nothing_of_them_i
             assert b"great very very" not in held
             assert str(tmp_path / "a.csv").encode() not in held
             assert str(tmp_path / "b.csv").encode() not in held
+    fetched = run.load(out)  # like a run of one process
+    assert fetched.evaluate().loss == fetched.records[-1].validation_loss
 
 
 def test_a_label_that_the_server_does_not_know_is_named(
@@ -97,6 +100,14 @@ def test_a_label_that_the_server_does_not_know_is_named(
         ("device: gpu", "device='gpu': String should match pattern"),
         ("keep_labels: maybe", "keep_labels='maybe': Input should be a valid boolean"),
         ("data: {train: rows.csv}", "data.name is missing"),
+        ("runtime: onnx", "runtime='onnx': Input should be 'torch' or 'device'"),
+        ("package: /srv/package", "package: it is for runtime: device"),
+        ("interpreter: python3", "interpreter: it is for runtime: device"),
+        ("runtime: device", "runtime: device needs package, the folder that `halfback package` made"),
+        ("{runtime: device, package: p}", "runtime: device needs data: a device reads rows of its own alone"),
+        ("{runtime: device, package: p, data: {name: sst2}}", "data.name=sst2: a device reads csv or images"),
+        ("{runtime: device, package: p, data: {name: csv}, model: m}", "model: with runtime: device the package is"),
+        ("{runtime: device, package: p, data: {name: csv}, device: cuda}", "device: cuda: with runtime: device it is"),
         ("trial: 1", "trial=1: Input should be a valid boolean"),
         ("{", "is no YAML"),
         ("[]", "Input should be a valid dictionary"),

@@ -16,8 +16,8 @@ from halfback.engine.remote.weights import digest_of
 from halfback.errors import UserError
 from halfback.models.quantising import quantise
 from halfback.models.resnet import _Block
-from halfback.packaging.making import package
 from halfback.packaging.writing import check_method, new_folder
+from halfback.runs.package import package
 from halfback.testing import small
 from halfback_device.package import Package
 

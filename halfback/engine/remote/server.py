@@ -210,7 +210,10 @@ class RemoteServer:
 
         Raises:
             UserError: a client could not write.
+            CohortLost: one was lost before it had, and no client may be missing: what it remembered is gone, so a
+                checkpoint of this moment would be none that a run goes on from to the same bits.
         """
+        lost: dict[int, str] = {}
         saving = {
             n: frame(Save(lineage=self._lineage, rounds=self._rounds)) for n in self._changed & self._presence.ready
         }
@@ -220,9 +223,11 @@ class RemoteServer:
                 if self._terms.needs_all and isinstance(reply, Refused) and (told := _reported(number, reply)):
                     raise told
                 if not isinstance(reply, Saved):
-                    self._presence.lose(
-                        number, reply if isinstance(reply, str) else getattr(reply, "error", reply.kind)
-                    )
+                    lost[number] = reply if isinstance(reply, str) else getattr(reply, "error", reply.kind)
+                    self._presence.lose(number, lost[number])
+        if lost and self._terms.needs_all:
+            number, why = next(iter(lost.items()))
+            raise CohortLost(f"behind round {self._rounds}: client {number} wrote no state: {why}")
         self._changed = set()
         tensors, values = state_of_server(self._side)
         values["clients"] = {}
