@@ -23,6 +23,7 @@ from halfback.codecs.temporal import TemporalReceiver, TemporalSender
 from halfback.data.batches import ClientData, Split
 from halfback.engine.remote import frames, stream
 from halfback.errors import PeerError
+from halfback.parties.holdings import VectorForm
 from halfback.wire.fields import FIELDS
 from halfback.wire.messages import (
     Activations,
@@ -251,6 +252,8 @@ def _messages() -> dict[str, Message]:
         "turns": Turns(_whole(5)),
         "slopes-and-exact": Both(slopes, Exact(_values(6))),
         "slopes-and-exact-encoded": Both(slopes, Exact(signs)),
+        "history-and-exact": Both(History(7, _values(3, 2)), Exact(_values(3 * 6))),
+        "history-and-exact-encoded": Both(History(7, torch.zeros(2, 0)), Exact(signs)),
     }
 
 
@@ -269,7 +272,7 @@ def _malformed() -> Iterator[tuple[str, bytes, dict[str, Most] | None]]:
     yield "empty", b"", None
     yield "magic", b"HC" + good[2:], None
     yield "version", good[:2] + b"\x01" + good[3:], None
-    yield "kind", good[:3] + b"\x13" + good[4:], None
+    yield "kind", good[:3] + b"\x14" + good[4:], None
     yield "cut short", good[:-1], None
     yield "more behind the last field", good + b"\x00", None
     yield "field type", good[:4] + b"\x05" + good[5:], None
@@ -340,7 +343,7 @@ CHAINS: dict[str, list[Any]] = {
 
 
 def codecs() -> Json:
-    """What chains make of a matrix, and of it again; with feedback over three steps."""
+    """What chains make of a matrix, and of it again; with feedback over three steps; steps that a client missed."""
     cases = []
     for name, chosen in CHAINS.items():
         for rows, columns in ((6, 13), (6, 256)) if name in ("int4", "sign") else ((6, 13),):
@@ -363,7 +366,22 @@ def codecs() -> Json:
         matrix = direction_of(seed_for("matrix"), f"feedback.{step}", torch.zeros(2, 16), law="gaussian")
         parts = sender.encode(matrix, Samples((0,), (2,)))
         steps.append({"matrix": shown(matrix), "parts": [shown(part) for part in parts]})
-    return {"chains": cases, "sign_with_feedback": steps}
+    return {"chains": cases, "sign_with_feedback": steps, "missed": _missed()}
+
+
+def _missed() -> Json:
+    """Three steps of 300 exact gradients as one message, each step padded by itself, and what it says."""
+    made, where = parse(["sign"], "codecs"), {"width": 256, "dtype": torch.float32, "where": "codecs"}
+    sender, receiver = make_sender(made, **where), make_receiver(made, **where, folder=None)  # type: ignore[arg-type]
+    form, steps, decoded = VectorForm(300), [], []
+    for step in range(3):
+        row = direction_of(seed_for("matrix"), f"missed.{step}", torch.zeros(300), law="gaussian")
+        steps.append(sender.encode(form.matrix(row), Samples((0,), (form.rows,))))
+        decoded.append(form.tensor(receiver.decode(steps[-1], Samples((0,), (form.rows,)))))
+    said: Any = Encoded(tuple(torch.cat(parts) for parts in zip(*steps, strict=True)))
+    message = Both(History(7, torch.zeros(3, 0)), Exact(said))
+    rows = [{"sha256": digest(row)} for row in decoded]
+    return {"length": 300, "chain": ["sign"], "hex": pack(message).data.hex(), "rows": rows}
 
 
 # What a sample is in a step: the same as before, a little or much changed; and for the whole batch, how it is sent.

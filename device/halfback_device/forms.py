@@ -51,7 +51,8 @@ class HiddenForm:
 class VectorForm:
     """A vector that belongs to no samples: `length` float32 values.
 
-    Codecs take it in rows of `width` values, the last one filled up with zeros.
+    Codecs take it in rows of `width` values, the last one filled up with zeros. What they make of several such vectors
+    may come one behind the other.
     """
 
     width: ClassVar[int] = 256
@@ -60,7 +61,7 @@ class VectorForm:
 
     @property
     def rows(self) -> int:
-        """Of the matrix that codecs take."""
+        """Of the matrix that codecs take, a vector."""
         return -(-self.length // self.width)
 
     def matrix(self, vector: Array) -> Array:
@@ -70,8 +71,8 @@ class VectorForm:
         return matrix
 
     def tensor(self, matrix: Array) -> Array:
-        """The vector from its matrix."""
-        return matrix.reshape(-1)[: self.length]
+        """The vector from its matrix, or several one behind the other from theirs."""
+        return matrix.reshape(-1, self.rows * self.width)[:, : self.length].reshape(-1)
 
 
 LinkForm = HiddenForm | VectorForm
@@ -84,7 +85,7 @@ class Bounds:
     Attributes:
         rows: of a batch; steps: of the run.
         slopes: values of all slopes in one message.
-        exact: values of the exact gradients of a step.
+        exact: values of the exact gradients of a step; state: bytes of what all of them together move.
         weights: what one message may hold of the model.
     """
 
@@ -92,6 +93,7 @@ class Bounds:
     steps: int
     slopes: int
     exact: int
+    state: int
     weights: Most
 
     def receiving(self, forms: Mapping[str, LinkForm], receivers: Mapping[str, Receiver]) -> dict[Role, Most]:
@@ -100,7 +102,7 @@ class Bounds:
         if "slopes_down" in receivers:
             exact = Most(*receivers["slopes_down"].most(forms["slopes_down"].rows, 1))
         most: dict[Role, Most] = {
-            "slopes": Most(max(4 * self.slopes, exact.bytes), exact.tensors),
+            "slopes": Most(max(4 * self.slopes, self._kept(exact.bytes) * exact.bytes), exact.tensors),
             "losses": Most(4),
             "steps": Most(4 * self.steps),  # a number for each, where a message has them as a tensor
             "caches": Most(8 * len(forms)),
@@ -119,6 +121,10 @@ class Bounds:
                 )
         return most
 
+    def _kept(self, row: int) -> int:
+        """Of how many steps exact gradients may come at once, each of so many bytes (docs/protocol.md)."""
+        return max(min((self.state - 1) // row, max(1 << 20, self.state // 4) // self.exact), 1) if row else 0
+
 
 def bounds_of(replica: Replica, head: Mapping[str, Array], *, directions: int, rows: int, steps: int) -> Bounds:
     """The bounds of a run with batches of so many rows and with so many steps of P `directions`.
@@ -126,10 +132,12 @@ def bounds_of(replica: Replica, head: Mapping[str, Array], *, directions: int, r
     `head`: the trained tensors of the device's head, in the U-shape.
     """
     own = [list(head.values()), list(replica.exact_state().values())]
+    sizes = [sum(array.nbytes for array in arrays) for arrays in own]
     return Bounds(
         rows=rows,
         steps=steps,
         slopes=steps * directions * len(replica.groups),
         exact=replica.width(0),
-        weights=Most(max(sum(a.nbytes for a in arrays) for arrays in own), tensors=max(len(arrays) for arrays in own)),
+        state=sizes[1],
+        weights=Most(max(sizes), tensors=max(len(arrays) for arrays in own)),
     )

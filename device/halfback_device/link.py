@@ -12,7 +12,7 @@ from typing import Any, final
 import numpy as np
 
 from halfback_device.codecs import Chosen, make_receiver, make_sender
-from halfback_device.codecs.protocol import Receiver, Samples, Sender, State, finite
+from halfback_device.codecs.protocol import Parts, Receiver, Samples, Sender, State, finite
 from halfback_device.codecs.temporal import TemporalReceiver, TemporalSender, check_unique
 from halfback_device.errors import Diverged, PackageError, PeerError
 from halfback_device.forms import Bounds, HiddenForm, LinkForm, VectorForm
@@ -145,7 +145,7 @@ class End:
                 raise PeerError(f"{kind.__name__}.{name}", came, f"{allowed} is allowed on this link")
             if receiver is not None:
                 try:
-                    matrix = receiver.decode(values[name].parts, self._samples(values, link))
+                    matrix = receiver.decode(values[name].parts, self._samples(values, link, values[name].parts))
                 except PeerError as error:
                     raise error.within(f"{kind.__name__}.{name}") from None
                 values[name] = self._forms[link].tensor(matrix)
@@ -164,11 +164,15 @@ class End:
                 raise error.within(f"{kind.__name__}.sample_ids") from None
         self._batch = _Batch(samples, None if lengths is None else tuple(lengths.tolist()))
 
-    def _samples(self, values: Mapping[str, Any], link: str) -> Samples:
-        """Those of the step, without ids where the message is one of several of them; a vector is one by itself."""
+    def _samples(self, values: Mapping[str, Any], link: str, parts: Parts = ()) -> Samples:
+        """Those of the step, without ids where the message is one of several of them.
+
+        A vector is one by itself; so are as many of them as these `parts` have rows for.
+        """
         form = self._forms[link]
         if not isinstance(form, HiddenForm):
-            return Samples((0,), (form.rows,))
+            rows = parts[0].shape[0] if parts and parts[0].ndim else 0
+            return Samples((0,), (max(rows // form.rows, 1) * form.rows,))
         if self._batch is None:
             raise PeerError("sample ids", "none were said in this round yet, they are needed to decode")
         repeated = "sample_ids" in values and values["sample_ids"] is None

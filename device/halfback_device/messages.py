@@ -147,7 +147,10 @@ class Turns:
 
 @dataclass(frozen=True)
 class Exact:
-    """Behind `Slopes`, both ways: gradients of the exact parameters, (d,) float32, in the order of their names."""
+    """Gradients of the exact parameters, (d,) float32, in the order of their names.
+
+    Behind `Slopes`, both ways; down also behind `History`, those of its rows one behind the other, (rows · d,).
+    """
 
     values: Array = _role("slopes", coded=True)
 
@@ -207,7 +210,13 @@ PAIRS: tuple[tuple[type[Part], type[Part]], ...] = (
     (History, Turns),
 )
 # What a message is made of, one kind or two. The number on the wire is the place in this tuple: append, never reorder.
-CODES: tuple[tuple[type[Part], ...], ...] = (*((kind,) for kind in _ALONE), *PAIRS, (Turns,), (Slopes, Exact))
+CODES: tuple[tuple[type[Part], ...], ...] = (
+    *((kind,) for kind in _ALONE),
+    *PAIRS,
+    (Turns,),
+    (Slopes, Exact),
+    (History, Exact),
+)
 KINDS: tuple[type[Part], ...] = (*_ALONE, Turns, Exact)
 
 

@@ -222,7 +222,10 @@ def join(theta: Replica, directions: int) -> Conversation:
         Diverged: a slope is not finite.
     """
     reply = yield Join(theta.position)
-    if theta.exact:
+    if theta.exact and isinstance(reply, Both) and isinstance(reply.second, Exact):
+        said, exact = received_both(reply, History, Exact)
+        _take_exact(theta, said, exact, directions)
+    elif theta.exact:
         said, state = received_both(reply, History, Weights)
         _take_state(theta, said, state, directions)
     elif isinstance(reply, Both):
@@ -242,6 +245,14 @@ def take_agreed(theta: Replica, reply: Message, directions: int) -> None:
         check_array("Exact.values", exact.values, (theta.width(0),))
         row = np.concatenate([row, exact.values])
     _replay(theta, "Slopes", agreed.step, row[None], directions)
+
+
+def _take_exact(theta: Replica, said: History, exact: Exact, directions: int) -> None:
+    rows = said.slopes
+    _check_rows(theta, "History", said.first, rows, directions * len(theta.groups))
+    check_array("Exact.values", exact.values, (len(rows) * theta.width(0),))
+    whole = np.concatenate([rows, exact.values.reshape(len(rows), theta.width(0))], axis=1)
+    _replay(theta, "History", said.first, whole, directions)
 
 
 def _take_state(theta: Replica, said: History, state: Weights, directions: int) -> None:

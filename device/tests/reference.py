@@ -71,12 +71,14 @@ def links(codecs: dict[str, list[Any]], carried: dict[str, forms.LinkForm], rows
         else HiddenForm(form.shape, form.has_texts, torch.float32)
         for name, form in carried.items()
     }
+    exact = max([0, *(form.length for form in carried.values() if isinstance(form, forms.VectorForm))])
     bounds = Bounds(
         rows=rows,
         steps=9,
         directions=2,
         slopes={"up": 100, "down": 100},
-        exact=max([0, *(form.length for form in carried.values() if isinstance(form, forms.VectorForm))]),
+        exact=exact,
+        kept=lambda row: (12 * exact - 1) // row if row else 0,
         weights={"up": Most(4096, 9), "down": Most(4096, 9)},
     )
     parsed = {name: parse(chosen, f"codecs.{name}") for name, chosen in codecs.items()}

@@ -36,7 +36,7 @@ from halfback_device.wire import Most, pack, unpack
 TEXTS, IMAGES = HiddenForm((6, 8), True), HiddenForm((3, 2, 4), False)
 LINKS = ("activations_up", "gradient_down", "activations_down", "gradient_up")
 ROWS = 4
-BOUNDS = Bounds(rows=ROWS, steps=9, slopes=100, exact=600, weights=Most(4096, 9))
+BOUNDS = Bounds(rows=ROWS, steps=9, slopes=100, exact=600, state=7200, weights=Most(4096, 9))
 
 
 class Talk:
@@ -283,11 +283,11 @@ def test_bounds_follow_from_what_is_trained() -> None:
     form = RowForm([["a"], ["gone"]], ["b", "c"])
     replica = Replica(theta, UpdateRule("adamw"), Directions(seeds_under(1)), form=form)
     bounds = bounds_of(replica, {"head": np.zeros(7, dtype=np.float32)}, directions=3, rows=4, steps=5)
-    assert (bounds.slopes, bounds.exact) == (5 * 3 * 2, 50)
+    assert (bounds.slopes, bounds.exact, bounds.state) == (5 * 3 * 2, 50, 600)
     assert bounds.weights == Most(3 * 50 * 4, 6)  # the exact parameters and two moments of each
     carried: dict[str, LinkForm] = {"gradient_down": IMAGES, "slopes_down": VectorForm(50)}
     most = bounds.receiving(carried, {})
-    assert most["slopes"] == Most(200)
+    assert most["slopes"] == Most(400)  # those of two steps, which are fewer bytes than the state
     assert most["gradient"] == Most(4 * 4 * 24, shape=(4, 3, 2, 4))
     assert "lengths" not in most
 

@@ -19,8 +19,9 @@ from halfback.zeroth.slopes import inner as their_inner
 from halfback.zeroth.slopes import perturbed as their_perturbed
 from halfback.zeroth.update import UpdateRule as TheirRule
 from halfback_device.directions import PACK_WIDTH, direction, gaussian_table
-from halfback_device.errors import PeerError
-from halfback_device.messages import Array
+from halfback_device.errors import Diverged, PeerError
+from halfback_device.messages import Array, Both, Exact, History, Join, Message
+from halfback_device.party import join
 from halfback_device.replay import Replica, RowForm
 from halfback_device.seeds import Directions, Seeds, seed_for, seeds_under
 from halfback_device.slopes import Cotangent, Probe, default_radius, estimate, inner, perturbed
@@ -99,15 +100,58 @@ def test_two_hundred_steps_of_adamw_and_a_restart_have_the_references_bits() -> 
     assert_same(again, other)
 
 
+SHAPES = {"a": (40,), "b": (5, 5), "c": (7,)}
+
+
 def test_the_state_of_exact_parameters_comes_in_their_place() -> None:
-    shapes = {"a": (40,), "b": (5, 5), "c": (7,)}
-    (mine, other), rule = pair(shapes, {"optimizer": "adamw"}, exact=["b", "c"]), {"optimizer": "adamw"}
-    rows = np.random.default_rng(5).standard_normal((6, 2 + 32), dtype=np.float32)
+    (mine, other), rule = pair(SHAPES, {"optimizer": "adamw"}, exact=["b", "c"]), {"optimizer": "adamw"}
+    rows = _some(6, 2 + 32)
     other.replay(0, given(rows))
-    late, _ = pair(shapes, rule, exact=["b", "c"])
+    late, _ = pair(SHAPES, rule, exact=["b", "c"])
     late.take_state(0, rows[:, :2], [tensor.numpy() for tensor in other.exact_state().values()])
     assert_same(late, other)
     assert list(mine.exact_state()) == list(other.exact_state())
+
+
+def _joined(theta: Replica, answer: Message) -> None:
+    conversation = join(theta, 2)
+    assert next(conversation) == Join(0)
+    with pytest.raises(StopIteration):
+        conversation.send(answer)
+
+
+@pytest.mark.parametrize("missed", [1, 2, 6])
+def test_the_missed_rows_of_exact_parameters_come_behind_their_slopes(missed: int) -> None:
+    (mine, other), rows = pair(SHAPES, {"optimizer": "adamw"}, exact=["b", "c"]), _some(missed, 2 + 32)
+    other.replay(0, given(rows))
+    _joined(mine, Both(History(0, rows[:, :2]), Exact(rows[:, 2:].reshape(-1))))
+    assert_same(mine, other)
+
+
+@pytest.mark.parametrize(
+    ("slopes", "values", "error", "says"),
+    [
+        ((3, 2), (2 * 32,), PeerError, r"Exact.values: float32 \(64,\) came, float32 \(96,\) is allowed"),
+        ((3, 2), (4 * 32,), PeerError, r"Exact.values: float32 \(128,\) came"),
+        ((3, 2), (3, 32), PeerError, r"Exact.values: float32 \(3, 32\) came"),
+        ((0, 2), (32,), PeerError, r"Exact.values: float32 \(32,\) came, float32 \(0,\) is allowed"),
+        ((3, 3), (3 * 32,), PeerError, r"slopes float32 \(3, 3\) came"),
+        ((6,), (3 * 32,), PeerError, r"slopes float32 \(6,\) came"),
+        ((3, 2), (3 * 32,), Diverged, "are not finite"),
+    ],
+)
+def test_what_are_no_missed_rows_moves_nothing(slopes: Any, values: Any, error: Any, says: str) -> None:
+    mine, untouched = pair(SHAPES, {"optimizer": "adamw"}, exact=["b", "c"])
+    of_exact = _some(*values)
+    if error is Diverged:
+        of_exact[-1] = np.inf
+    with pytest.raises(error, match=says):
+        _joined(mine, Both(History(0, _some(*slopes)), Exact(of_exact)))
+    assert_same(mine, untouched)
+
+
+def _some(*shape: int) -> Array:
+    return np.random.default_rng(5).standard_normal(shape, dtype=np.float32)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from halfback_device.codecs.protocol import Samples
 from halfback_device.codecs.temporal import TemporalReceiver, TemporalSender
 from halfback_device.directions import direction, gaussian_table, philox
 from halfback_device.errors import PeerError
+from halfback_device.forms import Bounds, VectorForm
+from halfback_device.link import End
 from halfback_device.replay import Replica, RowForm
 from halfback_device.seeds import Directions, name_number, seed_for, seeds_under
 from halfback_device.stream import read_frame, write_frame
@@ -123,6 +125,15 @@ def test_sign_with_feedback() -> None:
     for step in CODECS["sign_with_feedback"]:
         parts = sender.encode(array(step["matrix"]), Samples((0,), (2,)))
         assert all(map(same, parts, step["parts"]))
+
+
+def test_missed_steps_of_exact_gradients() -> None:
+    case = CODECS["missed"]
+    bounds = Bounds(rows=1, steps=9, slopes=0, exact=case["length"], state=12 * case["length"], weights=Most(0, 0))
+    near = End({"slopes_down": case["chain"]}, {"slopes_down": VectorForm(case["length"])}, bounds)
+    said: Any = near.receive(bytes.fromhex(case["hex"]))
+    rows = said.second.values.reshape(len(case["rows"]), case["length"])
+    assert all(map(same, rows, case["rows"]))
 
 
 @pytest.mark.parametrize("name", TEMPORAL)

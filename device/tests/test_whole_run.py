@@ -10,6 +10,8 @@ from mixed import Kind, adapted, package_folder, run_of, shared_rows, world
 from halfback.data.ink import digits
 from halfback.data.sources import Preparation
 from halfback.testing import small
+from halfback.wire.messages import Both, Exact, History, Weights
+from halfback.wire.packing import unpack
 from halfback_device.data import Rows
 from halfback_device.package import Package
 
@@ -75,6 +77,35 @@ def _agreed(thetas: Any, *, taking_turns: bool = False) -> dict[str, np.ndarray]
     for theta in same:
         assert all(np.array_equal(theta[name], first[name]) for name in theta)
     return first
+
+
+@pytest.mark.parametrize("chain", [[], ["int8"], ["sign"]], ids=["plain", "int8", "sign"])
+def test_who_was_away_takes_the_rows_of_exact_gradients_with_the_same_bits(
+    chain: list[str], base: Path, tiny_bert: Path, sentences: Path, tmp_path: Path
+) -> None:
+    """Two of five clients a step: after each, both have the server's θ, however many steps they had missed."""
+    codecs = {"codecs__slopes_up": chain, "codecs__slopes_down": chain} if chain else {}
+    changes = {"algorithm__exact_blocks": 1, "algorithm__directions": 1, "bottom__optimizer": "adamw", **codecs}
+    config = run_of("ho_sfl", tiny_bert, sentences, clients=5, sampled_clients=2, batch_size=4, **changes)
+    package, kinds = adapted(base, config, tmp_path / "package"), list[Kind](["device", "torch"] * 2 + ["device"])
+    run = world(config, kinds, shared_rows(sentences), tmp_path, lambda client: package)
+    heard: dict[Kind, dict[int, type]] = {"device": {}, "torch": {}}
+    for number in range(20):
+        asked = len(run.carrier.asked)
+        run.run(1, first=number, steps=1)
+        (position, agreed), *others = run.thetas()
+        there = [theta for at, theta in others if at == position]
+        assert len(there) == 2
+        assert all(np.array_equal(theta[name], agreed[name]) for theta in there for name in agreed)
+        for client, question in run.carrier.asked[asked:]:
+            message: Any = unpack(question.body) if question.body and number else None
+            if isinstance(message, Both) and isinstance(message.first, History) and len(message.first.slopes):
+                heard[kinds[client]][len(message.first.slopes)] = type(message.second)
+    most = 2 if not chain else 8  # rows without a codec that are fewer bytes than parameters and two moments
+    for kind in heard:
+        assert {1, 2} <= heard[kind].keys()
+        assert max(heard[kind]) > 2
+        assert all(told is (Exact if missed <= most else Weights) for missed, told in heard[kind].items())
 
 
 def test_each_client_may_have_a_cut_of_its_own(tiny_bert: Path, sentences: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from halfback.errors import UserError
 from halfback.models.cut import install
 from halfback.models.exact import entries, exact_gradient
 from halfback.models.running import Bottom, in_rows
+from halfback.parties.agreed import Agreed
 from halfback.parties.by_weights import take_weights
 from halfback.parties.client_exchange import upload
 from halfback.parties.client_feedback import feedback, feedback_slopes, submit
@@ -32,6 +33,7 @@ from halfback.wire.messages import (
     CutGradient,
     Exact,
     HeadGradient,
+    History,
     Message,
     MiddleActivations,
     Nothing,
@@ -134,6 +136,26 @@ def _join(trial: _Trial, meter: MemoryMeter) -> None:
             replica.take_state(replica.position, rows[:1], state)
         else:
             replica.replay(replica.position, rows[:1], [0])
+    if replica.exact:
+        del state
+        _take_missed(trial, meter, rows)
+
+
+def _take_missed(trial: _Trial, meter: MemoryMeter, slopes: Tensor) -> None:
+    """What a client does with the most rows of exact gradients that it may be sent, in zeros."""
+    links, replica, near = trial.links, trial.side.party.theta.replica, trial.links.near(trial.side.party.id)
+    agreed = Agreed(replica, encode=None if (broadcast := links.broadcast()) is None else broadcast.encode)
+    while len(agreed.recent) == len(agreed.rows) < len(slopes):
+        agreed.append_exact(slopes.new_zeros(slopes.shape[1] + replica.width(0)))
+    if not (count := len(agreed.recent)):
+        return
+    data = links.far(trial.side.party.id).send(Both(History(0, slopes[:count]), agreed.missed_exact(count))).data
+    del agreed
+    with replica.rehearsal(), meter.running():
+        reply: Any = near.receive(data)
+        meter.receive(tensors_of(reply))
+        rows = torch.cat([reply.first.slopes, reply.second.values.view(count, -1)], dim=1)
+        replica.replay(replica.position, rows[:1], [0])
 
 
 def _take_batch(trial: _Trial, meter: MemoryMeter, behind: int) -> None:

@@ -16,9 +16,10 @@ from halfback.engine.server_side import ServerSide
 from halfback.models.adapters import trainable
 from halfback.models.objectives import loss_of
 from halfback.models.running import LocalModel
+from halfback.parties.agreed import Agreed
 from halfback.parties.cohort import Cohort
 from halfback.parties.holdings import Above, Descent, HiddenForm, Local
-from halfback.parties.server import Agreed, Server, Top
+from halfback.parties.server import Server, Top
 
 
 def server_side(

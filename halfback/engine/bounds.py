@@ -5,8 +5,9 @@ client speaks in a round, and what it reports when the round is over.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from halfback.codecs.protocol import Receiver
 from halfback.engine.remote.frames import Done
 from halfback.errors import PeerError
+from halfback.parties.agreed import rows_below_state
 from halfback.parties.holdings import HiddenForm, LinkForm
 from halfback.parties.protocol import Needs
 from halfback.wire.messages import (
@@ -44,6 +46,7 @@ class Bounds:
         directions: P of a step, 0 for a method that has none.
         slopes: values of all slopes in one message, by direction.
         exact: values of the exact gradients of a step.
+        kept: bytes of a step's exact gradients, as they are sent → of how many steps they may go down at once.
         weights: what one message may hold of the model, by direction.
     """
 
@@ -52,6 +55,7 @@ class Bounds:
     directions: int
     slopes: Mapping[Direction, int]
     exact: int
+    kept: Callable[[int], int]
     weights: Mapping[Direction, Most]
 
     def receiving(
@@ -84,11 +88,12 @@ class Bounds:
         return most
 
     def _slopes(self, direction: Direction, forms: Mapping[str, LinkForm], receivers: Mapping[str, Receiver]) -> Most:
-        """Slopes, or exact gradients, whichever are more."""
+        """Slopes, or exact gradients, whichever are more; down these may be those of several steps."""
         exact, link = Most(4 * self.exact), f"slopes_{direction}"
         if link in receivers:
             exact = Most(*receivers[link].most(forms[link].rows, 1))
-        return Most(max(4 * self.slopes[direction], exact.bytes), exact.tensors)
+        steps = max(self.kept(exact.bytes), 1) if direction == "down" else 1
+        return Most(max(4 * self.slopes[direction], steps * exact.bytes), exact.tensors)
 
 
 @final
@@ -165,6 +170,7 @@ def bounds_of(needs: Needs, theta: Replica, head: Mapping[str, Tensor], *, rows:
         directions=needs.directions,
         slopes={"up": allowed.up, "down": allowed.down},
         exact=theta.width(0),
+        kept=partial(rows_below_state, theta),
         weights={"up": _all(*own, head), "down": _all(*own, head, theta.exact_state())},
     )
 

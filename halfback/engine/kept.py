@@ -13,6 +13,7 @@ from halfback.engine.remote.frames import Ancestor
 from halfback.engine.server_side import ServerSide
 from halfback.engine.tensors import moments, trained_above, under
 from halfback.errors import HalfbackError, UserError, first_line, shown
+from halfback.parties.agreed import rows_below_state
 
 # Strict: these go on as they are, so a text that reads as a number, true or 1.0 is none.
 Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
@@ -116,6 +117,7 @@ def check_state(
     free["broadcast."] = side.broadcast is not None
     if "history" in tensors and needs.agreement.keeps_history:
         fixed["history"] = tensors["history"]  # whose form `_check_history` knows
+        fixed |= _recent(side, tensors["history"])
     descents = {"top_optimizer": top.descent}
     made = {} if client is None else {number: client(int(number)).party for number in values["clients"]}
     for number, party in made.items():
@@ -132,6 +134,16 @@ def check_state(
     _check_tensors(tensors, fixed, [beginning for beginning, is_there in free.items() if is_there])
     taken = [values["position"], *(kept["position"] for kept in values["clients"].values())]
     _check_history(tensors.get("history"), taken, len(agreed.groups))
+
+
+def _recent(side: ServerSide, history: Tensor) -> dict[str, Tensor]:
+    """In the form that exact gradients of this history's newest rows must have."""
+    replica, broadcast = side.party.agreed.replica, side.links.broadcast()
+    zeros = torch.zeros(replica.width(0))
+    parts = (zeros,) if broadcast is None else broadcast.encode(zeros)[0].parts
+    steps = history.shape[0] if history.ndim else 0
+    count = min(rows_below_state(replica, sum(part.nbytes for part in parts)), steps)
+    return {f"recent.{place}": part.expand(count, *part.shape) for place, part in enumerate(parts) if count}
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], fixed: Mapping[str, Tensor], free: Iterable[str]) -> None:

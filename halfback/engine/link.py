@@ -13,7 +13,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from halfback.codecs.protocol import Receiver, Samples, Seen, Sender, finite
+from halfback.codecs.protocol import Parts, Receiver, Samples, Seen, Sender, finite
 from halfback.codecs.temporal import TemporalReceiver, TemporalSender, check_unique
 from halfback.engine.tensors import under
 from halfback.errors import Diverged, Peer, PeerError
@@ -161,7 +161,7 @@ class End:
                 raise PeerError(f"{kind.__name__}.{name}", came, f"{allowed} is allowed on this link")
             if receiver is not None:
                 try:
-                    matrix = receiver.decode(values[name].parts, self._samples(values, link))
+                    matrix = receiver.decode(values[name].parts, self._samples(values, link, values[name].parts))
                 except PeerError as error:
                     raise error.within(f"{kind.__name__}.{name}") from None
                 values[name] = self._forms[link].tensor(matrix)
@@ -193,11 +193,11 @@ class End:
             what = "samples" if batch.tokens is None else "tokens"
             raise PeerError(kind.__name__, f"hidden states {tuple(hidden.shape)} came for {rows} {what}")
 
-    def _samples(self, values: Mapping[str, Any], link: str) -> Samples:
-        """Those of the step, without their ids where the message is one of several of them; or a vector alone."""
+    def _samples(self, values: Mapping[str, Any], link: str, parts: Parts = ()) -> Samples:
+        """Those of the step, without their ids where the message is one of several of them; or vectors alone."""
         form = self._forms[link]
         if isinstance(form, VectorForm):
-            return alone(form)
+            return alone(form, parts)
         batch = self._step()
         repeated = "sample_ids" in values and values["sample_ids"] is None
         rows = batch.tokens or (form.rows,) * len(batch.ids)
@@ -250,9 +250,10 @@ class End:
             end.load_state(under(f"{name}.", tensors), values[name])
 
 
-def alone(form: VectorForm) -> Samples:
-    """A vector as what codecs call a sample: the same one in every step."""
-    return Samples((0,), (form.rows,))
+def alone(form: VectorForm, parts: Parts = ()) -> Samples:
+    """A vector as what codecs call a sample: the same one in every step; or as many as these `parts` have rows for."""
+    rows = parts[0].shape[0] if parts and parts[0].ndim else 0
+    return Samples((0,), (max(rows // form.rows, 1) * form.rows,))
 
 
 @contextmanager

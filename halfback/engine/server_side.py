@@ -177,7 +177,8 @@ class ServerSide:
         weights = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         remembered += [] if self.broadcast is None else self.broadcast.tensors()
         lasting = self.party.lasting().values()
-        return [*weights, *head, *optimizer, *replayed, *agreed.rows, *remembered, *lasting]
+        recent = [part for parts in agreed.recent for part in parts]
+        return [*weights, *head, *optimizer, *replayed, *agreed.rows, *recent, *remembered, *lasting]
 
     @property
     def bottom(self) -> Bottom:

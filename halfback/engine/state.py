@@ -36,6 +36,8 @@ def state_of_server(side: ServerSide) -> State:
         tensors |= optimizer_tensors("top_optimizer", top.descent.optimizer)
     if agreed.rows:
         tensors["history"] = torch.stack(agreed.rows)
+    for place, parts in enumerate(zip(*agreed.recent, strict=True)):
+        tensors[f"recent.{place}"] = torch.stack(parts)
     tensors |= {f"lasting.{name}": tensor for name, tensor in server.lasting().items()}
     steered: dict[str, Any] = {}
     if side.controller is not None:
@@ -106,6 +108,9 @@ def load_server(
         load_optimizer_tensors("top_optimizer", top.descent.optimizer, tensors)
     agreed.rows = list(tensors["history"].to(device)) if "history" in tensors else []
     agreed.settled = len(agreed.rows)
+    recent = under("recent.", tensors)
+    by_row = zip(*(recent[str(place)].to(device) for place in range(len(recent))), strict=True)
+    agreed.recent = [tuple(part.clone() for part in parts) for parts in by_row]
     if side.controller is not None:
         side.controller.load_state_dict(under("controller.", tensors), values["controller"])
         check_thresholds(side.controller.thresholds())

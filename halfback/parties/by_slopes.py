@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from halfback.errors import Diverged, PeerError
+from halfback.parties.agreed import Agreed
 from halfback.parties.agreement import Allowed, GroupsOf, unexpected
 from halfback.parties.checks import all_finite, check_exact, check_slopes, check_tensors
 from halfback.parties.client import Client
@@ -103,7 +104,10 @@ def catch_up(client: Client, reply: Any, directions: int, kind: type[History] | 
         Diverged: a slope is not finite.
     """
     if client.theta.replica.exact:
-        _take_state(client, *received_both(reply, History, Weights), directions)
+        if isinstance(reply, Both) and isinstance(reply.second, Exact):
+            _take_exact(client, *received_both(reply, History, Exact), directions)
+        else:
+            _take_state(client, *received_both(reply, History, Weights), directions)
     elif isinstance(reply, Both) and client.theta.replica.own_pace:
         said, turns = received_both(reply, History, Turns)
         _replay(client, "History", said.first, said.slopes, directions, _steps(turns, len(said.slopes)))
@@ -132,6 +136,14 @@ def take_agreed(client: Client, reply: Any, directions: int, *, steps: int = 1) 
         check_exact("server", exact, replica.width(0), agreed.step)
         values = torch.cat([values, exact.values])
     _replay(client, "Slopes", agreed.step, values.view(steps, -1), directions)
+
+
+def _take_exact(client: Client, said: History, exact: Exact, directions: int) -> None:
+    rows, replica = said.slopes, client.theta.replica
+    _check_rows(client, "History", said.first, rows, replica.width(directions) - replica.width(0))
+    check_exact("server", exact, len(rows) * replica.width(0), said.first)
+    whole = torch.cat([rows, exact.values.view(len(rows), replica.width(0))], dim=1)
+    _replay(client, "History", said.first, whole, directions)
 
 
 def _take_state(client: Client, said: History, state: Weights, directions: int) -> None:
@@ -190,21 +202,28 @@ def missed_slopes(server: Server, messages: Mapping[int, Join]) -> dict[int, His
 def _missed(server: Server, messages: Mapping[int, Join]) -> dict[int, Message]:
     """The answer to clients that join.
 
-    Where blocks have exact gradients, these are not kept: the state that they led to comes behind the slopes. Where
-    clients took turns, so that rows are not numbered as steps, the steps come.
+    Where blocks have exact gradients, those of the newest rows come behind the slopes, as long as they are fewer bytes
+    than the state that they led to, which comes in their place where more rows were missed; of no rows, none of it
+    comes as a state. Where clients took turns, so that rows are not numbered as steps, the steps come.
     """
     agreed, answers = server.agreed, dict[int, Message]()
     for client, history in missed_slopes(server, messages).items():
         first, count = history.first, len(history.slopes)
         steps = agreed.steps_of(first, count)
         if agreed.replica.exact:
-            state = agreed.replica.exact_state().values() if count else ()
-            answers[client] = Both(history, Weights(tuple(tensor.detach() for tensor in state)))
+            kept = 0 < count <= len(agreed.recent)
+            answers[client] = Both(history, agreed.missed_exact(count) if kept else _state(agreed, count))
         elif steps != list(range(first, first + count)):
             answers[client] = Both(history, Turns(torch.tensor(steps, dtype=torch.int32)))
         else:
             answers[client] = history
     return answers
+
+
+def _state(agreed: Agreed, missed: int) -> Weights:
+    """What exact gradients have made of θ; nothing where no row of them was missed."""
+    state = agreed.replica.exact_state().values() if missed else ()
+    return Weights(tuple(tensor.detach() for tensor in state))
 
 
 def mean_slopes(server: Server, messages: Mapping[int, Slopes | Both], directions: int) -> Tensor:

@@ -136,7 +136,8 @@ class HiddenForm:
 class VectorForm:
     """What both ends know of a vector that belongs to no samples: `length` float32 values.
 
-    Codecs take it in rows of `width` values, the last one filled up with zeros.
+    Codecs take it in rows of `width` values, the last one filled up with zeros. What they make of several such vectors
+    may go one behind the other.
     """
 
     width: ClassVar[int] = 256
@@ -146,7 +147,7 @@ class VectorForm:
 
     @property
     def rows(self) -> int:
-        """Of the matrix that codecs take."""
+        """Of the matrix that codecs take, a vector."""
         return -(-self.length // self.width)
 
     def matrix(self, vector: Tensor) -> Tensor:
@@ -154,8 +155,8 @@ class VectorForm:
         return nn.functional.pad(vector, (0, self.rows * self.width - self.length)).view(self.rows, self.width)
 
     def tensor(self, matrix: Tensor) -> Tensor:
-        """The vector from its matrix."""
-        return matrix.flatten()[: self.length]
+        """The vector from its matrix, or several one behind the other from theirs."""
+        return matrix.reshape(-1, self.rows * self.width)[:, : self.length].flatten()
 
 
 LinkForm = HiddenForm | VectorForm

@@ -37,9 +37,9 @@ def package(
     Raises:
         UserError: the method is none for such a device, or a block has an operator that can't be exported.
     """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"a device package needs {', '.join(missing)}: pip install 'halfback[package]'")
+    needed = ("onnx", "onnxscript", "onnxruntime", "halfback_device")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise UserError(f"a package needs {', '.join(missing)}: pip install 'halfback[package]' halfback-device")
     pretrained = None
     if isinstance(config, str | Path) and (Path(config) / CONFIG).is_file():
         pretrained = Path(config) / PRETRAINED

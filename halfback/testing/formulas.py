@@ -1,6 +1,7 @@
 """Bytes in closed form: what a client sends and receives in one round, from shapes alone."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 HEADER = 4  # magic, version, kind
@@ -31,6 +32,7 @@ class Work:
     exact: int  # values of the exact gradients that come with the slopes of one step
     state: list[Shape]  # of what exact gradients move: a client that missed a step gets it
     weights: list[Shape]
+    codes: Mapping[str, Columns] = field(default_factory=dict)  # by link, of exact gradients that go through codecs
     groups: int = 1  # of θ, where its parameters don't share their slopes
     above: list[Shape] = field(default_factory=list)  # of θ, above the client's own boundary
     second: list[Shape] = field(default_factory=list)
@@ -77,9 +79,19 @@ def activations(hidden: Shape, texts: int | None, *, repeated: bool = False, kep
     return HEADER + tensor(*hidden) + lengths + labels + ids
 
 
-def coded(values: int, columns: Columns) -> int:
-    """Bytes of a field with a vector that went through codecs, in rows of 256 values."""
-    return 1 + 4 + sum(_bare((-(-values // 256), count), item) for count, item in columns)
+def coded(values: int, columns: Columns, vectors: int = 1) -> int:
+    """Bytes of a field with vectors that went through codecs, each in rows of 256 values of its own."""
+    return 1 + 4 + sum(_bare((vectors * -(-values // 256), count), item) for count, item in columns)
+
+
+def kept(state: list[Shape], values: int, columns: Columns | None) -> int:
+    """How many steps of so many exact gradients are fewer bytes than the state, by their values alone.
+
+    And are not more float32 than the state, or than 2^20.
+    """
+    row = -(-values // 256) * sum(count * item for count, item in columns) if columns else 4 * values
+    moved = sum(math.prod(shape) for shape in state)
+    return min(-(-4 * moved // row) - 1, max(moved, 1 << 20) // values)
 
 
 def reused(samples: int, rows: int, columns: Columns) -> int:
@@ -97,7 +109,20 @@ def greeting(links: int) -> tuple[int, int]:
 def _history(work: Work) -> int:
     slopes = HEADER + INTEGER + tensor(work.missed, work.directions if work.ever else 0)
     slopes += tensor(work.missed) if work.turns else 0
-    return slopes + (tensors(work.state if work.missed else []) if work.state else 0)
+    return slopes + (_missed_exact(work) if work.state else 0)
+
+
+def _missed_exact(work: Work) -> int:
+    """The exact gradients of the missed steps, or where they are more than that, the state."""
+    if 0 < work.missed <= kept(work.state, work.exact, work.codes.get("slopes_down")):
+        return _exact(work, "slopes_down", work.missed)
+    return tensors(work.state if work.missed else [])
+
+
+def _exact(work: Work, link: str, steps: int = 1) -> int:
+    """Of so many steps."""
+    columns = work.codes.get(link)
+    return tensor(steps * work.exact) if columns is None else coded(work.exact, columns, steps)
 
 
 def _uploads(work: Work) -> int:
@@ -114,9 +139,9 @@ def _probes(work: Work) -> int:
 
 def ho_sfl(work: Work) -> tuple[int, int]:
     """Activations and a client's slopes up; the missed steps, cut gradients and a row of slopes down."""
-    exact = tensor(work.exact) if work.exact else 0
-    agreed = len(work.batches) * (slopes(work.directions) + exact)
-    return JOIN + _uploads(work) + agreed, _history(work) + _cut_gradients(work) + agreed
+    agreed = [slopes(work.directions) + (_exact(work, f"slopes_{way}") if work.exact else 0) for way in ("up", "down")]
+    up, down = (len(work.batches) * each for each in agreed)
+    return JOIN + _uploads(work) + up, _history(work) + _cut_gradients(work) + down
 
 
 def ho_sfl_pipelined(work: Work) -> tuple[int, int]:

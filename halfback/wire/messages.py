@@ -105,8 +105,11 @@ class Slopes:
 class Exact:
     """Behind `Slopes`, where blocks have exact gradients. Up: one client's; down: what the cohort has agreed on.
 
+    Behind `History`, down: the agreed ones of its rows.
+
     Attributes:
-        values: the gradients one behind the other, in the order of their parameters in θ, (d,) float32.
+        values: the gradients one behind the other, in the order of their parameters in θ, (d,) float32; those of
+            several rows one behind the other, (rows · d,).
     """
 
     values: Tensor = _role("slopes", coded=True)
@@ -219,9 +222,9 @@ class Both:
 
     Where steps are pipelined: up a client's `Slopes` of a step and its `Activations` of the next one, down the agreed
     `Slopes` of a step and the `CutGradient` of the next one. Where blocks have exact gradients: both ways `Slopes` and
-    `Exact`; down also `History`, and as `Weights` what these gradients have made of θ: the parameters of these blocks
-    and then their moments, each in the order of their names, none where no step was missed. Down, where clients take
-    turns: `History` and `Turns`.
+    `Exact`; down also `History` and the `Exact` of its rows, or where that is more, as `Weights`, what these gradients
+    have made of θ: the parameters of these blocks and then their moments, each in the order of their names, none where
+    no step was missed. Down, where clients take turns: `History` and `Turns`.
 
     Attributes:
         first: the one message.
@@ -282,6 +285,7 @@ PAIRS: tuple[tuple[type[Part], type[Part]], ...] = (
     (History, Weights),
     (History, Turns),
     (Slopes, Exact),
+    (History, Exact),
 )
 # What a message is made of, one kind or two. The number on the wire is the place in this tuple: append, never reorder.
 CODES: tuple[tuple[type[Part], ...], ...] = (*((kind,) for kind in _ALONE), *PAIRS[:4], (Turns,), *PAIRS[4:])

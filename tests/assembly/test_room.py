@@ -115,6 +115,22 @@ def test_a_budget_is_kept_in_every_round(wide_bert: Path, algorithm: str, change
         assert max(_peaks(run, 2)) <= budget * 1e6
 
 
+def test_a_budget_is_kept_by_who_takes_many_missed_rows_of_exact_gradients(wide_bert: Path) -> None:
+    """Of 2^20 values at most; in a simulation θ has taken them already, so here nothing is replayed."""
+    signs = EXACT | {"bottom__train": "full", "bottom__optimizer": "adamw"}
+    few = {"clients": 2, "sampled_clients": 1, "batch_size": 2, "steps": 12, "steps_per_round": 1}
+    config = _config(wide_bert, client__memory=0.01, **signs, **few)
+    budget = _least(config)
+    run = small.built(_config(wide_bert, client__memory=budget, **signs, **few))
+    run.clients.settle()
+    small.run(run.federation, 1, steps=9)
+    late = next(number for number in (0, 1) if number not in run.federation.server.cohort(0))
+    number = next(number for number in range(1, 99) if run.federation.server.cohort(number) == [late])
+    run.federation.server.meters.client_peak_bytes = 0
+    small.run(run.federation, 1, first=number, measure=True)
+    assert 0.7 * budget * 1e6 <= run.federation.server.meters.client_peak_bytes <= budget * 1e6
+
+
 def test_more_memory_is_more_rows_and_enough_is_all(wide_bert: Path) -> None:
     least = _least(_config(wide_bert, client__memory=0.01))
     rows = [small.alone(_config(wide_bert, client__memory=least * more), 0).rows_at_once or 0 for more in (1, 1.3, 9)]

@@ -76,7 +76,13 @@ def link(codecs: dict[str, list[Any]], form: HiddenForm = TEXTS) -> Link:
     forms = dict.fromkeys(("activations_up", "gradient_down", "activations_down", "gradient_up"), form)
     parsed = {name: parse(chosen, f"codecs.{name}") for name, chosen in codecs.items()}
     bounds = Bounds(
-        rows=4, steps=1, directions=1, slopes={"up": 1, "down": 1}, exact=0, weights={"up": Most(64), "down": Most(64)}
+        rows=4,
+        steps=1,
+        directions=1,
+        slopes={"up": 1, "down": 1},
+        exact=0,
+        kept=lambda row: 0,
+        weights={"up": Most(64), "down": Most(64)},
     )
     links = Links(parsed, {None: forms}, bounds, LONGEST, torch.device("cpu"), None)
     links.check()

@@ -82,5 +82,10 @@ MESSAGES: dict[str, Message] = {
         Slopes(7, torch.zeros(0)),
         Exact(Encoded((_values(2, 1).to(torch.int8).view(torch.uint8), _values(2, 1)))),  # type: ignore[arg-type]
     ),
+    "history-and-exact": Both(History(7, torch.zeros(2, 1)), Exact(_values(2))),
+    "history-and-exact-encoded": Both(
+        History(7, torch.zeros(2, 0)),
+        Exact(Encoded((_values(2, 1).to(torch.int8).view(torch.uint8), _values(2, 1)))),  # type: ignore[arg-type]
+    ),
     "head-gradient": HeadGradient(_values(5, 4), torch.tensor([0.693]), (_values(2, 4), torch.tensor(0.5))),
 }
