@@ -109,11 +109,11 @@ class Bottom:
     def exact(self, noted: Noted, gradient: Floats, weight: Weight) -> dict[str, Floats]:
         """The gradient of ⟨λ, z⟩ by the parameters of θ in the noted blocks, each by its name; `noted` is used up.
 
-        `gradient` is λ, in the shape of the activations. One block and one sample are in memory at a time.
+        `gradient` is λ, in the shape of the activations. One block is in memory at a time, and of a batch one image,
+        or so many neighbouring texts as have together no more tokens than the longest may have.
         """
         found, layout = dict[str, Floats](), noted.layout
-        parts = parts_of([1] * len(gradient) if layout is None else layout.lengths)
-        spots = [(row, slice(None)) for row in range(len(gradient))] if layout is None else layout.spots()
+        shares = _neighbours(layout, self._model["longest"]) if layout is not None else _images(len(gradient))
         for block in reversed(self._blocks[len(self._blocks) - len(noted.entered) :]):
             entered, piece = noted.entered.pop(), self._backward[block["kind"]]
             if piece is None:
@@ -123,7 +123,7 @@ class Bottom:
             others = _of_block(noted.others, block)
             sums = list[Floats]()
             before = np.empty((len(gradient), *entered.shape[1 if layout is None else 2 :]), np.float32)
-            for part, (row, places) in zip(parts, spots, strict=True):
+            for part, row, places in shares:
                 own = {name: _own(value, row, places) for name, value in others.items()}
                 own["hidden"] = np.ascontiguousarray(entered[row : row + 1, places])
                 own["gradient"] = gradient[part] if layout is None else gradient[part][None]
@@ -185,6 +185,28 @@ class Bottom:
                     values[f"s{place}"] = scale
             values[f"w{place}"] = held
         return values
+
+
+def _images(count: int) -> list[tuple[slice, int, slice]]:
+    """Each image of a batch: where it is in the gradient, its row, and all of its places."""
+    return [(slice(row, row + 1), row, slice(None)) for row in range(count)]
+
+
+def _neighbours(layout: Layout, most: int) -> list[tuple[slice, int, slice]]:
+    """Texts one behind the other in a row, `most` tokens of them or one text: their tokens, row and places.
+
+    A short text alone is a small product, which costs more than its share of a larger one.
+    """
+    found = list[tuple[slice, int, slice]]()
+    for part, (row, places) in zip(parts_of(layout.lengths), layout.spots(), strict=True):
+        if found:
+            before, last, taken = found[-1]
+            joined = (before.stop, last, taken.stop) == (part.start, row, places.start)
+            if joined and places.stop - taken.start <= most:
+                found[-1] = (slice(before.start, part.stop), row, slice(taken.start, places.stop))
+                continue
+        found.append((part, row, places))
+    return found
 
 
 def _of_block(others: Mapping[str, Array], block: Mapping[str, Any]) -> dict[str, Array]:

@@ -50,7 +50,7 @@ def _assert_alike(own: Packed, inputs: dict[str, Tensor]) -> None:
     assert off([slopes[name] for name in own.parts.exact], list(gradients)) < ALLOWED
 
 
-@pytest.mark.parametrize("lengths", [(7, 10, 11), (1,), (3, 3), (1, 1, 1, 30)])
+@pytest.mark.parametrize("lengths", [(7, 10, 11), (1,), (3, 3), (1, 1, 1, 30), (20, 11, 2, 19, 13)])
 def test_texts_of_many_lengths(bert: Packed, lengths: tuple[int, ...]) -> None:
     _assert_alike(bert, inputs_of("bert", lengths))
 
