@@ -147,9 +147,9 @@ def _check_order(manifest: Mapping[str, Any], order: Prepare, *, shared: bool) -
             )
     if list(order.label_names) != list(manifest["task"]["label_names"]):
         raise PackageError("the classes of this run are not the package's; package this recipe anew")
-    cuts, own = at(order.config, "model.cut"), manifest.get("client")
-    if isinstance(cuts, list) and (type(own) is not int or order.client % len(cuts) != own % len(cuts)):
-        raise PackageError(f"the package is for client {own!r:.20} of model.cut={cuts!r:.60}, not for {order.client}")
+    cuts, own = at(order.config, "model.cut"), manifest["model"]["cut"]
+    if isinstance(cuts, list) and cuts[order.client % len(cuts)] != own:
+        raise PackageError(f"the package has {own} blocks, and client {order.client} of model.cut={cuts!r:.60} others")
     if order.weights != manifest["weights"]["digest"]:
         raise PackageError("the weights that this run begins with are not the package's; package them anew")
 
@@ -209,7 +209,7 @@ class _Client:
         if self._label[1] > way.get(self._label[0], -1):
             self._go_back(way)
         self._told = (party.passes, self._session.seconds, self._session.wire_seconds)
-        party.feed.cursor, party.losses = order.cursor, []
+        party.feed.cursor = order.cursor
         self._label = (order.lineage, order.round + 1)
         self._talk = self._session.converse(Round(order.round, order.steps, order.first), measure=order.measure)
         self._turn = (order.lineage, order.round, -1)
@@ -251,7 +251,7 @@ class _Client:
             wire_seconds=session.wire_seconds - told[2],
             peak_bytes=session.peak_bytes,
             inference_peak_bytes=session.inference_peak_bytes,
-            losses=tuple(session.party.take_losses()),
+            losses=(),  # the server has them: of no method that a device takes part in is it the device that does
         )
 
 
