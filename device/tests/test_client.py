@@ -214,6 +214,7 @@ def test_what_is_wrong_with_a_row_stays_on_the_device(
         (_set("config.algorithm", {"name": "ho_sfl", "exact_blocks": 0}), "exact_blocks=0"),
         (_set("weights", {}), "weights.format"),
         (_set("groups", 3), "groups"),
+        (lambda manifest: manifest["files"].pop("tokenizer.json"), "tokenizer.json"),
     ],
 )
 def test_a_package_that_a_device_can_t_work_with_is_one_line(
@@ -224,6 +225,30 @@ def test_a_package_that_a_device_can_t_work_with_is_one_line(
     package, told = Package(recorded.package.folder, manifest, recorded.package.weights), recorded.prepare
     told["config"] = manifest["config"] if isinstance(manifest["config"], dict) else told["config"]
     assert said in refusal(recorded.device(tmp_path, package=package).reply(json.dumps(told))).error
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("normalizer", {"type": "Precompiled", "precompiled_charsmap": "/////////w=="}),
+        _set("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}),
+        _set("pre_tokenizer", {"type": "FixedLength", "length": 0}),
+        _set("post_processor.single", [{"Sequence": {"id": "B", "type_id": 0}}]),
+        _set("model", {"type": "Unigram", "unk_id": None, "vocab": []}),
+    ],
+)
+def test_a_tokenizer_that_fails_or_panics_is_one_line(
+    recorded: Recorded, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """The library's panics are no exceptions of Python's: they would end the worker, again and again."""
+    folder = shutil.copytree(recorded.package.folder, tmp_path / "package")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    change(tokenizer)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    package = Package(folder, recorded.package.manifest, recorded.package.weights)
+    told = refusal(recorded.device(tmp_path, package=package).reply(*recorded.asked[0]))
+    assert told.why == "user"
+    assert "tokenizer" in told.error
 
 
 @pytest.fixture
