@@ -17,6 +17,7 @@ from halfback.engine.remote.frames import Refused, read_reply
 from halfback_device.client import Device
 from halfback_device.data import Rows
 from halfback_device.package import MANIFEST, Package
+from halfback_device.plan import plan_of
 
 pytestmark = pytest.mark.xdist_group("device package")  # it takes a while to be made: once is enough
 
@@ -225,6 +226,14 @@ def test_a_package_that_a_device_can_t_work_with_is_one_line(
     package, told = Package(recorded.package.folder, manifest, recorded.package.weights), recorded.prepare
     told["config"] = manifest["config"] if isinstance(manifest["config"], dict) else told["config"]
     assert said in refusal(recorded.device(tmp_path, package=package).reply(json.dumps(told))).error
+
+
+def test_blocks_below_the_first_that_is_trained_are_not_gone_back_through(recorded: Recorded) -> None:
+    """LoRA may be in some blocks alone, whatever `exact_blocks` says; a package has no graphs for those below."""
+    manifest = json.loads((recorded.folder / "package" / MANIFEST).read_text())
+    assert plan_of(manifest).exact_blocks == 1
+    manifest["config"]["algorithm"]["exact_blocks"] = "all"
+    assert plan_of(manifest).exact_blocks == 1
 
 
 @pytest.mark.parametrize(
