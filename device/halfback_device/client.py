@@ -5,10 +5,11 @@ this process is new, the newest state on disk that lies on the server's way is p
 anew and catches up from the history, bit for bit.
 """
 
+import fcntl
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import IO, Any, final
 
 from halfback_device import state
 from halfback_device.batches import Split
@@ -125,7 +126,26 @@ class Device:
             own.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DeviceError(f"folder {own} can't be made: {error.strerror}") from None
-        return _Client(Session(self._package, plan, split, order.client, own / "caches"), own / "states")
+        lock = _alone(own)
+        return _Client(Session(self._package, plan, split, order.client, own / "caches"), own / "states", lock)
+
+
+def _alone(folder: Path) -> IO[bytes]:
+    """Takes a folder for this process, which a killed one that has not ended yet may still write to.
+
+    The system gives it back when the file is closed, or the process is gone.
+
+    Raises:
+        DeviceError: another process has it.
+    """
+    try:
+        lock = (folder / "lock").open("wb")
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise DeviceError(
+            f"folder {folder}: another process works in it, or it can't be locked: {error.strerror}"
+        ) from None
+    return lock
 
 
 def _check_order(manifest: Mapping[str, Any], order: Prepare, *, shared: bool) -> None:
@@ -166,9 +186,9 @@ def _difference(setting: str, come: Any, own: Any) -> tuple[str, Any, Any]:
 class _Client:
     """One client of one run, which replies to questions."""
 
-    def __init__(self, session: Session, folder: Path) -> None:
-        """`folder`: where this run's states are kept, the last two."""
-        self._session = session
+    def __init__(self, session: Session, folder: Path, lock: IO[bytes]) -> None:
+        """`folder`: where this run's states are kept, the last two; `lock`: held as long as this is there."""
+        self._session, self._lock = session, lock
         self._folder = folder
         self._label = ("", 1)  # of what is in memory: lineage and rounds; a new process looks for a state on disk first
         self._talk: Talk | None = None

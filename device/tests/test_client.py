@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,11 +151,11 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_set("config.bottom.lr", 0.5), "bottom="),
+        (_set("config.bottom.lr", 0.5), "bottom.lr=0.5"),
         (_set("config.seed", 6), "seed=6"),
-        (_set("config.algorithm.name", "split_lora"), "algorithm="),
+        (_set("config.algorithm.name", "split_lora"), "algorithm.name="),
         (_set("config.task.max_length", 12), "task.max_length=12"),
-        (_set("config.partition.alpha", 0.1), "partition="),
+        (_set("config.partition.alpha", 0.1), "partition.alpha=0.1"),
         (_set("config", {}), "Prepare.client"),
         (_set("client", 3), "Prepare.client"),
         (_set("label_names", ["positive", "negative"]), "classes"),
@@ -258,6 +260,20 @@ def test_a_tokenizer_that_fails_or_panics_is_one_line(
     told = refusal(recorded.device(tmp_path, package=package).reply(*recorded.asked[0]))
     assert told.why == "user"
     assert "tokenizer" in told.error
+
+
+def test_two_processes_do_not_work_in_one_folder(recorded: Recorded, tmp_path: Path) -> None:
+    """Each would empty the other's caches and remove its states."""
+    path = tmp_path / recorded.prepare["run"] / "client-0" / "lock"
+    path.parent.mkdir(parents=True)
+    holds = "import fcntl, sys; f = open(sys.argv[1], 'wb'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    device = recorded.device(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", holds, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert "another process works in it" in refusal(device.reply(*recorded.asked[0])).error
+        other.communicate(b"\n")
+    assert read_reply(device.reply(*recorded.asked[0])[0]).kind == "ready"
 
 
 @pytest.fixture
