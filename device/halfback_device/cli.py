@@ -10,7 +10,7 @@ from pathlib import Path
 
 from halfback_device.batches import Feed
 from halfback_device.data import Rows, own_split
-from halfback_device.errors import DeviceError
+from halfback_device.errors import DeviceError, PackageError
 from halfback_device.package import Package
 from halfback_device.plan import plan_of
 from halfback_device.runtime import Bottom
@@ -103,7 +103,12 @@ def infer(folder: Path, rows: Rows, *, client: int, batches: int) -> None:
     theta, ready, seconds = package.theta(), time.perf_counter() - begun, []
     for _ in range(batches):
         batch, at = feed.next(), time.perf_counter()
-        bottom.forward(batch.inputs, theta.__getitem__)
+        try:
+            bottom.forward(batch.inputs, theta.__getitem__)
+        except DeviceError:
+            raise
+        except Exception as error:  # of the runtime, whose errors are of many kinds
+            raise PackageError(f"the package's graphs can't be run: {type(error).__name__}: {error!s:.200}") from None
         seconds.append(time.perf_counter() - at)
     middle = sorted(seconds)[len(seconds) // 2] if seconds else 0.0
     told = {"batches": batches, "rows": len(feed), "ready_seconds": ready, "batch_seconds": middle}

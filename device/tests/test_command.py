@@ -36,6 +36,16 @@ def own(base: Path, tiny_bert: Path, sentences: Path, tmp_path_factory: pytest.T
     return folder
 
 
+def test_inference_on_a_graph_that_can_not_be_run_is_one_line(own: Path, sentences: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(own, tmp_path / "package")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["graphs"]["embed"]["weights"].pop()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    done = ran("infer", str(folder), "--data", str(sentences), "--text", "text", "--label", "label")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "can't be run" in done.stderr
+
+
 def test_a_package_is_checked_and_runs(own: Path) -> None:
     told = json.loads(ran("check", str(own)).stdout)
     assert (told["method"], told["blocks"], told["activations"]) == ("ho_sfl", 2, [2, 16])
