@@ -301,10 +301,17 @@ def test_a_device_goes_on_from_its_disk(recorded: Recorded, left: tuple[Path, st
     assert client._session.party.theta.position == 6  # and Join says so
 
 
-def _values(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+def _values(change: Callable[[dict[str, Any]], None], *, summed: bool = True) -> Callable[[Path], None]:
+    """`summed`: the checksum is right again, as in a state that was made up."""
+
     def damage(state: Path) -> None:
+        from halfback_device.state import _sum
+
         values = json.loads((state / "values.json").read_text())
         change(values)
+        if summed:
+            del values["sum"]
+            values["sum"] = _sum((state / "arrays.safetensors").read_bytes(), values)
         (state / "values.json").write_text(json.dumps(values))
 
     return damage
@@ -312,12 +319,10 @@ def _values(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
 
 def _arrays(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     def damage(state: Path) -> None:
-        from halfback_device.state import _sum
-
         arrays: dict[str, Any] = load_file(state / "arrays.safetensors")
         change(arrays)
         save_file(arrays, state / "arrays.safetensors")
-        _values(_set("sum", _sum((state / "arrays.safetensors").read_bytes())))(state)
+        _values(lambda values: None)(state)
 
     return damage
 
@@ -339,6 +344,7 @@ def _first(change: Callable[[np.ndarray], np.ndarray], start: str = "theta.") ->
         (lambda state: (state / "values.json").unlink(), "can't be read"),
         (lambda state: (state / "arrays.safetensors").write_bytes(b"x" * 100), "damaged"),
         (lambda state: (state / "arrays.safetensors").unlink(), "no file"),
+        (_values(_set("position", 4), summed=False), "damaged"),
         (_values(_set("position", 1.5)), "position"),
         (_values(_set("position", -1)), "out of range"),
         (_values(_set("more", 1)), "nothing else"),
