@@ -3,20 +3,19 @@
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from halfback_device.batches import Feed
 from halfback_device.data import Rows, own_split
-from halfback_device.errors import DeviceError
+from halfback_device.errors import DeviceError, PackageError
 from halfback_device.package import Package
 from halfback_device.plan import plan_of
 from halfback_device.runtime import Bottom
 from halfback_device.seeds import seed_for
-from halfback_device.session import peak_bytes
+from halfback_device.session import peak_bytes, rehearsed
 from halfback_device.worker import serve
 
 
@@ -41,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="halfback-device", description="A client of halfback with an inference runtime and nothing else."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("check", help="verify a package, load its graphs and run them once")
+    one = commands.add_parser("check", help="verify a package, and do with it what a run begins with")
     one.add_argument("package", type=Path, help="folder that `halfback package` made")
     one = commands.add_parser("worker", help="reply to the questions on a socket; a site's process starts this")
     one.add_argument("arguments", help="JSON: descriptor, package, folder, rows, keep_labels")
@@ -63,29 +62,25 @@ def _rows(chosen: argparse.Namespace) -> Rows:
 
 
 def check(folder: Path) -> None:
-    """Opens a package, whose digests are then right, loads its graphs, and runs its bottom once.
+    """Opens a package, whose digests are then right, and does with it what a run begins with.
 
     Raises:
         DeviceError: what is wrong with it, or what this device can't do of it.
     """
     package = Package.open(folder)
     manifest = package.manifest
-    plan, bottom, theta = plan_of(manifest), Bottom(package), package.theta()
-    if manifest["model"]["kind"] == "image":
-        form = manifest["task"]["images"]
-        inputs = {"pixel_values": np.zeros((1, form["channels"], *form["size"]), dtype=np.float32)}
-    else:
-        inputs = {"input_ids": np.zeros(2, dtype=np.int64), "lengths": np.array([2], dtype=np.int64)}
-    hidden = bottom.forward(inputs, theta.__getitem__)
+    plan = plan_of(manifest)
+    with tempfile.TemporaryDirectory() as scratch:
+        shape = rehearsed(package, Path(scratch) / "caches")
     size = sum(entry["bytes"] for entry in manifest["files"].values())
-    trained = sum(values.size for values in theta.values())
+    trained = sum(values.size for values in package.theta().values())
     told = {
         "method": plan.method,
         "blocks": manifest["model"]["cut"],
         "trained": trained,
         "weights": manifest["weights"]["format"],
         "package_bytes": size,
-        "activations": list(hidden.shape),
+        "activations": list(shape),
         "peak_bytes": peak_bytes(),
     }
     print(json.dumps(told))
@@ -108,7 +103,12 @@ def infer(folder: Path, rows: Rows, *, client: int, batches: int) -> None:
     theta, ready, seconds = package.theta(), time.perf_counter() - begun, []
     for _ in range(batches):
         batch, at = feed.next(), time.perf_counter()
-        bottom.forward(batch.inputs, theta.__getitem__)
+        try:
+            bottom.forward(batch.inputs, theta.__getitem__)
+        except DeviceError:
+            raise
+        except Exception as error:  # of the runtime, whose errors are of many kinds
+            raise PackageError(f"the package's graphs can't be run: {type(error).__name__}: {error!s:.200}") from None
         seconds.append(time.perf_counter() - at)
     middle = sorted(seconds)[len(seconds) // 2] if seconds else 0.0
     told = {"batches": batches, "rows": len(feed), "ready_seconds": ready, "batch_seconds": middle}

@@ -5,10 +5,11 @@ this process is new, the newest state on disk that lies on the server's way is p
 anew and catches up from the history, bit for bit.
 """
 
+import fcntl
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import IO, Any, final
 
 from halfback_device import state
 from halfback_device.batches import Split
@@ -125,7 +126,26 @@ class Device:
             own.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DeviceError(f"folder {own} can't be made: {error.strerror}") from None
-        return _Client(Session(self._package, plan, split, order.client, own / "caches"), own / "states")
+        lock = _alone(own)
+        return _Client(Session(self._package, plan, split, order.client, own / "caches"), own / "states", lock)
+
+
+def _alone(folder: Path) -> IO[bytes]:
+    """Takes a folder for this process, which a killed one that has not ended yet may still write to.
+
+    The system gives it back when the file is closed, or the process is gone.
+
+    Raises:
+        DeviceError: another process has it.
+    """
+    try:
+        lock = (folder / "lock").open("wb")
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise DeviceError(
+            f"folder {folder}: another process works in it, or it can't be locked: {error.strerror}"
+        ) from None
+    return lock
 
 
 def _check_order(manifest: Mapping[str, Any], order: Prepare, *, shared: bool) -> None:
@@ -147,9 +167,9 @@ def _check_order(manifest: Mapping[str, Any], order: Prepare, *, shared: bool) -
             )
     if list(order.label_names) != list(manifest["task"]["label_names"]):
         raise PackageError("the classes of this run are not the package's; package this recipe anew")
-    cuts, own = at(order.config, "model.cut"), manifest.get("client")
-    if isinstance(cuts, list) and (type(own) is not int or order.client % len(cuts) != own % len(cuts)):
-        raise PackageError(f"the package is for client {own!r:.20} of model.cut={cuts!r:.60}, not for {order.client}")
+    cuts, own = at(order.config, "model.cut"), manifest["model"]["cut"]
+    if isinstance(cuts, list) and cuts[order.client % len(cuts)] != own:
+        raise PackageError(f"the package has {own} blocks, and client {order.client} of model.cut={cuts!r:.60} others")
     if order.weights != manifest["weights"]["digest"]:
         raise PackageError("the weights that this run begins with are not the package's; package them anew")
 
@@ -166,9 +186,9 @@ def _difference(setting: str, come: Any, own: Any) -> tuple[str, Any, Any]:
 class _Client:
     """One client of one run, which replies to questions."""
 
-    def __init__(self, session: Session, folder: Path) -> None:
-        """`folder`: where this run's states are kept, the last two."""
-        self._session = session
+    def __init__(self, session: Session, folder: Path, lock: IO[bytes]) -> None:
+        """`folder`: where this run's states are kept, the last two; `lock`: held as long as this is there."""
+        self._session, self._lock = session, lock
         self._folder = folder
         self._label = ("", 1)  # of what is in memory: lineage and rounds; a new process looks for a state on disk first
         self._talk: Talk | None = None
@@ -209,7 +229,7 @@ class _Client:
         if self._label[1] > way.get(self._label[0], -1):
             self._go_back(way)
         self._told = (party.passes, self._session.seconds, self._session.wire_seconds)
-        party.feed.cursor, party.losses = order.cursor, []
+        party.feed.cursor = order.cursor
         self._label = (order.lineage, order.round + 1)
         self._talk = self._session.converse(Round(order.round, order.steps, order.first), measure=order.measure)
         self._turn = (order.lineage, order.round, -1)
@@ -251,7 +271,7 @@ class _Client:
             wire_seconds=session.wire_seconds - told[2],
             peak_bytes=session.peak_bytes,
             inference_peak_bytes=session.inference_peak_bytes,
-            losses=tuple(session.party.take_losses()),
+            losses=(),  # the server has them: of no method that a device takes part in is it the device that does
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from halfback_device.batches import Split
+from halfback_device.facts import TOKENIZER
 from halfback_device.files import CSV_SUFFIXES, JSON_SUFFIXES, read_table
 from halfback_device.partition import own_share
 from halfback_device.tables import Cell, NoText, RowError, Table, is_whole
@@ -110,7 +111,7 @@ def _texts(rows: Rows, task: Mapping[str, Any], folder: Path) -> _Source:
         labels = _numbers(_read_labels(table), task["label_names"], table.where, table.place)
 
     def rest(chosen: np.ndarray, ids: np.ndarray) -> Split:
-        encoder = Encoder(folder / "tokenizer.json", how)
+        encoder = Encoder(folder / TOKENIZER, how)
         own, second, last = (
             [each[row] for row in chosen] if each is not None else None for each in (texts, pairs, targets)
         )

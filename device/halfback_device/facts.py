@@ -6,6 +6,7 @@ from typing import Any
 
 from halfback_device.errors import PackageError
 
+TOKENIZER = "tokenizer.json"
 _MANY = 1 << 31
 _ABSENT = object()  # which no entry may be
 
@@ -97,6 +98,8 @@ def check_facts(manifest: Mapping[str, Any]) -> None:
     _check(manifest, "task", _TASK)
     if manifest["task"]["inputs"] == "texts":
         _check(manifest, "task.texts", _TEXTS)
+        if TOKENIZER not in manifest["files"]:
+            raise PackageError(f"the manifest's files lack {TOKENIZER}, by which texts become tokens")
         if manifest["task"]["objective"] == "generation" and manifest["task"]["texts"]["template"] is None:
             raise PackageError("the manifest's task.texts.template is missing, which generation needs")
     else:

@@ -147,7 +147,7 @@ class Turns:
 
 @dataclass(frozen=True)
 class Exact:
-    """Gradients of the exact parameters, (d,) float32, in the order of their names.
+    """Gradients of the exact parameters, (d,) float32, in the order of these in θ.
 
     Behind `Slopes`, both ways; down also behind `History`, those of its rows one behind the other, (rows · d,).
     """

@@ -69,7 +69,7 @@ class Package:
         """A graph's file, whose digest is taken again: what is loaded is what was checked.
 
         Raises:
-            PackageError: it is another one by now, or it refers to files beside it.
+            PackageError: it is another one by now, refers to files beside it, or has a loop.
         """
         data = _read(self.folder / name, self.manifest["files"][name]["bytes"])
         if hashlib.sha256(data).hexdigest() != self.manifest["files"][name]["sha256"]:
@@ -77,6 +77,8 @@ class Package:
         # A tensor of a graph may name a file of this machine, under this key alone, and activations would tell of it.
         if b"location" in data:
             raise PackageError(f"{name}: it refers to a file of this machine")
+        if b"Loop" in data:  # the operator that may never end; no block of a model has one
+            raise PackageError(f"{name}: it has a loop, which may never end")
         return data
 
 

@@ -1,7 +1,7 @@
 """What a method on a device works with, and what it takes from the server, checked: bytes from a peer are a claim."""
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -59,7 +59,6 @@ class Party:
         probe: how it takes slopes.
         exact_blocks: the last blocks of the bottom whose gradient it takes exactly.
         rows_at_once: rows of a batch that go through the bottom at a time; None for all.
-        losses: that it took itself since they were last asked for.
         passes: forward passes so far.
     """
 
@@ -70,7 +69,6 @@ class Party:
     probe: Probe
     exact_blocks: int = 0
     rows_at_once: int | None = None
-    losses: list[float] = field(default_factory=list)
     passes: int = 0
 
     def forward(self, batch: Batch, weight: Weight | None = None) -> Array:
@@ -102,11 +100,6 @@ class Party:
             end -= count
             sums = {name: sums[name] + found[name] if sums else found[name] for name in self.theta.exact}
         return np.concatenate([sums[name].reshape(-1) for name in self.theta.exact])
-
-    def take_losses(self) -> list[float]:
-        """Those since the last call."""
-        losses, self.losses = self.losses, []
-        return losses
 
 
 def in_groups(inputs: Mapping[str, Array], rows: int | None) -> list[Mapping[str, Array]]:

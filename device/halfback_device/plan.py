@@ -50,7 +50,7 @@ class Plan:
     Attributes:
         method: the algorithm's name.
         probe: how it takes slopes.
-        exact_blocks: the last blocks whose gradient it takes exactly.
+        exact_blocks: the last blocks whose gradient it takes exactly, from the first that has parameters of it on.
         rule: how agreed slopes move θ. law: of the directions.
         seed: of the run. batch_size: rows of a batch. clients: of the run.
         steps: of the run; steps_per_round: at most, of a round.
@@ -114,7 +114,7 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
     return Plan(
         method=name,
         probe=_probe(config, name, fewest=0 if blocks else 1),
-        exact_blocks=cut if blocks == "all" else blocks,
+        exact_blocks=_noted(manifest),
         rule=_rule(config),
         law=_one_of(config, "bottom.law", ("rademacher", "gaussian")),
         shape=_one_of(config, "bottom.schedule", ("constant", "linear", "cosine")),
@@ -129,6 +129,13 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
         rows_at_once=None if at(config, "client.rows_at_once") is None else _whole(config, "client.rows_at_once", 1),
         codecs=codecs,
     )
+
+
+def _noted(manifest: Mapping[str, Any]) -> int:
+    """How many of the last blocks exact gradients go through: below the first that is trained no block has a graph."""
+    exact = {f"0.{name}" for name in manifest["exact"]}
+    inside = [not exact.isdisjoint(block["weights"]) for block in manifest["graphs"]["blocks"]]
+    return len(inside) - inside.index(True) if True in inside else 0
 
 
 def _probe(config: Any, name: str, *, fewest: int) -> Probe:

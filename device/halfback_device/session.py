@@ -13,18 +13,20 @@ from typing import Any, final
 
 import numpy as np
 
-from halfback_device.batches import Feed, Split
+from halfback_device.batches import Feed, Ragged, Split
 from halfback_device.errors import DeviceError, PackageError, PeerError
+from halfback_device.facts import TOKENIZER
 from halfback_device.forms import HiddenForm, LinkForm, VectorForm, bounds_of
 from halfback_device.link import End
 from halfback_device.messages import Array, Message
 from halfback_device.methods import METHODS
 from halfback_device.package import Package
 from halfback_device.party import Conversation, Party, Round, is_finite
-from halfback_device.plan import Plan, replica_of
+from halfback_device.plan import Plan, plan_of, replica_of
 from halfback_device.runtime import Bottom, Head
 from halfback_device.seeds import seed_for
 from halfback_device.state import State, check_arrays
+from halfback_device.tokens import Encoder
 from halfback_device.wire import described
 
 Talk = Generator[bytes, bytes, None]
@@ -217,6 +219,32 @@ class Session:
             self.begin()
             why = str(error) if isinstance(error, DeviceError) else f"{type(error).__name__}: {error!s:.200}"
             raise DeviceError(f"the state can't be gone on from: {why}") from None
+
+
+def rehearsed(package: Package, folder: Path) -> tuple[int, ...]:
+    """Does with a package all that a run begins with, on a row of its own; `folder`: where codecs may keep something.
+
+    Returns:
+        The shape of that row's activations.
+
+    Raises:
+        PackageError: a device can't work with it: a setting, a codec, the tokenizer or a graph.
+    """
+    plan, task = plan_of(package.manifest), package.manifest["task"]
+    label, images, tokens, unscored = np.zeros(1, np.int64), None, None, None
+    if task["inputs"] == "images":
+        try:
+            images = np.zeros((1, task["images"]["channels"], *task["images"]["size"]), np.float32)
+        except (MemoryError, ValueError):
+            raise PackageError(f"images of {task['images']['size']} don't fit into memory") from None
+    else:
+        Encoder(package.folder / TOKENIZER, task["texts"])
+        tokens = Ragged([[0, 0]])
+        unscored = None if task["objective"] == "classification" else np.ones(1, np.int64)
+    split = Split(label, label, tokens, unscored=unscored, images=images)
+    session = Session(package, plan, split, 0, folder)
+    shape: tuple[int, ...] = session.party.forward(split.batch(label)).shape
+    return shape
 
 
 @contextmanager

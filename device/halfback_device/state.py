@@ -46,7 +46,7 @@ def save(folder: Path, rounds: int, arrays: Mapping[str, Array], values: Mapping
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, unfinished / _ARRAYS)
-        told = {"sum": _sum((unfinished / _ARRAYS).read_bytes())} | dict(values)
+        told = {"sum": _sum((unfinished / _ARRAYS).read_bytes(), values)} | dict(values)
         (unfinished / _VALUES).write_text(json.dumps(told, allow_nan=False))
         for path in (unfinished / _ARRAYS, unfinished / _VALUES, unfinished):
             _to_disk(path)
@@ -85,8 +85,8 @@ def read(folder: Path, number: int) -> State:
         if not (0 <= values["rounds"] < 1 << 62 and 0 <= values["position"] < 1 << 62):
             raise DeviceError(f"{_VALUES}: rounds or position is out of range")
         data = _bytes(path / _ARRAYS)
-        if values.pop("sum") != _sum(data):
-            raise DeviceError(f"{_ARRAYS} is damaged, or not the one that was saved with {_VALUES}")
+        if values.pop("sum") != _sum(data, values):
+            raise DeviceError(f"{_ARRAYS} or {_VALUES} is damaged, or they are not of one state")
         arrays = load(data)
     except (OSError, ValueError, RecursionError, SafetensorError, DeviceError) as error:
         why = error.strerror if isinstance(error, OSError) else f"{error}"
@@ -129,9 +129,11 @@ def _constant(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
 
-def _sum(data: bytes) -> str:
-    """A checksum: for damage and mix-ups, not against forgery."""
-    return hashlib.sha256(data).hexdigest()
+def _sum(data: bytes, values: Mapping[str, Any]) -> str:
+    """A checksum: for damage and mix-ups, not against forgery. A digit of the position would move θ apart unseen."""
+    sha = hashlib.sha256(data)
+    sha.update(json.dumps(dict(values), sort_keys=True, allow_nan=False).encode())
+    return sha.hexdigest()
 
 
 def _to_disk(path: Path) -> None:

@@ -14,6 +14,7 @@ A package says in its manifest how (`task.texts`):
 import string
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, final
@@ -35,18 +36,18 @@ class Encoder:
 
     def __init__(self, file: Path, how: Mapping[str, Any]) -> None:
         """`file`: the tokenizer's; `how`: the manifest's `task.texts`; PackageError where the file is none."""
-        try:
+        with _of_package(f"{file.name} of the package can't be read"):
             self._tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library has no errors of its own kind
-            raise PackageError(f"{file.name} of the package can't be read: {error}") from None
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = how["split_special"]
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            self._tokenizer.encode_special_tokens = how["split_special"]
         self._how = how
         self._word = self._bare([_WORD])[0]
-        whole = self._tokenizer.encode(_WORD).ids
+        (whole,) = self._found([_WORD])
+        if self._word[0] not in whole.ids:
+            raise PackageError(f"{file.name} of the package leaves nothing of the word {_WORD!r}")
         # What stands before every text; tokens behind it would end a prompt before its continuation.
-        self._first = whole[: whole.index(self._word[0])]
+        self._first = whole.ids[: whole.ids.index(self._word[0])]
 
     def rows(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[Ragged, Ragged | None]:
         """Tokens and, where the model has them, token types of each row of a classification or language modelling task.
@@ -57,7 +58,9 @@ class Encoder:
         """
         how = self._how
         template, longest = how["template"], how["max_length"]
-        if longest <= self._tokenizer.num_special_tokens_to_add(template is None and pairs is not None):
+        with _of_package("the package's tokenizer can't count its special tokens"):
+            special = self._tokenizer.num_special_tokens_to_add(template is None and pairs is not None)
+        if longest <= special:
             raise PackageError(f"task.max_length={longest} of the package leaves no room beside special tokens")
         if template is not None:
             texts, pairs = filled(template, texts, pairs), None
@@ -126,7 +129,7 @@ class Encoder:
         """Tokens of each row; what types they have comes behind those in `types`, unless that is None."""
         rows: Iterator[Any] = iter(texts if pairs is None else zip(texts, pairs, strict=True))
         while chunk := list(islice(rows, _AT_ONCE)):
-            for found in self._tokenizer.encode_batch(chunk):
+            for found in self._found(chunk):
                 if types is not None:
                     types.append(array("i", found.type_ids))
                 yield found.ids
@@ -137,11 +140,17 @@ class Encoder:
 
     def _bare(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens without special ones. RowError for a text that has none."""
-        rows = [found.ids for found in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        rows = [found.ids for found in self._found(list(texts), add_special_tokens=False)]
         for text, row in zip(texts, rows, strict=True):
             if not row:
                 raise RowError(f"the text {text[:40]!r} has no tokens for the package's tokenizer")
         return rows
+
+    def _found(self, texts: list[Any], *, add_special_tokens: bool = True) -> list[Any]:
+        """What the library makes of texts, or of pairs of them."""
+        with _of_package("the package's tokenizer can't encode a text"):
+            found: list[Any] = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+            return found
 
     def _followers(self, prompts: Sequence[str], targets: Sequence[str]) -> Iterator[list[int]]:
         """Tokens of each target as they follow its prompt, whose own tokens are those that it has alone."""
@@ -152,6 +161,20 @@ class Encoder:
             if row[: len(self._word)] != self._word:
                 raise RowError("the package's tokenizer joins words, so nothing can be generated with it")
             yield bare if prompt[-1:].isspace() else row[len(self._word) :]
+
+
+@contextmanager
+def _of_package(what: str) -> Iterator[None]:
+    """Says in one line what the library can't do with a package's file, without its words, which may quote a text.
+
+    It has no errors of its own kind, and its panics aren't even an `Exception`.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise PackageError(f"{what} ({type(error).__name__})") from None
 
 
 def filled(template: str, texts: Sequence[str], pairs: Sequence[str] | None) -> list[str]:

@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from halfback.engine.remote.frames import Refused, read_reply
 from halfback_device.client import Device
 from halfback_device.data import Rows
 from halfback_device.package import MANIFEST, Package
+from halfback_device.plan import plan_of
 
 pytestmark = pytest.mark.xdist_group("device package")  # it takes a while to be made: once is enough
 
@@ -148,11 +151,11 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_set("config.bottom.lr", 0.5), "bottom="),
+        (_set("config.bottom.lr", 0.5), "bottom.lr=0.5"),
         (_set("config.seed", 6), "seed=6"),
-        (_set("config.algorithm.name", "split_lora"), "algorithm="),
+        (_set("config.algorithm.name", "split_lora"), "algorithm.name="),
         (_set("config.task.max_length", 12), "task.max_length=12"),
-        (_set("config.partition.alpha", 0.1), "partition="),
+        (_set("config.partition.alpha", 0.1), "partition.alpha=0.1"),
         (_set("config", {}), "Prepare.client"),
         (_set("client", 3), "Prepare.client"),
         (_set("label_names", ["positive", "negative"]), "classes"),
@@ -214,6 +217,7 @@ def test_what_is_wrong_with_a_row_stays_on_the_device(
         (_set("config.algorithm", {"name": "ho_sfl", "exact_blocks": 0}), "exact_blocks=0"),
         (_set("weights", {}), "weights.format"),
         (_set("groups", 3), "groups"),
+        (lambda manifest: manifest["files"].pop("tokenizer.json"), "tokenizer.json"),
     ],
 )
 def test_a_package_that_a_device_can_t_work_with_is_one_line(
@@ -224,6 +228,52 @@ def test_a_package_that_a_device_can_t_work_with_is_one_line(
     package, told = Package(recorded.package.folder, manifest, recorded.package.weights), recorded.prepare
     told["config"] = manifest["config"] if isinstance(manifest["config"], dict) else told["config"]
     assert said in refusal(recorded.device(tmp_path, package=package).reply(json.dumps(told))).error
+
+
+def test_blocks_below_the_first_that_is_trained_are_not_gone_back_through(recorded: Recorded) -> None:
+    """LoRA may be in some blocks alone, whatever `exact_blocks` says; a package has no graphs for those below."""
+    manifest = json.loads((recorded.folder / "package" / MANIFEST).read_text())
+    assert plan_of(manifest).exact_blocks == 1
+    manifest["config"]["algorithm"]["exact_blocks"] = "all"
+    assert plan_of(manifest).exact_blocks == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("normalizer", {"type": "Precompiled", "precompiled_charsmap": "/////////w=="}),
+        _set("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}),
+        _set("pre_tokenizer", {"type": "FixedLength", "length": 0}),
+        _set("post_processor.single", [{"Sequence": {"id": "B", "type_id": 0}}]),
+        _set("model", {"type": "Unigram", "unk_id": None, "vocab": []}),
+    ],
+)
+def test_a_tokenizer_that_fails_or_panics_is_one_line(
+    recorded: Recorded, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """The library's panics are no exceptions of Python's: they would end the worker, again and again."""
+    folder = shutil.copytree(recorded.package.folder, tmp_path / "package")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    change(tokenizer)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    package = Package(folder, recorded.package.manifest, recorded.package.weights)
+    told = refusal(recorded.device(tmp_path, package=package).reply(*recorded.asked[0]))
+    assert told.why == "user"
+    assert "tokenizer" in told.error
+
+
+def test_two_processes_do_not_work_in_one_folder(recorded: Recorded, tmp_path: Path) -> None:
+    """Each would empty the other's caches and remove its states."""
+    path = tmp_path / recorded.prepare["run"] / "client-0" / "lock"
+    path.parent.mkdir(parents=True)
+    holds = "import fcntl, sys; f = open(sys.argv[1], 'wb'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    device = recorded.device(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", holds, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert "another process works in it" in refusal(device.reply(*recorded.asked[0])).error
+        other.communicate(b"\n")
+    assert read_reply(device.reply(*recorded.asked[0])[0]).kind == "ready"
 
 
 @pytest.fixture
@@ -251,10 +301,17 @@ def test_a_device_goes_on_from_its_disk(recorded: Recorded, left: tuple[Path, st
     assert client._session.party.theta.position == 6  # and Join says so
 
 
-def _values(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+def _values(change: Callable[[dict[str, Any]], None], *, summed: bool = True) -> Callable[[Path], None]:
+    """`summed`: the checksum is right again, as in a state that was made up."""
+
     def damage(state: Path) -> None:
+        from halfback_device.state import _sum
+
         values = json.loads((state / "values.json").read_text())
         change(values)
+        if summed:
+            del values["sum"]
+            values["sum"] = _sum((state / "arrays.safetensors").read_bytes(), values)
         (state / "values.json").write_text(json.dumps(values))
 
     return damage
@@ -262,12 +319,10 @@ def _values(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
 
 def _arrays(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     def damage(state: Path) -> None:
-        from halfback_device.state import _sum
-
         arrays: dict[str, Any] = load_file(state / "arrays.safetensors")
         change(arrays)
         save_file(arrays, state / "arrays.safetensors")
-        _values(_set("sum", _sum((state / "arrays.safetensors").read_bytes())))(state)
+        _values(lambda values: None)(state)
 
     return damage
 
@@ -289,6 +344,7 @@ def _first(change: Callable[[np.ndarray], np.ndarray], start: str = "theta.") ->
         (lambda state: (state / "values.json").unlink(), "can't be read"),
         (lambda state: (state / "arrays.safetensors").write_bytes(b"x" * 100), "damaged"),
         (lambda state: (state / "arrays.safetensors").unlink(), "no file"),
+        (_values(_set("position", 4), summed=False), "damaged"),
         (_values(_set("position", 1.5)), "position"),
         (_values(_set("position", -1)), "out of range"),
         (_values(_set("more", 1)), "nothing else"),

@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mixed import DEVICE, adapted, run_of, shared_rows
@@ -33,6 +36,16 @@ def own(base: Path, tiny_bert: Path, sentences: Path, tmp_path_factory: pytest.T
     return folder
 
 
+def test_inference_on_a_graph_that_can_not_be_run_is_one_line(own: Path, sentences: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(own, tmp_path / "package")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["graphs"]["embed"]["weights"].pop()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    done = ran("infer", str(folder), "--data", str(sentences), "--text", "text", "--label", "label")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "can't be run" in done.stderr
+
+
 def test_a_package_is_checked_and_runs(own: Path) -> None:
     told = json.loads(ran("check", str(own)).stdout)
     assert (told["method"], told["blocks"], told["activations"]) == ("ho_sfl", 2, [2, 16])
@@ -45,6 +58,23 @@ def test_inference_alone_runs_on_a_client_s_share(own: Path, sentences: Path) ->
     assert told["batches"] == 3
     assert told["rows"] == 29  # of 96, of which a tenth is held back to validate on, a third
     assert told["batch_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda manifest: manifest["graphs"]["embed"]["weights"].pop(), "can't be run"),
+        (lambda manifest: manifest["config"]["codecs"].update(gradient_down=["topk"]), "codec 'topk'"),
+    ],
+)
+def test_a_check_finds_what_a_run_would(change: Callable[[Any], Any], said: str, own: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(own, tmp_path / "package")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    done = ran("check", str(folder))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize(

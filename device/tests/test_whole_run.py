@@ -111,7 +111,8 @@ def test_who_was_away_takes_the_rows_of_exact_gradients_with_the_same_bits(
 def test_each_client_may_have_a_cut_of_its_own(tiny_bert: Path, sentences: Path, tmp_path: Path) -> None:
     config = run_of("ho_sfl", tiny_bert, sentences, model__cut=[1, 2, 2], bottom__optimizer="momentum")
     opened = [Package.open(package_folder(config, tmp_path / f"package-{n}", client=n)) for n in range(2)]
-    run = world(config, ["device", "device", "torch"], shared_rows(sentences), tmp_path, opened.__getitem__)
+    of = {0: opened[0], 2: opened[1]}  # a package is for all clients with its cut
+    run = world(config, ["device", "torch", "device"], shared_rows(sentences), tmp_path, of.__getitem__)
     run.run(4)
     first = _agreed(run.thetas())
     assert len(opened[0].theta()) < len(opened[1].theta()) == len(first)

@@ -16,7 +16,7 @@ from halfback.codecs.sparsify import Projection, TopK
 from halfback.codecs.temporal import Temporal
 from halfback.engine.bounds import Bounds
 from halfback.engine.link import End, Side, alone
-from halfback.errors import UserError
+from halfback.errors import Diverged, PeerError, UserError
 from halfback.parties.holdings import LinkForm, VectorForm
 from halfback.wire.messages import Encoded
 
@@ -35,10 +35,13 @@ class Broadcast:
         self._form, self._sender, self._receiver = form, sender, receiver
 
     def encode(self, vector: Tensor) -> tuple[Encoded, Tensor]:
-        """What is sent of a vector, and what the clients make of it."""
+        """What is sent of a vector, and what the clients make of it; Diverged where that is not finite."""
         samples = alone(self._form)
-        parts = self._sender.encode(self._form.matrix(vector), samples)
-        return Encoded(parts), self._form.tensor(self._receiver.decode(parts, samples))
+        try:
+            parts = self._sender.encode(self._form.matrix(vector), samples)
+            return Encoded(parts), self._form.tensor(self._receiver.decode(parts, samples))
+        except PeerError:  # no peer's fault: what feedback has added up is too large
+            raise Diverged("agreed exact gradients", "are not finite", "lower bottom.lr or top.lr") from None
 
     def tensors(self) -> list[Tensor]:
         """What it remembers for the next one."""

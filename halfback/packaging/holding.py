@@ -1,5 +1,6 @@
 """A package held against the reference: the device's own runtime on rows of the recipe, beside PyTorch."""
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ def held_against_reference(source: Source, folder: Path) -> dict[str, float]:
     from halfback_device.errors import DeviceError  # an import is not needed to ask whether a recipe can be packaged
     from halfback_device.package import Package
     from halfback_device.runtime import Bottom, Head
+    from halfback_device.session import rehearsed
 
     parts = source.parts
     theta = _moved(parts.theta, source.built.config.seed)
@@ -46,6 +48,8 @@ def held_against_reference(source: Source, folder: Path) -> dict[str, float]:
     of_head = _head_of(source, batch, reference.detach())
     try:
         package = Package.open(folder)
+        with tempfile.TemporaryDirectory() as scratch:
+            rehearsed(package, Path(scratch) / "caches")
         device = Bottom(package)
         found, noted = device.noting(inputs, arrays.__getitem__, parts.exact_blocks)
         slopes = device.exact(noted, gradient.numpy(), arrays.__getitem__) if exact else {}

@@ -272,6 +272,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         UserError: `out` is there, and is no empty folder.
     """
+    out = out.resolve()  # "." has no name
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists; name a new folder")
     making = out.with_name(f"{out.name}.making")

@@ -213,3 +213,16 @@ def test_the_sum_of_what_was_sent_follows_the_sum_of_what_was_meant() -> None:
     # Twenty float32 roundings of values near 4.
     torch.testing.assert_close(came + lost.flatten()[:count], meant, rtol=0, atol=20 * 2**-22)
     assert math.sqrt(float((meant - came).square().mean())) < 4, "of normal values, 20 steps would lose this many"
+
+
+def test_what_feedback_adds_up_beyond_all_floats_is_no_peers_fault() -> None:
+    """One value among 256 that comes again and again is lost but for a 256th, and what is lost comes on top."""
+    federation = small.built(small.images("ho_sfl", **ALL, **SIGNS)).federation
+    broadcast = federation.server.broadcast
+    assert broadcast is not None
+    agreed = torch.zeros(federation.server.party.agreed.replica.width(0))
+    agreed[3] = 1e38
+    for _ in range(3):
+        broadcast.encode(agreed)
+    with pytest.raises(Diverged, match="agreed exact gradients are not finite"):
+        broadcast.encode(agreed)

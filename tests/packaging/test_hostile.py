@@ -221,3 +221,23 @@ def test_a_graph_that_refers_to_a_file_of_the_machine(folder: Path, tmp_path: Pa
     entry.key, entry.value = "location", str(tmp_path / "secret")
     line = refusal(replaced(folder, "block0.onnx", model.SerializeToString()))
     assert line == "block0.onnx: it refers to a file of this machine"
+
+
+def test_a_graph_with_a_loop_is_refused_unrun(folder: Path) -> None:
+    """It may go round for ever, and a device would never reply."""
+    model = onnx.load(folder / "embed.onnx")
+    graph, given = model.graph, onnx.helper.make_tensor_value_info
+    kept = [("again", "still", onnx.TensorProto.BOOL), ("value", "same", onnx.TensorProto.FLOAT)]
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", [one], [other]) for one, other, _ in kept],
+        "body",
+        [given("number", onnx.TensorProto.INT64, []), *(given(one, kind, None) for one, _, kind in kept)],
+        [given(other, kind, None) for _, other, kind in kept],
+    )
+    (last,) = (node for node in graph.node if graph.output[0].name in node.output)
+    last.output[list(last.output).index(graph.output[0].name)] = "before"
+    truth = onnx.helper.make_tensor("truth", onnx.TensorProto.BOOL, [], [True])
+    graph.node.append(onnx.helper.make_node("Constant", [], ["always"], value=truth))
+    graph.node.append(onnx.helper.make_node("Loop", ["", "always", "before"], [graph.output[0].name], body=body))
+    line = refusal(replaced(folder, "embed.onnx", model.SerializeToString()))
+    assert line == "embed.onnx: it has a loop, which may never end"

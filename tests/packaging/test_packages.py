@@ -48,6 +48,15 @@ def test_what_a_device_cannot_do_is_refused_before_anything_is_made(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_codec_that_a_device_has_not_is_refused_before_a_package_is_handed_out(
+    tmp_path: Path, tiny_bert: Path, sentences: Path
+) -> None:
+    config = _texts(tiny_bert, sentences, codecs__gradient_down=["topk"])
+    with pytest.raises(UserError, match=r"can't be used on a device: codecs\.gradient_down: codec 'topk'"):
+        package(configuration.to_tree(config), tmp_path / "package")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_client_that_is_not_there(tiny_bert: Path, sentences: Path) -> None:
     with pytest.raises(UserError, match="--client 4: 0 to 3 are allowed"):
         check_method(_texts(tiny_bert, sentences), 4)
