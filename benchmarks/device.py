@@ -36,6 +36,7 @@ from halfback import config as configuration
 from halfback.assembly import build
 from halfback.assembly.remote import remote_server
 from halfback.config import RunConfig
+from halfback.data.sources import data_folder
 from halfback.deploy.relay import Relay
 from halfback.deploy.site import SiteConfig
 from halfback.engine.remote.frames import Frame, Longest
@@ -91,7 +92,9 @@ class OneSite:
 
 def rows_of(folder: Path) -> tuple[Path, Path]:
     """Files with the first rows of SST-2, of the client and of the server."""
-    data = Path(os.environ.get("HALFBACK_DATA", Path(__file__).parents[2] / "shared" / "data")) / "sst2"
+    data = data_folder("sst2")
+    if data is None:
+        sys.exit("the rows of SST-2 are not here; HALFBACK_DATA names the folder of the data sets")
     found = []
     for name, file, count in (("client", "train", ROWS), ("server", "validation", HELD)):
         with gzip.open(data / f"{file}.csv.gz", "rt", encoding="utf-8", newline="") as source:

@@ -16,20 +16,18 @@ from typing import Any, Literal
 import numpy as np
 
 from halfback import config as configuration
+from halfback.assembly.remote import remote_server
 from halfback.config import RunConfig
 from halfback.deploy.site import SiteConfig
 from halfback.deploy.worker import Worker
 from halfback.engine.federation import Federation
-from halfback.engine.remote.frames import Frame, Longest, Prepare
-from halfback.engine.remote.presence import Beginning, Terms
+from halfback.engine.remote.frames import Frame, Longest
+from halfback.engine.remote.presence import Terms
 from halfback.engine.remote.server import RemoteServer
 from halfback.engine.remote.stream import Gone, read_frame, write_frame
-from halfback.engine.remote.weights import at_the_beginning, digest_of
 from halfback.parties.holdings import Round
 from halfback.runs.package import package
 from halfback.testing import small
-from halfback.wire.messages import Weights
-from halfback.wire.packing import pack
 from halfback_device.client import Device
 from halfback_device.data import Rows
 from halfback_device.package import MANIFEST, Package
@@ -64,19 +62,9 @@ class Here:
 
 def served(config: RunConfig, carrier: Any) -> tuple[Federation, RemoteServer]:
     """A server of a run, which asks as one on a site does, and what it serves."""
-    built = small.built(config)
-    federation, names = built.federation, tuple(built.task.label_names)
-    server = federation.server
-    theta, numbers = server.party.agreed.replica.parameters, range(server.sampling.clients)
-    weights = {number: at_the_beginning(federation.client(number).parts(), theta) for number in numbers}
-    digests = {number: digest_of(tensors) for number, tensors in weights.items()}
-
-    def question(number: int) -> Prepare:
-        tree = configuration.to_tree(config)
-        return Prepare(run=RUN, client=number, config=tree, label_names=names, weights=digests[number])
-
-    beginning = Beginning(question, lambda number: pack(Weights(tuple(weights[number].values()))).data)
-    return federation, RemoteServer(server, carrier, beginning, Terms(60.0, None, 5.0), lambda event: None)
+    built, terms = small.built(config), Terms(60.0, None, 5.0)
+    server = remote_server(built, configuration.to_tree(config), carrier, RUN, terms, lambda event: None)
+    return built.federation, server
 
 
 def shared_rows(sentences: Path) -> Rows:
