@@ -8,6 +8,7 @@ import pytest
 
 from halfback.errors import UserError
 from halfback.runs import run
+from halfback.runs.package import package
 from halfback.runs.training import RunState
 from halfback.testing import small
 
@@ -37,13 +38,16 @@ def test_what_a_device_can_not_do_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("missing", ["onnx", "halfback_device.client"])
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime", "halfback_device"])
 def test_what_is_not_installed_is_named_with_the_cure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError, match=r"is not installed; pip install .*, or use client\.runtime=torch"):
+    says = f"needs {missing}, not installed here: pip install 'halfback\\[package\\]' halfback-device"
+    with pytest.raises(UserError, match=rf"^client\.runtime=device {says}"):
         run.train(small.images("ho_sfl", client__runtime="device"), tmp_path / "out")
+    with pytest.raises(UserError, match=rf"^a package {says}"):
+        package(small.images("ho_sfl"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,1 +1,14 @@
 """From a recipe to a device package: a folder that a device with an inference runtime and nothing else works from."""
+
+from importlib.util import find_spec
+
+from halfback.errors import UserError
+
+_NEEDED = ("onnx", "onnxscript", "onnxruntime", "halfback_device")
+
+
+def check_installed(wanted_by: str) -> None:
+    """Refuses, in words that begin with `wanted_by`, where something is not installed that packages are made with."""
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        cure = "pip install 'halfback[package]' halfback-device"
+        raise UserError(f"{wanted_by} needs {', '.join(missing)}, not installed here: {cure}")

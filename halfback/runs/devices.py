@@ -19,6 +19,7 @@ from halfback.engine.remote.frames import Frame, Longest, Open, frame, read_ques
 from halfback.engine.remote.presence import Came, Terms
 from halfback.engine.remote.server import RemoteServer
 from halfback.errors import PeerError, UserError
+from halfback.packaging import check_installed
 
 if TYPE_CHECKING:
     from halfback_device.batches import Split
@@ -38,15 +39,7 @@ def check(config: RunConfig) -> None:
     """
     if config.client.runtime == "torch":
         return
-    try:
-        import onnx  # noqa: F401
-
-        import halfback_device.client  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"client.runtime=device: {error.name} is not installed; pip install 'halfback[package]' halfback-device, "
-            "or use client.runtime=torch"
-        ) from None
+    check_installed("client.runtime=device")
     from halfback.packaging.writing import check_method
 
     try:

@@ -1,12 +1,11 @@
 """`package`: from a recipe or a run to a folder that a device works from."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any, Literal
 
 from halfback.assembly import build
 from halfback.config.values import Config, resolve_values
-from halfback.errors import UserError
+from halfback.packaging import check_installed
 from halfback.packaging.holding import held_against_reference
 from halfback.packaging.writing import Source, check_method, new_folder, write
 from halfback.runs.folder import CONFIG, PRETRAINED, config_of
@@ -35,11 +34,10 @@ def package(
         value.
 
     Raises:
-        UserError: the method is none for such a device, or a block has an operator that can't be exported.
+        UserError: what makes packages is not installed, the method is none for such a device, or a block has an
+            operator that can't be exported.
     """
-    needed = ("onnx", "onnxscript", "onnxruntime", "halfback_device")
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        raise UserError(f"a package needs {', '.join(missing)}: pip install 'halfback[package]' halfback-device")
+    check_installed("a package")
     pretrained = None
     if isinstance(config, str | Path) and (Path(config) / CONFIG).is_file():
         pretrained = Path(config) / PRETRAINED
