@@ -2,17 +2,20 @@
 
 import argparse
 import json
+import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from halfback_device.batches import Feed
-from halfback_device.data import Rows, own_split
+from halfback_device.data import Rows, check_all_read, own_split
 from halfback_device.errors import DeviceError, PackageError
 from halfback_device.package import Package
-from halfback_device.plan import plan_of
+from halfback_device.plan import check_client, check_cut, plan_of
 from halfback_device.runtime import Bottom
 from halfback_device.seeds import seed_for
 from halfback_device.session import peak_bytes, rehearsed
@@ -25,20 +28,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         match chosen.command:
             case "check":
-                check(chosen.package)
+                _tell(check(chosen.package))
             case "worker":
                 serve(chosen.arguments)
             case _:
-                infer(chosen.package, _rows(chosen), client=chosen.client, batches=chosen.batches)
+                _tell(infer(chosen.package, _rows(chosen), client=chosen.client, batches=chosen.batches))
     except DeviceError as error:
         print(f"halfback-device: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("halfback-device: stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def _tell(found: Mapping[str, Any]) -> None:
+    """Prints what a command found; ends quietly where nobody reads on, as a process that the system's signal ends."""
+    try:
+        print(json.dumps(found), flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python puts what is left at its end
+        if isinstance(error, BrokenPipeError):
+            sys.exit(128 + signal.SIGPIPE)
+        raise DeviceError(f"standard output can't be written: {error.strerror}") from None
+
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for: a worker starts without that."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(version("halfback-device"))
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="halfback-device", description="A client of halfback with an inference runtime and nothing else."
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("check", help="verify a package, and do with it what a run begins with")
     one.add_argument("package", type=Path, help="folder that `halfback package` made")
@@ -51,8 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument(f"--{column}", help=f"the rows' {column}" if len(column) > 6 else f"column of the {column}")
     one.add_argument("--skip-bad-rows", action="store_true", help="leave out rows without text or label")
     one.add_argument("--shared", action="store_true", help="take the client's share of rows that all clients have")
-    one.add_argument("--client", type=int, default=0, help="the client's number")
-    one.add_argument("--batches", type=int, default=10, help="how many")
+    one.add_argument("--client", type=int, help="the client's number; by default the package's, else 0")
+    one.add_argument("--batches", type=int, default=10, help="how many, 1 or more")
     return parser
 
 
@@ -61,8 +89,11 @@ def _rows(chosen: argparse.Namespace) -> Rows:
     return Rows(chosen.data, **{name: getattr(chosen, name) for name in named})
 
 
-def check(folder: Path) -> None:
+def check(folder: Path) -> dict[str, Any]:
     """Opens a package, whose digests are then right, and does with it what a run begins with.
+
+    Returns:
+        What it is, for whoever asked.
 
     Raises:
         DeviceError: what is wrong with it, or what this device can't do of it.
@@ -74,7 +105,7 @@ def check(folder: Path) -> None:
         shape = rehearsed(package, Path(scratch) / "caches")
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     trained = sum(values.size for values in package.theta().values())
-    told = {
+    return {
         "method": plan.method,
         "blocks": manifest["model"]["cut"],
         "trained": trained,
@@ -83,18 +114,33 @@ def check(folder: Path) -> None:
         "activations": list(shape),
         "peak_bytes": peak_bytes(),
     }
-    print(json.dumps(told))
 
 
-def infer(folder: Path, rows: Rows, *, client: int, batches: int) -> None:
-    """Runs the bottom on so many of a client's batches, and says what that took.
+def infer(folder: Path, rows: Rows, *, client: int | None, batches: int) -> dict[str, Any]:
+    """Runs the bottom on so many of a client's batches.
+
+    Args:
+        folder: of the package.
+        rows: what the client has; nothing may be named of them that the package's run doesn't read.
+        client: its number; None for the package's own, or the first.
+        batches: 1 or more.
+
+    Returns:
+        What that took: batches, rows, seconds, bytes.
 
     Raises:
-        DeviceError: of the package, or of the rows.
+        DeviceError: of the package, of the rows, or of a number that is none.
     """
+    if batches < 1:
+        raise DeviceError(f"--batches {batches}: 1 or more are allowed")
     begun = time.perf_counter()
     package = Package.open(folder)
     plan, bottom = plan_of(package.manifest), Bottom(package)
+    if client is None:
+        client = package.manifest["client"] or 0
+    check_client(package.manifest["config"], client)
+    check_cut(package.manifest["config"], client, package.manifest["model"]["cut"])
+    check_all_read(rows, package.manifest)
     feed = Feed(
         own_split(rows, package.manifest, package.folder, client),
         size=plan.batch_size,
@@ -110,6 +156,10 @@ def infer(folder: Path, rows: Rows, *, client: int, batches: int) -> None:
         except Exception as error:  # of the runtime, whose errors are of many kinds
             raise PackageError(f"the package's graphs can't be run: {type(error).__name__}: {error!s:.200}") from None
         seconds.append(time.perf_counter() - at)
-    middle = sorted(seconds)[len(seconds) // 2] if seconds else 0.0
+    middle = sorted(seconds)[len(seconds) // 2]
     told = {"batches": batches, "rows": len(feed), "ready_seconds": ready, "batch_seconds": middle}
-    print(json.dumps(told | {"peak_bytes": peak_bytes()}))
+    return told | {"peak_bytes": peak_bytes()}
+
+
+if __name__ == "__main__":
+    main()

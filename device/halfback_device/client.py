@@ -33,7 +33,7 @@ from halfback_device.frames import (
 )
 from halfback_device.package import Package
 from halfback_device.party import Round
-from halfback_device.plan import OF_SHARED_ROWS, SAME, plan_of
+from halfback_device.plan import OF_SHARED_ROWS, SAME, check_cut, plan_of
 from halfback_device.session import Session, Talk
 from halfback_device.tables import RowError
 
@@ -167,9 +167,7 @@ def _check_order(manifest: Mapping[str, Any], order: Prepare, *, shared: bool) -
             )
     if list(order.label_names) != list(manifest["task"]["label_names"]):
         raise PackageError("the classes of this run are not the package's; package this recipe anew")
-    cuts, own = at(order.config, "model.cut"), manifest["model"]["cut"]
-    if isinstance(cuts, list) and cuts[order.client % len(cuts)] != own:
-        raise PackageError(f"the package has {own} blocks, and client {order.client} of model.cut={cuts!r:.60} others")
+    check_cut(order.config, order.client, manifest["model"]["cut"])
     if order.weights != manifest["weights"]["digest"]:
         raise PackageError("the weights that this run begins with are not the package's; package them anew")
 

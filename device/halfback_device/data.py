@@ -17,13 +17,19 @@ from halfback_device.batches import Split
 from halfback_device.facts import TOKENIZER
 from halfback_device.files import CSV_SUFFIXES, JSON_SUFFIXES, read_table
 from halfback_device.partition import own_share
-from halfback_device.tables import Cell, NoText, RowError, Table, is_whole
+from halfback_device.tables import SKIPS, Cell, NoText, RowError, Table, is_whole
 from halfback_device.tokens import Encoder
 
 # What a spreadsheet or pandas writes for "no value"; a class that is really called so has to be renamed.
 _MISSING = {"", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "None", "null", "NULL"}
 # Only what has a point: 1e5 and 1_2 are codes, though Python would read numbers in them.
 _FRACTION = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")
+
+# Columns beside the text and its pair, by the task's objective; and what is said of files of texts alone.
+_ALSO_READ = {"classification": ("label",), "causal_lm": (), "generation": ("target",)}
+_OF_TEXTS = ("delimiter", "encoding", "skip_bad_rows")
+_FOLDER = "a folder with a subfolder of images for each class"
+_ARRAY = "a .npz of `images` and `labels`"
 
 
 @dataclass(frozen=True)
@@ -86,29 +92,44 @@ def own_split(rows: Rows, manifest: Mapping[str, Any], folder: Path, client: int
     return source.rest(chosen, ids)
 
 
+def check_all_read(rows: Rows, manifest: Mapping[str, Any]) -> None:
+    """Refuses to be told of what a package's runs don't read; a site's file may, since it is for other runs too.
+
+    Raises:
+        RowError: names the flag.
+    """
+    task = manifest["task"]
+    read, why = set[str](), "are images"
+    if task["inputs"] == "texts":
+        read, why = {"text", *_ALSO_READ[task["objective"]], *_OF_TEXTS}, "have none"
+        read |= {"pair"} if task["texts"]["pair"] else set()
+    for name in ("text", "pair", "label", "target", *_OF_TEXTS):
+        if name not in read and getattr(rows, name) not in (None, False):
+            raise RowError(f"--{name.replace('_', '-')}: rows of this package's run {why}; leave it away")
+
+
 def _texts(rows: Rows, task: Mapping[str, Any], folder: Path) -> _Source:
     how, objective, path = task["texts"], task["objective"], rows.path
     if not path.lower().endswith(CSV_SUFFIXES + JSON_SUFFIXES):
         raise RowError(f"{path!r}: the model reads texts, so a .csv, .json or .jsonl file is needed")
     wanted = {"text": rows.text, "pair": rows.pair if how["pair"] else None}
-    wanted |= {"label": rows.label} if objective == "classification" else {}
-    wanted |= {"target": rows.target} if objective == "generation" else {}
+    wanted |= {name: getattr(rows, name) for name in _ALSO_READ[objective]}
     needed = [name for name in wanted if name != "pair" or how["pair"]]
     if missing := [name for name in needed if wanted[name] is None]:
-        raise RowError(f"the run needs the column of each row's {missing[0]}, and this device's data name none")
+        raise RowError(f"the run needs each row's {missing[0]}: name its column with --{missing[0]}")
     named = {name: column for name, column in wanted.items() if column is not None}
     if len({column.strip() for column in named.values()}) < len(named):
-        raise RowError(f"a column is named for two things: {', '.join(f'{n}={c!r}' for n, c in named.items())}")
+        raise RowError(f"a column is named for two things: {', '.join(f'--{n} {c!r}' for n, c in named.items())}")
     table = read_table(path, delimiter=rows.delimiter, encoding=rows.encoding, skip=rows.skip_bad_rows)
     table = Table(table.where, table.size, {name: table.column(column) for name, column in named.items()}, table.place)
     if rows.skip_bad_rows:
         table = _whole_rows(table)
-    texts = _read_texts(table, "text", may_be_blank=False)
-    pairs = _read_texts(table, "pair", may_be_blank=True) if "pair" in named else None
-    targets = _read_texts(table, "target", may_be_blank=False) if "target" in named else None
+    texts = _read_texts(table, "text", named["text"], may_be_blank=False)
+    pairs = _read_texts(table, "pair", named["pair"], may_be_blank=True) if "pair" in named else None
+    targets = _read_texts(table, "target", named["target"], may_be_blank=False) if "target" in named else None
     labels = np.zeros(table.size, dtype=np.int64)
     if "label" in named:
-        labels = _numbers(_read_labels(table), task["label_names"], table.where, table.place)
+        labels = _numbers(_read_labels(table, named["label"]), task["label_names"], table.where, table.place)
 
     def rest(chosen: np.ndarray, ids: np.ndarray) -> Split:
         encoder = Encoder(folder / TOKENIZER, how)
@@ -130,17 +151,20 @@ def _texts(rows: Rows, task: Mapping[str, Any], folder: Path) -> _Source:
 
 
 def _images(rows: Rows, task: Mapping[str, Any]) -> _Source:
-    how = task["images"]
-    if Path(rows.path).suffix == ".npz":
+    how, path = task["images"], Path(rows.path).expanduser()
+    if path.suffix.lower() == ".npz":
         return _array(rows.path, task)
     if how["channels"] != 3:
-        raise RowError(
-            f"the model takes images of {how['channels']} channel(s): give them in a .npz, with their labels"
-        )
+        raise RowError(f"the model takes images of {how['channels']} channel(s), so {_ARRAY} is needed")
+    if path.is_file():
+        raise RowError(f"{rows.path!r} is a file: the model takes images, so {_FOLDER}, or {_ARRAY}, is needed")
+    if not rows.path or not path.is_dir():
+        raise RowError(f"folder {rows.path!r} does not exist; {_FOLDER}, or {_ARRAY}, is needed")
     try:
         from halfback_device.pictures import decoded, image_files
     except ImportError:
-        raise RowError("images are read with Pillow: pip install 'halfback-device[images]'") from None
+        cure = "pip install 'halfback-device[images]', or './device[images]' in a checkout"
+        raise RowError(f"images are read with Pillow, not installed here: {cure}") from None
     files, classes = image_files(rows.path)
     labels = _numbers(classes, task["label_names"], f"folder {rows.path!r}", lambda row: repr(str(files[row])))
 
@@ -154,12 +178,21 @@ def _array(path: str, task: Mapping[str, Any]) -> _Source:
     """Images as the model takes them, in a file of NumPy's."""
     where = f"file {path!r}"
     try:
-        with np.load(path, allow_pickle=False) as found:
-            images, names = found["images"], found["labels"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise RowError(f"{where} cannot be read: {error}") from None
+        with Path(path).expanduser().open("rb") as file:
+            if not zipfile.is_zipfile(file):  # NumPy reads files of other kinds too, some of them as programs
+                raise RowError(f"{where} is no .npz; {_ARRAY} is needed")
+            file.seek(0)
+            found = np.load(file, allow_pickle=False)
+            if missing := [name for name in ("images", "labels") if name not in found]:
+                raise RowError(f"{where} has no array {missing[0]!r}; {_ARRAY} is needed")
+            images, names = np.asarray(found["images"]), np.asarray(found["labels"])
+    except RowError:
+        raise
+    except Exception as error:  # bytes from anywhere: NumPy and zipfile raise whatever they stumble over
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise RowError(f"{where} cannot be read: {why}") from None
     shape = (task["images"]["channels"], *task["images"]["size"])
-    if images.dtype != np.float32 or images.shape != (len(names), *shape) or not len(names) or names.ndim != 1:
+    if images.dtype != np.float32 or names.ndim != 1 or images.shape != (len(names), *shape) or not len(names):
         came = f"images {images.dtype} {images.shape} with labels {names.shape}"
         raise RowError(f"{where} has {came}; float32 (N, {', '.join(map(str, shape))}) with (N,) are needed")
     if not np.isfinite(images).all():
@@ -189,7 +222,7 @@ def _whole_rows(table: Table) -> Table:
     bad |= {row for row, cell in enumerate(columns.get("pair", ())) if cell is None}
     bad |= {row for row, cell in enumerate(columns.get("label", ())) if _is_missing(cell)}
     if len(bad) == table.size:
-        raise RowError(f"{table.where} has no whole row: all {table.size} are skipped")
+        raise RowError(f"{table.where} has no whole row: --skip-bad-rows skips all {table.size}")
     return table.take([row for row in range(table.size) if row not in bad])
 
 
@@ -197,26 +230,34 @@ def _is_missing(cell: Cell) -> bool:
     return cell is None or (isinstance(cell, str) and cell.strip() in _MISSING)
 
 
-def _read_texts(table: Table, name: str, *, may_be_blank: bool) -> list[str]:
+def _read_texts(table: Table, name: str, column: str, *, may_be_blank: bool) -> list[str]:
     texts = []
     for row, cell in enumerate(table.columns[name]):
         if isinstance(cell, NoText):
-            problem = f"has {cell.kind} where a text belongs"
+            problem = f"{cell.kind} where a text belongs"
         elif cell is None or (not may_be_blank and _is_blank(cell)):
-            problem = "has no text; skip_bad_rows skips such rows"
+            problem = f"no text; {SKIPS}"
         else:
             texts.append(cell)
             continue
-        raise RowError(f"{table.place(row)}, the {name} of {table.where} {problem}")
+        raise RowError(f"{table.place(row)}, column {column!r} of {table.where} has {problem}")
     return texts
 
 
-def _read_labels(table: Table) -> list[str]:
+def _read_labels(table: Table, column: str) -> list[str]:
     """Labels without the blanks around them; RowError at the first that is missing, a fraction or no text."""
     found = []
     for row, cell in enumerate(table.columns["label"]):
-        if isinstance(cell, NoText) or cell is None or _is_missing(cell) or _FRACTION.fullmatch(cell.strip()):
-            came = cell.kind if isinstance(cell, NoText) else repr(cell)
-            raise RowError(f"label {came} in {table.place(row)} of {table.where} is no whole number or text")
+        if cell is None or isinstance(cell, NoText) or _is_missing(cell) or _FRACTION.fullmatch(cell.strip()):
+            problem = f"the label {cell!r}, which is no whole number or text"
+            if isinstance(cell, NoText):
+                problem = f"{cell.kind} where a label belongs"
+            elif cell is None or not cell.strip():
+                problem = f"no label; {SKIPS}"
+            elif _is_missing(cell):
+                problem = (
+                    f"{cell!r}, which stands for no label; {SKIPS}, and a class that is called so needs another name"
+                )
+            raise RowError(f"{table.place(row)}, column {column!r} of {table.where} has {problem}")
         found.append(cell.strip())
     return found

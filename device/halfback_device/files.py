@@ -9,7 +9,8 @@ from halfback_device.parsing import read_csv, read_json
 from halfback_device.tables import RowError, Table, line_of
 
 CSV_SUFFIXES = (".csv", ".csv.gz")
-JSON_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+LINES_SUFFIXES = (".jsonl", ".jsonl.gz")
+JSON_SUFFIXES = (".json", ".json.gz", *LINES_SUFFIXES)
 _BOMS = {  # in this order, since one begins with another
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -46,12 +47,14 @@ def read_table(path: str, *, delimiter: str | None = None, encoding: str | None 
     if delimiter is not None:
         delimiter = "\t" if delimiter in ("tab", "\\t") else delimiter
         if len(delimiter) != 1 or delimiter in '"\r\n':
-            raise RowError(f"delimiter={delimiter!r}: one character is allowed, such as ';', or tab")
+            raise RowError(f"--delimiter {delimiter!r}: one character is allowed, such as ';', or tab")
     text = _decoded(_bytes(file, where), where, encoding)
     if not text.strip():
         raise RowError(f"{where} is empty")
-    is_csv = lower.endswith(CSV_SUFFIXES)
-    table = read_csv(text, where, delimiter, skip) if is_csv else read_json(text, where)
+    if lower.endswith(CSV_SUFFIXES):
+        table = read_csv(text, where, delimiter, skip)
+    else:
+        table = read_json(text, where, one_a_line=lower.endswith(LINES_SUFFIXES))
     if not table.size:
         raise RowError(f"{where} is empty: it has no rows")
     return table
@@ -70,11 +73,11 @@ def _bytes(file: Path, where: str) -> bytes:
 
 
 def _decoded(found: bytes, where: str, encoding: str | None) -> str:
-    name = encoding or "utf-8"
+    name = "utf-8" if encoding is None else encoding
     try:
         "a".encode(name).decode(name, "replace")
     except (LookupError, ValueError):
-        raise RowError(f"encoding={encoding!r} is no encoding; utf-8, utf-16, cp1252 and latin-1 are some") from None
+        raise RowError(f"--encoding {encoding!r} is none; utf-8, utf-16, cp1252 and latin-1 are some") from None
     name = next((marked for mark, marked in _BOMS.items() if found.startswith(mark)), name)
     try:
         text = found.decode(name).removeprefix("\ufeff")
@@ -87,4 +90,4 @@ def _decoded(found: bytes, where: str, encoding: str | None) -> str:
         if "\0" not in text:
             return text
         problem = f"line {line_of(text, text.index(chr(0)))} has a zero byte, which no text in {name!r} has"
-    raise RowError(f"{where} cannot be read: {problem}; set its encoding, or save it anew")
+    raise RowError(f"{where} cannot be read: {problem}; name what it is in, such as --encoding cp1252, or save it anew")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from halfback_device.tables import ENDS, Cell, NoText, RowError, Table, is_whole, line_of
+from halfback_device.tables import ENDS, SKIPS, Cell, NoText, RowError, Table, is_whole, line_of
 
 _DELIMITERS = (",", ";", "\t", "|")  # that are looked for in a header; any other has to be named
 _HEAD = 1 << 20  # characters that the header is looked for in, without a copy of the whole file
@@ -77,9 +77,11 @@ def _csv_table(text: str, where: str, delimiter: str, skip: bool) -> Table:
             skipped += 1
         else:
             fields = f"{len(row)} field{'s' * (len(row) != 1)}, but the header has {len(names)}"
-            raise RowError(f"{where}, line {line}: {fields} (split at {delimiter!r})")
+            raise RowError(
+                f"{where}, line {line}: {fields} (split at {delimiter!r}, else name it: --delimiter); {SKIPS}"
+            )
     if skipped and not kept:
-        raise RowError(f"{where} has no whole row: all {skipped} are skipped")
+        raise RowError(f"{where} has no whole row: --skip-bad-rows skips all {skipped}")
     _check_long_cells(kept, lines, where, delimiter, len(names))
     columns = {name: [row[place] for row in kept] for place, name in enumerate(names) if name}
     return Table(where, len(kept), columns, lambda row: f"line {lines[row]}")
@@ -139,16 +141,21 @@ def _csv_rows(text: str, where: str, delimiter: str, after_blanks: bool) -> Iter
     except csv.Error as error:
         if "end of data" in str(error):
             raise RowError(f"{where}, line {before + 1}: a quote opens here that nothing closes") from None
+        begun = f" (the row begins in line {before + 1})" if before + 1 < reader.line_num else ""
         raise RowError(
-            f"{where}, line {reader.line_num}: text behind a closing quote; a quote in a quoted cell is written twice"
+            f"{where}, line {reader.line_num}: text behind a closing quote{begun}; a quote in a quoted cell is written "
+            "twice"
         ) from None
 
 
-def read_json(text: str, where: str) -> Table:
-    """The rows of a JSON file's text, which is not blank: the objects of a list, or one after another."""
+def read_json(text: str, where: str, *, one_a_line: bool) -> Table:
+    """The rows of a JSON file's text, which is not blank: the objects of a list, or one after another.
+
+    `one_a_line`: where it is no list, each line is parsed alone, so that a row which breaks off ends with its line.
+    """
     rows: list[dict[str, Any]] = []
     starts: list[int] = []
-    for start, row in _objects(text, where):
+    for start, row in _objects(text, where, one_a_line):
         if not isinstance(row, dict):
             raise RowError(f"{where}, line {line_of(text, start)}: no object; a file of rows is a list of objects")
         rows.append(row)
@@ -163,10 +170,22 @@ def read_json(text: str, where: str) -> Table:
         if name.strip() in columns:
             raise RowError(f"{where} names a column twice: {name.strip()!r}")
         columns[name.strip()] = [_cell(row.get(name), strict) for row in rows]
-    return Table(where, len(rows), columns, lambda row: f"line {line_of(text, starts[row])}")
+    lines = _lines(text, starts)
+    apart = len(set(lines)) == len(lines)
+    return Table(where, len(rows), columns, lambda row: f"line {lines[row]}" if apart else f"row {row + 1}")
 
 
-def _objects(text: str, where: str) -> Iterator[tuple[int, Any]]:
+def _lines(text: str, starts: Sequence[int]) -> list[int]:
+    """The lines of ascending positions."""
+    found, line, before = [], 1, 0
+    for start in starts:
+        line += sum(1 for _ in ENDS.finditer(text, before, start))
+        found.append(line)
+        before = start
+    return found
+
+
+def _objects(text: str, where: str, one_a_line: bool) -> Iterator[tuple[int, Any]]:
     """The values of a list, or one value after another, with the position at which each begins."""
     decoder = json.JSONDecoder(object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=_constant)
     at = start = _behind_blanks(text, 0)
@@ -174,6 +193,10 @@ def _objects(text: str, where: str) -> Iterator[tuple[int, Any]]:
     if is_list:
         at = _behind_blanks(text, at + 1)
     try:
+        if one_a_line and not is_list:
+            for start, written in _each_line(text):
+                yield start, decoder.decode(written)
+            return
         if is_list and text[at : at + 1] == "]":
             at += 1
         else:
@@ -193,12 +216,23 @@ def _objects(text: str, where: str) -> Iterator[tuple[int, Any]]:
         if at < len(text):
             raise json.JSONDecodeError("Extra data", text, at)
     except json.JSONDecodeError as error:
-        line = line_of(text, error.pos)
-        raise RowError(f"{where} cannot be read: line {line} is no JSON: {error.msg}") from None
+        first = line_of(text, start)
+        line = first if one_a_line and not is_list else line_of(text, error.pos)  # there the position is the line's own
+        begun = f" (the row begins in line {first})" if first < line else ""
+        raise RowError(f"{where} cannot be read: line {line} is no JSON: {error.msg}{begun}") from None
     except _Twice as error:
         raise RowError(f"{where}, line {line_of(text, start)}: an object names {error.args[0]!r} twice") from None
     except RecursionError:
         raise RowError(f"{where} cannot be read: line {line_of(text, start)} is nested too deep") from None
+
+
+def _each_line(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, each with the position at which it begins."""
+    start = 0
+    for end in (*(match.span() for match in ENDS.finditer(text)), (len(text), len(text))):
+        if not _BLANKS.fullmatch(text, start, end[0]):
+            yield start, text[start : end[0]]
+        start = end[1]
 
 
 def _behind_blanks(text: str, at: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from halfback_device.plan import check_client
 from halfback_device.seeds import seed_for
 from halfback_device.tables import RowError
 
@@ -32,7 +33,9 @@ def own_share(
 
     Raises:
         RowError: the recipe takes more rows than there are, or has more clients.
+        PackageError: it has no client of this number.
     """
+    check_client(config, client)
     trained = _trained_on(config, len(labels), inputs)
     seed = seed_for(config["seed"], "partition")
     mine = partition(labels[trained], config["clients"], config["partition"], seed)[client]

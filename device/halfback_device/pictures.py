@@ -105,11 +105,9 @@ def image_files(path: str) -> tuple[list[Path], list[str]]:
     What is hidden is left out, and so are files beside the classes and those whose ending is not an image's.
 
     Raises:
-        RowError: there is no such folder, or no image in its subfolders.
+        RowError: it is no folder that can be read, or there is no image in its subfolders.
     """
     folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise RowError(f"folder {path!r} does not exist or is not a folder")
     try:
         names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
         files = sorted((file for name in names for file in _images_below(folder / name)), key=str)

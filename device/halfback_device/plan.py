@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from halfback_device.codecs import entries
 from halfback_device.errors import PackageError
 from halfback_device.facts import at, check_facts
 from halfback_device.methods import METHODS
@@ -83,6 +84,51 @@ class Plan:
         return self.steps * (self.sampled if self.method == "hosl" else 1)
 
 
+def check_recipe(config: Any) -> None:
+    """Refuses a recipe that a device can't do, whatever the model is.
+
+    Raises:
+        PackageError: names the setting.
+    """
+    name, head = _one_of(config, "algorithm.name", tuple(METHODS)), at(config, "model.head")
+    if head is not None and name not in _U_SHAPE:
+        raise PackageError(f"model.head={head!r}: of {name} a device can't do the U-shape")
+    _one_of(config, "model.dtype", ("float32",))
+    if at(config, "client.memory") is not None:
+        raise PackageError("client.memory: a device counts its whole process; use client.rows_at_once")
+    blocks = at(config, "algorithm.exact_blocks", 0)
+    if blocks and name not in _EXACT:
+        raise PackageError(f"algorithm.exact_blocks={blocks!r}: {name} takes no exact gradients")
+    for link, chain in _codecs(config).items():
+        if not _is_chain(chain):
+            raise PackageError(f"codecs.{link}: names of codecs, or mappings of a name and options, are allowed")
+        entries(chain, f"codecs.{link}")
+
+
+def check_client(config: Any, client: int) -> None:
+    """Refuses the number of a client that a recipe has not.
+
+    Raises:
+        PackageError: says which it has.
+    """
+    clients = _whole(config, "clients", 1)
+    if not 0 <= client < clients:
+        raise PackageError(
+            f"client {client!s:.40}: the package's recipe has {clients}, so 0 to {clients - 1} are allowed"
+        )
+
+
+def check_cut(config: Any, client: int, blocks: int) -> None:
+    """Refuses a client whose part of the model is not the package's, which has so many blocks.
+
+    Raises:
+        PackageError: says which cuts there are.
+    """
+    cuts = at(config, "model.cut")
+    if isinstance(cuts, list) and cuts and cuts[client % len(cuts)] != blocks:
+        raise PackageError(f"the package has {blocks} blocks, and client {client} of model.cut={cuts!r:.60} others")
+
+
 def plan_of(manifest: Mapping[str, Any]) -> Plan:
     """The plan of a package.
 
@@ -91,26 +137,16 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
     """
     check_facts(manifest)
     config = manifest.get("config")
-    name = _one_of(config, "algorithm.name", tuple(METHODS))
-    head, cut = at(config, "model.head"), manifest["model"]["cut"]
-    if head is not None and name not in _U_SHAPE:
-        raise PackageError(f"model.head={head!r}: of {name} a device can't do the U-shape")
+    check_recipe(config)
+    name, head = at(config, "algorithm.name"), at(config, "model.head")
     if head is not None and at(manifest, "graphs.head") is None:
         raise PackageError(f"model.head={head!r:.20}: the manifest's graphs have no head")
-    _one_of(config, "model.dtype", ("float32",))
-    if at(config, "client.memory") is not None:
-        raise PackageError("client.memory: a device counts its whole process; use client.rows_at_once")
     blocks = at(config, "algorithm.exact_blocks", 0)
-    if blocks and name not in _EXACT:
-        raise PackageError(f"algorithm.exact_blocks={blocks!r}: {name} takes no exact gradients")
     if blocks != "all":
-        _whole(config, "algorithm.exact_blocks", 0, cut, otherwise=0)
+        _whole(config, "algorithm.exact_blocks", 0, manifest["model"]["cut"], otherwise=0)
     if bool(blocks) != bool(manifest["exact"]):
         count = len(manifest["exact"])
         raise PackageError(f"algorithm.exact_blocks={blocks!r:.20}, but the manifest's exact names {count} parameters")
-    codecs = {link: at(config, f"codecs.{link}") for link in _LINKS if at(config, f"codecs.{link}")}
-    if bad := next((link for link, chain in codecs.items() if not _is_chain(chain)), None):
-        raise PackageError(f"codecs.{bad}: names of codecs, or mappings of a name and options, are allowed")
     return Plan(
         method=name,
         probe=_probe(config, name, fewest=0 if blocks else 1),
@@ -127,7 +163,7 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
         steps_per_round=_whole(config, "steps_per_round", 1),
         has_head=head is not None,
         rows_at_once=None if at(config, "client.rows_at_once") is None else _whole(config, "client.rows_at_once", 1),
-        codecs=codecs,
+        codecs=_codecs(config),
     )
 
 
@@ -173,6 +209,11 @@ def replica_of(plan: Plan, manifest: Mapping[str, Any], theta: Mapping[str, Any]
         schedule=schedule(plan.shape, warmup=plan.warmup, total=plan.steps),
         form=RowForm(manifest.get("groups"), manifest["exact"]),
     )
+
+
+def _codecs(config: Any) -> dict[str, Any]:
+    """The chain of each link that has one, as the recipe has it."""
+    return {link: at(config, f"codecs.{link}") for link in _LINKS if at(config, f"codecs.{link}")}
 
 
 def _is_chain(chain: Any) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from halfback_device.errors import DeviceError
 
 ENDS = re.compile(r"\r\n|\r|\n")  # of lines, as editors have them
+SKIPS = "--skip-bad-rows skips such rows"  # a site's file says it too, as it does all that the flags of `infer` say
 
 
 class RowError(DeviceError):

@@ -26,7 +26,7 @@ from halfback.data.encode import EncodedTask
 from halfback.engine.federation import Federation
 from halfback.engine.links import CACHES
 from halfback.engine.server_side import ServerSide
-from halfback.models.cut import CutModel
+from halfback.models.cut import CutModel, check_cut
 from halfback.models.objectives import Evaluation, evaluate
 
 
@@ -67,6 +67,8 @@ def build(
     if given.model is not None or given.loss is not None:
         piecewise = config.model.head is not None or algorithm.needs.holds != "bottom"
         check_fit(loaded.whole, loaded.tokenizer, loaded.task, config, piecewise=piecewise)
+    for at in sorted({config.model.cut_of(client) for client in range(config.clients)}, reverse=True):
+        check_cut(loaded.whole, at, config.model.head)  # before anything is pretrained for it
     if config.model.pretrain is not None:
         pretrain_whole(loaded.whole.to(device), loaded.raw, config, device, pretrained, loaded.how)
     pools, train = algorithm.needs.agreement.pools, loaded.task.train

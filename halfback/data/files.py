@@ -17,7 +17,8 @@ from halfback.data.tables import Table, line_of
 from halfback.errors import UserError
 
 CSV_SUFFIXES = (".csv", ".csv.gz")
-JSON_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+LINES_SUFFIXES = (".jsonl", ".jsonl.gz")
+JSON_SUFFIXES = (".json", ".json.gz", *LINES_SUFFIXES)
 _BOMS = {  # in this order, since one begins with another
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -74,7 +75,10 @@ def read_table(
     if not text.strip():
         raise UserError(f"{where} is empty")
     is_csv = lower.endswith(CSV_SUFFIXES) if kind is None else kind == "csv"
-    table = read_csv(text, where, delimiter, skip, header) if is_csv else read_json(text, where)
+    if is_csv:
+        table = read_csv(text, where, delimiter, skip, header)
+    else:
+        table = read_json(text, where, one_a_line=lower.endswith(LINES_SUFFIXES))
     if not table.size:
         raise UserError(f"{where} is empty: it has no rows")
     return table
@@ -100,7 +104,7 @@ def _bytes(file: Path, where: str) -> bytes:
 
 def _decoded(found: bytes, where: str, encoding: str | None) -> str:
     marked = next((name for mark, name in _BOMS.items() if found.startswith(mark)), None)
-    name = encoding or "utf-8"
+    name = "utf-8" if encoding is None else encoding
     try:
         "a".encode(name).decode(name, "replace")
     except (LookupError, ValueError):

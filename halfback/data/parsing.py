@@ -159,11 +159,14 @@ def _csv_rows(text: str, where: str, delimiter: str, after_blanks: bool) -> Iter
         ) from None
 
 
-def read_json(text: str, where: str) -> Table:
-    """The rows of a JSON file's text, which is not blank: the objects of a list, or one after another."""
+def read_json(text: str, where: str, *, one_a_line: bool) -> Table:
+    """The rows of a JSON file's text, which is not blank: the objects of a list, or one after another.
+
+    `one_a_line`: where it is no list, each line is parsed alone, so that a row which breaks off ends with its line.
+    """
     rows: list[dict[str, Any]] = []
     starts: list[int] = []
-    for start, row in _objects(text, where):
+    for start, row in _objects(text, where, one_a_line):
         if not isinstance(row, dict):
             raise UserError(f"{where}, line {line_of(text, start)}: {_kind(row)} in place of an object; {_EXPECTED}")
         rows.append(row)
@@ -195,7 +198,7 @@ def _lines(text: str, starts: Sequence[int]) -> list[int]:
     return found
 
 
-def _objects(text: str, where: str) -> Iterator[tuple[int, Any]]:
+def _objects(text: str, where: str, one_a_line: bool) -> Iterator[tuple[int, Any]]:
     """The values of a list, or one value after another, with the position at which each begins."""
     decoder = json.JSONDecoder(
         object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=_constant, strict=True
@@ -204,6 +207,10 @@ def _objects(text: str, where: str) -> Iterator[tuple[int, Any]]:
     is_list = text[at] == "["
     at, start = (_behind_blanks(text, at + 1) if is_list else at), at
     try:
+        if one_a_line and not is_list:
+            for start, written in _each_line(text):
+                yield start, decoder.decode(written)
+            return
         if is_list and text[at : at + 1] == "]":
             at += 1
         else:
@@ -223,13 +230,23 @@ def _objects(text: str, where: str) -> Iterator[tuple[int, Any]]:
         if at < len(text):
             raise json.JSONDecodeError("Extra data", text, at)
     except json.JSONDecodeError as error:
-        line, first = line_of(text, error.pos), line_of(text, start)
+        first = line_of(text, start)
+        line = first if one_a_line and not is_list else line_of(text, error.pos)  # there the position is the line's own
         begun = f" (the row begins in line {first})" if first < line else ""
         raise UserError(f"{where} cannot be read: line {line} is no JSON: {error.msg}{begun}") from None
     except _Twice as error:
         raise RowError(f"{where}, line {line_of(text, start)}: an object names {error.args[0]!r} twice") from None
     except RecursionError:
         raise UserError(f"{where} cannot be read: line {line_of(text, start)} is nested too deep") from None
+
+
+def _each_line(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, each with the position at which it begins."""
+    start = 0
+    for end in (*(match.span() for match in ENDS.finditer(text)), (len(text), len(text))):
+        if not _BLANKS.fullmatch(text, start, end[0]):
+            yield start, text[start : end[0]]
+        start = end[1]
 
 
 def _behind_blanks(text: str, at: int) -> int:

@@ -97,12 +97,7 @@ def cut(model: nn.Module, at: int, *, head: int | None = None, verbaliser: Seque
     Raises:
         UserError: the family is unknown, `at` or `head` out of range, or the verbaliser none that the model can have.
     """
-    family = family_of(model)
-    blocks = len(cast(nn.ModuleList, model.get_submodule(family.backbone).get_submodule(family.blocks)))
-    _check_cut(model, at, blocks)
-    if head is not None and not 0 <= head < blocks - at:
-        allowed = f"0 to {blocks - at - 1} are allowed" if at < blocks else "no head can be split off"
-        raise UserError(f"head is {head}; {type(model).__name__} has {blocks} blocks and the cut is {at}, so {allowed}")
+    family, blocks = family_of(model), check_cut(model, at, head)
     if verbaliser is not None:
         _check_verbaliser(model, verbaliser)
     model.eval()
@@ -116,13 +111,36 @@ def cut(model: nn.Module, at: int, *, head: int | None = None, verbaliser: Seque
     return CutModel(bottom.eval(), middle.eval(), model, blocks, at, family, last.eval())
 
 
+def check_cut(model: nn.Module, at: int, head: int | None) -> int:
+    """Refuses a cut, or a head behind it, that a model has not.
+
+    Args:
+        model: of a known family.
+        at: how many blocks are in the bottom.
+        head: how many of the last blocks stay with the head layer; None outside of the U-shape.
+
+    Returns:
+        How many blocks the model has.
+
+    Raises:
+        UserError: the family is unknown, or `at` or `head` out of range.
+    """
+    family = family_of(model)
+    blocks = len(cast(nn.ModuleList, model.get_submodule(family.backbone).get_submodule(family.blocks)))
+    _check_at(model, at, blocks)
+    if head is not None and not 0 <= head < blocks - at:
+        allowed = f"0 to {blocks - at - 1} are allowed" if at < blocks else "no head can be split off"
+        raise UserError(f"head is {head}; {type(model).__name__} has {blocks} blocks and the cut is {at}, so {allowed}")
+    return blocks
+
+
 def recut(model: CutModel, at: int, *, head: int | None = None) -> CutModel:
     """The same model, and what is trained of it, with its (first) cut elsewhere; called after `set_trainable`.
 
     Modules are shared with the parts of `model`, so these ones see what `install` puts in theirs, and the adapters.
     `head` is as `model` was cut with; UserError for `at` out of range.
     """
-    _check_cut(model.whole, at, model.blocks)
+    _check_at(model.whole, at, model.blocks)
     family = model.family
     bottom = Bottom(_bottom_body(model.whole, family, at), family).eval()
     top: Top | Middle
@@ -140,7 +158,7 @@ def install(part: nn.Module, parameters: Mapping[str, Tensor]) -> None:
         part.get_submodule(path)._parameters[attribute] = parameter  # type: ignore[assignment]
 
 
-def _check_cut(model: nn.Module, at: int, blocks: int) -> None:
+def _check_at(model: nn.Module, at: int, blocks: int) -> None:
     if not 1 <= at <= blocks:
         raise UserError(f"cut is {at}; {type(model).__name__} has {blocks} blocks, so 1 to {blocks} are allowed")
 

@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import logging
 import shutil
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +33,8 @@ from halfback.packaging.pieces import Pieces, bottom_pieces
 from halfback.packaging.tracing import Graph
 from halfback.parties.by_slopes import BySlopes
 from halfback.parties.holdings import Head
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST, WEIGHTS, TOKENIZER, HEAD = "manifest.json", "weights.safetensors", "tokenizer.json", "head.onnx"
@@ -94,12 +100,15 @@ class Source:
         return Parts(party.bottom, party.head, theta, exact, _longest(self.built) if image is None else 0, image)
 
 
-def check_method(config: RunConfig, client: int | None) -> None:
-    """Refuses what a device with an inference runtime can't do.
+def check_recipe(config: RunConfig) -> None:
+    """Refuses what a device with an inference runtime can't do, as far as the recipe alone says it.
 
     Raises:
         UserError: names the setting.
     """
+    from halfback_device.errors import DeviceError
+    from halfback_device.plan import check_recipe as check_on_device
+
     needs, name = configuration.build_algorithm(config).needs, config.algorithm.name
     if needs.backpropagates:
         raise UserError(f"algorithm.name={name}: its devices backpropagate; a package runs forward only")
@@ -115,9 +124,23 @@ def check_method(config: RunConfig, client: int | None) -> None:
         raise UserError(f"model.dtype={config.model.dtype}: a package has float32, or bottom.weights=int8")
     if config.client.memory is not None:
         raise UserError("client.memory: of a package, set client.rows_at_once")
+    try:
+        check_on_device(configuration.to_tree(config))
+    except DeviceError as refusal:
+        raise UserError(str(refusal)) from None
+
+
+def check_client(config: RunConfig, client: int | None) -> None:
+    """Refuses a package for no client in particular where clients have other cuts, and one for a client where not.
+
+    Raises:
+        UserError: says what is allowed.
+    """
     cuts = {config.model.cut_of(number) for number in range(config.clients)}
     if client is None and len(cuts) > 1:
         raise UserError("model.cut: clients have other cuts; name one with --client")
+    if client is not None and len(cuts) == 1:
+        raise UserError(f"--client {client}: all clients have the same cut and one package; leave it away")
     if client is not None and not 0 <= client < config.clients:
         raise UserError(f"--client {client}: 0 to {config.clients - 1} are allowed")
 
@@ -129,6 +152,7 @@ def write(source: Source, folder: Path) -> None:
         UserError: something of the model can't be exported; block and operator are named.
     """
     built, replica = source.built, source.side.party.theta.replica
+    log.info("packaging %d blocks of %s", len(source.side.party.bottom.blocks), built.config.model.name)
     if built.tokenizer is not None:
         (folder / TOKENIZER).write_text(tokenizer_json(built.tokenizer))
     write_parts(
@@ -267,7 +291,7 @@ def _digests(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, which takes its place behind the block; after an error nothing is left.
+    """A folder beside `out`, which takes its place behind the block; after an error or SIGTERM nothing is left.
 
     Raises:
         UserError: `out` is there, and is no empty folder.
@@ -279,10 +303,24 @@ def new_folder(out: Path) -> Iterator[Path]:
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     try:
-        yield making
-        if out.exists():
-            out.rmdir()
-        making.rename(out)
+        with _ended_by_an_exception():
+            yield making
+            if out.exists():
+                out.rmdir()
+            making.rename(out)
     except BaseException:
         shutil.rmtree(making, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _ended_by_an_exception() -> Iterator[None]:
+    """SIGTERM raises SystemExit, unless the program has a handler of its own; threads can't set one."""
+    own = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if own:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        if own:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

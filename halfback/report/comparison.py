@@ -17,7 +17,7 @@ from halfback.report.differences import (
     said_difference,
     said_recovered,
 )
-from halfback.report.tables import NOTHING, count, metric_name, number, seconds, short_size
+from halfback.report.tables import NOTHING, count, measured, metric_name, number, seconds, short_size
 
 FLOOR, CEILING = "frozen_bottom", "split_lora"  # the fences of the gap: no training on the device, first order
 TARGET_SHARE = 0.95
@@ -163,7 +163,7 @@ def results_table(part: Mapping[str, Any], comparison: Mapping[str, Any]) -> tup
             cells += [f"{there['step']:,.0f}" if full else missed]
             cells += [short_size(there["up_bytes"] + there["down_bytes"]) if full else missed]
         ratio, passes = row["client_peak_ratio"], row["forward_passes"]
-        cells += [_size(row["client_peak_bytes"]), NOTHING if ratio is None else f"{ratio:.3f}"]
+        cells += [_size(measured(row["client_peak_bytes"])), NOTHING if ratio is None else f"{ratio:.3f}"]
         cells += [NOTHING if passes is None else f"{passes:,.0f}"]
         cells += [seconds(row[f"{what}_seconds"]) for what in ("client", "server", "wall")]
         body.append(cells)

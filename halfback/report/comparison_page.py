@@ -9,7 +9,7 @@ from typing import Any
 from halfback.report.comparison import TITLES, bytes_table, notes, results_table, title_of, tuning_table
 from halfback.report.lines import Line
 from halfback.report.pieces import curve_figure, figure, legend, table, write_page
-from halfback.report.tables import NOTHING, number, seconds, short_size
+from halfback.report.tables import NOTHING, measured, number, seconds, short_size
 
 Text = Callable[[float], str]
 
@@ -56,16 +56,16 @@ def _figures(part: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
         ]
         if lines:
             found.append(curve_figure(labels, lines, x_label, name, x_text, key=f"{key}{place}"))
-    costs: list[tuple[str, Callable[[Mapping[str, Any]], float], Text]] = [
+    costs: list[tuple[str, Callable[[Mapping[str, Any]], float | None], Text]] = [
         ("bytes, up and down", lambda row: row["up_bytes"] + row["down_bytes"], short_size),
-        ("client peak memory", lambda row: row["client_peak_bytes"], short_size),
+        ("client peak memory", lambda row: measured(row["client_peak_bytes"]), short_size),
         ("wall seconds", lambda row: row["wall_seconds"], seconds),
     ]
     for place, (x_label, cost, x_text) in enumerate(costs):
         ends = [
-            (order, cost(row), row["final"]["mean"])
+            (order, price, row["final"]["mean"])
             for order, row in enumerate(part["methods"].values())
-            if row["final"] is not None
+            if row["final"] is not None and (price := cost(row)) is not None
         ]
         if ends:
             found.append(_pareto(labels, ends, x_label, x_text, metric, key=f"{key}p{place}"))

@@ -8,7 +8,7 @@ from typing import Any
 from halfback.report.lines import Line, colour
 from halfback.report.pieces import curve_figure, legend, sign, table, write_page
 from halfback.report.reading import Run, read_runs
-from halfback.report.tables import NOTHING, metric_name, rows, short_size
+from halfback.report.tables import NOTHING, measured, metric_name, rows, short_size
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Path:
@@ -163,10 +163,11 @@ def _memory(runs: Sequence[Run]) -> str:
             ("training", 0, "client_peak_bytes"),
             ("plain inference", 1, "client_inference_peak_bytes"),
         ):
-            if run.summary.get(key) is not None:
-                stacks[prefix + name] = [(name, order, run.summary[key])]
+            if (peak := measured(run.summary.get(key))) is not None:
+                stacks[prefix + name] = [(name, order, peak)]
     if not stacks:
-        return '<p class="note">A run writes its peak memory when it finishes.</p>'
+        said = "A run writes its peak memory when it finishes; that of clients on device packages isn't measured."
+        return f'<p class="note">{said}</p>'
     return _bars(stacks) + '<p class="note">Peak bytes of one client\'s live tensors, weights included.</p>'
 
 

@@ -1,7 +1,9 @@
 """The closing table as plain strings, for the terminal and for the page."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T", int, float)
 
 NOTHING = "–"  # what a run has not measured
 
@@ -21,10 +23,10 @@ def rows(summaries: Sequence[dict[str, Any]], labels: Sequence[str] | None = Non
         ("steps", lambda run: count(run.get("steps"))),
         ("bytes up", lambda run: size(run.get("up_bytes"))),
         ("bytes down", lambda run: size(run.get("down_bytes"))),
-        ("client peak memory", lambda run: size(run.get("client_peak_bytes"))),
-        ("client inference peak", lambda run: size(run.get("client_inference_peak_bytes"))),
+        ("client peak memory", lambda run: size(measured(run.get("client_peak_bytes")))),
+        ("client inference peak", lambda run: size(measured(run.get("client_inference_peak_bytes")))),
         ("client peak ÷ inference peak", _memory_ratio),
-        ("server peak memory", lambda run: size(run.get("server_peak_bytes"))),
+        ("server peak memory", lambda run: size(measured(run.get("server_peak_bytes")))),
         ("forward passes", lambda run: count(run.get("forward_passes"))),
         ("client seconds", lambda run: seconds(run.get("client_seconds"))),
         ("server seconds", lambda run: seconds(run.get("server_seconds"))),
@@ -65,6 +67,11 @@ def _generated(summary: dict[str, Any], key: str) -> Any:
 def _memory_ratio(summary: dict[str, Any]) -> str:
     peak, inference = summary.get("client_peak_bytes"), summary.get("client_inference_peak_bytes")
     return f"{peak / inference:.2f}×" if peak and inference else NOTHING
+
+
+def measured(peak: T | None) -> T | None:
+    """A peak of memory; None where it is 0, which a summary has where nobody measured it."""
+    return peak or None
 
 
 def number(value: float | None) -> str:

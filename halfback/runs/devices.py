@@ -40,10 +40,10 @@ def check(config: RunConfig) -> None:
     if config.client.runtime == "torch":
         return
     check_installed("client.runtime=device")
-    from halfback.packaging.writing import check_method
+    from halfback.packaging.writing import check_recipe
 
     try:
-        check_method(config, 0)
+        check_recipe(config)
     except UserError as error:
         raise UserError(f"client.runtime=device: {error}") from None
 

@@ -7,7 +7,7 @@ from halfback.assembly import build
 from halfback.config.values import Config, resolve_values
 from halfback.packaging import check_installed
 from halfback.packaging.holding import held_against_reference
-from halfback.packaging.writing import Source, check_method, new_folder, write
+from halfback.packaging.writing import Source, check_client, check_recipe, new_folder, write
 from halfback.runs.folder import CONFIG, PRETRAINED, config_of
 
 
@@ -26,7 +26,7 @@ def package(
             where it stands, since a device replays what it missed.
         out: the package's new folder.
         weights: of the frozen matrices before the cut, in the place of the recipe's `bottom.weights`.
-        client: where clients have other cuts, or other rows, the one that the package is for; None for all of them.
+        client: where clients have other cuts, the one that the package is for; None where it is for all of them.
         **settings: of the recipe, by section or by path, that are others here.
 
     Returns:
@@ -34,8 +34,8 @@ def package(
         value.
 
     Raises:
-        UserError: what makes packages is not installed, the method is none for such a device, or a block has an
-            operator that can't be exported.
+        UserError: what makes packages is not installed, a setting is none for such a device, or a block has an operator
+            that can't be exported.
     """
     check_installed("a package")
     pretrained = None
@@ -45,7 +45,8 @@ def package(
     if weights is not None:
         settings["bottom.weights"] = weights
     resolved = resolve_values(config, settings).model_copy(update={"device": "cpu"})
-    check_method(resolved, client)
+    check_recipe(resolved)
+    check_client(resolved, client)
     with new_folder(Path(out)) as folder:
         built = build(resolved, pretrained=pretrained if pretrained is not None and pretrained.is_file() else None)
         source = Source(built, built.clients.side(client or 0), client)

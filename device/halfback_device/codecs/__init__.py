@@ -19,8 +19,8 @@ Chosen = Sequence[str | Mapping[str, Any]]
 _STAGES: dict[str, Any] = {"cast": Cast, "int8": Int8, "int4": Int4, "sign": Sign}
 
 
-def _entries(chosen: Chosen, where: str) -> list[tuple[str, dict[str, Any]]]:
-    """The name and the options of each codec.
+def entries(chosen: Chosen, where: str) -> list[tuple[str, dict[str, Any]]]:
+    """The name and the options of each codec of a chain; `where`: the link, for messages.
 
     Raises:
         PackageError: names what this device has no codec for.
@@ -51,7 +51,7 @@ def _chain(chosen: Chosen, width: int, where: str) -> tuple[Chain, bool, Tempora
     """The chain behind `temporal`, whether it has feedback, and the options of `temporal`."""
     stages: list[Stage] = []
     columns, values, feedback, temporal = width, np.dtype(np.float32), False, None
-    for name, options in _entries(chosen, where):
+    for name, options in entries(chosen, where):
         if name == "temporal":
             temporal = _made(Temporal, where, (name, options))
             continue
