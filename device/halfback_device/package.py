@@ -96,10 +96,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise PackageError(f"{MANIFEST}: it must hold names and values")
     if manifest.get("format") != FORMAT or isinstance(manifest["format"], bool):
-        cure = "package the recipe anew with a halfback of this halfback-device's version, or install the one that fits"
-        raise PackageError(
-            f"{MANIFEST}: its format is {manifest.get('format')!r:.40}; this device reads {FORMAT}: {cure}"
-        )
+        came, cure = manifest.get("format"), "make the package anew, with the halfback of this halfback-device's version"
+        raise PackageError(f"{MANIFEST}: its format is {came!r:.40}; this device reads {FORMAT}: {cure}")
     files = _dict(manifest, "files")
     if not 0 < len(files) <= _MOST_FILES or WEIGHTS not in files:
         raise PackageError(f"{MANIFEST}: files: 1 to {_MOST_FILES} are allowed, {WEIGHTS} among them")

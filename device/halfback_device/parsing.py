@@ -77,9 +77,8 @@ def _csv_table(text: str, where: str, delimiter: str, skip: bool) -> Table:
             skipped += 1
         else:
             fields = f"{len(row)} field{'s' * (len(row) != 1)}, but the header has {len(names)}"
-            raise RowError(
-                f"{where}, line {line}: {fields} (split at {delimiter!r}, else name it: --delimiter); {SKIPS}"
-            )
+            split = f"split at {delimiter!r}; --delimiter names another character"
+            raise RowError(f"{where}, line {line}: {fields} ({split}); {SKIPS}")
     if skipped and not kept:
         raise RowError(f"{where} has no whole row: --skip-bad-rows skips all {skipped}")
     _check_long_cells(kept, lines, where, delimiter, len(names))

@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from mixed import DEVICE, adapted, run_of, shared_rows
 from halfback.config import RunConfig
 from halfback.engine.remote.frames import Longest, Refused, read_reply
 from halfback.engine.remote.stream import read_frame
+from halfback_device.cli import main
 from halfback_device.data import Rows
 
 pytestmark = pytest.mark.xdist_group("device package")  # it takes a while to be made: once is enough
@@ -95,6 +99,68 @@ def test_errors_are_one_line(arguments: tuple[str, ...], said: str, own: Path) -
     assert done.stderr.startswith("halfback-device: ")
     assert len(done.stderr.splitlines()) == 1
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--client 3 --shared", "client 3: the package's recipe has 3, so 0 to 2 are allowed"),
+        ("--client -4 --shared", "client -4: the package's recipe has 3"),
+        ("--client -1 --shared", "client -1: the package's recipe has 3"),
+        ("--client 9999", "client 9999: the package's recipe has 3"),
+        ("--client -1", "client -1: the package's recipe has 3"),
+        (f"--client {10**30}", "the package's recipe has 3"),
+        ("--batches 0", "--batches 0: 1 or more are allowed"),
+        ("--batches -1", "--batches -1: 1 or more are allowed"),
+        ("--pair mood", "--pair: rows of this package's run have none"),
+        ("--target mood", "--target: rows of this package's run have none"),
+        ("--encoding=", "--encoding '' is none"),
+        ("--text=", "no column ''"),
+        ("--delimiter=", "--delimiter ''"),
+    ],
+)
+def test_inference_takes_what_the_run_has(
+    flags: str, said: str, own: Path, sentences: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ("--data", str(sentences), "--text", "text", "--label", "label")
+    with pytest.raises(SystemExit) as end:
+        main(["infer", str(own), *rows, *flags.split()])
+    came = capsys.readouterr()
+    assert (end.value.code, came.out, len(came.err.splitlines())) == (2, "", 1)
+    assert said in came.err
+
+
+def test_output_that_nobody_reads_is_no_bug(own: Path) -> None:
+    command = [sys.executable, "-m", "halfback_device", "check", str(own)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    said = "halfback-device: standard output can't be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(command, env=ENVIRONMENT, stdout=writes, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_who_stops_inference_sees_one_line(own: Path, sentences: Path) -> None:
+    rows = ("--data", str(sentences), "--text", "text", "--label", "label", "--batches", "1000000000")
+    command = [sys.executable, "-m", "halfback_device", "infer", str(own), *rows]
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        while "weights.safetensors" not in maps.read_text():  # by then it is at work
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[1] == "halfback-device: stopped\n"
+        assert process.returncode == 128 + signal.SIGINT
+
+
+def test_its_version_and_its_module() -> None:
+    assert ran("--version").stdout == version("halfback-device") + "\n"
+    command = [sys.executable, "-m", "halfback_device.cli", "check", "nowhere"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "manifest.json" in done.stderr) == (2, True)
 
 
 def test_a_worker_outlives_what_is_no_frame_s_header(own: Path, sentences: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,11 @@ def test_a_site_s_own_pictures_come_as_the_reference_makes_them(tmp_path: Path) 
         '{"text": "\\ud800", "label": NaN}',
         "[[1]]",
         "[" * 100_000,
+        '[{"text": "warm"}, {"text": "cold"}]',
+        '{"text": "warm"}\n{"text":\n{"text": "cold"}\n{"text": "fun"}\n',
+        '{"text": "warm"}\n{"text":\n',
+        '{"text": "warm"}\r\n\r\n{"text": "cold"} x\r\n',
+        'text,label\n"warm\nfun" x,1\n',
     ],
 )
 def test_files_are_read_or_refused_as_by_the_reference(content: str, tmp_path: Path) -> None:
@@ -201,10 +208,11 @@ def test_files_are_read_or_refused_as_by_the_reference(content: str, tmp_path: P
         path.write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
         try:
             theirs = reference_table(str(path))
-        except UserError:
+        except UserError as refusal:
             with pytest.raises(RowError) as error:
                 read_table(str(path))
             assert "\n" not in str(error.value)
+            assert re.findall(r"line \d+", str(error.value)) == re.findall(r"line \d+", str(refusal))
             continue
         ours = read_table(str(path))
         assert str(ours.columns) == str(theirs.columns)
@@ -215,19 +223,27 @@ def test_files_are_read_or_refused_as_by_the_reference(content: str, tmp_path: P
     ("lines", "options", "said"),
     [
         ("text,label\nwarm,2\n", {}, "label '2' in line 2"),
-        ("text,label\nwarm,\n", {}, "label '' in line 2"),
-        ("text,label\n,1\n", {}, "line 2, the text"),
+        ("text,label\nwarm,\n", {}, "line 2, column 'label' of file"),
+        ("text,label\nwarm,\n", {}, "has no label; --skip-bad-rows skips such rows"),
+        ("text,label\nwarm,NaN\n", {}, "has 'NaN', which stands for no label; --skip-bad-rows"),
+        ("text,label\nwarm,1.5\n", {}, "has the label '1.5', which is no whole number or text"),
+        ("text,label\n,1\n", {}, "line 2, column 'text' of file"),
+        ("text,label\n,1\n", {}, "has no text; --skip-bad-rows skips such rows"),
+        ("text,label\nwarm\n", {}, "--skip-bad-rows skips such rows"),
         ("text,label\nwarm,1\n", {"text": "words"}, "no column 'words'"),
         ("text,label\nwarm,1\n", {"label": "text"}, "named for two things"),
-        ("text,label\nwarm,1\n", {"label": None}, "name none"),
-        ("text,label\nwarm,1\n", {"delimiter": ",,"}, "delimiter"),
-        ("text,label\nwarm,1\n", {"encoding": "none"}, "encoding"),
+        ("text,label\nwarm,1\n", {"label": None}, "name its column with --label"),
+        ("text,label\nwarm,1\n", {"text": None}, "name its column with --text"),
+        ("text,label\nwarm,1\n", {"delimiter": ",,"}, "--delimiter ',,'"),
+        ("text,label\nwarm,1\n", {"encoding": "none"}, "--encoding 'none'"),
+        ("text,label\nwarm,1\n", {"encoding": ""}, "--encoding ''"),
+        ("text,label\nw\u00e4rm,1\n", {"encoding": "ascii"}, "such as --encoding cp1252"),
         ("text,label\n,1\nwarm,\n", {"skip_bad_rows": True}, "no whole row"),
     ],
 )
 def test_wrong_rows_are_one_line(lines: str, options: dict[str, Any], said: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text(lines)
+    path.write_text(lines, encoding="utf-8")
     task = {
         "objective": "classification",
         "label_names": ["negative", "positive"],
@@ -239,3 +255,51 @@ def test_wrong_rows_are_one_line(lines: str, options: dict[str, Any], said: str,
         own_split(rows, {"task": task, "config": {}}, tmp_path, 0)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+IMAGES: dict[str, Any] = {
+    "objective": "classification",
+    "label_names": ["cat", "dog"],
+    "inputs": "images",
+    "images": {"channels": 3, "size": [2, 2]},
+}
+
+
+def _refused(path: Path) -> str:
+    with pytest.raises(RowError) as error:
+        own_split(Rows(str(path)), {"task": IMAGES, "config": {}}, path.parent, 0)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("path", ["rows.csv", "nowhere", ""])
+def test_what_is_no_folder_of_images_is_said_whether_pillow_is_here_or_not(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "halfback_device.pictures", None)
+    (tmp_path / "rows.csv").write_text("text,label\nwarm,cat\n")
+    said = _refused(tmp_path / path if path else Path())
+    wanted = "is a file: the model takes images, so a folder with" if path == "rows.csv" else "folder '"
+    assert wanted in said if path else "pip install" in said
+    assert ("pip install" in said) == (not path)
+    if not path:
+        assert "pip install 'halfback-device[images]', or './device[images]' in a checkout" in said
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"images": np.zeros((2, 3, 2, 2), np.float32)}, "has no array 'labels'; a .npz of"),
+        ({"images": np.zeros((2, 3, 2, 2), np.float32), "labels": np.array(1)}, "with labels ()"),
+        ({"images": np.zeros((1, 3, 2, 2), np.float32), "labels": np.array([np.nan])}, "label 'nan' in row 1"),
+        (None, "is no .npz"),
+    ],
+)
+def test_wrong_arrays_of_images_are_one_line(arrays: dict[str, Any] | None, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.npz"
+    if arrays is None:
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        np.savez(path, **arrays)
+    assert said in _refused(path)

@@ -152,7 +152,8 @@ def write(source: Source, folder: Path) -> None:
         UserError: something of the model can't be exported; block and operator are named.
     """
     built, replica = source.built, source.side.party.theta.replica
-    log.info("packaging %d blocks of %s", len(source.side.party.bottom.blocks), built.config.model.name)
+    name, blocks = built.config.model.name, len(source.side.party.bottom.blocks)
+    log.info("packaging %s up to block %d: a few seconds a block", name, blocks)
     if built.tokenizer is not None:
         (folder / TOKENIZER).write_text(tokenizer_json(built.tokenizer))
     write_parts(
