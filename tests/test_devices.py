@@ -23,6 +23,7 @@ pytest.importorskip("onnx", reason="the extra package is not installed")
         ("mezo", {}, "client.runtime=device: algorithm.name=mezo: its devices hold more of the model"),
         ("heron_sfl", {}, "client.runtime=device: algorithm.name=heron_sfl: its devices hold more of the model"),
         ("ho_sfl", {"algorithm__estimator": "forward_ad"}, "client.runtime=device: algorithm.estimator=forward_ad"),
+        ("ho_sfl", {"codecs__activations_up": ["topk"]}, "client.runtime=device: codecs.activations_up: codec 'topk'"),
         ("ho_sfl", {"client__memory": 90}, "client.runtime=device: client.memory"),
         ("ho_sfl", {"one_pass": True}, "one_pass=true: clients on device packages"),
         ("ho_sfl", {"beside": ["split_lora"]}, "client.runtime=device: algorithm.name=split_lora"),

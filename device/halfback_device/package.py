@@ -96,7 +96,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise PackageError(f"{MANIFEST}: it must hold names and values")
     if manifest.get("format") != FORMAT or isinstance(manifest["format"], bool):
-        came, cure = manifest.get("format"), "make the package anew, with the halfback of this halfback-device's version"
+        came, cure = manifest.get("format"), "make it anew, with the halfback of this halfback-device's version"
         raise PackageError(f"{MANIFEST}: its format is {came!r:.40}; this device reads {FORMAT}: {cure}")
     files = _dict(manifest, "files")
     if not 0 < len(files) <= _MOST_FILES or WEIGHTS not in files:

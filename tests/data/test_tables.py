@@ -247,6 +247,10 @@ def test_what_is_no_delimiter(tmp_path, delimiter):
     assert f"task.delimiter={delimiter!r}: one character" in refused(tmp_path, PLAIN, delimiter=delimiter)
 
 
+def test_what_is_no_encoding(tmp_path):
+    assert "task.encoding=''" in refused(tmp_path, PLAIN, encoding="")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252"])
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_encodings(tmp_path, encoding, kind):
@@ -397,6 +401,12 @@ def test_a_key_that_is_not_in_each_row(tmp_path):
 )
 def test_json_that_is_refused(tmp_path, content, said):
     assert said in refused(tmp_path, content, "a.json")
+
+
+@pytest.mark.parametrize("behind", ["", "\n", '\n{"a": 3}\n'])
+def test_a_line_of_json_that_breaks_off_is_named(tmp_path, behind):
+    said = refused(tmp_path, '{"a": 1}\n{"a":' + behind, "a.jsonl")
+    assert said.endswith("line 2 is no JSON: Expecting value")
 
 
 def test_an_object_around_the_rows(tmp_path):

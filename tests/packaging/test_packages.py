@@ -1,6 +1,9 @@
 """Packages of recipes: what is refused, what is written, and that the same recipe gives the same bytes."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from halfback.engine.remote.weights import digest_of
 from halfback.errors import UserError
 from halfback.models.quantising import quantise
 from halfback.models.resnet import _Block
-from halfback.packaging.writing import check_method, new_folder
+from halfback.packaging.writing import check_client, new_folder
 from halfback.runs.package import package
 from halfback.testing import small
 from halfback_device.package import Package
@@ -37,6 +40,7 @@ def _texts(model: Path, sentences: Path, algorithm: str = "ho_sfl", **changes: A
         ("ho_sfl", {"model.dtype": "bfloat16"}, "model.dtype=bfloat16: a package has float32"),
         ("ho_sfl", {"client.memory": 100}, "client.memory: of a package, set client.rows_at_once"),
         ("ho_sfl", {"model.cut": [1, 2]}, "model.cut: clients have other cuts; name one with --client"),
+        ("ho_sfl", {"codecs.activations_up": ["topk"]}, "codecs.activations_up: codec 'topk': a device has"),
     ],
 )
 def test_what_a_device_cannot_do_is_refused_before_anything_is_made(
@@ -48,23 +52,33 @@ def test_what_a_device_cannot_do_is_refused_before_anything_is_made(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_codec_that_a_device_has_not_is_refused_before_a_package_is_handed_out(
-    tmp_path: Path, tiny_bert: Path, sentences: Path
+@pytest.mark.parametrize("settings", [{"codecs__activations_up": ["topk"]}, {"model__head": 0}, {"model__cut": 9}])
+def test_nothing_is_pretrained_for_a_package_that_is_refused(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = _texts(tiny_bert, sentences, codecs__gradient_down=["topk"])
-    with pytest.raises(UserError, match=r"can't be used on a device: codecs\.gradient_down: codec 'topk'"):
+    pretraining = {"task": "digits", "steps": 1, "batch_size": 8, "lr": 1e-3}
+    config = small.images("ho_sfl", **{"model__cut": 3, "model__pretrain": pretraining} | settings)
+    with caplog.at_level("INFO", logger="halfback"), pytest.raises(UserError):
         package(configuration.to_tree(config), tmp_path / "package")
-    assert not list(tmp_path.iterdir())
+    assert "pretraining" not in caplog.text
 
 
-def test_a_client_that_is_not_there(tiny_bert: Path, sentences: Path) -> None:
-    with pytest.raises(UserError, match="--client 4: 0 to 3 are allowed"):
-        check_method(_texts(tiny_bert, sentences), 4)
+@pytest.mark.parametrize(
+    ("cut", "client", "said"),
+    [([1, 2], 4, "--client 4: 0 to 3 are allowed"), (1, 3, "--client 3: all clients have the same cut")],
+)
+def test_a_client_that_no_package_is_for(cut: Any, client: int, said: str, tiny_bert: Path, sentences: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        check_client(_texts(tiny_bert, sentences, model__cut=cut), client)
 
 
-def test_a_package_of_a_recipe(tmp_path: Path, tiny_bert: Path, sentences: Path) -> None:
+def test_a_package_of_a_recipe(
+    tmp_path: Path, tiny_bert: Path, sentences: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="halfback")
     config = _texts(tiny_bert, sentences, bottom__weights="int8", model__head=1, algorithm__exact_blocks=0)
     errors = package(config, tmp_path / "package")
+    assert f"packaging {tiny_bert} up to block 1: a few seconds a block" in caplog.messages
     assert sorted(errors) == ["activations", "the head's gradients", "the head's loss"]
     assert max(errors.values()) < 1e-5
     held = Package.open(tmp_path / "package")
@@ -107,6 +121,21 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError), new_folder(tmp_path / "package") as folder:
         half(folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_ended_by_the_system_leaves_nothing(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from halfback.packaging.writing import new_folder\n"
+        "with new_folder(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "package")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # the folder is there
+        assert [path.name for path in tmp_path.iterdir()] == ["package.making"]
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
     assert not list(tmp_path.iterdir())
 
 

@@ -173,6 +173,15 @@ def test_the_table_has_both_differences_and_the_part() -> None:
     assert rows["unlucky"][at : at + 3] == ["+1.00", "-3.00", "no gap"]
 
 
+def test_a_peak_that_nobody_measured_is_no_number() -> None:
+    """As of clients on device packages in one process."""
+    unmeasured = cells(81)
+    unmeasured[0]["summary"] |= dict.fromkeys(("client_peak_bytes", "client_inference_peak_bytes"), 0)
+    header, rows = table({"mine": unmeasured})
+    at = header.index("client peak")
+    assert rows["mine"][at : at + 2] == ["–", "–"]
+
+
 def test_a_fence_that_is_not_there_has_no_column() -> None:
     header, rows = table({"mine": cells(81, 83, 85), "frozen_bottom": cells(80, 81, 82)})
     at = header.index("− frozen_bottom")

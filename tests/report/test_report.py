@@ -143,6 +143,16 @@ def test_runs_far_apart_share_a_logarithmic_axis_that_leaves_zero_out(run: Path,
     assert "1 GB" in text
 
 
+def test_memory_that_nobody_measured_is_no_number(run: Path, tmp_path: Path) -> None:
+    """As of clients on device packages in one process."""
+    unmeasured = summary(client_peak_bytes=0, client_inference_peak_bytes=0)
+    text = Page(write_report([write_run(tmp_path / "devices", records(), unmeasured)], tmp_path / "report.html")).text
+    assert "0 B" not in text
+    assert "that of clients on device packages isn't measured" in text
+    table = dict(map(tuple, rows([unmeasured])[1]))
+    assert (table["client peak memory"], table["client inference peak"]) == (NOTHING, NOTHING)
+
+
 def test_a_run_with_nothing_measured_yet_is_still_a_page(tmp_path: Path) -> None:
     bare = [records(1)[0] | {"train_loss": None, "validation_loss": None, "metric": None}]
     zeros = summary(
