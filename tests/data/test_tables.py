@@ -247,10 +247,6 @@ def test_what_is_no_delimiter(tmp_path, delimiter):
     assert f"task.delimiter={delimiter!r}: one character" in refused(tmp_path, PLAIN, delimiter=delimiter)
 
 
-def test_what_is_no_encoding(tmp_path):
-    assert "task.encoding=''" in refused(tmp_path, PLAIN, encoding="")
-
-
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252"])
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_encodings(tmp_path, encoding, kind):
@@ -309,7 +305,7 @@ def test_an_encoding_that_does_not_say_where_it_fails(tmp_path):
     assert "it is not 'punycode'" in refused(tmp_path, PLAIN, encoding="punycode")
 
 
-@pytest.mark.parametrize("encoding", ["klingon", "hex", "rot13", "idna", "a\0b"])
+@pytest.mark.parametrize("encoding", ["", "klingon", "hex", "rot13", "idna", "a\0b"])
 def test_what_is_no_encoding(tmp_path, encoding):
     assert f"task.encoding={encoding!r} is no encoding" in refused(tmp_path, PLAIN, encoding=encoding)
 
