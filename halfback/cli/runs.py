@@ -140,7 +140,7 @@ def package(
     weights: Annotated[
         str | None, typer.Option(metavar="float32|int8", help="Of the frozen matrices; by default bottom.weights.")
     ] = None,
-    client: Annotated[int | None, typer.Option(help="Only where clients have other cuts: the one that it is for.")] = None,
+    client: Annotated[int | None, typer.Option(help="Only where clients have other cuts: the one it is for.")] = None,
 ) -> None:
     """Write what a device needs to take part with an inference runtime alone (see docs/devices.md)."""
     from halfback.runs.package import package as make
