@@ -67,6 +67,7 @@ ARROWS: dict[str, set[str]] = {
         "report",
         "telemetry",
     },
+    "planning": {"config", "zeroth"},
     "packaging": {
         "assembly",
         "config",
