@@ -1,8 +1,8 @@
 """A cut and a share of the uplink for each device of a cohort, so that a step is short: jointly, and in simpler ways.
 
-A device k with cut c takes a_k(c) seconds for what it computes, its latency and its download, and has u(c) bits to send.
-With b_k bits a second of the uplink its own part of a step takes a_k(c) + u(c)/b_k. The server adds its work for all
-devices, and the step ends with the slowest: T + Σ_k s(c_k), with T the longest of the devices' own parts.
+A device k with cut c takes a_k(c) seconds for what it computes, its latency and its download, and has u(c) bits to
+send. With b_k bits a second of the uplink its own part of a step takes a_k(c) + u(c)/b_k. The server adds its work for
+all devices, and the step ends with the slowest: T + Σ_k s(c_k), with T the longest of the devices' own parts.
 
 - For given cuts the least T has every share b_k = u/(T − a_k), up to the device's own link, and uses up the uplink: the
   sum of what they need falls with T, so a root finder has it (the load-fixed form of arXiv 2003.04544).
