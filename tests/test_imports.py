@@ -64,6 +64,7 @@ ARROWS: dict[str, set[str]] = {
         "models",
         "packaging",
         "parties",
+        "planning",
         "report",
         "telemetry",
     },

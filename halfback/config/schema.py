@@ -211,6 +211,9 @@ class RunConfig(_Section):
     """In a simulation, a cohort's batches go through each part of the model as one, where its clients have the same θ:
     other bits than one by one, by rounding. Null: where the device is CUDA."""
     tensorboard: bool = False
+    fleet: str | None = None
+    """In a simulation, the devices and links on which it is counted how long the run would take: a shipped fleet's
+    name, or the path of a YAML file; see docs/planning.md."""
     per_algorithm: dict[str, Tree] = Field(default_factory=dict)
     """Settings that another algorithm takes instead when it is chosen, as `key.path: value`."""
     beside: tuple[str, ...] = ()

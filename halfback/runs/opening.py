@@ -17,7 +17,8 @@ from halfback.config import RunConfig
 from halfback.engine.kept import going_on
 from halfback.engine.state import load_server
 from halfback.errors import Diverged, UserError
-from halfback.runs import devices, standing
+from halfback.planning.clock import Clock
+from halfback.runs import devices, simulated, standing
 from halfback.runs.folder import CHECKPOINT, PRETRAINED, config_of
 from halfback.runs.locks import unchanging
 from halfback.runs.summary import Summary, summary_of
@@ -84,6 +85,7 @@ class Opening:
         built = self.built(config, found, scratch=self.out)
         if self.caller.like is not None:
             check_same(self.caller.like, built.fingerprint, "what this run is compared with")
+        clock: Clock | None = None
         engine: Engine
         if self.caller.engine is not None:
             engine = self.caller.engine(built)
@@ -92,7 +94,9 @@ class Opening:
         else:
             built.clients.settle()
             engine = built.federation
-        training = Training(built, self.out, engine, self._start(found), self.caller.on_round)
+            clock = simulated.clock_of(built, self.out, self._start(found))
+            built.federation.tap = None if clock is None else clock.hear
+        training = Training(built, self.out, engine, self._start(found), self.caller.on_round, clock)
         if found is None:
             training.begin()
         else:
