@@ -101,7 +101,8 @@ def _pareto(
     from halfback.report.figures import points
 
     name, best = metric["name"], undominated(ends, rises=metric["rises"])
-    drawn = points(ends, best, x_label, f"{name} at the end", x_text, key)
+    ringed = {place for place, (order, _, _) in enumerate(ends) if order in best}
+    drawn = points(ends, ringed, x_label, f"{name} at the end", x_text, key)
     told = "; ".join(
         f"{labels[order]}: {number(y)} at {x_text(x)}{', not dominated' if order in best else ''}"
         for order, x, y in ends
