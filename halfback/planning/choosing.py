@@ -16,24 +16,10 @@ from halfback.errors import UserError
 from halfback.planning.profiles import DeviceClass, Fleet, draw
 from halfback.planning.steps import MEGA, StepTime, cohort_time, equal_share, step_time
 from halfback.planning.variants import Variant
-from halfback.planning.work import Work
+from halfback.planning.work import Values, Work
 
 ROUNDS = 20  # whose cohorts a step's seconds are a mean over
 KNOWN = 0.98  # of the most that a step can know: what is recommended knows no less
-
-
-@dataclass(frozen=True)
-class Trained:
-    """How many values a recipe trains.
-
-    Attributes:
-        exact: on the device, by gradients. along: on the device, by slopes, or not at all where none are taken.
-        top: on the server, by gradients.
-    """
-
-    exact: int
-    along: int
-    top: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +58,7 @@ class Cohorts:
         self.first = [[self.devices[client] for client in sampling.draw(place, None)] for place in range(ROUNDS)]
         self.classes = list({device.name: device for device in self.devices}.values())
 
-    def look(self, variant: Variant, work: Work, trained: Trained) -> Looked:
+    def look(self, variant: Variant, work: Work, trained: Values) -> Looked:
         """What a variant costs these clients."""
         shares = [equal_share(of, self.sampled) for of in (self.fleet.uplink_megabits, self.fleet.downlink_megabits)]
         by_class = {device.name: step_time(work, device, self.fleet, *shares) for device in self.classes}
@@ -89,7 +75,7 @@ class Cohorts:
         )
 
 
-def known(config: RunConfig, trained: Trained) -> float:
+def known(config: RunConfig, trained: Values) -> float:
     """The share of the gradient that a step has in hand."""
     directions = config.algorithm.options().get("directions", 0)
     along = trained.along * directions / (directions + trained.along + 1) if directions else 0.0

@@ -333,3 +333,25 @@ def formula_of(name: str, algorithm: Any, *, head: bool) -> Formula | None:
         return None
     plain = _FORMULAS[name](algorithm)
     return u_shaped(plain) if head else plain
+
+
+def exchanges_of(name: str, algorithm: Any, *, head: bool, steps: int) -> float:
+    """Messages up with an answer in a step, where a round has so many steps.
+
+    Those at a round's two ends are shared out over its steps. Arguments as of `formula_of`, of which there is one.
+    """
+    by_step: dict[str, tuple[float, float]] = {
+        # of each step, and of each round
+        "ho_sfl": (2, 1),
+        "ho_sfl_pipelined": (1, 2),
+        "zo_sfl": (2 + 2 * algorithm.needs.directions, 1),
+        "hosl": (1 + 2 * algorithm.needs.directions, 1),
+        "mu_splitfed": (1 + 2 * algorithm.needs.directions, 2),
+        "frozen_bottom": (1, 0),
+        "spry": (1, 1),
+        "ho_fl": (0, 3),
+    }
+    silent_or_weights = (0, 0) if algorithm.needs.agreement.pools else (0, 2)
+    uploads = {"whole": 0.0, "bottom": 1.0, "auxiliary": 1 / getattr(algorithm, "every", 1)}[algorithm.needs.holds]
+    of_step, of_round = by_step.get(name, (uploads, silent_or_weights[1]))
+    return of_step + head + of_round / steps

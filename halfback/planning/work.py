@@ -1,24 +1,50 @@
-"""What a step of a client takes, by its count: bytes, operations and exchanges; no seconds."""
+"""What a configuration costs a client and its server in a step, from shapes and rows alone: nothing is trained."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from halfback.assembly.given import NOTHING, Given
+from halfback.assembly.sources import client_sources, pooled_source
+from halfback.assembly.whole import Loaded, load
+from halfback.config import RunConfig, build_algorithm
+from halfback.data.batches import Batch, ClientData
+from halfback.data.encode import verbaliser_ids
+from halfback.errors import UserError
+from halfback.models.adapters import trainable
+from halfback.models.part import Held
+from halfback.models.running import Top, layout_of
+from halfback.parties.protocol import Algorithm
+from halfback.planning.device import Device
+from halfback.planning.memory import peak
+from halfback.planning.operations import Counts
+from halfback.planning.rounds import Turn, codes_of, devices_by_client, talk_of, turns
+from halfback.planning.shapes import Adapted, Trained, adapt, auxiliary_of
+from halfback.planning.tracing import Tracer
+from halfback.planning.traffic import exchanges_of, formula_of, greeting
+
+STEPS = 30
+"""Steps of a run that are looked at, from its first one on, if it has as many."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one client and one step (one batch): means over a run's first batches where rows differ in length.
+    """What one client does in one step, a batch: means over the steps that were looked at, the peak is the largest.
 
     Attributes:
-        peak_bytes: a client's `client_peak_bytes` as the meter counts it, the largest.
-        parameter_bytes: weights of the device's part, as held; part of the above.
-        up_bytes: what the ledger will say of a step, by the closed forms.
-        down_bytes: likewise, in the steady state: with the missed rows of all steps as the sampling will have it.
-        device_forward: operations (2 for a multiply-add) of one forward pass of the client's part on its batch.
-        passes: forward passes of the device's part in a step, all (probes, exact's recomputation).
-        device_backward: operations of the device's backward passes.
-        overlapping_passes: of `passes`, those that need no λ and may overlap with link and server.
-        server_forward: operations for one client's batch, of all forward passes of a step.
-        server_backward: likewise, of all backward passes.
-        exchanges: messages up with an answer, in a step: each costs a round trip.
+        peak_bytes: the most that a client's tensors take, as `client_peak_bytes` of a run counts them.
+        parameter_bytes: weights and buffers of the client's part, in the peak.
+        up_bytes, down_bytes: as the ledger counts them, of all messages of a step; a round's first and last message
+            are shared out over its steps.
+        device_forward: operations, two for each multiply-add, of one forward pass of the client's part.
+        passes: forward passes of that part in a step, probes and what exact gradients compute again among them. One
+            that is dearer, as with `forward_ad`, counts as so many more.
+        device_backward: operations of the device's backward passes; in the U-shape with the forward pass of its head.
+        overlapping_passes: of `passes`, those that wait for nothing of the server.
+        server_forward, server_backward: operations of the server for one client's batch, all passes of a step.
+        exchanges: messages up with an answer: each costs a round trip.
+        estimated: the bytes are a bound, since a codec leaves out what it finds again, which depends on the values.
     """
 
     peak_bytes: int
@@ -31,4 +57,194 @@ class Work:
     overlapping_passes: float
     server_forward: float
     server_backward: float
-    exchanges: int
+    exchanges: float
+    estimated: bool = False
+
+
+@dataclass(frozen=True)
+class Values:
+    """How many values a configuration trains.
+
+    Attributes:
+        exact: on the device, by gradients. along: on the device, by slopes, or not at all where none are taken.
+        top: on the server, by gradients.
+    """
+
+    exact: int
+    along: int
+    top: int
+
+
+class Workload:
+    """The rows and the model's shapes of a recipe, and what variants of it cost.
+
+    A variant may have another method, cut, head, codecs, dtype, batch size, number of clients or seed; it has the
+    recipe's task and model. The first with other trained modules takes seconds, any other milliseconds.
+    """
+
+    def __init__(self, config: RunConfig, given: Given = NOTHING, *, steps: int = STEPS) -> None:
+        """Reads the rows, and of the model what stands before its blocks; the blocks' weights are not read.
+
+        Args:
+            config: the recipe.
+            given: what it calls "given".
+            steps: how many of a run's steps are looked at.
+
+        Raises:
+            UserError: a model or a data set is not there or doesn't fit the other.
+        """
+        self.config = config
+        self.steps = steps
+        # A given model is there already; one by name is made without its files.
+        self._loaded: Loaded = load(config, given, held=None if given.model is not None else Held(0, None, False))
+        self._one = self._loaded.task.train.batch([0]).inputs
+        self._tracer = Tracer()
+        self._adapted: dict[Any, Adapted] = {}
+        self._turns: dict[Any, list[Turn]] = {}
+        self._parts: dict[Any, Any] = {}
+
+    @property
+    def blocks(self) -> int:
+        """Of the model."""
+        return self._model(self.config).blocks
+
+    def work(self, config: RunConfig) -> Work:
+        """What a variant of the recipe costs.
+
+        Raises:
+            UserError: the variant is none that could run: a cut outside of the model, or nothing to train.
+        """
+        self._check_same(config)
+        algorithm = build_algorithm(config)
+        devices = devices_by_client(config, lambda at: self._device(config, algorithm, at))
+        taken = self._taken(config, algorithm)
+        up, down, estimated = self._bytes(config, algorithm, taken, devices)
+        steps = sum(len(turn.batches) for turn in taken)
+        counted = [Counts(devices[turn.client]).step(batch) for turn in taken for batch in turn.batches]
+        mean: Callable[[str], float] = lambda name: fmean(getattr(each, name) for each in counted)  # noqa: E731
+        passes = mean("passes")
+        return Work(
+            peak_bytes=max(peak(devices[client], rows) for client, rows in self._largest(config, taken, devices)),
+            parameter_bytes=max(device.parameter_bytes for device in devices),
+            up_bytes=up / steps,
+            down_bytes=down / steps,
+            device_forward=mean("device_forward"),
+            passes=passes,
+            device_backward=mean("device_backward"),
+            overlapping_passes=passes if algorithm.needs.holds != "bottom" else 0.0,
+            server_forward=mean("server_forward"),
+            server_backward=mean("server_backward"),
+            exchanges=exchanges_of(
+                config.algorithm.name,
+                algorithm,
+                head=config.model.head is not None,
+                steps=config.steps_per_round,
+            ),
+            estimated=estimated,
+        )
+
+    def trained(self, config: RunConfig) -> "Values":
+        """How many values a variant of the recipe trains; raises as `work` does."""
+        self._check_same(config)
+        algorithm = build_algorithm(config)
+        device = self._device(config, algorithm, config.model.cut_of(0))
+        above = self._model(config).above(device.at, config.model.head)
+        of_top = [*trainable(above.top).values(), *device.sent_head.values()]
+        exact = device.theta.values() if algorithm.needs.agreement.moves and algorithm.needs.backpropagates else device.exact
+        of_device = sum(parameter.numel() for parameter in device.theta.values())
+        known = sum(parameter.numel() for parameter in exact)
+        return Values(known, of_device - known, sum(parameter.numel() for parameter in of_top))
+
+    def _check_same(self, config: RunConfig) -> None:
+        for section, own, other in (
+            ("task", self.config.task, config.task),
+            ("model.name", self.config.model.name, config.model.name),
+            ("model.dtype", self.config.model.dtype, config.model.dtype),
+        ):
+            if own != other:
+                raise UserError(f"plan: {section} is another than that of the recipe, whose rows and model were read")
+
+    def _taken(self, config: RunConfig, algorithm: Algorithm) -> list[Turn]:
+        alone, pools = algorithm.needs.turns == "one_by_one", algorithm.needs.agreement.pools
+        sizes = (config.clients, config.sampled_clients, config.batch_size, config.steps, config.steps_per_round)
+        key = (alone, pools, sizes, config.seed, config.partition)
+        if key not in self._turns:
+            train, device = self._loaded.task.train, "cpu"
+            sources: Sequence[ClientData] = (
+                pooled_source(config, train, device) if pools else client_sources(config, train, device)  # type: ignore[arg-type]
+            )
+            steps = min(self.steps, config.steps)
+            self._turns[key] = list(turns(config, algorithm, sources, None, steps))
+        return self._turns[key]
+
+    def _model(self, config: RunConfig) -> Adapted:
+        kind = Trained(
+            config.bottom.train, config.top.train, config.lora, config.bottom.weights == "int8", config.model.head
+        )
+        if kind not in self._adapted:
+            self._adapted[kind] = adapt(self._loaded.whole, kind, self._tracer)
+        return self._adapted[kind]
+
+    def _device(self, config: RunConfig, algorithm: Algorithm, at: int) -> Device:
+        model, head = self._model(config), config.model.head
+        ids = verbaliser_ids(config.task.verbaliser, self._loaded.tokenizer)
+        fits = model.blocks - at if head is None else model.blocks - at - 1
+        if not 1 <= at <= model.blocks or not 0 <= (head or 0) <= fits:
+            raise UserError(f"cut is {at} and head {head}; the model has {model.blocks} blocks")
+        above = model.above(at, head)
+        for part in (above.top, above.head):
+            if isinstance(part, Top):
+                part.verbaliser = None if ids is None else tuple(ids)
+        tail = None
+        match algorithm.needs.holds:
+            case "whole":
+                tail = above.top
+            case "auxiliary":
+                kind = Trained(
+                    config.bottom.train, config.top.train, config.lora, config.bottom.weights == "int8", head
+                )
+                key = (kind, at, config.model.auxiliary)
+                if key not in self._parts:
+                    labels = max(len(self._loaded.raw.label_names), 1)
+                    self._parts[key] = auxiliary_of(model, at, config.model.auxiliary, kind, labels)
+                tail = self._parts[key]
+        return Device(config, algorithm.needs, model, at, above.head, tail, self._one)
+
+    def _bytes(
+        self, config: RunConfig, algorithm: Algorithm, taken: Sequence[Turn], devices: Sequence[Device]
+    ) -> tuple[int, int, bool]:
+        formula = formula_of(config.algorithm.name, algorithm, head=config.model.head is not None)
+        if formula is None:
+            raise UserError(f"algorithm {config.algorithm.name!r}: nobody said what its bytes are in closed form")
+        up, down, met = 0, 0, frozenset[str]()
+        codes = {id(device): codes_of(config, device) for device in devices}
+        for turn in taken:
+            columns, reusing = codes[id(devices[turn.client])]
+            sent, came = formula(talk_of(turn, devices[turn.client], columns, reusing))
+            hello, answer = greeting(len(reusing)) if reusing else (0, 0)
+            up, down, met = up + sent + hello, down + came + answer, met | reusing
+        return up, down, bool(met)
+
+    def _largest(self, config: RunConfig, taken: Sequence[Turn], devices: Sequence[Device]) -> list[tuple[int, Batch]]:
+        """Of each cut, the batches of which one has the largest peak."""
+        found: dict[tuple[int, int], tuple[int, Batch]] = {}
+        best: dict[tuple[int, int], tuple[float, ...]] = {}
+        for turn in taken:
+            for batch in turn.batches:
+                at = devices[turn.client].at
+                for place, size in enumerate(_sizes(devices[turn.client], batch)):
+                    if (at, place) not in best or size > best[at, place][0]:
+                        best[at, place] = (size,)
+                        found[at, place] = (turn.client, batch)
+        return list({(client, id(batch)): (client, batch) for client, batch in found.values()}.values())
+
+
+def _sizes(device: Device, batch: Batch) -> list[float]:
+    """In what a batch may be the largest: places, pairs of places that a mask has, its longest row, labels."""
+    lengths = batch.inputs.get("lengths")
+    if lengths is None:
+        return [len(batch.sample_ids)]
+    rows, width = layout_of(device.adapted.body, device.bottom.family, lengths).samples.shape
+    masked = len(lengths) > rows or int(lengths.min()) < width
+    scored = 0 if batch.scored is None else len(batch.scored)
+    return [rows * width, rows * width * (width if masked else 1), int(lengths.max()), scored]
