@@ -1,24 +1,24 @@
 """What each variant of a recipe would cost on a fleet, and which one to take.
 
 Nothing says beforehand how many steps a method needs; that is what a pilot is for. What stands here in its place is
-*what a step knows*: the share of the gradient, over all values that the recipe trains on either side, that a step has in
-hand. An exact gradient counts in full, a frozen value not at all. Of d values P slopes say P / (P + d + 1): how near
+*what a step knows*: the share of the gradient, over all values that the recipe trains on either side, that a step has
+in hand. An exact gradient counts in full, a frozen value not at all. Of d values P slopes say P / (P + d + 1): how near
 their estimate comes to the gradient, as E⟨g, ĝ⟩² / (|g|² · E|ĝ|²) for Gaussian directions **(ours)**.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from halfback.config import RunConfig, build_algorithm
 from halfback.engine.sampling import Sampling
-from halfback.errors import UserError
-from halfback.planning.profiles import DeviceClass, Fleet, draw
+from halfback.planning.profiles import Fleet, draw
 from halfback.planning.steps import MEGA, StepTime, cohort_time, equal_share, step_time
 from halfback.planning.variants import Variant
 from halfback.planning.work import Values, Work
 
 ROUNDS = 20  # whose cohorts a step's seconds are a mean over
+_SAME = 1e-2  # a hundredth more memory, or less knowledge, is no difference
 KNOWN = 0.98  # of the most that a step can know: what is recommended knows no less
 
 
@@ -60,9 +60,9 @@ class Cohorts:
 
     def look(self, variant: Variant, work: Work, trained: Values) -> Looked:
         """What a variant costs these clients."""
-        shares = [equal_share(of, self.sampled) for of in (self.fleet.uplink_megabits, self.fleet.downlink_megabits)]
-        by_class = {device.name: step_time(work, device, self.fleet, *shares) for device in self.classes}
-        steps = [cohort_time([by_class[device.name] for device in cohort]) for cohort in self.first]
+        in_turn = build_algorithm(variant.config).needs.turns == "one_by_one"
+        by_class = self._by_class({device.name: work for device in self.classes}, in_turn=in_turn)
+        steps = self._steps(by_class, in_turn=in_turn)
         slowest = max(steps, key=lambda step: step.total)
         room = {device.name: device.memory_megabytes * MEGA for device in self.classes}
         return Looked(
@@ -74,6 +74,18 @@ class Cohorts:
             {name: work.peak_bytes - bytes for name, bytes in room.items() if work.peak_bytes > bytes},
         )
 
+    def seconds(self, works: Mapping[str, Work]) -> float:
+        """A step's, mean over the first cohorts, with the work of each class."""
+        return fmean(step.total for step in self._steps(self._by_class(works, in_turn=False), in_turn=False))
+
+    def _by_class(self, works: Mapping[str, Work], *, in_turn: bool) -> dict[str, StepTime]:
+        together = 1 if in_turn else self.sampled
+        shares = [equal_share(of, together) for of in (self.fleet.uplink_megabits, self.fleet.downlink_megabits)]
+        return {device.name: step_time(works[device.name], device, self.fleet, *shares) for device in self.classes}
+
+    def _steps(self, by_class: Mapping[str, StepTime], *, in_turn: bool) -> list[StepTime]:
+        return [cohort_time([by_class[device.name] for device in cohort], in_turn=in_turn) for cohort in self.first]
+
 
 def known(config: RunConfig, trained: Values) -> float:
     """The share of the gradient that a step has in hand."""
@@ -84,46 +96,36 @@ def known(config: RunConfig, trained: Values) -> float:
 
 def best(looked: Sequence[Looked]) -> list[Looked]:
     """Of those that fit, each than which no other is at once as quick, as small and as knowing; the quickest first."""
-    fitting = sorted((each for each in looked if each.fits), key=_cost)
     kept: list[Looked] = []
-    for each in fitting:
+    for each in by_time(each for each in looked if each.fits):
         if not any(_no_worse(other, each) for other in kept):
             kept.append(each)
     return kept
 
 
-def recommended(recipe: RunConfig, looked: Sequence[Looked]) -> Looked:
-    """The quickest that fits and whose steps know nearly as much as any that fits.
+def by_time(looked: Iterable[Looked]) -> list[Looked]:
+    """The quickest first; of equal ones the smaller, then the more knowing."""
+    return sorted(looked, key=lambda each: (each.step.total, each.work.peak_bytes, -each.known))
 
-    Of methods whose devices backpropagate through all that they have, only the recipe's own is recommended.
 
-    Raises:
-        UserError: none fits; names the class that is shortest of memory.
+def recommendable(recipe: RunConfig, looked: Sequence[Looked]) -> list[Looked]:
+    """Those that fit and whose steps know nearly as much as any that fits, the quickest first.
+
+    Devices are taken to hold inference and no more, so methods whose devices backpropagate through all that they have
+    are left out, unless the recipe's own is one.
     """
-    allowed = [each for each in looked if not _backpropagates(each) or each.variant.config.algorithm.name == recipe.algorithm.name]
+    own = recipe.algorithm.name
+    allowed = [each for each in looked if each.variant.config.algorithm.name == own or not _backpropagates(each)]
     fitting = [each for each in allowed if each.fits]
-    if not fitting:
-        least = min(allowed, key=lambda each: each.work.peak_bytes)
-        name = max(least.lacking, key=lambda of: least.lacking[of])
-        raise UserError(
-            f"no variant fits {name}: the least peak is {least.work.peak_bytes / MEGA:,.1f} MB "
-            f"({least.variant.method}, cut {least.variant.cut}), {least.lacking[name] / MEGA:,.1f} MB more than it has"
-        )
-    most = max(each.known for each in fitting)
-    return min((each for each in fitting if each.known >= KNOWN * most), key=_cost)
+    most = max((each.known for each in fitting), default=0.0)
+    return by_time(each for each in fitting if each.known >= KNOWN * most)
 
 
 def _backpropagates(looked: Looked) -> bool:
     return build_algorithm(looked.variant.config).needs.backpropagates
 
 
-def _cost(looked: Looked) -> tuple[float, int, float]:
-    return looked.step.total, looked.work.peak_bytes, -looked.known
-
-
 def _no_worse(one: Looked, other: Looked) -> bool:
     return (
-        one.step.total <= other.step.total
-        and one.work.peak_bytes <= other.work.peak_bytes
-        and one.known >= other.known
+        one.step.total <= other.step.total and one.work.peak_bytes <= other.work.peak_bytes and one.known >= other.known
     )

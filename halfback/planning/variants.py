@@ -62,7 +62,8 @@ def variants(recipe: RunConfig, blocks: int) -> Iterator[Variant]:
 def _methods(recipe: RunConfig) -> Iterator[tuple[RunConfig, str]]:
     """Each method with each number of directions and of exact blocks that it can have."""
     for name in dict.fromkeys((recipe.algorithm.name, *METHODS)):
-        declared = {option.name for option in dataclasses.fields(algorithms()[name])}
+        kind: Any = algorithms()[name]
+        declared = {option.name for option in dataclasses.fields(kind)}
         exact = _EXACT if "exact_blocks" in declared else (0,)
         directions = _DIRECTIONS if "directions" in declared else (0,)
         for blocks, count in product(exact, (0, *directions) if "exact_blocks" in declared else directions):

@@ -1,9 +1,11 @@
 """What a configuration costs a client and its server in a step, from shapes and rows alone: nothing is trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
+
+from torch import nn
 
 from halfback.assembly.given import NOTHING, Given
 from halfback.assembly.sources import client_sources, pooled_source
@@ -66,7 +68,8 @@ class Values:
     """How many values a configuration trains.
 
     Attributes:
-        exact: on the device, by gradients. along: on the device, by slopes, or not at all where none are taken.
+        exact: on the device, by gradients.
+        along: by slopes, on either side, or not at all where none are taken.
         top: on the server, by gradients.
     """
 
@@ -148,12 +151,15 @@ class Workload:
         self._check_same(config)
         algorithm = build_algorithm(config)
         device = self._device(config, algorithm, config.model.cut_of(0))
-        above = self._model(config).above(device.at, config.model.head)
-        of_top = [*trainable(above.top).values(), *device.sent_head.values()]
-        exact = device.theta.values() if algorithm.needs.agreement.moves and algorithm.needs.backpropagates else device.exact
-        of_device = sum(parameter.numel() for parameter in device.theta.values())
-        known = sum(parameter.numel() for parameter in exact)
-        return Values(known, of_device - known, sum(parameter.numel() for parameter in of_top))
+        above, needs = self._model(config).above(device.at, config.model.head), algorithm.needs
+        of_top = _count([*trainable(above.top).values(), *device.sent_head.values()])
+        by_gradients = needs.agreement.moves and needs.backpropagates
+        exact, of_device = (
+            _count(device.theta.values() if by_gradients else device.exact),
+            _count(device.theta.values()),
+        )
+        along = of_device - exact
+        return Values(exact, along, of_top) if needs.top != "replayed" else Values(exact, along + of_top, 0)
 
     def _check_same(self, config: RunConfig) -> None:
         for section, own, other in (
@@ -237,6 +243,10 @@ class Workload:
                         best[at, place] = (size,)
                         found[at, place] = (turn.client, batch)
         return list({(client, id(batch)): (client, batch) for client, batch in found.values()}.values())
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _sizes(device: Device, batch: Batch) -> list[float]:

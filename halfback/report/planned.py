@@ -9,23 +9,24 @@ from halfback.report.pieces import figure, legend, table, write_page
 from halfback.report.tables import NOTHING, seconds, short_size
 
 Row = Mapping[str, Any]
-HEADER = ["", "cut", "codecs", "weights", "s a step", "binds", "client peak", "up", "down", "passes", "knows"]
+HEADER = ["", "", "cut", "codecs", "weights", "s a step", "binds", "peak", "up", "down", "knows"]
 NOTE = (
-    "Seconds of a step: mean over the first cohorts, each waiting for its slowest device. Binds: what takes the largest part of "
-    "the slowest class's step. Up and down: of one client in a step. Passes: forward passes of a device in a step. Knows: the "
-    "share of the gradient, over all values that are trained, that a step has in hand: a proxy of quality, no promise."
+    "Seconds of a step: mean over the first cohorts, each waiting for its slowest device. Binds: what takes the "
+    "largest part of the slowest class's step. Peak, up, down: of one client, in a step. Knows: the share of the "
+    "gradient, over all values that are trained, that a step has in hand; a proxy of quality, no promise."
 )
 
 
 def plan_table(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of what no other variant beats at once in time, memory and knowledge; the recommended is marked."""
+    """Header and rows of what no other variant beats at once in time, memory and knowledge; an arrow: recommended."""
     rows = [plan["variants"][place] for place in plan["best"]]
     return HEADER, [_cells(row, row is plan["variants"][plan["recommended"]["variant"]]) for row in rows]
 
 
 def _cells(row: Row, taken: bool) -> list[str]:
     return [
-        ("→ " if taken else "") + row["method"],
+        row["method"],
+        "→" if taken else "",
         str(row["cut"]),
         row["codecs"],
         row["weights"],
@@ -34,7 +35,6 @@ def _cells(row: Row, taken: bool) -> list[str]:
         short_size(row["peak_bytes"]),
         short_size(row["up_bytes"]),
         short_size(row["down_bytes"]),
-        f"{row['passes']:,.3g}",
         f"{row['known']:.1%}",
     ]
 
@@ -45,7 +45,9 @@ def explained(plan: Mapping[str, Any]) -> list[str]:
     said = []
     for name, step in row["by_class"].items():
         parts = ", ".join(
-            f"{part} {seconds(step[part])}" for part in ("compute", "overlapped", "up", "server", "down", "latency") if step[part]
+            f"{part} {seconds(step[part])}"
+            for part in ("compute", "overlapped", "up", "server", "down", "latency")
+            if step[part]
         )
         said.append(
             f"{name}: {seconds(step['total'])} s a step ({parts}), bound by {step['binds']}; "
@@ -55,9 +57,8 @@ def explained(plan: Mapping[str, Any]) -> list[str]:
         out = [other for other in plan["variants"] if name in other["lacking"]]
         if out:
             least = min(other["lacking"][name] for other in out)
-            said.append(
-                f"Memory of {name} keeps {len(out)} of {len(plan['variants'])} variants out, the nearest by {short_size(least)}."
-            )
+            kept_out = f"{len(out)} of {len(plan['variants'])} variants"
+            said.append(f"Memory of {name} keeps {kept_out} out, the nearest by {short_size(least)}.")
     return said
 
 
@@ -68,7 +69,7 @@ def write_plan(plan: Mapping[str, Any], out: Path) -> Path:
         UserError: `out` cannot be written.
     """
     parts = [f"<p>{escape(sentence)}</p>" for sentence in plan["said"]]
-    parts += ["<h2>The best of each kind</h2>", table(*plan_table(plan), "The best of each kind", NOTE, words=4)]
+    parts += ["<h2>The best of each kind</h2>", table(*plan_table(plan), "The best of each kind", NOTE, words=5)]
     parts += ["<h2>Time, memory and knowledge</h2>", _pictures(plan)]
     parts += ["<h2>What binds</h2>", "<ul>", *(f"<li>{escape(sentence)}</li>" for sentence in explained(plan)), "</ul>"]
     if plan["pilot"]:
@@ -80,21 +81,34 @@ def write_plan(plan: Mapping[str, Any], out: Path) -> Path:
 def pilot_table(pilot: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the candidates that were run: what they came to, and when they were at the target."""
     metric, target = pilot["metric"], f"{pilot['target']:.4g}"
-    header = ["", "cut", f"{metric} after {pilot['steps']} steps", f"s on the fleet to {metric} {target}", "seeds there"]
+    header = [
+        "",
+        "cut",
+        f"{metric} after {pilot['steps']} steps",
+        f"s on the fleet to {metric} {target}",
+        "seeds there",
+    ]
     body = []
     for one in pilot["candidates"]:
         there = [value for value in one["to_target"] if value is not None]
         body.append(
-            [one["method"], str(one["cut"]), _spread(one["finals"]), _spread(there), f"{len(there)} of {len(one['finals'])}"]
+            [
+                one["method"],
+                str(one["cut"]),
+                _spread(one["finals"]),
+                _spread(there),
+                f"{len(there)} of {len(one['finals'])}",
+            ]
         )
     return header, body
 
 
 def pilot_note(pilot: Mapping[str, Any]) -> str:
     """How the pilot's table is to be read."""
+    seeds = ", ".join(map(str, pilot["seeds"]))
     return (
-        f"Each was run for {pilot['steps']} steps with seeds {', '.join(map(str, pilot['seeds']))}: mean, and the smallest and the "
-        "largest. Between two evaluations the metric is taken to move in a straight line."
+        f"Each was run for {pilot['steps']} steps with seeds {seeds}: mean, and the smallest and the largest. Between two "
+        "evaluations the metric is taken to move in a straight line."
     )
 
 
@@ -112,10 +126,12 @@ def _pictures(plan: Mapping[str, Any]) -> str:
     methods = list(dict.fromkeys(row["algorithm"] for row in plan["variants"]))
     fitting = [(place, row) for place, row in enumerate(plan["variants"]) if not row["lacking"]]
     ringed = [place for place, _ in fitting].index(plan["recommended"]["variant"])
-    drawn = []
+    drawn: list[str] = []
     for key, label, scale in (("peak_bytes", "client peak, MB", 1e-6), ("known", "what a step knows", 1.0)):
         found = [(methods.index(row["algorithm"]), row["seconds"], row[key] * scale) for _, row in fitting]
         svg = points(found, {ringed}, "seconds a step", label, lambda value: f"{value:,g}", f"p{len(drawn)}")
-        told = f"{label} against seconds a step of {len(fitting)} variants; the recommended: {found[ringed][1]:.3g} s, {found[ringed][2]:.4g}"
-        drawn.append(figure(svg, told, f"{label[:1].upper()}{label[1:]} against seconds a step; ringed: the recommended."))
+        taken = f"the recommended: {found[ringed][1]:.3g} s, {found[ringed][2]:.4g}"
+        told = f"{label} against seconds a step of {len(fitting)} variants; {taken}"
+        caption = f"{label[:1].upper()}{label[1:]} against seconds a step; ringed: the recommended."
+        drawn.append(figure(svg, told, caption))
     return f'{legend(methods)}<div class="curves">{"".join(drawn)}</div>'

@@ -3,9 +3,8 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any, final
 
 from halfback import config as configuration
@@ -15,7 +14,7 @@ from halfback.config.rules import check
 from halfback.config.values import Config, resolve_values
 from halfback.errors import UserError
 from halfback.planning.allocation import Allocation, joint
-from halfback.planning.choosing import Cohorts, Looked, allowed, best, by_time, recommended
+from halfback.planning.choosing import Cohorts, Looked, best, recommendable
 from halfback.planning.profiles import Fleet, draw, read_fleet
 from halfback.planning.steps import MEGA
 from halfback.planning.variants import variants
@@ -119,8 +118,160 @@ def plan(
     named = str(devices or recipe.fleet or FLEET)
     fleet = read_fleet(named)
     recipe, looked, said = _fitting(recipe, fleet)
-    chosen, measured = recommended(recipe, looked), None
-    if pilot is not None:
-        measured = piloted(_candidates(recipe, looked, chosen), named, pilot, target)
-        chosen = measured.chosen
-    return _plan_of(recipe, named, fleet, looked, chosen, said, None if measured is None else measured.values)
+    chosen = recommendable(recipe, looked)
+    found = None if pilot is None else piloted(_candidates(chosen), named, pilot, target)
+    taken = chosen[0] if found is None else found.chosen
+    mixed = _mixed(recipe, fleet, looked, taken)
+    config = taken.variant.config if mixed is None else mixed.config
+    said = [_sentence(taken, mixed), *said]
+    values = {
+        "task": recipe.task.name,
+        "fleet": named,
+        "said": said,
+        "memory_bytes": {each.name: each.memory_megabytes * MEGA for each in fleet.classes},
+        "variants": [_row(each) for each in looked],
+        "best": [looked.index(each) for each in best(looked)],
+        "recommended": {
+            "variant": looked.index(taken),
+            "cuts": None if mixed is None else mixed.cuts,
+            "seconds": taken.step.total if mixed is None else mixed.seconds,
+            "recipe": configuration.dump(config),
+        },
+        "pilot": None if found is None else found.values,
+    }
+    return Plan(config, values)
+
+
+def _looked(recipe: RunConfig, fleet: Fleet) -> list[Looked]:
+    """All variants that could run, whether they fit or not; UserError where none could."""
+    workload, cohorts = Workload(recipe), Cohorts(recipe, fleet)
+    looked, refused = [], None
+    for variant in variants(recipe, workload.blocks):
+        try:
+            looked.append(cohorts.look(variant, workload.work(variant.config), workload.trained(variant.config)))
+        except UserError as error:
+            refused = error
+    if not looked:
+        raise refused or UserError(f"algorithm.name={recipe.algorithm.name}: no variant of it can be planned")
+    return looked
+
+
+def _fitting(recipe: RunConfig, fleet: Fleet) -> tuple[RunConfig, list[Looked], list[str]]:
+    """The recipe, or where none of its variants fits, the one with the smallest change that makes one fit.
+
+    Returns:
+        It, its variants, and what has to be said about the change.
+
+    Raises:
+        UserError: no change is enough; names what is least, and the class that has no room for it.
+    """
+    looked = _looked(recipe, fleet)
+    if recommendable(recipe, looked):
+        return recipe, looked, []
+    least = min(looked, key=lambda each: each.work.peak_bytes)
+    name = max(least.lacking, key=lambda of: least.lacking[of])
+    too_much = f"{least.work.peak_bytes / MEGA:,.1f} MB, {least.lacking[name] / MEGA:,.1f} MB too much"
+    short = f"{name} has no room for any: the least peak is {too_much}"
+for change in _changes(recipe):
+        try:
+            changed = resolve_values(recipe, change)
+        except UserError:
+            continue
+        again = _looked(changed, fleet)
+        if recommendable(changed, again):
+            told = ", ".join(f"{path}={value}" for path, value in change.items())
+            return changed, again, [f"As the recipe stands, {short}; the smallest change that helps is {told}."]
+    raise UserError(
+        f"{short}, and fewer rows or shorter ones don't help: leave this class out, or take a smaller model"
+    )
+
+
+def _changes(recipe: RunConfig) -> Iterator[dict[str, Any]]:
+    """What makes a device's part smaller, from what changes least of the training on."""
+    sizes = [recipe.batch_size >> shift for shift in range(1, recipe.batch_size.bit_length())]
+    yield from ({"client.rows_at_once": size} for size in sizes)
+    yield from ({"batch_size": size} for size in sizes)
+    if recipe.task.max_length:
+        lengths = [recipe.task.max_length >> shift for shift in range(1, 4)]
+        yield from ({"task.max_length": length, "batch_size": 1} for length in lengths if length >= 8)
+
+
+def _candidates(chosen: Sequence[Looked]) -> list[Looked]:
+    """The quickest, and the quickest with another cut, else with another method; of one alone, that one."""
+    first = chosen[0]
+    others = [each for each in chosen if each.variant.cut != first.variant.cut]
+    others = others or [each for each in chosen if each.variant.method != first.variant.method]
+    return [first, *others[:1]]
+
+
+def _mixed(recipe: RunConfig, fleet: Fleet, looked: Sequence[Looked], taken: Looked) -> _Mixed | None:
+    """A cut for each class, with all else as in `taken`; None where the method has none, or it is hardly quicker."""
+    own = taken.variant
+    alike = [each for each in looked if _but_cut(each) == _but_cut(taken)]
+    works = {each.variant.cut: each.work for each in alike}
+    cohorts = Cohorts(recipe, fleet)
+    if not method_of(build_algorithm(own.config)).mixed_cuts or len(cohorts.classes) < 2:
+        return None
+    devices = draw(fleet, min(recipe.clients, _TOGETHER), recipe.seed)
+    try:
+        found = joint(works, devices, _for_all(fleet, len(devices) / cohorts.sampled))
+    except UserError:
+        return None
+    cuts = _of_classes(found, devices)
+    by_client = [cuts[device.name] for device in cohorts.devices]
+    model = own.config.model.model_copy(update={"cut": by_client})
+    config = own.config.model_copy(update={"model": model})
+    try:
+        check(Chosen(config, build_algorithm(config)))
+    except UserError:
+        return None
+    seconds = cohorts.seconds({name: works[cut] for name, cut in cuts.items()})
+    return _Mixed(config, cuts, seconds) if seconds < _WORTH * taken.step.total else None
+
+
+def _but_cut(looked: Looked) -> tuple[str, str, str]:
+    return looked.variant.method, looked.variant.codecs, looked.variant.weights
+
+
+def _for_all(fleet: Fleet, times: float) -> Fleet:
+    """A fleet whose shared links and server grow with the devices, so that each has what it has in a cohort."""
+    grown = {name: getattr(fleet, name) for name in ("uplink_megabits", "downlink_megabits")}
+    grown = {name: rate and rate * times for name, rate in grown.items()}
+    return fleet.model_copy(update=grown | {"server_operations_per_second": fleet.server_operations_per_second * times})
+
+
+def _of_classes(found: Allocation, devices: Sequence[Any]) -> dict[str, int]:
+    """The cut that most devices of each class got."""
+    names = dict.fromkeys(device.name for device in devices)
+    of = {name: [cut for cut, device in zip(found.cuts, devices, strict=True) if device.name == name] for name in names}
+    return {name: Counter(cuts).most_common(1)[0][0] for name, cuts in of.items()}
+
+
+def _sentence(taken: Looked, mixed: _Mixed | None) -> str:
+    own = taken.variant
+    cut = (
+        f"cut {own.cut}"
+        if mixed is None
+        else "cut " + ", ".join(f"{cut} for {name}" for name, cut in mixed.cuts.items())
+    )
+    codecs = "" if own.codecs == "–" else f", {own.codecs} on the links"
+    seconds = taken.step.total if mixed is None else mixed.seconds
+    told = f"{own.method}, {cut}{codecs}, {own.weights} weights"
+    return f"Recommended: {told}: {seconds:.3g} s a step, bound by {taken.step.binds}."
+
+
+def _row(looked: Looked) -> dict[str, Any]:
+    own = looked.variant
+    return {
+        "algorithm": own.config.algorithm.name,
+        "method": own.method,
+        "cut": own.cut,
+        "codecs": own.codecs,
+        "weights": own.weights,
+        "seconds": looked.step.total,
+        "binds": looked.step.binds,
+        "known": looked.known,
+        "lacking": dict(looked.lacking),
+        "by_class": {name: asdict(step) for name, step in looked.by_class.items()},
+        **asdict(looked.work),
+    }
