@@ -108,15 +108,21 @@ def by_time(looked: Iterable[Looked]) -> list[Looked]:
     return sorted(looked, key=lambda each: (each.step.total, each.work.peak_bytes, -each.known))
 
 
-def recommendable(recipe: RunConfig, looked: Sequence[Looked]) -> list[Looked]:
-    """Those that fit and whose steps know nearly as much as any that fits, the quickest first.
+def inference_only(recipe: RunConfig, looked: Iterable[Looked]) -> list[Looked]:
+    """Those of the recipe's own method, and of methods whose devices don't backpropagate through all that they have.
 
-    Devices are taken to hold inference and no more, so methods whose devices backpropagate through all that they have
-    are left out, unless the recipe's own is one.
+    For devices are taken to hold inference and no more.
     """
     own = recipe.algorithm.name
-    allowed = [each for each in looked if each.variant.config.algorithm.name == own or not _backpropagates(each)]
-    fitting = [each for each in allowed if each.fits]
+    return [each for each in looked if each.variant.config.algorithm.name == own or not _backpropagates(each)]
+
+
+def recommendable(recipe: RunConfig, looked: Iterable[Looked]) -> list[Looked]:
+    """Of those that devices can do, all that fit and whose steps know nearly as much as any that fits.
+
+    The quickest first.
+    """
+    fitting = [each for each in inference_only(recipe, looked) if each.fits]
     most = max((each.known for each in fitting), default=0.0)
     return by_time(each for each in fitting if each.known >= KNOWN * most)
 

@@ -107,7 +107,7 @@ def pilot_note(pilot: Mapping[str, Any]) -> str:
     """How the pilot's table is to be read."""
     seeds = ", ".join(map(str, pilot["seeds"]))
     return (
-        f"Each was run for {pilot['steps']} steps with seeds {seeds}: mean, and the smallest and the largest. Between two "
+        f"Each was run for {pilot['steps']} steps with seeds {seeds}: mean, smallest and largest. Between two "
         "evaluations the metric is taken to move in a straight line."
     )
 

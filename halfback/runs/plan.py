@@ -14,7 +14,7 @@ from halfback.config.rules import check
 from halfback.config.values import Config, resolve_values
 from halfback.errors import UserError
 from halfback.planning.allocation import Allocation, joint
-from halfback.planning.choosing import Cohorts, Looked, best, recommendable
+from halfback.planning.choosing import Cohorts, Looked, best, inference_only, recommendable
 from halfback.planning.profiles import Fleet, draw, read_fleet
 from halfback.planning.steps import MEGA
 from halfback.planning.variants import variants
@@ -168,11 +168,11 @@ def _fitting(recipe: RunConfig, fleet: Fleet) -> tuple[RunConfig, list[Looked], 
     looked = _looked(recipe, fleet)
     if recommendable(recipe, looked):
         return recipe, looked, []
-    least = min(looked, key=lambda each: each.work.peak_bytes)
+    least = min(inference_only(recipe, looked), key=lambda each: each.work.peak_bytes)
     name = max(least.lacking, key=lambda of: least.lacking[of])
     too_much = f"{least.work.peak_bytes / MEGA:,.1f} MB, {least.lacking[name] / MEGA:,.1f} MB too much"
     short = f"{name} has no room for any: the least peak is {too_much}"
-for change in _changes(recipe):
+    for change in _changes(recipe):
         try:
             changed = resolve_values(recipe, change)
         except UserError:
