@@ -132,6 +132,5 @@ def _backpropagates(looked: Looked) -> bool:
 
 
 def _no_worse(one: Looked, other: Looked) -> bool:
-    return (
-        one.step.total <= other.step.total and one.work.peak_bytes <= other.work.peak_bytes and one.known >= other.known
-    )
+    as_small = one.work.peak_bytes <= (1 + _SAME) * other.work.peak_bytes
+    return one.step.total <= other.step.total and as_small and one.known >= other.known - _SAME

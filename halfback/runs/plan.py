@@ -142,9 +142,9 @@ def plan(
     return Plan(config, values)
 
 
-def _looked(recipe: RunConfig, fleet: Fleet) -> list[Looked]:
+def _looked(recipe: RunConfig, workload: Workload, fleet: Fleet) -> list[Looked]:
     """All variants that could run, whether they fit or not; UserError where none could."""
-    workload, cohorts = Workload(recipe), Cohorts(recipe, fleet)
+    cohorts = Cohorts(recipe, fleet)
     looked, refused = [], None
     for variant in variants(recipe, workload.blocks):
         try:
@@ -165,7 +165,8 @@ def _fitting(recipe: RunConfig, fleet: Fleet) -> tuple[RunConfig, list[Looked], 
     Raises:
         UserError: no change is enough; names what is least, and the class that has no room for it.
     """
-    looked = _looked(recipe, fleet)
+    workload = Workload(recipe)
+    looked = _looked(recipe, workload, fleet)
     if recommendable(recipe, looked):
         return recipe, looked, []
     least = min(inference_only(recipe, looked), key=lambda each: each.work.peak_bytes)
@@ -177,7 +178,9 @@ def _fitting(recipe: RunConfig, fleet: Fleet) -> tuple[RunConfig, list[Looked], 
             changed = resolve_values(recipe, change)
         except UserError:
             continue
-        again = _looked(changed, fleet)
+        if changed.task != recipe.task:  # other rows
+            workload = Workload(changed)
+        again = _looked(changed, workload, fleet)
         if recommendable(changed, again):
             told = ", ".join(f"{path}={value}" for path, value in change.items())
             return changed, again, [f"As the recipe stands, {short}; the smallest change that helps is {told}."]
