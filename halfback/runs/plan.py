@@ -1,21 +1,18 @@
 """`plan`: before anything runs, what a recipe could be run as on a fleet, what each would cost, and which to take."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
 from halfback import config as configuration
-from halfback.config import RunConfig, build_algorithm
-from halfback.config.facts import Chosen, method_of
-from halfback.config.rules import check
+from halfback.config import RunConfig
 from halfback.config.values import Config, resolve_values
 from halfback.errors import UserError
-from halfback.planning.allocation import Allocation, joint
-from halfback.planning.choosing import Cohorts, Looked, best, inference_only, recommendable
-from halfback.planning.profiles import Fleet, draw, read_fleet
+from halfback.planning.choosing import Cohorts, Looked, best, by_time, inference_only, recommendable
+from halfback.planning.mixing import Mixed, mixed
+from halfback.planning.profiles import Fleet, read_fleet
 from halfback.planning.steps import MEGA
 from halfback.planning.variants import variants
 from halfback.planning.work import Workload
@@ -25,8 +22,6 @@ from halfback.telemetry.records import replace_text
 
 FLEET = "phones"  # where nothing says which
 PAGE, VALUES, RECIPE = "plan.html", "plan.json", "recommended.yaml"
-_TOGETHER = 30  # devices that a cut for each class is looked for with
-_WORTH = 0.95  # of the step's seconds with one cut for all: a cut for each class must be quicker
 
 
 @final
@@ -78,15 +73,6 @@ class Plan:
         return folder
 
 
-@dataclass(frozen=True)
-class _Mixed:
-    """A cut for each class, where that is quicker than one for all."""
-
-    config: RunConfig
-    cuts: dict[str, int]
-    seconds: float
-
-
 def plan(
     config: Config,
     *,
@@ -121,9 +107,11 @@ def plan(
     chosen = recommendable(recipe, looked)
     found = None if pilot is None else piloted(_candidates(chosen), named, pilot, target)
     taken = chosen[0] if found is None else found.chosen
-    mixed = _mixed(recipe, fleet, looked, taken)
-    config = taken.variant.config if mixed is None else mixed.config
-    said = [_sentence(taken, mixed), *said]
+    by_class = mixed(recipe, fleet, looked, taken)
+    config = taken.variant.config if by_class is None else by_class.config
+    said = [_recommended(taken, by_class), *said]
+    if by_class is None and (other := _mixable(recipe, fleet, looked)) is not None:
+        said.append(_of_other(other))
     values = {
         "task": recipe.task.name,
         "fleet": named,
@@ -133,8 +121,8 @@ def plan(
         "best": [looked.index(each) for each in best(looked)],
         "recommended": {
             "variant": looked.index(taken),
-            "cuts": None if mixed is None else mixed.cuts,
-            "seconds": taken.step.total if mixed is None else mixed.seconds,
+            "cuts": None if by_class is None else by_class.cuts,
+            "seconds": taken.step.total if by_class is None else by_class.seconds,
             "recipe": configuration.dump(config),
         },
         "pilot": None if found is None else found.values,
@@ -207,60 +195,32 @@ def _candidates(chosen: Sequence[Looked]) -> list[Looked]:
     return [first, *others[:1]]
 
 
-def _mixed(recipe: RunConfig, fleet: Fleet, looked: Sequence[Looked], taken: Looked) -> _Mixed | None:
-    """A cut for each class, with all else as in `taken`; None where the method has none, or it is hardly quicker."""
+def _mixable(recipe: RunConfig, fleet: Fleet, looked: Sequence[Looked]) -> Mixed | None:
+    """A cut for each class, of the recipe's own algorithm where its options as they stand can have that."""
+    options = recipe.algorithm.options()
+    own = by_time(each for each in looked if each.fits and each.variant.config.algorithm.options() == options)
+    return mixed(recipe, fleet, looked, own[0]) if own else None
+
+
+def _recommended(taken: Looked, by_class: Mixed | None) -> str:
     own = taken.variant
-    alike = [each for each in looked if _but_cut(each) == _but_cut(taken)]
-    works = {each.variant.cut: each.work for each in alike}
-    cohorts = Cohorts(recipe, fleet)
-    if not method_of(build_algorithm(own.config)).mixed_cuts or len(cohorts.classes) < 2:
-        return None
-    devices = draw(fleet, min(recipe.clients, _TOGETHER), recipe.seed)
-    try:
-        found = joint(works, devices, _for_all(fleet, len(devices) / cohorts.sampled))
-    except UserError:
-        return None
-    cuts = _of_classes(found, devices)
-    by_client = [cuts[device.name] for device in cohorts.devices]
-    model = own.config.model.model_copy(update={"cut": by_client})
-    config = own.config.model_copy(update={"model": model})
-    try:
-        check(Chosen(config, build_algorithm(config)))
-    except UserError:
-        return None
-    seconds = cohorts.seconds({name: works[cut] for name, cut in cuts.items()})
-    return _Mixed(config, cuts, seconds) if seconds < _WORTH * taken.step.total else None
-
-
-def _but_cut(looked: Looked) -> tuple[str, str, str]:
-    return looked.variant.method, looked.variant.codecs, looked.variant.weights
-
-
-def _for_all(fleet: Fleet, times: float) -> Fleet:
-    """A fleet whose shared links and server grow with the devices, so that each has what it has in a cohort."""
-    grown = {name: getattr(fleet, name) for name in ("uplink_megabits", "downlink_megabits")}
-    grown = {name: rate and rate * times for name, rate in grown.items()}
-    return fleet.model_copy(update=grown | {"server_operations_per_second": fleet.server_operations_per_second * times})
-
-
-def _of_classes(found: Allocation, devices: Sequence[Any]) -> dict[str, int]:
-    """The cut that most devices of each class got."""
-    names = dict.fromkeys(device.name for device in devices)
-    of = {name: [cut for cut, device in zip(found.cuts, devices, strict=True) if device.name == name] for name in names}
-    return {name: Counter(cuts).most_common(1)[0][0] for name, cuts in of.items()}
-
-
-def _sentence(taken: Looked, mixed: _Mixed | None) -> str:
-    own = taken.variant
-    cut = (
-        f"cut {own.cut}"
-        if mixed is None
-        else "cut " + ", ".join(f"{cut} for {name}" for name, cut in mixed.cuts.items())
-    )
+    cut = f"cut {own.cut}" if by_class is None else _cuts(by_class)
     codecs = "" if own.codecs == "–" else f", {own.codecs} on the links"
-    seconds = taken.step.total if mixed is None else mixed.seconds
+    seconds = taken.step.total if by_class is None else by_class.seconds
     told = f"{own.method}, {cut}{codecs}, {own.weights} weights"
     return f"Recommended: {told}: {seconds:.3g} s a step, bound by {taken.step.binds}."
+
+
+def _of_other(other: Mixed) -> str:
+    own = other.instead_of
+    return (
+        f"{own.variant.method} could have {_cuts(other)}: {other.seconds:.3g} s a step instead of {own.step.total:.3g} "
+        f"with cut {own.variant.cut}."
+    )
+
+
+def _cuts(found: Mixed) -> str:
+    return "cut " + ", ".join(f"{cut} for {name}" for name, cut in found.cuts.items())
 
 
 def _row(looked: Looked) -> dict[str, Any]:

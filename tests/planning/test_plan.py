@@ -1,6 +1,7 @@
 """Plans: what is looked at, what is recommended and why, what happens where nothing fits, and a real pilot."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from fleets import device, fleet
 from halfback import config as configuration
 from halfback.config import RunConfig
 from halfback.errors import UserError
-from halfback.planning.choosing import known
-from halfback.planning.profiles import Fleet
-from halfback.planning.work import Values
+from halfback.planning.choosing import Cohorts, known
+from halfback.planning.mixing import mixed
+from halfback.planning.profiles import Fleet, read_fleet
+from halfback.planning.steps import step_time
+from halfback.planning.variants import variants
+from halfback.planning.work import Values, Workload
 from halfback.runs import run
 from halfback.runs.pilot import Curve
 from halfback.runs.plan import Plan, plan
@@ -107,7 +111,9 @@ def test_a_fleet_that_nothing_fits_gets_the_smallest_change(tmp_path: Path, plan
     assert "the smallest change that helps is client.rows_at_once=4" in found.values["said"][1]
     assert found.recommended.client.rows_at_once == 4
     assert recommended_row(found)["peak_bytes"] <= device["memory_megabytes"] * 1e6
-    with pytest.raises(UserError, match=r"^a has no room for any: the least peak is [\d.]+ MB, [\d.]+ MB too much, and"):
+    with pytest.raises(
+        UserError, match=r"^a has no room for any: the least peak is [\d.]+ MB, [\d.]+ MB too much, and"
+    ):
         plan(recipe(), devices=written(tmp_path, {"memory_megabytes": 0.01}))
 
 
@@ -115,12 +121,25 @@ def test_classes_that_differ_much_get_cuts_of_their_own(tmp_path: Path) -> None:
     """One computes for nothing and has a thin link, the other the reverse: no cut is right for both."""
     thin = {"name": "thin", "operations_per_second": 1e12, "up_megabits": 0.2, "down_megabits": 0.2}
     weak = {"name": "weak", "operations_per_second": 3e7, "up_megabits": 800, "down_megabits": 800}
-    found = plan(recipe(sampled_clients=4), devices=written(tmp_path, thin, weak))
-    cuts = found.values["recommended"]["cuts"]
-    assert cuts["thin"] > cuts["weak"]
-    assert sorted(found.recommended.model.cut) == sorted([cuts["thin"], cuts["weak"]] * 2)  # type: ignore[arg-type]
-    assert found.values["recommended"]["seconds"] < 0.95 * recommended_row(found)["seconds"]
-    run.train(found.recommended, tmp_path / "run", steps=1, progress=False)
+    config, path = recipe(sampled_clients=4), written(tmp_path, thin, weak)
+    said = plan(config, devices=path).values["said"][-1]
+    assert re.match(r"ho_sfl, P = 2 could have cut .* s a step instead of .* with cut 1\.$", said)
+    fleet, workload = read_fleet(path), Workload(config)
+    cohorts = Cohorts(config, fleet)
+    looked = [
+        cohorts.look(each, workload.work(each.config), workload.trained(each.config))
+        for each in variants(config, workload.blocks)
+        if each.method == "ho_sfl, P = 2" and each.codecs == "int8"
+    ]
+    found = mixed(config, fleet, looked, min(looked, key=lambda each: each.step.total))
+    assert found is not None
+    assert found.cuts["thin"] > found.cuts["weak"]
+    assert sorted(found.config.model.cut) == sorted([*found.cuts.values()] * 2)  # type: ignore[arg-type]
+    work = {each.variant.cut: each.work for each in looked}
+    alone = [step_time(work[found.cuts[each.name]], each, fleet) for each in fleet.classes]
+    server = 2 * sum(each.server for each in alone)
+    assert found.seconds == pytest.approx(max(each.total - each.server for each in alone) + server)
+    run.train(found.config, tmp_path / "run", steps=1, progress=False)
 
 
 def test_time_to_a_target_lies_between_two_evaluations() -> None:
