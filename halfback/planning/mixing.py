@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from halfback.config import RunConfig, build_algorithm
-from halfback.config.facts import method_of
+from halfback.config.facts import Chosen
+from halfback.config.rules import check
 from halfback.errors import UserError
 from halfback.planning.allocation import joint
 from halfback.planning.choosing import Cohorts, Looked
@@ -40,10 +41,10 @@ def mixed(recipe: RunConfig, fleet: Fleet, looked: Sequence[Looked], own: Looked
         own: one of them.
 
     Returns:
-        The cuts; None where the method has one cut for all clients, or they are hardly quicker.
+        The cuts; None where the method must have one cut for all clients, or they are hardly quicker.
     """
     cohorts = Cohorts(recipe, fleet)
-    if not method_of(build_algorithm(own.variant.config)).mixed_cuts or len(cohorts.classes) < 2:
+    if len(cohorts.classes) < 2:
         return None
     works = {each.variant.cut: each.work for each in looked if _but_cut(each) == _but_cut(own)}
     devices = draw(fleet, min(recipe.clients, _TOGETHER), recipe.seed)
@@ -57,7 +58,12 @@ def mixed(recipe: RunConfig, fleet: Fleet, looked: Sequence[Looked], own: Looked
         return None
     by_client = [cuts[device.name] for device in cohorts.devices]
     model = own.variant.config.model.model_copy(update={"cut": by_client})
-    return Mixed(own.variant.config.model_copy(update={"model": model}), own, cuts, seconds)
+    config = own.variant.config.model_copy(update={"model": model})
+    try:
+        check(Chosen(config, build_algorithm(config)))
+    except UserError:
+        return None
+    return Mixed(config, own, cuts, seconds)
 
 
 def _but_cut(looked: Looked) -> tuple[str, str, str]:
