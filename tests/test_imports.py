@@ -124,6 +124,7 @@ ARROWS: dict[str, set[str]] = {
         "data",
         "deploy",
         "models",
+        "planning",
         "report",
         "runs",
         "testing",

@@ -32,9 +32,14 @@ def peak(device: Device, rows: Rows) -> int:
         phases = _first_order(device, rows) if device.needs.backpropagates else _forward_only(device, rows)
     else:
         phases = _own_loss_descent(device, rows) if device.needs.backpropagates else _own_loss(device, rows)
-    joining = 0 if device.needs.replays and device.needs.agreement.keeps_history else bytes_of(device.theta.values())
-    moved = device.needs.agreement.moves and not device.needs.agreement.pools
-    return max(held + max(phases), held - rows_bytes(rows) + joining * moved)
+    return held + max(phases)
+
+
+def _joined(device: Device) -> int:
+    """The answer to a client that joins, which stays until it says something again: θ, where that is sent."""
+    agreement = device.needs.agreement
+    sent = agreement.moves and not agreement.keeps_history and not agreement.pools
+    return bytes_of(device.theta.values()) * sent
 
 
 def hidden_shape(device: Device, rows: Rows) -> tuple[int, ...]:
@@ -118,7 +123,7 @@ def _forward_only(device: Device, rows: Rows) -> list[int]:
     noted = len(last(device.bottom, needs.agreement.exact_blocks))
     notes = sum(_noted(device, group, noted) for group in groups)
     exact = bytes_of(device.exact)
-    phases = [_pass(device, rows, PLAIN, noted), notes + hidden + _said(rows)]
+    phases = [_joined(device) + _pass(device, rows, PLAIN, noted), notes + hidden + _said(rows)]
     if device.head is not None:
         phases.append(_behind_head(device, rows, hidden if needs.cut_gradient else 0) + notes)
     if not needs.cut_gradient:
@@ -179,7 +184,8 @@ def _behind_head(device: Device, rows: Rows, hidden: int) -> int:
     found = []
     for first in range(0, count, at_once):
         found.append(tail_call(device.head, device, rows, slice(first, first + at_once), How(graph="alone")))
-    return hidden + 2 * second + of_head + sums + max(_alone(call) for call in found)
+    before = of_head if count > at_once else 0  # the gradients of the rows before, while the next ones' are taken
+    return hidden + 2 * second + of_head + sums + before + max(_alone(call) for call in found)
 
 
 def tail_call(tail: nn.Module, device: Device, rows: Rows, part: slice, how: How) -> Call:
@@ -210,9 +216,9 @@ def _backward(device: Device, rows: Rows, seed: int) -> list[int]:
     sizes = [bytes_of([around.entries[place].args[0]]) for place in range(device.at)]
     context = around.live[0] - sizes[0]
     saved = [call.out if checkpointing else call.saved for call in calls]
-    phases = [around.first]
+    phases, joined = [around.first], _joined(device) * (device.needs.holds == "bottom")
     for place, call in enumerate(calls):
-        phases.append(context + sizes[0] + sum(saved[:place]) + call.peak)
+        phases.append(joined + context + sizes[0] + sum(saved[:place]) + call.peak)
     left = 0
     for place in reversed(range(device.at)):
         call, again = calls[place], calls[place].saved if checkpointing else 0
@@ -243,7 +249,10 @@ def _own_loss(device: Device, rows: Rows) -> list[int]:
     calls = [
         tail_call(device.tail, device, rows, slice(first, first + at_once), how) for first in range(0, count, at_once)
     ]
-    return [_pass(device, rows, how), hidden + max(call.peak for call in calls), _replayed(device)]
+    measured = max(_pass(device, rows, how), hidden + max(call.peak for call in calls))
+    if device.needs.holds == "whole":
+        return [_joined(device) + measured, _replayed(device)]
+    return [_joined(device) + _pass(device, rows, PLAIN), measured, _replayed(device)]
 
 
 def _own_loss_descent(device: Device, rows: Rows) -> list[int]:
@@ -251,7 +260,8 @@ def _own_loss_descent(device: Device, rows: Rows) -> list[int]:
     call = tail_call(device.tail, device, rows, slice(None), How(graph="through"))
     if device.needs.boundaries is not None:  # a graph above the boundary alone, then probes below it
         hidden = _hidden(device, rows)
-        return [_pass(device, rows, PLAIN), 2 * hidden + _alone(call) + call.gradients, hidden + _probed(device, rows)]
+        phases = [_pass(device, rows, PLAIN), 2 * hidden + _alone(call) + call.gradients, hidden + _probed(device, rows)]
+        return [_joined(device) + max(phases)]
     saved = sum(_graph(device, rows, place).saved for place in range(device.at))
     below = _backward(device, rows, call.gradients)
-    return [*below, saved + _alone(call)]
+    return [_joined(device) + max(*below, saved + _alone(call))]

@@ -77,7 +77,7 @@ class Counts:
             return Operations(whole, 1.0, self._graphs(rows) + behind, often * forward, often * backward)
         if needs.boundaries is not None:
             return Operations(own, passes, ahead + behind, 0.0, 0.0)
-        # A probe's passes go through the tail too. The first, at θ, is of a loss; another of the bottom is for what is sent.
+        # A probe's passes go through the tail too, and so does one at θ; the bottom alone runs for what is sent.
         upload = often * own / whole if needs.holds == "auxiliary" else 0.0
         first = 0.0 if needs.probe is not None and needs.probe.estimator == "central" else 1.0
         first = 0.0 if needs.probe is not None and needs.probe.estimator == "forward_ad" else first
@@ -147,7 +147,7 @@ class Counts:
             family = self.device.bottom.family
             blocks = list(body.get_submodule(family.backbone).get_submodule(family.blocks))
             if part is not self.device.tail or self.device.needs.holds == "whole":
-                bare = self.device.adapted.above(self.device.adapted.blocks, None).top
+                bare = self.device.adapted.end
             else:
                 blocks = []
         places = self._places(rows.inputs)

@@ -13,7 +13,7 @@ from halfback.data.batches import Batch, ClientData
 from halfback.data.encode import verbaliser_ids
 from halfback.errors import UserError
 from halfback.models.part import Held
-from halfback.models.running import Top, layout_of
+from halfback.models.running import layout_of
 from halfback.parties.protocol import Algorithm
 from halfback.planning.device import Device
 from halfback.planning.memory import peak
@@ -155,19 +155,16 @@ class Workload:
             config.bottom.train, config.top.train, config.lora, config.bottom.weights == "int8", config.model.head
         )
         if kind not in self._adapted:
-            self._adapted[kind] = adapt(self._loaded.whole, kind, self._tracer)
+            ids = verbaliser_ids(config.task.verbaliser, self._loaded.tokenizer)
+            self._adapted[kind] = adapt(self._loaded.whole, kind, ids, self._tracer)
         return self._adapted[kind]
 
     def _device(self, config: RunConfig, algorithm: Algorithm, at: int) -> Device:
         model, head = self._model(config), config.model.head
-        ids = verbaliser_ids(config.task.verbaliser, self._loaded.tokenizer)
         fits = model.blocks - at if head is None else model.blocks - at - 1
         if not 1 <= at <= model.blocks or not 0 <= (head or 0) <= fits:
             raise UserError(f"cut is {at} and head {head}; the model has {model.blocks} blocks")
         above = model.above(at, head)
-        for part in (above.top, above.head):
-            if isinstance(part, Top):
-                part.verbaliser = None if ids is None else tuple(ids)
         tail = None
         match algorithm.needs.holds:
             case "whole":
