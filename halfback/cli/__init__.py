@@ -80,6 +80,14 @@ def options(
 
 for command in (
     *(runs.train, runs.resume, sites.deploy, sites.site, runs.compare, runs.report, runs.generate, runs.export),
-    *(runs.package, plans.profile, listing.algorithms, listing.conformance, listing.tasks, listing.models, listing.recipes),
+    *(
+        runs.package,
+        plans.profile,
+        listing.algorithms,
+        listing.conformance,
+        listing.tasks,
+        listing.models,
+        listing.recipes,
+    ),
 ):
     app.command()(command)

@@ -11,7 +11,9 @@ from halfback.cli.printing import recipe_and_settings
 def profile(
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", show_default=False, help="As for train; by default quickstart."),
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE]...", show_default=False, help="As for train; by default quickstart."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The fleet file that is written, of one class.")] = Path("profile.yaml"),
     name: Annotated[str, typer.Option(help="Of the class.")] = "this-machine",
@@ -30,4 +32,6 @@ def profile(
     link = Link(up_megabits=up, down_megabits=down, latency_seconds=latency)
     rates = measured(config, seconds=seconds)
     write_fleet(fleet_of(rates, link, name=name, recipe=recipe or config.model.name), out)
-    print(f"{rates.bottom / 1e9:.3g} · 10^9 operations a second forward, in the top {rates.top_back / 1e9:.3g} back: {out}")
+    print(
+        f"{rates.bottom / 1e9:.3g} · 10^9 operations a second forward, in the top {rates.top_back / 1e9:.3g} back: {out}"
+    )

@@ -57,7 +57,7 @@ def _hidden(device: Device, rows: Rows, *, wide: bool = False) -> int:
     return math.prod(hidden_shape(device, rows)) * (4 if wide else device.item)
 
 
-def _pass(device: Device, rows: Rows, how: How, noted: int = 0) -> int:
+def pass_peak(device: Device, rows: Rows, how: How, noted: int = 0) -> int:
     """The most bytes alive in a pass of the bottom; `noted`: the last blocks, whose arguments are kept."""
     groups, found = device.groups(rows), []
     kept_before = 0
@@ -98,7 +98,7 @@ def _probed(device: Device, rows: Rows) -> int:
         return 0
     how = how_probed(probe.estimator, device.bottom)
     hidden = _hidden(device, rows, wide=how.wide)
-    return max(_pass(device, rows, how), hidden * (2 if how.estimator == "forward_ad" else 1) + _sums(device, rows))
+    return max(pass_peak(device, rows, how), hidden * (2 if how.estimator == "forward_ad" else 1) + _sums(device, rows))
 
 
 def _sums(device: Device, rows: Rows) -> int:
@@ -123,7 +123,7 @@ def _forward_only(device: Device, rows: Rows) -> list[int]:
     noted = len(last(device.bottom, needs.agreement.exact_blocks))
     notes = sum(_noted(device, group, noted) for group in groups)
     exact = bytes_of(device.exact)
-    phases = [_joined(device) + _pass(device, rows, PLAIN, noted), notes + hidden + _said(rows)]
+    phases = [_joined(device) + pass_peak(device, rows, PLAIN, noted), notes + hidden + _said(rows)]
     if device.head is not None:
         phases.append(_behind_head(device, rows, hidden if needs.cut_gradient else 0) + notes)
     if not needs.cut_gradient:
@@ -132,7 +132,7 @@ def _forward_only(device: Device, rows: Rows) -> list[int]:
     if noted:
         phases += [notes + hidden + each for each in _exact(device, rows, noted)]
     wide = has_half(device.bottom)
-    base = _pass(device, rows, How(wide=True)) if wide and needs.probe and needs.probe.directions else 0
+    base = pass_peak(device, rows, How(wide=True)) if wide and needs.probe and needs.probe.directions else 0
     return [*phases, hidden + exact + max(base, _probed(device, rows)), exact + _replayed(device)]
 
 
@@ -249,10 +249,10 @@ def _own_loss(device: Device, rows: Rows) -> list[int]:
     calls = [
         tail_call(device.tail, device, rows, slice(first, first + at_once), how) for first in range(0, count, at_once)
     ]
-    measured = max(_pass(device, rows, how), hidden + max(call.peak for call in calls))
+    measured = max(pass_peak(device, rows, how), hidden + max(call.peak for call in calls))
     if device.needs.holds == "whole":
         return [_joined(device) + measured, _replayed(device)]
-    return [_joined(device) + _pass(device, rows, PLAIN), measured, _replayed(device)]
+    return [_joined(device) + pass_peak(device, rows, PLAIN), measured, _replayed(device)]
 
 
 def _own_loss_descent(device: Device, rows: Rows) -> list[int]:
@@ -260,7 +260,11 @@ def _own_loss_descent(device: Device, rows: Rows) -> list[int]:
     call = tail_call(device.tail, device, rows, slice(None), How(graph="through"))
     if device.needs.boundaries is not None:  # a graph above the boundary alone, then probes below it
         hidden = _hidden(device, rows)
-        phases = [_pass(device, rows, PLAIN), 2 * hidden + _alone(call) + call.gradients, hidden + _probed(device, rows)]
+        phases = [
+            pass_peak(device, rows, PLAIN),
+            2 * hidden + _alone(call) + call.gradients,
+            hidden + _probed(device, rows),
+        ]
         return [_joined(device) + max(phases)]
     saved = sum(_graph(device, rows, place).saved for place in range(device.at))
     below = _backward(device, rows, call.gradients)

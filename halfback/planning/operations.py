@@ -6,12 +6,12 @@ are found once from two short rows, so a batch of any lengths takes a sum. Of im
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from halfback.config import build_algorithm
 from halfback.models.exact import last
 from halfback.models.running import layout_of
 from halfback.planning.device import Device, Rows, Tail
@@ -44,12 +44,12 @@ class Counts:
 
     def step(self, rows: Rows) -> Operations:
         """Of one batch."""
-        needs, own = self.device.needs, self._bottom(rows, How(), backward=False)
+        needs, own = self.device.needs, self.bottom(rows, How())
         probe = needs.probe
         passes, back = 1.0, 0.0
         if probe is not None and probe.directions and own:
             of_probe = how_probed(probe.estimator, self.device.bottom)
-            once = self._bottom(rows, of_probe, backward=False) / own
+            once = self.bottom(rows, of_probe) / own
             passes += probe.directions * once * (2 if probe.estimator == "central" else 1)
             passes += has_half(self.device.bottom) and needs.cut_gradient
         if needs.agreement.exact_blocks:
@@ -83,12 +83,13 @@ class Counts:
         first = 0.0 if needs.probe is not None and needs.probe.estimator == "forward_ad" else first
         return Operations(whole, passes - 1 + first + upload, 0.0, often * forward, often * backward)
 
-    def _bottom(self, rows: Rows, how: How, *, backward: bool) -> float:
+    def bottom(self, rows: Rows, how: How) -> float:
+        """A forward pass of what stands before the cut."""
         total = 0.0
         for group in self.device.groups(rows):
             places = self._places(group)
-            total += sum(_at(self._block(at, how, high=False), places)[backward] for at in range(self.device.at))
-            total += sum(_at(each, places)[0] for each in self._before) * (not backward)
+            calls = [self._block(at, how, high=False) for at in range(self.device.at)]
+            total += sum(_at(each, places)[0] for each in (*self._before, *calls))
         return total
 
     def _graphs(self, rows: Rows) -> float:
@@ -111,31 +112,26 @@ class Counts:
         pairs = [_at(self._block(at, how, high=False), places) for at, how in hows.items()]
         return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
 
-    def _server(self, rows: Rows) -> tuple[float, float]:
-        """The server's passes of one client's batch."""
-        needs, options = self.device.needs, self.device.config.algorithm.options()
+    def server(self, rows: Rows) -> tuple[float, float]:
+        """A pass of the server's part there and back: to the loss, or in the U-shape through the middle."""
         head = self.device.config.model.head
-        model = self.device.adapted.above(self.device.at, head)
         if head is None:
-            ahead, behind = self._tail(rows, model.top)
-        else:
-            places = self._places(rows.inputs)
-            range_of = range(self.device.at, self.device.adapted.blocks - head)
-            pairs = [_at(self._block(at, How(graph="through"), high=True), places) for at in range_of]
-            ahead, behind = (float(sum(pair[side] for pair in pairs)) for side in (0, 1))
+            return self._tail(rows, self.device.adapted.above(self.device.at, None).top)
+        places = self._places(rows.inputs)
+        middle = range(self.device.at, self.device.adapted.blocks - head)
+        pairs = [_at(self._block(at, How(graph="through"), high=True), places) for at in middle]
+        return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+
+    def _server(self, rows: Rows) -> tuple[float, float]:
+        """All passes of the server of one client's batch."""
+        needs, (ahead, behind) = self.device.needs, self.server(rows)
         if needs.cut_gradient or needs.probe is None:
             return ahead, behind
         probes = 2 * needs.directions  # of the device's activations
         if needs.top == "replayed":  # and as many of the top's own weights in each of its steps
-            steps = options.get("server_steps", getattr(self._algorithm, "server_steps", 1))
+            steps = getattr(build_algorithm(self.device.config), "server_steps", 1)
             return ahead * (probes + steps * probes), 0.0
         return ahead * (probes + 1), behind
-
-    @cached_property
-    def _algorithm(self) -> Any:
-        from halfback.config import build_algorithm
-
-        return build_algorithm(self.device.config)
 
     def _tail(self, rows: Rows, part: nn.Module) -> tuple[float, float]:
         """Forward and backward through what stands behind a cut, to the loss."""

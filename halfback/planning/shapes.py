@@ -92,7 +92,9 @@ class Adapted:
     def end(self) -> Top:
         """What follows the last block, alone."""
         model, last = self.high, self.high.head or self.high.top
-        return Top(top_body(model.whole, model.family, model.blocks, model.blocks), model.family, cast(Top, last).verbaliser)
+        return Top(
+            top_body(model.whole, model.family, model.blocks, model.blocks), model.family, cast(Top, last).verbaliser
+        )
 
     @property
     def blocks(self) -> int:
