@@ -35,7 +35,7 @@ def profile(folder: Path, rows: Rows, *, client: int, seconds: float, assumed: M
         rows: the client's, or of all clients.
         client: its number.
         seconds: to measure for.
-        assumed: what a device can't measure: name, up_megabits, down_megabits, latency_seconds, server_operations_per_second.
+        assumed: what a device can't measure, by the names of a fleet file.
 
     Returns:
         The fleet.

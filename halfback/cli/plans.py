@@ -32,6 +32,4 @@ def profile(
     link = Link(up_megabits=up, down_megabits=down, latency_seconds=latency)
     rates = measured(config, seconds=seconds)
     write_fleet(fleet_of(rates, link, name=name, recipe=recipe or config.model.name), out)
-    print(
-        f"{rates.bottom / 1e9:.3g} · 10^9 operations a second forward, in the top {rates.top_back / 1e9:.3g} back: {out}"
-    )
+    print(f"{rates.bottom / 1e9:.3g} · 10^9 operations a second forward, {rates.top_back / 1e9:.3g} back: {out}")

@@ -15,9 +15,9 @@ from halfback.models.adapters import Lora, set_trainable
 from halfback.models.cut import CutModel, cut
 from halfback.planning.device import Device
 from halfback.planning.memory import pass_peak
-from halfback.planning.operations import Counts
+from halfback.planning.operations import Counts, sizes_of
 from halfback.planning.shapes import PLAIN, Trained, adapt
-from halfback.planning.tracing import How, Tracer, counter
+from halfback.planning.tracing import Tracer, counter
 from halfback.telemetry.meters import MemoryMeter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
@@ -63,14 +63,14 @@ def test_operations_are_those_that_are_counted(name: str) -> None:
     device, model, batch = planned(name, 2, "lora"), real(name, 2, "lora"), rows(name)
     with torch.no_grad(), counter() as ahead:
         hidden = model.bottom(batch.inputs)
-    counts = Counts(device)
-    assert counts.bottom(batch, How()) == ahead.get_total_flops()
+    counts, sizes = Counts(device), sizes_of(device, batch)
+    assert counts.bottom(sizes) == ahead.get_total_flops()
     with counter() as top:
         logits = model.top(hidden.requires_grad_(), batch.inputs.get("lengths"))
     loss = nn.functional.cross_entropy(logits, batch.labels)
     with counter() as back:
         loss.backward()
-    assert counts.server(batch) == (top.get_total_flops(), back.get_total_flops())
+    assert counts.server(sizes) == (top.get_total_flops(), back.get_total_flops())
 
 
 @pytest.mark.parametrize("trained", ["lora", "full"])
