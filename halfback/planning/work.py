@@ -142,13 +142,13 @@ class Workload:
     def _taken(self, config: RunConfig, algorithm: Algorithm) -> list[Turn]:
         alone, pools = algorithm.needs.turns == "one_by_one", algorithm.needs.agreement.pools
         sizes = (config.clients, config.sampled_clients, config.batch_size, config.steps, config.steps_per_round)
-        key = (alone, pools, sizes, config.seed, config.partition)
+        steps = min(self.steps, config.steps)
+        key = (alone, pools, sizes, config.seed, config.partition, steps)
         if key not in self._turns:
             train, device = self._loaded.task.train, "cpu"
             sources: Sequence[ClientData] = (
                 pooled_source(config, train, device) if pools else client_sources(config, train, device)  # type: ignore[arg-type]
             )
-            steps = min(self.steps, config.steps)
             self._turns[key] = list(turns(config, algorithm, sources, None, steps))
         return self._turns[key]
 
