@@ -126,6 +126,7 @@ ARROWS: dict[str, set[str]] = {
         "data",
         "deploy",
         "models",
+        "planning",
         "report",
         "runs",
         "testing",

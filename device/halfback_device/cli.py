@@ -13,6 +13,7 @@ from halfback_device.data import Rows, own_split
 from halfback_device.errors import DeviceError, PackageError
 from halfback_device.package import Package
 from halfback_device.plan import plan_of
+from halfback_device.profile import profile, written
 from halfback_device.runtime import Bottom
 from halfback_device.seeds import seed_for
 from halfback_device.session import peak_bytes, rehearsed
@@ -28,6 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 check(chosen.package)
             case "worker":
                 serve(chosen.arguments)
+            case "profile":
+                assumed = {name: getattr(chosen, name) for name in _ASSUMED} | {"name": chosen.name}
+                told = profile(
+                    chosen.package, _rows(chosen), client=chosen.client, seconds=chosen.seconds, assumed=assumed
+                )
+                try:
+                    chosen.out.write_text(written(told))
+                except OSError as error:
+                    raise DeviceError(f"{chosen.out}: {error.strerror}") from None
             case _:
                 infer(chosen.package, _rows(chosen), client=chosen.client, batches=chosen.batches)
     except DeviceError as error:
@@ -45,6 +55,30 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("worker", help="reply to the questions on a socket; a site's process starts this")
     one.add_argument("arguments", help="JSON: descriptor, package, folder, rows, keep_labels")
     one = commands.add_parser("infer", help="inference alone on batches of rows: what training is compared with")
+    _take_rows(one)
+    one.add_argument("--batches", type=int, default=10, help="how many")
+    one = commands.add_parser("profile", help="measure this device, as a fleet file that `halfback plan` reads")
+    _take_rows(one)
+    one.add_argument("--out", type=Path, required=True, help="the file that is written, JSON")
+    one.add_argument("--name", default="this-device", help="of the class")
+    one.add_argument("--seconds", type=float, default=5.0, help="to measure for")
+    for name, value in _ASSUMED.items():
+        one.add_argument(
+            f"--{name.replace('_', '-')}", type=float, default=value, help=f"assumed; by default {value:g}"
+        )
+    return parser
+
+
+# What a device can't measure by itself.
+_ASSUMED = {
+    "up_megabits": 10.0,
+    "down_megabits": 50.0,
+    "latency_seconds": 0.05,
+    "server_operations_per_second": 1e12,
+}
+
+
+def _take_rows(one: argparse.ArgumentParser) -> None:
     one.add_argument("package", type=Path, help="folder that `halfback package` made")
     one.add_argument("--data", required=True, help="file of rows, folder of images, or .npz of them")
     for column in ("text", "pair", "label", "target", "delimiter", "encoding"):
@@ -52,8 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--skip-bad-rows", action="store_true", help="leave out rows without text or label")
     one.add_argument("--shared", action="store_true", help="take the client's share of rows that all clients have")
     one.add_argument("--client", type=int, default=0, help="the client's number")
-    one.add_argument("--batches", type=int, default=10, help="how many")
-    return parser
 
 
 def _rows(chosen: argparse.Namespace) -> Rows:

@@ -106,12 +106,22 @@ class Device:
         """What moves θ: moments of replay, or the state of an optimiser."""
         values = sum(parameter.numel() for parameter in self.theta.values())
         if self.needs.replays:
-            return 4 * values * len(update_rule(self.config, self.config.bottom).moments())
+            return 4 * values * (self.states - 1)
         if not self.needs.backpropagates:
             return 0
         of_values = {"adamw": 2, "momentum": 1}.get(self.config.bottom.optimizer, 0)
         counts = 4 * len(self.theta) if self.config.bottom.optimizer == "adamw" else 0  # one float32 of steps each
         return of_values * bytes_of(self.theta.values()) + counts
+
+    @property
+    def states(self) -> int:
+        """Tensors that replay moves for each of θ's: itself, and its moments."""
+        return 1 + len(update_rule(self.config, self.config.bottom).moments())
+
+    @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of θ."""
+        return [tuple(parameter.shape) for parameter in self.theta.values()]
 
     @property
     def blocks(self) -> list[nn.Module]:

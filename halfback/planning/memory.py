@@ -7,6 +7,7 @@ run says whether it does (docs/results.md, "Planned against measured").
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from halfback.models.running import layout_of, rows_of
 from halfback.planning.device import Device, Rows, Tail, part_of_lengths, rows_bytes
 from halfback.planning.shapes import PLAIN
 from halfback.planning.tracing import Call, How, bytes_of, how_probed
+from halfback.planning.traffic import kept
 from halfback.zeroth.directions import PACK_WIDTH
 from halfback.zeroth.widening import has_half
 
@@ -25,16 +27,39 @@ _INNER = 1 << 15  # values that a sum of products widens to float64 at once, of 
 _HEAD_ROWS = 8  # samples whose loss a device with the head takes at once
 
 
-def peak(device: Device, rows: Rows) -> int:
-    """The most bytes alive in a step on these rows, as the meter counts them."""
-    held = device.parameter_bytes + device.state_bytes + rows_bytes(rows)
-    if device.needs.holds == "bottom":
-        phases = _first_order(device, rows) if device.needs.backpropagates else _forward_only(device, rows)
-    else:
-        phases = _own_loss_descent(device, rows) if device.needs.backpropagates else _own_loss(device, rows)
-    joining = 0 if device.needs.replays and device.needs.agreement.keeps_history else bytes_of(device.theta.values())
-    moved = device.needs.agreement.moves and not device.needs.agreement.pools
-    return max(held + max(phases), held - rows_bytes(rows) + joining * moved)
+def peak(device: Device, rows: Rows, missed: int) -> int:
+    """The most bytes alive in a step on these rows, as the meter counts them.
+
+    missed: rows of the history that come as the client joins, where this is the first step of its round.
+    """
+    held = device.parameter_bytes + device.state_bytes
+    joined = joined_bytes(device, missed)
+    ways = {
+        ("bottom", False): _forward_only,
+        ("bottom", True): _first_order,
+        ("own", False): _own_loss,
+        ("own", True): _own_loss_descent,
+    }
+    holds = "bottom" if device.needs.holds == "bottom" else "own"
+    phases = ways[holds, device.needs.backpropagates](device, rows, joined)
+    joining = (2 if device.exact else 1) * joined + _replayed(device)
+    return held + max(joining, rows_bytes(rows) + max(phases))
+
+
+def joined_bytes(device: Device, missed: int) -> int:
+    """The answer to a client that joins, which stays until it says something again: θ, or the rows that it missed."""
+    agreement = device.needs.agreement
+    if not agreement.moves or agreement.pools:
+        return 0
+    if not agreement.keeps_history:
+        return bytes_of(device.theta.values())
+    exact = sum(parameter.numel() for parameter in device.exact)
+    if not exact or not missed:
+        return 4 * missed * device.needs.directions
+    state, shapes = device.states, [tuple(parameter.shape) for parameter in device.exact]
+    coded = bool(device.config.codecs.slopes_down)  # then more rows are fewer bytes than the state
+    most = max(state * exact, 1 << 20) // exact if coded else kept(shapes * state, exact, None)
+    return 4 * (missed * device.needs.directions + (missed if missed <= most else state) * exact)
 
 
 def hidden_shape(device: Device, rows: Rows) -> tuple[int, ...]:
@@ -52,23 +77,26 @@ def _hidden(device: Device, rows: Rows, *, wide: bool = False) -> int:
     return math.prod(hidden_shape(device, rows)) * (4 if wide else device.item)
 
 
-def _pass(device: Device, rows: Rows, how: How, noted: int = 0) -> int:
+def pass_peak(device: Device, rows: Rows, how: How, noted: int = 0) -> int:
     """The most bytes alive in a pass of the bottom; `noted`: the last blocks, whose arguments are kept."""
     groups, found = device.groups(rows), []
+    later = replace(how, graph="through") if how.estimator == "forward_ad" else how
     kept_before = 0
     for group in groups:
         around = device.adapted.around(group)
-        calls = [device.call(place, group, how) for place in range(device.at)]
+        calls = [device.call(place, group, how if place == 0 else later) for place in range(device.at)]
         stage = [around.first]
         for entry, live in around.before:
             stage.append(live + device.adapted.tracer.call(entry.block, entry.args, entry.kwargs, PLAIN).peak)
-        kept = 0
+        notes = 0
         for place, call in enumerate(calls):
-            stage.append(around.live[place] + kept + call.peak)
+            entered = bytes_of([around.entries[place].args[0]])
+            tangent = entered if place and later is not how else 0
+            stage.append(around.live[place] + notes + tangent + call.peak)
             if place >= device.at - noted:
-                kept += bytes_of([around.entries[place].args[0]])
+                notes += entered
         behind = around.live[device.at - 1] - bytes_of([around.entries[device.at - 1].args[0]]) + calls[-1].out
-        stage.append(behind + kept + around.laid)
+        stage.append(behind + notes + around.laid)
         found.append(max(stage) + kept_before)
         kept_before += _noted(device, group, noted)
     joined = _hidden(device, rows, wide=how.wide) if len(groups) > 1 else 0
@@ -91,9 +119,9 @@ def _probed(device: Device, rows: Rows) -> int:
     probe = device.needs.probe
     if probe is None or not probe.directions:
         return 0
-    how = how_probed(probe.estimator, device.bottom)
+    how = how_probed(probe.estimator, device.bottom, first=True)
     hidden = _hidden(device, rows, wide=how.wide)
-    return max(_pass(device, rows, how), hidden * (2 if how.estimator == "forward_ad" else 1) + _sums(device, rows))
+    return max(pass_peak(device, rows, how), hidden * (2 if how.estimator == "forward_ad" else 1) + _sums(device, rows))
 
 
 def _sums(device: Device, rows: Rows) -> int:
@@ -112,13 +140,13 @@ def _replayed(device: Device) -> int:
     return 4 * min(values, PACK_WIDTH) * of_pack + 8 * exact
 
 
-def _forward_only(device: Device, rows: Rows) -> list[int]:
+def _forward_only(device: Device, rows: Rows, joined: int) -> list[int]:
     """Activations up, λ down, exact gradients, probes, replay; as in `client_feedback` and `ho_sfl`."""
     needs, hidden, groups = device.needs, _hidden(device, rows), device.groups(rows)
     noted = len(last(device.bottom, needs.agreement.exact_blocks))
     notes = sum(_noted(device, group, noted) for group in groups)
     exact = bytes_of(device.exact)
-    phases = [_pass(device, rows, PLAIN, noted), notes + hidden + _said(rows)]
+    phases = [joined + pass_peak(device, rows, PLAIN, noted), notes + hidden + _said(rows)]
     if device.head is not None:
         phases.append(_behind_head(device, rows, hidden if needs.cut_gradient else 0) + notes)
     if not needs.cut_gradient:
@@ -127,7 +155,7 @@ def _forward_only(device: Device, rows: Rows) -> list[int]:
     if noted:
         phases += [notes + hidden + each for each in _exact(device, rows, noted)]
     wide = has_half(device.bottom)
-    base = _pass(device, rows, How(wide=True)) if wide and needs.probe and needs.probe.directions else 0
+    base = pass_peak(device, rows, How(wide=True)) if wide and needs.probe and needs.probe.directions else 0
     return [*phases, hidden + exact + max(base, _probed(device, rows)), exact + _replayed(device)]
 
 
@@ -179,7 +207,8 @@ def _behind_head(device: Device, rows: Rows, hidden: int) -> int:
     found = []
     for first in range(0, count, at_once):
         found.append(tail_call(device.head, device, rows, slice(first, first + at_once), How(graph="alone")))
-    return hidden + 2 * second + of_head + sums + max(_alone(call) for call in found)
+    before = of_head if count > at_once else 0  # the gradients of the rows before, while the next ones' are taken
+    return hidden + 2 * second + of_head + sums + before + max(_alone(call) for call in found)
 
 
 def tail_call(tail: nn.Module, device: Device, rows: Rows, part: slice, how: How) -> Call:
@@ -202,7 +231,7 @@ def _graph(device: Device, rows: Rows, place: int) -> Call:
     return device.call(place, rows.inputs, How(graph="through" if through else "inside"))
 
 
-def _backward(device: Device, rows: Rows, seed: int) -> list[int]:
+def _backward(device: Device, rows: Rows, seed: int, joined: int) -> list[int]:
     """The bottom with its graph, forward and back; `seed`: the gradient at the cut, which stays until the end."""
     checkpointing = bool(device.config.algorithm.options().get("checkpointing"))
     around = device.adapted.around(rows.inputs)
@@ -212,46 +241,54 @@ def _backward(device: Device, rows: Rows, seed: int) -> list[int]:
     saved = [call.out if checkpointing else call.saved for call in calls]
     phases = [around.first]
     for place, call in enumerate(calls):
-        phases.append(context + sizes[0] + sum(saved[:place]) + call.peak)
+        phases.append(joined + context + sizes[0] + sum(saved[:place]) + call.peak)
     left = 0
     for place in reversed(range(device.at)):
         call, again = calls[place], calls[place].saved if checkpointing else 0
         incoming = call.out if place < device.at - 1 else 0
-        kept = calls[-1].out if place < device.at - 1 else 0
-        below = context + sizes[0] + sum(saved[: place + 1]) + kept
+        result = calls[-1].out if place < device.at - 1 else 0
+        below = context + sizes[0] + sum(saved[: place + 1]) + result
         phases.append(below + again + seed + incoming + call.back_peak + left)
         left += call.gradients
     largest = max((4 * p.numel() for p in device.theta.values()), default=0)
     return [*phases, left + 2 * largest]
 
 
-def _first_order(device: Device, rows: Rows) -> list[int]:
+def _first_order(device: Device, rows: Rows, joined: int) -> list[int]:
     """Forward with a graph, λ, backward, and the optimiser's step; as in `first_order_steps`."""
     hidden, phases = _hidden(device, rows), []
     if device.head is not None:
         saved = sum(_graph(device, rows, place).saved for place in range(device.at))
         phases.append(saved + _behind_head(device, rows, 0))
-    return [*phases, *_backward(device, rows, hidden)]
+    return [*phases, *_backward(device, rows, hidden, joined)]
 
 
-def _own_loss(device: Device, rows: Rows) -> list[int]:
+def _own_loss(device: Device, rows: Rows, joined: int) -> list[int]:
     """Slopes of a loss of the device's own, by forward passes through bottom and tail; as in `local_slopes`."""
     assert device.needs.probe is not None, "a device that runs forward only measures slopes"
-    how, hidden = how_probed(device.needs.probe.estimator, device.bottom), _hidden(device, rows)
+    how, hidden = how_probed(device.needs.probe.estimator, device.bottom, first=True), _hidden(device, rows)
     count = len(rows.sample_ids)
     at_once = min(count, device.config.client.rows_at_once or count)
     calls = [
         tail_call(device.tail, device, rows, slice(first, first + at_once), how) for first in range(0, count, at_once)
     ]
-    return [_pass(device, rows, how), hidden + max(call.peak for call in calls), _replayed(device)]
+    measured = max(pass_peak(device, rows, how), hidden + max(call.peak for call in calls))
+    if device.needs.holds == "whole":
+        return [joined + measured, _replayed(device)]
+    return [joined + pass_peak(device, rows, PLAIN), measured, _replayed(device)]
 
 
-def _own_loss_descent(device: Device, rows: Rows) -> list[int]:
+def _own_loss_descent(device: Device, rows: Rows, joined: int) -> list[int]:
     """A step on the gradient of a loss of the device's own; as in `descend_local`."""
     call = tail_call(device.tail, device, rows, slice(None), How(graph="through"))
     if device.needs.boundaries is not None:  # a graph above the boundary alone, then probes below it
         hidden = _hidden(device, rows)
-        return [_pass(device, rows, PLAIN), 2 * hidden + _alone(call) + call.gradients, hidden + _probed(device, rows)]
+        phases = [
+            pass_peak(device, rows, PLAIN),
+            2 * hidden + _alone(call) + call.gradients,
+            hidden + _probed(device, rows),
+        ]
+        return [joined + max(phases)]
     saved = sum(_graph(device, rows, place).saved for place in range(device.at))
-    below = _backward(device, rows, call.gradients)
-    return [*below, saved + _alone(call)]
+    below = _backward(device, rows, call.gradients, 0)
+    return [joined + max(*below, saved + _alone(call))]

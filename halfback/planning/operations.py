@@ -4,18 +4,20 @@ A block's operations are a · places + b · places² of each row that it runs on
 are found once from two short rows, so a batch of any lengths takes a sum. Of images a block takes as many for each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from halfback.config import build_algorithm
 from halfback.models.exact import last
 from halfback.models.running import layout_of
 from halfback.planning.device import Device, Rows, Tail
 from halfback.planning.tracing import Call, How, how_probed
+from halfback.zeroth.slopes import Estimator
 from halfback.zeroth.widening import has_half
 
 _SHORT = (8, 16)  # tokens
@@ -32,8 +34,53 @@ class Operations:
     server_backward: float
 
 
-Places = tuple[int, int]
+Places = tuple[float, float]
 """Of rows as they are laid out: places, and the sum of their squares by row; of images their number, and 0."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """All of a batch that operations depend on; of several batches their mean.
+
+    Attributes:
+        apart: where the rows go through in groups of so many at once. whole: all together. alone: each by itself.
+        tokens: of all texts; of images their number.
+        reads: places that a head turns into logits.
+    """
+
+    apart: Places
+    whole: Places
+    alone: Places
+    tokens: float
+    reads: float
+
+
+def sizes_of(device: Device, rows: Rows) -> Sizes:
+    """Those of one batch."""
+    lengths = rows.inputs.get("lengths")
+    count = len(rows.sample_ids)
+    if lengths is None:
+        return Sizes((count, 0), (count, 0), (count, 0), count, count)
+    apart = [_laid(device, group) for group in device.groups(rows)]
+    alone = (int(lengths.sum()), int((lengths * lengths).sum()))
+    reads = count if rows.scored is None else len(rows.scored)
+    groups = (sum(each[0] for each in apart), sum(each[1] for each in apart))
+    return Sizes(groups, _laid(device, rows.inputs), alone, alone[0], reads)
+
+
+def mean_sizes(found: Sequence[Sizes]) -> Sizes:
+    """Of several batches."""
+    mean: Callable[[str], Any] = lambda name: fmean(getattr(each, name) for each in found)  # noqa: E731
+    pair: Callable[[str], Places] = lambda name: (  # noqa: E731
+        fmean(getattr(each, name)[0] for each in found),
+        fmean(getattr(each, name)[1] for each in found),
+    )
+    return Sizes(pair("apart"), pair("whole"), pair("alone"), mean("tokens"), mean("reads"))
+
+
+def _laid(device: Device, inputs: Mapping[str, Tensor]) -> Places:
+    rows, width = layout_of(device.adapted.body, device.bottom.family, inputs["lengths"]).samples.shape
+    return rows * width, rows * width * width
 
 
 @dataclass(frozen=True)
@@ -42,153 +89,118 @@ class Counts:
 
     device: Device
 
-    def step(self, rows: Rows) -> Operations:
-        """Of one batch."""
-        needs, own = self.device.needs, self._bottom(rows, How(), backward=False)
-        probe = needs.probe
-        passes, back = 1.0, 0.0
+    def step(self, sizes: Sizes) -> Operations:
+        """Of a batch of these sizes."""
+        needs, own = self.device.needs, self.bottom(sizes)
+        probe, passes, back = needs.probe, 1.0, 0.0
         if probe is not None and probe.directions and own:
-            of_probe = how_probed(probe.estimator, self.device.bottom)
-            once = self._bottom(rows, of_probe, backward=False) / own
+            once = self.bottom(sizes, probe.estimator) / own
             passes += probe.directions * once * (2 if probe.estimator == "central" else 1)
             passes += has_half(self.device.bottom) and needs.cut_gradient
         if needs.agreement.exact_blocks:
-            again, back = self._exact(rows)
+            again, back = self._exact(sizes)
             passes += again / own
         if needs.holds == "bottom" and needs.backpropagates:
-            back = self._graphs(rows)
+            back = self._graphs(sizes)
         if self.device.head is not None:
-            back += sum(self._tail(rows, self.device.head))
+            back += sum(self._tail(sizes, self.device.head))
         if self.device.tail is not None:
-            return self._with_tail(rows, own, passes)
-        forward, backward = self._server(rows)
+            return self._with_tail(sizes, own, passes)
+        forward, backward = self._server(sizes)
         return Operations(own, passes, back, forward, backward)
 
-    def _with_tail(self, rows: Rows, own: float, passes: float) -> Operations:
+    def _with_tail(self, sizes: Sizes, own: float, passes: float) -> Operations:
         """A device with a loss of its own."""
-        needs, tail = self.device.needs, self.device.tail
+        needs, tail, probe = self.device.needs, self.device.tail, self.device.needs.probe
         assert tail is not None, "asked of devices with a loss of their own"
-        ahead, behind = self._tail(rows, tail)
-        every = getattr(self.device.config.algorithm, "model_extra", None) or {}
-        often = 1 / every.get("every", 1)
-        forward, backward = self._server(rows) if needs.top != "none" else (0.0, 0.0)
+        ahead, behind = self._tail(sizes, tail)
+        often = 1 / self.device.config.algorithm.options().get("every", 1)
+        forward, backward = self.server(sizes) if needs.top != "none" else (0.0, 0.0)
         whole = own + ahead
-        if needs.backpropagates and needs.boundaries is None:
-            return Operations(whole, 1.0, self._graphs(rows) + behind, often * forward, often * backward)
         if needs.boundaries is not None:
             return Operations(own, passes, ahead + behind, 0.0, 0.0)
-        # A probe's passes go through the tail too. The first, at θ, is of a loss; another of the bottom is for what is sent.
+        if needs.backpropagates:
+            return Operations(whole, 1.0, self._graphs(sizes) + behind, often * forward, often * backward)
+        # A probe's passes go through the tail too, and so does one at θ; the bottom alone runs for what is sent.
+        at_theta = probe is not None and probe.estimator == "forward"
         upload = often * own / whole if needs.holds == "auxiliary" else 0.0
-        first = 0.0 if needs.probe is not None and needs.probe.estimator == "central" else 1.0
-        first = 0.0 if needs.probe is not None and needs.probe.estimator == "forward_ad" else first
-        return Operations(whole, passes - 1 + first + upload, 0.0, often * forward, often * backward)
+        return Operations(whole, passes - 1 + at_theta + upload, 0.0, often * forward, often * backward)
 
-    def _bottom(self, rows: Rows, how: How, *, backward: bool) -> float:
-        total = 0.0
-        for group in self.device.groups(rows):
-            places = self._places(group)
-            total += sum(_at(self._block(at, how, high=False), places)[backward] for at in range(self.device.at))
-            total += sum(_at(each, places)[0] for each in self._before) * (not backward)
-        return total
+    def bottom(self, sizes: Sizes, estimator: Estimator | None = None) -> float:
+        """A forward pass of what stands before the cut; `estimator`: of a probe."""
+        hows = [How()] * self.device.at
+        if estimator is not None:
+            hows = [how_probed(estimator, self.device.bottom, first=not at) for at in range(self.device.at)]
+        calls = [self._block(at, how, high=False) for at, how in enumerate(hows)]
+        return sum(_at(each, sizes.apart)[0] for each in (*self._before, *calls))
 
-    def _graphs(self, rows: Rows) -> float:
+    def _graphs(self, sizes: Sizes) -> float:
         """Backward through the bottom."""
-        places, through = self._places(rows.inputs), self.device.config.bottom.train == "full"
+        through = self.device.config.bottom.train == "full"
         hows = [How(graph="through" if at or through else "inside") for at in range(self.device.at)]
-        pairs = [_at(self._block(at, how, high=False), places) for at, how in enumerate(hows)]
-        again = sum(pair[0] for pair in pairs)
-        checkpointing = bool(self.device.config.algorithm.options().get("checkpointing"))
-        return sum(pair[1] for pair in pairs) + again * checkpointing
+        pairs = [_at(self._block(at, how, high=False), sizes.whole) for at, how in enumerate(hows)]
+        again = bool(self.device.config.algorithm.options().get("checkpointing"))
+        return sum(pair[1] + pair[0] * again for pair in pairs)
 
-    def _exact(self, rows: Rows) -> tuple[float, float]:
+    def _exact(self, sizes: Sizes) -> tuple[float, float]:
         """The last blocks once more, forward and back, each sample alone."""
-        lengths = rows.inputs.get("lengths")
-        count = len(rows.sample_ids)
-        places = (count, 0) if lengths is None else (int(lengths.sum()), int((lengths * lengths).sum()))
-        noted = len(last(self.device.bottom, self.device.needs.agreement.exact_blocks))
-        first = self.device.at - noted
+        first = self.device.at - len(last(self.device.bottom, self.device.needs.agreement.exact_blocks))
         hows = {at: How(graph="alone" if at > first else "inside") for at in range(first, self.device.at)}
-        pairs = [_at(self._block(at, how, high=False), places) for at, how in hows.items()]
-        return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+        return _sum(_at(self._block(at, how, high=False), sizes.alone) for at, how in hows.items())
 
-    def _server(self, rows: Rows) -> tuple[float, float]:
-        """The server's passes of one client's batch."""
-        needs, options = self.device.needs, self.device.config.algorithm.options()
+    def server(self, sizes: Sizes) -> tuple[float, float]:
+        """A pass of the server's part there and back: to the loss, or in the U-shape through the middle."""
         head = self.device.config.model.head
-        model = self.device.adapted.above(self.device.at, head)
         if head is None:
-            ahead, behind = self._tail(rows, model.top)
-        else:
-            places = self._places(rows.inputs)
-            range_of = range(self.device.at, self.device.adapted.blocks - head)
-            pairs = [_at(self._block(at, How(graph="through"), high=True), places) for at in range_of]
-            ahead, behind = (float(sum(pair[side] for pair in pairs)) for side in (0, 1))
+            return self._tail(sizes, self.device.adapted.above(self.device.at, None).top)
+        middle = range(self.device.at, self.device.adapted.blocks - head)
+        return _sum(_at(self._block(at, How(graph="through"), high=True), sizes.whole) for at in middle)
+
+    def _server(self, sizes: Sizes) -> tuple[float, float]:
+        """All passes of the server of one client's batch."""
+        needs, (ahead, behind) = self.device.needs, self.server(sizes)
         if needs.cut_gradient or needs.probe is None:
             return ahead, behind
         probes = 2 * needs.directions  # of the device's activations
         if needs.top == "replayed":  # and as many of the top's own weights in each of its steps
-            steps = options.get("server_steps", getattr(self._algorithm, "server_steps", 1))
+            steps = getattr(build_algorithm(self.device.config), "server_steps", 1)
             return ahead * (probes + steps * probes), 0.0
         return ahead * (probes + 1), behind
 
-    @cached_property
-    def _algorithm(self) -> Any:
-        from halfback.config import build_algorithm
-
-        return build_algorithm(self.device.config)
-
-    def _tail(self, rows: Rows, part: nn.Module) -> tuple[float, float]:
+    def _tail(self, sizes: Sizes, part: nn.Module) -> tuple[float, float]:
         """Forward and backward through what stands behind a cut, to the loss."""
         body: Any = getattr(part, "body", None)
-        known = self.device.adapted.counts
-        blocks: Sequence[nn.Module] = []
-        bare = part
-        if body is not None:
+        copied = part is self.device.tail and self.device.needs.holds == "auxiliary"
+        blocks, bare = 0, part
+        if body is not None and not copied:
             family = self.device.bottom.family
-            blocks = list(body.get_submodule(family.backbone).get_submodule(family.blocks))
-            if part is not self.device.tail or self.device.needs.holds == "whole":
-                bare = self.device.adapted.above(self.device.adapted.blocks, None).top
-            else:
-                blocks = []
-        places = self._places(rows.inputs)
-        start = self.device.adapted.blocks - len(blocks)
-        pairs = [_at(self._block(start + at, How(graph="through"), high=True), places) for at in range(len(blocks))]
-        scored = rows.scored
-        if "lengths" not in rows.inputs:
-            key = ("tail", id(bare), self.device.at)
-            if key not in known:
-                known[key] = self._behind(bare, None, None, 1, blocks)
-            one = known[key]
-            pairs.append((one[0] * len(rows.sample_ids), one[1] * len(rows.sample_ids)))
-        else:
-            key = ("tail", id(bare), scored is None)
-            if key not in known:
-                wanted = None if scored is None else 1
-                known[key] = tuple(
-                    self._behind(bare, torch.tensor([length]), wanted, length, blocks) for length in _SHORT
-                )
-            (short, long), reads = known[key], len(rows.sample_ids) if scored is None else len(scored)
-            tokens = int(rows.inputs["lengths"].sum())
-            for_each = [(b - a) / (_SHORT[1] - _SHORT[0]) for a, b in zip(short, long, strict=True)]
-            of_read = [a - each * _SHORT[0] for a, each in zip(short, for_each, strict=True)]
-            pairs.append(tuple(each * tokens + read * reads for each, read in zip(for_each, of_read, strict=True)))  # type: ignore[arg-type]
-        return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+            blocks = len(body.get_submodule(family.backbone).get_submodule(family.blocks))
+            bare = self.device.adapted.end
+        start = self.device.adapted.blocks - blocks
+        through = range(start, self.device.adapted.blocks)
+        ahead, behind = _sum(_at(self._block(at, How(graph="through"), high=True), sizes.whole) for at in through)
+        known, key = self.device.adapted.counts, ("tail", id(bare), copied and self.device.at)
+        if key not in known:
+            known[key] = [self._behind(bare, each, copied) for each in self._samples]
+        if len(known[key]) == 1:
+            one = known[key][0]
+            return ahead + one[0] * sizes.reads, behind + one[1] * sizes.reads
+        found = []
+        for short, long in zip(*known[key], strict=True):
+            each = (long - short) / (_SHORT[1] - _SHORT[0])
+            found.append(each * sizes.tokens + (short - each * _SHORT[0]) * sizes.reads)
+        return ahead + found[0], behind + found[1]
 
-    def _behind(
-        self, part: nn.Module, lengths: Tensor | None, scored: int | None, count: int, blocks: Sequence[nn.Module]
-    ) -> tuple[int, int]:
-        sizes = self.device.sizes if not blocks else self.device.sizes_behind(self.device.adapted.blocks)
-        hidden = torch.empty(count, *sizes, dtype=next(self.device.bottom.parameters()).dtype, device="meta")
-        tail = Tail(part, lengths, scored)
-        call = self.device.adapted.tracer.call(tail, (hidden,), {}, How(graph="through"))
-        return call.operations, call.back_operations
-
-    def _places(self, inputs: Mapping[str, Tensor]) -> Places:
+    def _behind(self, part: nn.Module, inputs: Mapping[str, Tensor], copied: bool) -> tuple[int, int]:
+        """Of one row, with one place that is read."""
+        device = self.device
+        sizes = device.sizes if copied else device.sizes_behind(device.adapted.blocks)
         lengths = inputs.get("lengths")
-        if lengths is None:
-            return len(inputs["pixel_values"]), 0
-        rows, width = layout_of(self.device.adapted.body, self.device.bottom.family, lengths).samples.shape
-        return rows * width, rows * width * width
+        count = 1 if lengths is None else int(lengths.sum())
+        hidden = torch.empty(count, *sizes, dtype=next(device.bottom.parameters()).dtype, device="meta")
+        scored = 1 if getattr(part, "scores_tokens", False) else None
+        call = device.adapted.tracer.call(Tail(part, lengths, scored), (hidden,), {}, How(graph="through"))
+        return call.operations, call.back_operations
 
     def _block(self, at: int, how: How, *, high: bool) -> tuple[Call, ...]:
         """A block's calls on one image, or on rows of two lengths; `high`: as a server has it."""
@@ -217,11 +229,21 @@ class Counts:
     @property
     def _before(self) -> list[tuple[Call, ...]]:
         """What stands before the blocks."""
-        model, found = self.device.adapted, list[list[Call]]()
-        for inputs in self._samples:
-            entries = [entry for entry, _ in model.around(inputs).before]
-            found.append([model.tracer.call(entry.block, entry.args, entry.kwargs, How()) for entry in entries])
-        return list(zip(*found, strict=True))
+        model, known = self.device.adapted, self.device.adapted.counts
+        if "before" not in known:
+            found = [
+                [model.tracer.call(e.block, e.args, e.kwargs, How()) for e, _ in model.around(inputs).before]
+                for inputs in self._samples
+            ]
+            known["before"] = list(zip(*found, strict=True))
+        return known["before"]
+
+
+def _sum(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    ahead, behind = 0.0, 0.0
+    for pair in pairs:
+        ahead, behind = ahead + pair[0], behind + pair[1]
+    return ahead, behind
 
 
 def _at(calls: tuple[Call, ...], places: Places) -> tuple[float, float]:

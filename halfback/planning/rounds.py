@@ -59,9 +59,8 @@ def turns(
     while first < steps:
         count = min(config.steps_per_round, config.steps - first)
         own = list(range(first, first + count))
-        for place, client in enumerate(sampling.draw(number, inclusion)):
-            if (not alone and place == 0) or alone:
-                known = len(numbers)
+        for client in sampling.draw(number, inclusion):
+            known = len(numbers)
             missed = range(position[client], known)
             batches = [sources[client].batch(cursor[client] + each) for each in range(count)]
             cursor[client] += count
@@ -76,10 +75,9 @@ def turns(
         number += 1
 
 
-def talk_of(turn: Turn, device: Device, codes: Mapping[str, Columns], reusing: frozenset[str]) -> Talk:
+def talk_of(turn: Turn, device: Device, codes: Mapping[str, Columns], reusing: frozenset[str], groups: int) -> Talk:
     """What the closed forms need of a turn."""
-    needs, replayed = device.needs, update_states(device)
-    shapes = [tuple(parameter.shape) for parameter in device.theta.values()]
+    needs = device.needs
     theta = next(iter(device.theta.values()), torch.empty(0))
     exact = [tuple(parameter.shape) for parameter in device.exact]
     texts = [len(batch.inputs["lengths"]) if "lengths" in batch.inputs else None for batch in turn.batches]
@@ -91,11 +89,11 @@ def talk_of(turn: Turn, device: Device, codes: Mapping[str, Columns], reusing: f
         ever=turn.ever,
         directions=needs.directions,
         exact=sum(parameter.numel() for parameter in device.exact),
-        state=exact * replayed,
-        weights=shapes,
+        state=exact * device.states,
+        weights=device.shapes,
         codes=codes,
         reusing=reusing,
-        groups=_groups(device),
+        groups=groups,
         above=_above(device),
         second=[second_shape(device, b) for b in turn.batches] if device.head is not None else [],
         head=[tuple(parameter.shape) for parameter in device.sent_head.values()],
@@ -105,13 +103,8 @@ def talk_of(turn: Turn, device: Device, codes: Mapping[str, Columns], reusing: f
     )
 
 
-def update_states(device: Device) -> int:
-    """How many tensors the state of a parameter has: itself, and its moments."""
-    values = sum(parameter.numel() for parameter in device.theta.values())
-    return 1 + (device.state_bytes // (4 * values) if device.needs.replays and values else 0)
-
-
-def _groups(device: Device) -> int:
+def groups_of(device: Device) -> int:
+    """Of θ, where not all of it shares its slopes."""
     grouped = device.needs.agreement.groups
     if grouped is not None:
         return len(grouped(list(device.theta), device.config.sampled_clients))

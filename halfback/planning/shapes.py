@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from halfback.errors import UserError
 from halfback.models.adapters import Lora, set_trainable, untie
 from halfback.models.auxiliary import LinearHead, auxiliary
-from halfback.models.cut import CutModel, cut, recut
+from halfback.models.cut import CutModel, cut, recut, top_body
 from halfback.models.exact import Entry
 from halfback.models.running import Bottom, Top
 from halfback.planning.tracing import Call, How, Tracer
@@ -88,6 +88,14 @@ class Adapted:
             self._tops[at] = recut(self.high, at, head=head)
         return self._tops[at]
 
+    @cached_property
+    def end(self) -> Top:
+        """What follows the last block, alone."""
+        model, last = self.high, self.high.head or self.high.top
+        return Top(
+            top_body(model.whole, model.family, model.blocks, model.blocks), model.family, cast(Top, last).verbaliser
+        )
+
     @property
     def blocks(self) -> int:
         """Of the whole model."""
@@ -122,7 +130,7 @@ def blank(whole: nn.Module) -> nn.Module:
     return copy.deepcopy(whole, made)
 
 
-def adapt(whole: nn.Module, trained: Trained, tracer: Tracer) -> Adapted:
+def adapt(whole: nn.Module, trained: Trained, verbaliser: Sequence[int] | None, tracer: Tracer) -> Adapted:
     """A model, of which the blocks may be without values, as a recipe adapts it.
 
     Raises:
@@ -130,7 +138,7 @@ def adapt(whole: nn.Module, trained: Trained, tracer: Tracer) -> Adapted:
     """
 
     def made(at: int, head: int | None) -> CutModel:
-        model = cut(blank(whole), at, head=head)
+        model = cut(blank(whole), at, head=head, verbaliser=verbaliser)
         if trained.int8:
             untie(model)
         set_trainable(model, bottom=trained.bottom, top=trained.top, lora=trained.lora, seed=0)

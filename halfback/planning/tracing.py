@@ -83,7 +83,8 @@ class How:
     Attributes:
         estimator: of a probe; None where no weights are moved.
         graph: "none"; "inside" where the graph begins at the module's own parameters; "through" where it comes from
-            before; "alone" where it is of this call, and gone with its gradients.
+            before (of a probe by `forward_ad`: what enters has a tangent); "alone" where it is of this call, and gone
+            with its gradients.
         wide: operations are in float32 over half-precision weights.
     """
 
@@ -157,10 +158,12 @@ def _faked(module: nn.Module) -> nn.Module:
 
 
 def _traced(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> Call:
-    if how.graph in ("through", "alone"):
+    if how.estimator is None and how.graph in ("through", "alone"):
         args[0].requires_grad_()
     given: list[Tensor] = []
     tree_map_only(Tensor, given.append, (args, kwargs))
+    tangent = torch.empty_like(args[0]) if how.estimator == "forward_ad" and args else torch.empty(0)
+    given.append(tangent)
     meter = MemoryMeter([*module.parameters(), *module.buffers(), *given])
     before = meter.live_bytes
 
@@ -168,15 +171,23 @@ def _traced(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ho
 
     def run() -> Tensor:
         nonlocal several
-        out = module(*args, **kwargs)
+        hidden = args[0] if args else None
+        if how.estimator == "forward_ad" and how.graph == "through":
+            hidden = forward_ad.make_dual(hidden, tangent)
+        out = module(*((hidden, *args[1:]) if args else ()), **kwargs)
         several = not isinstance(out, Tensor)
         return out[0] if several else out
 
-    with counter() as forward, meter.running(), torch.set_grad_enabled(how.graph != "none"), _moved(module, how):
+    with (
+        counter() as forward,
+        meter.running(),
+        torch.set_grad_enabled(how.graph != "none" and how.estimator is None),
+        _moved(module, how),
+    ):
         out = (in_float32(run) if how.wide else run)()
     peak, saved = meter.peak_bytes - before, meter.live_bytes - before
     call = Call(forward.get_total_flops(), peak, tuple(out.shape), out.dtype, several, out.nbytes, saved)
-    if how.graph == "none" or not out.requires_grad:
+    if how.graph == "none" or how.estimator is not None or not out.requires_grad:
         return call
     gradient = torch.empty_like(out)
     meter.receive([gradient])
@@ -214,9 +225,10 @@ def _moved(module: nn.Module, how: How) -> Iterator[None]:
         yield
 
 
-def how_probed(estimator: Estimator, module: nn.Module) -> How:
-    """How a part is run by a probe."""
-    return How(estimator, wide=has_half(module))
+def how_probed(estimator: Estimator, module: nn.Module, *, first: bool) -> How:
+    """How a part is run by a probe; `first`: nothing that is moved stands before it."""
+    dual = estimator == "forward_ad" and not first
+    return How(estimator, "through" if dual else "none", wide=has_half(module))
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

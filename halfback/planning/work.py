@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from torch import nn
@@ -16,12 +15,11 @@ from halfback.data.encode import verbaliser_ids
 from halfback.errors import UserError
 from halfback.models.adapters import trainable
 from halfback.models.part import Held
-from halfback.models.running import Top, layout_of
 from halfback.parties.protocol import Algorithm
 from halfback.planning.device import Device
 from halfback.planning.memory import peak
-from halfback.planning.operations import Counts
-from halfback.planning.rounds import Turn, codes_of, devices_by_client, talk_of, turns
+from halfback.planning.operations import Counts, Operations, Sizes, mean_sizes, sizes_of
+from halfback.planning.rounds import Turn, codes_of, devices_by_client, groups_of, talk_of, turns
 from halfback.planning.shapes import Adapted, Trained, adapt, auxiliary_of
 from halfback.planning.tracing import Tracer
 from halfback.planning.traffic import exchanges_of, formula_of, greeting
@@ -105,6 +103,7 @@ class Workload:
         self._adapted: dict[Any, Adapted] = {}
         self._turns: dict[Any, list[Turn]] = {}
         self._parts: dict[Any, Any] = {}
+        self._of_batches: dict[Any, Sizes] = {}
 
     @property
     def blocks(self) -> int:
@@ -123,11 +122,14 @@ class Workload:
         taken = self._taken(config, algorithm)
         up, down, estimated = self._bytes(config, algorithm, taken, devices)
         steps = sum(len(turn.batches) for turn in taken)
-        counted = [Counts(devices[turn.client]).step(batch) for turn in taken for batch in turn.batches]
-        mean: Callable[[str], float] = lambda name: fmean(getattr(each, name) for each in counted)  # noqa: E731
+        counted = self._operations(config, taken, devices)
+        mean: Callable[[str], float] = lambda name: sum(share * getattr(each, name) for each, share in counted)  # noqa: E731
         passes = mean("passes")
         return Work(
-            peak_bytes=max(peak(devices[client], rows) for client, rows in self._largest(config, taken, devices)),
+            peak_bytes=max(
+                peak(devices[turn.client], rows, turn.missed if rows is turn.batches[0] else 0)
+                for turn, rows in self._largest(taken, devices)
+            ),
             parameter_bytes=max(device.parameter_bytes for device in devices),
             up_bytes=up / steps,
             down_bytes=down / steps,
@@ -173,13 +175,13 @@ class Workload:
     def _taken(self, config: RunConfig, algorithm: Algorithm) -> list[Turn]:
         alone, pools = algorithm.needs.turns == "one_by_one", algorithm.needs.agreement.pools
         sizes = (config.clients, config.sampled_clients, config.batch_size, config.steps, config.steps_per_round)
-        key = (alone, pools, sizes, config.seed, config.partition)
+        steps = min(self.steps, config.steps)
+        key = (alone, pools, sizes, config.seed, config.partition, steps)
         if key not in self._turns:
             train, device = self._loaded.task.train, "cpu"
             sources: Sequence[ClientData] = (
                 pooled_source(config, train, device) if pools else client_sources(config, train, device)  # type: ignore[arg-type]
             )
-            steps = min(self.steps, config.steps)
             self._turns[key] = list(turns(config, algorithm, sources, None, steps))
         return self._turns[key]
 
@@ -188,19 +190,16 @@ class Workload:
             config.bottom.train, config.top.train, config.lora, config.bottom.weights == "int8", config.model.head
         )
         if kind not in self._adapted:
-            self._adapted[kind] = adapt(self._loaded.whole, kind, self._tracer)
+            ids = verbaliser_ids(config.task.verbaliser, self._loaded.tokenizer)
+            self._adapted[kind] = adapt(self._loaded.whole, kind, ids, self._tracer)
         return self._adapted[kind]
 
     def _device(self, config: RunConfig, algorithm: Algorithm, at: int) -> Device:
         model, head = self._model(config), config.model.head
-        ids = verbaliser_ids(config.task.verbaliser, self._loaded.tokenizer)
         fits = model.blocks - at if head is None else model.blocks - at - 1
         if not 1 <= at <= model.blocks or not 0 <= (head or 0) <= fits:
             raise UserError(f"cut is {at} and head {head}; the model has {model.blocks} blocks")
         above = model.above(at, head)
-        for part in (above.top, above.head):
-            if isinstance(part, Top):
-                part.verbaliser = None if ids is None else tuple(ids)
         tail = None
         match algorithm.needs.holds:
             case "whole":
@@ -223,38 +222,48 @@ class Workload:
         if formula is None:
             raise UserError(f"algorithm {config.algorithm.name!r}: nobody said what its bytes are in closed form")
         up, down, met = 0, 0, frozenset[str]()
-        codes = {id(device): codes_of(config, device) for device in devices}
+        kinds = {
+            id(each): (*codes_of(config, each), groups_of(each))
+            for each in {id(each): each for each in devices}.values()
+        }
         for turn in taken:
-            columns, reusing = codes[id(devices[turn.client])]
-            sent, came = formula(talk_of(turn, devices[turn.client], columns, reusing))
+            columns, reusing, groups = kinds[id(devices[turn.client])]
+            sent, came = formula(talk_of(turn, devices[turn.client], columns, reusing, groups))
             hello, answer = greeting(len(reusing)) if reusing else (0, 0)
             up, down, met = up + sent + hello, down + came + answer, met | reusing
         return up, down, bool(met)
 
-    def _largest(self, config: RunConfig, taken: Sequence[Turn], devices: Sequence[Device]) -> list[tuple[int, Batch]]:
+    def _operations(
+        self, config: RunConfig, taken: Sequence[Turn], devices: Sequence[Device]
+    ) -> list[tuple[Operations, float]]:
+        """Of each kind of device those on the mean of its batches, and its share of all."""
+        kinds = {id(devices[turn.client]): devices[turn.client] for turn in taken}
+        total, found = sum(len(turn.batches) for turn in taken), []
+        for device in kinds.values():
+            batches = [batch for turn in taken if devices[turn.client] is device for batch in turn.batches]
+            sizes = [self._sizes(device, batch, config.client.rows_at_once) for batch in batches]
+            found.append((Counts(device).step(mean_sizes(sizes)), len(batches) / total))
+        return found
+
+    def _sizes(self, device: Device, batch: Batch, at_once: int | None) -> Sizes:
+        key = (id(batch), at_once)  # a batch is kept with its turn
+        if key not in self._of_batches:
+            self._of_batches[key] = sizes_of(device, batch)
+        return self._of_batches[key]
+
+    def _largest(self, taken: Sequence[Turn], devices: Sequence[Device]) -> list[tuple[Turn, Batch]]:
         """Of each cut, the batches of which one has the largest peak."""
-        found: dict[tuple[int, int], tuple[int, Batch]] = {}
-        best: dict[tuple[int, int], tuple[float, ...]] = {}
+        best: dict[tuple[int, int], tuple[float, Turn, Batch]] = {}
         for turn in taken:
-            for batch in turn.batches:
-                at = devices[turn.client].at
-                for place, size in enumerate(_sizes(devices[turn.client], batch)):
+            for number, batch in enumerate(turn.batches):
+                sizes, at = self._sizes(devices[turn.client], batch, None), devices[turn.client].at
+                longest = max(batch.inputs["lengths"].tolist(), default=0) if "lengths" in batch.inputs else 0
+                of_batch = (*sizes.whole, sizes.tokens, longest, sizes.reads, 0 if number else turn.missed)
+                for place, size in enumerate(of_batch):
                     if (at, place) not in best or size > best[at, place][0]:
-                        best[at, place] = (size,)
-                        found[at, place] = (turn.client, batch)
-        return list({(client, id(batch)): (client, batch) for client, batch in found.values()}.values())
+                        best[at, place] = (size, turn, batch)
+        return list({id(batch): (turn, batch) for _, turn, batch in best.values()}.values())
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
-
-
-def _sizes(device: Device, batch: Batch) -> list[float]:
-    """In what a batch may be the largest: places, pairs of places that a mask has, its longest row, labels."""
-    lengths = batch.inputs.get("lengths")
-    if lengths is None:
-        return [len(batch.sample_ids)]
-    rows, width = layout_of(device.adapted.body, device.bottom.family, lengths).samples.shape
-    masked = len(lengths) > rows or int(lengths.min()) < width
-    scored = 0 if batch.scored is None else len(batch.scored)
-    return [rows * width, rows * width * (width if masked else 1), int(lengths.max()), scored]
