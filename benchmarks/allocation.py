@@ -2,9 +2,10 @@
 
     python benchmarks/allocation.py [--draws 20] [--devices 30] [--rows 16] [--tokens 64] [--rates 5,20,50,100,200,500]
 
-Nothing is trained: bytes and operations of a step follow from the model's shapes (`works`), seconds from the fleet. Each
-row is a rate of the shared uplink, its ratios are medians over the draws, with the smallest and the largest. Equal: one
-cut for all and equal shares; apart: each device's own best cut at equal shares; sequential: those cuts, then shares.
+Nothing is trained: bytes and operations of a step follow from the model's shapes (`works`), seconds from the fleet.
+Each row is a rate of the shared uplink, its ratios are medians over the draws, with the smallest and the largest.
+Equal: one cut for all and equal shares; apart: each device's own best cut at equal shares; sequential: those cuts, then
+shares.
 """
 
 import argparse
