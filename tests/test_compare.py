@@ -446,12 +446,12 @@ def test_perplexity_falls_and_a_method_without_bytes_or_device_has_its_place(tmp
     assert rows["local"]["client_peak_ratio"] is None
     worse = {"local": [made_up("local", 0, [5.0, 6.0])]}
     assert target_of(worse, rises=False) is None
-    page = write_comparison(compared(methods, rows), tmp_path / "page.html").read_text()
+    page = write_comparison(comparison_of(methods, rows), tmp_path / "page.html").read_text()
     assert "remote: 5 at 200 B, not dominated; local: 10 at 0 B, not dominated" in page
     assert "fleet" not in page
 
 
-def compared(methods: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
+def comparison_of(methods: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
     """What `compare.json` holds of these methods."""
     return {
         "command": "",
@@ -476,7 +476,7 @@ def test_methods_are_compared_by_the_time_on_a_fleet(tmp_path: Path) -> None:
     rows = summarise(methods, target=9.0, rises=False)
     assert [row["to_target"]["simulated_seconds"] for row in rows.values()] == [30.5, 4.0]
     assert [row["simulated_seconds"] for row in rows.values()] == [61.0, 4.0]
-    comparison = compared(methods, rows)
+    comparison = comparison_of(methods, rows)
     header, body = results_table(comparison["parts"][0], comparison)
     columns = {name: [line[place] for line in body] for place, name in enumerate(header)}
     assert columns["fleet s to 9"] == ["30.5", "4"]
