@@ -128,11 +128,11 @@ class _Cohort:
         self.links = np.array([device.up_megabits * MEGA for device in devices])
         self.bits = np.array([8 * works[cut].up_bytes for cut in self.cuts])
         self.server = np.array([server_seconds(works[cut], fleet) for cut in self.cuts])
-        times = {
-            device.name: [step_time(works[cut], device, fleet, down=self.down) for cut in self.cuts]
-            for device in devices
-        }
-        of_all = [times[device.name] for device in devices]
+        kinds = list(dict.fromkeys(devices))  # each with its first device's place below, and how many are alike
+        self.kinds = [(devices.index(kind), devices.count(kind)) for kind in kinds]
+        self.kind_of = [kinds.index(device) for device in devices]
+        times = [[step_time(works[cut], kind, fleet, down=self.down) for cut in self.cuts] for kind in kinds]
+        of_all = [times[kind] for kind in self.kind_of]
         fit = np.array([[self.fits(cut, device) for cut in self.cuts] for device in devices])
         if not fit.any(axis=1).all():
             raise UserError(f"a device has room for no cut: the smallest needs {_least(works)}, {_tightest(devices)}")
@@ -207,20 +207,22 @@ class _Cohort:
             return float(self.server[least].sum()), [self.cuts[place] for place in least]
         if np.where(allowed, needed, math.inf).min(axis=1).sum() > self.uplink * slack:
             return None
-        count, cuts = needed.shape
-        scale = self.uplink
-        one_each = np.kron(np.eye(count), np.ones(cuts))
-        within = np.where(allowed, needed, 0).reshape(1, -1) / scale
+        # How many devices of a kind have a cut: those that are alike would only make the knapsack search in vain.
+        firsts, counts = [first for first, _ in self.kinds], [count for _, count in self.kinds]
+        needed, allowed = needed[firsts], allowed[firsts]
+        each_kind = np.kron(np.eye(len(counts)), np.ones(len(self.cuts)))
+        within = np.where(allowed, needed, 0).reshape(1, -1) / self.uplink
         solved = milp(
-            np.tile(self.server, count),
-            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(within, -math.inf, slack)],
-            integrality=np.ones(count * cuts),
-            bounds=Bounds(0, allowed.reshape(-1).astype(float)),
+            np.tile(self.server, len(counts)),
+            constraints=[LinearConstraint(each_kind, counts, counts), LinearConstraint(within, -math.inf, slack)],
+            integrality=np.ones(needed.size),
+            bounds=Bounds(0, np.where(allowed, np.array(counts)[:, None], 0).reshape(-1)),
         )
         if solved.x is None:
             return None
-        places = solved.x.reshape(count, cuts).argmax(axis=1)
-        return float(solved.mip_dual_bound), [self.cuts[place] for place in places]
+        having = solved.x.reshape(needed.shape).round().astype(int)
+        left = [[cut for cut, many in zip(self.cuts, row, strict=True) for _ in range(many)] for row in having]
+        return float(solved.mip_dual_bound), [left[kind].pop() for kind in self.kind_of]
 
 
 def _least(works: Mapping[int, Work]) -> str:

@@ -63,7 +63,8 @@ _NUMBERS = (
 )
 _COUNTS = ("round", "step", "up_bytes", "down_bytes", "forward_passes")
 _SECONDS = ("client_seconds", "server_seconds", "wire_seconds", "wall_seconds", "simulated_seconds")
-_MAY_BE_NULL = ("train_loss", "validation_loss", "metric", "simulated_seconds")
+_MAY_BE_INFINITE = ("train_loss", "validation_loss", "metric")  # and are null then
+_MAY_BE_NULL = (*_MAY_BE_INFINITE, "simulated_seconds")
 _SINCE = {"simulated_seconds"}  # may be missing: records from before there were fleets lack it
 _MOST_COUNT = 1 << 63  # below it; what other readers of JSON hold too
 
@@ -114,7 +115,7 @@ class Record:
             UserError: a value is one that `from_json` refuses: what can't be read again is not written.
         """
         written = asdict(self)
-        for name in _MAY_BE_NULL:
+        for name in _MAY_BE_INFINITE:
             written[name] = _finite(written[name])
         _check_values(written)
         return json.dumps(written, allow_nan=False)
