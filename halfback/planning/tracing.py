@@ -33,8 +33,8 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None,
     return int(sdpa_flop_count(query, key, value))
 
 
-def _attention_backward(out: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(out, query, key, value))
+def _attention_backward(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
+    return int(sdpa_backward_flop_count(*shapes[:4]))
 
 
 # The counter of PyTorch knows the fused attention of CUDA alone, and counts nothing for that of CPUs.
