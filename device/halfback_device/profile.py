@@ -5,6 +5,7 @@ kernel on each place of what its block gives, and attention on each pair of plac
 """
 
 import json
+import math
 import os
 import platform
 import time
@@ -96,7 +97,7 @@ def operations(
     width = manifest["model"].get("width")
     rows, places = first.shape[0], first.shape[1]
     if manifest["model"]["kind"] != "image":
-        rows, places = lay_out([int(length) for length in inputs["lengths"]], width).samples.shape
+        rows, places = lay_out([int(length) for length in inputs["lengths"]], width).texts.shape
     total = 0
     embedding = _shapes(package, theta, manifest["graphs"]["embed"]["weights"])
     total += sum(2 * _size(shape) * _outputs(first) for shape in embedding if len(shape) == 4)
@@ -117,7 +118,7 @@ def _shapes(package: Package, theta: Mapping[str, Any], names: list[str]) -> lis
 
 
 def _size(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape))
+    return math.prod(shape)
 
 
 def _outputs(result: NDArray[Any]) -> int:

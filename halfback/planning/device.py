@@ -113,6 +113,12 @@ class Device:
         counts = 4 * len(self.theta) if self.config.bottom.optimizer == "adamw" else 0  # one float32 of steps each
         return of_values * bytes_of(self.theta.values()) + counts
 
+    @cached_property
+    def moves_before(self) -> bool:
+        """Whether something is trained that stands before the blocks."""
+        inside = {id(p) for block in self.blocks for p in block.parameters()}
+        return any(id(p) not in inside for p in trainable(self.bottom).values())
+
     @property
     def states(self) -> int:
         """Tensors that replay moves for each of θ's: itself, and its moments."""
@@ -161,7 +167,8 @@ class Tail(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The mean loss, a scalar."""
-        of_tokens = None if self.scored is None else torch.zeros(self.scored, dtype=torch.int64, device=hidden.device)
+        count: Any = self.scored
+        of_tokens = None if count is None else torch.zeros(count, dtype=torch.int64, device=hidden.device)
         logits = self.inner(hidden, self.lengths, of_tokens)
         labels = torch.zeros(len(logits), dtype=torch.int64, device=hidden.device)
         return nn.functional.cross_entropy(logits.float(), labels)

@@ -75,14 +75,14 @@ def measured(config: RunConfig, given: Given = NOTHING, *, seconds: float = 3.0)
     with torch.no_grad():
         hidden = [bottom(batch.inputs) for batch in batches]
 
-    def through_top(place: int) -> Tensor:
+    def through_top(place: int) -> Any:
         batch = batches[place]
         entered, lengths = hidden[place].detach().requires_grad_(), batch.inputs.get("lengths")
         if isinstance(top, Top):
             return loss(top(entered, lengths, batch.scored), batch.labels.long())
         return top(entered, lengths)  # the U-shape's middle, whose loss is a device's
 
-    through_bottom: Callable[[int], Tensor] = lambda place: bottom(batches[place].inputs)  # noqa: E731
+    through_bottom: Callable[[int], Any] = lambda place: bottom(batches[place].inputs)  # noqa: E731
     with torch.no_grad():
         ahead, _ = _rates(through_bottom, seconds)
     back = _rates(through_bottom, seconds)[1] if trainable(bottom) else None
@@ -91,7 +91,7 @@ def measured(config: RunConfig, given: Given = NOTHING, *, seconds: float = 3.0)
     return Rates(ahead, back, of_top, top_back, _copying(device))
 
 
-def _rates(run: Callable[[int], Tensor], seconds: float) -> tuple[float, float | None]:
+def _rates(run: Callable[[int], Any], seconds: float) -> tuple[float, float | None]:
     """Operations a second forward, and back where there is a graph: the medians over passes of the batches in turn."""
     operations = [_passed(run, place)[1] for place in range(_BATCHES)]  # which warms up too
     if not min(min(each) for each in operations if each):
@@ -107,7 +107,7 @@ def _rates(run: Callable[[int], Tensor], seconds: float) -> tuple[float, float |
     return median(rates[0]), median(rates[1]) if rates[1] else None
 
 
-def _passed(run: Callable[[int], Tensor], place: int, *, counts: bool = True) -> tuple[list[float], list[int]]:
+def _passed(run: Callable[[int], Any], place: int, *, counts: bool = True) -> tuple[list[float], list[int]]:
     """Seconds and operations of a pass on batch `place`, and of its backward pass where there is a graph."""
     seconds, operations = [], []
     ways: list[Callable[[], object]] = [lambda: out.append(run(place)), lambda: out[0].sum().backward()]

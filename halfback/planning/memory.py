@@ -81,17 +81,18 @@ def pass_peak(device: Device, rows: Rows, how: How, noted: int = 0) -> int:
     """The most bytes alive in a pass of the bottom; `noted`: the last blocks, whose arguments are kept."""
     groups, found = device.groups(rows), []
     later = replace(how, graph="through") if how.estimator == "forward_ad" else how
+    begun = 0 if device.moves_before else 1  # the first block that a tangent enters
     kept_before = 0
     for group in groups:
         around = device.adapted.around(group)
-        calls = [device.call(place, group, how if place == 0 else later) for place in range(device.at)]
+        calls = [device.call(place, group, later if place >= begun else how) for place in range(device.at)]
         stage = [around.first]
         for entry, live in around.before:
             stage.append(live + device.adapted.tracer.call(entry.block, entry.args, entry.kwargs, PLAIN).peak)
         notes = 0
         for place, call in enumerate(calls):
             entered = bytes_of([around.entries[place].args[0]])
-            tangent = entered if place and later is not how else 0
+            tangent = entered if place >= begun and later is not how else 0
             stage.append(around.live[place] + notes + tangent + call.peak)
             if place >= device.at - noted:
                 notes += entered
@@ -227,7 +228,7 @@ def tail_call(tail: nn.Module, device: Device, rows: Rows, part: slice, how: How
 
 
 def _graph(device: Device, rows: Rows, place: int) -> Call:
-    through = place > 0 or device.config.bottom.train == "full"
+    through = place > 0 or device.moves_before
     return device.call(place, rows.inputs, How(graph="through" if through else "inside"))
 
 
@@ -266,6 +267,7 @@ def _first_order(device: Device, rows: Rows, joined: int) -> list[int]:
 def _own_loss(device: Device, rows: Rows, joined: int) -> list[int]:
     """Slopes of a loss of the device's own, by forward passes through bottom and tail; as in `local_slopes`."""
     assert device.needs.probe is not None, "a device that runs forward only measures slopes"
+    assert device.tail is not None, "a loss of its own"
     how, hidden = how_probed(device.needs.probe.estimator, device.bottom, first=True), _hidden(device, rows)
     count = len(rows.sample_ids)
     at_once = min(count, device.config.client.rows_at_once or count)
@@ -280,6 +282,7 @@ def _own_loss(device: Device, rows: Rows, joined: int) -> list[int]:
 
 def _own_loss_descent(device: Device, rows: Rows, joined: int) -> list[int]:
     """A step on the gradient of a loss of the device's own; as in `descend_local`."""
+    assert device.tail is not None, "a loss of its own"
     call = tail_call(device.tail, device, rows, slice(None), How(graph="through"))
     if device.needs.boundaries is not None:  # a graph above the boundary alone, then probes below it
         hidden = _hidden(device, rows)

@@ -130,13 +130,16 @@ class Counts:
         """A forward pass of what stands before the cut; `estimator`: of a probe."""
         hows = [How()] * self.device.at
         if estimator is not None:
-            hows = [how_probed(estimator, self.device.bottom, first=not at) for at in range(self.device.at)]
+            hows = [
+                how_probed(estimator, self.device.bottom, first=not at and not self.device.moves_before)
+                for at in range(self.device.at)
+            ]
         calls = [self._block(at, how, high=False) for at, how in enumerate(hows)]
         return sum(_at(each, sizes.apart)[0] for each in (*self._before, *calls))
 
     def _graphs(self, sizes: Sizes) -> float:
         """Backward through the bottom."""
-        through = self.device.config.bottom.train == "full"
+        through = self.device.moves_before
         hows = [How(graph="through" if at or through else "inside") for at in range(self.device.at)]
         pairs = [_at(self._block(at, how, high=False), sizes.whole) for at, how in enumerate(hows)]
         again = bool(self.device.config.algorithm.options().get("checkpointing"))
@@ -213,14 +216,15 @@ class Counts:
                 entry = model.around(inputs).entries[at]
                 calls.append(model.tracer.call(block, entry.args, entry.kwargs, how))
             known[key] = tuple(calls)
-        return known[key]
+        found: tuple[Call, ...] = known[key]
+        return found
 
     @property
     def _samples(self) -> list[Mapping[str, Tensor]]:
         one = self.device.one
         if "lengths" not in one:
             return [one]
-        made = []
+        made = list[Mapping[str, Tensor]]()
         for length in _SHORT:
             tokens = {n: t.new_zeros(length) for n, t in one.items() if n != "lengths"}
             made.append(tokens | {"lengths": torch.tensor([length])})
@@ -236,7 +240,8 @@ class Counts:
                 for inputs in self._samples
             ]
             known["before"] = list(zip(*found, strict=True))
-        return known["before"]
+        calls: list[tuple[Call, ...]] = known["before"]
+        return calls
 
 
 def _sum(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:

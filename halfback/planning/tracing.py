@@ -30,11 +30,11 @@ _aten = torch.ops.aten
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+    return int(sdpa_flop_count(query, key, value))
 
 
-def _attention_backward(out: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return sdpa_backward_flop_count(out, query, key, value)
+def _attention_backward(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
+    return int(sdpa_backward_flop_count(*shapes[:4]))
 
 
 # The counter of PyTorch knows the fused attention of CUDA alone, and counts nothing for that of CPUs.
@@ -109,7 +109,8 @@ class Tracer:
             # out allocates the same there; of all else they would say what no CPU does.
             ad = how.estimator == "forward_ad"
             with nullcontext() if ad else self._mode, torch.device("meta" if ad else "cpu"):
-                self._known[key] = _traced(_faked(module), *_fake((tuple(args), dict(kwargs))), how)
+                given, named = _fake((tuple(args), dict(kwargs)))
+                self._known[key] = _traced(_faked(module), given, named, how)
         return self._known[key]
 
     def _mark(self, module: nn.Module) -> Any:
@@ -169,7 +170,7 @@ def _traced(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ho
 
     several = False
 
-    def run() -> Tensor:
+    def run() -> Any:
         nonlocal several
         hidden = args[0] if args else None
         if how.estimator == "forward_ad" and how.graph == "through":
@@ -210,7 +211,7 @@ def _moved(module: nn.Module, how: How) -> Iterator[None]:
         return
     parameters = trainable(module)
 
-    def scratch(_name: str, parameter: Tensor, rows: Tensor | None) -> Tensor:
+    def scratch(_name: str, parameter: Tensor, rows: Tensor | None) -> Any:
         shape = parameter.shape if rows is None else (len(rows), *parameter.shape[1:])
         made = torch.empty(shape, dtype=summed_in(parameter))
         if how.estimator == "forward_ad":
@@ -226,7 +227,7 @@ def _moved(module: nn.Module, how: How) -> Iterator[None]:
 
 
 def how_probed(estimator: Estimator, module: nn.Module, *, first: bool) -> How:
-    """How a part is run by a probe; `first`: nothing that is moved stands before it."""
+    """How a block is run by a probe of a part; `first`: nothing that is moved stands before it."""
     dual = estimator == "forward_ad" and not first
     return How(estimator, "through" if dual else "none", wide=has_half(module))
 

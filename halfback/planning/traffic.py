@@ -7,7 +7,6 @@ other for every algorithm.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 HEADER = 4  # magic, version, kind
 INTEGER = 1 + 8
@@ -299,59 +298,3 @@ def u_shaped(plain: Formula) -> Formula:
         return up, down
 
     return formula
-
-
-_FORMULAS: dict[str, Callable[[Any], Formula]] = {
-    "ho_sfl": lambda _: ho_sfl,
-    "ho_sfl_pipelined": lambda _: ho_sfl_pipelined,
-    "zo_sfl": lambda _: zo_sfl,
-    "hosl": lambda _: hosl,
-    "frozen_bottom": lambda _: frozen_bottom,
-    "split_lora": lambda _: split_lora,
-    "sfl_v1": lambda _: split_lora,
-    "sfl_v2": lambda _: split_lora,
-    "vanilla_split": lambda _: relay,
-    "cse_fsl": lambda options: own_loss(options.every),
-    "fsl_sage": lambda options: own_loss(options.every),
-    "heron_sfl": lambda options: own_loss(options.every),
-    "mu_splitfed": lambda _: mu_splitfed,
-    "decomfl": lambda _: decomfl,
-    "spry": lambda _: spry,
-    "ho_fl": lambda _: ho_fl,
-    "mezo": lambda _: silent,
-    "fedavg": lambda _: fedavg,
-    "centralised": lambda _: silent,
-}
-
-
-def formula_of(name: str, algorithm: Any, *, head: bool) -> Formula | None:
-    """The formula of a method's rounds; None for one that was registered from elsewhere, of which none is known.
-
-    name: in the registry. algorithm: it with its options. head: the devices have the model's head (the U-shape).
-    """
-    if name not in _FORMULAS:
-        return None
-    plain = _FORMULAS[name](algorithm)
-    return u_shaped(plain) if head else plain
-
-
-def exchanges_of(name: str, algorithm: Any, *, head: bool, steps: int) -> float:
-    """Messages up with an answer in a step, where a round has so many steps.
-
-    Those at a round's two ends are shared out over its steps. Arguments as of `formula_of`, of which there is one.
-    """
-    by_step: dict[str, tuple[float, float]] = {
-        # of each step, and of each round
-        "ho_sfl": (2, 1),
-        "ho_sfl_pipelined": (1, 2),
-        "zo_sfl": (2 + 2 * algorithm.needs.directions, 1),
-        "hosl": (1 + 2 * algorithm.needs.directions, 1),
-        "mu_splitfed": (1 + 2 * algorithm.needs.directions, 2),
-        "frozen_bottom": (1, 0),
-        "spry": (1, 1),
-        "ho_fl": (0, 3),
-    }
-    silent_or_weights = (0, 0) if algorithm.needs.agreement.pools else (0, 2)
-    uploads = {"whole": 0.0, "bottom": 1.0, "auxiliary": 1 / getattr(algorithm, "every", 1)}[algorithm.needs.holds]
-    of_step, of_round = by_step.get(name, (uploads, silent_or_weights[1]))
-    return of_step + head + of_round / steps

@@ -18,11 +18,12 @@ from halfback.models.part import Held
 from halfback.parties.protocol import Algorithm
 from halfback.planning.device import Device
 from halfback.planning.memory import peak
+from halfback.planning.methods import exchanges_of, formula_of
 from halfback.planning.operations import Counts, Operations, Sizes, mean_sizes, sizes_of
 from halfback.planning.rounds import Turn, codes_of, devices_by_client, groups_of, talk_of, turns
 from halfback.planning.shapes import Adapted, Trained, adapt, auxiliary_of
 from halfback.planning.tracing import Tracer
-from halfback.planning.traffic import exchanges_of, formula_of, greeting
+from halfback.planning.traffic import greeting
 
 STEPS = 30
 """Steps of a run that are looked at, from its first one on, if it has as many."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from halfback.assembly import Built
 from halfback.config import RunConfig
-from halfback.planning.traffic import formula_of, greeting, reused, tensor
+from halfback.planning.methods import formula_of
+from halfback.planning.traffic import greeting, reused, tensor
 from halfback.testing import small
 from halfback.testing.observed import ROUNDS, STEPS, Arrived, Observed
 from halfback.testing.remote import run_over_sockets

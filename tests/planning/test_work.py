@@ -1,6 +1,5 @@
 """A plan beside a run: bytes to the byte, and the peak of a client, before anything has run."""
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from halfback.testing.texts import sentences, tiny_bert
 __all__ = ["sentences", "tiny_bert"]
 
 STEPS = 4
-LENIENT = {"steps_per_round": 2}
 IMAGES: dict[str, dict[str, Any]] = {
     "ho_sfl": {"algorithm__directions": 3, "bottom__optimizer": "adamw"},
     "ho_sfl exact": {"algorithm__exact_blocks": 1, "model__cut": 2, "bottom__optimizer": "adamw"},
@@ -59,8 +57,8 @@ def of_images() -> Workload:
 
 
 @pytest.fixture(scope="module")
-def of_texts(tiny_bert: Path, sentences: Path) -> Iterator[Workload]:
-    yield Workload(small.texts("ho_sfl", tiny_bert, sentences), steps=STEPS)
+def of_texts(tiny_bert: Path, sentences: Path) -> Workload:
+    return Workload(small.texts("ho_sfl", tiny_bert, sentences), steps=STEPS)
 
 
 def check(workload: Workload, config: RunConfig) -> None:
