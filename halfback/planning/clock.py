@@ -42,6 +42,8 @@ class Clock:
 
     def end_round(self, steps: int, passes: int) -> None:
         """The clients that were heard have ended a round of so many steps, with so many forward passes between them."""
+        if not self._exchanges:
+            return
         together = 1 if self._in_turn else len(self._exchanges)
         shares = [equal_share(of, together) for of in (self._fleet.uplink_megabits, self._fleet.downlink_megabits)]
         times = []
@@ -60,6 +62,5 @@ class Clock:
                 server_backward=steps * work.server_backward,
             )
             times.append(step_time(done, self._devices[client], self._fleet, *shares))
-        if times:  # else it has nobody whose time it would be
-            self.seconds += cohort_time(times, in_turn=self._in_turn).total
+        self.seconds += cohort_time(times, in_turn=self._in_turn).total
         self.void()

@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from halfback.assembly import Built
-from halfback.config import RunConfig
+from halfback.config import RunConfig, build_algorithm
 from halfback.errors import UserError
 from halfback.planning.clock import Clock
 from halfback.planning.profiles import Fleet, draw, read_fleet
@@ -34,6 +34,11 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"fleet={config.fleet}: its clock doesn't hear clients on device packages (client.runtime=device); use "
             "client.runtime=torch, or fleet=null"
+        )
+    if build_algorithm(config).needs.agreement.pools:
+        raise UserError(
+            f"fleet={config.fleet}: {config.algorithm.name} runs on one machine, without devices and links; use "
+            f"fleet=null (in a comparison {config.algorithm.name}:fleet=null)"
         )
     read_fleet(config.fleet)
 

@@ -55,10 +55,10 @@ def test_passes_beside_the_link_take_no_time_of_their_own() -> None:
 
 
 def test_what_a_voided_round_said_is_forgotten() -> None:
-    clock = Clock(fleet(), [device()], lambda _: work(), in_turn=False)
+    clock = Clock(fleet(uplink_megabits=1), [device()], lambda _: work(), in_turn=False)
     clock.hear(0, "up", bytes(1_000_000))
     clock.void()
-    clock.end_round(steps=1, passes=0)
+    clock.end_round(steps=1, passes=3)
     assert clock.seconds == 0
 
 
@@ -143,6 +143,7 @@ def test_a_checkpoint_without_the_time_is_refused(tmp_path: Path) -> None:
     [
         (["fleet=phons"], "fleet 'phons' is unknown; did you mean phones?"),
         (["fleet=there/is/none.yaml"], "fleet 'there/is/none.yaml' can't be read: No such file or directory"),
+        (["fleet=phones", "algorithm.name=centralised"], "centralised runs on one machine, without devices and links"),
         (["fleet=phones", "client.runtime=device"], "its clock doesn't hear clients on device packages"),
     ],
 )
