@@ -121,14 +121,16 @@ def _probed(device: Device, rows: Rows) -> int:
     if probe is None or not probe.directions:
         return 0
     how = how_probed(probe.estimator, device.bottom, first=True)
+    if not device.needs.cut_gradient:  # what comes of it is sent
+        return pass_peak(device, rows, how)
     hidden = _hidden(device, rows, wide=how.wide)
     return max(pass_peak(device, rows, how), hidden * (2 if how.estimator == "forward_ad" else 1) + _sums(device, rows))
 
 
 def _sums(device: Device, rows: Rows) -> int:
-    """Of a sum of products over the activations: both factors of some columns, as float64."""
+    """Of a sum of products over the activations: both factors of some columns and their products, as float64."""
     shape = hidden_shape(device, rows)
-    return 16 * min(math.prod(shape), shape[0] * max(1, _INNER // shape[0]))
+    return 24 * min(math.prod(shape), shape[0] * max(1, _INNER // shape[0]))
 
 
 def _replayed(device: Device) -> int:
@@ -232,13 +234,29 @@ def _graph(device: Device, rows: Rows, place: int) -> Call:
     return device.call(place, rows.inputs, How(graph="through" if through else "inside"))
 
 
+def _before(device: Device, rows: Rows) -> int:
+    """What the graph keeps of the modules before the blocks, beside what they give."""
+    if not device.moves_before:
+        return 0
+    entries = [entry for entry, _ in device.adapted.around(rows.inputs).before]
+    how, tracer = How(graph="inside"), device.adapted.tracer
+    calls = [tracer.call(entry.block, entry.args, entry.kwargs, how) for entry in entries]
+    return sum(call.saved - call.out for call in calls)
+
+
+def _kept(device: Device, rows: Rows) -> int:
+    """What the graph of the bottom keeps."""
+    return _before(device, rows) + sum(_graph(device, rows, place).saved for place in range(device.at))
+
+
 def _backward(device: Device, rows: Rows, seed: int, joined: int) -> list[int]:
     """The bottom with its graph, forward and back; `seed`: the gradient at the cut, which stays until the end."""
     checkpointing = bool(device.config.algorithm.options().get("checkpointing"))
     around = device.adapted.around(rows.inputs)
     calls = [_graph(device, rows, place) for place in range(device.at)]
+    before = _before(device, rows)
     sizes = [bytes_of([around.entries[place].args[0]]) for place in range(device.at)]
-    context = around.live[0] - sizes[0]
+    context = around.live[0] - sizes[0] + before
     saved = [call.out if checkpointing else call.saved for call in calls]
     phases = [around.first]
     for place, call in enumerate(calls):
@@ -259,8 +277,7 @@ def _first_order(device: Device, rows: Rows, joined: int) -> list[int]:
     """Forward with a graph, λ, backward, and the optimiser's step; as in `first_order_steps`."""
     hidden, phases = _hidden(device, rows), []
     if device.head is not None:
-        saved = sum(_graph(device, rows, place).saved for place in range(device.at))
-        phases.append(saved + _behind_head(device, rows, 0))
+        phases.append(_kept(device, rows) + _behind_head(device, rows, 0))
     return [*phases, *_backward(device, rows, hidden, joined)]
 
 
@@ -292,6 +309,6 @@ def _own_loss_descent(device: Device, rows: Rows, joined: int) -> list[int]:
             hidden + _probed(device, rows),
         ]
         return [joined + max(phases)]
-    saved = sum(_graph(device, rows, place).saved for place in range(device.at))
+    saved = _kept(device, rows)
     below = _backward(device, rows, call.gradients, 0)
     return [joined + max(*below, saved + _alone(call))]

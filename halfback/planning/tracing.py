@@ -97,7 +97,7 @@ class Tracer:
     """Traces calls, and remembers them by the shapes of everything: blocks alike are traced once."""
 
     def __init__(self) -> None:
-        self._mode = FakeTensorMode()
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)  # lengths have values
         self._known: dict[Any, Call] = {}
         self._marks: dict[int, tuple[nn.Module, Any]] = {}
 
