@@ -94,7 +94,7 @@ def known(config: RunConfig, trained: Values) -> float:
     return (trained.exact + along + trained.top) / (trained.exact + trained.along + trained.top)
 
 
-def best(looked: Sequence[Looked]) -> list[Looked]:
+def best(looked: Iterable[Looked]) -> list[Looked]:
     """Of those that fit, each than which no other is at once as quick, as small and as knowing; the quickest first."""
     kept: list[Looked] = []
     for each in by_time(each for each in looked if each.fits):

@@ -1,7 +1,7 @@
 """What a configuration costs a client and its server in a step, from shapes and rows alone: nothing is trained."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -117,12 +117,18 @@ class Workload:
         Raises:
             UserError: the variant is none that could run: a cut outside of the model, or nothing to train.
         """
+        computed, algorithm = self.computed(config), build_algorithm(config)
+        devices, taken = self._devices(config, algorithm), self._taken(config, algorithm)
+        up, down, estimated = self._bytes(config, algorithm, taken, devices)
+        steps, head = sum(len(turn.batches) for turn in taken), config.model.head is not None
+        exchanges = exchanges_of(config.algorithm.name, algorithm, head=head, steps=config.steps_per_round)
+        return replace(computed, up_bytes=up / steps, down_bytes=down / steps, exchanges=exchanges, estimated=estimated)
+
+    def computed(self, config: RunConfig) -> Work:
+        """The same with nothing on the links, also of a method of which nobody said what it sends; raises as `work`."""
         self._check_same(config)
         algorithm = build_algorithm(config)
-        devices = devices_by_client(config, lambda at: self._device(config, algorithm, at))
-        taken = self._taken(config, algorithm)
-        up, down, estimated = self._bytes(config, algorithm, taken, devices)
-        steps = sum(len(turn.batches) for turn in taken)
+        devices, taken = self._devices(config, algorithm), self._taken(config, algorithm)
         counted = self._operations(config, taken, devices)
         mean: Callable[[str], float] = lambda name: sum(share * getattr(each, name) for each, share in counted)  # noqa: E731
         passes = mean("passes")
@@ -132,21 +138,15 @@ class Workload:
                 for turn, rows in self._largest(taken, devices)
             ),
             parameter_bytes=max(device.parameter_bytes for device in devices),
-            up_bytes=up / steps,
-            down_bytes=down / steps,
+            up_bytes=0,
+            down_bytes=0,
             device_forward=mean("device_forward"),
             passes=passes,
             device_backward=mean("device_backward"),
             overlapping_passes=passes if algorithm.needs.holds != "bottom" else 0.0,
             server_forward=mean("server_forward"),
             server_backward=mean("server_backward"),
-            exchanges=exchanges_of(
-                config.algorithm.name,
-                algorithm,
-                head=config.model.head is not None,
-                steps=config.steps_per_round,
-            ),
-            estimated=estimated,
+            exchanges=0,
         )
 
     def trained(self, config: RunConfig) -> "Values":
@@ -194,6 +194,9 @@ class Workload:
             ids = verbaliser_ids(config.task.verbaliser, self._loaded.tokenizer)
             self._adapted[kind] = adapt(self._loaded.whole, kind, ids, self._tracer)
         return self._adapted[kind]
+
+    def _devices(self, config: RunConfig, algorithm: Algorithm) -> list[Device]:
+        return devices_by_client(config, lambda at: self._device(config, algorithm, at))
 
     def _device(self, config: RunConfig, algorithm: Algorithm, at: int) -> Device:
         model, head = self._model(config), config.model.head

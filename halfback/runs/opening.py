@@ -66,10 +66,8 @@ class Opening:
 
     def built(self, config: RunConfig, found: Found | None, *, scratch: Path | None = None) -> Built:
         """Everything that the run needs, from the files that it began with; UserError where they have changed."""
-        start = self._start(found)
-        here = config if start is None else placed(config, start)
         built = replace(
-            build(here, pretrained=self.weights, scratch=scratch, given=self.caller.given),
+            build(self._placed(config, found), pretrained=self.weights, scratch=scratch, given=self.caller.given),
             config=config,
         )
         if found is not None:
@@ -79,6 +77,11 @@ class Opening:
                 raise UserError(f"checkpoint {self.out / CHECKPOINT} can't be read: {what}")
             check_same(kept, built.fingerprint, self.out)
         return built
+
+    def _placed(self, config: RunConfig, found: Found | None) -> RunConfig:
+        """The configuration with the paths of the files that the run began with."""
+        start = self._start(found)
+        return config if start is None else placed(config, start)
 
     def training(self, config: RunConfig, found: Found | None) -> Training:
         """The run from its first record on, or from a checkpoint on."""
@@ -94,7 +97,8 @@ class Opening:
         else:
             built.clients.settle()
             engine = built.federation
-            clock = simulated.clock_of(built, self.out, self._start(found))
+            here = self._placed(config, found)
+            clock = simulated.clock_of(here, self.caller.given, self.out, self._start(found))
             built.federation.tap = None if clock is None else clock.hear
         training = Training(built, self.out, engine, self._start(found), self.caller.on_round, clock)
         if found is None:

@@ -112,13 +112,15 @@ def plan(
     said = [_recommended(taken, by_class), *said]
     if by_class is None and (other := _mixable(recipe, fleet, looked)) is not None:
         said.append(_of_other(other))
+    shown = best(inference_only(recipe, looked))
+    shown = by_time(shown if taken in shown else [*shown, taken])
     values = {
         "task": recipe.task.name,
         "fleet": named,
         "said": said,
         "memory_bytes": {each.name: each.memory_megabytes * MEGA for each in fleet.classes},
         "variants": [_row(each) for each in looked],
-        "best": [looked.index(each) for each in best(looked)],
+        "best": [looked.index(each) for each in shown],
         "recommended": {
             "variant": looked.index(taken),
             "cuts": None if by_class is None else by_class.cuts,

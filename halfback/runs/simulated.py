@@ -6,19 +6,15 @@ continued, whatever has become of the file.
 
 import logging
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from halfback.assembly import Built
+from halfback.assembly.given import Given
 from halfback.config import RunConfig, build_algorithm
 from halfback.errors import UserError
 from halfback.planning.clock import Clock
 from halfback.planning.profiles import Fleet, draw, read_fleet
 from halfback.planning.steps import MEGA
-from halfback.planning.work import Work
+from halfback.planning.work import Work, Workload
 from halfback.telemetry.records import replace_text
 
 FLEET = "fleet.json"
@@ -43,11 +39,12 @@ def check(config: RunConfig) -> None:
     read_fleet(config.fleet)
 
 
-def clock_of(built: Built, out: Path, start: Path | None) -> Clock | None:
+def clock_of(config: RunConfig, given: Given, out: Path, start: Path | None) -> Clock | None:
     """The clock of a run in the folder `out`, with the time at 0; None where the recipe names no fleet.
 
     Args:
-        built: the run.
+        config: of the run, with the full paths of its files.
+        given: what it calls "given".
         out: where the fleet is kept.
         start: the folder that the fleet's path is relative to, None for the current one.
 
@@ -57,12 +54,11 @@ def clock_of(built: Built, out: Path, start: Path | None) -> Clock | None:
     Raises:
         UserError: the fleet can't be read.
     """
-    config = built.config
     if config.fleet is None:
         return None
     fleet = _fleet_of(config.fleet, out, start)
     devices = draw(fleet, config.clients, config.seed)
-    work_of = _work_of(built)
+    work_of = _work_of(config, given)
     for client, device in enumerate(devices):
         if (needed := work_of(client).peak_bytes) > device.memory_megabytes * MEGA:
             log.warning(
@@ -70,7 +66,7 @@ def clock_of(built: Built, out: Path, start: Path | None) -> Clock | None:
                 *(client, device.name, device.memory_megabytes, needed / MEGA),
             )
             break
-    return Clock(fleet, devices, work_of, in_turn=built.federation.server.algorithm.needs.turns == "one_by_one")
+    return Clock(fleet, devices, work_of, in_turn=build_algorithm(config).needs.turns == "one_by_one")
 
 
 def _fleet_of(named: str, out: Path, start: Path | None) -> Fleet:
@@ -81,36 +77,13 @@ def _fleet_of(named: str, out: Path, start: Path | None) -> Fleet:
     return read_fleet(kept)
 
 
-def _work_of(built: Built) -> Callable[[int], Work]:
-    """Operations of a step by client, counted on one batch for each cut; what goes over links is measured later."""
-    config, needs = built.config, built.federation.server.algorithm.needs
-
-    @cache
-    def at(cut: int) -> Work:
-        client = next(number for number in built.clients.sources if config.model.cut_of(number) == cut)
-        batch = built.clients.sources[client].batch(0)
-        level = built.ground.level(client)
-        whole = _operations(lambda: level.logits(batch.inputs, batch.scored))
-        device = whole if needs.holds == "whole" else _operations(lambda: level.bottom(batch.inputs))
-        server = whole - device if needs.top != "none" else 0.0
-        return Work(
-            peak_bytes=0,
-            parameter_bytes=sum(tensor.nbytes for part in built.ground.parts(client) for tensor in part.parameters()),
-            up_bytes=0,
-            down_bytes=0,
-            device_forward=device,
-            passes=1,
-            device_backward=2 * device if needs.backpropagates else 0.0,
-            overlapping_passes=0,
-            server_forward=server,
-            server_backward=2 * server if needs.top == "backpropagated" else 0.0,
-            exchanges=1,
-        )
-
-    return lambda client: at(config.model.cut_of(client))
+def _work_of(config: RunConfig, given: Given) -> Callable[[int], Work]:
+    """What a client computes in a step, by its number; what goes over links is heard later."""
+    workload = Workload(config, given)
+    cuts = {config.model.cut_of(client) for client in range(config.clients)}
+    at = {cut: workload.computed(_with_cut(config, cut)) for cut in cuts}
+    return lambda client: at[config.model.cut_of(client)]
 
 
-def _operations(run: Callable[[], object]) -> float:
-    with torch.no_grad(), FlopCounterMode(display=False) as counted:
-        run()
-    return float(counted.get_total_flops())
+def _with_cut(config: RunConfig, cut: int) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"cut": cut})})

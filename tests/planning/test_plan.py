@@ -89,10 +89,10 @@ def test_nothing_recommended_is_beaten_or_needs_backpropagation(planned: Plan) -
     rows = planned.values["variants"]
     kept = [rows[place] for place in planned.values["best"]]
     assert recommended_row(planned) in kept
-    for row in rows:
+    for row in (row for row in rows if row["algorithm"] != "split_lora"):
         assert any(one["seconds"] <= row["seconds"] and one["known"] >= row["known"] - 0.01 for one in kept), row
-    assert {"split_lora", "ho_sfl"} <= {row["algorithm"] for row in rows}
-    assert recommended_row(planned)["algorithm"] != "split_lora"
+    assert "split_lora" in {row["algorithm"] for row in rows}
+    assert "split_lora" not in {row["algorithm"] for row in kept}
 
 
 def test_memory_is_a_hard_limit(tmp_path: Path, planned: Plan) -> None:
