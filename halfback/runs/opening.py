@@ -11,7 +11,7 @@ from torch import Tensor
 
 from halfback.assembly import Built, build, clear_scratch
 from halfback.assembly.fingerprint import check_same
-from halfback.assembly.given import Given
+from halfback.assembly.given import NOTHING, Given
 from halfback.assembly.places import placed
 from halfback.config import RunConfig
 from halfback.engine.kept import going_on
@@ -98,7 +98,7 @@ class Opening:
             built.clients.settle()
             engine = built.federation
             here = self._placed(config, found)
-            clock = simulated.clock_of(here, self.caller.given, self.out, self._start(found))
+            clock = simulated.clock_of(here, self.caller.given or NOTHING, self.out, self._start(found))
             built.federation.tap = None if clock is None else clock.hear
         training = Training(built, self.out, engine, self._start(found), self.caller.on_round, clock)
         if found is None:
