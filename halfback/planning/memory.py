@@ -302,10 +302,12 @@ def _own_loss(device: Device, rows: Rows, joined: int) -> list[int]:
     how, hidden = how_probed(device.needs.probe.estimator, device.bottom, first=True), _hidden(device, rows)
     count = len(rows.sample_ids)
     at_once = min(count, device.config.client.rows_at_once or count)
+    entered = how_probed(device.needs.probe.estimator, device.bottom, first=False)  # z has a tangent, where all has
     calls = [
-        tail_call(device.tail, device, rows, slice(first, first + at_once), how) for first in range(0, count, at_once)
+        tail_call(device.tail, device, rows, slice(first, first + at_once), entered)
+        for first in range(0, count, at_once)
     ]
-    measured = max(pass_peak(device, rows, how), hidden + max(call.peak for call in calls))
+    measured = max(pass_peak(device, rows, how), (1 + (entered != how)) * hidden + max(call.peak for call in calls))
     agreement = device.needs.agreement
     if agreement.keeps_history and agreement.groups is None and device.config.steps_per_round > 1:
         measured += (
