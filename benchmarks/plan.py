@@ -32,7 +32,7 @@ CONFIGURATIONS = {
         "algorithm.directions=8 model.cut=4",
         "algorithm.estimator=central",
         "algorithm.exact_blocks=1",
-        "algorithm.exact_blocks=all model.cut=3",
+        "algorithm.exact_blocks=all algorithm.directions=0 model.cut=3",
         "algorithm.name=frozen_bottom",
         "algorithm.name=split_lora",
         "algorithm.name=hosl algorithm.directions=2",

@@ -123,7 +123,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 def _outputs(result: NDArray[Any]) -> int:
     """Places that a convolution gave, of all images: of (B, C, H, W), or of the tokens of patches (B, 1 + T, H)."""
-    return result.shape[0] * (result.shape[2] * result.shape[3] if result.ndim == 4 else result.shape[1] - 1)
+    return int(result.shape[0] * (result.shape[2] * result.shape[3] if result.ndim == 4 else result.shape[1] - 1))
 
 
 def _copying() -> float:

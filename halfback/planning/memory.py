@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from halfback.codecs import parse
 from halfback.models.exact import last
 from halfback.models.packing import parts_of
 from halfback.models.running import layout_of, rows_of
+from halfback.parties.holdings import VectorForm
 from halfback.planning.device import Device, Rows, Tail, part_of_lengths, rows_bytes
 from halfback.planning.shapes import PLAIN
 from halfback.planning.tracing import Call, How, bytes_of, how_probed
@@ -32,7 +34,7 @@ def peak(device: Device, rows: Rows, missed: int) -> int:
 
     missed: rows of the history that come as the client joins, where this is the first step of its round.
     """
-    held = device.parameter_bytes + device.state_bytes
+    held = device.parameter_bytes + device.state_bytes + _remembered(device)
     joined = joined_bytes(device, missed)
     ways = {
         ("bottom", False): _forward_only,
@@ -134,13 +136,25 @@ def _sums(device: Device, rows: Rows) -> int:
 
 
 def _replayed(device: Device) -> int:
-    """What taking a step holds for a moment: a pack of values, moments, an estimate and what AdamW makes of them."""
+    """What taking a step holds for a moment: a pack of values, moments, an estimate and what the optimiser makes of it.
+
+    What is measured and what is exact are taken one after the other.
+    """
     if not device.needs.replays:
         return 0
-    values = sum(parameter.numel() for parameter in device.theta.values())
-    of_pack = {"adamw": 8, "momentum": 2}.get(device.config.bottom.optimizer, 1)
     exact = sum(parameter.numel() for parameter in device.exact)
-    return 4 * min(values, PACK_WIDTH) * of_pack + 8 * exact
+    measured = sum(parameter.numel() for parameter in device.theta.values()) - exact
+    of_pack = {"adamw": 7, "momentum": 4}.get(device.config.bottom.optimizer, 3 if exact else 1)
+    return 4 * min(max(measured, exact), PACK_WIDTH) * of_pack + 8 * exact
+
+
+def _remembered(device: Device) -> int:
+    """What error feedback on the way up keeps of exact gradients; that of samples grows, and is not counted."""
+    exact = sum(parameter.numel() for parameter in device.exact)
+    keeps = any(
+        getattr(codec, "feedback", False) for codec in parse(device.config.codecs.slopes_up, "codecs.slopes_up")
+    )
+    return 4 * VectorForm(exact).rows * VectorForm.width * keeps
 
 
 def _forward_only(device: Device, rows: Rows, joined: int) -> list[int]:
@@ -288,10 +302,17 @@ def _own_loss(device: Device, rows: Rows, joined: int) -> list[int]:
     how, hidden = how_probed(device.needs.probe.estimator, device.bottom, first=True), _hidden(device, rows)
     count = len(rows.sample_ids)
     at_once = min(count, device.config.client.rows_at_once or count)
+    entered = how_probed(device.needs.probe.estimator, device.bottom, first=False)  # z has a tangent, where all has
     calls = [
-        tail_call(device.tail, device, rows, slice(first, first + at_once), how) for first in range(0, count, at_once)
+        tail_call(device.tail, device, rows, slice(first, first + at_once), entered)
+        for first in range(0, count, at_once)
     ]
-    measured = max(pass_peak(device, rows, how), hidden + max(call.peak for call in calls))
+    measured = max(pass_peak(device, rows, how), (1 + (entered != how)) * hidden + max(call.peak for call in calls))
+    agreement = device.needs.agreement
+    if agreement.keeps_history and agreement.groups is None and device.config.steps_per_round > 1:
+        measured += (
+            bytes_of(device.theta.values()) + device.state_bytes
+        )  # θ as it was, while a round's own steps are tried
     if device.needs.holds == "whole":
         return [joined + measured, _replayed(device)]
     return [joined + pass_peak(device, rows, PLAIN), measured, _replayed(device)]
