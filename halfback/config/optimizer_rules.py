@@ -16,7 +16,7 @@ OF_OPTIMIZERS: tuple[Rule[Chosen], ...] = (
     Rule(
         "sign of gradients",
         lambda f: f.config.bottom.optimizer == "sign" and f.method.gradients,
-        lambda _: "bottom.optimizer=sign: it is for replayed slopes; all others are allowed",
+        lambda _: "bottom.optimizer=sign: it is for replayed slopes; use adamw, or another of docs/optimizers.md",
     ),
     Rule(
         "bottom replayed by an optimiser of gradients",

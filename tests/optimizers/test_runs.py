@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from halfback.config import RunConfig
 from halfback.engine import checkpoint
 from halfback.engine.federation import Federation
 from halfback.errors import UserError
+from halfback.models.adapters import hidden_matrices
 from halfback.optimizers.table import TABLE
 from halfback.testing import small
 
@@ -146,3 +148,22 @@ def test_the_server_has_no_room_for_all_gradients_and_needs_none() -> None:
     assert abs(peak("adalomo") - (weights + 2 * matrix)) < matrix / 2 + others
     assert abs(peak("adamw") - (weights + (2 * 5 + 5) * matrix)) < 5 * matrix + others, "its moments, and temporaries"
     assert peak("sgd", **{"top.clip": 1.0}) >= weights + 5 * matrix
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small.images("split_lora", top__optimizer="adamw8bit")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # so an import of it fails as if it were not installed
+    says = r"^top.optimizer=adamw8bit: needs bitsandbytes; pip install 'halfback\[optimizers\]'$"
+    with pytest.raises(UserError, match=says):
+        small.built(config)
+
+
+def test_what_a_hidden_matrix_is(tiny_llama: Path, sentences: Path) -> None:
+    """Seven matrices in each block; not the embeddings, the head, or a norm's weights. Adapters are matrices too."""
+    model = small.built(full("adamw", tiny_llama, sentences)).model
+    assert len(hidden_matrices(model.bottom)) == 7
+    assert len(hidden_matrices(model.top)) == 14
+    assert not [name for name in hidden_matrices(model.whole) if "norm" in name or "embed" in name or "score" in name]
+    adapted = small.built(small.texts("split_lora", tiny_llama, sentences, model__head=1)).model
+    assert len({name for name in hidden_matrices(adapted.head) if "lora_" in name}) == 4  # A and B, of two targets
+    assert hidden_matrices(nn.Linear(2, 2)) == set()
