@@ -4,11 +4,11 @@
 
 DATA is the folder of data sets (HALFBACK_DATA). 1.3 million parameters (4 blocks, 128 wide, 2,048 tokens); the device
 has the embeddings and the first block, the server the rest, and both are moved by the same optimiser at the same rate:
-`split_lora` with one client, all weights trained. 150 steps of 8 sentences (32 tokens at most), 40 of them warm-up, then
-half a cosine. A rate is chosen on seed 10, by the perplexity of a tenth of the training rows that is held back, among
+`split_lora` with one client, all weights trained. 150 steps of 8 sentences (32 tokens at most), 40 of warm-up, then half
+a cosine. A rate is chosen on seed 10, by the perplexity of a tenth of the training rows that is held back, among
 c/2, c and 2c, and on by factors of 2 until the best is inside; c differs by optimiser, and `adamw8bit` takes AdamW's
-rate, whose arithmetic it has. Then seeds 0, 1 and 2 at that rate, and the perplexity of validation rows. Peaks are the
-meter's, of a step behind the first. A step's time is against AdamW's in turns: the median of what each turn took.
+rate. Then seeds 0, 1 and 2 at that rate, and the perplexity of validation rows. Peaks are the meter's, of a step behind
+the first. A step's time is against AdamW's in turns: the median of what each turn took.
 
 Each run is a line of OUT/runs.jsonl, and a line that is there is not run again.
 """
@@ -35,15 +35,15 @@ from halfback.parties.holdings import Round
 
 CENTRES = {
     "adamw": 4e-3,
-    "adafactor": 0.2,
     "adalomo": 0.2,
     "apollo": 8e-3,
-    "apollo_mini": 8e-3,
     "foam": 8e-3,
+    "adafactor": 0.2,
+    "apollo_mini": 8e-3,
     "galore": 8e-3,
     "muon": 4e-3,
 }
-STEPS, ROUND, SEEDS, TURNS = 150, 10, (0, 1, 2), 7
+STEPS, ROUND, SEEDS, TURNS = 150, 10, (0, 1, 2), 5
 
 
 def prepare(data: Path, out: Path) -> None:
@@ -164,12 +164,12 @@ def tuned(lines: Lines, out: Path, name: str) -> float:
     return CENTRES[name] * 2.0**best
 
 
-def costs(out: Path, rates: dict[str, float]) -> dict[str, dict[str, Any]]:
+def costs(out: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     """Bytes of state and peak, and the time of a step over AdamW's."""
     found: dict[str, dict[str, Any]] = {}
     runs = {}
-    for name, lr in rates.items():
-        run = runs[name] = made(out, name, lr, 0)
+    for name in names:
+        run = runs[name] = made(out, name, 1e-3, 0)
         go(run, 0, 2, steps=1)
         go(run, 2, 1, steps=1, measure=True)
         server, client = run.federation.server, run.federation.client(0).party
@@ -183,7 +183,7 @@ def costs(out: Path, rates: dict[str, float]) -> dict[str, dict[str, Any]]:
         taken = {}
         for name, run in runs.items():
             begun = time.process_time()
-            go(run, 3 + turn * 5, 1, steps=5)
+            go(run, 3 + turn * 3, 1, steps=3)
             taken[name] = time.process_time() - begun
         for name in runs:
             ratios[name].append(taken[name] / taken["adamw"])
@@ -196,12 +196,13 @@ def main(data: Path, out: Path, names: list[str]) -> None:
     if not (out / "tokenizer").exists():
         prepare(data, out)
     lines = Lines(out / "runs.jsonl")
-    rates = {name: tuned(lines, out, "adamw" if name == "adamw8bit" else name) for name in names}
-    found = lines.once({"what": "costs", "names": names, "rates": rates}, lambda: costs(out, rates))
-    for seed in SEEDS:
-        for name, lr in rates.items():
+    rates = {}
+    for name in names:
+        lr = rates[name] = tuned(lines, out, "adamw" if name == "adamw8bit" else name)
+        for seed in SEEDS:
             what = {"what": "run", "name": name, "lr": lr, "seed": seed}
             lines.once(what, lambda name=name, lr=lr, seed=seed: perplexity(out, name, lr, seed))
+    found = lines.once({"what": "costs", "names": names}, lambda: costs(out, names))
     print("| optimiser | rate | perplexity, ± standard error | bytes of state | server peak | a step over AdamW's |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, lr in rates.items():

@@ -7,9 +7,9 @@ For a matrix of a hidden layer (m × n, m ≤ n; else transposed), step t:
 3. W ← W − ηα P N − ηλW
 
 All other tensors take Adam's step. State: mr + 2nr numbers, and t. The paper has no weight decay, and leaves open which
-of its two signs a singular vector has, on which the kept moments depend: here its largest entry is positive. Ours in place of
-pytorch-optimizer's, which the tests hold it against: that one keeps P in an object, not among the tensors of its state,
-so that a checkpoint would lose it, and renews it at the steps 1, T, 2T in place of 1, T + 1, 2T + 1.
+of its two signs a singular vector has, on which the kept moments depend: here its largest entry is positive. Ours in
+place of pytorch-optimizer's, which the tests hold it against: that one keeps P in an object, not among the tensors of
+its state, so that a checkpoint would lose it, and renews it at the steps 1, T, 2T in place of 1, T + 1, 2T + 1.
 """
 
 from typing import final
