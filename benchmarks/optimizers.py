@@ -4,8 +4,8 @@
 
 DATA is the folder of data sets (HALFBACK_DATA). 1.3 million parameters (4 blocks, 128 wide, 2,048 tokens); the device
 has the embeddings and the first block, the server the rest, and both are moved by the same optimiser at the same rate:
-`split_lora` with one client, all weights trained. 150 steps of 8 sentences (32 tokens at most), 40 of warm-up, then half
-a cosine. A rate is chosen on seed 10, by the perplexity of a tenth of the training rows that is held back, among
+`split_lora` with one client, all weights trained. 150 steps of 8 sentences (32 tokens at most), 40 of warm-up, then
+half a cosine. A rate is chosen on seed 10, by the perplexity of a tenth of the training rows that is held back, among
 c/2, c and 2c, and on by factors of 2 until the best is inside; c differs by optimiser, and `adamw8bit` takes AdamW's
 rate. Then seeds 0, 1 and 2 at that rate, and the perplexity of validation rows. Peaks are the meter's, of a step behind
 the first. A step's time is against AdamW's in turns: the median of what each turn took.
