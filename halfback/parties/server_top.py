@@ -170,7 +170,7 @@ def _in_one_pass(
     with top.first_order.last_pass(server.steps, len(messages)):
         torch.stack([loss * weight for loss, weight in zip(losses, weights, strict=True)]).sum().backward()
     if hidden.grad is None or not all_finite(hidden.grad):
-        return None
+        return None  # the run ends; one by one says at whose batch, or at the first where weights have moved already
     gradients = hidden.grad.split([len(message.hidden) for message in batches.values()])
     by_client = {m: g if w == 1 else g / w for m, g, w in zip(batches, gradients, weights, strict=True)}
     return by_client, torch.stack(losses).tolist()
