@@ -117,6 +117,18 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+def hidden_matrices(module: nn.Module) -> set[str]:
+    """Names of the matrices of hidden layers: those in the blocks, not of embeddings, nor of what gives the logits."""
+    return {
+        ".".join(filter(None, (outer, path, name)))
+        for outer, part in module.named_modules()
+        if isinstance(part, Bottom | Middle | Top)
+        for path, block in _blocks(part)
+        for name, parameter in block.named_parameters()
+        if parameter.ndim == 2
+    }
+
+
 def merged(model: CutModel) -> nn.Module:
     """A copy of the whole model with its adapters merged into the layers that they adapt; an `nn.Sequential` as one."""
     whole = copy.deepcopy(model.whole)

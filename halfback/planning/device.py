@@ -8,11 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from halfback.assembly.motion import update_rule
+from halfback.assembly.motion import make_descent, update_rule
 from halfback.config import RunConfig
-from halfback.models.adapters import trainable
+from halfback.models.adapters import hidden_matrices, trainable
 from halfback.models.exact import last
 from halfback.models.running import Bottom
+from halfback.optimizers.table import form
 from halfback.parties.protocol import Needs
 from halfback.planning.shapes import Adapted
 from halfback.planning.tracing import Call, How, bytes_of
@@ -109,9 +110,11 @@ class Device:
             return 4 * values * (self.states - 1)
         if not self.needs.backpropagates:
             return 0
-        of_values = {"adamw": 2, "momentum": 1}.get(self.config.bottom.optimizer, 0)
-        counts = 4 * len(self.theta) if self.config.bottom.optimizer == "adamw" else 0  # one float32 of steps each
-        return of_values * bytes_of(self.theta.values()) + counts
+        hidden = hidden_matrices(self.bottom)
+        if self.tail is not None:
+            hidden |= {f"head.{name}" for name in hidden_matrices(self.tail)}
+        optimizer = make_descent(self.config, "bottom", self.theta, hidden).optimizer
+        return sum(bytes_of(form(optimizer, parameter).values()) for parameter in self.theta.values())
 
     @cached_property
     def moves_before(self) -> bool:
