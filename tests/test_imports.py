@@ -71,7 +71,6 @@ ARROWS: dict[str, set[str]] = {
         "report",
         "telemetry",
     },
-    "planning": {"config", "zeroth"},
     "packaging": {
         "assembly",
         "config",
@@ -89,6 +88,7 @@ ARROWS: dict[str, set[str]] = {
         "data",
         "engine",
         "models",
+        "optimizers.table",
         "parties",
         "telemetry",
         "zeroth",

@@ -6,7 +6,7 @@ in hand. An exact gradient counts in full, a frozen value not at all. Of d value
 their estimate comes to the gradient, as E⟨g, ĝ⟩² / (|g|² · E|ĝ|²) for Gaussian directions **(ours)**.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 

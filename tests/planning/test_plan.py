@@ -111,9 +111,7 @@ def test_a_fleet_that_nothing_fits_gets_the_smallest_change(tmp_path: Path, plan
     assert "the smallest change that helps is client.rows_at_once=4" in found.values["said"][1]
     assert found.recommended.client.rows_at_once == 4
     assert recommended_row(found)["peak_bytes"] <= device["memory_megabytes"] * 1e6
-    with pytest.raises(
-        UserError, match=r"^a has no room for any: the least peak is [\d.]+ MB, [\d.]+ MB too much"
-    ):
+    with pytest.raises(UserError, match=r"^a has no room for any: the least peak is [\d.]+ MB, [\d.]+ MB too much"):
         plan(recipe(), devices=written(tmp_path, {"memory_megabytes": 0.01}))
 
 
