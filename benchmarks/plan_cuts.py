@@ -4,7 +4,7 @@
         [--steps 50] [--seeds 2]
 
 For each fleet the recipe is planned; then the recommended method, codecs and weights are run at every cut that fits,
-for so many steps with each seed. The target is the metric that the worst cut came to, in the mean over the seeds, so that
+for so many steps with each seed. The target is the metric that the worst cut came to, in the mean over seeds, so that
 all come there. What is reported is the time on the fleet until then, and the recommended cut's over the best one's.
 """
 
