@@ -17,7 +17,7 @@ from halfback.errors import UserError
 from halfback.models.cut import CutModel
 from halfback.models.heavy import is_of
 from halfback.models.own import Stack
-from halfback.models.quiet import quiet
+from halfback.models.quiet import hush, quiet
 from halfback.models.resnet import ResNet, file_names
 from halfback.models.running import Bottom, Middle, Top
 
@@ -298,6 +298,7 @@ def _inject(part: _Part, names: list[str], trained: BottomTrained, lora: Lora, s
 
 def _put(part: _Part, names: list[str], trained: BottomTrained, lora: Lora) -> None:
     """PEFT's layers in the place of these modules."""
+    hush()
     from peft import IA3Config, LoraConfig, inject_adapter_in_model
 
     conv1d = any(_is_conv1d(part.get_submodule(name)) for name in names)
