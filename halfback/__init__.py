@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from halfback.runs.comparison import Comparison as Comparison
     from halfback.runs.comparison import compare as compare
     from halfback.runs.package import package as package
+    from halfback.runs.plan import Plan as Plan
+    from halfback.runs.plan import plan as plan
     from halfback.runs.run import Run as Run
     from halfback.runs.run import load as load
     from halfback.runs.run import train as train
@@ -57,6 +59,7 @@ _PLACES = {
     "HalfbackError": "errors",
     "Interrupted": "errors",
     "PeerError": "errors",
+    "Plan": "runs.plan",
     "Record": "telemetry.records",
     "Run": "runs.run",
     "RunConfig": "config",
@@ -73,6 +76,7 @@ _PLACES = {
     "family": "models.families",
     "load": "runs.run",
     "package": "runs.package",
+    "plan": "runs.plan",
     "task": "data.tasks",
     "train": "runs.run",
     "write_report": "report.page",

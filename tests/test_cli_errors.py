@@ -105,7 +105,7 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "sign-in-first-order": (
         ["bottom.optimizer=sign", "algorithm.name=split_lora"],
-        ["bottom.optimizer=sign", "sgd, momentum or adamw are allowed"],
+        ["bottom.optimizer=sign", "use adamw, or another of"],
     ),
     "radius-zero": (["algorithm.radius=0"], ["algorithm.radius=0", "a positive number"]),
     "radius-negative": (["algorithm.radius=-1e-3"], ["algorithm.radius=-0.001", "a positive number"]),

@@ -403,14 +403,19 @@ def test_pretraining_is_shared_among_the_cells_of_a_seed(tmp_path: Path, caplog:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def made_up(label: str, seed: int, metrics: list[float], *, bytes_a_step: int = 100) -> dict[str, Any]:
-    """A cell as `compare.json` has it, of a run that is evaluated after each step."""
+def made_up(
+    label: str, seed: int, metrics: list[float], *, bytes_a_step: int = 100, seconds_a_step: float | None = None
+) -> dict[str, Any]:
+    """A cell as `compare.json` has it, of a run that is evaluated after each step; `seconds_a_step`: on a fleet."""
     steps = len(metrics) - 1
     costs = {"client_seconds": 1.0, "server_seconds": 1.0, "wall_seconds": 2.0, "forward_passes": 3 * steps}
     curve = [
         {"step": n, "metric": m, "up_bytes": n * bytes_a_step, "down_bytes": 0, "forward_passes": 3 * n}
         for n, m in enumerate(metrics)
     ]
+    if seconds_a_step is not None:
+        curve = [record | {"simulated_seconds": n * seconds_a_step} for n, record in enumerate(curve)]
+        costs["simulated_seconds"] = steps * seconds_a_step
     summary = {
         "seed": seed,
         "steps": steps,
@@ -434,13 +439,21 @@ def test_perplexity_falls_and_a_method_without_bytes_or_device_has_its_place(tmp
     target = target_of(methods, rises=False)
     assert target == pytest.approx(20 - 0.95 * 15)  # the best mean final one is 5
     rows = summarise(methods, target=target, rises=False)
-    assert rows["remote"]["to_target"] == {"reached": 1, "step": None, "up_bytes": None, "down_bytes": None}
+    missed = dict.fromkeys(("step", "up_bytes", "down_bytes", "simulated_seconds"))
+    assert rows["remote"]["to_target"] == missed | {"reached": 1}
     rows = summarise(methods, target=9.0, rises=False)
-    assert rows["remote"]["to_target"] == {"reached": 2, "step": 1, "up_bytes": 100, "down_bytes": 0}
+    assert rows["remote"]["to_target"] == missed | {"reached": 2, "step": 1, "up_bytes": 100, "down_bytes": 0}
     assert rows["local"]["client_peak_ratio"] is None
     worse = {"local": [made_up("local", 0, [5.0, 6.0])]}
     assert target_of(worse, rises=False) is None
-    comparison = {
+    page = write_comparison(comparison_of(methods, rows), tmp_path / "page.html").read_text()
+    assert "remote: 5 at 200 B, not dominated; local: 10 at 0 B, not dominated" in page
+    assert "fleet" not in page
+
+
+def comparison_of(methods: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
+    """What `compare.json` holds of these methods."""
+    return {
         "command": "",
         "task": "made up",
         "algorithms": methods,
@@ -453,8 +466,24 @@ def test_perplexity_falls_and_a_method_without_bytes_or_device_has_its_place(tmp
             {"equal": "steps", "notes": [], "methods": {k: row | {"cells": methods[k]} for k, row in rows.items()}}
         ],
     }
+
+
+def test_methods_are_compared_by_the_time_on_a_fleet(tmp_path: Path) -> None:
+    methods = {
+        "slow": [made_up("slow", n, [20.0, 9.0, 4.0], seconds_a_step=30.0 + n) for n in range(2)],
+        "quick": [made_up("quick", n, [20.0, 9.5, 8.0], seconds_a_step=2.0) for n in range(2)],
+    }
+    rows = summarise(methods, target=9.0, rises=False)
+    assert [row["to_target"]["simulated_seconds"] for row in rows.values()] == [30.5, 4.0]
+    assert [row["simulated_seconds"] for row in rows.values()] == [61.0, 4.0]
+    comparison = comparison_of(methods, rows)
+    header, body = results_table(comparison["parts"][0], comparison)
+    columns = {name: [line[place] for line in body] for place, name in enumerate(header)}
+    assert columns["fleet s to 9"] == ["30.5", "4"]
+    assert columns["fleet s"] == ["61.0", "4"]
     page = write_comparison(comparison, tmp_path / "page.html").read_text()
-    assert "remote: 5 at 200 B, not dominated; local: 10 at 0 B, not dominated" in page
+    assert "Perplexity against seconds on the fleet." in page
+    assert "slow: 4 at 61.0, not dominated; quick: 8 at 4, not dominated" in page
 
 
 def test_the_undominated_are_those_no_other_beats() -> None:

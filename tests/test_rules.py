@@ -103,7 +103,27 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
     "sign of gradients": (
         ["bottom.optimizer=sign", "algorithm.name=ho_fl"],
         ["bottom.optimizer=sign", "algorithm.name=frozen_bottom"],
-        "bottom.optimizer=sign: it is for replayed slopes; sgd, momentum or adamw are allowed",
+        "bottom.optimizer=sign: it is for replayed slopes; use adamw, or another of docs/optimizers.md",
+    ),
+    "bottom replayed by an optimiser of gradients": (
+        ["bottom.optimizer=apollo"],
+        ["bottom.optimizer=apollo", "algorithm.name=split_lora"],
+        "bottom.optimizer=apollo: ho_sfl replays slopes; sgd, momentum, adamw or sign are allowed",
+    ),
+    "top replayed by an optimiser of gradients": (
+        ["top.optimizer=muon", "algorithm.name=zo_sfl"],
+        ["top.optimizer=muon"],
+        "top.optimizer=muon: zo_sfl replays slopes there too; sgd, momentum or adamw are allowed",
+    ),
+    "option of another optimiser": (
+        ["top={optimizer: apollo_mini, options: {rank: 4}}"],
+        ["top={optimizer: apollo, options: {rank: 4}}"],
+        "top.options.rank with top.optimizer=apollo_mini: it has no such option; set it to null",
+    ),
+    "clipping what is never there at once": (
+        ["top={optimizer: adalomo, clip: 1.0}"],
+        ["top={optimizer: adafactor, clip: 1.0}"],
+        "top.clip: adalomo uses each gradient as it comes, so there is no norm of all of them; set top.clip=null, or a",
     ),
     "in rows where a graph is built": (
         ["client.rows_at_once=4", "algorithm.name=split_lora"],
@@ -192,9 +212,9 @@ AFTER: dict[str, tuple[Any, Any, str]] = {
         shallow(0, "algorithm.name=frozen_bottom"),
         "model.cut=[1, 2]: with 1 of 3 blocks a device trains nothing; use a deeper cut, or other lora.targets",
     ),
-    "adamw in float16": (
+    "squares in float16": (
         moved(torch.float16, lr=1e-2),
-        moved(torch.float16, lr=1e-2, replays=True),
+        moved(torch.float16, lr=1e-2, optimizer="foam"),
         "top.optimizer=adamw: its squared gradients vanish in float16; use model.dtype=bfloat16 or float32, or top.opt",
     ),
     "rate that rounds away": (

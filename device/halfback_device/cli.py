@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from halfback_device.batches import Feed
-from halfback_device.data import Rows, check_all_read, own_split
+from halfback_device.alone import alone
+from halfback_device.data import Rows
 from halfback_device.errors import DeviceError, PackageError
 from halfback_device.package import Package
-from halfback_device.plan import check_client, check_cut, plan_of
-from halfback_device.runtime import Bottom
-from halfback_device.seeds import seed_for
+from halfback_device.plan import plan_of
+from halfback_device.profile import profile, written
 from halfback_device.session import peak_bytes, rehearsed
 from halfback_device.worker import serve
 
@@ -31,6 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _tell(check(chosen.package))
             case "worker":
                 serve(chosen.arguments)
+            case "profile":
+                assumed = {name: getattr(chosen, name) for name in _ASSUMED} | {"name": chosen.name}
+                told = profile(
+                    chosen.package, _rows(chosen), client=chosen.client, seconds=chosen.seconds, assumed=assumed
+                )
+                try:
+                    chosen.out.write_text(written(told))
+                except OSError as error:
+                    raise DeviceError(f"{chosen.out}: {error.strerror}") from None
             case _:
                 _tell(infer(chosen.package, _rows(chosen), client=chosen.client, batches=chosen.batches))
     except DeviceError as error:
@@ -73,6 +81,30 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("worker", help="reply to the questions on a socket; a site's process starts this")
     one.add_argument("arguments", help="JSON: descriptor, package, folder, rows, keep_labels")
     one = commands.add_parser("infer", help="inference alone on batches of rows: what training is compared with")
+    _take_rows(one)
+    one.add_argument("--batches", type=int, default=10, help="how many, 1 or more")
+    one = commands.add_parser("profile", help="measure this device, as a fleet file that `halfback plan` reads")
+    _take_rows(one)
+    one.add_argument("--out", type=Path, required=True, help="the file that is written, JSON")
+    one.add_argument("--name", default="this-device", help="of the class")
+    one.add_argument("--seconds", type=float, default=5.0, help="to measure for")
+    for name, value in _ASSUMED.items():
+        one.add_argument(
+            f"--{name.replace('_', '-')}", type=float, default=value, help=f"assumed; by default {value:g}"
+        )
+    return parser
+
+
+# What a device can't measure by itself.
+_ASSUMED = {
+    "up_megabits": 10.0,
+    "down_megabits": 50.0,
+    "latency_seconds": 0.05,
+    "server_operations_per_second": 1e12,
+}
+
+
+def _take_rows(one: argparse.ArgumentParser) -> None:
     one.add_argument("package", type=Path, help="folder that `halfback package` made")
     one.add_argument("--data", required=True, help="file of rows, folder of images, or .npz of them")
     for column in ("text", "pair", "label", "target", "delimiter", "encoding"):
@@ -80,8 +112,6 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--skip-bad-rows", action="store_true", help="leave out rows without text or label")
     one.add_argument("--shared", action="store_true", help="take the client's share of rows that all clients have")
     one.add_argument("--client", type=int, help="the client's number; by default the package's, else 0")
-    one.add_argument("--batches", type=int, default=10, help="how many, 1 or more")
-    return parser
 
 
 def _rows(chosen: argparse.Namespace) -> Rows:
@@ -134,18 +164,7 @@ def infer(folder: Path, rows: Rows, *, client: int | None, batches: int) -> dict
     if batches < 1:
         raise DeviceError(f"--batches {batches}: 1 or more are allowed")
     begun = time.perf_counter()
-    package = Package.open(folder)
-    plan, bottom = plan_of(package.manifest), Bottom(package)
-    if client is None:
-        client = package.manifest["client"] or 0
-    check_client(package.manifest["config"], client)
-    check_cut(package.manifest["config"], client, package.manifest["model"]["cut"])
-    check_all_read(rows, package.manifest)
-    feed = Feed(
-        own_split(rows, package.manifest, package.folder, client),
-        size=plan.batch_size,
-        seed=seed_for(plan.seed, "order", client),
-    )
+    package, bottom, feed = alone(folder, rows, client)
     theta, ready, seconds = package.theta(), time.perf_counter() - begun, []
     for _ in range(batches):
         batch, at = feed.next(), time.perf_counter()

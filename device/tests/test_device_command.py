@@ -177,3 +177,16 @@ def test_a_worker_outlives_what_is_no_frame_s_header(own: Path, sentences: Path,
             assert isinstance(reply, Refused)
             assert reply.why == "peer"
         assert process.wait(60) == 0  # behind the last there is no way to tell where a frame begins
+
+
+def test_a_profile_is_a_fleet_of_one_class(own: Path, sentences: Path, tmp_path: Path) -> None:
+    columns = ("--data", str(sentences), "--text", "text", "--label", "label", "--shared")
+    done = ran(
+        "profile", str(own), *columns, "--out", str(tmp_path / "fleet.json"), "--seconds", "0.2", "--up-megabits", "3"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    fleet = json.loads((tmp_path / "fleet.json").read_text())
+    (of_class,) = fleet["classes"]
+    assert of_class["up_megabits"] == 3
+    assert min(of_class[key] for key in ("operations_per_second", "bytes_per_second", "memory_megabytes")) > 1e3
+    assert fleet["server_operations_per_second"] > 0

@@ -92,10 +92,9 @@ class HoFl:
         """The device's side: its graph begins at the boundary."""
         boundary, theta, measured = client.own.boundary, client.theta.parameters, [torch.zeros(0)]
         assert boundary is not None, "an algorithm with boundaries gets one for each client"
-        assert client.descent is not None, "an algorithm that backpropagates gets an optimiser"
         yield from self.needs.agreement.join(client)
         below = boundary.replica({name: theta[name] for name in boundary.below}, round.first)
-        with client.descent.moments_for_now():
+        with client.first_order.moments_for_now():
             for step, batch in enumerate(client.feed.batches(round), round.first):
                 if not boundary.below:
                     descend_local(client, batch, step)

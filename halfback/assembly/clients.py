@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 from halfback.assembly.ground import Ground, groups_of
-from halfback.assembly.motion import make_optimizer, make_schedule
+from halfback.assembly.motion import make_descent
 from halfback.assembly.room import rows_with_room
 from halfback.data.batches import ClientData
 from halfback.engine.client_side import ClientSide
 from halfback.engine.links import Links
+from halfback.models.adapters import hidden_matrices
 from halfback.parties.client import Client, Feed, Theta
-from halfback.parties.holdings import Descent, Local
+from halfback.parties.holdings import Local
 from halfback.telemetry.meters import Meters
 
 
@@ -49,8 +49,7 @@ class Clients:
         config, needs = ground.config, ground.algorithm.needs
         replica = needs.agreement.replica_for(ground.theta, number)
         if needs.backpropagates:
-            make, schedule = partial(make_optimizer, config.bottom), make_schedule(config, config.bottom)
-            descent = Descent(list(replica.parameters.values()), make, config.bottom.clip, schedule)
+            descent = make_descent(config, "bottom", replica.parameters, hidden_matrices(ground.part))
         client = Client(
             number,
             ground.level(number).bottom,

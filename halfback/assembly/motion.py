@@ -1,14 +1,17 @@
 """How parameters move: replicas, optimisers and schedules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
+from typing import Literal, cast
 
-import torch
 from torch import Tensor
 
 from halfback.config import BottomConfig, RunConfig, TopConfig
-from halfback.zeroth.directions import Directions, seeds_under
+from halfback.optimizers.base import Settings
+from halfback.optimizers.table import TABLE, check_installed
+from halfback.parties.holdings import Descent
+from halfback.zeroth.directions import Directions, seed_for, seeds_under
 from halfback.zeroth.replay import PLAIN, Replica, RowForm, Schedule, schedule
-from halfback.zeroth.update import UpdateRule
+from halfback.zeroth.update import Replayed, UpdateRule
 
 
 def make_replica(
@@ -34,7 +37,7 @@ def make_replica(
 def update_rule(config: RunConfig, part: BottomConfig | TopConfig) -> UpdateRule:
     """How agreed slopes move a part."""
     return UpdateRule(
-        optimizer=part.optimizer,
+        optimizer=cast(Replayed, part.optimizer),  # others are refused by a rule
         lr=part.lr,
         momentum=part.momentum,
         weight_decay=part.weight_decay,
@@ -43,12 +46,26 @@ def update_rule(config: RunConfig, part: BottomConfig | TopConfig) -> UpdateRule
     )
 
 
-def make_optimizer(part: BottomConfig | TopConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """How gradients move a part."""
-    if part.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=part.lr, weight_decay=part.weight_decay)
-    momentum = part.momentum if part.optimizer == "momentum" else 0.0
-    return torch.optim.SGD(parameters, lr=part.lr, momentum=momentum, weight_decay=part.weight_decay)
+def make_descent(
+    config: RunConfig, side: Literal["bottom", "top"], parameters: Mapping[str, Tensor], hidden: Collection[str]
+) -> Descent:
+    """How gradients move a part; `hidden`: the names of those that are matrices of hidden layers.
+
+    Raises:
+        UserError: the optimiser needs a package that isn't there.
+    """
+    part: BottomConfig | TopConfig = getattr(config, side)
+    check_installed(part.optimizer, f"{side}.optimizer")
+    settings = Settings(
+        part.lr,
+        part.weight_decay,
+        part.momentum,
+        seed=seed_for(config.seed, "projection", side),
+        **part.options.chosen(),
+    )
+    row, inside = TABLE[part.optimizer], [name in hidden for name in parameters]
+    make = lambda moved: row.make(moved, inside, settings)  # noqa: E731
+    return Descent(list(parameters.values()), make, part.clip, make_schedule(config, part))
 
 
 def make_schedule(config: RunConfig, part: BottomConfig | TopConfig) -> Schedule:

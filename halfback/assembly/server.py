@@ -1,24 +1,23 @@
 """The server side of a run."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from torch import nn
 
 from halfback.assembly.ground import Ground, groups_of
-from halfback.assembly.motion import make_optimizer, make_replica, make_schedule
+from halfback.assembly.motion import make_descent, make_replica
 from halfback.config.facts import Moved, Probed
 from halfback.config.rules import check
 from halfback.controllers.protocol import Controller
 from halfback.engine.links import Links
 from halfback.engine.sampling import Sampling
 from halfback.engine.server_side import ServerSide
-from halfback.models.adapters import trainable
+from halfback.models.adapters import hidden_matrices, trainable
 from halfback.models.objectives import loss_of
 from halfback.models.running import LocalModel
 from halfback.parties.agreed import Agreed
 from halfback.parties.cohort import Cohort
-from halfback.parties.holdings import Above, Descent, HiddenForm, Local
+from halfback.parties.holdings import Above, HiddenForm, Local
 from halfback.parties.server import Server, Top
 
 
@@ -77,8 +76,8 @@ def _top(ground: Ground) -> Top:
                 check(Probed(parameters, needs.probe.settled(parameters).moved))
     descent = replica = None
     if needs.top == "backpropagated":
-        make, schedule = partial(make_optimizer, config.top), make_schedule(config, config.top)
-        descent = Descent(list(moved.values()), make, config.top.clip, schedule)
+        parts = [model.top, *([] if model.head is None else [model.head])]
+        descent = make_descent(config, "top", moved, [name for part in parts for name in hidden_matrices(part)])
     elif replayed:
         replica = make_replica(config, config.top, moved, "top", own_pace=True)
     module, objective = nn.Module() if needs.top == "none" else model.top, ground.task.objective

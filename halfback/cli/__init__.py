@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from halfback.cli import listing, runs, sites
+from halfback.cli import listing, plans, runs, sites
 from halfback.cli.printing import console
 from halfback.errors import HalfbackError, Interrupted, one_line, shown
 
@@ -80,6 +80,7 @@ def options(
 
 for command in (
     *(runs.train, runs.resume, sites.deploy, sites.site, runs.compare, runs.report, runs.generate, runs.export),
-    *(runs.package, listing.algorithms, listing.conformance, listing.tasks, listing.models, listing.recipes),
+    *(runs.package, plans.plan, plans.profile),
+    *(listing.algorithms, listing.conformance, listing.tasks, listing.models, listing.recipes),
 ):
     app.command()(command)

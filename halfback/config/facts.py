@@ -8,6 +8,7 @@ from torch import Tensor
 
 from halfback.algorithms import algorithms
 from halfback.config.schema import BottomConfig, RunConfig, TopConfig
+from halfback.optimizers.table import TABLE
 from halfback.parties.protocol import Algorithm
 
 
@@ -18,6 +19,7 @@ class Method:
     Attributes:
         slopes: its devices have slopes of what zeroth order moves, not gradients alone.
         backpropagates: its devices do. gradients: its bottom is moved by gradients. trains: it is moved at all.
+        replays: slopes move its bottom, or a part of it; replays_top: slopes move its top.
         u_shape, mixed_cuts: it can leave the head on the device; it can have a cut for each client.
         slopes_meet: slopes of several clients come together, of which some may be false.
         grouped: a device measures one of several groups of θ.
@@ -29,6 +31,8 @@ class Method:
     backpropagates: bool
     gradients: bool
     trains: bool
+    replays: bool
+    replays_top: bool
     u_shape: bool
     mixed_cuts: bool
     slopes_meet: bool
@@ -46,6 +50,8 @@ def method_of(algorithm: Algorithm) -> Method:
         backpropagates=needs.backpropagates,
         gradients=needs.backpropagates and needs.agreement.moves,
         trains=needs.agreement.moves,
+        replays=needs.replays or needs.boundaries is not None,
+        replays_top=needs.top == "replayed",
         u_shape="u_shape" in needs.fits,
         mixed_cuts="mixed_cuts" in needs.fits,
         slopes_meet=needs.agreement.keeps_history and needs.turns != "one_by_one",
@@ -72,6 +78,24 @@ class Chosen:
     def method(self) -> Method:
         """What the algorithm is."""
         return method_of(self.algorithm)
+
+    @property
+    def foreign_option(self) -> str | None:
+        """An option that was set, and the optimiser that has none of that name; None where there is no such."""
+        for side, part in (("bottom", self.config.bottom), ("top", self.config.top)):
+            for option in part.options.chosen():
+                if part.optimizer not in TABLE or option not in TABLE[part.optimizer].options:
+                    return f"{side}.options.{option} with {side}.optimizer={part.optimizer}"
+        return None
+
+    @property
+    def unclipped(self) -> str | None:
+        """The side whose gradients should be clipped though its optimiser never has all of them."""
+        moved = {"bottom": self.method.gradients, "top": not self.method.replays_top}
+        for side, part in (("bottom", self.config.bottom), ("top", self.config.top)):
+            if moved[side] and part.clip is not None and part.optimizer in TABLE and not TABLE[part.optimizer].clips:
+                return side
+        return None
 
     @property
     def mixes_cuts(self) -> bool:
@@ -185,7 +209,7 @@ class Moved:
     @property
     def is_as_long_as_the_rate(self) -> bool:
         """Whether a step changes each value by about the learning rate, whatever the slopes are."""
-        return self.settings.optimizer in ("adamw", "sign") or self.normalize
+        return self.settings.optimizer in ("adamw", "adamw8bit", "sign") or self.normalize
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,7 @@ or a setting against the model or the data that another one names: before these 
 the table.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-
-import torch
+from typing import Any
 
 from halfback.config.facts import (
     Boundaries,
@@ -21,21 +17,11 @@ from halfback.config.facts import (
     Shallow,
     Trained,
     able,
-    dtypes_of,
 )
+from halfback.config.optimizer_rules import MOVED, OF_OPTIMIZERS
+from halfback.config.rule import Rule as Rule
 from halfback.errors import UserError
 from halfback.zeroth.radius import least_move, swallowed
-
-F = TypeVar("F")
-
-
-@dataclass(frozen=True)
-class Rule(Generic[F]):
-    """What facts of one kind may not be: a name, when they break it, and what is then said to the user."""
-
-    name: str
-    broken: Callable[[F], bool]
-    says: Callable[[F], str]
 
 
 def check(facts: Any) -> None:
@@ -137,11 +123,7 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
             f"{f.config.model.cut_of(0)} are allowed, or all"
         ),
     ),
-    Rule(
-        "sign of gradients",
-        lambda f: f.config.bottom.optimizer == "sign" and f.method.gradients,
-        lambda _: "bottom.optimizer=sign: it is for replayed slopes; sgd, momentum or adamw are allowed",
-    ),
+    *OF_OPTIMIZERS,
     Rule(
         "in rows where a graph is built",
         lambda f: f.room is not None and f.method.backpropagates,
@@ -286,30 +268,6 @@ _SHALLOW: tuple[Rule[Shallow], ...] = (
     ),
 )
 
-_MOVED: tuple[Rule[Moved], ...] = (
-    Rule(
-        "adamw in float16",
-        lambda f: (
-            not f.replays
-            and f.settings.optimizer == "adamw"
-            and any(parameter.dtype == torch.float16 for parameter in f.parameters.values())
-        ),
-        lambda f: (
-            f"{f.side}.optimizer=adamw: its squared gradients vanish in float16; use model.dtype=bfloat16 or float32, "
-            f"or {f.side}.optimizer=sgd"
-        ),
-    ),
-    Rule(
-        "rate that rounds away",
-        lambda f: f.is_as_long_as_the_rate and swallowed(f.parameters, f.settings.lr) > 0.5,
-        lambda f: (
-            f"{f.side}.lr={f.settings.lr:g} is too small for {dtypes_of(f.parameters)}: a step rounds away in "
-            f"{swallowed(f.parameters, f.settings.lr):.0%} of the weights; use at least "
-            f"{least_move(f.parameters, f.settings.lr):.2g}, or train in float32"
-        ),
-    ),
-)
-
 _PROBED: tuple[Rule[Probed], ...] = (
     Rule(
         "radius that rounds away",
@@ -339,7 +297,7 @@ RULES: dict[type[Any], tuple[Rule[Any], ...]] = {
     Pretraining: _PRETRAINING,
     Trained: _TRAINED,
     Shallow: _SHALLOW,
-    Moved: _MOVED,
+    Moved: MOVED,
     Probed: _PROBED,
     Boundaries: _BOUNDARIES,
 }

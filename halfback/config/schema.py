@@ -80,6 +80,38 @@ class ModelConfig(_Section):
         return value
 
 
+Gradients = Literal[
+    "sgd",
+    "momentum",
+    "adamw",
+    "adamw8bit",
+    "adafactor",
+    "adalomo",
+    "apollo",
+    "apollo_mini",
+    "foam",
+    "galore",
+    "muon",
+]
+
+
+class OptimizerOptions(_Section):
+    """What some optimisers have beside a rate; null for their papers' own choice. See docs/optimizers.md."""
+
+    rank: int | None = Field(default=None, ge=1, le=1 << 16)
+    """Of the projection (galore, apollo); null for a quarter of a matrix' shorter side."""
+    level: int | None = Field(default=None, ge=0, le=16)
+    """Neighbours share moments in blocks of 2^level (foam)."""
+    scale: float | None = Field(default=None, gt=0, le=1e6)
+    """Of the update (foam, galore), or the square of it (apollo, apollo_mini)."""
+    gap: int | None = Field(default=None, ge=1, le=_MANY)
+    """Steps from one projection to the next (galore, apollo, apollo_mini)."""
+
+    def chosen(self) -> Tree:
+        """Those that were set."""
+        return {name: value for name, value in self if value is not None}
+
+
 class BottomConfig(_Section):
     """How the device's part is trained."""
 
@@ -88,8 +120,9 @@ class BottomConfig(_Section):
     weights: Literal["float32", "int8"] = "float32"
     """`int8`: its frozen matrices in eight bits with a scale for each output channel, for every party; see
     docs/devices.md."""
-    optimizer: Literal["sgd", "momentum", "adamw", "sign"] = "adamw"
-    """`sign`: of the estimate, for algorithms that replay slopes."""
+    optimizer: Gradients | Literal["sign"] = "adamw"
+    """Slopes are replayed by sgd, momentum, adamw or sign (of the estimate); gradients move it by all but sign."""
+    options: OptimizerOptions = OptimizerOptions()
     lr: float = Field(default=1e-3, gt=0, le=1e4)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1e4)
@@ -108,7 +141,9 @@ class TopConfig(_Section):
     """How the server's part is trained."""
 
     train: Literal["lora", "full"] = "lora"
-    optimizer: Literal["sgd", "momentum", "adamw"] = "adamw"
+    optimizer: Gradients = "adamw"
+    """What it holds beside the weights: docs/optimizers.md. A top that replays slopes takes sgd, momentum or adamw."""
+    options: OptimizerOptions = OptimizerOptions()
     lr: float = Field(default=1e-3, gt=0, le=1e4)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1e4)
@@ -211,6 +246,9 @@ class RunConfig(_Section):
     """In a simulation, a cohort's batches go through each part of the model as one, where its clients have the same θ:
     other bits than one by one, by rounding. Null: where the device is CUDA."""
     tensorboard: bool = False
+    fleet: str | None = None
+    """In a simulation, the devices and links on which it is counted how long the run would take: a shipped fleet's
+    name, or the path of a YAML file; see docs/planning.md."""
     per_algorithm: dict[str, Tree] = Field(default_factory=dict)
     """Settings that another algorithm takes instead when it is chosen, as `key.path: value`."""
     beside: tuple[str, ...] = ()

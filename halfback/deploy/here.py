@@ -33,6 +33,8 @@ def check_apart(config: RunConfig) -> None:
             f"client.runtime={config.client.runtime}: on other machines each site's file says what its client runs on "
             "(runtime); leave it torch"
         )
+    if config.fleet is not None:
+        raise UserError(f"fleet={config.fleet}: a deployment has devices and links of its own; use fleet=null")
     if config.one_pass:
         raise UserError("one_pass=true: clients on other machines run alone; use one_pass=null or one_pass=false")
     if configuration.build_algorithm(config).needs.agreement.pools:

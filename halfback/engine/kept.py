@@ -1,5 +1,6 @@
 """What a checkpoint holds, checked before any of it is used: it may be another's, damaged, or made up."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from halfback.engine.remote.frames import Ancestor
 from halfback.engine.server_side import ServerSide
 from halfback.engine.tensors import moments, trained_above, under
 from halfback.errors import HalfbackError, UserError, first_line, shown
+from halfback.optimizers.table import form
 from halfback.parties.agreed import rows_below_state
 
 # Strict: these go on as they are, so a text that reads as a number, true or 1.0 is none.
@@ -20,7 +22,8 @@ Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
 Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 _Client = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,17})$")]
 Sent = dict[str, dict[str, Count]]
-_ENTRIES = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.SGD: {"momentum_buffer"}}
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
+_MOST_STEPS = 1 << 24  # that float32 can count
 
 
 class _Bytes(BaseModel):
@@ -170,21 +173,22 @@ def _fits(name: str, found: Tensor, like: Tensor) -> None:
 
 
 def _check_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Refuses moments that are not those of a parameter; one that has taken no step has none."""
+    """Refuses a state that is not that of a parameter; one that has taken no step has none."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    entries = next((names for kind, names in _ENTRIES.items() if isinstance(optimizer, kind)), set[str]())
-    found: dict[str, set[str]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(f"{prefix}."):
-            number, _, entry = name.removeprefix(f"{prefix}.").partition(".")
-            if not number.isdecimal() or int(number) >= len(parameters) or entry not in entries:
-                raise UserError(f"tensor {name} is there, and nothing has this name")
-            like = torch.zeros(()) if entry == "step" else parameters[int(number)]
-            _fits(name, tensor, like)
-            found.setdefault(number, set()).add(entry)
-    for number, names in found.items():
-        for entry in sorted(entries - names):
-            raise UserError(f"tensor {prefix}.{number}.{entry} is missing")
+    allowed = [form(optimizer, parameter) for parameter in parameters]
+    found: dict[int, set[str]] = {}
+    for name, tensor in under(f"{prefix}.", tensors).items():
+        number, _, entry = name.partition(".")
+        place = int(number) if _NUMBER.fullmatch(number) else len(parameters)
+        if place >= len(parameters) or entry not in allowed[place]:
+            raise UserError(f"tensor {prefix}.{name} is there, and nothing has this name")
+        _fits(f"{prefix}.{name}", tensor, allowed[place][entry])
+        if entry == "step" and not 1 <= tensor.item() <= _MOST_STEPS:
+            raise UserError(f"tensor {prefix}.{name} is {tensor.item()}, 1 to {_MOST_STEPS} are allowed")
+        found.setdefault(place, set()).add(entry)
+    for place, names in found.items():
+        for entry in sorted({*allowed[place]} - names):
+            raise UserError(f"tensor {prefix}.{place}.{entry} is missing")
 
 
 def _check_lasting(lasting: Mapping[str, Tensor], clients: int, parameters: Mapping[str, Tensor]) -> None:

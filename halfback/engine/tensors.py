@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from halfback.optimizers.table import held, take
 from halfback.parties.server import Server
 from halfback.zeroth.replay import Replica
 
@@ -33,24 +34,13 @@ def load_moments(prefix: str, replica: Replica, tensors: Mapping[str, Tensor]) -
 
 
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of a torch optimiser as named tensors: `prefix.<parameter number>.<entry>`."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{prefix}.{number}.{entry}": value
-        for number, entries in state.items()
-        for entry, value in entries.items()
-        if isinstance(value, Tensor)
-    }
+    """The state of an optimiser as named tensors: `prefix.<parameter number>.<entry>`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in held(optimizer).items()}
 
 
 def load_optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Puts back what `optimizer_tensors` took."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(f"{prefix}."):
-            number, entry = name.removeprefix(f"{prefix}.").split(".", 1)
-            state.setdefault(int(number), {})[entry] = tensor.clone()
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    take(optimizer, under(f"{prefix}.", tensors))
 
 
 class Digest(Protocol):

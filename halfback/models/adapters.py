@@ -17,7 +17,7 @@ from halfback.errors import UserError
 from halfback.models.cut import CutModel
 from halfback.models.heavy import is_of
 from halfback.models.own import Stack
-from halfback.models.quiet import quiet
+from halfback.models.quiet import hush, quiet
 from halfback.models.resnet import ResNet, file_names
 from halfback.models.running import Bottom, Middle, Top
 
@@ -115,6 +115,18 @@ def draw_start(shape: Sequence[int], seed: int, name: str) -> Tensor:
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """Name to parameter, for those that are trained."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def hidden_matrices(module: nn.Module) -> set[str]:
+    """Names of the matrices of hidden layers: those in the blocks, not of embeddings, nor of what gives the logits."""
+    return {
+        ".".join(filter(None, (outer, path, name)))
+        for outer, part in module.named_modules()
+        if isinstance(part, Bottom | Middle | Top)
+        for path, block in _blocks(part)
+        for name, parameter in block.named_parameters()
+        if parameter.ndim == 2
+    }
 
 
 def merged(model: CutModel) -> nn.Module:
@@ -286,6 +298,7 @@ def _inject(part: _Part, names: list[str], trained: BottomTrained, lora: Lora, s
 
 def _put(part: _Part, names: list[str], trained: BottomTrained, lora: Lora) -> None:
     """PEFT's layers in the place of these modules."""
+    hush()
     from peft import IA3Config, LoraConfig, inject_adapter_in_model
 
     conv1d = any(_is_conv1d(part.get_submodule(name)) for name in names)

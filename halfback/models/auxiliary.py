@@ -48,7 +48,8 @@ class LinearHead(nn.Module):
         counts = lengths.to(hidden.device, torch.int64)
         if self.kind == "decoder":
             return hidden.index_select(0, counts.cumsum(0) - 1)
-        owners = torch.repeat_interleave(torch.arange(len(counts), device=hidden.device), counts)
+        numbers = torch.arange(len(counts), device=hidden.device)
+        owners = torch.repeat_interleave(numbers, counts, output_size=len(hidden))
         sums = hidden.new_zeros(len(counts), hidden.shape[1]).index_add(0, owners, hidden)
         return sums / counts.to(hidden.dtype).unsqueeze(1)
 

@@ -113,7 +113,7 @@ def _layout(
     lengths: tuple[int, ...], rows: tuple[tuple[int, ...], ...], device: torch.device, *, left: bool = False
 ) -> Layout:
     counts = torch.tensor(lengths, device=device)
-    numbers = torch.repeat_interleave(torch.arange(len(lengths), device=device), counts)
+    numbers = torch.repeat_interleave(torch.arange(len(lengths), device=device), counts, output_size=sum(lengths))
     positions = torch.arange(len(numbers), device=device) - (counts.cumsum(0) - counts)[numbers]
     if len(rows) == 1:
         return Layout(lengths, None, positions.unsqueeze(0), numbers.unsqueeze(0))

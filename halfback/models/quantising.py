@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from halfback.errors import UserError
 from halfback.models.heavy import is_of
+from halfback.models.quiet import hush
 from halfback.models.running import Bottom
 
 _MATRICES = (nn.Linear, nn.Conv2d, nn.Embedding)
@@ -27,6 +28,7 @@ def quantise(bottom: Bottom) -> None:
     Raises:
         UserError: torchao, which finds the scales, is not installed; or nothing of the bottom is frozen.
     """
+    hush()
     try:
         from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
     except ModuleNotFoundError:

@@ -6,6 +6,12 @@ import logging
 from collections.abc import Iterator
 
 
+def hush() -> None:
+    """What packages say of themselves as PEFT or we import them, of kernels that a CPU has no use for, goes unsaid."""
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and nothing below an error inside; the settings of before are put back after."""

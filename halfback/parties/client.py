@@ -169,14 +169,19 @@ class Client:
         """
         return self.bottom(batch.inputs) if self.beside is None else self.beside(batch)
 
+    @property
+    def first_order(self) -> Descent:
+        """How gradients move θ, in a method whose devices backpropagate."""
+        assert self.descent is not None, "an algorithm that backpropagates gets an optimiser"
+        return self.descent
+
     def descend(self, step: int) -> None:
         """Takes a step of θ on the gradients that its parameters hold, which are then used up.
 
         Args:
             step: of the run, for the learning rate.
         """
-        assert self.descent is not None, "an algorithm that backpropagates gets an optimiser"
-        self.descent.step(step)
+        self.first_order.step(step)
 
     def take_losses(self) -> list[float]:
         """Hands the training losses on to whoever keeps records.

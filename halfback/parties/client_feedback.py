@@ -83,7 +83,8 @@ def first_order_steps(client: Client, round: Round, *, checkpointing: bool = Fal
         with checkpointed(client.bottom, checkpointing):
             hidden = client.bottom(batch.inputs)
         gradient = yield from feedback(client, batch, hidden)
-        hidden.backward(gradient)
+        with client.first_order.last_pass(round.first + place):
+            hidden.backward(gradient)
         del hidden, gradient  # the device needs their memory for what follows
         client.descend(round.first + place)
 

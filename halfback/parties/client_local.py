@@ -61,7 +61,8 @@ def descend_local(client: Client, batch: Batch, step: int, *, frozen: str | None
     finally:
         hook.remove()
     moving = [p for name, p in client.theta.parameters.items() if frozen is None or not name.startswith(frozen)]
-    loss.backward(inputs=moving)
+    with client.first_order.last_pass(step):
+        loss.backward(inputs=moving)
     client.losses.append(loss.item())
     client.descend(step)
     return kept[0]
@@ -87,7 +88,8 @@ def hybrid_step(client: Client, batch: Batch, below: Replica, step: int, probe: 
     with torch.no_grad():
         hidden = bottom(batch.inputs)
     loss = local.loss(head(hidden.requires_grad_(), batch.inputs.get("lengths"), batch.scored), batch.labels.long())
-    loss.backward()
+    with client.first_order.last_pass(step):
+        loss.backward()
     client.losses.append(loss.item())
     assert hidden.grad is not None
     cotangent = Cotangent.at(hidden.grad, hidden, batch.inputs.get("lengths"))

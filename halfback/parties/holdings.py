@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from halfback.models.adapters import trainable
 from halfback.models.running import LocalModel
 from halfback.models.running import Top as TopModule
+from halfback.optimizers.base import OneByOne
 from halfback.zeroth.replay import Replica, Schedule, constant
 
 
@@ -175,7 +176,7 @@ class Descent:
     """First order: an optimiser of some parameters, and how it takes a step on the gradients that they hold.
 
     Attributes:
-        make: parameters → an optimiser of them.
+        make: parameters → an optimiser of them, which goes by their order.
         clip: bound on the gradient's norm; None for no bound.
         schedule: step of the run → factor of the learning rate.
     """
@@ -185,6 +186,7 @@ class Descent:
     clip: float | None = None
     schedule: Schedule = constant
     optimizer: torch.optim.Optimizer = field(init=False)
+    _moved: bool = field(default=False, init=False)  # some parameters have taken the step that is under way
 
     def __post_init__(self) -> None:
         self.optimizer = self.make(self.parameters)
@@ -193,14 +195,58 @@ class Descent:
         """One like it of other parameters, at its start."""
         return Descent(parameters, self.make, self.clip, self.schedule)
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether there is anything to take a step on."""
+        return self._moved or any(parameter.grad is not None for parameter in self.parameters)
+
+    def begin(self) -> None:
+        """Forgets all gradients, before the first backward pass of a step."""
+        self._moved = False
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def last_pass(self, step: int, passes: int = 1) -> Iterator[None]:
+        """For the last backward pass of a step: behind it the gradients are the mean of those of so many passes.
+
+        Where the optimiser moves one tensor at a time and needs no norm of them all, each takes its `step` here, as
+        soon as its gradient is whole, and that gradient is freed: there are never all of them. `Descent.step` then
+        has only what is left to do, with the same bits.
+        """
+        one_by_one = self.optimizer if isinstance(self.optimizer, OneByOne) and self.clip is None else None
+
+        def average(parameter: Tensor) -> None:
+            if passes > 1 and parameter.grad is not None:
+                parameter.grad /= passes
+
+        def take(parameter: Tensor) -> None:
+            average(parameter)
+            assert one_by_one is not None, "this hook is for these alone"
+            one_by_one.move(parameter)
+            parameter.grad, self._moved = None, True
+
+        self._set_rate(step)
+        hooked = self.parameters if one_by_one is not None else ()
+        handles = [parameter.register_post_accumulate_grad_hook(take) for parameter in hooked]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        for parameter in self.parameters:
+            average(parameter)
+
     def step(self, step: int) -> None:
         """One step on the parameters' gradients, which are then used up; `step`: of the run, for the learning rate."""
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self._set_rate(step)
+        self.optimizer.step()
+        self.begin()
+
+    def _set_rate(self, step: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimizer.defaults["lr"] * self.schedule(step)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
     @contextmanager
     def moments_for_now(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ In the U-shape the loss is taken on the devices: then through the middle and bac
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 from typing import cast
 
@@ -98,13 +99,10 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadG
     through the middle, from the gradients that the clients took of their loss; those of the head's tensors are averaged
     like the middle's own. With `Top.one_pass` there is one backward for all.
     """
-    descent, count = server.top.first_order, len(messages)
+    count = len(messages)
     weights = [share * count for share in server.cohort.shares(messages) or []] or [1.0] * count
     found = _in_one_pass(server, messages, weights) if server.top.one_pass and count > 1 else None
     gradients, losses = found or _one_by_one(server, messages, weights)
-    for parameter in descent.parameters:
-        if parameter.grad is not None:
-            parameter.grad /= count
     server.losses += losses
     return gradients
 
@@ -112,19 +110,23 @@ def backpropagate_top(server: Server, messages: Mapping[int, Activations | HeadG
 def _one_by_one(
     server: Server, messages: Mapping[int, Activations | HeadGradient], weights: Sequence[float]
 ) -> tuple[dict[int, Tensor], list[float]]:
-    """λ by client, and the losses; so much of each client's gradient is added up in the top."""
-    server.top.first_order.optimizer.zero_grad(set_to_none=True)
+    """λ by client, and the losses; the mean of so much of each client's gradient is left in the top."""
+    descent, count = server.top.first_order, len(messages)
+    descent.begin()
     gradients: dict[int, Tensor] = {}
     losses = []
     for weight, (client, message) in zip(weights, messages.items(), strict=True):
+        ends = descent.last_pass(server.steps, count) if len(gradients) == count - 1 else nullcontext()
         if isinstance(message, HeadGradient):
-            hidden = backpropagate_middle(server, client, message, weight)
+            with ends:
+                hidden = backpropagate_middle(server, client, message, weight)
             losses.append(message.loss.item())
         else:
             check_activations(server, client, message)
             hidden = message.hidden.detach().requires_grad_()
             loss = loss_of(server, client, hidden, message.lengths, _labels(client, message))
-            loss.backward(None if weight == 1 else loss.new_tensor(weight), inputs=leaves(server, client, hidden))
+            with ends:
+                loss.backward(None if weight == 1 else loss.new_tensor(weight), inputs=leaves(server, client, hidden))
             losses.append(loss.item())
         gradient = cast(Tensor, hidden.grad)
         gradients[client] = gradient if weight == 1 else gradient / weight
@@ -164,10 +166,11 @@ def _in_one_pass(
         losses = [_loss(server, client, own, its_labels) for client, own, its_labels in of_clients]
     except (PeerError, Diverged):
         return None
-    top.first_order.optimizer.zero_grad(set_to_none=True)
-    torch.stack([loss * weight for loss, weight in zip(losses, weights, strict=True)]).sum().backward()
+    top.first_order.begin()
+    with top.first_order.last_pass(server.steps, len(messages)):
+        torch.stack([loss * weight for loss, weight in zip(losses, weights, strict=True)]).sum().backward()
     if hidden.grad is None or not all_finite(hidden.grad):
-        return None
+        return None  # the run ends; one by one says at whose batch, or at the first where weights have moved already
     gradients = hidden.grad.split([len(message.hidden) for message in batches.values()])
     by_client = {m: g if w == 1 else g / w for m, g, w in zip(batches, gradients, weights, strict=True)}
     return by_client, torch.stack(losses).tolist()
@@ -179,7 +182,7 @@ def step_top(server: Server, asked_by: Iterable[int]) -> None:
     Raises:
         PeerError: no batch came since the last step; names one of the clients that want it taken all the same.
     """
-    if all(parameter.grad is None for parameter in server.top.first_order.parameters):
+    if not server.top.first_order.has_gradients:
         wants = f"it wants step {server.steps} taken, but no batch came for it"
         raise PeerError("", wants, sender=min(asked_by))
     server.top.move(server.steps)

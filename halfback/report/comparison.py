@@ -31,6 +31,7 @@ _MEANS = (
     "client_seconds",
     "server_seconds",
     "wall_seconds",
+    "simulated_seconds",
 )
 Cell = dict[str, Any]
 Row = dict[str, Any]
@@ -84,7 +85,7 @@ def _row(cells: Sequence[Cell], target: float | None, rises: bool) -> Row:
         "to_target": _to_target(reached, len(cells)),
         "client_peak_ratio": _mean(ratios),
         "bytes_by_kind": _by_kind(done),
-        **{key: _mean(run[key] for run in done) for key in _MEANS},
+        **{key: _mean(run.get(key) for run in done) for key in _MEANS},
     }
 
 
@@ -122,8 +123,8 @@ def _to_target(reached: Sequence[Mapping[str, Any] | None], seeds: int) -> dict[
     """Means over all seeds; None unless all of them came there."""
     there = [record for record in reached if record is not None]
     everyone = bool(there) and len(there) == seeds
-    keys = ("step", "up_bytes", "down_bytes")
-    means = {key: _mean(record[key] for record in there) if everyone else None for key in keys}
+    keys = ("step", "up_bytes", "down_bytes", "simulated_seconds")
+    means = {key: _mean(record.get(key) for record in there) if everyone else None for key in keys}
     return {"reached": len(there)} | means
 
 
@@ -148,7 +149,10 @@ def results_table(part: Mapping[str, Any], comparison: Mapping[str, Any]) -> tup
     header += [tuning["name"]] if tuning else []
     header += [f"{metric}, final", f"{metric}, best", *(name for _, name, _ in fences), "up", "down"]
     header += [f"{what} to {number(target)}" for what in ("steps", "bytes")] if target is not None else []
+    timed = any(method.get("simulated_seconds") is not None for method in part["methods"].values())
+    header += [f"fleet s to {number(target)}"] if target is not None and timed else []
     header += ["client peak", "÷ inference", "forward passes", "client s", "server s", "wall s"]
+    header += ["fleet s"] if timed else []
     body = []
     for label, row in part["methods"].items():
         cells = [label, count(row["steps"])]
@@ -162,10 +166,12 @@ def results_table(part: Mapping[str, Any], comparison: Mapping[str, Any]) -> tup
             full = there["step"] is not None
             cells += [f"{there['step']:,.0f}" if full else missed]
             cells += [short_size(there["up_bytes"] + there["down_bytes"]) if full else missed]
+            cells += [seconds(there["simulated_seconds"]) if full else missed] if timed else []
         ratio, passes = row["client_peak_ratio"], row["forward_passes"]
         cells += [_size(measured(row["client_peak_bytes"])), NOTHING if ratio is None else f"{ratio:.3f}"]
         cells += [NOTHING if passes is None else f"{passes:,.0f}"]
         cells += [seconds(row[f"{what}_seconds"]) for what in ("client", "server", "wall")]
+        cells += [seconds(row["simulated_seconds"])] if timed else []
         body.append(cells)
     return header, body
 

@@ -42,10 +42,11 @@ def write_comparison(comparison: Mapping[str, Any], out: Path) -> Path:
 
 def _figures(part: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
     labels, name, key = list(part["methods"]), metric["name"], part["equal"]
-    curves: list[tuple[str, Callable[[Mapping[str, Any]], float], Text]] = [
+    curves: list[tuple[str, Callable[[Mapping[str, Any]], float | None], Text]] = [
         ("steps", lambda record: record["step"], lambda value: f"{value:,.0f}"),
         ("bytes, up and down", lambda record: record["up_bytes"] + record["down_bytes"], short_size),
         ("client forward passes", lambda record: record["forward_passes"], lambda value: f"{value:,.0f}"),
+        ("seconds on the fleet", lambda record: record.get("simulated_seconds"), seconds),
     ]
     found = []
     for place, (x_label, at, x_text) in enumerate(curves):
@@ -60,12 +61,13 @@ def _figures(part: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
         ("bytes, up and down", lambda row: row["up_bytes"] + row["down_bytes"], short_size),
         ("client peak memory", lambda row: measured(row["client_peak_bytes"]), short_size),
         ("wall seconds", lambda row: row["wall_seconds"], seconds),
+        ("seconds on the fleet", lambda row: row.get("simulated_seconds"), seconds),
     ]
     for place, (x_label, cost, x_text) in enumerate(costs):
         ends = [
-            (order, price, row["final"]["mean"])
+            (order, spent, row["final"]["mean"])
             for order, row in enumerate(part["methods"].values())
-            if row["final"] is not None and (price := cost(row)) is not None
+            if row["final"] is not None and (spent := cost(row)) is not None
         ]
         if ends:
             found.append(_pareto(labels, ends, x_label, x_text, metric, key=f"{key}p{place}"))
@@ -75,15 +77,17 @@ def _figures(part: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
 
 
 def _mean_curve(
-    order: int, cells: Sequence[Mapping[str, Any]], at: Callable[[Mapping[str, Any]], float]
+    order: int, cells: Sequence[Mapping[str, Any]], at: Callable[[Mapping[str, Any]], float | None]
 ) -> Line | None:
     """Mean over the seeds that finished, at each evaluation; None where none did."""
     done = [cell["curve"] for cell in cells if cell["status"] == "finished"]
-    rows = [row for row in zip(*done, strict=False) if all(record["metric"] is not None for record in row)]
-    if not rows:
-        return None
-    x = [statistics.fmean(at(record) for record in row) for row in rows]
-    return Line(order, x, [statistics.fmean(record["metric"] for record in row) for row in rows])
+    means = [
+        (statistics.fmean(places), statistics.fmean(record["metric"] for record in row))
+        for row in zip(*done, strict=False)
+        if all(record["metric"] is not None for record in row)
+        and len(places := [x for record in row if (x := at(record)) is not None]) == len(row)
+    ]
+    return Line(order, [x for x, _ in means], [y for _, y in means]) if means else None
 
 
 def _pareto(
@@ -97,7 +101,8 @@ def _pareto(
     from halfback.report.figures import points
 
     name, best = metric["name"], undominated(ends, rises=metric["rises"])
-    drawn = points(ends, best, x_label, f"{name} at the end", x_text, key)
+    ringed = {place for place, (order, _, _) in enumerate(ends) if order in best}
+    drawn = points(ends, ringed, x_label, f"{name} at the end", x_text, key)
     told = "; ".join(
         f"{labels[order]}: {number(y)} at {x_text(x)}{', not dominated' if order in best else ''}"
         for order, x, y in ends

@@ -67,15 +67,18 @@ def points(
     x_text: Callable[[float], str],
     key: str,
 ) -> str:
-    """An SVG of (order, x ≥ 0, y), those in `marked` ringed; x is logarithmic where it spans a decade, 0 beside it."""
+    """An SVG of (order, x ≥ 0, y), those at the places in `marked` ringed.
+
+    x is logarithmic where it spans a decade, with 0 beside it.
+    """
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": key}):
         figure = Figure(figsize=(4.6, 3.0), layout="constrained")
         axes = figure.add_subplot()
         axes.grid(color=_INK, alpha=0.15, linewidth=0.6)
         axes.set_axisbelow(True)
-        for order, x, y in found:
+        for place, (order, x, y) in enumerate(found):
             axes.plot([x], [y], color=colour(order), marker=marker(order), markersize=6, linestyle="none")
-            if order in marked:
+            if place in marked:
                 axes.plot([x], [y], color=_INK, marker="o", markersize=13, fillstyle="none", linestyle="none")
         above = [x for _, x, _ in found if x > 0]
         if above and (max(above) / min(above) > 10 or (len(above) < len(found))):

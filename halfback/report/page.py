@@ -89,19 +89,20 @@ def _results(runs: Sequence[Run]) -> str:
 def _curves(runs: Sequence[Run]) -> str:
     metric = metric_name([run.summary for run in runs])
     labels = [run.label for run in runs]
-    axes: list[tuple[str, Callable[[dict[str, Any]], float], Callable[[float], str]]] = [
+    axes: list[tuple[str, Callable[[dict[str, Any]], float | None], Callable[[float], str]]] = [
         ("steps", lambda record: record["step"], lambda value: f"{value:,.0f}"),
         ("bytes, up and down", lambda record: record["up_bytes"] + record["down_bytes"], short_size),
         ("wall seconds", lambda record: record["wall_seconds"], lambda value: f"{value:,g}"),
+        ("seconds on the fleet", lambda record: record.get("simulated_seconds"), lambda value: f"{value:,g}"),
     ]
     figures: list[str] = []
     for y_label, keys in ((metric, ("metric",)), ("loss", ("train_loss", "validation_loss"))):
         for x_label, at, x_text in axes:
             lines = [
-                Line(order, [at(record) for record in found], [record[key] for record in found], dashed=place > 0)
+                Line(order, [x for x, _ in found], [record[key] for _, record in found], dashed=place > 0)
                 for order, run in enumerate(runs)
                 for place, key in enumerate(keys)
-                if (found := [record for record in run.records if record.get(key) is not None])
+                if (found := [(x, r) for r in run.records if r.get(key) is not None and (x := at(r)) is not None])
             ]
             if lines:
                 figures.append(curve_figure(labels, lines, x_label, y_label, x_text, key=f"f{len(figures)}"))

@@ -18,6 +18,7 @@ _TOTALS = (
     "server_seconds",
     "wire_seconds",
     "wall_seconds",
+    "simulated_seconds",
     "forward_passes",
 )
 _MEASURES = (*_TOTALS, "steps", "client_peak_bytes", "client_inference_peak_bytes", "server_peak_bytes")

@@ -35,6 +35,8 @@ def rows(summaries: Sequence[dict[str, Any]], labels: Sequence[str] | None = Non
         ("trainable parameters, bottom", lambda run: count(run.get("trainable_parameters", {}).get("bottom"))),
         ("trainable parameters, top", lambda run: count(run.get("trainable_parameters", {}).get("top"))),
     ]
+    if any(run.get("simulated_seconds") is not None for run in summaries):
+        measures.append(("seconds on the fleet", lambda run: seconds(run.get("simulated_seconds"))))
     if any(run.get("generation") for run in summaries):
         measures += [
             ("BLEU", lambda run: number(_generated(run, "bleu"))),

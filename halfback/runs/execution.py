@@ -10,7 +10,7 @@ from halfback.config import RunConfig
 from halfback.engine import checkpoint
 from halfback.errors import Diverged, HalfbackError, Interrupted
 from halfback.report.page import write_report
-from halfback.runs import devices
+from halfback.runs import devices, simulated
 from halfback.runs.folder import (
     BESIDE,
     CHECKPOINT,
@@ -39,6 +39,7 @@ def begin(config: RunConfig, out: Path, caller: Caller, *, overwrite: bool = Fal
     check_free(out, overwrite=overwrite)
     for each in (config, *(_beside(config, name) for name in config.beside)):
         devices.check(each)  # what is wrong with any of them is said before anything runs
+        simulated.check(each)
     place = out.resolve()  # it is renamed below, also where it is the current folder
     opening = Opening(place, place / PRETRAINED, Path.cwd(), caller)
     with _resumable(place), ExitStack() as locks:

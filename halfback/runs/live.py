@@ -7,15 +7,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from halfback.report.tables import NOTHING, number, short_size
+from halfback.report.tables import NOTHING, number, seconds, short_size
 from halfback.runs.cells import Cell, State
 from halfback.telemetry.records import Record
 
-_COLUMNS = ("cell", "state", "step", "loss", "metric", "bytes")
+_COLUMNS = ("cell", "state", "step", "loss", "metric", "bytes", "fleet s")
 
 
 class LiveTable:
-    """A row for each cell: its state, step, training loss, last metric and bytes both ways."""
+    """A row for each cell: its state, step, training loss, last metric, bytes both ways and seconds on a fleet."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -36,16 +36,18 @@ class LiveTable:
     def __call__(self, cell: Cell, state: State, step: int, record: Record | None) -> None:
         name = f"{cell.folder.parent.name}/{cell.folder.name}"
         if state == "waiting":
-            self._rows.setdefault(name, [name, state, "", "", "", ""])
+            self._rows.setdefault(name, [name, state, *[""] * (len(_COLUMNS) - 2)])
             return
         if record is not None and record.metric is not None:
             self._metrics[name] = record.metric
         loss = NOTHING if record is None or math.isnan(record.train_loss) else number(record.train_loss)
         metric = number(self._metrics.get(name))
         size = NOTHING if record is None else short_size(record.up_bytes + record.down_bytes)
-        self._rows[name] = [name, state, f"{step:,}/{cell.config.steps:,}", loss, metric, size]
+        on_fleet = "" if record is None or record.simulated_seconds is None else seconds(record.simulated_seconds)
+        self._rows[name] = [name, state, f"{step:,}/{cell.config.steps:,}", loss, metric, size, on_fleet]
         if not self._is_live and state in ("kept", "finished", "diverged"):
             end = f"after step {step}" if state == "diverged" else f"loss {loss}  metric {metric}  bytes {size}"
+            end += f"  fleet {on_fleet} s" if on_fleet else ""
             print(f"{name}  {state}  {end}", flush=True)
 
     def _table(self) -> Table:
@@ -54,9 +56,10 @@ class LiveTable:
         room = max(self._console.height - 4, 1)
         running = next((place for place, row in enumerate(rows) if row[1] in ("waiting", "running")), len(rows))
         start = max(0, min(running - room // 2, len(rows) - room))
-        table = Table(*_COLUMNS, box=None, pad_edge=False)
+        shown = len(_COLUMNS) if any(row[-1] for row in rows) else len(_COLUMNS) - 1
+        table = Table(*_COLUMNS[:shown], box=None, pad_edge=False)
         for column in table.columns[2:]:
             column.justify = "right"
         for row in rows[start : start + room]:
-            table.add_row(*row)
+            table.add_row(*row[:shown])
         return table

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from halfback.assembly import Built, build, clear_scratch
 from halfback.assembly.fingerprint import check_same
-from halfback.assembly.given import Given
+from halfback.assembly.given import NOTHING, Given
 from halfback.assembly.places import placed
 from halfback.config import RunConfig
 from halfback.engine.kept import going_on
 from halfback.engine.state import load_server
 from halfback.errors import Diverged, UserError
-from halfback.runs import devices, standing
+from halfback.planning.clock import Clock
+from halfback.runs import devices, simulated, standing
 from halfback.runs.folder import CHECKPOINT, PRETRAINED, config_of
 from halfback.runs.locks import unchanging
 from halfback.runs.summary import Summary, summary_of
@@ -65,10 +66,8 @@ class Opening:
 
     def built(self, config: RunConfig, found: Found | None, *, scratch: Path | None = None) -> Built:
         """Everything that the run needs, from the files that it began with; UserError where they have changed."""
-        start = self._start(found)
-        here = config if start is None else placed(config, start)
         built = replace(
-            build(here, pretrained=self.weights, scratch=scratch, given=self.caller.given),
+            build(self._placed(config, found), pretrained=self.weights, scratch=scratch, given=self.caller.given),
             config=config,
         )
         if found is not None:
@@ -79,11 +78,17 @@ class Opening:
             check_same(kept, built.fingerprint, self.out)
         return built
 
+    def _placed(self, config: RunConfig, found: Found | None) -> RunConfig:
+        """The configuration with the paths of the files that the run began with."""
+        start = self._start(found)
+        return config if start is None else placed(config, start)
+
     def training(self, config: RunConfig, found: Found | None) -> Training:
         """The run from its first record on, or from a checkpoint on."""
         built = self.built(config, found, scratch=self.out)
         if self.caller.like is not None:
             check_same(self.caller.like, built.fingerprint, "what this run is compared with")
+        clock: Clock | None = None
         engine: Engine
         if self.caller.engine is not None:
             engine = self.caller.engine(built)
@@ -92,7 +97,10 @@ class Opening:
         else:
             built.clients.settle()
             engine = built.federation
-        training = Training(built, self.out, engine, self._start(found), self.caller.on_round)
+            here = self._placed(config, found)
+            clock = simulated.clock_of(here, self.caller.given or NOTHING, self.out, self._start(found))
+            built.federation.tap = None if clock is None else clock.hear
+        training = Training(built, self.out, engine, self._start(found), self.caller.on_round, clock)
         if found is None:
             training.begin()
         else:

@@ -9,7 +9,7 @@ from rich import get_console
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from halfback.report.tables import short_size
+from halfback.report.tables import seconds, short_size
 from halfback.runs.training import OnRound, RunState
 
 
@@ -63,6 +63,7 @@ class Bars:
         now = (
             f"{loss}{state.metric_name} {self._metric.get(name, '–')}  "
             f"up {short_size(record.up_bytes)} down {short_size(record.down_bytes)}"
+            + ("" if record.simulated_seconds is None else f"  fleet {seconds(record.simulated_seconds)} s")
         )
         if self._is_live:
             if name not in self._tasks:

@@ -28,6 +28,7 @@ class Standing(BaseModel):
     step: Count
     losses: list[Annotated[float, Field(strict=True)]]
     wall_seconds: Seconds
+    simulated_seconds: Seconds | None = None
     fingerprint: dict[str, str]
     start: str | None = None
 
@@ -58,6 +59,8 @@ def load(config: RunConfig, out: Path) -> tuple[int, dict[str, Any], dict[str, A
     step = min(number * config.steps_per_round, config.steps)
     if number > rounds or kept.step != step:
         raise UserError(f"checkpoint {out / CHECKPOINT} of round {number} contradicts itself: it says step {kept.step}")
+    if (kept.simulated_seconds is None) != (config.fleet is None):
+        raise UserError(f"checkpoint {out / CHECKPOINT} contradicts {CONFIG}: simulated_seconds and fleet go together")
     _check_records(config, out, number, rounds, values)
     return found
 
@@ -72,13 +75,17 @@ def _check_records(config: RunConfig, out: Path, number: int, rounds: int, value
             f"{out / RECORDS} contradicts the checkpoint of round {number}: it ends with records of {there}"
         )
     last = records[-1]
-    told = {"step": last.step, "losses since": number - last.round}
-    kept = {"step": min(last.round * config.steps_per_round, config.steps), "losses since": len(values["losses"])}
+    told: dict[str, Any] = {"step": last.step, "losses since": number - last.round}
+    kept: dict[str, Any] = {
+        "step": min(last.round * config.steps_per_round, config.steps),
+        "losses since": len(values["losses"]),
+    }
     if last.round == number:
         ledger = checked(EngineValues, values).ledger
         told |= {"forward_passes": last.forward_passes, "up_bytes": last.up_bytes, "down_bytes": last.down_bytes}
         kept |= {"forward_passes": values["forward_passes"], "up_bytes": ledger.total("up")}
         kept |= {"down_bytes": ledger.total("down")}
+        told["simulated_seconds"], kept["simulated_seconds"] = last.simulated_seconds, values.get("simulated_seconds")
     for key, value in kept.items():
         if told[key] != value:
             raise UserError(

@@ -74,6 +74,7 @@ class Summary:
         server_seconds: spent by the server.
         wire_seconds: spent by both on packing and unpacking, and on codecs.
         wall_seconds: of the run, evaluations included, pauses not.
+        simulated_seconds: that the run would have taken on the devices and links of its fleet; None without one.
         forward_passes: of what a client holds on one batch, all clients together.
         generation: of runs with `task.generated_rows`, else None.
         slopes: how they were taken, and in what precision where the weights have less; None where none were.
@@ -103,6 +104,7 @@ class Summary:
     server_seconds: float
     wire_seconds: float
     wall_seconds: float
+    simulated_seconds: float | None
     forward_passes: int
     generation: Written | None
     slopes: str | None
@@ -171,6 +173,7 @@ def summary_of(built: Built, out: Path) -> Summary:
         server_seconds=last.server_seconds,
         wire_seconds=last.wire_seconds,
         wall_seconds=last.wall_seconds,
+        simulated_seconds=last.simulated_seconds,
         forward_passes=last.forward_passes,
         generation=None if written is None else Written(**written),
         slopes=needs.probe.said(model.whole) if needs.probe is not None and needs.directions else None,

@@ -19,6 +19,7 @@ from halfback.config import RunConfig
 from halfback.engine import checkpoint
 from halfback.errors import CohortLost, Diverged, UserError
 from halfback.parties.holdings import Round
+from halfback.planning.clock import Clock
 from halfback.runs import standing
 from halfback.runs.folder import CHECKPOINT
 from halfback.telemetry.records import Record, truncate_records
@@ -82,14 +83,26 @@ class Engine(Protocol):
 class Training:
     """Where a run stands, and what is done with that: rounds, evaluations, checkpoints."""
 
-    def __init__(self, built: Built, out: Path, engine: Engine, start: Path | None, on_round: OnRound | None) -> None:
-        """`start`: the folder that the configuration's relative paths are from, None where nobody needs to know."""
+    def __init__(
+        self,
+        built: Built,
+        out: Path,
+        engine: Engine,
+        start: Path | None,
+        on_round: OnRound | None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`start`: the folder that the configuration's relative paths are from, None where nobody needs to know.
+
+        `clock`: of a fleet, which hears what the engine's links carry; None where there is none.
+        """
         self.built = built
         self.config = built.config
         self.out = out
         self.engine = engine
         self.start = start
         self.on_round = on_round
+        self.clock = clock
         self.round = 0
         self.step = 0
         self.losses: list[float] = []  # of the rounds since the last record
@@ -111,6 +124,9 @@ class Training:
         self.engine.load_state(tensors, values)
         self.round, self.step, self.losses = round_number, values["step"], values["losses"]
         self.saved = round_number
+        if self.clock is not None:
+            self.clock.seconds = values["simulated_seconds"]
+            self.clock.void()
         self.seconds_before, self.started = values["wall_seconds"], time.perf_counter()
         truncate_records(self.out, round_number)
 
@@ -145,6 +161,7 @@ class Training:
             "step": self.step,
             "losses": self.losses,
             "wall_seconds": self._seconds(),
+            "simulated_seconds": self._simulated(),
             "fingerprint": dict(self.built.fingerprint),
             "start": None if self.start is None else str(self.start),
         }
@@ -160,7 +177,10 @@ class Training:
         config, server = self.config, self.built.federation.server
         steps = min(config.steps_per_round, config.steps - self.step)
         round = Round(self.round, steps, self.step)
+        passes = server.meters.forward_passes
         loss = self.engine.run_round(round, measure_memory=self.round % config.memory_every == 0)
+        if self.clock is not None:
+            self.clock.end_round(steps, server.meters.forward_passes - passes)
         self.losses.append(loss)
         self.round += 1
         self.step += steps
@@ -206,6 +226,7 @@ class Training:
             wall_seconds=self._seconds(),
             forward_passes=meters.forward_passes,
             thresholds=server.thresholds(),
+            simulated_seconds=self._simulated(),
         )
 
     def _evaluated(self) -> Record:
@@ -227,6 +248,9 @@ class Training:
 
     def _seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
+
+    def _simulated(self) -> float | None:
+        return None if self.clock is None else self.clock.seconds
 
     def _go_back(self, error: CohortLost) -> None:
         """To the last checkpoint, unless that has led nowhere again and again."""

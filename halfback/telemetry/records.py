@@ -42,6 +42,7 @@ SUMMARY_KEYS = frozenset(
         "server_seconds",
         "wire_seconds",
         "wall_seconds",
+        "simulated_seconds",
         "forward_passes",
         "generation",
         "slopes",
@@ -58,10 +59,13 @@ _NESTED_KEYS = {
 _NUMBERS = (
     *("steps", "seed", "up_bytes", "down_bytes", "client_peak_bytes", "client_inference_peak_bytes"),
     *("server_peak_bytes", "client_seconds", "server_seconds", "wire_seconds", "wall_seconds", "forward_passes"),
+    "simulated_seconds",
 )
 _COUNTS = ("round", "step", "up_bytes", "down_bytes", "forward_passes")
-_SECONDS = ("client_seconds", "server_seconds", "wire_seconds", "wall_seconds")
-_MAY_BE_NULL = ("train_loss", "validation_loss", "metric")
+_SECONDS = ("client_seconds", "server_seconds", "wire_seconds", "wall_seconds", "simulated_seconds")
+_MAY_BE_INFINITE = ("train_loss", "validation_loss", "metric")  # and are null then
+_MAY_BE_NULL = (*_MAY_BE_INFINITE, "simulated_seconds")
+_SINCE = {"simulated_seconds"}  # may be missing: records from before there were fleets lack it
 _MOST_COUNT = 1 << 63  # below it; what other readers of JSON hold too
 
 
@@ -83,6 +87,7 @@ class Record:
         wall_seconds: since the run began, evaluations included, pauses not.
         forward_passes: of what a client holds on one batch, all clients together.
         thresholds: by link that reuses values, the similarity below which a sample is sent until the next round.
+        simulated_seconds: that all this would have taken on the devices and links of the run's fleet; None without one.
     """
 
     round: int
@@ -98,6 +103,7 @@ class Record:
     wall_seconds: float
     forward_passes: int
     thresholds: dict[str, float]
+    simulated_seconds: float | None = None
 
     def to_json(self) -> str:
         """Writes the record down.
@@ -109,7 +115,7 @@ class Record:
             UserError: a value is one that `from_json` refuses: what can't be read again is not written.
         """
         written = asdict(self)
-        for name in _MAY_BE_NULL:
+        for name in _MAY_BE_INFINITE:
             written[name] = _finite(written[name])
         _check_values(written)
         return json.dumps(written, allow_nan=False)
@@ -132,7 +138,7 @@ class Record:
         except ValueError:
             raise UserError(f"a record must be one line of JSON, not {line[:60]!r}") from None
         names = {field.name for field in fields(cls)}
-        if not isinstance(found, dict) or found.keys() != names:
+        if not isinstance(found, dict) or found.keys() | _SINCE != names:
             keys = sorted(found) if isinstance(found, dict) else type(found).__name__
             raise UserError(f"a record has the fields {sorted(names)}, not {keys}")
         _check_values(found)
@@ -152,7 +158,7 @@ def _check_values(found: dict[str, Any]) -> None:
                 raise UserError(f"a record's {name} must be a number from 0 to 2^63 - 1, not {shown(value)}")
         elif not (_is_number(value) or (value is None and name in _MAY_BE_NULL)):
             raise UserError(f"a record's {name} must be a finite number, not {shown(value)}")
-        elif name in _SECONDS and value < 0:
+        elif name in _SECONDS and value is not None and value < 0:
             raise UserError(f"a record's {name} must be at least 0, not {shown(value)}")
 
 
@@ -229,6 +235,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if isinstance(summary, dict):
         summary.setdefault("skipped_rows", 0)  # of a run from before rows could be skipped
         summary.setdefault("slopes", None)  # of a run from before it was said
+        summary.setdefault("simulated_seconds", None)  # of a run from before there were fleets
     _check_summary(summary, str(path))
     check_numbers(summary, _NUMBERS, f"{path}: ", least=0)
     check_numbers(summary, ("train_loss",), f"{path}: ")

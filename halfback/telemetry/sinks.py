@@ -67,6 +67,7 @@ class TensorBoard:
             "seconds/server": record.server_seconds,
             "seconds/wire": record.wire_seconds,
             "seconds/wall": record.wall_seconds,
+            "seconds/simulated": record.simulated_seconds,
             "forward_passes": record.forward_passes,
         }
         for name, value in curves.items():

@@ -10,8 +10,8 @@ from halfback.assembly import Built
 from halfback.config import RunConfig
 from halfback.engine.federation import Federation
 from halfback.parties.server import Server
+from halfback.planning.traffic import Talk
 from halfback.testing import small
-from halfback.testing.formulas import Work
 
 ROUNDS, STEPS = 4, 2
 Arrived = list[tuple[int, str, bytes]]  # client, direction, message
@@ -29,7 +29,7 @@ class Observed:
     losses: list[float]
     before: Mapping[str, Tensor]
     arrived: Arrived
-    work: list[list[Work]]
+    work: list[list[Talk]]
 
     @property
     def federation(self) -> Federation:
@@ -52,7 +52,7 @@ def observe(config: RunConfig) -> Observed:
 def _run(built: Built) -> Observed:
     simulation = built.federation
     before = {name: tensor.clone() for name, tensor in built.model.bottom.state_dict().items()}
-    arrived, losses, work = tapped(simulation), list[float](), list[list[Work]]()
+    arrived, losses, work = tapped(simulation), list[float](), list[list[Talk]]()
     for number in range(ROUNDS):
         cohort, turns = simulation.server.cohort(number), simulation.server.algorithm.needs.turns == "one_by_one"
         work.append([_work(simulation, m, number, STEPS * place * turns) for place, m in enumerate(cohort)])
@@ -67,7 +67,7 @@ def tapped(federation: Federation) -> Arrived:
     return arrived
 
 
-def _work(simulation: Federation, number: int, round_number: int, taken: int) -> Work:
+def _work(simulation: Federation, number: int, round_number: int, taken: int) -> Talk:
     client, server = simulation.client(number).party, simulation.server.party
     batches, second = [], []
     for place in range(client.feed.cursor, client.feed.cursor + 2):
@@ -80,7 +80,7 @@ def _work(simulation: Federation, number: int, round_number: int, taken: int) ->
             sizes = (32, 8, 8) if len(client.head.module.state_dict()) > 2 else (64, 4, 4)
             second.append((hidden[0], *sizes) if texts is None else hidden)
     rows, cohort = range(client.theta.position, len(server.agreed.rows) + taken), simulation.server.sampling.sampled
-    return Work(
+    return Talk(
         first=2 * round_number,
         batches=batches,
         missed=len(rows),

@@ -1,4 +1,4 @@
-"""The table: one row an algorithm (and its variants), with settings that make it learn and its bytes in closed form."""
+"""The table: one row an algorithm (and its variants), with settings that make it learn."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -6,15 +6,14 @@ from typing import Any
 
 from halfback.algorithms import algorithms
 from halfback.parties.protocol import Needs
-from halfback.testing import formulas
-from halfback.testing.formulas import Columns, Formula, u_shaped
+from halfback.planning.traffic import Columns
 
 Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """`name` in the registry, its bytes in closed form if that is known, and the settings it is checked with.
+    """`name` in the registry, and the settings it is checked with.
 
     `learns`: settings with which the loss falls within 30 rounds where the others' do not do.
     `reuses`: links with temporal reuse, and what their chain makes of rows of that width.
@@ -26,7 +25,6 @@ class Row:
     """
 
     name: str
-    bytes_of_round: Formula | None = None
     settings: Settings = field(default_factory=dict)
     learns: Settings = field(default_factory=dict)
     reuses: dict[str, Callable[[int], Columns]] = field(default_factory=dict)
@@ -87,64 +85,57 @@ _ON_FOUR_LINKS: Settings = _UP_AND_DOWN | {
     "codecs.gradient_up": [{"name": "temporal", "projection": None}, "int8"],
 }
 ROWS: dict[str, Row] = {
-    "ho_sfl": Row("ho_sfl", formulas.ho_sfl, {"algorithm.directions": 3, **_REPLAYED}),
+    "ho_sfl": Row("ho_sfl", {"algorithm.directions": 3, **_REPLAYED}),
     "ho_sfl-central": Row(
         "ho_sfl",
-        formulas.ho_sfl,
         {"algorithm.directions": 2, "algorithm.estimator": "central", "bottom.optimizer": "momentum"},
         learns={"bottom.lr": 1e-3},
     ),
     "ho_sfl-forward_ad": Row(
         "ho_sfl",
-        formulas.ho_sfl,
         {"algorithm.directions": 2, "algorithm.estimator": "forward_ad", "bottom.law": "gaussian"},
         learns={"bottom.lr": 1e-3},
     ),
-    "split_lora": Row("split_lora", formulas.split_lora, {"bottom.optimizer": "adamw", "bottom.clip": 1.0}),
-    "split_lora-checkpointing": Row("split_lora", formulas.split_lora, {"algorithm.checkpointing": True}),
+    "split_lora": Row("split_lora", {"bottom.optimizer": "adamw", "bottom.clip": 1.0}),
+    "split_lora-checkpointing": Row("split_lora", {"algorithm.checkpointing": True}),
     "zo_sfl": Row(
         "zo_sfl",
-        formulas.zo_sfl,
         {"algorithm.directions": 2, "top.optimizer": "momentum", "top.lr": 1e-3},
         learns={"model.cut": 3, "top.optimizer": "adamw", "top.lr": 5e-3, "bottom.lr": 1e-4},
     ),
-    "frozen_bottom": Row("frozen_bottom", formulas.frozen_bottom),
+    "frozen_bottom": Row(
+        "frozen_bottom",
+    ),
     "ho_sfl-clipped": Row(
         "ho_sfl",
-        formulas.ho_sfl,
         {"algorithm.clip_samples": 0.05, **_SCHEDULED},
         learns={"bottom.lr": 1e-3},
         brief=True,
     ),
     "ho_sfl-robust": Row(
         "ho_sfl",
-        formulas.ho_sfl,
         {"algorithm.directions": 2, "robust.name": "median", "sampled_clients": 3, **_REPLAYED},
         learns={"clients": 3},
         brief=True,
     ),
     "ho_sfl-exact": Row(
         "ho_sfl",
-        formulas.ho_sfl,
         {"model.cut": 2, "algorithm.directions": 3, "algorithm.exact_blocks": 1, "bottom.clip": 1.0, **_REPLAYED},
         devices=True,
     ),
     "ho_sfl-exact-alone": Row(
         "ho_sfl",
-        formulas.ho_sfl,
         {"model.cut": 3, "algorithm.directions": 0, "algorithm.exact_blocks": 2, "bottom.normalize": True},
         learns={"bottom.lr": 1e-3},
         brief=True,
     ),
     "ho_sfl-exact-all": Row(
         "ho_sfl",
-        formulas.ho_sfl,
         {"model.cut": 2, "algorithm.directions": 0, "algorithm.exact_blocks": "all", **_REPLAYED, **_BY_SIGNS},
         codes={link: [(32, 1), (1, 4)] for link in ("slopes_up", "slopes_down")},
     ),
     "ho_sfl-exact-int8": Row(
         "ho_sfl",
-        formulas.ho_sfl,
         {
             "model.cut": 3,
             "algorithm.directions": 2,
@@ -158,164 +149,135 @@ ROWS: dict[str, Row] = {
     ),
     "ho_sfl-rows": Row(
         "ho_sfl",
-        formulas.ho_sfl,
         {"algorithm.directions": 2, "model.cut": 2, "algorithm.exact_blocks": 1, **_REPLAYED, **_BY_ROWS},
         learns=_TWO_ALIKE,
         brief=True,
     ),
     "split_lora-rows": Row(
         "split_lora",
-        u_shaped(formulas.split_lora),
         {"model.head": 0, "bottom.optimizer": "adamw", **_BY_ROWS},
         learns=_TWO_ALIKE,
         brief=True,
     ),
     "heron_sfl-rows": Row(
         "heron_sfl",
-        formulas.own_loss(2),
         {"algorithm.every": 2, **_REPLAYED, **_BY_ROWS, **_SCHEDULED},
         learns={"bottom.schedule": "constant", **_TWO_ALIKE},
         brief=True,
     ),
-    "hosl": Row("hosl", formulas.hosl, {"algorithm.directions": 2, **_REPLAYED}),
+    "hosl": Row("hosl", {"algorithm.directions": 2, **_REPLAYED}),
     "hosl-scheduled": Row(
         "hosl",
-        formulas.hosl,
         {"algorithm.directions": 2, "bottom.optimizer": "momentum", **_SCHEDULED},
         learns={"bottom.lr": 1e-3},
         brief=True,
     ),
-    "sfl_v1": Row(
-        "sfl_v1", formulas.split_lora, {"bottom.optimizer": "momentum"}, learns={"bottom.lr": 1e-3}, texts=False
-    ),
-    "sfl_v2": Row("sfl_v2", formulas.split_lora, {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}, texts=False),
-    "sfl_v2-scheduled": Row("sfl_v2", formulas.split_lora, _SCHEDULED, brief=True),
-    "vanilla_split": Row(
-        "vanilla_split", formulas.relay, {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}, texts=False
-    ),
-    "vanilla_split-u": Row("vanilla_split", u_shaped(formulas.relay), {"model.head": 0, **_SCHEDULED}),
-    "cse_fsl": Row("cse_fsl", formulas.own_loss(1), {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}, texts=False),
-    "cse_fsl-every": Row("cse_fsl", formulas.own_loss(2), {"algorithm.every": 2, "model.auxiliary": 2}, brief=True),
-    "fsl_sage": Row("fsl_sage", formulas.own_loss(1), server_moves="head.", texts=False),
+    "sfl_v1": Row("sfl_v1", {"bottom.optimizer": "momentum"}, learns={"bottom.lr": 1e-3}, texts=False),
+    "sfl_v2": Row("sfl_v2", {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}, texts=False),
+    "sfl_v2-scheduled": Row("sfl_v2", _SCHEDULED, brief=True),
+    "vanilla_split": Row("vanilla_split", {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}, texts=False),
+    "vanilla_split-u": Row("vanilla_split", {"model.head": 0, **_SCHEDULED}),
+    "cse_fsl": Row("cse_fsl", {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}, texts=False),
+    "cse_fsl-every": Row("cse_fsl", {"algorithm.every": 2, "model.auxiliary": 2}, brief=True),
+    "fsl_sage": Row("fsl_sage", server_moves="head.", texts=False),
     "fsl_sage-blocks": Row(
         "fsl_sage",
-        formulas.own_loss(2),
         {"algorithm.align_every": 2, "algorithm.every": 2, "model.auxiliary": 2},
         server_moves="head.",
     ),
-    "heron_sfl": Row("heron_sfl", formulas.own_loss(1), {"algorithm.directions": 2, **_REPLAYED}),
+    "heron_sfl": Row("heron_sfl", {"algorithm.directions": 2, **_REPLAYED}),
     "heron_sfl-central": Row(
         "heron_sfl",
-        formulas.own_loss(2),
         {"algorithm.estimator": "central", "algorithm.every": 2, "algorithm.clip_samples": 5.0, **_REPLAYED},
         brief=True,
     ),
     "heron_sfl-forward_ad": Row(
         "heron_sfl",
-        formulas.own_loss(1),
         {"algorithm.estimator": "forward_ad", "algorithm.directions": 1, **_REPLAYED},
         brief=True,
     ),
     "mu_splitfed": Row(
         "mu_splitfed",
-        formulas.mu_splitfed,
         {"top.optimizer": "momentum", "top.lr": 1e-3},
         learns={"top.optimizer": "adamw", "top.lr": 1e-3, "bottom.lr": 1e-4},
     ),
     "mu_splitfed-steps": Row(
         "mu_splitfed",
-        formulas.mu_splitfed,
         {"algorithm.directions": 2, "algorithm.server_steps": 3, "top.optimizer": "adamw", "top.lr": 1e-3},
         learns={"top.lr": 1e-3, "bottom.lr": 1e-4},
         brief=True,
     ),
-    "decomfl": Row("decomfl", formulas.decomfl, {"algorithm.directions": 3, **_REPLAYED}, learns={"bottom.lr": 3e-3}),
+    "decomfl": Row("decomfl", {"algorithm.directions": 3, **_REPLAYED}, learns={"bottom.lr": 3e-3}),
     "decomfl-central": Row(
         "decomfl",
-        formulas.decomfl,
         {"algorithm.estimator": "central", "algorithm.clip_samples": 5.0, **_SCHEDULED},
         learns={"bottom.lr": 1e-3},
         brief=True,
     ),
     "decomfl-forward_ad": Row(
         "decomfl",
-        formulas.decomfl,
         {"algorithm.estimator": "forward_ad", "algorithm.directions": 1, **_REPLAYED},
         brief=True,
     ),
-    "spry": Row("spry", formulas.spry, {"algorithm.directions": 2, **_REPLAYED}, learns={"bottom.lr": 3e-3}),
+    "spry": Row("spry", {"algorithm.directions": 2, **_REPLAYED}, learns={"bottom.lr": 3e-3}),
     "ho_fl": Row(
         "ho_fl",
-        formulas.ho_fl,
         {"algorithm.directions": 3, "algorithm.boundaries": [2, 1], "bottom.optimizer": "adamw", "bottom.lr": 1e-3},
         learns={"bottom.lr": 1e-2},
     ),
-    "mezo": Row(
-        "mezo", formulas.silent, {"algorithm.directions": 2, **_REPLAYED}, learns={"bottom.lr": 3e-3}, texts=False
-    ),
-    "mezo-forward_ad": Row("mezo", formulas.silent, {"algorithm.estimator": "forward_ad", **_REPLAYED}, brief=True),
-    "fedavg": Row("fedavg", formulas.fedavg, {"bottom.optimizer": "adamw"}, texts=False),
-    "centralised": Row("centralised", formulas.silent, {"bottom.clip": 1.0, **_SCHEDULED}, learns={"bottom.lr": 5e-2}),
-    "ho_sfl-u": Row("ho_sfl", u_shaped(formulas.ho_sfl), {"algorithm.directions": 3, "model.head": 0, **_REPLAYED}),
-    "ho_sfl-u-block": Row("ho_sfl", u_shaped(formulas.ho_sfl), {"model.head": 1, **_REPLAYED}),
+    "mezo": Row("mezo", {"algorithm.directions": 2, **_REPLAYED}, learns={"bottom.lr": 3e-3}, texts=False),
+    "mezo-forward_ad": Row("mezo", {"algorithm.estimator": "forward_ad", **_REPLAYED}, brief=True),
+    "fedavg": Row("fedavg", {"bottom.optimizer": "adamw"}, texts=False),
+    "centralised": Row("centralised", {"bottom.clip": 1.0, **_SCHEDULED}, learns={"bottom.lr": 5e-2}),
+    "ho_sfl-u": Row("ho_sfl", {"algorithm.directions": 3, "model.head": 0, **_REPLAYED}),
+    "ho_sfl-u-block": Row("ho_sfl", {"model.head": 1, **_REPLAYED}),
     "ho_sfl-u-exact": Row(
         "ho_sfl",
-        u_shaped(formulas.ho_sfl),
         {"model.head": 0, "model.cut": 2, "algorithm.exact_blocks": 1, **_REPLAYED},
         brief=True,
     ),
-    "split_lora-u": Row(
-        "split_lora", u_shaped(formulas.split_lora), {"model.head": 0, "bottom.optimizer": "adamw", "top.clip": 1.0}
-    ),
+    "split_lora-u": Row("split_lora", {"model.head": 0, "bottom.optimizer": "adamw", "top.clip": 1.0}),
     "split_lora-u-block": Row(
         "split_lora",
-        u_shaped(formulas.split_lora),
         {"model.head": 1, "top.train": "full", "algorithm.checkpointing": True},
     ),
-    "frozen_bottom-u": Row("frozen_bottom", u_shaped(formulas.frozen_bottom), {"model.head": 0}),
-    "ho_sfl_pipelined": Row("ho_sfl_pipelined", formulas.ho_sfl_pipelined, {"algorithm.directions": 3, **_REPLAYED}),
+    "frozen_bottom-u": Row("frozen_bottom", {"model.head": 0}),
+    "ho_sfl_pipelined": Row("ho_sfl_pipelined", {"algorithm.directions": 3, **_REPLAYED}),
     "ho_sfl_pipelined-central": Row(
         "ho_sfl_pipelined",
-        formulas.ho_sfl_pipelined,
         {"algorithm.estimator": "central", "algorithm.clip_samples": 0.05, "bottom.optimizer": "momentum"},
         learns={"bottom.lr": 1e-3},
         brief=True,
     ),
     "ho_sfl_pipelined-forward_ad": Row(
         "ho_sfl_pipelined",
-        formulas.ho_sfl_pipelined,
         {"algorithm.estimator": "forward_ad", **_SCHEDULED},
         learns={"bottom.lr": 1e-3},
         brief=True,
     ),
     "ho_sfl_pipelined-temporal": Row(
         "ho_sfl_pipelined",
-        formulas.ho_sfl_pipelined,
         {"algorithm.directions": 3, **_REPLAYED, **_UP_AND_DOWN},
         reuses={"activations_up": _int8, "gradient_down": _values},
     ),
     "ho_sfl-temporal": Row(
         "ho_sfl",
-        formulas.ho_sfl,
         {"algorithm.directions": 3, **_REPLAYED, **_UP_AND_DOWN},
         reuses={"activations_up": _int8, "gradient_down": _values},
     ),
     "split_lora-temporal": Row(
         "split_lora",
-        formulas.split_lora,
         {"bottom.optimizer": "adamw", **_UP_AND_DOWN},
         reuses={"activations_up": _int8, "gradient_down": _values},
     ),
     "zo_sfl-temporal": Row(
         "zo_sfl",
-        formulas.zo_sfl,
         {"algorithm.directions": 2, **_REUSING, "codecs.activations_up": ["temporal", "int8"]},
         learns={"model.cut": 3, "top.optimizer": "adamw", "top.lr": 5e-3, "bottom.lr": 1e-4},
         reuses={"activations_up": _int8},
     ),
     "ho_sfl-u-temporal": Row(
         "ho_sfl",
-        u_shaped(formulas.ho_sfl),
         {"model.head": 0, **_REPLAYED, **_ON_FOUR_LINKS},
         reuses={"activations_up": _int8, "gradient_down": _values, "activations_down": _values, "gradient_up": _int8},
     ),

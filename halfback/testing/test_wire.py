@@ -11,8 +11,9 @@ from torch import Tensor
 
 from halfback.assembly import Built
 from halfback.config import RunConfig
+from halfback.planning.methods import formula_of
+from halfback.planning.traffic import greeting, reused, tensor
 from halfback.testing import small
-from halfback.testing.formulas import greeting, reused, tensor
 from halfback.testing.observed import ROUNDS, STEPS, Arrived, Observed
 from halfback.testing.remote import run_over_sockets
 from halfback.testing.table import Row
@@ -44,11 +45,13 @@ def test_the_bytes_are_those_of_the_closed_form(row: Row, observed: Observed) ->
     Where a link reuses what it remembers, the formula is that of the plain row with the size of each encoded field in
     place of its tensor's: all of it follows from the skip map, which is read off the wire.
     """
-    if row.bytes_of_round is None:
+    config = observed.built.config
+    formula = formula_of(row.name, observed.built.ground.algorithm, head=config.model.head is not None)
+    if formula is None:
         pytest.skip("nobody said what its bytes are in closed form")
     expected, skipped = {"up": 0, "down": 0}, 0
     for work in (work for of_round in observed.work for work in of_round):
-        for side, count in zip(expected, row.bytes_of_round(replace(work, codes=row.codes)), strict=True):
+        for side, count in zip(expected, formula(replace(work, codes=row.codes)), strict=True):
             expected[side] += count
         if row.reuses:
             for side, count in zip(expected, greeting(len(row.reuses)), strict=True):

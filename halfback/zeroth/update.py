@@ -12,6 +12,8 @@ from typing import Literal
 
 from torch import Tensor
 
+Replayed = Literal["sgd", "momentum", "adamw", "sign"]
+
 
 @dataclass(frozen=True)
 class UpdateRule:
@@ -28,7 +30,7 @@ class UpdateRule:
             not few beside d it is too small, about by √(1 + N/d); so is the norm of `normalize`.
     """
 
-    optimizer: Literal["sgd", "momentum", "adamw", "sign"] = "sgd"
+    optimizer: Replayed = "sgd"
     lr: float = 1e-3
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)

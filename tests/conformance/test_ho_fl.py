@@ -16,8 +16,8 @@ from halfback.errors import Diverged, PeerError, UserError
 from halfback.parties.client import Client
 from halfback.parties.holdings import Round
 from halfback.parties.protocol import Conversation
+from halfback.planning.traffic import JOIN, NOTHING, slopes, weights
 from halfback.testing import small
-from halfback.testing.formulas import JOIN, NOTHING, slopes, weights
 from halfback.testing.remote import run_over_sockets
 from halfback.testing.wrapped import saying, wrap
 from halfback.wire.messages import Message, Slopes, Weights

@@ -16,9 +16,9 @@ from halfback.engine.federation import Federation
 from halfback.errors import PeerError, UserError
 from halfback.models.adapters import trainable
 from halfback.parties.client_exchange import upload
+from halfback.planning.traffic import HEADER, INTEGER, JOIN, activations, slopes, tensor
 from halfback.telemetry.meters import MemoryMeter
 from halfback.testing import small
-from halfback.testing.formulas import HEADER, INTEGER, JOIN, activations, slopes, tensor
 from halfback.testing.observed import ROUNDS, STEPS, observe
 from halfback.testing.remote import run_over_sockets
 

@@ -62,6 +62,13 @@ def test_a_record_comes_back_as_it_was() -> None:
     assert "\n" not in RECORD.to_json()
 
 
+def test_a_record_from_before_there_were_fleets_is_read() -> None:
+    line = {name: value for name, value in json.loads(RECORD.to_json()).items() if name != "simulated_seconds"}
+    assert Record.from_json(json.dumps(line)) == RECORD
+    timed = replace(RECORD, simulated_seconds=3.5)
+    assert Record.from_json(timed.to_json()) == timed
+
+
 def test_a_loss_that_is_not_finite_is_standard_json() -> None:
     line = replace(RECORD, train_loss=math.inf, metric=math.nan).to_json()
     assert json.loads(line, parse_constant=pytest.fail)["train_loss"] is None
@@ -212,6 +219,7 @@ def test_without_tensorboard_the_error_says_what_to_install(tmp_path: Path, monk
 NOT_TO_BE_READ: dict[str, list[Any]] = {
     "client_seconds": [math.inf, math.nan, -1.0, None, 10**400, "1", True],
     "wall_seconds": [-1e-9],
+    "simulated_seconds": [-1.0, math.inf, "1", True],
     "forward_passes": [1 << 63, -1, 1.0, None],
     "up_bytes": [10**5000],
     "validation_loss": ["0.5"],
