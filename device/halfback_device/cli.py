@@ -13,7 +13,7 @@ from typing import Any
 
 from halfback_device.alone import alone
 from halfback_device.data import Rows
-from halfback_device.errors import DeviceError, PackageError
+from halfback_device.errors import DeviceError, running_graphs
 from halfback_device.package import Package
 from halfback_device.plan import plan_of
 from halfback_device.profile import profile, written
@@ -168,12 +168,8 @@ def infer(folder: Path, rows: Rows, *, client: int | None, batches: int) -> dict
     theta, ready, seconds = package.theta(), time.perf_counter() - begun, []
     for _ in range(batches):
         batch, at = feed.next(), time.perf_counter()
-        try:
+        with running_graphs():
             bottom.forward(batch.inputs, theta.__getitem__)
-        except DeviceError:
-            raise
-        except Exception as error:  # of the runtime, whose errors are of many kinds
-            raise PackageError(f"the package's graphs can't be run: {type(error).__name__}: {error!s:.200}") from None
         seconds.append(time.perf_counter() - at)
     middle = sorted(seconds)[len(seconds) // 2]
     told = {"batches": batches, "rows": len(feed), "ready_seconds": ready, "batch_seconds": middle}

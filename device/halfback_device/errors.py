@@ -1,5 +1,7 @@
 """The errors that a package, a peer or a site can cause, in one line; all else is a bug and keeps its traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 Peer = Literal["server"] | None
@@ -60,6 +62,17 @@ class Diverged(DeviceError):
         named = f"{sender}: {what}" if sender else what
         super().__init__("; ".join(filter(None, (f"{named} {how}" if how else named, cure))))
         self.what, self.how, self.cure, self.sender = what, how, cure, sender
+
+
+@contextmanager
+def running_graphs() -> Iterator[None]:
+    """Makes what the runtime raises, whose errors are of many kinds, one of the package."""
+    try:
+        yield
+    except DeviceError:
+        raise
+    except Exception as error:
+        raise PackageError(f"the package's graphs can't be run: {type(error).__name__}: {error!s:.200}") from None
 
 
 def one_line(text: str) -> str:

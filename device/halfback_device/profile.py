@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from halfback_device.alone import alone
 from halfback_device.data import Rows
-from halfback_device.errors import DeviceError, PackageError
+from halfback_device.errors import running_graphs
 from halfback_device.layout import lay_out
 from halfback_device.package import Package
 from halfback_device.plan import plan_of
@@ -49,14 +49,10 @@ def profile(
     end = 0.0
     while time.perf_counter() < end or not rates:
         batch = feed.next()
-        try:
+        with running_graphs():
             entered = bottom.noting(batch.inputs, theta.__getitem__, len(package.manifest["graphs"]["blocks"]))
             begun = time.perf_counter()
             bottom.forward(batch.inputs, theta.__getitem__)
-        except DeviceError:
-            raise
-        except Exception as error:  # of the runtime, whose errors are of many kinds
-            raise PackageError(f"the package's graphs can't be run: {type(error).__name__}: {error!s:.200}") from None
         taken = time.perf_counter() - begun
         results = [*entered[1].entered[1:], entered[0]]
         if end:  # the first warms up

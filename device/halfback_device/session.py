@@ -14,7 +14,7 @@ from typing import Any, final
 import numpy as np
 
 from halfback_device.batches import Feed, Ragged, Split
-from halfback_device.errors import DeviceError, PackageError, PeerError
+from halfback_device.errors import DeviceError, PackageError, PeerError, running_graphs
 from halfback_device.facts import TOKENIZER
 from halfback_device.forms import HiddenForm, LinkForm, VectorForm, bounds_of
 from halfback_device.link import End
@@ -79,20 +79,19 @@ class Session:
         lengths = batch.inputs.get("lengths")
         rows = 1 if lengths is None else int(lengths[0])
         try:
-            hidden, noted = party.noting(batch)
-            shape: tuple[int, ...] = hidden.shape[1:]
-            if len(hidden) != rows or hidden.dtype != np.float32 or not is_finite(hidden):
-                raise PackageError(f"the package's graphs make {described(hidden)} of one row, or what is not finite")
-            if party.theta.exact:
-                party.exact(noted, np.zeros_like(hidden))
-            if (head := party.head) is not None:
-                tensors = [np.zeros(wanted, dtype=np.float32) for wanted in head.shapes.values()]
-                middle = np.zeros((rows, *head.sizes), dtype=np.float32)
-                head.loss(middle, tensors, lengths, batch.labels, batch.scored)
-        except DeviceError:
-            raise
-        except Exception as error:  # of the runtime, whose errors are of many kinds
-            raise PackageError(f"the package's graphs can't be run: {type(error).__name__}: {error!s:.200}") from None
+            with running_graphs():
+                hidden, noted = party.noting(batch)
+                shape: tuple[int, ...] = hidden.shape[1:]
+                if len(hidden) != rows or hidden.dtype != np.float32 or not is_finite(hidden):
+                    raise PackageError(
+                        f"the package's graphs make {described(hidden)} of one row, or what is not finite"
+                    )
+                if party.theta.exact:
+                    party.exact(noted, np.zeros_like(hidden))
+                if (head := party.head) is not None:
+                    tensors = [np.zeros(wanted, dtype=np.float32) for wanted in head.shapes.values()]
+                    middle = np.zeros((rows, *head.sizes), dtype=np.float32)
+                    head.loss(middle, tensors, lengths, batch.labels, batch.scored)
         finally:
             party.passes = 0
         return shape

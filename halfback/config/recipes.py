@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ def resolve(recipe: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     tree = read_recipe(recipe) if recipe is not None else {}
     changes = dict(parse_override(override) for override in overrides)  # of a key given twice the last counts
     return from_tree(tree, changes)
+
+
+@cache
+def _checked(kind: type[Algorithm]) -> TypeAdapter[Algorithm]:
+    """What checks a method's options; it takes milliseconds to make."""
+    return TypeAdapter(kind)
 
 
 def from_tree(tree: Tree, changes: Mapping[str, Any]) -> RunConfig:
@@ -71,7 +78,7 @@ def build_algorithm(config: RunConfig) -> Algorithm:
     """
     kind = algorithms()[config.algorithm.name]
     try:
-        return TypeAdapter(kind).validate_python(config.algorithm.options())
+        return _checked(kind).validate_python(config.algorithm.options())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         # Of an option that may be of several kinds, the kind that was tried is no part of its name.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +14,10 @@ from halfback.models.adapters import hidden_matrices, trainable
 from halfback.models.exact import last
 from halfback.models.running import Bottom
 from halfback.optimizers.table import form
+from halfback.parties.holdings import Batch
 from halfback.parties.protocol import Needs
 from halfback.planning.shapes import Adapted
 from halfback.planning.tracing import Call, How, bytes_of
-
-
-class Rows(Protocol):
-    """A batch, of which a plan looks at sizes."""
-
-    @property
-    def inputs(self) -> dict[str, Tensor]: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def sample_ids(self) -> Tensor: ...
-    @property
-    def scored(self) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -137,7 +125,7 @@ class Device:
         """Of the bottom."""
         return self.adapted.low_blocks[: self.at]
 
-    def groups(self, rows: Rows) -> list[Mapping[str, Tensor]]:
+    def groups(self, rows: Batch) -> list[Mapping[str, Tensor]]:
         """The rows that go through at a time."""
         self.bottom.rows_at_once = self.config.client.rows_at_once
         groups = self.bottom.groups(rows.inputs)
@@ -177,7 +165,7 @@ class Tail(nn.Module):
         return nn.functional.cross_entropy(logits.float(), labels)
 
 
-def rows_bytes(rows: Rows) -> int:
+def rows_bytes(rows: Batch) -> int:
     """A batch, as it is in memory."""
     tensors = [*rows.inputs.values(), rows.labels, rows.sample_ids, *([] if rows.scored is None else [rows.scored])]
     return bytes_of(tensors)

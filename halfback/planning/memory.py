@@ -17,8 +17,8 @@ from halfback.codecs import parse
 from halfback.models.exact import last
 from halfback.models.packing import parts_of
 from halfback.models.running import layout_of, rows_of
-from halfback.parties.holdings import VectorForm
-from halfback.planning.device import Device, Rows, Tail, part_of_lengths, rows_bytes
+from halfback.parties.holdings import Batch, VectorForm
+from halfback.planning.device import Device, Tail, part_of_lengths, rows_bytes
 from halfback.planning.shapes import PLAIN
 from halfback.planning.tracing import Call, How, bytes_of, how_probed
 from halfback.planning.traffic import kept
@@ -29,7 +29,7 @@ _INNER = 1 << 15  # values that a sum of products widens to float64 at once, of 
 _HEAD_ROWS = 8  # samples whose loss a device with the head takes at once
 
 
-def peak(device: Device, rows: Rows, missed: int) -> int:
+def peak(device: Device, rows: Batch, missed: int) -> int:
     """The most bytes alive in a step on these rows, as the meter counts them.
 
     missed: rows of the history that come as the client joins, where this is the first step of its round.
@@ -64,22 +64,22 @@ def joined_bytes(device: Device, missed: int) -> int:
     return 4 * (missed * device.needs.directions + (missed if missed <= most else state) * exact)
 
 
-def hidden_shape(device: Device, rows: Rows) -> tuple[int, ...]:
+def hidden_shape(device: Device, rows: Batch) -> tuple[int, ...]:
     """Of the activations at the cut."""
     return (rows_of(rows.inputs), *device.sizes)
 
 
-def second_shape(device: Device, rows: Rows) -> tuple[int, ...]:
+def second_shape(device: Device, rows: Batch) -> tuple[int, ...]:
     """Of the activations at the second cut, in the U-shape."""
     return (rows_of(rows.inputs), *device.second_sizes)
 
 
-def _hidden(device: Device, rows: Rows, *, wide: bool = False) -> int:
+def _hidden(device: Device, rows: Batch, *, wide: bool = False) -> int:
     """Bytes of the activations at the cut; `wide`: as float32, whatever the model's dtype."""
     return math.prod(hidden_shape(device, rows)) * (4 if wide else device.item)
 
 
-def pass_peak(device: Device, rows: Rows, how: How, noted: int = 0) -> int:
+def pass_peak(device: Device, rows: Batch, how: How, noted: int = 0) -> int:
     """The most bytes alive in a pass of the bottom; `noted`: the last blocks, whose arguments are kept."""
     groups, found = device.groups(rows), []
     later = replace(how, graph="through") if how.estimator == "forward_ad" else how
@@ -117,7 +117,7 @@ def _noted(device: Device, group: Mapping[str, Tensor], noted: int) -> int:
     return bytes_of(tensors)
 
 
-def _probed(device: Device, rows: Rows) -> int:
+def _probed(device: Device, rows: Batch) -> int:
     """The passes with moved weights, and the sums that follow each."""
     probe = device.needs.probe
     if probe is None or not probe.directions:
@@ -129,7 +129,7 @@ def _probed(device: Device, rows: Rows) -> int:
     return max(pass_peak(device, rows, how), hidden * (2 if how.estimator == "forward_ad" else 1) + _sums(device, rows))
 
 
-def _sums(device: Device, rows: Rows) -> int:
+def _sums(device: Device, rows: Batch) -> int:
     """Of a sum of products over the activations: both factors of some columns and their products, as float64."""
     shape = hidden_shape(device, rows)
     return 24 * min(math.prod(shape), shape[0] * max(1, _INNER // shape[0]))
@@ -157,7 +157,7 @@ def _remembered(device: Device) -> int:
     return 4 * VectorForm(exact).rows * VectorForm.width * keeps
 
 
-def _forward_only(device: Device, rows: Rows, joined: int) -> list[int]:
+def _forward_only(device: Device, rows: Batch, joined: int) -> list[int]:
     """Activations up, λ down, exact gradients, probes, replay; as in `client_feedback` and `ho_sfl`."""
     needs, hidden, groups = device.needs, _hidden(device, rows), device.groups(rows)
     noted = len(last(device.bottom, needs.agreement.exact_blocks))
@@ -176,13 +176,13 @@ def _forward_only(device: Device, rows: Rows, joined: int) -> list[int]:
     return [*phases, hidden + exact + max(base, _probed(device, rows)), exact + _replayed(device)]
 
 
-def _said(rows: Rows) -> int:
+def _said(rows: Batch) -> int:
     """What goes with activations: labels, lengths and numbers, in four bytes each."""
     lengths = rows.inputs.get("lengths")
     return 4 * (len(rows.labels) + len(rows.sample_ids) + (0 if lengths is None else len(lengths)))
 
 
-def _exact(device: Device, rows: Rows, noted: int) -> list[int]:
+def _exact(device: Device, rows: Batch, noted: int) -> list[int]:
     """The last blocks' gradients, block by block and row by row, beside the notes and λ."""
     sums, hidden, found = bytes_of(device.exact), _hidden(device, rows), []
     for group in device.groups(rows):
@@ -213,7 +213,7 @@ def _alone(call: Call) -> int:
     return max(call.peak, call.saved + call.back_peak)
 
 
-def _behind_head(device: Device, rows: Rows, hidden: int) -> int:
+def _behind_head(device: Device, rows: Batch, hidden: int) -> int:
     """U-shape: the middle's output and the head's tensors, their gradients, and the graph of a few rows."""
     assert device.head is not None, "asked of the U-shape alone"
     second = math.prod(second_shape(device, rows)) * device.item
@@ -228,7 +228,7 @@ def _behind_head(device: Device, rows: Rows, hidden: int) -> int:
     return hidden + 2 * second + of_head + sums + before + max(_alone(call) for call in found)
 
 
-def tail_call(tail: nn.Module, device: Device, rows: Rows, part: slice, how: How) -> Call:
+def tail_call(tail: nn.Module, device: Device, rows: Batch, part: slice, how: How) -> Call:
     """What some rows take behind a cut, to the loss."""
     lengths = part_of_lengths(rows.inputs, part)
     shape = hidden_shape(device, rows) if tail is not device.head else second_shape(device, rows)
@@ -243,12 +243,12 @@ def tail_call(tail: nn.Module, device: Device, rows: Rows, part: slice, how: How
     return device.adapted.tracer.call(Tail(tail, lengths, scored), (hidden,), {}, how)
 
 
-def _graph(device: Device, rows: Rows, place: int) -> Call:
+def _graph(device: Device, rows: Batch, place: int) -> Call:
     through = place > 0 or device.moves_before
     return device.call(place, rows.inputs, How(graph="through" if through else "inside"))
 
 
-def _before(device: Device, rows: Rows) -> int:
+def _before(device: Device, rows: Batch) -> int:
     """What the graph keeps of the modules before the blocks, beside what they give."""
     if not device.moves_before:
         return 0
@@ -258,12 +258,12 @@ def _before(device: Device, rows: Rows) -> int:
     return sum(call.saved - call.out for call in calls)
 
 
-def _kept(device: Device, rows: Rows) -> int:
+def _kept(device: Device, rows: Batch) -> int:
     """What the graph of the bottom keeps."""
     return _before(device, rows) + sum(_graph(device, rows, place).saved for place in range(device.at))
 
 
-def _backward(device: Device, rows: Rows, seed: int, joined: int) -> list[int]:
+def _backward(device: Device, rows: Batch, seed: int, joined: int) -> list[int]:
     """The bottom with its graph, forward and back; `seed`: the gradient at the cut, which stays until the end."""
     checkpointing = bool(device.config.algorithm.options().get("checkpointing"))
     around = device.adapted.around(rows.inputs)
@@ -287,7 +287,7 @@ def _backward(device: Device, rows: Rows, seed: int, joined: int) -> list[int]:
     return [*phases, left + 2 * largest]
 
 
-def _first_order(device: Device, rows: Rows, joined: int) -> list[int]:
+def _first_order(device: Device, rows: Batch, joined: int) -> list[int]:
     """Forward with a graph, λ, backward, and the optimiser's step; as in `first_order_steps`."""
     hidden, phases = _hidden(device, rows), []
     if device.head is not None:
@@ -295,7 +295,7 @@ def _first_order(device: Device, rows: Rows, joined: int) -> list[int]:
     return [*phases, *_backward(device, rows, hidden, joined)]
 
 
-def _own_loss(device: Device, rows: Rows, joined: int) -> list[int]:
+def _own_loss(device: Device, rows: Batch, joined: int) -> list[int]:
     """Slopes of a loss of the device's own, by forward passes through bottom and tail; as in `local_slopes`."""
     assert device.needs.probe is not None, "a device that runs forward only measures slopes"
     assert device.tail is not None, "a loss of its own"
@@ -318,7 +318,7 @@ def _own_loss(device: Device, rows: Rows, joined: int) -> list[int]:
     return [joined + pass_peak(device, rows, PLAIN), measured, _replayed(device)]
 
 
-def _own_loss_descent(device: Device, rows: Rows, joined: int) -> list[int]:
+def _own_loss_descent(device: Device, rows: Batch, joined: int) -> list[int]:
     """A step on the gradient of a loss of the device's own; as in `descend_local`."""
     assert device.tail is not None, "a loss of its own"
     call = tail_call(device.tail, device, rows, slice(None), How(graph="through"))

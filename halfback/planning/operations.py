@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from halfback.config import build_algorithm
 from halfback.models.exact import last
 from halfback.models.running import layout_of
-from halfback.planning.device import Device, Rows, Tail
+from halfback.parties.holdings import Batch
+from halfback.planning.device import Device, Tail
 from halfback.planning.tracing import Call, How, how_probed
 from halfback.zeroth.slopes import Estimator
 from halfback.zeroth.widening import has_half
@@ -55,7 +56,7 @@ class Sizes:
     reads: float
 
 
-def sizes_of(device: Device, rows: Rows) -> Sizes:
+def sizes_of(device: Device, rows: Batch) -> Sizes:
     """Those of one batch."""
     lengths = rows.inputs.get("lengths")
     count = len(rows.sample_ids)

@@ -117,18 +117,26 @@ class Workload:
         Raises:
             UserError: the variant is none that could run: a cut outside of the model, or nothing to train.
         """
-        computed, algorithm = self.computed(config), build_algorithm(config)
-        devices, taken = self._devices(config, algorithm), self._taken(config, algorithm)
+        algorithm, devices, taken = self._parties(config)
         up, down, estimated = self._bytes(config, algorithm, taken, devices)
         steps, head = sum(len(turn.batches) for turn in taken), config.model.head is not None
         exchanges = exchanges_of(config.algorithm.name, algorithm, head=head, steps=config.steps_per_round)
+        computed = self._computed(config, algorithm, devices, taken)
         return replace(computed, up_bytes=up / steps, down_bytes=down / steps, exchanges=exchanges, estimated=estimated)
 
     def computed(self, config: RunConfig) -> Work:
         """The same with nothing on the links, also of a method of which nobody said what it sends; raises as `work`."""
+        return self._computed(config, *self._parties(config))
+
+    def _parties(self, config: RunConfig) -> tuple[Algorithm, list[Device], list[Turn]]:
         self._check_same(config)
         algorithm = build_algorithm(config)
-        devices, taken = self._devices(config, algorithm), self._taken(config, algorithm)
+        devices = devices_by_client(config, lambda at: self._device(config, algorithm, at))
+        return algorithm, devices, self._taken(config, algorithm)
+
+    def _computed(
+        self, config: RunConfig, algorithm: Algorithm, devices: Sequence[Device], taken: Sequence[Turn]
+    ) -> Work:
         counted = self._operations(config, taken, devices)
         mean: Callable[[str], float] = lambda name: sum(share * getattr(each, name) for each, share in counted)  # noqa: E731
         passes = mean("passes")
@@ -157,11 +165,8 @@ class Workload:
         above, needs = self._model(config).above(device.at, config.model.head), algorithm.needs
         of_top = _count([*trainable(above.top).values(), *device.sent_head.values()])
         by_gradients = needs.agreement.moves and needs.backpropagates
-        exact, of_device = (
-            _count(device.theta.values() if by_gradients else device.exact),
-            _count(device.theta.values()),
-        )
-        along = of_device - exact
+        exact = _count(device.theta.values() if by_gradients else device.exact)
+        along = _count(device.theta.values()) - exact
         return Values(exact, along, of_top) if needs.top != "replayed" else Values(exact, along + of_top, 0)
 
     def _check_same(self, config: RunConfig) -> None:
@@ -194,9 +199,6 @@ class Workload:
             ids = verbaliser_ids(config.task.verbaliser, self._loaded.tokenizer)
             self._adapted[kind] = adapt(self._loaded.whole, kind, ids, self._tracer)
         return self._adapted[kind]
-
-    def _devices(self, config: RunConfig, algorithm: Algorithm) -> list[Device]:
-        return devices_by_client(config, lambda at: self._device(config, algorithm, at))
 
     def _device(self, config: RunConfig, algorithm: Algorithm, at: int) -> Device:
         model, head = self._model(config), config.model.head
