@@ -21,7 +21,9 @@ from halfback.assembly.given import NOTHING
 from halfback.assembly.whole import load
 from halfback.config import RunConfig, resolve
 from halfback.parties.holdings import Round
-from halfback.planning.measure import Rates, measured
+from halfback.planning.measure import Link, fleet_of, measured
+from halfback.planning.profiles import Fleet
+from halfback.planning.steps import step_time
 from halfback.planning.work import Work, Workload
 
 COMMON = ["device=cpu", "threads=1"]
@@ -63,13 +65,6 @@ CONFIGURATIONS = {
 }
 
 
-def seconds_of(work: Work, rates: Rates) -> tuple[float, float]:
-    """Of a client and of the server for it, a step."""
-    back = rates.bottom_back or rates.bottom
-    device = work.passes * work.device_forward / rates.bottom + work.device_backward / back
-    return device, work.server_forward / rates.top + work.server_backward / rates.top_back
-
-
 def later(both: Work, first: Work) -> Work:
     """The second half of the steps, from all of them and the first half."""
     pairs = {name: (value, getattr(first, name)) for name, value in asdict(both).items()}
@@ -97,17 +92,19 @@ def ran(config: RunConfig, steps: int) -> tuple[int, float, float, float, float]
     return server.meters.client_peak_bytes, up, down, spent[0], spent[1]
 
 
-def compared(recipe: str, steps: int, seconds: float) -> Iterator[str]:
+def compared(recipe: str, fewest: int, seconds: float) -> Iterator[str]:
     """A line of the table for each configuration of a recipe."""
     base = resolve(recipe, COMMON)
     torch.set_num_threads(1)
     workload = Workload(base)
     loaded = load(base, NOTHING)  # once: every configuration has the same rows, and a copy of the same model
     again = lambda *_, **__: type(loaded)(copy.deepcopy(loaded.whole), *list(vars(loaded).values())[1:])  # noqa: E731
-    with patch.object(assembly, "load", again), patch("halfback.planning.measure.load", again):
+    with patch.object(assembly, "load", again):
         rates = measured(base, seconds=seconds)
+        fleet = Fleet.model_validate(fleet_of(rates, Link(), name="this", recipe=recipe))
         for changes in CONFIGURATIONS[recipe]:
             config = resolve(recipe, [*COMMON, *changes.split()])
+            steps = fewest * (10 if recipe == "quickstart" else 1)  # its steps are a hundredth of the others'
             workload.steps = steps
             first = workload.work(config)
             workload.steps = 2 * steps
@@ -117,7 +114,8 @@ def compared(recipe: str, steps: int, seconds: float) -> Iterator[str]:
             took = time.perf_counter() - begun
             peak, up, down, of_client, of_server = ran(config, steps)
             equal = abs(first.up_bytes - up) + abs(first.down_bytes - down) < 1e-6 * (up + down)
-            client, server = seconds_of(later(both, first), rates)
+            time_of = step_time(later(both, first), fleet.classes[0], fleet)
+            client, server = time_of.compute + time_of.overlapped, time_of.server
             yield (
                 f"| {recipe} {changes} | {first.peak_bytes / 1e6:.2f} | {first.peak_bytes / peak:.3f} "
                 f"| {up:.0f} / {down:.0f} | {'equal' if equal else f'{first.up_bytes:.0f} / {first.down_bytes:.0f}'} "

@@ -70,4 +70,5 @@ def profile(
     link = Link(up_megabits=up, down_megabits=down, latency_seconds=latency)
     rates = measured(config, seconds=seconds)
     write_fleet(fleet_of(rates, link, name=name, recipe=recipe or config.model.name), out)
-    print(f"{rates.bottom / 1e9:.3g} · 10^9 operations a second forward, {rates.top_back / 1e9:.3g} back: {out}")
+    ahead, back = rates.bottom.forward / 1e9, rates.top.backward / 1e9
+    print(f"{ahead:.3g} · 10^9 operations a second forward, {back:.3g} back: {out}")

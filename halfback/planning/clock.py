@@ -60,6 +60,9 @@ class Clock:
                 device_backward=steps * work.device_backward,
                 server_forward=steps * work.server_forward,
                 server_backward=steps * work.server_backward,
+                device_blocks=steps * work.device_blocks,
+                server_blocks=steps * work.server_blocks,
+                steps=steps,
             )
             times.append(step_time(done, self._devices[client], self._fleet, *shares))
         self.seconds += cohort_time(times, in_turn=self._in_turn).total

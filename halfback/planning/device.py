@@ -86,8 +86,9 @@ class Device:
     def parameter_bytes(self) -> int:
         """Weights and buffers of the part, trained ones among them; a head's that come anew are none."""
         parts = [part for part in (self.bottom, self.tail, self.head) if part is not None]
-        own = {id(p) for p in self.sent_head.values()}
-        tensors = [t for part in parts for t in (*part.parameters(), *part.buffers()) if id(t) not in own]
+        # What is above a cut is of another copy of the model: of weights tied to the embedding it has this one's.
+        apart = {id(p) for p in (*self.sent_head.values(), *self.adapted.high.bottom.parameters())}
+        tensors = [t for part in parts for t in (*part.parameters(), *part.buffers()) if id(t) not in apart]
         return bytes_of(tensors)
 
     @cached_property

@@ -1,29 +1,33 @@
 """The rates of this machine, from a few seconds of a recipe's own passes: a fleet of one class, as a plan reads it."""
 
+import math
 import os
 import platform
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from halfback.assembly import Built, build
 from halfback.assembly.choices import device_of
 from halfback.assembly.given import NOTHING, Given
-from halfback.assembly.ground import lay
 from halfback.assembly.sources import client_sources
-from halfback.assembly.whole import load
-from halfback.config import RunConfig, build_algorithm, yaml_reading
+from halfback.config import RunConfig, yaml_reading
 from halfback.errors import UserError
 from halfback.models.adapters import trainable
 from halfback.models.objectives import loss_of
 from halfback.models.running import Top
+from halfback.parties.holdings import Round
+from halfback.planning.profiles import Fleet
+from halfback.planning.steps import step_time
 from halfback.planning.tracing import counter
+from halfback.planning.work import Workload
 
 _BATCHES = 8  # of the recipe, which take turns
 _COPIED = 1 << 26  # bytes that are copied to find out how fast memory is
@@ -44,33 +48,51 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What was measured: operations a second, two for each multiply-add.
+class Part:
+    """How fast a part of the model runs: seconds of a pass = operations / rate + blocks · `block_seconds`.
 
     Attributes:
-        bottom: of its forward pass. bottom_back: of its backward pass; None where nothing of it is trained.
-        top, top_back: of the server's part.
-        memory: bytes a second that are read or written in a large copy.
+        forward, backward: operations a second, two for each multiply-add.
+        block_seconds: of a block in a pass, there or back, however few rows go through it.
     """
 
-    bottom: float
-    bottom_back: float | None
-    top: float
-    top_back: float
+    forward: float
+    backward: float
+    block_seconds: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured.
+
+    Attributes:
+        bottom, top: of the device's and of the server's part of the model.
+        memory: bytes a second that are read or written in a large copy.
+        step, server_step: seconds of a step of a client, and of the server for it, beside what the parts explain:
+            directions, messages, checks, an optimiser.
+    """
+
+    bottom: Part
+    top: Part
     memory: float
+    step: float = 0.0
+    server_step: float = 0.0
 
 
 def measured(config: RunConfig, given: Given = NOTHING, *, seconds: float = 3.0) -> Rates:
-    """Runs the recipe's bottom, bottom with a graph and back, and top there and back, for about so many seconds each.
+    """Runs the recipe's bottom there, the same with a graph there and back, top there and back, and steps of a run.
+
+    Each takes about so many seconds. A top without a block, whose rate would say nothing of the tops of other cuts,
+    counts as fast as the bottom.
 
     Raises:
         UserError: the recipe is none that could run, or a part of its model has no product to be measured by.
     """
-    device, algorithm = device_of(config), build_algorithm(config)
-    loaded = load(config, given)
-    ground = lay(config, algorithm, loaded, device)
-    source = client_sources(config, loaded.task.train, device)[0]
-    batches = [source.batch(number) for number in range(_BATCHES)]
+    device, built = device_of(config), build(config, given=given)
+    ground = built.ground
+    train = ground.task.train
+    source, few = client_sources(config, train, device)[0], (0, min(1, len(train) - 1))
+    batches = [*(source.batch(number) for number in range(_BATCHES)), *[train.batch(few).to(device)] * _BATCHES]
     bottom, top, loss = ground.model.bottom, ground.model.top, loss_of(ground.task.objective, ground.task.own_loss)
     with torch.no_grad():
         hidden = [bottom(batch.inputs) for batch in batches]
@@ -83,28 +105,69 @@ def measured(config: RunConfig, given: Given = NOTHING, *, seconds: float = 3.0)
         return top(entered, lengths)  # the U-shape's middle, whose loss is a device's
 
     through_bottom: Callable[[int], Any] = lambda place: bottom(batches[place].inputs)  # noqa: E731
+    blocks, below = ground.model.blocks - (config.model.head or 0), len(bottom.blocks)
     with torch.no_grad():
-        ahead, _ = _rates(through_bottom, seconds)
-    back = _rates(through_bottom, seconds)[1] if trainable(bottom) else None
-    of_top, top_back = _rates(through_top, seconds)
-    assert top_back is not None, "it has a graph"
-    return Rates(ahead, back, of_top, top_back, _copying(device))
+        ahead = _lines(through_bottom, seconds)[0]
+    back = _lines(through_bottom, seconds)[1] if trainable(bottom) else ahead
+    of_bottom = Part(1 / ahead.slope, 1 / back.slope, (ahead.offset + back.offset) / 2 / below)
+    of_top = of_bottom
+    if blocks > below:
+        ahead, back = _lines(through_top, seconds)
+        of_top = Part(1 / ahead.slope, 1 / back.slope, (ahead.offset + back.offset) / 2 / (blocks - below))
+    return _with_steps(Rates(of_bottom, of_top, _copying(device)), built, given, seconds)
 
 
-def _rates(run: Callable[[int], Any], seconds: float) -> tuple[float, float | None]:
-    """Operations a second forward, and back where there is a graph: the medians over passes of the batches in turn."""
-    operations = [_passed(run, place)[1] for place in range(_BATCHES)]  # which warms up too
+def _with_steps(rates: Rates, built: Built, given: Given, seconds: float) -> Rates:
+    """The rates, and what steps of a run take beside them."""
+    config, federation = built.config, built.federation
+    meters, each = federation.server.meters, config.steps_per_round
+    at_once = 1 if built.ground.algorithm.needs.agreement.pools else config.sampled_clients
+    number, end = 0, math.inf
+    while number < 3 or perf_counter() < end:
+        if number == 1:  # the first warms up
+            end, begun = perf_counter() + seconds, (meters.client.seconds, meters.server.seconds)
+        federation.run_round(Round(number, each, number * each), measure_memory=False)
+        number += 1
+    taken = [
+        (now - then) / ((number - 1) * each * at_once)
+        for now, then in zip((meters.client.seconds, meters.server.seconds), begun, strict=True)
+    ]
+    work = Workload(config, given, steps=number * each).computed(config)
+    fleet = Fleet.model_validate(fleet_of(rates, Link(), name="this", recipe="itself"))
+    known = step_time(work, fleet.classes[0], fleet)
+    step, server = taken[0] - known.compute - known.overlapped, taken[1] - known.server
+    return replace(rates, step=max(0.0, step), server_step=max(0.0, server))
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Seconds by operations."""
+
+    slope: float
+    offset: float
+
+
+def _lines(run: Callable[[int], Any], seconds: float) -> list[_Line]:
+    """Forward, and back where there is a graph: through the mean of many rows and that of few, of medians by batch."""
+    places = range(2 * _BATCHES)
+    operations = [_passed(run, place)[1] for place in places]  # which warms up too
     if not min(min(each) for each in operations if each):
         raise UserError("profile: a part of this model has no product of matrices or convolution to be measured by")
-    rates: list[list[float]] = [[], []]
-    end, passed = perf_counter() + seconds, 0
-    while perf_counter() < end or passed < _BATCHES:
-        place = passed % _BATCHES
-        taken, _ = _passed(run, place, counts=False)
-        for mine, spent, count in zip(rates, taken, operations[place], strict=False):
-            mine.append(count / max(spent, 1e-9))
-        passed += 1
-    return median(rates[0]), median(rates[1]) if rates[1] else None
+    taken: list[list[list[float]]] = [[] for _ in places]
+    end = perf_counter() + seconds
+    while perf_counter() < end or not taken[0]:
+        for place in places:
+            taken[place].append(_passed(run, place, counts=False)[0])
+    lines = []
+    for way in range(len(operations[0])):
+        spent = [median(each[way] for each in taken[place]) for place in places]
+        count = [each[way] for each in operations]
+        many, few = ((fmean(spent[part]), fmean(count[part])) for part in (slice(_BATCHES), slice(_BATCHES, None)))
+        # Where a batch is hardly more than two rows, or no slower, a line through the origin is what is known.
+        slope = (many[0] - few[0]) / (many[1] - few[1]) if many[1] > 2 * few[1] and many[0] > few[0] else math.inf
+        slope = min(slope, many[0] / many[1])
+        lines.append(_Line(slope, many[0] - slope * many[1]))
+    return lines
 
 
 def _passed(run: Callable[[int], Any], place: int, *, counts: bool = True) -> tuple[list[float], list[int]]:
@@ -153,8 +216,10 @@ def fleet_of(rates: Rates, link: Link, *, name: str, recipe: str) -> dict[str, A
     of_class = {
         "name": name,
         "memory_megabytes": memory_megabytes(),
-        "operations_per_second": _rounded(rates.bottom),
-        "backward_operations_per_second": None if rates.bottom_back is None else _rounded(rates.bottom_back),
+        "operations_per_second": _rounded(rates.bottom.forward),
+        "backward_operations_per_second": _rounded(rates.bottom.backward),
+        "block_seconds": _rounded(rates.bottom.block_seconds),
+        "step_seconds": _rounded(rates.step),
         "bytes_per_second": _rounded(rates.memory),
         "up_megabits": link.up_megabits,
         "down_megabits": link.down_megabits,
@@ -164,8 +229,10 @@ def fleet_of(rates: Rates, link: Link, *, name: str, recipe: str) -> dict[str, A
     }
     return {
         "classes": [of_class],
-        "server_operations_per_second": _rounded(rates.top),
-        "server_backward_operations_per_second": _rounded(rates.top_back),
+        "server_operations_per_second": _rounded(rates.top.forward),
+        "server_backward_operations_per_second": _rounded(rates.top.backward),
+        "server_block_seconds": _rounded(rates.top.block_seconds),
+        "server_step_seconds": _rounded(rates.server_step),
         "source": "the same machine, with the top of the same recipe",
     }
 

@@ -4,6 +4,7 @@ A block's operations are a · places + b · places² of each row that it runs on
 are found once from two short rows, so a batch of any lengths takes a sum. Of images a block takes as many for each.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -33,6 +34,8 @@ class Operations:
     device_backward: float
     server_forward: float
     server_backward: float
+    device_blocks: float
+    server_blocks: float
 
 
 Places = tuple[float, float]
@@ -47,6 +50,7 @@ class Sizes:
         apart: where the rows go through in groups of so many at once. whole: all together. alone: each by itself.
         tokens: of all texts; of images their number.
         reads: places that a head turns into logits.
+        rows: of the batch. groups: of rows that go through at once.
     """
 
     apart: Places
@@ -54,6 +58,8 @@ class Sizes:
     alone: Places
     tokens: float
     reads: float
+    rows: float
+    groups: float
 
 
 def sizes_of(device: Device, rows: Batch) -> Sizes:
@@ -61,12 +67,13 @@ def sizes_of(device: Device, rows: Batch) -> Sizes:
     lengths = rows.inputs.get("lengths")
     count = len(rows.sample_ids)
     if lengths is None:
-        return Sizes((count, 0), (count, 0), (count, 0), count, count)
+        at_once = device.config.client.rows_at_once or count
+        return Sizes((count, 0), (count, 0), (count, 0), count, count, count, math.ceil(count / at_once))
     apart = [_laid(device, group) for group in device.groups(rows)]
     alone = (int(lengths.sum()), int((lengths * lengths).sum()))
     reads = count if rows.scored is None else len(rows.scored)
     groups = (sum(each[0] for each in apart), sum(each[1] for each in apart))
-    return Sizes(groups, _laid(device, rows.inputs), alone, alone[0], reads)
+    return Sizes(groups, _laid(device, rows.inputs), alone, alone[0], reads, count, len(apart))
 
 
 def mean_sizes(found: Sequence[Sizes]) -> Sizes:
@@ -76,7 +83,8 @@ def mean_sizes(found: Sequence[Sizes]) -> Sizes:
         fmean(getattr(each, name)[0] for each in found),
         fmean(getattr(each, name)[1] for each in found),
     )
-    return Sizes(pair("apart"), pair("whole"), pair("alone"), mean("tokens"), mean("reads"))
+    single = {name: mean(name) for name in ("tokens", "reads", "rows", "groups")}
+    return Sizes(pair("apart"), pair("whole"), pair("alone"), **single)
 
 
 def _laid(device: Device, inputs: Mapping[str, Tensor]) -> Places:
@@ -98,17 +106,21 @@ class Counts:
             once = self.bottom(sizes, probe.estimator) / own
             passes += probe.directions * once * (2 if probe.estimator == "central" else 1)
             passes += has_half(self.device.bottom) and needs.cut_gradient
+        if self.device.tail is not None:
+            return self._with_tail(sizes, own, passes)
+        blocks = passes * sizes.groups * self.device.at
         if needs.agreement.exact_blocks:
             again, back = self._exact(sizes)
             passes += again / own
+            blocks += 2 * sizes.rows * len(last(self.device.bottom, needs.agreement.exact_blocks))
         if needs.holds == "bottom" and needs.backpropagates:
             back = self._graphs(sizes)
+            blocks += self.device.at
         if self.device.head is not None:
             back += sum(self._tail(sizes, self.device.head))
-        if self.device.tail is not None:
-            return self._with_tail(sizes, own, passes)
-        forward, backward = self._server(sizes)
-        return Operations(own, passes, back, forward, backward)
+            blocks += 2 * self._blocks_of(self.device.head)
+        forward, backward, of_server = self._server(sizes)
+        return Operations(own, passes, back, forward, backward, blocks, of_server)
 
     def _with_tail(self, sizes: Sizes, own: float, passes: float) -> Operations:
         """A device with a loss of its own."""
@@ -117,15 +129,19 @@ class Counts:
         ahead, behind = self._tail(sizes, tail)
         often = 1 / self.device.config.algorithm.options().get("every", 1)
         forward, backward = self.server(sizes) if needs.top != "none" else (0.0, 0.0)
-        whole = own + ahead
+        whole, below, above = own + ahead, sizes.groups * self.device.at, self._blocks_of(tail)
         if needs.boundaries is not None:
-            return Operations(own, passes, ahead + behind, 0.0, 0.0)
+            return Operations(own, passes, ahead + behind, 0.0, 0.0, passes * below + 2 * above, 0.0)
+        of_server = 2 * often * self._server_blocks if needs.top != "none" else 0.0
         if needs.backpropagates:
-            return Operations(whole, 1.0, self._graphs(sizes) + behind, often * forward, often * backward)
+            back, blocks = self._graphs(sizes) + behind, 2 * (below + above)
+            return Operations(whole, 1.0, back, often * forward, often * backward, blocks, of_server)
         # A probe's passes go through the tail too, and so does one at θ; the bottom alone runs for what is sent.
         at_theta = probe is not None and probe.estimator == "forward"
         upload = often * own / whole if needs.holds == "auxiliary" else 0.0
-        return Operations(whole, passes - 1 + at_theta + upload, 0.0, often * forward, often * backward)
+        passes += at_theta + upload - 1
+        blocks = passes * (below + above)
+        return Operations(whole, passes, 0.0, often * forward, often * backward, blocks, of_server)
 
     def bottom(self, sizes: Sizes, estimator: Estimator | None = None) -> float:
         """A forward pass of what stands before the cut; `estimator`: of a probe."""
@@ -160,26 +176,37 @@ class Counts:
         middle = range(self.device.at, self.device.adapted.blocks - head)
         return _sum(_at(self._block(at, How(graph="through"), high=True), sizes.whole) for at in middle)
 
-    def _server(self, sizes: Sizes) -> tuple[float, float]:
-        """All passes of the server of one client's batch."""
-        needs, (ahead, behind) = self.device.needs, self.server(sizes)
+    def _server(self, sizes: Sizes) -> tuple[float, float, float]:
+        """All passes of the server of one client's batch there and back, and the blocks that they run."""
+        needs, (ahead, behind), blocks = self.device.needs, self.server(sizes), self._server_blocks
         if needs.cut_gradient or needs.probe is None:
-            return ahead, behind
+            return ahead, behind, 2 * blocks
         probes = 2 * needs.directions  # of the device's activations
         if needs.top == "replayed":  # and as many of the top's own weights in each of its steps
             steps = getattr(build_algorithm(self.device.config), "server_steps", 1)
-            return ahead * (probes + steps * probes), 0.0
-        return ahead * (probes + 1), behind
+            return ahead * (probes + steps * probes), 0.0, blocks * (probes + steps * probes)
+        return ahead * (probes + 1), behind, blocks * (probes + 2)
+
+    @property
+    def _server_blocks(self) -> int:
+        """Blocks of the server's part, and its head."""
+        head = self.device.config.model.head
+        return self.device.adapted.blocks - self.device.at + (1 if head is None else -head)
+
+    def _blocks_of(self, part: nn.Module) -> int:
+        """Blocks behind a cut, and the head."""
+        body: Any = getattr(part, "body", None)
+        if body is None:
+            return 1
+        family = self.device.bottom.family
+        return 1 + len(body.get_submodule(family.backbone).get_submodule(family.blocks))
 
     def _tail(self, sizes: Sizes, part: nn.Module) -> tuple[float, float]:
         """Forward and backward through what stands behind a cut, to the loss."""
-        body: Any = getattr(part, "body", None)
         copied = part is self.device.tail and self.device.needs.holds == "auxiliary"
         blocks, bare = 0, part
-        if body is not None and not copied:
-            family = self.device.bottom.family
-            blocks = len(body.get_submodule(family.backbone).get_submodule(family.blocks))
-            bare = self.device.adapted.end
+        if hasattr(part, "body") and not copied:
+            blocks, bare = self._blocks_of(part) - 1, self.device.adapted.end
         start = self.device.adapted.blocks - blocks
         through = range(start, self.device.adapted.blocks)
         ahead, behind = _sum(_at(self._block(at, How(graph="through"), high=True), sizes.whole) for at in through)

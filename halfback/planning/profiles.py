@@ -33,6 +33,10 @@ class DeviceClass(_Section):
     """Sustained, in a forward pass."""
     backward_operations_per_second: float | None = Field(default=None, gt=0, le=_MOST)
     """In a backward pass; null where it is as fast as a forward pass."""
+    block_seconds: float = Field(default=0, ge=0, le=1e6)
+    """Of each block of the model in each pass, there or back, beside its operations, however few rows it has."""
+    step_seconds: float = Field(default=0, ge=0, le=1e6)
+    """Of each step, beside its passes."""
     bytes_per_second: float | None = Field(default=None, gt=0, le=_MOST)
     """At which weights come from memory: no pass is faster than all of them are read. Null where that is never what a
     pass waits for."""
@@ -55,6 +59,10 @@ class Fleet(_Section):
     """Sustained; the server does its work for one client after another."""
     server_backward_operations_per_second: float | None = Field(default=None, gt=0, le=_MOST)
     """In a backward pass; null where it is as fast as a forward pass."""
+    server_block_seconds: float = Field(default=0, ge=0, le=1e6)
+    """As a class's `block_seconds`."""
+    server_step_seconds: float = Field(default=0, ge=0, le=1e6)
+    """As a class's `step_seconds`, for each client."""
     uplink_megabits: float | None = Field(default=None, gt=0, le=1e9)
     """A second, that all devices of a step share on their way to the server; null where each has its own link alone."""
     downlink_megabits: float | None = Field(default=None, gt=0, le=1e9)

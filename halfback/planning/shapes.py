@@ -122,11 +122,14 @@ class Adapted:
 
 
 def blank(whole: nn.Module) -> nn.Module:
-    """A copy on the meta device; no value is copied."""
+    """A copy on the meta device; no value is copied, and what a whole model ties is tied."""
     made: dict[int, Any] = {}
     for tensor in (*whole.parameters(), *whole.buffers()):
         like = torch.empty_like(tensor, device="meta")
         made[id(tensor)] = nn.Parameter(like, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else like
+    # Where only a part of a model was loaded, what is outside of it has a tensor of its own.
+    for one, other in (getattr(whole, "all_tied_weights_keys", None) or {}).items():
+        made[id(whole.get_parameter(one))] = made[id(whole.get_parameter(other))]
     return copy.deepcopy(whole, made)
 
 

@@ -61,9 +61,11 @@ def step_time(
     """
     forward = pass_seconds(work, device)
     backward = work.device_backward / (device.backward_operations_per_second or device.operations_per_second)
+    fixed = work.device_blocks * device.block_seconds + work.steps * device.step_seconds
+    beside = work.overlapping_passes / work.passes if work.passes else 0.0
     parts = StepTime(
-        compute=(work.passes - work.overlapping_passes) * forward + backward,
-        overlapped=work.overlapping_passes * forward,
+        compute=(work.passes - work.overlapping_passes) * forward + backward + (1 - beside) * fixed,
+        overlapped=work.overlapping_passes * forward + beside * fixed,
         up=8 * work.up_bytes / min(device.up_megabits * MEGA, up or math.inf),
         server=server_seconds(work, fleet),
         down=8 * work.down_bytes / min(device.down_megabits * MEGA, down or math.inf),
@@ -103,7 +105,8 @@ def pass_seconds(work: Work, device: DeviceClass) -> float:
 def server_seconds(work: Work, fleet: Fleet) -> float:
     """Of the server, for one device's batch."""
     backward = fleet.server_backward_operations_per_second or fleet.server_operations_per_second
-    return work.server_forward / fleet.server_operations_per_second + work.server_backward / backward
+    fixed = work.server_blocks * fleet.server_block_seconds + work.steps * fleet.server_step_seconds
+    return work.server_forward / fleet.server_operations_per_second + work.server_backward / backward + fixed
 
 
 def equal_share(shared_megabits: float | None, devices: int) -> float | None:

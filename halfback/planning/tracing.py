@@ -8,7 +8,7 @@ counts in a run. A call takes some milliseconds, whatever the width of the model
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from halfback.models.adapters import trainable
@@ -108,7 +109,7 @@ class Tracer:
             # Fake tensors have no forward-mode rules. Those of the meta device have, and the attention that is written
             # out allocates the same there; of all else they would say what no CPU does.
             ad = how.estimator == "forward_ad"
-            with nullcontext() if ad else self._mode, torch.device("meta" if ad else "cpu"):
+            with _OnMeta() if ad else self._mode, torch.device("meta" if ad else "cpu"):
                 given, named = _fake((tuple(args), dict(kwargs)))
                 self._known[key] = _traced(_faked(module), given, named, how)
         return self._known[key]
@@ -120,6 +121,18 @@ class Tracer:
             of = tuple((name, tuple(t.shape), t.dtype, t.requires_grad) for name, t in tensors)
             self._marks[id(module)] = (module, (type(module), str(module), of))
         return self._marks[id(module)][1]
+
+
+class _OnMeta(TorchDispatchMode):
+    """Where something is on the meta device, the rest of an operation's arguments are: places of tokens have values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The operation."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(tensor.is_meta for tensor in tensors) and not all(tensor.is_meta for tensor in tensors):
+            shown = lambda tensor: tensor if tensor.is_meta else torch.empty_like(tensor, device="meta")  # noqa: E731
+            args, kwargs = tree_map_only(Tensor, shown, (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def _form(value: Any) -> Any:

@@ -44,7 +44,9 @@ class Work:
         device_backward: operations of the device's backward passes; in the U-shape with the forward pass of its head.
         overlapping_passes: of `passes`, those that wait for nothing of the server.
         server_forward, server_backward: operations of the server for one client's batch, all passes of a step.
+        device_blocks, server_blocks: how often a block is run in those passes, there or back; a head counts as one.
         exchanges: messages up with an answer: each costs a round trip.
+        steps: that all this is of.
         estimated: the bytes are a bound, since a codec leaves out what it finds again, which depends on the values.
     """
 
@@ -58,7 +60,10 @@ class Work:
     overlapping_passes: float
     server_forward: float
     server_backward: float
+    device_blocks: float
+    server_blocks: float
     exchanges: float
+    steps: int = 1
     estimated: bool = False
 
 
@@ -154,6 +159,8 @@ class Workload:
             overlapping_passes=passes if algorithm.needs.holds != "bottom" else 0.0,
             server_forward=mean("server_forward"),
             server_backward=mean("server_backward"),
+            device_blocks=mean("device_blocks"),
+            server_blocks=mean("server_blocks"),
             exchanges=0,
         )
 

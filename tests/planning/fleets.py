@@ -26,4 +26,6 @@ def work(**changes: Any) -> Work:
         "down_bytes": 5e5,
     }
     said |= {"device_forward": 1e9, "passes": 3, "device_backward": 0.0, "overlapping_passes": 0}
-    return Work(**(said | {"server_forward": 2e9, "server_backward": 3e9, "exchanges": 2} | changes))
+    said |= {"server_forward": 2e9, "server_backward": 3e9, "exchanges": 2}
+    said |= {"device_blocks": 9, "server_blocks": 6}
+    return Work(**(said | changes))
