@@ -16,7 +16,7 @@ from halfback.models.running import Bottom
 from halfback.optimizers.table import form
 from halfback.parties.holdings import Batch
 from halfback.parties.protocol import Needs
-from halfback.planning.shapes import Adapted
+from halfback.planning.shapes import Adapted, Lower
 from halfback.planning.tracing import Call, How, bytes_of
 
 
@@ -58,18 +58,23 @@ class Device:
     @property
     def item(self) -> int:
         """Bytes of a value of activations."""
-        return next(self.bottom.parameters()).element_size()
+        return self.lower.dtype.itemsize
 
     @cached_property
-    def bottom(self) -> Bottom:
+    def lower(self) -> Lower:
         """What stands before the cut."""
-        return self.adapted.bottom(self.at)
+        return self.adapted.lower(self.at)
+
+    @property
+    def bottom(self) -> Bottom:
+        """The same, as a module."""
+        return self.lower.bottom
 
     @cached_property
     def theta(self) -> dict[str, nn.Parameter]:
         """What the device trains, by name in its part."""
         of_tail = {} if self.tail is None else {f"head.{name}": p for name, p in trainable(self.tail).items()}
-        return trainable(self.bottom) | of_tail
+        return self.lower.theta | of_tail
 
     @cached_property
     def exact(self) -> list[nn.Parameter]:
@@ -85,11 +90,13 @@ class Device:
     @cached_property
     def parameter_bytes(self) -> int:
         """Weights and buffers of the part, trained ones among them; a head's that come anew are none."""
-        parts = [part for part in (self.bottom, self.tail, self.head) if part is not None]
+        parts = [part for part in (self.tail, self.head) if part is not None]
+        if not parts:
+            return self.lower.weights
         # What is above a cut is of another copy of the model: of weights tied to the embedding it has this one's.
         apart = {id(p) for p in (*self.sent_head.values(), *self.adapted.high.bottom.parameters())}
         tensors = [t for part in parts for t in (*part.parameters(), *part.buffers()) if id(t) not in apart]
-        return bytes_of(tensors)
+        return self.lower.weights + bytes_of(tensors)
 
     @cached_property
     def state_bytes(self) -> int:
@@ -105,12 +112,6 @@ class Device:
         optimizer = make_descent(self.config, "bottom", self.theta, hidden).optimizer
         return sum(bytes_of(form(optimizer, parameter).values()) for parameter in self.theta.values())
 
-    @cached_property
-    def moves_before(self) -> bool:
-        """Whether something is trained that stands before the blocks."""
-        inside = {id(p) for block in self.blocks for p in block.parameters()}
-        return any(id(p) not in inside for p in trainable(self.bottom).values())
-
     @property
     def states(self) -> int:
         """Tensors that replay moves for each of θ's: itself, and its moments."""
@@ -124,7 +125,7 @@ class Device:
     @property
     def blocks(self) -> list[nn.Module]:
         """Of the bottom."""
-        return self.adapted.low_blocks[: self.at]
+        return self.lower.blocks
 
     def groups(self, rows: Batch) -> list[Mapping[str, Tensor]]:
         """The rows that go through at a time."""
@@ -135,8 +136,11 @@ class Device:
 
     def call(self, block: int, inputs: Mapping[str, Tensor], how: How) -> Call:
         """What a block of the bottom takes where these rows go through together."""
-        entry = self.adapted.around(inputs).entries[block]
-        return self.adapted.tracer.call(self.blocks[block], entry.args, entry.kwargs, how)
+        around = self.adapted.around(inputs)
+        if (block, how) not in around.calls:
+            entry = around.entries[block]
+            around.calls[block, how] = self.adapted.tracer.call(self.blocks[block], entry.args, entry.kwargs, how)
+        return around.calls[block, how]
 
 
 class Tail(nn.Module):

@@ -140,14 +140,14 @@ def _with_steps(rates: Rates, built: Built, given: Given, seconds: float) -> Rat
 
 
 @dataclass(frozen=True)
-class _Line:
-    """Seconds by operations."""
+class Line:
+    """Seconds by operations: slope · operations + offset."""
 
     slope: float
     offset: float
 
 
-def _lines(run: Callable[[int], Any], seconds: float) -> list[_Line]:
+def _lines(run: Callable[[int], Any], seconds: float) -> list[Line]:
     """Forward, and back where there is a graph: through the mean of many rows and that of few, of medians by batch."""
     places = range(2 * _BATCHES)
     operations = [_passed(run, place)[1] for place in places]  # which warms up too
@@ -162,12 +162,17 @@ def _lines(run: Callable[[int], Any], seconds: float) -> list[_Line]:
     for way in range(len(operations[0])):
         spent = [median(each[way] for each in taken[place]) for place in places]
         count = [each[way] for each in operations]
-        many, few = ((fmean(spent[part]), fmean(count[part])) for part in (slice(_BATCHES), slice(_BATCHES, None)))
-        # Where a batch is hardly more than two rows, or no slower, a line through the origin is what is known.
-        slope = (many[0] - few[0]) / (many[1] - few[1]) if many[1] > 2 * few[1] and many[0] > few[0] else math.inf
-        slope = min(slope, many[0] / many[1])
-        lines.append(_Line(slope, many[0] - slope * many[1]))
+        many, few = ((fmean(count[part]), fmean(spent[part])) for part in (slice(_BATCHES), slice(_BATCHES, None)))
+        lines.append(line(many, few))
     return lines
+
+
+def line(many: tuple[float, float], few: tuple[float, float]) -> Line:
+    """Through two points of operations and seconds; through the origin and the first where they are too near."""
+    slope = many[1] / many[0]
+    if many[0] > 2 * few[0] and many[1] > few[1]:
+        slope = min(slope, (many[1] - few[1]) / (many[0] - few[0]))
+    return Line(slope, many[1] - slope * many[0])
 
 
 def _passed(run: Callable[[int], Any], place: int, *, counts: bool = True) -> tuple[list[float], list[int]]:

@@ -23,7 +23,6 @@ from halfback.planning.shapes import PLAIN
 from halfback.planning.tracing import Call, How, bytes_of, how_probed
 from halfback.planning.traffic import kept
 from halfback.zeroth.directions import PACK_WIDTH
-from halfback.zeroth.widening import has_half
 
 _INNER = 1 << 15  # values that a sum of products widens to float64 at once, of each factor
 _HEAD_ROWS = 8  # samples whose loss a device with the head takes at once
@@ -83,7 +82,7 @@ def pass_peak(device: Device, rows: Batch, how: How, noted: int = 0) -> int:
     """The most bytes alive in a pass of the bottom; `noted`: the last blocks, whose arguments are kept."""
     groups, found = device.groups(rows), []
     later = replace(how, graph="through") if how.estimator == "forward_ad" else how
-    begun = 0 if device.moves_before else 1  # the first block that a tangent enters
+    begun = 0 if device.lower.moves_before else 1  # the first block that a tangent enters
     kept_before = 0
     for group in groups:
         around = device.adapted.around(group)
@@ -122,7 +121,7 @@ def _probed(device: Device, rows: Batch) -> int:
     probe = device.needs.probe
     if probe is None or not probe.directions:
         return 0
-    how = how_probed(probe.estimator, device.bottom, first=True)
+    how = how_probed(probe.estimator, wide=device.lower.half, first=True)
     if not device.needs.cut_gradient:  # what comes of it is sent
         return pass_peak(device, rows, how)
     hidden = _hidden(device, rows, wide=how.wide)
@@ -171,7 +170,7 @@ def _forward_only(device: Device, rows: Batch, joined: int) -> list[int]:
     phases.append(2 * hidden + notes + _sums(device, rows))
     if noted:
         phases += [notes + hidden + each for each in _exact(device, rows, noted)]
-    wide = has_half(device.bottom)
+    wide = device.lower.half
     base = pass_peak(device, rows, How(wide=True)) if wide and needs.probe and needs.probe.directions else 0
     return [*phases, hidden + exact + max(base, _probed(device, rows)), exact + _replayed(device)]
 
@@ -238,19 +237,19 @@ def tail_call(tail: nn.Module, device: Device, rows: Batch, part: slice, how: Ho
         places = parts_of(rows.inputs["lengths"].tolist())
         begin, end = places[part][0].start, places[part][-1].stop
         scored = int(((rows.scored >= begin) & (rows.scored < end)).sum())
-    dtype = next(device.bottom.parameters()).dtype
+    dtype = device.lower.dtype
     hidden = torch.empty(count, *shape[1:], dtype=dtype, device="meta")
     return device.adapted.tracer.call(Tail(tail, lengths, scored), (hidden,), {}, how)
 
 
 def _graph(device: Device, rows: Batch, place: int) -> Call:
-    through = place > 0 or device.moves_before
+    through = place > 0 or device.lower.moves_before
     return device.call(place, rows.inputs, How(graph="through" if through else "inside"))
 
 
 def _before(device: Device, rows: Batch) -> int:
     """What the graph keeps of the modules before the blocks, beside what they give."""
-    if not device.moves_before:
+    if not device.lower.moves_before:
         return 0
     entries = [entry for entry, _ in device.adapted.around(rows.inputs).before]
     how, tracer = How(graph="inside"), device.adapted.tracer
@@ -299,10 +298,11 @@ def _own_loss(device: Device, rows: Batch, joined: int) -> list[int]:
     """Slopes of a loss of the device's own, by forward passes through bottom and tail; as in `local_slopes`."""
     assert device.needs.probe is not None, "a device that runs forward only measures slopes"
     assert device.tail is not None, "a loss of its own"
-    how, hidden = how_probed(device.needs.probe.estimator, device.bottom, first=True), _hidden(device, rows)
+    estimator, wide, hidden = device.needs.probe.estimator, device.lower.half, _hidden(device, rows)
+    how = how_probed(estimator, wide=wide, first=True)
     count = len(rows.sample_ids)
     at_once = min(count, device.config.client.rows_at_once or count)
-    entered = how_probed(device.needs.probe.estimator, device.bottom, first=False)  # z has a tangent, where all has
+    entered = how_probed(estimator, wide=wide, first=False)  # z has a tangent, where all has
     calls = [
         tail_call(device.tail, device, rows, slice(first, first + at_once), entered)
         for first in range(0, count, at_once)

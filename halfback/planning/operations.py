@@ -20,7 +20,6 @@ from halfback.parties.holdings import Batch
 from halfback.planning.device import Device, Tail
 from halfback.planning.tracing import Call, How, how_probed
 from halfback.zeroth.slopes import Estimator
-from halfback.zeroth.widening import has_half
 
 _SHORT = (8, 16)  # tokens
 
@@ -105,7 +104,7 @@ class Counts:
         if probe is not None and probe.directions and own:
             once = self.bottom(sizes, probe.estimator) / own
             passes += probe.directions * once * (2 if probe.estimator == "central" else 1)
-            passes += has_half(self.device.bottom) and needs.cut_gradient
+            passes += self.device.lower.half and needs.cut_gradient
         if self.device.tail is not None:
             return self._with_tail(sizes, own, passes)
         blocks = passes * sizes.groups * self.device.at
@@ -146,9 +145,10 @@ class Counts:
     def bottom(self, sizes: Sizes, estimator: Estimator | None = None) -> float:
         """A forward pass of what stands before the cut; `estimator`: of a probe."""
         hows = [How()] * self.device.at
+        lower = self.device.lower
         if estimator is not None:
             hows = [
-                how_probed(estimator, self.device.bottom, first=not at and not self.device.moves_before)
+                how_probed(estimator, wide=lower.half, first=not at and not lower.moves_before)
                 for at in range(self.device.at)
             ]
         calls = [self._block(at, how, high=False) for at, how in enumerate(hows)]
@@ -156,7 +156,7 @@ class Counts:
 
     def _graphs(self, sizes: Sizes) -> float:
         """Backward through the bottom."""
-        through = self.device.moves_before
+        through = self.device.lower.moves_before
         hows = [How(graph="through" if at or through else "inside") for at in range(self.device.at)]
         pairs = [_at(self._block(at, how, high=False), sizes.whole) for at, how in enumerate(hows)]
         again = bool(self.device.config.algorithm.options().get("checkpointing"))
@@ -228,9 +228,9 @@ class Counts:
         sizes = device.sizes if copied else device.sizes_behind(device.adapted.blocks)
         lengths = inputs.get("lengths")
         count = 1 if lengths is None else int(lengths.sum())
-        hidden = torch.empty(count, *sizes, dtype=next(device.bottom.parameters()).dtype, device="meta")
+        hidden = torch.empty(count, *sizes, dtype=device.lower.dtype, device="meta")
         scored = 1 if getattr(part, "scores_tokens", False) else None
-        call = device.adapted.tracer.call(Tail(part, lengths, scored), (hidden,), {}, How(graph="through"))
+        call = device.adapted.tracer.call(Tail(part, lengths, scored), (hidden,), {}, How(graph="through"), counts=True)
         return call.operations, call.back_operations
 
     def _block(self, at: int, how: How, *, high: bool) -> tuple[Call, ...]:
@@ -242,7 +242,7 @@ class Counts:
             calls = []
             for inputs in self._samples:
                 entry = model.around(inputs).entries[at]
-                calls.append(model.tracer.call(block, entry.args, entry.kwargs, how))
+                calls.append(model.tracer.call(block, entry.args, entry.kwargs, how, counts=True))
             known[key] = tuple(calls)
         found: tuple[Call, ...] = known[key]
         return found
@@ -264,7 +264,10 @@ class Counts:
         model, known = self.device.adapted, self.device.adapted.counts
         if "before" not in known:
             found = [
-                [model.tracer.call(e.block, e.args, e.kwargs, How()) for e, _ in model.around(inputs).before]
+                [
+                    model.tracer.call(e.block, e.args, e.kwargs, How(), counts=True)
+                    for e, _ in model.around(inputs).before
+                ]
                 for inputs in self._samples
             ]
             known["before"] = list(zip(*found, strict=True))

@@ -1,6 +1,6 @@
 """Who says what, when: the batches and the missed steps of each sampled client, as functions of the seed alone."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,32 +75,39 @@ def turns(
         number += 1
 
 
-def talk_of(turn: Turn, device: Device, codes: Mapping[str, Columns], reusing: frozenset[str], groups: int) -> Talk:
+def talks_of(device: Device, config: RunConfig) -> Callable[[Turn], Talk]:
     """What the closed forms need of a turn."""
-    needs = device.needs
     theta = next(iter(device.theta.values()), torch.empty(0))
     exact = [tuple(parameter.shape) for parameter in device.exact]
-    texts = [len(batch.inputs["lengths"]) if "lengths" in batch.inputs else None for batch in turn.batches]
-    return Talk(
-        first=turn.first,
-        batches=[(hidden_shape(device, b), count) for b, count in zip(turn.batches, texts, strict=True)],
-        missed=turn.missed,
-        turns=turn.turns,
-        ever=turn.ever,
-        directions=needs.directions,
-        exact=sum(parameter.numel() for parameter in device.exact),
-        state=exact * device.states,
-        weights=device.shapes,
-        codes=codes,
-        reusing=reusing,
-        groups=groups,
-        above=_above(device),
-        second=[second_shape(device, b) for b in turn.batches] if device.head is not None else [],
-        head=[tuple(parameter.shape) for parameter in device.sent_head.values()],
-        item=device.item,
-        item_of_theta=theta.element_size(),
-        labelled=turn.batches[0].scored is not None,
-    )
+    codes, reusing = _codes_of(config, device)
+    alike: dict[str, Any] = {  # of all turns
+        "directions": device.needs.directions,
+        "exact": sum(parameter.numel() for parameter in device.exact),
+        "state": exact * device.states,
+        "weights": device.shapes,
+        "codes": codes,
+        "reusing": reusing,
+        "groups": groups_of(device),
+        "above": _above(device),
+        "head": [tuple(parameter.shape) for parameter in device.sent_head.values()],
+        "item": device.item,
+        "item_of_theta": theta.element_size(),
+    }
+
+    def talk_of(turn: Turn) -> Talk:
+        texts = [len(batch.inputs["lengths"]) if "lengths" in batch.inputs else None for batch in turn.batches]
+        return Talk(
+            first=turn.first,
+            batches=[(hidden_shape(device, b), count) for b, count in zip(turn.batches, texts, strict=True)],
+            missed=turn.missed,
+            turns=turn.turns,
+            ever=turn.ever,
+            second=[second_shape(device, b) for b in turn.batches] if device.head is not None else [],
+            labelled=turn.batches[0].scored is not None,
+            **alike,
+        )
+
+    return talk_of
 
 
 def groups_of(device: Device) -> int:
@@ -111,9 +118,9 @@ def groups_of(device: Device) -> int:
     cuts = sorted({device.config.model.cut_of(client) for client in range(device.config.clients)})
     if len(cuts) == 1:
         return 1
-    inside = [set(device.adapted.bottom(at).state_dict()) for at in cuts]
-    names = [name for name, _ in device.adapted.bottom(cuts[-1]).named_parameters() if name]
-    trained = {n for n, p in device.adapted.bottom(cuts[-1]).named_parameters() if p.requires_grad}
+    inside = [set(device.adapted.lower(at).bottom.state_dict()) for at in cuts]
+    names = [name for name, _ in device.adapted.lower(cuts[-1]).bottom.named_parameters() if name]
+    trained = {n for n, p in device.adapted.lower(cuts[-1]).bottom.named_parameters() if p.requires_grad}
     firsts = [next(place for place, own in enumerate(inside) if name in own) for name in names if name in trained]
     return len(set(firsts))
 
@@ -125,7 +132,7 @@ def _above(device: Device) -> list[tuple[int, ...]]:
     return [tuple(p.shape) for name, p in device.theta.items() if name.startswith("head.")]
 
 
-def codes_of(config: RunConfig, device: Device) -> tuple[dict[str, Columns], frozenset[str]]:
+def _codes_of(config: RunConfig, device: Device) -> tuple[dict[str, Columns], frozenset[str]]:
     """What each link's codecs make of a row, by link; and the links that leave out what they find again."""
     found: dict[str, Columns] = {}
     reusing = set()
@@ -134,7 +141,7 @@ def codes_of(config: RunConfig, device: Device) -> tuple[dict[str, Columns], fro
         if not chosen:
             continue
         codecs = parse(chosen, f"codecs.{link}")
-        dtype, width = next(device.bottom.parameters()).dtype, VectorForm(exact).width
+        dtype, width = device.lower.dtype, VectorForm(exact).width
         if not link.startswith("slopes"):
             sizes = device.second_sizes if link in ("activations_down", "gradient_up") else device.sizes
             texts = "lengths" in device.one

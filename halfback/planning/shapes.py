@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from halfback.errors import UserError
-from halfback.models.adapters import Lora, set_trainable, untie
+from halfback.models.adapters import Lora, set_trainable, trainable, untie
 from halfback.models.auxiliary import LinearHead, auxiliary
 from halfback.models.cut import CutModel, cut, recut, top_body
 from halfback.models.exact import Entry
 from halfback.models.running import Bottom, Top
-from halfback.planning.tracing import Call, How, Tracer
+from halfback.planning.tracing import Call, How, Tracer, bytes_of
 from halfback.telemetry.meters import MemoryMeter
+from halfback.zeroth.widening import has_half
 
 PLAIN = How()
 
@@ -49,6 +50,7 @@ class Around:
         live: bytes alive as each block is entered, its argument among them.
         first: the most bytes alive before the first block is entered.
         laid: bytes of the result, where it is another tensor than the last block's.
+        calls: of the blocks, as they were traced so far.
     """
 
     before: Sequence[tuple[Entry, int]]
@@ -57,6 +59,41 @@ class Around:
     live: Sequence[int]
     first: int
     laid: int
+    calls: dict[Any, Call] = field(default_factory=dict)
+
+
+@dataclass
+class Lower:
+    """A device's part at a cut, and what every variant with that cut asks of it."""
+
+    bottom: Bottom
+    blocks: list[nn.Module]
+
+    @cached_property
+    def theta(self) -> dict[str, nn.Parameter]:
+        """What is trained of it, by name."""
+        return trainable(self.bottom)
+
+    @cached_property
+    def weights(self) -> int:
+        """Bytes of its weights and buffers."""
+        return bytes_of([*self.bottom.parameters(), *self.bottom.buffers()])
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of its activations."""
+        return next(self.bottom.parameters()).dtype
+
+    @cached_property
+    def half(self) -> bool:
+        """Whether weights are of half precision, so that probes widen what they make of them."""
+        return has_half(self.bottom)
+
+    @cached_property
+    def moves_before(self) -> bool:
+        """Whether something is trained that stands before the blocks."""
+        inside = {id(p) for block in self.blocks for p in block.parameters()}
+        return any(id(p) not in inside for p in self.theta.values())
 
 
 @dataclass
@@ -72,15 +109,15 @@ class Adapted:
     tracer: Tracer
     body: nn.Module  # the forward pass around the blocks, with real values in what is small
     _around: dict[Any, Around] = field(default_factory=dict)
-    _bottoms: dict[int, Bottom] = field(default_factory=dict)
+    _lowers: dict[int, "Lower"] = field(default_factory=dict)
     _tops: dict[int, CutModel] = field(default_factory=dict)
     counts: dict[Any, Any] = field(default_factory=dict)  # of `operations`, what it has found once
 
-    def bottom(self, at: int) -> Bottom:
+    def lower(self, at: int) -> "Lower":
         """The device's part at a cut."""
-        if at not in self._bottoms:
-            self._bottoms[at] = recut(self.low, at).bottom
-        return self._bottoms[at]
+        if at not in self._lowers:
+            self._lowers[at] = Lower(recut(self.low, at).bottom, self.low_blocks[:at])
+        return self._lowers[at]
 
     def above(self, at: int, head: int | None) -> CutModel:
         """The parts above a cut."""

@@ -7,7 +7,7 @@ counts in a run. A call takes some milliseconds, whatever the width of the model
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +25,7 @@ from halfback.models.adapters import trainable
 from halfback.telemetry.meters import MemoryMeter
 from halfback.zeroth.slopes import Estimator
 from halfback.zeroth.substitution import substituted
-from halfback.zeroth.widening import has_half, in_float32, summed_in
+from halfback.zeroth.widening import in_float32, summed_in
 
 _aten = torch.ops.aten
 
@@ -102,16 +102,21 @@ class Tracer:
         self._known: dict[Any, Call] = {}
         self._marks: dict[int, tuple[nn.Module, Any]] = {}
 
-    def call(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], how: How) -> Call:
-        """What a call takes; `module` may be on the meta device, and values of arguments are not looked at."""
-        key = (self._mark(module), _form(args), _form(dict(kwargs)), how)
+    def call(
+        self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], how: How, *, counts: bool = False
+    ) -> Call:
+        """What a call takes; `module` may be on the meta device, and values of arguments are not looked at.
+
+        counts: its operations too, which takes a third longer; else they are 0.
+        """
+        key = (self._mark(module), _form(args), _form(dict(kwargs)), how, counts)
         if key not in self._known:
             # Fake tensors have no forward-mode rules. Those of the meta device have, and the attention that is written
             # out allocates the same there; of all else they would say what no CPU does.
             ad = how.estimator == "forward_ad"
             with _OnMeta() if ad else self._mode, torch.device("meta" if ad else "cpu"):
                 given, named = _fake((tuple(args), dict(kwargs)))
-                self._known[key] = _traced(_faked(module), given, named, how)
+                self._known[key] = _traced(_faked(module), given, named, how, counts=counts)
         return self._known[key]
 
     def _mark(self, module: nn.Module) -> Any:
@@ -171,7 +176,7 @@ def _faked(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, made)
 
 
-def _traced(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> Call:
+def _traced(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How, *, counts: bool) -> Call:
     if how.estimator is None and how.graph in ("through", "alone"):
         args[0].requires_grad_()
     given: list[Tensor] = []
@@ -193,27 +198,36 @@ def _traced(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ho
         return out[0] if several else out
 
     with (
-        counter() as forward,
+        _counting(counts) as forward,
         meter.running(),
         torch.set_grad_enabled(how.graph != "none" and how.estimator is None),
         _moved(module, how),
     ):
         out = (in_float32(run) if how.wide else run)()
     peak, saved = meter.peak_bytes - before, meter.live_bytes - before
-    call = Call(forward.get_total_flops(), peak, tuple(out.shape), out.dtype, several, out.nbytes, saved)
+    call = Call(forward(), peak, tuple(out.shape), out.dtype, several, out.nbytes, saved)
     if how.graph == "none" or how.estimator is not None or not out.requires_grad:
         return call
     gradient = torch.empty_like(out)
     meter.receive([gradient])
     meter.reset()
     held = meter.live_bytes
-    with counter() as backward, meter.running():
+    with _counting(counts) as backward, meter.running():
         own = list(trainable(module).values())
         wanted = own if how.graph == "inside" else [args[0], *own]
         found = torch.autograd.grad(out, wanted, gradient, materialize_grads=True)
     left = sum(tensor.nbytes for tensor in found[len(wanted) - len(own) :])
-    back = {"back_operations": backward.get_total_flops(), "back_peak": meter.peak_bytes - held, "gradients": left}
-    return replace(call, **back)
+    return replace(call, back_operations=backward(), back_peak=meter.peak_bytes - held, gradients=left)
+
+
+@contextmanager
+def _counting(counts: bool) -> Iterator[Callable[[], int]]:
+    """Gives what says, at the end, how many operations there were; 0 where they aren't counted."""
+    if not counts:
+        yield lambda: 0
+        return
+    with counter() as found:
+        yield found.get_total_flops
 
 
 @contextmanager
@@ -239,10 +253,13 @@ def _moved(module: nn.Module, how: How) -> Iterator[None]:
         yield
 
 
-def how_probed(estimator: Estimator, module: nn.Module, *, first: bool) -> How:
-    """How a block is run by a probe of a part; `first`: nothing that is moved stands before it."""
+def how_probed(estimator: Estimator, *, wide: bool, first: bool) -> How:
+    """How a block is run by a probe.
+
+    wide: weights are of half precision. first: nothing that is moved stands before the block.
+    """
     dual = estimator == "forward_ad" and not first
-    return How(estimator, "through" if dual else "none", wide=has_half(module))
+    return How(estimator, "through" if dual else "none", wide=wide)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -20,7 +20,7 @@ from halfback.planning.device import Device
 from halfback.planning.memory import peak
 from halfback.planning.methods import exchanges_of, formula_of
 from halfback.planning.operations import Counts, Operations, Sizes, mean_sizes, sizes_of
-from halfback.planning.rounds import Turn, codes_of, devices_by_client, groups_of, talk_of, turns
+from halfback.planning.rounds import Turn, devices_by_client, talks_of, turns
 from halfback.planning.shapes import Adapted, Trained, adapt, auxiliary_of
 from halfback.planning.tracing import Tracer
 from halfback.planning.traffic import greeting
@@ -110,6 +110,8 @@ class Workload:
         self._turns: dict[Any, list[Turn]] = {}
         self._parts: dict[Any, Any] = {}
         self._of_batches: dict[Any, Sizes] = {}
+        self._done: dict[Any, Work] = {}  # without bytes
+        self._trained: dict[str, Values] = {}
 
     @property
     def blocks(self) -> int:
@@ -142,6 +144,14 @@ class Workload:
     def _computed(
         self, config: RunConfig, algorithm: Algorithm, devices: Sequence[Device], taken: Sequence[Turn]
     ) -> Work:
+        key = (_but_links(config), self.steps)
+        if key not in self._done:
+            self._done[key] = self._compute(config, algorithm, devices, taken)
+        return self._done[key]
+
+    def _compute(
+        self, config: RunConfig, algorithm: Algorithm, devices: Sequence[Device], taken: Sequence[Turn]
+    ) -> Work:
         counted = self._operations(config, taken, devices)
         mean: Callable[[str], float] = lambda name: sum(share * getattr(each, name) for each, share in counted)  # noqa: E731
         passes = mean("passes")
@@ -164,8 +174,14 @@ class Workload:
             exchanges=0,
         )
 
-    def trained(self, config: RunConfig) -> "Values":
+    def trained(self, config: RunConfig) -> Values:
         """How many values a variant of the recipe trains; raises as `work` does."""
+        key = _but_links(config)
+        if key not in self._trained:
+            self._trained[key] = self._trained_of(config)
+        return self._trained[key]
+
+    def _trained_of(self, config: RunConfig) -> Values:
         self._check_same(config)
         algorithm = build_algorithm(config)
         device = self._device(config, algorithm, config.model.cut_of(0))
@@ -212,6 +228,8 @@ class Workload:
         fits = model.blocks - at if head is None else model.blocks - at - 1
         if not 1 <= at <= model.blocks or not 0 <= (head or 0) <= fits:
             raise UserError(f"cut is {at} and head {head}; the model has {model.blocks} blocks")
+        if at > len(model.low_blocks):
+            raise UserError(f"cut is {at}, and behind it nothing would be trained")
         above = model.above(at, head)
         tail = None
         match algorithm.needs.holds:
@@ -235,15 +253,12 @@ class Workload:
         if formula is None:
             raise UserError(f"algorithm {config.algorithm.name!r}: nobody said what its bytes are in closed form")
         up, down, met = 0, 0, frozenset[str]()
-        kinds = {
-            id(each): (*codes_of(config, each), groups_of(each))
-            for each in {id(each): each for each in devices}.values()
-        }
+        kinds = {id(each): talks_of(each, config) for each in {id(each): each for each in devices}.values()}
         for turn in taken:
-            columns, reusing, groups = kinds[id(devices[turn.client])]
-            sent, came = formula(talk_of(turn, devices[turn.client], columns, reusing, groups))
-            hello, answer = greeting(len(reusing)) if reusing else (0, 0)
-            up, down, met = up + sent + hello, down + came + answer, met | reusing
+            talk = kinds[id(devices[turn.client])](turn)
+            sent, came = formula(talk)
+            hello, answer = greeting(len(talk.reusing)) if talk.reusing else (0, 0)
+            up, down, met = up + sent + hello, down + came + answer, met | talk.reusing
         return up, down, bool(met)
 
     def _operations(
@@ -270,12 +285,20 @@ class Workload:
         for turn in taken:
             for number, batch in enumerate(turn.batches):
                 sizes, at = self._sizes(devices[turn.client], batch, None), devices[turn.client].at
-                longest = max(batch.inputs["lengths"].tolist(), default=0) if "lengths" in batch.inputs else 0
-                of_batch = (*sizes.whole, sizes.tokens, longest, sizes.reads, 0 if number else turn.missed)
+                alone = "lengths" in batch.inputs and devices[turn.client].needs.agreement.exact_blocks
+                longest = max(batch.inputs["lengths"].tolist()) if alone else 0
+                of_batch = (*sizes.whole, longest, sizes.reads, 0 if number else turn.missed)
                 for place, size in enumerate(of_batch):
                     if (at, place) not in best or size > best[at, place][0]:
                         best[at, place] = (size, turn, batch)
         return list({id(batch): (turn, batch) for _, turn, batch in best.values()}.values())
+
+
+def _but_links(config: RunConfig) -> str:
+    """Equal for variants that differ in what is made of activations and their gradients on the links."""
+    bare = dict.fromkeys(("activations_up", "gradient_down", "activations_down", "gradient_up"), ())
+    codecs = config.codecs.model_copy(update=bare)
+    return config.model_copy(update={"codecs": codecs}).model_dump_json()
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -23,6 +23,9 @@ from halfback.planning.steps import cohort_time, step_time
         ({"device_backward": 2e9}, {}, {}, (), 7, "compute"),
         ({"device_backward": 2e9}, {"backward_operations_per_second": 5e8}, {}, (), 9, "compute"),
         ({}, {"bytes_per_second": 25e6}, {}, (), 6 + 2, "compute"),  # all weights are read in each pass: 2 s
+        ({}, {"block_seconds": 0.1, "step_seconds": 0.2}, {}, (), 5 + 9 * 0.1 + 0.2, "compute"),
+        ({}, {}, {"server_block_seconds": 0.5, "server_step_seconds": 1}, (), 5 + 6 * 0.5 + 1, "server"),
+        ({"overlapping_passes": 3}, {"block_seconds": 0.1}, {}, (), 3.9, "compute"),
         ({"overlapping_passes": 1}, {}, {}, (), 2 + 2, "compute"),  # one pass beside 2 s of link and server
         ({"overlapping_passes": 3}, {}, {}, (), 3, "compute"),
         ({}, {"memory_megabytes": 99}, {}, (), 5, "memory"),
