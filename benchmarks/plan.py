@@ -111,7 +111,7 @@ def compared(recipe: str, fewest: int, seconds: float) -> Iterator[str]:
             peak, up, down, of_client, of_server = ran(config, steps)
             equal = abs(first.up_bytes - up) + abs(first.down_bytes - down) < 1e-6 * (up + down)
             time_of = step_time(later(both, first), fleet.classes[0], fleet)
-            client, server = time_of.compute + time_of.overlapped, time_of.server
+            client, server = time_of.compute, time_of.server
             yield (
                 f"| {recipe} {changes} | {first.peak_bytes / 1e6:.2f} | {first.peak_bytes / peak:.3f} "
                 f"| {up:.0f} / {down:.0f} | {'equal' if equal else f'{first.up_bytes:.0f} / {first.down_bytes:.0f}'} "
