@@ -205,6 +205,11 @@ class Descent:
         self._moved = False
         self.optimizer.zero_grad(set_to_none=True)
 
+    @property
+    def one_by_one(self) -> OneByOne | None:
+        """The optimiser, where it uses and frees each gradient inside the backward pass."""
+        return self.optimizer if isinstance(self.optimizer, OneByOne) and self.clip is None else None
+
     @contextmanager
     def last_pass(self, step: int, passes: int = 1) -> Iterator[None]:
         """For the last backward pass of a step: behind it the gradients are the mean of those of so many passes.
@@ -213,7 +218,7 @@ class Descent:
         soon as its gradient is whole, and that gradient is freed: there are never all of them. `Descent.step` then
         has only what is left to do, with the same bits.
         """
-        one_by_one = self.optimizer if isinstance(self.optimizer, OneByOne) and self.clip is None else None
+        one_by_one = self.one_by_one
 
         def average(parameter: Tensor) -> None:
             if passes > 1 and parameter.grad is not None:

@@ -13,9 +13,8 @@ from halfback.config import RunConfig
 from halfback.models.adapters import hidden_matrices, trainable
 from halfback.models.exact import last
 from halfback.models.running import Bottom
-from halfback.optimizers.base import OneByOne
 from halfback.optimizers.table import form
-from halfback.parties.holdings import Batch
+from halfback.parties.holdings import Batch, Descent
 from halfback.parties.protocol import Needs
 from halfback.planning.shapes import Adapted, Lower
 from halfback.planning.tracing import Call, How, bytes_of
@@ -107,20 +106,16 @@ class Device:
             return 4 * values * (self.states - 1)
         if not self.needs.backpropagates:
             return 0
-        return sum(bytes_of(form(self.optimizer, parameter).values()) for parameter in self.theta.values())
+        optimizer = self.descent.optimizer
+        return sum(bytes_of(form(optimizer, parameter).values()) for parameter in self.theta.values())
 
     @cached_property
-    def optimizer(self) -> torch.optim.Optimizer:
+    def descent(self) -> Descent:
         """Of a device that backpropagates."""
         hidden = hidden_matrices(self.bottom)
         if self.tail is not None:
             hidden |= {f"head.{name}" for name in hidden_matrices(self.tail)}
-        return make_descent(self.config, "bottom", self.theta, hidden).optimizer
-
-    @property
-    def frees_gradients(self) -> bool:
-        """Whether each is used and freed inside the backward pass."""
-        return isinstance(self.optimizer, OneByOne) and self.config.bottom.clip is None
+        return make_descent(self.config, "bottom", self.theta, hidden)
 
     @property
     def states(self) -> int:

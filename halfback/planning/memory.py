@@ -275,7 +275,7 @@ def _backward(device: Device, rows: Batch, seed: int, joined: int) -> list[int]:
     for place, call in enumerate(calls):
         phases.append(joined + context + sizes[0] + sum(saved[:place]) + call.peak)
     left, largest = 0, max((4 * p.numel() for p in device.theta.values()), default=0)
-    moving = 3 * largest if device.frees_gradients else 0
+    moving = 0 if device.descent.one_by_one is None else 3 * largest
     for place in reversed(range(device.at)):
         call, again = calls[place], calls[place].saved if checkpointing else 0
         incoming = call.out if place < device.at - 1 else 0
