@@ -308,6 +308,7 @@ def _reason(why: str) -> str:
 def _tls(terms: Terms) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.num_tickets = 0  # nobody resumes; and a client that reads one in a thread while it writes may lose what it says
     try:
         context.load_cert_chain(terms.certificate, terms.key, password=_no_password)
     except (OSError, ssl.SSLError) as error:

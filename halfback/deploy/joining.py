@@ -67,10 +67,11 @@ def read_said(header: str) -> Hello | Piece | AtWork:
         raise PeerError(".".join(("header", *map(str, first["loc"])))[:60], first["msg"][:60]) from None
 
 
-def message(asked: Frame) -> bytes:
-    """The bytes of a message."""
-    header = asked.header.encode()
-    return b"".join((_LENGTH.pack(len(header)), header, asked.body))
+def message(asked: Frame) -> list[bytes | memoryview]:
+    """The bytes of a message, in fragments: asyncio holds a writer back between two of them, never within one."""
+    header, body = asked.header.encode(), memoryview(asked.body)
+    head = b"".join((_LENGTH.pack(len(header)), header, body[:PIECE]))
+    return [head, *(body[at : at + PIECE] for at in range(PIECE, len(body), PIECE))]
 
 
 def room(body: int) -> int:

@@ -78,10 +78,13 @@ class Seated:
         return read_said(asked.header)
 
     async def _tell(self, header: dict[str, object], body: bytes) -> None:
-        data = message(Frame(json.dumps(header), body))
         async with asyncio.timeout(IDLE):
-            await self.line.send(data)
-        self._counts.add("sent_bytes_total", len(data))
+            await self._send(Frame(json.dumps(header), body))
+
+    async def _send(self, asked: Frame) -> None:
+        data = message(asked)
+        await self.line.send(data[0] if len(data) == 1 else data)
+        self._counts.add("sent_bytes_total", sum(map(len, data)))
 
     async def listen(self) -> None:
         """Takes in the replies that are due.
@@ -144,13 +147,14 @@ class Seated:
             async with asyncio.timeout_at(until):
                 await asyncio.shield(self._due)
         except TimeoutError:
+            self._counts.add("late_total")
             self.line.transport.abort()
             raise WorkerLost("the device was silent for two questions; its connection is closed") from None
         except (asyncio.CancelledError, PeerError):
             raise WorkerLost(f"the device at place {self.place} is gone") from None
 
     async def _asked(self, asked: Frame, until: float, longest: Longest) -> Frame:
-        loop, data = asyncio.get_running_loop(), message(asked)
+        loop = asyncio.get_running_loop()
         due = self._due = loop.create_future()
         self.line.protocol.max_message_size = room(longest.body)
         begun = loop.time()
@@ -158,9 +162,8 @@ class Seated:
         try:
             async with asyncio.timeout_at(until):
                 self.sending = True
-                await self.line.send(data)
+                await self._send(asked)
                 self.sending = False
-                self._counts.add("sent_bytes_total", len(data))
                 reply = await asyncio.shield(due)
         except TimeoutError:
             self._counts.add("late_total")
