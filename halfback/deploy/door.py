@@ -6,9 +6,12 @@ project does with it, so limits hold from the moment it is accepted.
 
 import ipaddress
 import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 from websockets.asyncio.server import ServerConnection
@@ -18,6 +21,25 @@ from halfback.errors import UserError
 HANDSHAKE = 10.0  # seconds that a connection has for TLS, and again for saying who it is
 _WAITING, _WAITING_EACH = 256, 128  # connections that have not said who they are: in all, and from one address
 _NAMES = 10_000  # addresses that are remembered
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Where a gateway listens, and what it works with.
+
+    Attributes:
+        host, port: where devices connect to; port 0 for any that is free.
+        certificate, key: PEM files of TLS.
+        seats: how many devices it has places for.
+        metrics: port of loopback that tells the counts; None for none.
+    """
+
+    host: str
+    port: int
+    certificate: Path
+    key: Path
+    seats: int
+    metrics: int | None = None
 
 
 @final
@@ -121,19 +143,40 @@ class Line(ServerConnection):
     token, place = "", -1  # of a device that has said who it is
     heard = 0.0  # when anything came last, on the loop's clock
 
-    def connection_made(self, transport: Any) -> None:  # noqa: D102
+    def connection_made(self, transport: Any) -> None:
         self.heard = self.loop.time()
         super().connection_made(transport)
 
-    def data_received(self, data: bytes) -> None:  # noqa: D102
+    def data_received(self, data: bytes) -> None:
         self.heard = self.loop.time()
         super().data_received(data)
 
-    def pause_writing(self) -> None:  # noqa: D102
+    def pause_writing(self) -> None:
         super().pause_writing()
         self.transport.pause_reading()
 
-    def resume_writing(self) -> None:  # noqa: D102
+    def resume_writing(self) -> None:
         super().resume_writing()
         if not self.recv_messages.paused:
             self.transport.resume_reading()
+
+
+def tls_of(terms: Terms) -> ssl.SSLContext:
+    """What a gateway shows its devices; UserError where it is no certificate with its key."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.num_tickets = (
+        0  # nobody resumes; and a client that reads one in a thread while it writes may lose what it says
+    )
+    try:
+        context.load_cert_chain(terms.certificate, terms.key, password=_no_password)
+    except (OSError, ssl.SSLError) as error:
+        said = (
+            error.strerror if error.strerror and not isinstance(error, ssl.SSLError) else "no certificate with its key"
+        )
+        raise UserError(f"devices.certificate={terms.certificate}, devices.key={terms.key}: {said}") from None
+    return context
+
+
+def _no_password() -> str:
+    raise ssl.SSLError("the key has a password")  # which OpenSSL would ask a terminal for

@@ -6,14 +6,11 @@ token. Whatever a device says is a claim until checked, and costs no more than w
 
 import asyncio
 import logging
-import ssl
 import threading
-import time
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as Late
 from contextlib import suppress
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, final
@@ -23,10 +20,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from halfback.deploy.counts import Counts, tell
-from halfback.deploy.door import HANDSHAKE, Door, Line, Pace, host_of
+from halfback.deploy.device import check_package
+from halfback.deploy.door import HANDSHAKE, Door, Line, Pace, Terms, host_of, parsed, tls_of
 from halfback.deploy.joining import BROKEN, CLOSING, PATH, REVOKED, TAKEN, Offer, room
 from halfback.deploy.relay import WorkerLost
 from halfback.deploy.seated import IDLE, Seated
+from halfback.deploy.site import SiteConfig
 from halfback.deploy.tokens import Tokens
 from halfback.engine.remote.frames import Frame, Longest
 from halfback.errors import PeerError, UserError, one_line
@@ -41,25 +40,6 @@ _BEARER = "Bearer "
 _WRONG = "this token is not good here\n"
 # Of one address, or place: so many at once, and from then on so many a second.
 _CONNECTIONS, _TOKENS, _JOINS = (64, 10.0), (10, 0.1), (10, 0.1)
-
-
-@dataclass(frozen=True)
-class Terms:
-    """Where a gateway listens, and what it works with.
-
-    Attributes:
-        host, port: where devices connect to; port 0 for any that is free.
-        certificate, key: PEM files of TLS.
-        seats: how many devices it has places for.
-        metrics: port of loopback that tells the counts; None for none.
-    """
-
-    host: str
-    port: int
-    certificate: Path
-    key: Path
-    seats: int
-    metrics: int | None = None
 
 
 @final
@@ -79,7 +59,7 @@ class Gateway:
         """
         self._terms = terms
         self._tokens = Tokens(tokens)
-        self._tls = _tls(terms)
+        self._tls = tls_of(terms)
         self._seated: dict[int, Seated] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._counts = Counts(self._gauges)
@@ -305,17 +285,14 @@ def _reason(why: str) -> str:
     return one_line(why).encode()[:123].decode(errors="ignore")
 
 
-def _tls(terms: Terms) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.num_tickets = 0  # nobody resumes; and a client that reads one in a thread while it writes may lose what it says
-    try:
-        context.load_cert_chain(terms.certificate, terms.key, password=_no_password)
-    except (OSError, ssl.SSLError) as error:
-        said = error.strerror if error.strerror and not isinstance(error, ssl.SSLError) else "no certificate with its key"
-        raise UserError(f"devices.certificate={terms.certificate}, devices.key={terms.key}: {said}") from None
-    return context
+def opened(site: SiteConfig, tokens: Path) -> Gateway:
+    """The gateway of a site whose file has `devices`; `tokens`: file of those that are good.
 
-
-def _no_password() -> str:
-    raise ssl.SSLError("the key has a password")  # which OpenSSL would ask a terminal for
+    Raises:
+        UserError: what its file names is not as it should be, or it takes no part in runs of its package's recipe.
+    """
+    assert site.devices is not None
+    said, (host, port) = site.devices, parsed(site.devices.listen)
+    package = check_package(site)
+    certificate, key = (Path(path).expanduser() for path in (said.certificate, said.key))
+    return Gateway(Terms(host, port, certificate, key, said.seats, said.metrics), tokens, package)

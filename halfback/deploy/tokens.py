@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from halfback.errors import UserError, one_line, shown
 
-FILE = "tokens.json"  # in the site's folder, unless its file says another place
 _TOKEN = re.compile(r"hb1\.([0-9a-f]{8})\.([A-Za-z0-9_-]{43})")
 _NOBODY = "0" * 64  # what a secret is compared with where its ID is unknown
 _MOST_BYTES = 1 << 24

@@ -29,9 +29,7 @@ class Place:
         authority.cert_pem.write_to_path(str(self.authority))
         self.tls = ssl.create_default_context(cafile=str(self.authority))
         self.tokens, self.seats = folder / "tokens.json", seats
-        self.gateway = Gateway(
-            Terms("127.0.0.1", 0, self.certificate, self.key, seats, metrics), self.tokens, package
-        )
+        self.gateway = Gateway(Terms("127.0.0.1", 0, self.certificate, self.key, seats, metrics), self.tokens, package)
         self.address = f"wss://localhost:{self.gateway.port}/halfback/1"
 
     def token(self) -> str:

@@ -31,7 +31,7 @@ from halfback.deploy.relay import WorkerLost
 from halfback.deploy.tokens import revoke, rotate
 from halfback.engine.remote.frames import Frame, Longest, Ready, Said, frame
 from halfback.errors import PeerError, UserError
-from tests.deploy.gateways import Place, hello, heard, packed, plain_package, said
+from tests.deploy.gateways import Place, heard, hello, packed, plain_package, said
 
 PREPARE = Frame('{"kind":"prepare"}')  # as far as a gateway looks at it
 OPEN = Frame('{"kind":"open"}')
