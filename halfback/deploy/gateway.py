@@ -188,6 +188,7 @@ class Gateway:
         if request.path != PATH:
             self._wrong.take(host)
             return self._refuse(line, HTTPStatus.NOT_FOUND, f"{PATH} is here\n")
+        self._tokens.refresh()  # one that was made a moment ago is good, and its device comes once
         said = request.headers.get_all("Authorization")
         token = self._tokens.check(said[0][len(_BEARER) :] if len(said) == 1 and said[0].startswith(_BEARER) else "")
         place = None if token is None else self._tokens.place(token)

@@ -1,4 +1,4 @@
-"""A device that has come in at a gateway: what it is handed before it works, and one question at a time from then on."""
+"""A device that has come in at a gateway: what it is handed first, and one question at a time from then on."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from websockets.exceptions import ConnectionClosed
 
 from halfback.deploy.counts import Counts
 from halfback.deploy.door import Line
-from halfback.deploy.joining import PROTOCOL, AtWork, Hello, Offer, message, read_said, room, unpacked
+from halfback.deploy.joining import PROTOCOL, AtWork, Hello, Offer, Piece, message, read_said, room, unpacked
 from halfback.deploy.relay import WorkerLost
 from halfback.engine.remote.frames import Frame, Longest, Ready, read_reply
 from halfback.errors import PeerError, one_line
@@ -68,7 +68,7 @@ class Seated:
             await self._tell({"kind": "piece", "file": asked.file, "offset": asked.offset}, data)
         self.at_work = True
 
-    async def _heard(self) -> object:
+    async def _heard(self) -> Hello | Piece | AtWork:
         async with asyncio.timeout(IDLE):
             data = await self.line.recv()
         self._counts.add("received_bytes_total", len(data))
@@ -164,7 +164,7 @@ class Seated:
                 self.sending = True
                 await self._send(asked)
                 self.sending = False
-                reply = await asyncio.shield(due)
+                reply: Frame = await asyncio.shield(due)
         except TimeoutError:
             self._counts.add("late_total")
             if self.sending:

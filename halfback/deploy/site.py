@@ -128,7 +128,7 @@ def read_site(path: Path) -> SiteConfig:
     except ValidationError as error:
         first = min(error.errors(include_url=False), key=lambda one: one["type"] == "missing")
         key = ".".join(str(part) for part in first["loc"])
-        inside = {"data": SiteData, "devices": SiteDevices}
+        inside: dict[str, type[BaseModel]] = {"data": SiteData, "devices": SiteDevices}
         section = inside.get(str(first["loc"][0]), SiteConfig) if len(first["loc"]) > 1 else SiteConfig
         if first["type"] == "extra_forbidden":
             known = offer(str(first["loc"][-1]), section.model_fields)

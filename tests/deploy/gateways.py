@@ -15,32 +15,38 @@ from halfback.deploy.tokens import add
 SEATS = 4
 
 
+def certified(folder: Path) -> tuple[ssl.SSLContext, Path, Path]:
+    """What knows the certificate that it writes for this machine, the certificate, and its key."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    issued.cert_chain_pems[0].write_to_path(str(certificate))
+    issued.private_key_pem.write_to_path(str(key))
+    tls = ssl.create_default_context()
+    authority.configure_trust(tls)
+    return tls, certificate, key
+
+
+def connected(address: str, token: str, tls: ssl.SSLContext, **options: Any) -> ClientConnection:
+    given = {"ssl": tls, "compression": None, "max_size": None, "close_timeout": 2} | options
+    return connect(address, additional_headers={"Authorization": f"Bearer {token}"}, **given)
+
+
 class Place:
     """A gateway with its certificate, tokens and package below a folder."""
 
     def __init__(self, folder: Path, package: Path, *, seats: int = SEATS, metrics: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        authority = trustme.CA()
-        issued = authority.issue_cert("localhost", "127.0.0.1")
-        self.certificate, self.key = folder / "certificate.pem", folder / "key.pem"
-        issued.cert_chain_pems[0].write_to_path(str(self.certificate))
-        issued.private_key_pem.write_to_path(str(self.key))
-        self.authority = folder / "ca.pem"
-        authority.cert_pem.write_to_path(str(self.authority))
-        self.tls = ssl.create_default_context(cafile=str(self.authority))
+        self.tls, self.certificate, self.key = certified(folder)
         self.tokens, self.seats = folder / "tokens.json", seats
         self.gateway = Gateway(Terms("127.0.0.1", 0, self.certificate, self.key, seats, metrics), self.tokens, package)
         self.address = f"wss://localhost:{self.gateway.port}/halfback/1"
 
     def token(self) -> str:
-        made = add(self.tokens, self.seats)
-        self.gateway._tokens.refresh()  # what the gateway does by itself once a second
-        return made
+        return add(self.tokens, self.seats)
 
     def connect(self, token: str, path: str = "", **options: Any) -> ClientConnection:
-        headers = {"Authorization": f"Bearer {token}"}
-        given = {"ssl": self.tls, "compression": None, "max_size": None, "close_timeout": 2} | options
-        return connect(self.address + path, additional_headers=headers, **given)
+        return connected(self.address + path, token, self.tls, **options)
 
     def at_work(self, token: str, **options: Any) -> ClientConnection:
         """A device that has said it works."""
