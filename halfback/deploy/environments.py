@@ -143,7 +143,7 @@ class Federation:
     """A started federation, as the admin of a startup kit sees it."""
 
     def __init__(self, kit: Path, user: str, *, sites: int, needed: int, patience: float) -> None:
-        """`sites`: those that it waits for a while; `needed`: sites without which it can't go on; `patience`: seconds for them."""
+        """`sites`: those that it waits for; `needed`: without which it can't go on; `patience`: seconds for them."""
         _check_admin(kit, user)
         self._kit = kit
         self._user = user
