@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import re
 import socket
 import ssl
@@ -495,6 +496,33 @@ def test_addresses() -> None:
     for wrong in ("8443", ":8443", "host:", "host:99999", "host:-1", "host:1x"):
         with pytest.raises(UserError, match="host:port is allowed"):
             parsed(wrong)
+
+
+def test_random_bytes_end_their_own_connection_and_nobody_elses(place: Place, chance: random.Random) -> None:
+    """Of a peer that is no WebSocket, and of one with a good token, beside a device that goes on replying."""
+    steady, odd = place.at_work(place.token()), place.token()
+    prepared(place, steady)
+    for number in range(60):
+        if number % 2:
+            place.gateway._joins.__init__(10, 0.1)  # type: ignore[misc]  # as if it had waited
+            line = place.connect(odd)
+            if number % 4 == 1:
+                said(line, hello())
+            with suppress(ConnectionClosed):
+                for _ in range(20):
+                    line.send(chance.randbytes(chance.randrange(300)))
+            assert end_of(line)[0] in (1008, 1009)
+        else:
+            with socket.create_connection(("localhost", place.gateway.port), timeout=5) as plain:
+                raw = place.tls.wrap_socket(plain, server_hostname="localhost")
+                with suppress(OSError):
+                    raw.sendall(chance.randbytes(3000) + b"\r\n\r\n")
+                    raw.recv(100)
+        reply = asked_behind(place)
+        heard(steady)
+        said(steady, READY)
+        assert reply.result().header == READY
+    steady.close()
 
 
 def test_replies_come_to_who_asked(place: Place) -> None:

@@ -21,9 +21,11 @@ from halfback import config as configuration
 from halfback.config import RunConfig
 from halfback.deploy.client_job import Site
 from halfback.deploy.flare import FlareCarrier, seats_of
+from halfback.deploy.gateway import opened
 from halfback.deploy.serving import ENDED, RUN, Surroundings, serve
 from halfback.deploy.site import SiteConfig
 from halfback.deploy.tokens import add
+from halfback.errors import UserError
 from halfback.runs import run
 from halfback.testing import small
 from halfback_device.client import Device
@@ -173,3 +175,16 @@ def test_devices_behind_two_gateways_have_the_bits_of_one_process(
     events = [json.loads(line) for line in (left / "events.jsonl").read_text().splitlines()]
     assert {event["site"] for event in events if event["event"] == "joined"} == {"one:0", "one:1", "two"}
     assert [event["site"] for event in events if event["event"] == "returned"] == ([] if breaks is None else ["one:1"])
+
+
+def test_a_gateway_that_keeps_labels_opens_for_no_package_that_sends_them(
+    simulated: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    """Before its port is open: whatever its devices would say themselves."""
+    _, certificate, key = certified(tmp_path)
+    devices = {"listen": "127.0.0.1:0", "certificate": str(certificate), "key": str(key)}
+    package = simulated[1] / "devices" / "package-2"
+    site = {"runtime": "device", "package": str(package), "devices": devices}
+    opened(SiteConfig.model_validate(site), tmp_path / "tokens.json").close()
+    with pytest.raises(UserError, match=r"keeps its labels .*ho_sfl with model.head=null.*; use model.head=0"):
+        opened(SiteConfig.model_validate(site | {"keep_labels": True}), tmp_path / "tokens.json")
