@@ -1,8 +1,8 @@
 """What joint allocation saves: 30 devices drawn from shipped classes share an uplink, HO-SFL on MiniLM at cuts 1 to 5.
 
-    python benchmarks/allocation.py [--draws 20] [--devices 30] [--rows 16] [--tokens 64] [--rates 5,20,50,100,200,500]
+    HALFBACK_DATA=DATA python benchmarks/allocation.py [--draws 20] [--devices 30] [--rates 5,20,50,100,200,500]
 
-Nothing is trained: bytes and operations of a step follow from the model's shapes (`works`), seconds from the fleet.
+Nothing is trained: bytes and operations of a step are what a plan says of `sst2-minilm`, seconds follow from the fleet.
 Each row is a rate of the shared uplink, its ratios are medians over the draws, with the smallest and the largest.
 Equal: one cut for all and equal shares; apart: each device's own best cut at equal shares; sequential: those cuts, then
 shares.
@@ -12,54 +12,32 @@ import argparse
 import statistics
 import time
 
+from halfback.config import resolve
 from halfback.planning.allocation import Allocation, apart, equal, joint, sequential
 from halfback.planning.profiles import DeviceClass, Fleet, draw, read_fleet
-from halfback.planning.work import Work
+from halfback.planning.work import Work, Workload
 
-VOCABULARY, POSITIONS, HIDDEN, INNER, BLOCKS, RANK = 30_522, 512, 384, 1536, 6, 8  # of all-MiniLM-L6-v2, and LoRA's
+RECIPE, CUTS = "sst2-minilm", range(1, 6)
+BATCH = ("batch_size=16", "algorithm.directions=2")
+INT8 = ("codecs.activations_up=[int8]", "codecs.gradient_down=[int8]")
 POPULATION = 1000  # clients, of which the first are the cohort: what a draw has of each class differs then
-CASES = {  # name: fleet, classes beside its own, bytes of a value on the wire, server's operations a second
-    "cell": ("cell", (), 4, None),
-    "cell, int8": ("cell", (), 1, None),
-    "cell with home's classes, int8": ("cell", ("home",), 1, None),
-    "cell, int8, the laptop of `home` as server": ("cell", (), 1, 99.9978e9),
+CASES = {  # name: fleet, classes beside its own, codecs, server's operations a second
+    "cell": ("cell", (), (), None),
+    "cell, int8": ("cell", (), INT8, None),
+    "cell with home's classes, int8": ("cell", ("home",), INT8, None),
+    "cell, int8, the laptop of `home` as server": ("cell", (), INT8, 99.9978e9),
 }
 
 
-def works(rows: int, tokens: int, item: float, directions: int = 2) -> dict[int, Work]:
-    """A step by cut; `item`: bytes of a value on the wire. What the messages have beside values is left out."""
-    places = rows * tokens
-    weights = 4 * (HIDDEN**2 + HIDDEN) + 2 * HIDDEN * INNER + HIDDEN + INNER + 4 * HIDDEN
-    adapters = 4 * HIDDEN * RANK  # on query and value
-    block = 2.0 * places * (4 * HIDDEN**2 + 2 * HIDDEN * INNER + 2 * tokens * HIDDEN + adapters)
-    embeddings = (VOCABULARY + POSITIONS + 2 + 2) * HIDDEN
-    live = places * (2 * INNER + 3 * HIDDEN)  # of one block
-    found = {}
-    for cut in range(1, BLOCKS):
-        parameters = 4 * (embeddings + cut * weights)
-        above = (BLOCKS - cut) * block
-        found[cut] = Work(
-            peak_bytes=parameters + 4 * (3 * cut * adapters + live),  # AdamW's moments beside θ
-            parameter_bytes=parameters,
-            up_bytes=item * places * HIDDEN,
-            down_bytes=item * places * HIDDEN,
-            device_forward=cut * block,
-            passes=1 + directions,
-            device_backward=0,
-            overlapping_passes=0,
-            server_forward=above,
-            server_backward=above,  # frozen weights take no gradient
-            exchanges=2,
-        )
-    return found
+def works(workload: Workload, *settings: str) -> dict[int, Work]:
+    """A step by cut."""
+    return {cut: workload.work(resolve(RECIPE, [*BATCH, *settings, f"model.cut={cut}"])) for cut in CUTS}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--devices", type=int, default=30)
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rates", type=lambda text: [float(rate) for rate in text.split(",")])
     arguments = parser.parse_args()
     rates = arguments.rates or [5.0, 20.0, 50.0, 100.0, 200.0, 500.0]
@@ -75,8 +53,9 @@ def main() -> None:
         "planned in, CPU s",
     ]
     print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
-    for name, (fleet_name, beside, item, server) in CASES.items():
-        at = works(arguments.rows, arguments.tokens, item)
+    workload = Workload(resolve(RECIPE, BATCH))
+    for name, (fleet_name, beside, links, server) in CASES.items():
+        at = works(workload, *links)
         for rate in rates:
             fleet = _fleet(fleet_name, beside, rate, server)
             cohorts = [draw(fleet, POPULATION, seed)[: arguments.devices] for seed in range(arguments.draws)]

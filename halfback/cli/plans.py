@@ -19,10 +19,10 @@ def plan(
     ] = None,
     pilot: Annotated[
         int | None,
-        typer.Option(metavar="STEPS", help="Run the two best for so many steps, to say the time to a target."),
+        typer.Option(metavar="STEPS", help="Run the best candidates for so many steps, to say the time to a target."),
     ] = None,
     target: Annotated[
-        float | None, typer.Option(help="With --pilot: metric to say the time to; by default what both came to.")
+        float | None, typer.Option(help="With --pilot: metric to say the time to; by default what all came to.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for plan.html, plan.json and recommended.yaml, which train takes.")
@@ -63,10 +63,12 @@ def profile(
     """Measure this machine with a recipe's own passes, and write it as a class of devices (see docs/planning.md)."""
     from halfback import config as configuration
     from halfback.planning.measure import Link, fleet_of, measured, write_fleet
+    from halfback.planning.profiles import check_name
 
     recipe, given = recipe_and_settings(settings or [])
     recipe = recipe or (None if given else "quickstart")
     config = configuration.resolve(recipe, given)
+    check_name(name)
     link = Link(up_megabits=up, down_megabits=down, latency_seconds=latency)
     rates = measured(config, seconds=seconds)
     write_fleet(fleet_of(rates, link, name=name, recipe=recipe or config.model.name), out)

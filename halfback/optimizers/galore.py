@@ -2,7 +2,7 @@
 
 For a matrix of a hidden layer (m × n, m ≤ n; else transposed), step t:
 
-1. every T steps, from the first on: P (m × r) = the first r left singular vectors of G
+1. every T steps, from the first gradient on that isn't 0: P (m × r) = the first r left singular vectors of G
 2. R = PᵀG; N = m̂ / (√v̂ + ε), Adam's step of R; the moments stay when P changes
 3. W ← W − ηα P N − ηλW
 
@@ -39,7 +39,8 @@ class GaLore(OneByOne):
             return
         gradient, projection = lying(gradient), state["projection"]
         gap = 200 if self.settings.gap is None else self.settings.gap
-        if (int(state["step"]) - 1) % gap == 0:
+        due = (int(state["step"]) - 1) % gap == 0 or not projection.any()
+        if due and gradient.any():  # of LoRA's A the first gradient is 0, and has no leading directions
             leading = torch.linalg.svd(gradient, full_matrices=False).U[:, : projection.shape[1]]
             largest = leading.gather(0, leading.abs().argmax(0, keepdim=True))
             projection.copy_(leading * largest.sign())

@@ -91,8 +91,6 @@ def sequential(works: Mapping[int, Work], devices: Sequence[DeviceClass], fleet:
 def joint(works: Mapping[int, Work], devices: Sequence[DeviceClass], fleet: Fleet) -> Allocation:
     """Cuts and shares together, the best up to `TOLERANCE`; as `equal` otherwise."""
     cohort = _Cohort(works, devices, fleet)
-    # Where devices compute beside link and server a step may be bound by that alone, so plans that compute longer than
-    # the best found so far are left out, and the search goes on among the others.
     best = min(sequential(works, devices, fleet), apart(works, devices, fleet), key=lambda plan: plan.seconds)
     start = cohort.least_time()
     waiting = [(start + cohort.least_server(), start, best.seconds)]
@@ -100,15 +98,13 @@ def joint(works: Mapping[int, Work], devices: Sequence[DeviceClass], fleet: Flee
         bound, low, high = heapq.heappop(waiting)
         if bound >= best.seconds * (1 - TOLERANCE):
             break
-        found = cohort.least_server_plan(high, best.seconds * (1 - TOLERANCE))
+        found = cohort.least_server_plan(high)
         if found is None:
             continue
         server, cuts = found
         plan = cohort.allocated(cuts, cohort.best_shares(cuts))
         best = min(best, plan, key=lambda plan: plan.seconds)
         if high - low <= TOLERANCE / 4 * best.seconds:
-            if plan is best and plan.seconds > high + server:  # bound by what devices compute: others may compute less
-                heapq.heappush(waiting, (low + server, low, high))
             continue
         middle = (low + high) / 2
         # Of the lower half the server's time at its upper end is not known yet: it is at least that of the whole.
@@ -139,7 +135,6 @@ class _Cohort:
         # What a device's own part takes without its upload, and all that it computes.
         own = np.array([[time.compute + time.down + time.latency for time in by_cut] for by_cut in of_all])
         self.own = np.where(fit, own, math.inf)
-        self.computing = np.array([[time.compute + time.overlapped for time in by_cut] for by_cut in of_all])
 
     def fits(self, cut: int, device: DeviceClass) -> bool:
         return self.works[cut].peak_bytes <= device.memory_megabytes * MEGA
@@ -151,7 +146,6 @@ class _Cohort:
     def quickest(self) -> list[int]:
         """For each device the cut with which it alone is quickest at an equal share."""
         alone = self.own + self.bits / self.equal_shares()[:, None] + self.server
-        alone = np.where(np.isfinite(alone), np.maximum(alone, self.computing), math.inf)
         return [self.cuts[place] for place in alone.argmin(axis=1)]
 
     def best_shares(self, cuts: Sequence[int]) -> _Numbers:
@@ -190,15 +184,15 @@ class _Cohort:
         """No plan has less work for the server."""
         return float(np.where(np.isfinite(self.own), self.server, math.inf).min(axis=1).sum())
 
-    def least_server_plan(self, seconds: float, computing: float) -> tuple[float, list[int]] | None:
+    def least_server_plan(self, seconds: float) -> tuple[float, list[int]] | None:
         """The least that the server needs of plans whose devices are done within `seconds`, and the cuts of one.
 
-        None where there is no plan. Devices compute for less than `computing` in all.
+        None where there is no plan.
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             needed = np.where(self.own < seconds, self.bits / (seconds - self.own), math.inf)
         slack = 1 + 1e-9  # of the rounding of what devices just reach
-        allowed = (needed <= self.links[:, None] * slack) & (self.computing < computing)
+        allowed = needed <= self.links[:, None] * slack
         if not allowed.any(axis=1).all():
             return None
         least = np.where(allowed, self.server, math.inf).argmin(axis=1)

@@ -56,7 +56,7 @@ class Cohorts:
         self.sampled = min(recipe.sampled_clients, recipe.clients)
         sampling = Sampling(recipe.seed, recipe.clients, self.sampled)
         self.first = [[self.devices[client] for client in sampling.draw(place, None)] for place in range(ROUNDS)]
-        self.classes = list({device.name: device for device in self.devices}.values())
+        self.classes = fleet.classes
 
     def look(self, variant: Variant, work: Work, trained: Values) -> Looked:
         """What a variant costs these clients."""

@@ -49,14 +49,12 @@ class Clock:
         times = []
         for client, exchanges in self._exchanges.items():
             work = self._work_of(client)
-            each = passes / len(self._exchanges)
             done = replace(
                 work,
                 up_bytes=self._bytes["up"][client],
                 down_bytes=self._bytes["down"].get(client, 0),
                 exchanges=exchanges,
-                passes=each,
-                overlapping_passes=min(steps * work.overlapping_passes, each),
+                passes=passes / len(self._exchanges),
                 device_backward=steps * work.device_backward,
                 server_forward=steps * work.server_forward,
                 server_backward=steps * work.server_backward,

@@ -13,6 +13,7 @@ from halfback.config import RunConfig
 from halfback.models.adapters import hidden_matrices, trainable
 from halfback.models.exact import last
 from halfback.models.running import Bottom
+from halfback.optimizers.base import OneByOne
 from halfback.optimizers.table import form
 from halfback.parties.holdings import Batch
 from halfback.parties.protocol import Needs
@@ -106,16 +107,25 @@ class Device:
             return 4 * values * (self.states - 1)
         if not self.needs.backpropagates:
             return 0
+        return sum(bytes_of(form(self.optimizer, parameter).values()) for parameter in self.theta.values())
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Of a device that backpropagates."""
         hidden = hidden_matrices(self.bottom)
         if self.tail is not None:
             hidden |= {f"head.{name}" for name in hidden_matrices(self.tail)}
-        optimizer = make_descent(self.config, "bottom", self.theta, hidden).optimizer
-        return sum(bytes_of(form(optimizer, parameter).values()) for parameter in self.theta.values())
+        return make_descent(self.config, "bottom", self.theta, hidden).optimizer
+
+    @property
+    def frees_gradients(self) -> bool:
+        """Whether each is used and freed inside the backward pass."""
+        return isinstance(self.optimizer, OneByOne) and self.config.bottom.clip is None
 
     @property
     def states(self) -> int:
         """Tensors that replay moves for each of θ's: itself, and its moments."""
-        return 1 + len(update_rule(self.config, self.config.bottom).moments())
+        return 1 + len(update_rule(self.config, self.config.bottom).moments()) if self.needs.replays else 1
 
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:

@@ -135,7 +135,7 @@ def _with_steps(rates: Rates, built: Built, given: Given, seconds: float) -> Rat
     work = Workload(config, given, steps=number * each).computed(config)
     fleet = Fleet.model_validate(fleet_of(rates, Link(), name="this", recipe="itself"))
     known = step_time(work, fleet.classes[0], fleet)
-    step, server = taken[0] - known.compute - known.overlapped, taken[1] - known.server
+    step, server = taken[0] - known.compute, taken[1] - known.server
     return replace(rates, step=max(0.0, step), server_step=max(0.0, server))
 
 

@@ -274,15 +274,15 @@ def _backward(device: Device, rows: Batch, seed: int, joined: int) -> list[int]:
     phases = [around.first]
     for place, call in enumerate(calls):
         phases.append(joined + context + sizes[0] + sum(saved[:place]) + call.peak)
-    left = 0
+    left, largest = 0, max((4 * p.numel() for p in device.theta.values()), default=0)
+    moving = 3 * largest if device.frees_gradients else 0
     for place in reversed(range(device.at)):
         call, again = calls[place], calls[place].saved if checkpointing else 0
         incoming = call.out if place < device.at - 1 else 0
         result = calls[-1].out if place < device.at - 1 else 0
         below = context + sizes[0] + sum(saved[: place + 1]) + result
-        phases.append(below + again + seed + incoming + call.back_peak + left)
-        left += call.gradients
-    largest = max((4 * p.numel() for p in device.theta.values()), default=0)
+        phases.append(below + again + seed + incoming + call.back_peak + left + moving)
+        left += 0 if moving else call.gradients
     return [*phases, left + 2 * largest]
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from halfback.config import RunConfig, build_algorithm
 from halfback.config.facts import Chosen
@@ -47,9 +48,11 @@ def mixed(recipe: RunConfig, fleet: Fleet, looked: Sequence[Looked], own: Looked
     if len(cohorts.classes) < 2:
         return None
     works = {each.variant.cut: each.work for each in looked if _but_cut(each) == _but_cut(own)}
-    devices = draw(fleet, min(recipe.clients, _TOGETHER), recipe.seed)
+    some = draw(fleet, min(recipe.clients, _TOGETHER), recipe.seed)
+    drawn = {device.name for device in some}
+    devices = [*some, *(device for device in cohorts.classes if device.name not in drawn)]  # a rare class has a cut too
     try:
-        found = joint(works, devices, _for_all(fleet, len(devices) / cohorts.sampled))
+        found = joint(works, devices, for_all(fleet, len(devices) / cohorts.sampled))
     except UserError:
         return None
     cuts = _of_classes(found.cuts, devices)
@@ -66,18 +69,20 @@ def mixed(recipe: RunConfig, fleet: Fleet, looked: Sequence[Looked], own: Looked
     return Mixed(config, own, cuts, seconds)
 
 
-def _but_cut(looked: Looked) -> tuple[str, str, str]:
-    return looked.variant.method, looked.variant.codecs, looked.variant.weights
+def _but_cut(looked: Looked) -> tuple[Any, ...]:
+    config = looked.variant.config
+    return config.algorithm, config.codecs, config.bottom
 
 
-def _for_all(fleet: Fleet, times: float) -> Fleet:
+def for_all(fleet: Fleet, times: float) -> Fleet:
     """A fleet whose shared links and server grow with the devices, so that each has what it has in a cohort."""
     rates = (
         *("uplink_megabits", "downlink_megabits"),
         *("server_operations_per_second", "server_backward_operations_per_second"),
     )
     grown = {name: getattr(fleet, name) for name in rates}
-    return fleet.model_copy(update={name: rate and rate * times for name, rate in grown.items()})
+    fixed = {name: getattr(fleet, name) / times for name in ("server_block_seconds", "server_step_seconds")}
+    return fleet.model_copy(update={name: rate and rate * times for name, rate in grown.items()} | fixed)
 
 
 def _of_classes(cuts: Sequence[int], devices: Sequence[DeviceClass]) -> dict[str, int]:

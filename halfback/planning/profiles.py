@@ -4,6 +4,7 @@ A fleet is a YAML file, or one that ships with the package (`fleets()`). Megabyt
 an operation is one addition or one multiplication, so a multiply-add is two.
 """
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from halfback.errors import UserError, offer, shown
 from halfback.zeroth.directions import seed_for
 
 _MOST = 1e18  # of any rate
+_NAME, _LONGEST = r"[\w .,+()-]+", 60  # of a class
 
 
 class _Section(BaseModel):
@@ -26,7 +28,7 @@ class _Section(BaseModel):
 class DeviceClass(_Section):
     """Devices that are alike."""
 
-    name: str = Field(min_length=1, max_length=60, pattern=r"^[\w .,+()-]+$")
+    name: str = Field(min_length=1, max_length=_LONGEST, pattern=f"^{_NAME}$")
     memory_megabytes: float = Field(gt=0, le=1e9)
     """What a client's tensors may take at most."""
     operations_per_second: float = Field(gt=0, le=_MOST)
@@ -76,6 +78,12 @@ class Fleet(_Section):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise PydanticCustomError("names", "two classes are called {name}", {"name": repr(twice)})
         return self
+
+
+def check_name(name: str) -> None:
+    """Refuses what no class can be called; UserError names it."""
+    if not re.fullmatch(_NAME, name) or len(name) > _LONGEST:
+        raise UserError(f"name {shown(name)}: 1 to {_LONGEST} letters, digits, spaces and any of _.,+()- are allowed")
 
 
 def fleets() -> dict[str, str]:

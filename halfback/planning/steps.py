@@ -1,7 +1,8 @@
 """Seconds of a step, from the work in it and the devices, links and server that do it.
 
-A device's step is a chain: its passes before the upload, up, the server, down, its passes behind the answer. Passes
-that need no λ run beside link and server. The server answers a cohort when it has heard all of it and is one machine,
+A device's step is a chain: its passes before the upload, up, the server, down, its passes behind the answer. In every
+conversation of ours client and server speak in turn, so nothing of one client's step runs beside the rest of it; the
+clients of a cohort run beside each other. The server answers a cohort when it has heard all of it and is one machine,
 so its work for all of them is a sum, and the cohort waits for whoever takes longest. It waits once a step: where the
 slowest to upload is not the slowest behind the answer, a real step is longer by what they differ.
 """
@@ -16,7 +17,7 @@ from halfback.planning.work import Work
 
 Binds = Literal["memory", "compute", "uplink", "server", "downlink", "latency"]
 MEGA = 1e6  # bytes of a megabyte, bits of a megabit
-_PARTS = ("compute", "overlapped", "up", "server", "down", "latency")
+_PARTS = ("compute", "up", "server", "down", "latency")
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,7 @@ class StepTime:
     """Seconds of a step, of one device or of a cohort; then they are its slowest device's, and all the server's.
 
     Attributes:
-        compute: of the device, while neither link nor server works for it.
-        overlapped: of the device, beside them.
+        compute: of the device.
         up: to send what goes up.
         server: of the server, for everyone it answers at once.
         down: to receive what comes down.
@@ -35,7 +35,6 @@ class StepTime:
     """
 
     compute: float
-    overlapped: float
     up: float
     server: float
     down: float
@@ -62,10 +61,8 @@ def step_time(
     forward = pass_seconds(work, device)
     backward = work.device_backward / (device.backward_operations_per_second or device.operations_per_second)
     fixed = work.device_blocks * device.block_seconds + work.steps * device.step_seconds
-    beside = work.overlapping_passes / work.passes if work.passes else 0.0
     parts = StepTime(
-        compute=(work.passes - work.overlapping_passes) * forward + backward + (1 - beside) * fixed,
-        overlapped=work.overlapping_passes * forward + beside * fixed,
+        compute=work.passes * forward + backward + fixed,
         up=8 * work.up_bytes / min(device.up_megabits * MEGA, up or math.inf),
         server=server_seconds(work, fleet),
         down=8 * work.down_bytes / min(device.down_megabits * MEGA, down or math.inf),
@@ -93,7 +90,9 @@ def cohort_time(times: Sequence[StepTime], *, in_turn: bool = False) -> StepTime
         return together if memory else replace(together, binds=_largest(together))
     server = sum(time.server for time in times)
     waiting = [_timed(replace(time, server=server), full=time.binds == "memory") for time in times]
-    return max(waiting, key=lambda time: (time.binds == "memory", time.total))
+    slowest = max(waiting, key=lambda time: time.total)
+    # Where one has no room the seconds are still of all: a quick one without room is not the one they wait for.
+    return replace(slowest, binds="memory") if any(time.binds == "memory" for time in times) else slowest
 
 
 def pass_seconds(work: Work, device: DeviceClass) -> float:
@@ -116,13 +115,11 @@ def equal_share(shared_megabits: float | None, devices: int) -> float | None:
 
 def _timed(parts: StepTime, *, full: bool) -> StepTime:
     """The same parts with what they come to."""
-    away = parts.up + parts.server + parts.down + parts.latency
-    timed = replace(parts, total=parts.compute + max(parts.overlapped, away))
+    timed = replace(parts, total=sum(getattr(parts, name) for name in _PARTS))
     return replace(timed, binds="memory" if full else _largest(timed))
 
 
 def _largest(time: StepTime) -> Binds:
-    computing = time.compute + time.overlapped
     away: dict[Binds, float] = {
         "uplink": time.up,
         "server": time.server,
@@ -130,4 +127,4 @@ def _largest(time: StepTime) -> Binds:
         "latency": time.latency,
     }
     binds = max(away, key=lambda name: away[name])
-    return "compute" if computing >= away[binds] else binds
+    return "compute" if time.compute >= away[binds] else binds

@@ -42,7 +42,6 @@ class Work:
         passes: forward passes of that part in a step, probes and what exact gradients compute again among them. One
             that is dearer, as with `forward_ad`, counts as so many more.
         device_backward: operations of the device's backward passes; in the U-shape with the forward pass of its head.
-        overlapping_passes: of `passes`, those that wait for nothing of the server.
         server_forward, server_backward: operations of the server for one client's batch, all passes of a step.
         device_blocks, server_blocks: how often a block is run in those passes, there or back; a head counts as one.
         exchanges: messages up with an answer: each costs a round trip.
@@ -57,7 +56,6 @@ class Work:
     device_forward: float
     passes: float
     device_backward: float
-    overlapping_passes: float
     server_forward: float
     server_backward: float
     device_blocks: float
@@ -154,7 +152,6 @@ class Workload:
     ) -> Work:
         counted = self._operations(config, taken, devices)
         mean: Callable[[str], float] = lambda name: sum(share * getattr(each, name) for each, share in counted)  # noqa: E731
-        passes = mean("passes")
         return Work(
             peak_bytes=max(
                 peak(devices[turn.client], rows, turn.missed if rows is turn.batches[0] else 0)
@@ -164,9 +161,8 @@ class Workload:
             up_bytes=0,
             down_bytes=0,
             device_forward=mean("device_forward"),
-            passes=passes,
+            passes=mean("passes"),
             device_backward=mean("device_backward"),
-            overlapping_passes=passes if algorithm.needs.holds != "bottom" else 0.0,
             server_forward=mean("server_forward"),
             server_backward=mean("server_backward"),
             device_blocks=mean("device_blocks"),

@@ -45,9 +45,7 @@ def explained(plan: Mapping[str, Any]) -> list[str]:
     said = []
     for name, step in row["by_class"].items():
         parts = ", ".join(
-            f"{part} {seconds(step[part])}"
-            for part in ("compute", "overlapped", "up", "server", "down", "latency")
-            if step[part]
+            f"{part} {seconds(step[part])}" for part in ("compute", "up", "server", "down", "latency") if step[part]
         )
         said.append(
             f"{name}: {seconds(step['total'])} s a step ({parts}), bound by {step['binds']}; "
@@ -95,7 +93,7 @@ def pilot_table(pilot: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             [
                 one["method"],
                 str(one["cut"]),
-                _spread(one["finals"]),
+                _spread([end for end in one["finals"] if end is not None]),
                 _spread(there),
                 f"{len(there)} of {len(one['finals'])}",
             ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from halfback.config import RunConfig
 from halfback.data.tasks import objective_of
+from halfback.errors import UserError
 from halfback.models.objectives import better
 from halfback.planning.choosing import Looked
 from halfback.runs.run import Run, train
@@ -47,9 +48,13 @@ def piloted(candidates: Sequence[Looked], fleet: str, steps: int, target: float 
     seeds = [first.seed + place for place in range(SEEDS)]
     found = [[_curve(each.variant.config, fleet, steps, seed) for seed in seeds] for each in candidates]
     rises = found[0][0].rises
-    finals = [[curve.points[-1][1] for curve in curves] for curves in found]
+    finals = [[curve.final for curve in curves] for curves in found]
     if target is None:
-        target = (min if rises else max)(fmean(of_seeds) for of_seeds in finals)
+        whole = [[end for end in of_seeds if end is not None] for of_seeds in finals]
+        ends = [fmean(of_seeds) for of_seeds in whole if len(of_seeds) == len(seeds)]
+        if not ends:
+            raise UserError(f"pilot={steps}: no candidate has a finite {found[0][0].metric} at its end with every seed")
+        target = (min if rises else max)(ends)
     times = [[curve.time_to(target) for curve in curves] for curves in found]
     known = {place: [time for time in of if time is not None] for place, of in enumerate(times)}
     means = {place: fmean(of) for place, of in known.items() if len(of) == len(seeds)}
@@ -79,6 +84,11 @@ class Curve:
     metric: str
     rises: bool
     points: list[tuple[float, float]]
+
+    @property
+    def final(self) -> float | None:
+        """The last metric; None where none was finite."""
+        return self.points[-1][1] if self.points else None
 
     def time_to(self, target: float) -> float | None:
         """Seconds until the metric is at the target, on straight lines between evaluations; None if it never is."""

@@ -1,6 +1,7 @@
 """`plan`: before anything runs, what a recipe could be run as on a fleet, what each would cost, and which to take."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from halfback.planning.choosing import Cohorts, Looked, best, by_time, inference
 from halfback.planning.mixing import Mixed, mixed
 from halfback.planning.profiles import Fleet, read_fleet
 from halfback.planning.steps import MEGA
-from halfback.planning.variants import variants
+from halfback.planning.variants import NOTHING, variants
 from halfback.planning.work import Workload
 from halfback.report.planned import explained, write_plan
 from halfback.runs.pilot import piloted
@@ -86,8 +87,8 @@ def plan(
     Args:
         config: a recipe's name, a YAML file, or settings.
         devices: a fleet's name or file; by default the recipe's `fleet`, else the shipped one called phones.
-        target: metric to say the time of, with `pilot`; by default what both candidates came to.
-        pilot: steps of real runs of the two best candidates, from which the time to the target is taken; None for none.
+        target: metric to say the time of, with `pilot`; by default what all candidates came to.
+        pilot: steps of real runs of the best candidates, from which the time to the target is taken; None for none.
         **settings: of the recipe, by section or by path, that are others here.
 
     Returns:
@@ -98,6 +99,8 @@ def plan(
     """
     if target is not None and pilot is None:
         raise UserError(f"target={target:g}: only a pilot tells the time to it; give pilot=50 too")
+    if target is not None and not math.isfinite(target):
+        raise UserError(f"target={target}: a finite number is allowed")
     if pilot is not None and not 2 <= pilot <= 100_000:
         raise UserError(f"pilot={pilot}: 2 to 100000 steps are allowed")
     recipe = resolve_values(config, settings)
@@ -190,11 +193,16 @@ def _changes(recipe: RunConfig) -> Iterator[dict[str, Any]]:
 
 
 def _candidates(chosen: Sequence[Looked]) -> list[Looked]:
-    """The quickest, and the quickest with another cut, else with another method; of one alone, that one."""
+    """The quickest, and the quickest with an earlier and with a later cut; where all have one cut, with another method.
+
+    On both sides, since how far a step gets may grow or fall with the cut: seconds of a step don't tell.
+    """
     first = chosen[0]
-    others = [each for each in chosen if each.variant.cut != first.variant.cut]
-    others = others or [each for each in chosen if each.variant.method != first.variant.method]
-    return [first, *others[:1]]
+    earlier = [each for each in chosen if each.variant.cut < first.variant.cut]
+    later = [each for each in chosen if each.variant.cut > first.variant.cut]
+    others = [*earlier[:1], *later[:1]]
+    others = others or [each for each in chosen if each.variant.method != first.variant.method][:1]
+    return [first, *others]
 
 
 def _mixable(recipe: RunConfig, fleet: Fleet, looked: Sequence[Looked]) -> Mixed | None:
@@ -207,7 +215,7 @@ def _mixable(recipe: RunConfig, fleet: Fleet, looked: Sequence[Looked]) -> Mixed
 def _recommended(taken: Looked, by_class: Mixed | None) -> str:
     own = taken.variant
     cut = f"cut {own.cut}" if by_class is None else _cuts(by_class)
-    codecs = "" if own.codecs == "–" else f", {own.codecs} on the links"
+    codecs = "" if own.codecs == NOTHING else f", {own.codecs} on the links"
     seconds = taken.step.total if by_class is None else by_class.seconds
     told = f"{own.method}, {cut}{codecs}, {own.weights} weights"
     return f"Recommended: {told}: {seconds:.3g} s a step, bound by {taken.step.binds}."

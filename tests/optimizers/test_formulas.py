@@ -260,6 +260,16 @@ def test_eight_bits() -> None:
         assert apart.max() < 0.1 * LR
 
 
+def test_galore_takes_its_directions_from_the_first_gradient_that_has_some() -> None:
+    """LoRA's A gets none in its first step, since B is 0: directions of nothing would hold for a whole gap."""
+    moved = torch.nn.Parameter(torch.zeros(8, 12))
+    optimizer = TABLE["galore"].make([moved], [True], Settings(LR, rank=2))
+    for step in range(2):
+        moved.grad = torch.zeros(8, 12) if step == 0 else torch.randn(8, 12, generator=torch.Generator().manual_seed(1))
+        optimizer.step()
+    assert (moved.abs().sum(1) > 0).all()
+
+
 @pytest.mark.parametrize("name", ["adalomo", "galore"])
 def test_the_library_comes_to_the_same(name: str) -> None:
     """pytorch-optimizer's AdaLOMO and GaLore, of matrices, where each gradient is the mean of one pass and P stays."""

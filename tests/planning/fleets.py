@@ -25,7 +25,7 @@ def work(**changes: Any) -> Work:
         "up_bytes": 1e6,
         "down_bytes": 5e5,
     }
-    said |= {"device_forward": 1e9, "passes": 3, "device_backward": 0.0, "overlapping_passes": 0}
+    said |= {"device_forward": 1e9, "passes": 3, "device_backward": 0.0}
     said |= {"server_forward": 2e9, "server_backward": 3e9, "exchanges": 2}
     said |= {"device_blocks": 9, "server_blocks": 6}
     return Work(**(said | changes))

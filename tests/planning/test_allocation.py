@@ -10,7 +10,7 @@ from fleets import device, fleet, work
 from halfback.errors import UserError
 from halfback.planning.allocation import TOLERANCE, Allocation, apart, equal, joint, sequential
 from halfback.planning.profiles import DeviceClass, Fleet
-from halfback.planning.steps import StepTime, cohort_time, step_time
+from halfback.planning.steps import StepTime, step_time
 from halfback.planning.work import Work
 
 
@@ -77,30 +77,6 @@ def test_joint_is_the_best_of_all_combinations(seed: int) -> None:
     for other in (sequential, apart):
         assert other(works, devices, of).seconds >= found.seconds
     assert sum(found.shares) <= (of.uplink_megabits or 1e12) * 1e6 * (1 + 1e-6)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_passes_that_overlap_are_weighed_too(seed: int) -> None:
-    """Of plans bound by what devices compute beside the link: with a slow server none of these is passed over."""
-    chance = random.Random(seed)
-    works = {
-        cut: work(overlapping_passes=2, peak_bytes=1, device_forward=1e9 * cut, server_forward=3e9 * (3 - cut))
-        for cut in (1, 2, 3)
-    }
-    devices, of = cohort(chance, 3), fleet(uplink_megabits=2)
-    least = min(
-        min(
-            cohort_time(
-                [
-                    step_time(works[cut], at, of, 2e6 * share)
-                    for cut, at, share in zip(cuts, devices, shares, strict=True)
-                ]
-            ).total
-            for shares in ((a / 10, b / 10, (10 - a - b) / 10) for a in range(1, 9) for b in range(1, 10 - a))
-        )
-        for cuts in itertools.product(works, repeat=3)
-    )
-    assert joint(works, devices, of).seconds <= least * (1 + 2 * TOLERANCE)  # shares on a grid are no better than any
 
 
 def test_shares_for_given_cuts_are_the_closed_form() -> None:

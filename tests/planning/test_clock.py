@@ -47,13 +47,6 @@ def test_clients_in_turn_add_up_and_each_has_the_whole_link() -> None:
     assert clock.seconds == pytest.approx((1 + 1 + 0.5) + (2 + 1 + 0.5))
 
 
-def test_passes_beside_the_link_take_no_time_of_their_own() -> None:
-    clock = Clock(fleet(), [device()], lambda _: work(overlapping_passes=2), in_turn=False)
-    clock.hear(0, "up", bytes(1_000_000))
-    clock.end_round(steps=1, passes=3)
-    assert clock.seconds == pytest.approx(1 + 2)  # 2 s of passes beside 1.5 s of link and server
-
-
 def test_what_a_voided_round_said_is_forgotten() -> None:
     clock = Clock(fleet(uplink_megabits=1), [device()], lambda _: work(), in_turn=False)
     clock.hear(0, "up", bytes(1_000_000))

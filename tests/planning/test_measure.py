@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from command import halfback, refusal
 
-from halfback.cli import app
 from halfback.planning.measure import line
 from halfback.planning.profiles import read_fleet
 
@@ -28,10 +27,15 @@ def test_a_line_never_starts_below_nothing() -> None:
 def test_a_machine_is_profiled_and_the_file_is_a_fleet(tmp_path: Path) -> None:
     out = tmp_path / "mine.yaml"
     small = ["task.train_rows=120", "task.validation_rows=60", "clients=2", "sampled_clients=2", "model.cut=3"]
-    said = CliRunner().invoke(app, ["profile", "quickstart", *small, "--seconds", "0.1", "--out", str(out)])
-    assert said.exit_code == 0, said.output
+    said = halfback("profile", "quickstart", *small, "--seconds", "0.1", "--out", str(out))
+    assert said.status == 0
     fleet = read_fleet(out)
     mine = fleet.classes[0]
     # A top without a block has no rate of its own: it would be a hundredth of the bottom's.
     assert fleet.server_operations_per_second == mine.operations_per_second > 1e6
     assert fleet.server_block_seconds == mine.block_seconds >= 0
+
+
+def test_a_class_is_called_what_a_fleet_can_be_read_with(tmp_path: Path) -> None:
+    said = refusal(halfback("profile", "quickstart", "--name", "my/phone", "--out", str(tmp_path / "mine.yaml")))
+    assert "name 'my/phone': 1 to 60 letters, digits, spaces and any of _.,+()- are allowed" in said

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from command import halfback, refusal
-from fleets import device, fleet
+from fleets import device, fleet, work
 
 from halfback import config as configuration
 from halfback.config import RunConfig
 from halfback.errors import UserError
 from halfback.planning.choosing import Cohorts, known
-from halfback.planning.mixing import mixed
+from halfback.planning.mixing import for_all, mixed
 from halfback.planning.profiles import Fleet, read_fleet
-from halfback.planning.steps import step_time
+from halfback.planning.steps import cohort_time, step_time
 from halfback.planning.variants import variants
 from halfback.planning.work import Values, Workload
 from halfback.runs import run
@@ -133,11 +133,47 @@ def test_classes_that_differ_much_get_cuts_of_their_own(tmp_path: Path) -> None:
     assert found is not None
     assert found.cuts["thin"] > found.cuts["weak"]
     assert sorted(found.config.model.cut) == sorted([*found.cuts.values()] * 2)  # type: ignore[arg-type]
-    work = {each.variant.cut: each.work for each in looked}
-    alone = [step_time(work[found.cuts[each.name]], each, fleet) for each in fleet.classes]
+    works = {each.variant.cut: each.work for each in looked}
+    alone = [step_time(works[found.cuts[each.name]], each, fleet) for each in fleet.classes]
     server = 2 * sum(each.server for each in alone)
     assert found.seconds == pytest.approx(max(each.total - each.server for each in alone) + server)
     run.train(found.config, tmp_path / "run", steps=1, progress=False)
+
+
+def test_a_class_that_hardly_anyone_has_is_planned_for_too(tmp_path: Path) -> None:
+    """Of 200 clients two have it, of the 30 that cuts are looked for with none."""
+    thin = {"name": "thin", "operations_per_second": 1e12, "up_megabits": 0.2, "down_megabits": 0.2, "share": 99}
+    path = written(tmp_path, thin, {"name": "rare", "operations_per_second": 3e7}, {"name": "nobody", "share": 1e-6})
+    row = recommended_row(plan(recipe(clients=110, task__train_rows=600), devices=path))
+    assert row["by_class"].keys() == {"thin", "rare", "nobody"}
+
+
+def test_the_recipe_as_it_stands_is_looked_at() -> None:
+    own = recipe(
+        algorithm__directions=5, algorithm__exact_blocks=1, codecs__slopes_up=["int8"], codecs__gradient_down=["int8"]
+    )
+    found = [each for each in variants(own, 3) if each.config.algorithm == own.algorithm and each.cut == 1]
+    assert "ho_sfl, P = 5, exact 1 as int8 up and – down" in {each.method for each in found}
+    assert own.codecs in [each.config.codecs for each in found]
+    # What differs has another name, and what a plan says of bits on the links is what would be run.
+    assert len({(each.method, each.codecs, each.weights) for each in found}) == len(found)
+    every = list(variants(recipe(), 3))
+    assert all(("sign" in each.method) == bool(each.config.codecs.slopes_up) for each in every)
+
+
+def test_the_dtype_of_weights_is_the_models() -> None:
+    assert {each.weights for each in variants(recipe(model__dtype="bfloat16", bottom__train="lora"), 1)} <= {
+        "bfloat16",
+        "int8",
+    }
+
+
+def test_a_server_of_a_grown_fleet_is_that_of_a_cohort() -> None:
+    """All that a server is, for twice as many: a step of the cohort takes as long."""
+    of = fleet(uplink_megabits=4, server_block_seconds=0.5, server_step_seconds=0.25)
+    one = cohort_time([step_time(work(), device(), of, 2e6)] * 2)
+    two = cohort_time([step_time(work(), device(), for_all(of, 2.0), 2e6)] * 4)
+    assert two == one
 
 
 def test_time_to_a_target_lies_between_two_evaluations() -> None:
@@ -171,6 +207,7 @@ def test_the_command_writes_a_recipe_that_train_takes(tmp_path: Path) -> None:
     ("given", "says"),
     [
         (["--target", "90"], "target=90: only a pilot tells the time to it; give pilot=50 too"),
+        (["--target", "nan", "--pilot", "50"], "target=nan: a finite number is allowed"),
         (["--pilot", "1"], "pilot=1: 2 to 100000 steps are allowed"),
         (["--devices", "moon"], "fleet 'moon' is unknown"),
     ],

@@ -25,9 +25,6 @@ from halfback.planning.steps import cohort_time, step_time
         ({}, {"bytes_per_second": 25e6}, {}, (), 6 + 2, "compute"),  # all weights are read in each pass: 2 s
         ({}, {"block_seconds": 0.1, "step_seconds": 0.2}, {}, (), 5 + 9 * 0.1 + 0.2, "compute"),
         ({}, {}, {"server_block_seconds": 0.5, "server_step_seconds": 1}, (), 5 + 6 * 0.5 + 1, "server"),
-        ({"overlapping_passes": 3}, {"block_seconds": 0.1}, {}, (), 3.9, "compute"),
-        ({"overlapping_passes": 1}, {}, {}, (), 2 + 2, "compute"),  # one pass beside 2 s of link and server
-        ({"overlapping_passes": 3}, {}, {}, (), 3, "compute"),
         ({}, {"memory_megabytes": 99}, {}, (), 5, "memory"),
     ],
 )
@@ -51,6 +48,8 @@ def test_a_cohort_waits_for_its_slowest_and_for_one_server() -> None:
 def test_of_a_cohort_who_has_no_room_binds() -> None:
     times = [step_time(work(), each, fleet()) for each in (device(memory_megabytes=1), device(up_megabits=0.1))]
     assert cohort_time(times).binds == cohort_time(times, in_turn=True).binds == "memory"
+    # It is the slow one with room that they wait for: 3 s, 80 s up at 0.1 Mbit/s, both servings, 0.5 s down.
+    assert cohort_time(times).total == pytest.approx(3 + 80 + 2 * 0.5 + 0.5)
 
 
 def test_many_devices_keep_one_server_busy() -> None:

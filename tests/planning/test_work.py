@@ -35,6 +35,7 @@ IMAGES: dict[str, dict[str, Any]] = {
     "hosl": {"algorithm__directions": 2},
     "frozen_bottom": {},
     "split_lora": {"bottom__optimizer": "adamw"},
+    "split_lora lean": {"bottom__optimizer": "foam"},
     "vanilla_split": {},
     "cse_fsl": {},
     "heron_sfl": {"steps_per_round": 2},
@@ -42,6 +43,7 @@ IMAGES: dict[str, dict[str, Any]] = {
     "decomfl": {"steps_per_round": 2},
     "spry": {},
     "fedavg": {},
+    "fedavg one by one": {"bottom__optimizer": "adalomo"},
     "mezo": {},
 }
 TEXTS: dict[str, dict[str, Any]] = {
