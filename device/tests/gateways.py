@@ -63,6 +63,10 @@ class Gateway:
         self.authority = trustme.CA()
         self.cut_after: int | None = None
         """After how many pieces the connection is cut, without a word."""
+        self.let_in: list[str | None] = []
+        """What stood in `Authorization` of whoever came."""
+        self.welcome: Callable[[ServerConnection, bytes], None] | None = None
+        """What it does in place of its welcome, which is given."""
         self.spoil = ""
         """Of which file one byte is another."""
 
@@ -83,6 +87,7 @@ class Gateway:
                 thread.join()
 
     def _let_in(self, line: ServerConnection, request: Request) -> Response | None:
+        self.let_in.append(request.headers.get("Authorization"))
         if request.headers.get("Authorization") == f"Bearer {TOKEN}" and request.path == "/halfback/1":
             return None
         return Response(401, "Unauthorized", Headers(), b"this token is not good here\n")
@@ -90,8 +95,12 @@ class Gateway:
     def _connected(self, line: ServerConnection) -> None:
         with suppress(ConnectionClosed):
             self.met.append(unpacked(line.recv())[0])
-            welcome = {"kind": "welcome", "protocol": 1, "place": 0, "package": self.listing}
-            line.send(packed(json.dumps(welcome)))
+            told = {"kind": "welcome", "protocol": 1, "place": 0, "package": self.listing}
+            welcome = packed(json.dumps(told))
+            if self.welcome is not None:
+                self.welcome(line, welcome)
+                return
+            line.send(welcome)
             while (asked := unpacked(line.recv())[0])["kind"] == "piece":
                 name, offset = asked["file"], asked["offset"]
                 if self.cut_after is not None and len(self.pieces) >= self.cut_after:

@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from halfback_device.cli import main
 from halfback_device.data import Rows
 from halfback_device.errors import DeviceError, PeerError
 from halfback_device.fetch import Store, read_listing
+from halfback_device.frames import parsed
 from halfback_device.join import Joining, Terms
 from halfback_device.line import Lost, Unwelcome, address, event_loop, unpacked
 
@@ -110,3 +110,304 @@ def test_killed_and_come_again_a_device_has_the_same_bits(
         assert "connected to wss://127.0.0.1" in said
         assert said.splitlines()[-1].endswith("stopped")
     small.assert_equal_states(federation, unbroken.federation, but=("peaks",))
+
+
+FILES = {"manifest.json": b"{}", "weights.safetensors": bytes(range(256)) * (3 * PIECE // 256) + b"end", "empty": b""}
+
+
+def terms(url: str, folder: Path, rows: Path, **changes: Any) -> Terms:
+    given = {"folder": folder / "device", "authority": folder / "ca.pem"}
+    return Terms(url, TOKEN, Rows(str(rows), text="text", label="label", shared=True), **given | changes)
+
+
+def idle(line: ServerConnection) -> None:
+    """A gateway that asks nothing."""
+    line.recv_events_thread.join()
+
+
+def came_to(gateway: Gateway, folder: Path, rows: Path, times: int = 1) -> list[Exception]:
+    """What came of so many visits of a device to this gateway."""
+    found: list[Exception] = []
+    with gateway.serving(folder) as url, event_loop() as loop:
+        device = Joining(terms(url, folder, rows))
+        for _ in range(times):
+            with pytest.raises((Lost, DeviceError)) as error:
+                device._take_part(loop)
+            found.append(error.value)
+    return found
+
+
+def test_what_was_cut_off_goes_on_from_there(sentences: Path, tmp_path: Path) -> None:
+    gateway = Gateway(FILES, idle)
+    gateway.cut_after = 2
+    (cut,) = came_to(gateway, tmp_path, sentences)
+    assert isinstance(cut, Lost)
+    gateway.cut_after = None
+    whole, again = came_to(gateway, tmp_path, sentences, times=2)
+    weights = [("weights.safetensors", offset) for offset in range(0, len(FILES["weights.safetensors"]), PIECE)]
+    assert gateway.pieces == [("manifest.json", 0), *weights]  # each once, and nothing of what is empty
+    assert "format" in str(whole)  # it is whole, and no package; the second time it is known
+    assert str(again) == str(whole)
+    assert [hello["package"] for hello in gateway.met] == ["", "", gateway.listing["digest"]]
+    assert files_of(tmp_path / "device" / "package" / gateway.listing["digest"]) == FILES
+
+
+def test_another_digest_is_no_package_and_comes_anew(sentences: Path, tmp_path: Path) -> None:
+    gateway = Gateway(FILES, idle)
+    gateway.spoil = "weights.safetensors"
+    (spoilt,) = came_to(gateway, tmp_path, sentences)
+    assert "weights.safetensors came to another digest" in str(spoilt)
+    gateway.spoil = ""
+    (whole,) = came_to(gateway, tmp_path, sentences)
+    assert "format" in str(whole)
+
+
+def test_a_package_that_was_damaged_on_disk_comes_anew(tmp_path: Path) -> None:
+    told, store = read_listing(listing(FILES)), Store(tmp_path)
+    asked: list[str] = []
+
+    def ask(name: str, offset: int) -> bytes:
+        asked.append(name)
+        return FILES[name][offset : offset + PIECE]
+
+    folder = store.fetch(told, ask, lambda there: None)
+    (folder / "manifest.json").write_bytes(b"[]")
+    (tmp_path / "own").mkdir()
+    store.fetch(told, ask, lambda there: None)
+    assert files_of(folder) == FILES
+    other = {"manifest.json": b"1"}
+    newer = store.fetch(read_listing(listing(other)), lambda name, offset: other[name], lambda there: None)
+    assert set(tmp_path.iterdir()) == {newer, tmp_path / "own"}  # one package at a time, and nothing but packages
+
+
+def test_links_are_not_written_through(tmp_path: Path) -> None:
+    told = read_listing(listing({"weights": b"theirs"}))
+    (tmp_path / "victim").write_bytes(b"")
+    unfinished = tmp_path / "store" / f"{told.digest}.part"
+    unfinished.mkdir(parents=True)
+    (unfinished / "weights.part").symlink_to(tmp_path / "victim")
+    with pytest.raises(DeviceError, match="can't be kept"):
+        Store(tmp_path / "store").fetch(told, lambda name, offset: b"theirs", lambda there: None)
+    assert (tmp_path / "victim").read_bytes() == b""
+
+
+def _of_file(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda told: told["files"][0].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_of_file(name="../manifest.json"), "name"),
+        (_of_file(name="/etc/passwd"), "name"),
+        (_of_file(name=".."), "name"),
+        (_of_file(name="a\0b"), "name"),
+        (_of_file(name="weights.safetensors.part"), "name"),
+        (_of_file(name="WEIGHTS.safetensors"), "one name"),
+        (_of_file(name=3), "name"),
+        (_of_file(bytes=-1), "bytes"),
+        (_of_file(bytes=True), "bytes"),
+        (_of_file(bytes=1 << 37), "bytes"),
+        (_of_file(bytes=1 << 36), "68722622467 bytes"),
+        (_of_file(sha256="0" * 63), "sha256"),
+        (_of_file(sha256="0" * 64), "digest"),
+        (_of_file(mode=0o777), "due"),
+        (lambda told: told.update(digest="0" * 64), "digest"),
+        (lambda told: told.update(digest=None), "digest"),
+        (lambda told: told.update(files=[]), "files"),
+        (lambda told: told.update(files=told["files"] * 2000), "files"),
+        (lambda told: told.pop("files"), "due"),
+    ],
+)
+def test_a_listing_is_not_trusted(change: Callable[[dict[str, Any]], None], said: str) -> None:
+    told = listing(FILES)
+    change(told)
+    with pytest.raises(PeerError, match=said):
+        read_listing(told)
+
+
+def test_only_the_right_authority_hears_the_token(sentences: Path, tmp_path: Path) -> None:
+    gateway = Gateway(FILES, idle)
+    with gateway.serving(tmp_path) as url, event_loop() as loop:
+        trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")  # another one's
+        with pytest.raises(Lost, match="certificate isn't trusted"):
+            Joining(terms(url, tmp_path, sentences))._take_part(loop)
+    assert gateway.let_in == []
+
+
+def test_a_refused_token_ends_it(sentences: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gateway = Gateway(FILES, idle)
+    with gateway.serving(tmp_path) as url:
+        given = ["--data", str(sentences), "--text", "text", "--label", "label", "--ca", str(tmp_path / "ca.pem")]
+        with pytest.raises(SystemExit) as end:
+            main(["join", url, "--token", TOKEN[:-1] + "b", "--folder", str(tmp_path / "device"), *given])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "halfback-device: the gateway doesn't take this token: this token is not good here\n"
+    )
+
+
+def test_a_revoked_token_ends_it(package: Path, sentences: Path, tmp_path: Path) -> None:
+    gateway = Gateway(files_of(package), lambda line: line.close(4003, "this token was revoked"))
+    with gateway.serving(tmp_path) as url, pytest.raises(Unwelcome, match="this token was revoked"):
+        Joining(terms(url, tmp_path, sentences)).work()
+    assert len(gateway.met) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("http://there", "--token", TOKEN), "no gateway's address"),
+        (("wss://there", "--token", "hb1.0.0"), "no token"),
+        (("wss://there", "--token-file", "nowhere"), "--token-file nowhere: No such file"),
+        (("wss://there", "--token", TOKEN, "--ca", "nowhere"), "--ca nowhere: No such file"),
+        (("wss://there", "--token", TOKEN, "--ca", __file__), "it holds no certificate"),
+        (("wss://there", "--token", TOKEN, "--data", "nowhere.csv"), "--data nowhere.csv: there is no such file"),
+        (("wss://there", "--token", TOKEN, "--folder", __file__), "can't be made"),
+    ],
+)
+def test_what_can_t_work_is_said_at_once(
+    arguments: tuple[str, ...], said: str, sentences: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["join", "--data", str(sentences), "--folder", str(tmp_path / "device"), *arguments])
+    came = capsys.readouterr().err
+    assert (end.value.code, len(came.splitlines())) == (2, 1)
+    assert said in came
+
+
+@pytest.mark.parametrize(
+    ("url", "whole"),
+    [
+        ("wss://there:8443", "wss://there:8443/halfback/1"),
+        ("wss://there/", "wss://there/halfback/1"),
+        ("wss://[::1]:1/behind/a/proxy", "wss://[::1]:1/behind/a/proxy"),
+    ],
+)
+def test_an_address_has_a_path(url: str, whole: str) -> None:
+    assert address(url) == whole
+
+
+@pytest.mark.parametrize("url", ["", "ws://a", "wss://", "wss://a:0", "wss://a:99999", "wss://u:p@a", "wss://a/\n"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(DeviceError, match="no gateway's address"):
+        address(url)
+
+
+def test_it_works_while_the_command_says_so(
+    sentences: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(join, "_MAY", 0.3)  # seconds; half a minute would be long for a test
+    monkeypatch.setattr(join, "_LOOK", 0.1)
+    caplog.set_level("INFO")
+    plugged, visits = tmp_path / "plugged", []
+
+    def at_work(line: ServerConnection) -> None:
+        visits.append(line)
+        plugged.unlink()
+        with pytest.raises(ConnectionClosed):
+            line.recv(20)
+        if len(visits) == 2:
+            device.stop()
+        plugged.touch()
+
+    with Gateway(files_of(package), at_work).serving(tmp_path) as url:
+        device = Joining(terms(url, tmp_path, sentences, only_when=f"test -e {plugged}"))
+        plugged.touch()
+        device.work()
+    assert [line.close_code for line in visits] == [1000, 1000]
+    assert [line.close_reason[:26] for line in visits] == ["not now, says --only-when:"] * 2
+
+
+def test_a_device_that_waits_ends_when_it_is_told(package: Path, sentences: Path, tmp_path: Path) -> None:
+    with (
+        Gateway(files_of(package), idle).serving(tmp_path) as url,
+        joined(url, tmp_path, sentences) as process,
+    ):
+        assert process.stderr is not None
+        line = ""
+        while "connected" not in line:
+            line = process.stderr.readline()
+            assert line
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+def _garbled(dice: random.Random, honest: bytes) -> str | bytes:
+    """A message that a gateway would not say."""
+    changed = bytearray(honest)
+    match dice.randrange(6):
+        case 0:
+            return "text"
+        case 1:
+            return dice.randbytes(dice.randrange(64))
+        case 2:
+            changed[:4] = dice.choice((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\x40\0", dice.randbytes(4)))
+        case 3:
+            del changed[dice.randrange(len(changed)) :]
+        case 4:
+            for _ in range(dice.randint(1, 4)):
+                changed[dice.randrange(min(len(changed), 400))] = dice.randrange(256)
+        case _:
+            at = dice.randrange(4, min(len(changed), 400))
+            changed[at:at] = dice.choice((b"{", b'"', b"[" * 100_000, b"1" * 5000, b'"kind":1,', b"NaN", b"\\ud800"))
+            if dice.random() < 0.7:  # of the header's length to the byte, so that its JSON is read
+                changed[:4] = (len(changed) - 4).to_bytes(4, "little")
+    return bytes(changed)
+
+
+def test_what_is_no_message_is_one_line() -> None:
+    dice = random.Random(3)
+    honest = packed(json.dumps({"kind": "welcome", "protocol": 1, "place": 0, "package": listing(FILES)}))
+    said = []
+    for _ in range(4000):
+        try:
+            told = parsed(unpacked(_garbled(dice, honest)).header)
+            read_listing(told["package"] if isinstance(told, dict) and "package" in told else told)
+        except PeerError as error:
+            said.append(str(error))
+    assert len(said) > 3000  # a number of bytes may be another one, and a key of the welcome is not asked for here
+    assert all(one.isprintable() and len(one) < 400 for one in said)
+
+
+def test_a_hostile_gateway_gets_a_closed_connection(package: Path, sentences: Path, tmp_path: Path) -> None:
+    """In every phase, over real sockets: the device goes away, with one line, and comes again."""
+    dice, files = random.Random(5), files_of(package)
+    gateway = Gateway(files, idle)
+
+    def hostile(line: ServerConnection, message: bytes) -> None:
+        line.send(_garbled(dice, message))
+        line.close()
+
+    gateway.welcome = hostile
+    with gateway.serving(tmp_path) as url, event_loop() as loop:
+        device = Joining(terms(url, tmp_path, sentences))
+        for _ in range(300):
+            with pytest.raises((Lost, DeviceError)) as error:
+                device._take_part(loop)
+            assert str(error.value).isprintable()
+        gateway.welcome = None
+        gateway.at_work = lambda line: hostile(line, packed('{"kind":"open","round":1}', bytes(100)))
+        for _ in range(100):
+            with pytest.raises((Lost, DeviceError)) as error:
+                device._take_part(loop)
+            assert str(error.value).isprintable()
+    assert {path.name for path in tmp_path.iterdir()} == {"ca.pem", "device"}
+    assert {path.name for path in (tmp_path / "device").iterdir()} <= {"lock", "package", "states"}
+
+
+def test_more_than_is_due_is_not_read(package: Path, sentences: Path, tmp_path: Path) -> None:
+    """A body longer than the device takes ends the connection, before it is there as a whole."""
+    most = (1 << 22) + PIECE + 4
+    said = []
+
+    def at_work(line: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            line.send(iter([packed("{}", bytes(most // 2)), bytes(most), bytes(1 << 26)]))
+        line.recv_events_thread.join()
+        said.append(line.close_code)
+
+    gateway = Gateway(files_of(package), at_work)
+    (lost,) = came_to(gateway, tmp_path, sentences)
+    assert isinstance(lost, Lost)
+    assert said == [1009]
