@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import trustme
-from gateways import PIECE, TOKEN, Gateway, Seats, files_of, listing, packed
+from gateway_here import PIECE, TOKEN, Gateway, Seats, files_of, listing, packed
 from mixed import DEVICE, adapted, run_of, served, shared_rows, world
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection
