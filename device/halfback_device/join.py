@@ -104,7 +104,7 @@ class Joining:
                     self._take_part(loop)
                 except _Leaves as error:
                     log.info("%s", error)
-                    self._pause(_MAY)
+                    self._pause(_MAY)  # no longer than it is told to stop
                 except Unwelcome:
                     raise
                 except (Lost, DeviceError) as error:

@@ -1,4 +1,4 @@
-"""A device's connection to a gateway: messages on a WebSocket over TLS (docs/gateway.md).
+"""A device's connection to a gateway: messages on a WebSocket over TLS (docs/protocol.md).
 
 The connection lives on an event loop in a thread of its own: there pings are replied to while the device computes, and
 one thread alone does all that TLS has to do. Whoever uses a `Line` waits as with any other file.
@@ -30,7 +30,7 @@ _MOST_HEADER = 1 << 22  # bytes; the largest holds a configuration
 _LENGTH = struct.Struct("<I")
 _FRAGMENT = 1 << 18  # bytes of a message that are sent at once: between two there is room for a pong
 _PING, _SILENT = 20.0, 40.0  # seconds of silence until the gateway is asked for a sign, and until it is given up
-_OPENS, _CLOSES = 20.0, 2.0
+_OPENS, _CLOSES, _LOOK = 20.0, 2.0, 1.0
 
 
 class Lost(Exception):
@@ -76,7 +76,7 @@ class Line:
         short = len(begin) + len(said.body) <= _FRAGMENT
         message = begin + said.body if short else self._fragments(begin, said.body)
         sent = _soon(self._loop, self._connection.send(message))
-        while not wait([sent], 1.0).done:
+        while not wait([sent], _LOOK).done:
             if time.monotonic() - self._moved > _SILENT:
                 self.drop()
         with _as_lost():

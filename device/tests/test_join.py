@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ from halfback.engine.remote.server import RemoteServer
 from halfback.errors import CohortLost
 from halfback.parties.holdings import Round
 from halfback.testing import small
-from halfback_device import join
+from halfback_device import join, line
 from halfback_device.cli import main
 from halfback_device.data import Rows
 from halfback_device.errors import DeviceError, PeerError
 from halfback_device.fetch import Store, read_listing
-from halfback_device.frames import parsed
+from halfback_device.frames import Frame, parsed
 from halfback_device.join import Joining, Terms
 from halfback_device.line import Lost, Unwelcome, address, event_loop, unpacked
 
@@ -120,9 +121,9 @@ def terms(url: str, folder: Path, rows: Path, **changes: Any) -> Terms:
     return Terms(url, TOKEN, Rows(str(rows), text="text", label="label", shared=True), **given | changes)
 
 
-def idle(line: ServerConnection) -> None:
+def idle(at: ServerConnection) -> None:
     """A gateway that asks nothing."""
-    line.recv_events_thread.join()
+    at.recv_events_thread.join()
 
 
 def came_to(gateway: Gateway, folder: Path, rows: Path, times: int = 1) -> list[Exception]:
@@ -411,3 +412,50 @@ def test_more_than_is_due_is_not_read(package: Path, sentences: Path, tmp_path: 
     (lost,) = came_to(gateway, tmp_path, sentences)
     assert isinstance(lost, Lost)
     assert said == [1009]
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of silence as they are, divided by forty: a test has no minute."""
+    for module, name, seconds in [(line, "_PING", 0.5), (line, "_SILENT", 1.0), (line, "_LOOK", 0.1)]:
+        monkeypatch.setattr(module, name, seconds)
+    monkeypatch.setattr(join, "_LOOK", 0.1)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_gateway_without_a_sign_of_life_is_left(package: Path, sentences: Path, tmp_path: Path) -> None:
+    """One that has nothing to ask replies to pings, and is stayed with."""
+    begun = []
+
+    def at_work(at: ServerConnection) -> None:
+        begun.append(time.monotonic())
+        time.sleep(2.5)
+        at.recv_flow_control.acquire()  # it reads nothing more, so no ping either
+        begun.append(time.monotonic())
+        time.sleep(2)
+        at.recv_flow_control.release()
+
+    (lost,) = came_to(Gateway(files_of(package), at_work), tmp_path, sentences)
+    assert str(lost) == "nothing came from it for 1 s"
+    assert len(begun) == 2
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_gateway_that_does_not_read_is_left(tmp_path: Path) -> None:
+    """Else its device would wait for it for ever, with what it has to say in memory."""
+
+    def reads_not(at: ServerConnection, welcome: bytes) -> None:
+        at.recv_flow_control.acquire()
+        time.sleep(3)
+        at.recv_flow_control.release()
+
+    gateway = Gateway(FILES, idle)
+    gateway.welcome = reads_not
+    with gateway.serving(tmp_path) as url, event_loop() as loop:
+        one = line.opened(loop, address(url), TOKEN, line.tls(tmp_path / "ca.pem"))
+        one.send(Frame("{}"))
+        time.sleep(0.2)
+        begun = time.monotonic()
+        with pytest.raises(Lost, match="cut"):
+            one.send(Frame("{}", bytes(1 << 26)))
+        assert time.monotonic() - begun < 3
