@@ -112,7 +112,7 @@ class Joining:
                         self._waits = 6  # whoever has the place would be sent away by coming again at once
                     wait = min(_LONGEST_WAIT, 2.0**self._waits) * random.uniform(0.5, 1.0)
                     self._waits = min(self._waits + 1, 6)
-                    log.info("no gateway: %s; again in %.1f s", error, wait)
+                    log.info("not taking part: %s; again in %.1f s", error, wait)
                     self._pause(wait)
         log.info("stopped")
 

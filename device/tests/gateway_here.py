@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trustme
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
@@ -17,6 +18,10 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
 from halfback.engine.remote.frames import Frame, Longest
+from halfback_device.data import Rows
+from halfback_device.errors import DeviceError
+from halfback_device.join import Joining, Terms
+from halfback_device.line import Lost, event_loop
 
 TOKEN = "hb1.00000000." + "a" * 43
 PIECE = 1 << 20
@@ -167,3 +172,28 @@ class Seats:
         assert isinstance(message, bytes)
         (length,) = struct.unpack_from("<I", message)
         return Frame(message[4 : 4 + length].decode(), message[4 + length :])
+
+
+FILES = {"manifest.json": b"{}", "weights.safetensors": bytes(range(256)) * (3 * PIECE // 256) + b"end", "empty": b""}
+
+
+def terms(url: str, folder: Path, rows: Path, **changes: Any) -> Terms:
+    given = {"folder": folder / "device", "authority": folder / "ca.pem"}
+    return Terms(url, TOKEN, Rows(str(rows), text="text", label="label", shared=True), **given | changes)
+
+
+def idle(at: ServerConnection) -> None:
+    """A gateway that asks nothing."""
+    at.recv_events_thread.join()
+
+
+def came_to(gateway: Gateway, folder: Path, rows: Path, times: int = 1) -> list[Exception]:
+    """What came of so many visits of a device to this gateway."""
+    found: list[Exception] = []
+    with gateway.serving(folder) as url, event_loop() as loop:
+        device = Joining(terms(url, folder, rows))
+        for _ in range(times):
+            with pytest.raises((Lost, DeviceError)) as error:
+                device._take_part(loop)
+            found.append(error.value)
+    return found

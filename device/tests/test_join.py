@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
-from gateway_here import PIECE, TOKEN, Gateway, Seats, files_of, listing, packed
+from gateway_here import FILES, PIECE, TOKEN, Gateway, Seats, came_to, files_of, idle, listing, packed, terms
 from mixed import DEVICE, adapted, run_of, served, shared_rows, world
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection
@@ -26,11 +26,10 @@ from halfback.parties.holdings import Round
 from halfback.testing import small
 from halfback_device import join, line
 from halfback_device.cli import main
-from halfback_device.data import Rows
 from halfback_device.errors import DeviceError, PeerError
-from halfback_device.fetch import Store, read_listing
+from halfback_device.fetch import read_listing
 from halfback_device.frames import Frame, parsed
-from halfback_device.join import Joining, Terms
+from halfback_device.join import Joining
 from halfback_device.line import Lost, Unwelcome, address, event_loop, unpacked
 
 pytestmark = pytest.mark.xdist_group("device package")  # it takes a while to be made: once is enough
@@ -111,120 +110,6 @@ def test_killed_and_come_again_a_device_has_the_same_bits(
         assert "connected to wss://127.0.0.1" in said
         assert said.splitlines()[-1].endswith("stopped")
     small.assert_equal_states(federation, unbroken.federation, but=("peaks",))
-
-
-FILES = {"manifest.json": b"{}", "weights.safetensors": bytes(range(256)) * (3 * PIECE // 256) + b"end", "empty": b""}
-
-
-def terms(url: str, folder: Path, rows: Path, **changes: Any) -> Terms:
-    given = {"folder": folder / "device", "authority": folder / "ca.pem"}
-    return Terms(url, TOKEN, Rows(str(rows), text="text", label="label", shared=True), **given | changes)
-
-
-def idle(at: ServerConnection) -> None:
-    """A gateway that asks nothing."""
-    at.recv_events_thread.join()
-
-
-def came_to(gateway: Gateway, folder: Path, rows: Path, times: int = 1) -> list[Exception]:
-    """What came of so many visits of a device to this gateway."""
-    found: list[Exception] = []
-    with gateway.serving(folder) as url, event_loop() as loop:
-        device = Joining(terms(url, folder, rows))
-        for _ in range(times):
-            with pytest.raises((Lost, DeviceError)) as error:
-                device._take_part(loop)
-            found.append(error.value)
-    return found
-
-
-def test_what_was_cut_off_goes_on_from_there(sentences: Path, tmp_path: Path) -> None:
-    gateway = Gateway(FILES, idle)
-    gateway.cut_after = 2
-    (cut,) = came_to(gateway, tmp_path, sentences)
-    assert isinstance(cut, Lost)
-    gateway.cut_after = None
-    whole, again = came_to(gateway, tmp_path, sentences, times=2)
-    weights = [("weights.safetensors", offset) for offset in range(0, len(FILES["weights.safetensors"]), PIECE)]
-    assert gateway.pieces == [("manifest.json", 0), *weights]  # each once, and nothing of what is empty
-    assert "format" in str(whole)  # it is whole, and no package; the second time it is known
-    assert str(again) == str(whole)
-    assert [hello["package"] for hello in gateway.met] == ["", "", gateway.listing["digest"]]
-    assert files_of(tmp_path / "device" / "package" / gateway.listing["digest"]) == FILES
-
-
-def test_another_digest_is_no_package_and_comes_anew(sentences: Path, tmp_path: Path) -> None:
-    gateway = Gateway(FILES, idle)
-    gateway.spoil = "weights.safetensors"
-    (spoilt,) = came_to(gateway, tmp_path, sentences)
-    assert "weights.safetensors came to another digest" in str(spoilt)
-    gateway.spoil = ""
-    (whole,) = came_to(gateway, tmp_path, sentences)
-    assert "format" in str(whole)
-
-
-def test_a_package_that_was_damaged_on_disk_comes_anew(tmp_path: Path) -> None:
-    told, store = read_listing(listing(FILES)), Store(tmp_path)
-    asked: list[str] = []
-
-    def ask(name: str, offset: int) -> bytes:
-        asked.append(name)
-        return FILES[name][offset : offset + PIECE]
-
-    folder = store.fetch(told, ask, lambda there: None)
-    (folder / "manifest.json").write_bytes(b"[]")
-    (tmp_path / "own").mkdir()
-    store.fetch(told, ask, lambda there: None)
-    assert files_of(folder) == FILES
-    other = {"manifest.json": b"1"}
-    newer = store.fetch(read_listing(listing(other)), lambda name, offset: other[name], lambda there: None)
-    assert set(tmp_path.iterdir()) == {newer, tmp_path / "own"}  # one package at a time, and nothing but packages
-
-
-def test_links_are_not_written_through(tmp_path: Path) -> None:
-    told = read_listing(listing({"weights": b"theirs"}))
-    (tmp_path / "victim").write_bytes(b"")
-    unfinished = tmp_path / "store" / f"{told.digest}.part"
-    unfinished.mkdir(parents=True)
-    (unfinished / "weights.part").symlink_to(tmp_path / "victim")
-    with pytest.raises(DeviceError, match="can't be kept"):
-        Store(tmp_path / "store").fetch(told, lambda name, offset: b"theirs", lambda there: None)
-    assert (tmp_path / "victim").read_bytes() == b""
-
-
-def _of_file(**changes: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda told: told["files"][0].update(changes)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (_of_file(name="../manifest.json"), "name"),
-        (_of_file(name="/etc/passwd"), "name"),
-        (_of_file(name=".."), "name"),
-        (_of_file(name="a\0b"), "name"),
-        (_of_file(name="weights.safetensors.part"), "name"),
-        (_of_file(name="WEIGHTS.safetensors"), "one name"),
-        (_of_file(name=3), "name"),
-        (_of_file(bytes=-1), "bytes"),
-        (_of_file(bytes=True), "bytes"),
-        (_of_file(bytes=1 << 37), "bytes"),
-        (_of_file(bytes=1 << 36), "68722622467 bytes"),
-        (_of_file(sha256="0" * 63), "sha256"),
-        (_of_file(sha256="0" * 64), "digest"),
-        (_of_file(mode=0o777), "due"),
-        (lambda told: told.update(digest="0" * 64), "digest"),
-        (lambda told: told.update(digest=None), "digest"),
-        (lambda told: told.update(files=[]), "files"),
-        (lambda told: told.update(files=told["files"] * 2000), "files"),
-        (lambda told: told.pop("files"), "due"),
-    ],
-)
-def test_a_listing_is_not_trusted(change: Callable[[dict[str, Any]], None], said: str) -> None:
-    told = listing(FILES)
-    change(told)
-    with pytest.raises(PeerError, match=said):
-        read_listing(told)
 
 
 def test_only_the_right_authority_hears_the_token(sentences: Path, tmp_path: Path) -> None:
