@@ -29,6 +29,7 @@ from halfback.deploy.client_job import Site
 from halfback.deploy.flare import FlareCarrier, as_body, be_quiet
 from halfback.deploy.job import CLASSES, allow
 from halfback.deploy.relay import Relay
+from halfback.deploy.seats import Place
 from halfback.deploy.site import SiteConfig
 from halfback.engine.remote.frames import Frame, Longest, Said, Say, frame
 from halfback.wire.messages import CutGradient
@@ -83,7 +84,7 @@ class Measuring:
         """Writes the seconds of each repeat to `out`."""
         be_quiet()
         kits, proxies = Path(self.kits), {client.name: client for client in collab.clients}
-        carrier = FlareCarrier(dict(enumerate(proxies.values())))
+        carrier = FlareCarrier(proxies, {n: Place(name, 0) for n, name in enumerate(proxies)})
         pool = ThreadPoolExecutor(len(proxies))
         relays = [echo_relay(self.size, self.out) for _ in proxies]
         gradient = CutGradient(torch.zeros(self.size // 4))

@@ -161,7 +161,7 @@ def main() -> None:
             Surroundings(
                 site=lambda: SiteConfig(trial=True),
                 folder=lambda _: folder / "server",
-                sites=["site-0"],
+                sites=lambda: {"site-0": 1},
                 carrier=lambda _: site,
                 job=folder / "job",
                 listen=lambda _: None,

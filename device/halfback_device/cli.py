@@ -1,4 +1,4 @@
-"""The command `halfback-device`: checks a package, works for a site, and runs inference alone."""
+"""The command `halfback-device`: checks a package, joins a gateway, works for a site, and runs inference alone."""
 
 import argparse
 import json
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     chosen.out.write_text(written(told))
                 except OSError as error:
                     raise DeviceError(f"{chosen.out}: {error.strerror}") from None
+            case "join":
+                _join(chosen)
             case _:
                 _tell(infer(chosen.package, _rows(chosen), client=chosen.client, batches=chosen.batches))
     except DeviceError as error:
@@ -47,6 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("halfback-device: stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def _join(chosen: argparse.Namespace) -> None:
+    from halfback_device.join import Terms, join, read_token  # a worker starts without a WebSocket
+
+    join(
+        Terms(
+            chosen.url,
+            read_token(chosen.token_file) if chosen.token is None else chosen.token,
+            _rows(chosen),
+            folder=chosen.folder,
+            authority=chosen.ca,
+            only_when=chosen.only_when,
+            keep_labels=chosen.keep_labels,
+        )
+    )
 
 
 def _tell(found: Mapping[str, Any]) -> None:
@@ -80,10 +98,22 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("package", type=Path, help="folder that `halfback package` made")
     one = commands.add_parser("worker", help="reply to the questions on a socket; a site's process starts this")
     one.add_argument("arguments", help="JSON: descriptor, package, folder, rows, keep_labels")
+    one = commands.add_parser("join", help="connect to a site's gateway, and work for it until told to stop")
+    one.add_argument("url", help="of the gateway, wss://HOST:PORT")
+    token = one.add_mutually_exclusive_group(required=True)
+    token.add_argument("--token", help="by which the gateway knows this device; others on this machine may see it")
+    token.add_argument("--token-file", type=Path, help="file with the token")
+    _take_rows(one)
+    one.add_argument("--folder", type=Path, help="for package and states; by default one of this user's for the token")
+    one.add_argument("--ca", type=Path, help="PEM file of the authority of the gateway's certificate")
+    one.add_argument("--only-when", metavar="COMMAND", help="work only while this command of the shell ends with 0")
+    one.add_argument("--keep-labels", action="store_true", help="take part only in runs in which no label is sent")
     one = commands.add_parser("infer", help="inference alone on batches of rows: what training is compared with")
+    _take_package(one)
     _take_rows(one)
     one.add_argument("--batches", type=int, default=10, help="how many, 1 or more")
     one = commands.add_parser("profile", help="measure this device, as a fleet file that `halfback plan` reads")
+    _take_package(one)
     _take_rows(one)
     one.add_argument("--out", type=Path, required=True, help="the file that is written, JSON")
     one.add_argument("--name", default="this-device", help="of the class")
@@ -104,14 +134,17 @@ _ASSUMED = {
 }
 
 
-def _take_rows(one: argparse.ArgumentParser) -> None:
+def _take_package(one: argparse.ArgumentParser) -> None:
     one.add_argument("package", type=Path, help="folder that `halfback package` made")
+    one.add_argument("--client", type=int, help="the client's number; by default the package's, else 0")
+
+
+def _take_rows(one: argparse.ArgumentParser) -> None:
     one.add_argument("--data", required=True, help="file of rows, folder of images, or .npz of them")
     for column in ("text", "pair", "label", "target", "delimiter", "encoding"):
         one.add_argument(f"--{column}", help=f"the rows' {column}" if len(column) > 6 else f"column of the {column}")
     one.add_argument("--skip-bad-rows", action="store_true", help="leave out rows without text or label")
     one.add_argument("--shared", action="store_true", help="take the client's share of rows that all clients have")
-    one.add_argument("--client", type=int, help="the client's number; by default the package's, else 0")
 
 
 def _rows(chosen: argparse.Namespace) -> Rows:

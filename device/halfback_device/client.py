@@ -126,11 +126,11 @@ class Device:
             own.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DeviceError(f"folder {own} can't be made: {error.strerror}") from None
-        lock = _alone(own)
+        lock = alone_in(own)
         return _Client(Session(self._package, plan, split, order.client, own / "caches"), own / "states", lock)
 
 
-def _alone(folder: Path) -> IO[bytes]:
+def alone_in(folder: Path) -> IO[bytes]:
     """Takes a folder for this process, which a killed one that has not ended yet may still write to.
 
     The system gives it back when the file is closed, or the process is gone.

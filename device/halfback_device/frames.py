@@ -159,7 +159,7 @@ def read_question(header: str) -> Question:
     if not isinstance(header, str) or len(header) > MAX_HEADER:
         came = f"{len(header)} characters" if isinstance(header, str) else type(header).__name__
         raise PeerError("header", came, f"text of at most {MAX_HEADER} is allowed")
-    told = _parsed(header)
+    told = parsed(header)
     if not isinstance(told, dict):
         raise PeerError("header", "no object came")
     kind = told.pop("kind", None)
@@ -169,7 +169,8 @@ def read_question(header: str) -> Question:
     return made(**_checked(told, wanted, f"header.{kind}"))
 
 
-def _parsed(header: str) -> Any:
+def parsed(header: str) -> Any:
+    """What a header's JSON says; PeerError where it is none."""
     try:
         told = json.loads(header, parse_constant=_constant, object_pairs_hook=_object)
         if _HALF.search(header):

@@ -79,8 +79,9 @@ def options(
 
 
 for command in (
-    *(runs.train, runs.resume, sites.deploy, sites.site, runs.compare, runs.report, runs.generate, runs.export),
+    *(runs.train, runs.resume, sites.deploy, runs.compare, runs.report, runs.generate, runs.export),
     *(runs.package, plans.plan, plans.profile),
     *(listing.algorithms, listing.conformance, listing.tasks, listing.models, listing.recipes),
 ):
     app.command()(command)
+app.add_typer(sites.site, name="site")

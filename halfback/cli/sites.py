@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 
 from halfback.cli.printing import console, print_closing, recipe_and_settings
-from halfback.errors import UserError, offer
+from halfback.errors import UserError, offer, one_line
 
 
 def deploy(
@@ -21,6 +22,10 @@ def deploy(
     ] = None,
     kit: Annotated[Path | None, typer.Option(help="prod: an admin's startup kit.")] = None,
     user: Annotated[str | None, typer.Option(help="prod: that admin's name.")] = None,
+    sites: Annotated[
+        int | None,
+        typer.Option(min=1, help="prod: wait for so many sites; by default one a client. A gateway has several."),
+    ] = None,
     workspace: Annotated[
         Path | None, typer.Option(help="simulator, poc: folder of the sites; by default OUT.flare.")
     ] = None,
@@ -43,13 +48,28 @@ def deploy(
 
     called = name or (Path(recipe).stem if recipe else config.algorithm.name)
     folder = out or Path("runs") / called
-    to = Destination(cast(Any, env), kit, user, workspace)
+    to = Destination(cast(Any, env), kit, user, workspace, sites)
     with Bars(console) as bars:
         summary = deploying(config, called, folder, to, on_round=bars)
     print_closing([summary], folder)
 
 
-def site(
+class _KitFirst(TyperGroup):
+    """`halfback site KIT` makes a site ready; where the first word names what else there is, it is that."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            args = ["ready", *args]
+        return super().parse_args(ctx, args)
+
+
+site = typer.Typer(
+    cls=_KitFirst, no_args_is_help=True, help="Make a site ready (`halfback site KIT`), or the tokens of its devices."
+)
+
+
+@site.command()
+def ready(
     kit: Annotated[Path, typer.Argument(help="Startup kit of a FLARE server or client on this machine.")],
 ) -> None:
     """Make a site ready: allow our components, but no code that a job brings; write the site's file, to fill in."""
@@ -58,3 +78,35 @@ def site(
 
     allow(kit)
     print(write_site(kit / "local", TEMPLATE))
+
+
+@site.command()
+def tokens(
+    kit: Annotated[Path, typer.Argument(help="Startup kit of a FLARE client whose file has `devices`.")],
+    action: Annotated[str, typer.Argument(metavar="add|list|revoke|rotate", help="What to do.")],
+    token: Annotated[str | None, typer.Argument(metavar="[ID]", help="revoke, rotate: which, as list shows.")] = None,
+    label: Annotated[str, typer.Option(help="add: whose it is, for you.")] = "",
+) -> None:
+    """Make, list, end or change the tokens by which devices join (see docs/gateway.md); one is shown once."""
+    from halfback.deploy import tokens as kept
+    from halfback.deploy.site import FILE, read_site, tokens_of
+
+    known = ("add", "list", "revoke", "rotate")
+    if action not in known:
+        raise UserError(f"{action}: {offer(action, known)}")
+    if (token is None) == (action in ("revoke", "rotate")):
+        raise UserError(f"{action}: " + ("which? its ID, as list shows" if token is None else "no ID is due"))
+    if label and action != "add":
+        raise UserError("--label is for add")
+    own = read_site(kit / "local" / FILE)
+    path = tokens_of(own, kit / "local")
+    assert own.devices is not None, "it has tokens"
+    if action == "add":
+        print(kept.add(path, own.devices.seats, one_line(label)[:200]))
+    elif action == "list":
+        for number, entry in sorted(kept.listed(path).items(), key=lambda one: one[1].place):
+            print(f"{number}  place {entry.place}  {entry.made}  {entry.label}".rstrip())
+    elif action == "revoke":
+        kept.revoke(path, str(token))
+    else:
+        print(kept.rotate(path, str(token)))

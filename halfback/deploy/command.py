@@ -35,12 +35,14 @@ class Destination:
     kind: in FLARE's simulator, of processes on this machine, or of sites that somebody has set up.
     kit, user: the startup kit and the name of an admin, for `prod`.
     workspace: where `simulator` and `poc` keep their sites, by default beside the fetched run.
+    sites: for how many a run waits in `prod`, where those of gateways have several clients; None for one a client.
     """
 
     kind: Kind
     kit: Path | None = None
     user: str | None = None
     workspace: Path | None = None
+    sites: int | None = None
 
 
 def deploy(config: RunConfig, name: str, out: Path, to: Destination, *, on_round: OnRound) -> Summary:
@@ -55,7 +57,6 @@ def deploy(config: RunConfig, name: str, out: Path, to: Destination, *, on_round
     check_name(name, "--name")
     if out.exists() and any(out.iterdir()) and not (out / ENDED).exists():
         raise UserError(f"--out {out} exists and holds no fetched run; name a new folder")
-    needed = config.deployment.min_cohort or config.clients
     place = (to.workspace or out.with_name(f"{out.name}.flare")).resolve()
     with ExitStack() as stack:
         environment: Environment
@@ -67,8 +68,9 @@ def deploy(config: RunConfig, name: str, out: Path, to: Destination, *, on_round
                 kit, user = stack.enter_context(poc(config.clients, place))
             if kit is None or user is None:
                 raise UserError("--env prod needs --kit, an admin's startup kit, and --user, that admin's name")
-            patience = config.deployment.patience
-            federation = Federation(kit.resolve(), user, clients=config.clients, needed=needed, patience=patience)
+            patience, sites = config.deployment.patience, to.sites or config.clients
+            needed = min(config.deployment.min_cohort or sites, sites)
+            federation = Federation(kit.resolve(), user, sites=sites, needed=needed, patience=patience)
             stack.callback(federation.close)
             environment = federation
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))

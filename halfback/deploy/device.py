@@ -13,7 +13,7 @@ from typing import Any
 from halfback import config as configuration
 from halfback import json_reading
 from halfback.config.yaml_reading import check_plain
-from halfback.deploy.here import at_client
+from halfback.deploy.here import at_client, at_gateway
 from halfback.deploy.site import SiteConfig
 from halfback.errors import UserError
 
@@ -33,8 +33,18 @@ def arguments_of(site: SiteConfig) -> dict[str, Any]:
         UserError: the site takes no part in runs of its package's recipe, its file doesn't name what they need, or
             there is no package.
     """
+    data = site.data
+    assert data is not None
+    package = check_package(site)
+    read = {"path": data.train, "delimiter": data.delimiter, "encoding": data.encoding}
+    columns = {name: getattr(data, name) for name in _COLUMNS}
+    rows = read | columns | {"skip_bad_rows": bool(data.skip_bad_rows)}
+    return {"package": str(package), "rows": rows, "keep_labels": site.keep_labels}
+
+
+def check_package(site: SiteConfig) -> Path:
+    """The folder of a site's package, whose runs it takes part in; UserError where there is none, or it doesn't."""
     assert site.package is not None
-    assert site.data is not None
     package = Path(site.package).expanduser()
     if not (package / "manifest.json").is_file():
         raise UserError(f"package {package}: there is no manifest.json in it; `halfback package` makes one")
@@ -43,13 +53,13 @@ def arguments_of(site: SiteConfig) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"package {package}: its manifest has no recipe")
     check_plain(tree, f"package {package}: the recipe")
-    own = site.model_copy(update={"model": str(package)})  # whatever its recipe calls the model: it is in the package
-    at_client(configuration.from_tree(tree, {"client.runtime": "torch"}), own)  # as the runs are that it is for
-    data = site.data
-    read = {"path": data.train, "delimiter": data.delimiter, "encoding": data.encoding}
-    columns = {name: getattr(data, name) for name in _COLUMNS}
-    rows = read | columns | {"skip_bad_rows": bool(data.skip_bad_rows)}
-    return {"package": str(package), "rows": rows, "keep_labels": site.keep_labels}
+    config = configuration.from_tree(tree, {"client.runtime": "torch"})  # as the runs are that it is for
+    if site.devices is not None:
+        at_gateway(config, site)
+    else:
+        # Whatever its recipe calls the model: it is in the package.
+        at_client(config, site.model_copy(update={"model": str(package)}))
+    return package
 
 
 def _interpreter(site: SiteConfig) -> str:

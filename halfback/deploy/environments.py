@@ -142,12 +142,12 @@ def _running(command: list[str], output: Any) -> Iterator[subprocess.Popen[bytes
 class Federation:
     """A started federation, as the admin of a startup kit sees it."""
 
-    def __init__(self, kit: Path, user: str, *, clients: int, needed: int, patience: float) -> None:
-        """`clients`: seats of the run; `needed`: sites without which it can't go on; `patience`: seconds for them."""
+    def __init__(self, kit: Path, user: str, *, sites: int, needed: int, patience: float) -> None:
+        """`sites`: those that it waits for; `needed`: without which it can't go on; `patience`: seconds for them."""
         _check_admin(kit, user)
         self._kit = kit
         self._user = user
-        self._clients = clients
+        self._sites = sites
         self._needed = needed
         self._patience = patience
         self._session: Any = None
@@ -221,12 +221,12 @@ class Federation:
         return heard(found) if isinstance(found, dict) else {}
 
     def _wait_for_sites(self) -> None:
-        """Until all sites are connected that the run has seats for; those that it needs suffice after a while."""
+        """Until all sites are connected that the run waits for; those that it needs suffice after a while."""
         begun = time.monotonic()
         while True:
             names = [client.name for client in self._asked(lambda session: session.get_connected_client_list())]
             waited = time.monotonic() - begun
-            if len(names) >= self._clients or (len(names) >= self._needed and waited > _AWAY):
+            if len(names) >= self._sites or (len(names) >= self._needed and waited > _AWAY):
                 return
             if waited > self._patience:
                 raise UserError(

@@ -5,16 +5,17 @@ Ours are a header (text) and a body (bytes as a uint8 tensor, which FLARE moves 
 """
 
 import logging
+import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from typing import Any, final
 
 import torch
 from nvflare.collab import CollabCallError
 from torch import Tensor
 
-from halfback.deploy.site import SiteConfig
+from halfback.deploy.seats import Place
+from halfback.deploy.site import MOST_SEATS
 from halfback.engine.remote.frames import Frame, Longest
 from halfback.engine.remote.presence import Came
 from halfback.errors import PeerError, one_line
@@ -23,33 +24,52 @@ PROGRESS = "halfback"  # topic of the questions that `halfback deploy` asks a ru
 SERVER = "server"  # who calls, in FLARE's words, where the job's server does
 _SMALL = 1 << 20  # bytes; a tensor costs a transaction of its own, two round trips more; from here on bytes are slower
 _GRACE = 5.0  # seconds more for a call than for its question, so that the site's own word comes first
+_LOOK = 1.0  # seconds between two looks at who is at a site
+_THREADS = 256
 
 
 @final
 class FlareCarrier:
-    """Asks the sites of a job by FLARE's calls. `seats`: client number → proxy of its site."""
+    """Asks the sites of a job by FLARE's calls, and looks once a second which of their places somebody is at."""
 
-    def __init__(self, seats: Mapping[int, Any]) -> None:
+    def __init__(self, sites: Mapping[str, Any], seats: Mapping[int, Place]) -> None:
+        """`sites`: name → proxy; `seats`: client number → its place."""
+        self._sites = dict(sites)
         self._seats = dict(seats)
-        self._threads = ThreadPoolExecutor(max(len(seats), 1) * 2, thread_name_prefix="ask")
+        threads = min(len(seats) * 2 + len(sites) + 1, _THREADS)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ask")
+        self._there: dict[str, set[int]] = {}  # site → places, as it said last
+        self._looks: dict[str, tuple[float, Future[None]]] = {}
 
     def reachable(self) -> set[int]:
-        return set(self._seats)
+        """Who was there a moment ago; the first look is waited for, since a run begins with all who are there."""
+        is_first, now = not self._looks, time.monotonic()
+        for name in {place.site for place in self._seats.values()}:
+            begun, look = self._looks.get(name, (0.0, None))
+            if look is None or (look.done() and now - begun > _LOOK):
+                self._looks[name] = (now, self._threads.submit(self._look, name))
+        if is_first:
+            wait([look for _, look in self._looks.values()])
+        return {number for number, place in self._seats.items() if place.number in self._there.get(place.site, ())}
 
     def is_there(self, client: int) -> bool:
-        try:
-            return isinstance(self._seats[client](timeout=_GRACE).worker(), int)
-        except CollabCallError:
-            return False
+        place = self._seats[client]
+        self._look(place.site)
+        return place.number in self._there.get(place.site, ())
+
+    def _look(self, name: str) -> None:
+        found = _present(self._sites[name])
+        self._there[name] = set() if found is None else found[1]
 
     def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
         calls = {self._threads.submit(self._one, n, question, seconds, longest): n for n, question in questions.items()}
         return {calls[call]: call.result() for call in as_completed(calls)}
 
     def _one(self, number: int, question: Frame, seconds: float, longest: Longest) -> Came:
-        proxy = self._seats[number](timeout=seconds + _GRACE)
+        place = self._seats[number]
+        proxy = self._sites[place.site](timeout=seconds + _GRACE)
         try:
-            reply = proxy.exchange(question.header, as_body(question.body), seconds)
+            reply = proxy.exchange(question.header, as_body(question.body), seconds, place.number, list(longest))
         except CollabCallError as error:
             return one_line(str(error)[:2000])  # it may quote the site's own words
         if not isinstance(reply, list | tuple) or len(reply) != 3:
@@ -61,8 +81,27 @@ class FlareCarrier:
             return error
 
 
-def folder_of(site: SiteConfig, local: Path) -> Path:
-    return Path(site.folder) if site.folder is not None else local.parent / "halfback"
+def seats_of(sites: Mapping[str, Any]) -> dict[str, int]:
+    """How many clients each site of a job says it may be, by its name; one, where it doesn't say in time."""
+    with ThreadPoolExecutor(max(len(sites), 1)) as threads:
+        found = dict(zip(sites, threads.map(_present, sites.values()), strict=True))
+    return {name: 1 if said is None else said[0] for name, said in found.items()}
+
+
+def _present(proxy: Any) -> tuple[int, set[int]] | None:
+    """How many places a site has, and at which of them somebody is; None where it doesn't say that."""
+    try:
+        said = proxy(timeout=_GRACE).present()
+    except CollabCallError:
+        return None
+    if not isinstance(said, list | tuple) or len(said) != 2:
+        return None
+    seats, places = said
+    if type(seats) is not int or not 0 < seats <= MOST_SEATS or not isinstance(places, list | tuple):
+        return None
+    if len(places) > seats or any(type(place) is not int or not 0 <= place < seats for place in places):
+        return None
+    return seats, set(places)
 
 
 def as_body(data: bytes) -> Tensor | bytes:

@@ -61,6 +61,19 @@ def at_client(config: RunConfig, site: SiteConfig) -> RunConfig:
     return configuration.from_tree(configuration.to_tree(config), changes)
 
 
+def at_gateway(config: RunConfig, site: SiteConfig) -> None:
+    """Refuses a run that the devices of a gateway's site may take no part in, as far as the site's file says it.
+
+    Which rows and columns a device reads is said on the device.
+
+    Raises:
+        UserError: a label would be sent, and the site keeps them.
+    """
+    check_apart(config)
+    if site.keep_labels:
+        _check_none_is_sent(config, objective_of(config.task))
+
+
 def at_server(config: RunConfig, site: SiteConfig) -> RunConfig:
     """The run's configuration as it is on the server's site, which may have rows to validate on and no others.
 
@@ -81,22 +94,13 @@ def at_server(config: RunConfig, site: SiteConfig) -> RunConfig:
 
 def _check_labels_stay(config: RunConfig, site: SiteConfig) -> None:
     """Of a site that keeps its labels: none is sent, and none is fed to the model, under whatever name."""
-    name, data = config.algorithm.name, site.data
-    is_whole = configuration.build_algorithm(config).needs.holds == "whole"  # nothing of a batch is sent
-    if config.model.head is None and not is_whole:
-        raise UserError(
-            f"this site keeps its labels (keep_labels), and {name} with model.head=null sends them; use model.head=0"
-        )
+    data = site.data
     task = config.task if data is None else replace(config.task, name=data.name)
+    _check_none_is_sent(config, objective_of(task))
     if data is None and fields_of(task.name):
         raise UserError(
             f"this site keeps its labels (keep_labels): its file's `data` must say which they are, for task.name="
             f"{task.name}"
-        )
-    if objective_of(task) == "generation" and not is_whole:
-        raise UserError(
-            "this site keeps its labels (keep_labels): with task.objective=generation the model reads the targets, and "
-            f"{name} sends what it makes of them"
         )
     columns = {} if data is None else {key: (getattr(data, key) or "").strip() for key in (*_READ, "label")}
     for column in _READ:
@@ -104,6 +108,21 @@ def _check_labels_stay(config: RunConfig, site: SiteConfig) -> None:
             raise UserError(
                 f"this site keeps its labels (keep_labels), and its file has their column as data.{column} too"
             )
+
+
+def _check_none_is_sent(config: RunConfig, objective: str) -> None:
+    name, is_whole = config.algorithm.name, configuration.build_algorithm(config).needs.holds == "whole"
+    if is_whole:  # nothing of a batch is sent
+        return
+    if config.model.head is None:
+        raise UserError(
+            f"this site keeps its labels (keep_labels), and {name} with model.head=null sends them; use model.head=0"
+        )
+    if objective == "generation":
+        raise UserError(
+            "this site keeps its labels (keep_labels): with task.objective=generation the model reads the targets, and "
+            f"{name} sends what it makes of them"
+        )
 
 
 def _check_named_data(task: TaskOptions, site: SiteConfig) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 from nvflare.collab import collab
 
-from halfback.deploy.flare import PROGRESS, FlareCarrier, be_quiet, folder_of
+from halfback.deploy.flare import PROGRESS, FlareCarrier, be_quiet, seats_of
 from halfback.deploy.order import opened
 from halfback.deploy.serving import Surroundings, serve
-from halfback.deploy.site import FILE, read_site
+from halfback.deploy.site import FILE, folder_of, read_site
 
 
 class Server:
@@ -31,8 +31,8 @@ class Server:
             Surroundings(
                 site=lambda: read_site(local / FILE),
                 folder=lambda site: folder_of(site, local),
-                sites=list(sites),
-                carrier=lambda seats: FlareCarrier({number: sites[name] for number, name in seats.items()}),
+                sites=lambda: seats_of(sites),
+                carrier=lambda seats: FlareCarrier(sites, seats),
                 job=job,
                 listen=lambda reply: engine.register_app_command(PROGRESS, _command, reply),
             ),

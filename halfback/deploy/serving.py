@@ -2,11 +2,10 @@
 
 import json
 import logging
-import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,12 @@ from halfback.assembly.remote import remote_server
 from halfback.config.yaml_reading import check_plain
 from halfback.deploy.folder import ENDED, EVENTS, SEATS, copy_run, make_folder
 from halfback.deploy.here import at_server
+from halfback.deploy.seats import Place, seated, write
 from halfback.deploy.site import SiteConfig
 from halfback.engine.remote.frames import Frame, Longest
 from halfback.engine.remote.presence import Came, Carrier, Terms
 from halfback.engine.remote.server import RemoteServer
-from halfback.errors import HalfbackError, RowError, UserError, shown
+from halfback.errors import HalfbackError, RowError, UserError
 from halfback.runs import execution
 from halfback.runs.folder import check_config
 from halfback.runs.locks import alone
@@ -51,19 +51,20 @@ class Stopped(HalfbackError):
 class Serving:
     """A run on the server's site while it goes: what it tells, and what it is told."""
 
-    def __init__(self, folder: Path, sites: Sequence[str], clients: int) -> None:
+    def __init__(self, folder: Path, sites: Mapping[str, int], clients: int) -> None:
+        """`sites`: those that are here, and how many clients each may be."""
         self.folder = folder
         self._lock = threading.Lock()
         self._stop = False
         self._step = 0
         self._line = ""
-        self.seats, self._known, self._free = _seats(folder, sites, clients)
+        self.seats = seated(folder / SEATS, sites, clients)
         self.away: dict[int, str] = {}
 
     def event(self, what: dict[str, Any]) -> None:
         """Something happened to a client, or to the run."""
         number = what.get("client")
-        named = what | ({"site": self.seats.get(number, "?")} if number is not None else {})
+        named = what | ({"site": self._site(number)} if number is not None else {})
         with self._lock:
             if number is not None:
                 if what["event"] in ("joined", "returned"):
@@ -73,6 +74,11 @@ class Serving:
             with writing(self.folder / EVENTS), (self.folder / EVENTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(named) + "\n")
         log.info("%s", named)
+
+    def _site(self, number: Any) -> str:
+        """Of a client, and which of its devices it is where that site is a gateway."""
+        place = self.seats.here.get(number)
+        return "?" if place is None else str(place) if self.seats.is_gateway(place.site) else place.site
 
     def on_round(self, state: RunState) -> None:
         """Keeps what there is to tell of a round; who was asked to stop does so as the next one begins."""
@@ -88,16 +94,17 @@ class Serving:
         if asked.get("stop") is True:
             self._stop = True
         events = [json.loads(line) for line in lines_from(self.folder / EVENTS, asked.get("events"))]
-        away = [self.seats.get(number, "?") for number in self.away]
+        # Devices come and go within a job; a site that was away can't enter one that runs.
+        away = [self._site(number) for number in self.away if number in self.seats.alone]
         return {
             "step": self._step,
             "record": self._line,
             "records": lines_from(self.folder / RECORDS, asked.get("records"))[:100],
             "events": events[:100],
             "away": away,
-            "sites": list(self.seats.values()),
-            "known": self._known,
-            "free": self._free,
+            "sites": sorted({place.site for place in self.seats.here.values()}),
+            "known": self.seats.known,
+            "free": self.seats.free,
         }
 
 
@@ -124,15 +131,16 @@ class Surroundings:
     """What a run finds around it on the server's site: FLARE's job there, or what stands in for one.
 
     site: reads the site's file. folder: where a site with such a file keeps what is halfback's.
-    sites: the names of the clients' sites that are here. carrier: what reaches them, by each client's number and site.
+    sites: the names of the clients' sites that are here, and how many clients each may be.
+    carrier: what reaches them, by each client's number and place.
     job: a folder that goes to whoever submitted the run.
     listen: takes what answers the questions of `halfback deploy` from here on.
     """
 
     site: Callable[[], SiteConfig]
     folder: Callable[[SiteConfig], Path]
-    sites: Sequence[str]
-    carrier: Callable[[Mapping[int, str]], Carrier]
+    sites: Callable[[], Mapping[str, int]]
+    carrier: Callable[[Mapping[int, Place]], Carrier]
     job: Path
     listen: Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], None]
 
@@ -155,11 +163,11 @@ def serve(name: object, tree: object, around: Surroundings) -> None:
         out = place  # from here on it is this run's, and what it holds is for whoever submitted it
         with _alone_soon(out):
             (out / ENDED).unlink(missing_ok=True)
-            serving = Serving(out, around.sites, config.clients)
+            serving = Serving(out, around.sites(), config.clients)
             around.listen(serving.reply)
 
             def engine(built: Built) -> RemoteServer:
-                carrier, asked = _Heeding(around.carrier(serving.seats), serving), built.config.deployment
+                carrier, asked = _Heeding(around.carrier(serving.seats.here), serving), built.config.deployment
                 terms = Terms(asked.deadline, asked.min_cohort, asked.patience)
                 return remote_server(built, tree, carrier, _run_token(place), terms, serving.event)
 
@@ -203,30 +211,5 @@ def _run_token(out: Path) -> str:
     """What tells this run from others on the sites' disks."""
     path = out / "token"
     if not path.exists():
-        _write(path, secrets.token_hex(8))
+        write(path, secrets.token_hex(8))
     return path.read_text()
-
-
-def _seats(out: Path, sites: Sequence[str], clients: int) -> tuple[dict[int, str], list[str], int]:
-    """Client number → site of the sites that are here, all sites that have a seat, and how many seats are free.
-
-    Whoever had a seat keeps it, the others take the free ones in the order of their names.
-    """
-    path = out / SEATS
-    taken: dict[str, int] = json_reading.read(path) if path.exists() else {}
-    numbers = list(taken.values()) if isinstance(taken, dict) else [None]
-    if not {*map(type, numbers)} <= {int} or not {*numbers} <= {*range(clients)} or len({*numbers}) < len(numbers):
-        raise UserError(f"{path} must give each site a client of its own, 0 to {clients - 1}, not {shown(taken)}")
-    free = [number for number in range(clients) if number not in taken.values()]
-    new = sorted(set(sites) - taken.keys())
-    for name in new[len(free) :]:
-        log.warning("no seat is left for site %s: the run has clients=%d", name, clients)
-    taken |= dict(zip(new, free, strict=False))
-    _write(path, json.dumps(taken))
-    return {number: name for name, number in taken.items() if name in sites}, list(taken), clients - len(taken)
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)

@@ -9,6 +9,7 @@ from halfback.config import yaml_reading
 from halfback.errors import UserError, offer, shown
 
 FILE = "halfback.yaml"  # in the folder `local` of the site's startup kit
+MOST_SEATS = 10_000
 
 
 TEMPLATE = """\
@@ -21,6 +22,11 @@ TEMPLATE = """\
 # model: /path/to/model  # where the recipe's model is on this machine; without it no folder of this machine is loaded
 # device: auto           # auto, cpu or cuda
 # runtime: torch         # device: no PyTorch does a client's work, but halfback-device and a `package`: docs/deploy.md
+# # devices:             # a gateway: with runtime: device and a `package`, without `data` and `model`: docs/gateway.md
+# #   listen: 0.0.0.0:8443
+# #   certificate: /path/to/certificate.pem
+# #   key: /path/to/key.pem
+# #   seats: 100         # how many devices may be clients
 # keep_labels: false     # true: take part only where no label is sent from this machine
 # trial: false           # true: a recipe may name files and folders of this machine; for trying things out
 # folder: /path/to/keep  # what is needed to go on after a restart; by default beside the startup kit
@@ -61,6 +67,23 @@ class SiteData(_Section):
     skip_bad_rows: bool | None = None
 
 
+class SiteDevices(_Section):
+    """Where devices connect to a site that is their gateway. Their rows and states are theirs."""
+
+    listen: str
+    """host:port of this machine."""
+    certificate: str
+    """PEM file: what devices know this site by, with those that signed it."""
+    key: str
+    """PEM file: its key, which is nobody else's."""
+    seats: int = Field(default=100, ge=1, le=MOST_SEATS)
+    """How many devices may take part, each as a client of the run."""
+    tokens: str | None = None
+    """File of the devices' tokens; by default in the site's `folder`."""
+    metrics: int | None = Field(default=None, ge=1, le=65535)
+    """Port of loopback that tells Prometheus what was counted; null: none."""
+
+
 class SiteConfig(_Section):
     """A site's file."""
 
@@ -77,6 +100,8 @@ class SiteConfig(_Section):
     """Folder of the device package that this site takes part with, and with no other."""
     interpreter: str | None = None
     """The Python of a device's environment, which needs nothing of this one; null: the Python of this process."""
+    devices: SiteDevices | None = None
+    """Devices that connect to this site take part in its place, each on rows of its own."""
     keep_labels: bool = False
     """Take part only in runs in which no label is sent (U-shape, or no cut at all), and feed none to the model.
     Gradients tell them all the same: see docs/privacy.md."""
@@ -102,7 +127,9 @@ def read_site(path: Path) -> SiteConfig:
         return site
     except ValidationError as error:
         first = min(error.errors(include_url=False), key=lambda one: one["type"] == "missing")
-        key, section = ".".join(str(part) for part in first["loc"]), SiteData if len(first["loc"]) > 1 else SiteConfig
+        key = ".".join(str(part) for part in first["loc"])
+        inside: dict[str, type[BaseModel]] = {"data": SiteData, "devices": SiteDevices}
+        section = inside.get(str(first["loc"][0]), SiteConfig) if len(first["loc"]) > 1 else SiteConfig
         if first["type"] == "extra_forbidden":
             known = offer(str(first["loc"][-1]), section.model_fields)
             raise UserError(f"site file {path}: key {key!r} is unknown; {known}") from None
@@ -111,13 +138,33 @@ def read_site(path: Path) -> SiteConfig:
         raise UserError(f"site file {path}: {key}={shown(first['input'])}: {first['msg']}") from None
 
 
+def folder_of(site: SiteConfig, local: Path) -> Path:
+    """Where a site keeps what is halfback's; `local`: the folder of its file."""
+    return Path(site.folder) if site.folder is not None else local.parent / "halfback"
+
+
+def tokens_of(site: SiteConfig, local: Path) -> Path:
+    """The file of the tokens of a gateway's devices; UserError where the site is none."""
+    if site.devices is None:
+        raise UserError(
+            f"site file {local / FILE}: there is no `devices` in it, so nothing has a token; docs/gateway.md"
+        )
+    named = site.devices.tokens
+    return folder_of(site, local) / "tokens.json" if named is None else Path(named).expanduser()
+
+
 def _contradiction(site: SiteConfig) -> str | None:
     """What two keys of a site's file say against each other; None where nothing does."""
+    if site.devices is not None and site.runtime != "device":
+        return "devices: it is for runtime: device"
     if site.runtime == "torch":
         named = [key for key in ("package", "interpreter") if getattr(site, key) is not None]
         return f"{named[0]}: it is for runtime: device" if named else None
     if site.package is None:
         return "runtime: device needs package, the folder that `halfback package` made"
+    if site.devices is not None:
+        named = [key for key in ("data", "model", "interpreter", "device") if getattr(site, key) is not None]
+        return f"{named[0]}: with devices it is each device's own" if named else None
     if site.data is None:
         return "runtime: device needs data: a device reads rows of its own alone"
     if site.data.name not in ("csv", "images"):

@@ -64,7 +64,7 @@ def serve_here(
         Surroundings(
             site=lambda: server or SiteConfig(),
             folder=lambda _: folder / "server",
-            sites=[f"site-{number}" for number in relays.by_client],
+            sites=lambda: {f"site-{number}": 1 for number in relays.by_client},
             carrier=lambda seats: relays,
             job=folder / "job",
             listen=lambda reply: None,

@@ -1,6 +1,7 @@
 """What `halfback deploy` refuses before anything starts, and what `halfback site` does to a startup kit."""
 
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,35 @@ def test_a_folder_with_anything_else_in_it_is_not_written_to(tmp_path: Path) -> 
 def test_a_folder_that_is_no_startup_kit_is_not_made_one(tmp_path: Path) -> None:
     assert "is no startup kit" in refusal(halfback("site", tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tokens_are_made_shown_changed_and_ended(tmp_path: Path) -> None:
+    devices = "{listen: 'localhost:8443', certificate: c.pem, key: k.pem, seats: 2}"
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "halfback.yaml").write_text(f"runtime: device\npackage: p\ndevices: {devices}\n")
+
+    def said(*words: str) -> str:
+        done = halfback("site", "tokens", tmp_path, *words)
+        assert done.status == 0
+        return done.out.strip()
+
+    token = said("add", "--label", "my\nphone")
+    number = token.split(".")[1]
+    assert re.fullmatch(rf"{number}  place 0  2\S+  my phone", said("list"))
+    assert token.split(".")[2] not in said("list")
+    turned = said("rotate", number)
+    assert turned.split(".")[1] in said("list")
+    assert number not in said("list")
+    assert said("revoke", turned.split(".")[1]) == ""
+    assert said("list") == ""
+    for words, why in {
+        ("ad",): "ad: did you mean add?",
+        ("revoke",): "revoke: which? its ID, as list shows",
+        ("add", "1"): "add: no ID is due",
+        ("revoke", number): f"has no token '{number}'; `halfback site tokens KIT list` shows all",
+        ("list", "--label", "x"): "--label is for add",
+    }.items():
+        assert why in refusal(halfback("site", "tokens", tmp_path, *words))
 
 
 @pytest.mark.parametrize(

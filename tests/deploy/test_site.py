@@ -10,7 +10,7 @@ import pytest
 from halfback import config as configuration
 from halfback.config import RunConfig
 from halfback.deploy.here import at_client, at_server
-from halfback.deploy.site import TEMPLATE, SiteConfig, read_site
+from halfback.deploy.site import TEMPLATE, SiteConfig, read_site, tokens_of
 from halfback.errors import UserError
 from halfback.runs import run
 from halfback.testing import small
@@ -87,6 +87,13 @@ def test_a_label_that_the_server_does_not_know_is_named(
     assert "client 0: label 'so-so' in line 14" in ended["why"]
 
 
+def gateway(more: str = "trial: false", seats: str = "4") -> str:
+    """The file of a site that is a gateway."""
+    return (
+        f"{{runtime: device, package: p, devices: {{listen: 'a:1', certificate: c, key: k, seats: {seats}}}, {more}}}"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -108,6 +115,16 @@ def test_a_label_that_the_server_does_not_know_is_named(
         ("{runtime: device, package: p, data: {name: sst2}}", "data.name=sst2: a device reads csv or images"),
         ("{runtime: device, package: p, data: {name: csv}, model: m}", "model: with runtime: device the package is"),
         ("{runtime: device, package: p, data: {name: csv}, device: cuda}", "device: cuda: with runtime: device it is"),
+        ("devices: {listen: a:1, certificate: c, key: k}", "devices: it is for runtime: device"),
+        (gateway("data: {name: csv}"), "data: with devices it is each device's own"),
+        (gateway("interpreter: python3"), "interpreter: with devices it is each device's own"),
+        (gateway("device: cpu"), "device: with devices it is each device's own"),
+        (gateway().replace("package: p, ", ""), "runtime: device needs package"),
+        (gateway(seats="0"), "devices.seats=0: Input should be greater than or equal to 1"),
+        (gateway(seats="1000000"), "devices.seats=1000000: Input should be less than or equal to 10000"),
+        (gateway(seats="4, port: 1"), "key 'devices.port' is unknown; allowed: listen, certificate, key, seats"),
+        (gateway().replace("key: k, ", ""), "devices.key is missing"),
+        (gateway(seats="4, metrics: 0"), "devices.metrics=0: Input should be greater than or equal to 1"),
         ("trial: 1", "trial=1: Input should be a valid boolean"),
         ("{", "is no YAML"),
         ("[]", "Input should be a valid dictionary"),
@@ -120,6 +137,14 @@ def test_a_wrong_site_file_is_one_line(text: str, said: str, tmp_path: Path) -> 
     assert "\n" not in str(error.value)
 
 
+def test_a_gateway_keeps_its_tokens_in_its_folder_or_where_its_file_says(tmp_path: Path) -> None:
+    own, elsewhere = site(gateway(), tmp_path), site(gateway(seats="4, tokens: /srv/tokens.json"), tmp_path)
+    assert tokens_of(own, Path("kit/local")) == Path("kit/halfback/tokens.json")
+    assert tokens_of(elsewhere, Path("kit/local")) == Path("/srv/tokens.json")
+    with pytest.raises(UserError, match="there is no `devices` in it, so nothing has a token"):
+        tokens_of(SiteConfig(), Path("kit/local"))
+
+
 def test_a_missing_site_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"halfback.yaml can't be read: No such file or directory; see docs/deploy.md"):
         read_site(tmp_path / "halfback.yaml")
@@ -129,6 +154,12 @@ def test_the_template_is_a_site_file_and_so_is_what_it_shows(tmp_path: Path) -> 
     assert site(TEMPLATE, tmp_path) == SiteConfig()
     shown = "\n".join(line.removeprefix("# ") for line in TEMPLATE.splitlines()[1:])
     assert site(shown, tmp_path).folder == "/path/to/keep"
+    both = shown.replace("runtime: torch", "runtime: device\npackage: p")
+    as_gateway = "\n".join(line.removeprefix("# ") for line in both.splitlines() if not line.startswith("model"))
+    rows = as_gateway.index("data:"), as_gateway.index("runtime:")
+    seats = site(as_gateway[: rows[0]] + as_gateway[rows[1] :], tmp_path).devices
+    assert seats is not None
+    assert seats.seats == 100
 
 
 def recipe(**changes: Any) -> RunConfig:

@@ -1,0 +1,182 @@
+"""Who may come in at a gateway's port, and how often: all that is decided before anybody has said who they are.
+
+A connection costs memory and a file descriptor before its first word, and a TLS handshake costs more than all that this
+project does with it, so limits hold from the moment it is accepted.
+"""
+
+import ipaddress
+import socket
+import ssl
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from websockets.asyncio.server import ServerConnection
+
+from halfback.errors import UserError
+
+HANDSHAKE = 10.0  # seconds that a connection has for TLS, and again for saying who it is
+_WAITING, _WAITING_EACH = 256, 128  # connections that have not said who they are: in all, and from one address
+_NAMES = 10_000  # addresses that are remembered
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Where a gateway listens, and what it works with.
+
+    Attributes:
+        host, port: where devices connect to; port 0 for any that is free.
+        certificate, key: PEM files of TLS.
+        seats: how many devices it has places for.
+        metrics: port of loopback that tells the counts; None for none.
+    """
+
+    host: str
+    port: int
+    certificate: Path
+    key: Path
+    seats: int
+    metrics: int | None = None
+
+
+@final
+class Pace:
+    """Lets each name do something so many times at once, and from then on so many times a second."""
+
+    def __init__(self, burst: float, per_second: float) -> None:
+        self._burst, self._per_second = burst, per_second
+        self._left: dict[str, tuple[float, float]] = {}  # what is left to each, and when that was
+
+    def allows(self, name: str) -> bool:
+        """Whether it may; nothing is taken for that."""
+        return self._now(name) >= 1
+
+    def take(self, name: str) -> bool:
+        """Whether it may, which then counts."""
+        left = self._now(name)
+        self._left.pop(name, None)  # those that came last stand last
+        self._left[name] = (left - 1 if left >= 1 else left, time.monotonic())
+        while len(self._left) > _NAMES:
+            del self._left[next(iter(self._left))]
+        return left >= 1
+
+    def _now(self, name: str) -> float:
+        left, at = self._left.get(name, (self._burst, 0.0))
+        return min(self._burst, left + (time.monotonic() - at) * self._per_second)
+
+
+def host_of(address: Any) -> str:
+    """Whom an address is counted for: a host, or with IPv6, where one host has many, its network of 64 bits."""
+    host = ipaddress.ip_address(str(address[0]).partition("%")[0])
+    if isinstance(host, ipaddress.IPv6Address):
+        return str(host.ipv4_mapped or ipaddress.IPv6Network((int(host) >> 64 << 64, 64)))
+    return str(host)
+
+
+def parsed(listen: str) -> tuple[str, int]:
+    """Host and port of `host:port`, or `[host]:port` with IPv6; UserError where it is neither."""
+    host, colon, port = listen.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise UserError(f"devices.listen={listen!r}: host:port is allowed, such as 0.0.0.0:8443")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+@final
+class Door(socket.socket):
+    """A listening socket that closes what is too much at once, before a TLS handshake is paid for it."""
+
+    def __init__(self, host: str, port: int, pace: Pace, refused: Callable[[], None]) -> None:
+        """`pace`: of connections from one address. `refused`: called for each that was closed.
+
+        Raises:
+            UserError: the address is not this machine's, or somebody else listens there.
+        """
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            super().__init__(family, kind, protocol)
+        except OSError as error:
+            raise UserError(f"devices.listen={host}:{port}: {error.strerror}") from None
+        try:
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.bind(address)
+            self.setblocking(False)
+        except OSError as error:
+            self.close()
+            raise UserError(f"devices.listen={host}:{port}: {error.strerror}") from None
+        self._pace, self._refused = pace, refused
+        self._waiting: dict[Any, float] = {}  # address → when it came
+        self._each: Counter[str] = Counter()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection; ConnectionAbortedError, after which the event loop goes on, for one that was closed."""
+        connection, address = super().accept()
+        host = host_of(address)
+        if len(self._waiting) >= _WAITING or self._each[host] >= _WAITING_EACH or not self._pace.take(host):
+            connection.close()
+            self._refused()
+            raise ConnectionAbortedError
+        self._waiting[address] = time.monotonic()
+        self._each[host] += 1
+        return connection, address
+
+    def passed(self, address: Any) -> None:
+        """A connection has said who it is, truly or not."""
+        if self._waiting.pop(address, None) is not None:
+            host = host_of(address)
+            self._each[host] -= 1
+            if not self._each[host]:
+                del self._each[host]
+
+    def forget(self) -> None:
+        """Lets those go of which nobody tells: their time is over, so the event loop has closed them."""
+        last = time.monotonic() - 2 * HANDSHAKE
+        for address in [address for address, came in self._waiting.items() if came < last]:
+            self.passed(address)
+
+
+class Line(ServerConnection):
+    """A connection that reads nothing more from a peer who doesn't read: each ping would else be a pong in memory."""
+
+    token, place = "", -1  # of a device that has said who it is
+    heard = 0.0  # when anything came last, on the loop's clock
+
+    def connection_made(self, transport: Any) -> None:
+        self.heard = self.loop.time()
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = self.loop.time()
+        super().data_received(data)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.recv_messages.paused:
+            self.transport.resume_reading()
+
+
+def tls_of(terms: Terms) -> ssl.SSLContext:
+    """What a gateway shows its devices; UserError where it is no certificate with its key."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.num_tickets = (
+        0  # nobody resumes; and a client that reads one in a thread while it writes may lose what it says
+    )
+    try:
+        context.load_cert_chain(terms.certificate, terms.key, password=_no_password)
+    except (OSError, ssl.SSLError) as error:
+        said = (
+            error.strerror if error.strerror and not isinstance(error, ssl.SSLError) else "no certificate with its key"
+        )
+        raise UserError(f"devices.certificate={terms.certificate}, devices.key={terms.key}: {said}") from None
+    return context
+
+
+def _no_password() -> str:
+    raise ssl.SSLError("the key has a password")  # which OpenSSL would ask a terminal for

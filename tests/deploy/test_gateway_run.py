@@ -1,0 +1,190 @@
+"""Whole runs whose clients are devices behind a gateway: real sockets, TLS and devices, all but FLARE."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("onnx", reason="the extra package is not installed")
+pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
+
+from nvflare.collab.api.context import set_call_context
+from websockets.exceptions import ConnectionClosed
+
+from halfback import config as configuration
+from halfback.config import RunConfig
+from halfback.deploy.client_job import Site
+from halfback.deploy.flare import FlareCarrier, seats_of
+from halfback.deploy.gateway import opened
+from halfback.deploy.serving import ENDED, RUN, Surroundings, serve
+from halfback.deploy.site import SiteConfig
+from halfback.deploy.tokens import add
+from halfback.errors import UserError
+from halfback.runs import run
+from halfback.testing import small
+from halfback_device.client import Device
+from halfback_device.data import Rows
+from tests.deploy.gateways import certified, connected, heard, hello, packed, said
+from tests.deploy.local import assert_same
+
+STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Here:
+    """A gateway's site as its FLARE process has it, which the server calls from its threads."""
+
+    def __init__(self, place: Path, package: Path, seats: int) -> None:
+        self.local, self.tokens = place / "local", place / "tokens.json"
+        self.local.mkdir(parents=True)
+        self.tls, certificate, key = certified(place)
+        devices = {"listen": "127.0.0.1:0", "certificate": str(certificate), "key": str(key), "seats": seats}
+        devices |= {"tokens": str(self.tokens)}
+        file = {"runtime": "device", "package": str(package), "devices": devices}
+        (self.local / "halfback.yaml").write_text(yaml.safe_dump(file))
+        self._as("server")
+        self.site = Site()
+        self.site.start()
+
+    def _as(self, caller: str) -> None:
+        workspace = SimpleNamespace(get_site_config_dir=lambda: str(self.local))
+        set_call_context(SimpleNamespace(workspace=workspace, caller=caller))  # type: ignore[arg-type]
+
+    def __call__(self, timeout: float) -> "Here":
+        return self
+
+    def exchange(self, *asked: Any) -> Any:
+        self._as("server")
+        return self.site.exchange(*asked)
+
+    def present(self) -> Any:
+        self._as("server")
+        return self.site.present()
+
+    def close(self) -> None:
+        self.site.stop()
+        set_call_context(None)  # type: ignore[arg-type]
+
+
+class Joined(threading.Thread):
+    """A device that joins, fetches the package, works, and comes again until it is told to stop.
+
+    `breaks`: after how many replies it is as if it had been killed: another one goes on from what is on its disk.
+    """
+
+    def __init__(self, here: Here, token: str, rows: Rows, folder: Path, breaks: int | None = None) -> None:
+        super().__init__(daemon=True)
+        assert here.site._gateway is not None
+        self.address = f"wss://localhost:{here.site._gateway.port}/halfback/1"
+        self.here, self.token, self.rows, self.folder, self.breaks = here, token, rows, folder, breaks
+        self.replies, self.ended = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.1):
+            try:
+                self._works()
+            except (ConnectionClosed, OSError, TimeoutError):
+                continue
+
+    def _works(self) -> None:
+        with connected(self.address, self.token, self.here.tls) as line:
+            said(line, hello())
+            for entry in heard(line)[0]["package"]["files"]:
+                data, path = b"", self.folder / "package" / entry["name"]
+                while len(data) < entry["bytes"]:
+                    said(line, {"kind": "piece", "file": entry["name"], "offset": len(data)})
+                    data += heard(line)[1]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            device = Device(self.folder / "package", self.rows, self.folder / "states")
+            said(line, {"kind": "ready"})
+            while not self.ended.is_set():
+                header, body = heard(line, 60.0)
+                if self.replies == self.breaks:
+                    self.breaks = None
+                    device._client._lock.close()  # type: ignore[union-attr]  # as the system does for a killed one
+                    return
+                reply = device.reply(json.dumps(header), body)
+                self.replies += 1
+                line.send(packed(reply.header, reply.body))
+
+
+@pytest.fixture(scope="module")
+def simulated(tiny_bert: Path, sentences: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
+    """A run in one process, and its folder."""
+    changes = {"algorithm__directions": 2, "bottom__optimizer": "adamw", "model__cut": 2, "steps": STEPS}
+    cadence = {"eval_every": 3, "checkpoint_every": 2, "batch_size": 4, "deployment__patience": 60.0}
+    few = {"clients": 3, "sampled_clients": 3, "client__runtime": "device"}
+    codecs = {"codecs__activations_up": ["temporal", "int8"]}  # which remember: a state that came back wrong shows
+    config = small.texts("ho_sfl", tiny_bert, sentences, **changes, **cadence, **few, **codecs)
+    folder = tmp_path_factory.mktemp("simulated") / "run"
+    run.train(config, folder)
+    return config, folder
+
+
+@pytest.mark.parametrize("breaks", [None, 9])
+def test_devices_behind_two_gateways_have_the_bits_of_one_process(
+    simulated: tuple[RunConfig, Path], sentences: Path, tmp_path: Path, breaks: int | None
+) -> None:
+    config, folder = simulated
+    tree = configuration.to_tree(configuration.from_tree(configuration.to_tree(config), {"client.runtime": "torch"}))
+    rows = Rows(str(sentences), text="text", label="label", shared=True)
+    package = folder / "devices" / "package-2"
+    heres = {name: Here(tmp_path / name, package, seats) for name, seats in (("one", 5), ("two", 1))}
+    joined = [
+        Joined(here, add(here.tokens, 5), rows, tmp_path / name / str(number), breaks if number == 1 else None)
+        for name, here, number in (("one", heres["one"], 0), ("one", heres["one"], 1), ("two", heres["two"], 0))
+    ]
+    try:
+        for device in joined:
+            device.start()
+        serve(
+            "run",
+            tree,
+            Surroundings(
+                site=lambda: SiteConfig(trial=True),
+                folder=lambda _: tmp_path / "server",
+                sites=lambda: seats_of(heres),
+                carrier=lambda seats: FlareCarrier(heres, seats),
+                job=tmp_path / "job",
+                listen=lambda _: None,
+            ),
+        )
+    finally:
+        for device in joined:
+            device.ended.set()
+        for here in heres.values():
+            here.close()
+    left = tmp_path / "job" / RUN
+    assert json.loads((left / ENDED).read_text()) == {"how": "finished", "why": ""}
+    assert json.loads((left / "seats.json").read_text()) == {"one": [0, 2], "two": [1]}
+    assert_same(left, folder, rounds=STEPS)
+    events = [json.loads(line) for line in (left / "events.jsonl").read_text().splitlines()]
+    assert {event["site"] for event in events if event["event"] == "joined"} == {"one:0", "one:1", "two"}
+    assert [event["site"] for event in events if event["event"] == "returned"] == ([] if breaks is None else ["one:1"])
+
+
+def test_a_gateway_that_keeps_labels_opens_for_no_package_that_sends_them(
+    simulated: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    """Before its port is open: whatever its devices would say themselves."""
+    _, certificate, key = certified(tmp_path)
+    devices = {"listen": "127.0.0.1:0", "certificate": str(certificate), "key": str(key)}
+    package = simulated[1] / "devices" / "package-2"
+    site = {"runtime": "device", "package": str(package), "devices": devices}
+    opened(SiteConfig.model_validate(site), tmp_path / "tokens.json").close()
+    with pytest.raises(UserError, match=r"keeps its labels .*ho_sfl with model.head=null.*; use model.head=0"):
+        opened(SiteConfig.model_validate(site | {"keep_labels": True}), tmp_path / "tokens.json")
