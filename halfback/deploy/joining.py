@@ -1,4 +1,4 @@
-"""What a gateway and a device say to one another beside a run's frames: docs/gateway.md has the protocol.
+"""What a gateway and a device say to one another beside a run's frames: docs/protocol.md has the protocol.
 
 A message is four bytes with the length of its header (little-endian), the header (UTF-8 JSON), and the body.
 """
