@@ -93,7 +93,7 @@ def ran(config: RunConfig, steps: int) -> tuple[int, float, float, float, float]
 
 def compared(recipe: str, fewest: int, seconds: float) -> Iterator[str]:
     """A line of the table for each configuration of a recipe."""
-    base = resolve(recipe, COMMON)
+    base, steps = resolve(recipe, COMMON), fewest * (10 if recipe == "quickstart" else 1)  # its steps are the shortest
     torch.set_num_threads(1)
     workload = Workload(base)
     loaded = load(base, NOTHING)  # once: every configuration has the same rows, and a copy of the same model
@@ -103,7 +103,6 @@ def compared(recipe: str, fewest: int, seconds: float) -> Iterator[str]:
         fleet = Fleet.model_validate(fleet_of(rates, Link(), name="this", recipe=recipe))
         for changes in CONFIGURATIONS[recipe]:
             config = resolve(recipe, [*COMMON, *changes.split()])
-            steps = fewest * (10 if recipe == "quickstart" else 1)  # its steps are a hundredth of the others'
             workload.steps = steps
             first = workload.work(config)
             workload.steps = 2 * steps

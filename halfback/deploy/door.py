@@ -165,9 +165,8 @@ def tls_of(terms: Terms) -> ssl.SSLContext:
     """What a gateway shows its devices; UserError where it is no certificate with its key."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.num_tickets = (
-        0  # nobody resumes; and a client that reads one in a thread while it writes may lose what it says
-    )
+    # Nobody resumes; and a client that reads a ticket in a thread while it writes may lose what it says.
+    context.num_tickets = 0
     try:
         context.load_cert_chain(terms.certificate, terms.key, password=_no_password)
     except (OSError, ssl.SSLError) as error:

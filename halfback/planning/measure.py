@@ -109,11 +109,11 @@ def measured(config: RunConfig, given: Given = NOTHING, *, seconds: float = 3.0)
     with torch.no_grad():
         ahead = _lines(through_bottom, seconds)[0]
     back = _lines(through_bottom, seconds)[1] if trainable(bottom) else ahead
-    of_bottom = Part(1 / ahead.slope, 1 / back.slope, (ahead.offset + back.offset) / 2 / below)
+    of_bottom = _part(ahead, back, below)
     of_top = of_bottom
     if blocks > below:
         ahead, back = _lines(through_top, seconds)
-        of_top = Part(1 / ahead.slope, 1 / back.slope, (ahead.offset + back.offset) / 2 / (blocks - below))
+        of_top = _part(ahead, back, blocks - below)
     return _with_steps(Rates(of_bottom, of_top, _copying(device)), built, given, seconds)
 
 
@@ -145,6 +145,11 @@ class Line:
 
     slope: float
     offset: float
+
+
+def _part(ahead: Line, back: Line, blocks: int) -> Part:
+    """Of so many blocks, whose passes there and back take so long."""
+    return Part(1 / ahead.slope, 1 / back.slope, (ahead.offset + back.offset) / 2 / blocks)
 
 
 def _lines(run: Callable[[int], Any], seconds: float) -> list[Line]:
