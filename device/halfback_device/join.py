@@ -251,6 +251,8 @@ class _Progress:
 def join(terms: Terms) -> None:
     """Takes part until the process is told to end: a first signal ends it behind the reply at hand, a second at once.
 
+    The process's own handlers of these signals are back when it ends.
+
     Raises:
         DeviceError: what is wrong with the terms, or the token is refused.
     """
@@ -261,9 +263,12 @@ def join(terms: Terms) -> None:
         signal.signal(number, signal.SIG_DFL)
         joining.stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    joining.work()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        joining.work()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def read_token(path: Path) -> str:

@@ -122,6 +122,7 @@ def test_only_the_right_authority_hears_the_token(sentences: Path, tmp_path: Pat
 
 
 def test_a_refused_token_ends_it(sentences: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     gateway = Gateway(FILES, idle)
     with gateway.serving(tmp_path) as url:
         given = ["--data", str(sentences), "--text", "text", "--label", "label", "--ca", str(tmp_path / "ca.pem")]
@@ -131,6 +132,7 @@ def test_a_refused_token_ends_it(sentences: Path, tmp_path: Path, capsys: pytest
     assert capsys.readouterr().err == (
         "halfback-device: the gateway doesn't take this token: this token is not good here\n"
     )
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_a_revoked_token_ends_it(package: Path, sentences: Path, tmp_path: Path) -> None:
