@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,14 +80,16 @@ class OneSite:
     def is_there(self, client: int) -> bool:
         return client == 0
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Frame]:
+    def ask(
+        self, questions: Mapping[int, Frame], seconds: Mapping[int, float], longest: Longest
+    ) -> Generator[tuple[int, Frame], None, None]:
         is_new = self.relay is None
         self.relay = self.relay or self._start()
-        found = {number: self.relay.exchange(question, seconds) for number, question in questions.items()}
+        found = {number: self.relay.exchange(question, seconds[number]) for number, question in questions.items()}
         if is_new:
             ticks = int(Path(f"/proc/{self.relay.pid}/stat").read_text().rpartition(")")[2].split()[19])
             self.ready = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-        return found
+        yield from found.items()
 
 
 def rows_of(folder: Path) -> tuple[Path, Path]:

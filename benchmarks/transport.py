@@ -88,13 +88,14 @@ class Measuring:
         pool = ThreadPoolExecutor(len(proxies))
         relays = [echo_relay(self.size, self.out) for _ in proxies]
         gradient = CutGradient(torch.zeros(self.size // 4))
-        carrier.ask(dict.fromkeys(range(len(proxies)), question(0)), _LIMIT, Longest(0))  # what the workers take
+        limits = dict.fromkeys(range(len(proxies)), _LIMIT)
+        list(carrier.ask(dict.fromkeys(limits, question(0)), limits, Longest(0)))  # what the workers take
         for one in relays:
             one.exchange(question(0), _LIMIT)
 
         def ours(sizes: tuple[int, int]) -> None:
             for size in sizes:
-                found = carrier.ask(dict.fromkeys(range(len(proxies)), question(size)), _LIMIT, Longest(MAX_BYTES))
+                found = dict(carrier.ask(dict.fromkeys(limits, question(size)), limits, Longest(MAX_BYTES)))
                 assert all(isinstance(reply, Frame) for reply in found.values()), found
 
         def bare() -> None:

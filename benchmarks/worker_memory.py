@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,11 @@ class OneSite:
     def is_there(self, client: int) -> bool:
         return client == 0
 
-    def ask(self, questions: Mapping[int, Any], seconds: float, longest: Any) -> Mapping[int, Any]:
-        return {number: self.relay.exchange(question, seconds) for number, question in questions.items()}
+    def ask(
+        self, questions: Mapping[int, Any], seconds: Mapping[int, float], longest: Any
+    ) -> Generator[tuple[int, Any], None, None]:
+        for number, question in questions.items():
+            yield number, self.relay.exchange(question, seconds[number])
 
 
 def write_model(folder: Path, *, blocks: int, hidden: int) -> None:

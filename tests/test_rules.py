@@ -70,6 +70,21 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["deployment.min_cohort=3"],
         "deployment.min_cohort=4: at most sampled_clients=3 are allowed, or null",
     ),
+    "spare without a least cohort": (
+        ["deployment.spare=1"],
+        ["deployment.spare=1", "deployment.min_cohort=1"],
+        "deployment.spare=1: a run that needs all of a cohort leaves nobody behind; set deployment.min_cohort, or use",
+    ),
+    "spare where each is needed": (
+        ["deployment.spare=1", "deployment.min_cohort=1", "algorithm.name=vanilla_split"],
+        ["deployment.spare=1", "deployment.min_cohort=1", "algorithm.name=sfl_v2"],
+        "deployment.spare=1: in vanilla_split clients work one after another, so none may be left behind; use",
+    ),
+    "more asked than there are": (
+        ["deployment.spare=2", "deployment.min_cohort=1", "clients=4"],
+        ["deployment.spare=1", "deployment.min_cohort=1", "clients=4"],
+        "deployment.spare=2: at most clients=4 less sampled_clients=3 are allowed",
+    ),
     "more sampled than there are": (
         ["sampled_clients=4", "clients=3"],
         ["sampled_clients=3", "clients=3"],

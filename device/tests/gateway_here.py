@@ -5,7 +5,7 @@ import json
 import ssl
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,9 @@ class Seats:
     def is_there(self, client: int) -> bool:
         return client in self._lines
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Any]:
+    def ask(
+        self, questions: Mapping[int, Frame], seconds: Mapping[int, float], longest: Longest
+    ) -> Generator[tuple[int, Any], None, None]:
         self.before(self.asked)
         self.asked += 1
         replies: dict[int, Any] = {}
@@ -161,7 +163,8 @@ class Seats:
                 self._lines[number].send(packed(question.header, question.body))
             except (ConnectionClosed, KeyError):
                 replies[number] = "it is gone"
-        return replies | {number: self._reply(number) for number in questions if number not in replies}
+        for number in questions:
+            yield number, replies[number] if number in replies else self._reply(number)
 
     def _reply(self, number: int) -> Frame | str:
         try:

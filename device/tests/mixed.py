@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -54,10 +54,13 @@ class Here:
     def is_there(self, client: int) -> bool:
         return client in self.replies
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Frame]:
+    def ask(
+        self, questions: Mapping[int, Frame], seconds: Mapping[int, float], longest: Longest
+    ) -> Generator[tuple[int, Frame], None, None]:
         self.asked += questions.items()
         with _ONE_AT_A_TIME:
-            return {number: self.replies[number](question) for number, question in questions.items()}
+            for number, question in questions.items():
+                yield number, self.replies[number](question)
 
 
 def served(config: RunConfig, carrier: Any) -> tuple[Federation, RemoteServer]:
@@ -158,7 +161,9 @@ class Processes:
     def is_there(self, client: int) -> bool:
         return client in self._arguments
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Any]:
+    def ask(
+        self, questions: Mapping[int, Frame], seconds: Mapping[int, float], longest: Longest
+    ) -> Generator[tuple[int, Any], None, None]:
         for number, question in questions.items():
             if number not in self._lines:
                 self._start(number)
@@ -168,7 +173,8 @@ class Processes:
             with contextlib.suppress(Gone):  # then no reply comes either
                 write_frame(self._lines[number], question)
         self.asked += 1
-        return {number: self._reply(number, longest) for number in questions}
+        for number in questions:
+            yield number, self._reply(number, longest)
 
     def _start(self, number: int) -> None:
         self._lines[number], far = socket.socketpair()

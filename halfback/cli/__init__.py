@@ -79,7 +79,7 @@ def options(
 
 
 for command in (
-    *(runs.train, runs.resume, sites.deploy, runs.compare, runs.report, runs.generate, runs.export),
+    *(runs.train, runs.resume, sites.deploy, runs.replay, runs.compare, runs.report, runs.generate, runs.export),
     *(runs.package, plans.plan, plans.profile),
     *(listing.algorithms, listing.conformance, listing.tasks, listing.models, listing.recipes),
 ):

@@ -43,6 +43,27 @@ def resume(folder: Annotated[Path, typer.Argument(help="Folder of a run that was
     print_closing([trained.summary, *(other.summary for other in trained.beside)], folder)
 
 
+def replay(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run that was deployed.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the run in one process.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", show_default=False, help="What is other here: client.runtime=device"),
+    ] = None,
+) -> None:
+    """Run once more, in one process, what was deployed, with who took part then; say whether the bits are the same."""
+    from halfback.runs.progress import following
+    from halfback.runs.repeating import repeat
+
+    with following(None, progress=True) as told:
+        found = repeat(folder, out, parsed(settings or []), on_round=told)
+    if found.differ:
+        first = "" if found.row is None else f"; the first other row of the history is number {found.row}"
+        print(f"{len(found.differ)} of {found.tensors} tensors differ from {folder}, as {found.differ[0]}{first}")
+        raise typer.Exit(1)
+    print(f"all {found.tensors} tensors have the bits of {folder}")
+
+
 def compare(
     settings: Annotated[
         list[str],

@@ -22,7 +22,7 @@ class Method:
         replays: slopes move its bottom, or a part of it; replays_top: slopes move its top.
         u_shape, mixed_cuts: it can leave the head on the device; it can have a cut for each client.
         slopes_meet: slopes of several clients come together, of which some may be false.
-        grouped: a device measures one of several groups of θ.
+        grouped: a device measures one of several groups of θ. one_by_one: clients' rounds follow one another.
         by_rows: a client counts by its rows. exact_blocks: whose gradient a device takes exactly, a number or "all".
         directions: slopes of a step, 0 for a method that takes none.
     """
@@ -37,6 +37,7 @@ class Method:
     mixed_cuts: bool
     slopes_meet: bool
     grouped: bool
+    one_by_one: bool
     by_rows: bool
     exact_blocks: int | str
     directions: int
@@ -56,6 +57,7 @@ def method_of(algorithm: Algorithm) -> Method:
         mixed_cuts="mixed_cuts" in needs.fits,
         slopes_meet=needs.agreement.keeps_history and needs.turns != "one_by_one",
         grouped=needs.agreement.groups is not None,
+        one_by_one=needs.turns == "one_by_one",
         by_rows=needs.agreement.aggregation == "rows",
         exact_blocks=needs.agreement.exact_blocks,
         directions=needs.directions,

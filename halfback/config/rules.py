@@ -78,6 +78,31 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
         ),
     ),
     Rule(
+        "spare without a least cohort",
+        lambda f: f.config.deployment.spare > 0 and f.config.deployment.min_cohort is None,
+        lambda f: (
+            f"deployment.spare={f.config.deployment.spare}: a run that needs all of a cohort leaves nobody behind; set "
+            "deployment.min_cohort, or use deployment.spare=0"
+        ),
+    ),
+    Rule(
+        "spare where each is needed",
+        lambda f: f.config.deployment.spare > 0 and (f.method.one_by_one or f.method.grouped),
+        lambda f: (
+            f"deployment.spare={f.config.deployment.spare}: in {f.config.algorithm.name} clients "
+            + ("work one after another" if f.method.one_by_one else "measure a group of layers each")
+            + ", so none may be left behind; use deployment.spare=0"
+        ),
+    ),
+    Rule(
+        "more asked than there are",
+        lambda f: 0 < f.config.deployment.spare > f.config.clients - f.config.sampled_clients,
+        lambda f: (
+            f"deployment.spare={f.config.deployment.spare}: at most clients={f.config.clients} less sampled_clients="
+            f"{f.config.sampled_clients} are allowed"
+        ),
+    ),
+    Rule(
         "more sampled than there are",
         lambda f: f.config.sampled_clients > f.config.clients,
         lambda f: f"sampled_clients={f.config.sampled_clients}: at most clients={f.config.clients} are allowed",

@@ -205,6 +205,11 @@ class DeploymentConfig(_Section):
     would have in one process, whatever dies and comes back."""
     patience: float = Field(default=600, gt=0, le=1e6)
     """Seconds that a round waits for enough clients until the run stops."""
+    spare: int = Field(default=0, ge=0, le=_CLIENTS)
+    """Clients that are asked beside `sampled_clients`, so that the slowest needn't be waited for; with `min_cohort`."""
+    pace: float | None = Field(default=None, gt=1, le=1e6)
+    """How many times as long as its slowest of late a client may take for a reply, `deadline` at most; null for
+    `deadline` alone."""
 
 
 class RunConfig(_Section):

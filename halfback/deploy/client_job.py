@@ -72,18 +72,14 @@ class Site:
 
     @collab.publish
     def present(self) -> list[Any]:
-        """How many clients this site may be, and the places of those that could be asked now.
+        """How many clients this site may be, the places of those that could be asked now, and what a gateway counted.
 
         A site that takes no part says that its one client is there: whoever asks that one hears why.
         """
         if collab.caller != SERVER:
-            return [1, []]
-        return [1, [0]] if self._gateway is None else [self._seats, self._gateway.present()]
-
-    @collab.publish
-    def counts(self) -> dict[str, float]:
-        """What a gateway has counted since the job began; nothing where the site is none."""
-        return {} if self._gateway is None or collab.caller != SERVER else self._gateway.counts()
+            return [1, [], {}]
+        gateway = self._gateway
+        return [1, [0], {}] if gateway is None else [self._seats, gateway.present(), gateway.counts()]
 
     @collab.publish
     def worker(self) -> int:

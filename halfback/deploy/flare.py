@@ -6,9 +6,10 @@ Ours are a header (text) and a body (bytes as a uint8 tensor, which FLARE moves 
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
-from typing import Any, final
+from math import isfinite
+from typing import Any, NamedTuple, final
 
 import torch
 from nvflare.collab import CollabCallError
@@ -26,6 +27,7 @@ _SMALL = 1 << 20  # bytes; a tensor costs a transaction of its own, two round tr
 _GRACE = 5.0  # seconds more for a call than for its question, so that the site's own word comes first
 _LOOK = 1.0  # seconds between two looks at who is at a site
 _THREADS = 256
+_MOST_COUNTS = 100  # that a gateway says
 
 
 @final
@@ -38,7 +40,7 @@ class FlareCarrier:
         self._seats = dict(seats)
         threads = min(len(seats) * 2 + len(sites) + 1, _THREADS)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ask")
-        self._there: dict[str, set[int]] = {}  # site → places, as it said last
+        self._there: dict[str, _Present] = {}  # as each site said last
         self._looks: dict[str, tuple[float, Future[None]]] = {}
 
     def reachable(self) -> set[int]:
@@ -50,20 +52,31 @@ class FlareCarrier:
                 self._looks[name] = (now, self._threads.submit(self._look, name))
         if is_first:
             wait([look for _, look in self._looks.values()])
-        return {number for number, place in self._seats.items() if place.number in self._there.get(place.site, ())}
+        return {number for number, place in self._seats.items() if self._has(place)}
+
+    def counts(self) -> dict[str, Mapping[str, float]]:
+        """What each gateway has counted since the job began, as it said last."""
+        return {name: said.counts for name, said in sorted(self._there.items()) if said.counts}
+
+    def _has(self, place: Place) -> bool:
+        said = self._there.get(place.site)
+        return said is not None and place.number in said.places
 
     def is_there(self, client: int) -> bool:
         place = self._seats[client]
         self._look(place.site)
-        return place.number in self._there.get(place.site, ())
+        return self._has(place)
 
     def _look(self, name: str) -> None:
         found = _present(self._sites[name])
-        self._there[name] = set() if found is None else found[1]
+        self._there[name] = _Present(0, set(), {}) if found is None else found
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
-        calls = {self._threads.submit(self._one, n, question, seconds, longest): n for n, question in questions.items()}
-        return {calls[call]: call.result() for call in as_completed(calls)}
+    def ask(
+        self, questions: Mapping[int, Frame], seconds: Mapping[int, float], longest: Longest
+    ) -> Generator[tuple[int, Came], None, None]:
+        calls = {self._threads.submit(self._one, n, asked, seconds[n], longest): n for n, asked in questions.items()}
+        for call in as_completed(calls):
+            yield calls[call], call.result()
 
     def _one(self, number: int, question: Frame, seconds: float, longest: Longest) -> Came:
         place = self._seats[number]
@@ -85,23 +98,37 @@ def seats_of(sites: Mapping[str, Any]) -> dict[str, int]:
     """How many clients each site of a job says it may be, by its name; one, where it doesn't say in time."""
     with ThreadPoolExecutor(max(len(sites), 1)) as threads:
         found = dict(zip(sites, threads.map(_present, sites.values()), strict=True))
-    return {name: 1 if said is None else said[0] for name, said in found.items()}
+    return {name: 1 if said is None else said.seats for name, said in found.items()}
 
 
-def _present(proxy: Any) -> tuple[int, set[int]] | None:
-    """How many places a site has, and at which of them somebody is; None where it doesn't say that."""
+class _Present(NamedTuple):
+    """How many places a site has, at which of them somebody is, and what it has counted."""
+
+    seats: int
+    places: set[int]
+    counts: Mapping[str, float]
+
+
+def _present(proxy: Any) -> _Present | None:
+    """What a site says of itself; None where it says nothing that one of ours would say."""
     try:
         said = proxy(timeout=_GRACE).present()
     except CollabCallError:
         return None
-    if not isinstance(said, list | tuple) or len(said) != 2:
+    if not isinstance(said, list | tuple) or len(said) != 3:
         return None
-    seats, places = said
+    seats, places, counts = said
     if type(seats) is not int or not 0 < seats <= MOST_SEATS or not isinstance(places, list | tuple):
         return None
     if len(places) > seats or any(type(place) is not int or not 0 <= place < seats for place in places):
         return None
-    return seats, set(places)
+    if not isinstance(counts, dict) or len(counts) > _MOST_COUNTS:
+        return None
+    if any(
+        not isinstance(n, str) or len(n) > 100 or type(c) is not float or not isfinite(c) for n, c in counts.items()
+    ):
+        return None
+    return _Present(seats, set(places), counts)
 
 
 def as_body(data: bytes) -> Tensor | bytes:

@@ -5,14 +5,17 @@ import shutil
 from pathlib import Path
 
 from halfback.errors import UserError, one_line
-from halfback.runs.folder import CHECKPOINT, CONFIG, PRETRAINED, REPORT
+from halfback.runs.folder import CHECKPOINT, COHORTS, CONFIG, PRETRAINED, REPORT
 from halfback.telemetry.records import RECORDS, SUMMARY
 
 SEATS, EVENTS, ENDED = "seats.json", "events.jsonl", "ended.json"
+GATEWAYS = "gateways.jsonl"  # what gateways have counted, at each evaluation
 # Patterns of what a run leaves for whoever submitted it; its folder also has a token and what codecs remember.
 HANDED_OUT = (
     CONFIG,
     RECORDS,
+    COHORTS,
+    GATEWAYS,
     SUMMARY,
     REPORT,
     PRETRAINED,

@@ -5,27 +5,28 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from halfback import config as configuration
 from halfback import json_reading
 from halfback.assembly import Built
 from halfback.assembly.remote import remote_server
 from halfback.config.yaml_reading import check_plain
-from halfback.deploy.folder import ENDED, EVENTS, SEATS, copy_run, make_folder
+from halfback.deploy.folder import ENDED, EVENTS, GATEWAYS, SEATS, copy_run, make_folder
 from halfback.deploy.here import at_server
 from halfback.deploy.seats import Place, seated, write
 from halfback.deploy.site import SiteConfig
+from halfback.engine import attendance
 from halfback.engine.remote.frames import Frame, Longest
 from halfback.engine.remote.presence import Came, Carrier, Terms
 from halfback.engine.remote.server import RemoteServer
 from halfback.errors import HalfbackError, RowError, UserError
 from halfback.runs import execution
-from halfback.runs.folder import check_config
+from halfback.runs.folder import COHORTS, check_config
 from halfback.runs.locks import alone
 from halfback.runs.opening import Caller
 from halfback.runs.training import RunState
@@ -44,6 +45,14 @@ def lines_from(path: Path, first: object) -> list[str]:
     return lines[first if isinstance(first, int) and first >= 0 else 0 :]
 
 
+class Sites(Carrier, Protocol):
+    """A carrier to sites, some of which may be gateways."""
+
+    def counts(self) -> Mapping[str, Mapping[str, float]]:
+        """What each gateway has counted since the job began, by the name of its site."""
+        ...
+
+
 class Stopped(HalfbackError):
     """Somebody asked the run to stop after its last checkpoint, to be begun again with others."""
 
@@ -58,6 +67,7 @@ class Serving:
         self._stop = False
         self._step = 0
         self._line = ""
+        self.counts: Callable[[], Mapping[str, Mapping[str, float]]] = dict  # of gateways, by their sites
         self.seats = seated(folder / SEATS, sites, clients)
         self.away: dict[int, str] = {}
 
@@ -66,6 +76,10 @@ class Serving:
         number = what.get("client")
         named = what | ({"site": self._site(number)} if number is not None else {})
         with self._lock:
+            if what["event"] in ("took part", "went back"):
+                self._attended(what)
+            if what["event"] == "took part":
+                return
             if number is not None:
                 if what["event"] in ("joined", "returned"):
                     self.away.pop(number, None)
@@ -75,6 +89,15 @@ class Serving:
                 file.write(json.dumps(named) + "\n")
         log.info("%s", named)
 
+    def _attended(self, what: Mapping[str, Any]) -> None:
+        """Keeps who took part in each round: what a run's bits follow from, by which it can be repeated."""
+        path, number = self.folder / COHORTS, what["round"]
+        with writing(path):
+            if what["event"] == "went back" or number == 0:
+                attendance.keep(path, number)
+            if what["event"] == "took part":
+                attendance.add(path, attendance.Attended(number, tuple(what["cohort"]), what["left"]))
+
     def _site(self, number: Any) -> str:
         """Of a client, and which of its devices it is where that site is a gateway."""
         place = self.seats.here.get(number)
@@ -83,6 +106,11 @@ class Serving:
     def on_round(self, state: RunState) -> None:
         """Keeps what there is to tell of a round; who was asked to stop does so as the next one begins."""
         self._step, self._line = state.step, state.record.to_json()
+        if state.metric is not None:
+            for site, counts in self.counts().items():
+                line = json.dumps({"round": state.record.round, "site": site, **counts})
+                with writing(self.folder / GATEWAYS), (self.folder / GATEWAYS).open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
 
     def heed(self) -> None:
         """Stops where it was asked to; Stopped is what ends the run."""
@@ -122,7 +150,9 @@ class _Heeding:
     def is_there(self, client: int) -> bool:
         return self.carrier.is_there(client)
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
+    def ask(
+        self, questions: Mapping[int, Frame], seconds: Mapping[int, float], longest: Longest
+    ) -> Generator[tuple[int, Came], None, None]:
         return self.carrier.ask(questions, seconds, longest)
 
 
@@ -140,7 +170,7 @@ class Surroundings:
     site: Callable[[], SiteConfig]
     folder: Callable[[SiteConfig], Path]
     sites: Callable[[], Mapping[str, int]]
-    carrier: Callable[[Mapping[int, Place]], Carrier]
+    carrier: Callable[[Mapping[int, Place]], Sites]
     job: Path
     listen: Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], None]
 
@@ -167,8 +197,9 @@ def serve(name: object, tree: object, around: Surroundings) -> None:
             around.listen(serving.reply)
 
             def engine(built: Built) -> RemoteServer:
-                carrier, asked = _Heeding(around.carrier(serving.seats.here), serving), built.config.deployment
-                terms = Terms(asked.deadline, asked.min_cohort, asked.patience)
+                sites, asked = around.carrier(serving.seats.here), built.config.deployment
+                carrier, serving.counts = _Heeding(sites, serving), sites.counts
+                terms = Terms(asked.deadline, asked.min_cohort, asked.patience, asked.spare, asked.pace)
                 return remote_server(built, tree, carrier, _run_token(place), terms, serving.event)
 
             execution.run_deployed(config, place, Caller(on_round=serving.on_round, engine=engine))

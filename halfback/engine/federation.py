@@ -10,10 +10,12 @@ bits then differ from these by rounding.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from typing import Any, final
 
 from torch import Tensor
 
+from halfback.engine.attendance import Attendance, Attended
 from halfback.engine.client_side import ClientSide, Talk
 from halfback.engine.kept import going_on
 from halfback.engine.one_pass import OnePass, one_pass
@@ -35,6 +37,7 @@ class Federation:
         clients: the sides of those that were sampled so far, by number; `client` makes them.
         tap: is told of each message that arrives: the client, the direction, and the bytes.
         one_pass: whether a cohort goes through each part of the model as one batch, where its method lets it.
+        attendance: who takes part in each round, where a run is repeated; None for those that are sampled.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Federation:
         self.clients: dict[int, ClientSide] = {}
         self.tap = tap
         self.one_pass = one_pass
+        self.attendance: Attendance | None = None
         self._make_client = make_client
 
     def client(self, number: int) -> ClientSide:
@@ -63,7 +67,8 @@ class Federation:
 
         The loss is NaN where a round took none. Where memory is measured each client runs alone: its peak is its own.
         """
-        cohort = self.server.cohort(round.number)
+        attended = self._attended(round.number)
+        cohort = attended.cohort
         self.server.party.top.one_pass = joined = self.one_pass and not measure_memory
         with self.server.measuring(measure_memory):
             for together in self.server.turns(cohort):
@@ -71,8 +76,14 @@ class Federation:
                 sides = [self.client(number) for number in together]
                 with one_pass(sides if joined and self._speak_in_step else ()) as joint:
                     talks = {s.party.id: s.converse(round, measure_memory=measure_memory) for s in sides}
-                    self._carry(talks, joint)
+                    self._carry(talks, joint, attended)
         return self.server.take_losses([loss for n in cohort for loss in self.client(n).party.take_losses()])
+
+    def _attended(self, round_number: int) -> Attended:
+        """Who is in a round; all stay to its end, unless it is one that is repeated."""
+        if self.attendance is not None:
+            return self.attendance[round_number]
+        return Attended(round_number, tuple(self.server.cohort(round_number)))
 
     @property
     def _speak_in_step(self) -> bool:
@@ -80,10 +91,17 @@ class Federation:
         needs = self.server.algorithm.needs
         return needs.turns == "together" and not needs.agreement.exact_blocks
 
-    def _carry(self, talks: dict[int, Talk], joint: OnePass) -> None:
-        """Carries what clients say that speak in step, until all have said everything."""
+    def _carry(self, talks: dict[int, Talk], joint: OnePass, attended: Attended) -> None:
+        """Carries what clients say that speak in step, until all have said everything, or have left."""
         heard: dict[int, Any] = dict.fromkeys(talks)
-        while talks:
+        cursors = {number: self.client(number).party.feed.cursor for number in talks}
+        for exchange in count():
+            for number in talks.keys() - attended.stay(exchange):
+                talks.pop(number).close()
+                self.client(number).party.feed.cursor = cursors[number]  # its next round has the same rows
+                self.server.party.forget(number)
+            if not talks:
+                return
             messages = {}
             joint.exchange(list(talks))
             for number, talk in list(talks.items()):

@@ -200,8 +200,8 @@ class ServerSide:
         if self.controller is None:
             return
         seen: dict[str, list[Seen]] = {}
-        for number in self.cohort(round.number):
-            for link, matrices in self.end(number).take_seen().items():
+        for _, end in sorted(self.far.items()):  # whoever took part, which not all do that were sampled
+            for link, matrices in end.take_seen().items():
                 seen.setdefault(link, []).extend(matrices)
         thresholds = self.thresholds()
         links = {link: _use(thresholds[link], matrices) for link, matrices in seen.items() if matrices}

@@ -6,7 +6,7 @@ So a run goes on from its checkpoint as a deployed one does: with what the clien
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -78,9 +78,12 @@ class _Devices:
     def is_there(self, client: int) -> bool:
         return client in self._sources
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
+    def ask(
+        self, questions: Mapping[int, Frame], seconds: Mapping[int, float], longest: Longest
+    ) -> Generator[tuple[int, Came], None, None]:
         with self._one_at_a_time:
-            return {number: self._reply(number, asked, longest) for number, asked in questions.items()}
+            for number, asked in questions.items():
+                yield number, self._reply(number, asked, longest)
 
     def _reply(self, number: int, asked: Frame, longest: Longest) -> Came:
         question = read_question(asked.header)

@@ -14,12 +14,13 @@ from halfback.runs import devices, simulated
 from halfback.runs.folder import (
     BESIDE,
     CHECKPOINT,
+    COHORTS,
     CONFIG,
     PRETRAINED,
     REPORT,
     check_free,
     config_of,
-    copy_weights,
+    copy_file,
     make,
     taken,
 )
@@ -46,7 +47,9 @@ def begin(config: RunConfig, out: Path, caller: Caller, *, overwrite: bool = Fal
         with taken(place, locks):
             begin_folder(config, place)
             if caller.pretrained is not None:
-                copy_weights(caller.pretrained, place)
+                copy_file(caller.pretrained, place / PRETRAINED)
+            if caller.cohorts is not None:
+                copy_file(caller.cohorts, place / COHORTS)
             training = opening.training(config, None)
         _carry_out(config, opening, training)
 

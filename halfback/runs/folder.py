@@ -14,6 +14,7 @@ from halfback.telemetry.records import writing
 
 CONFIG, CHECKPOINT, BESIDE = "config.yaml", "checkpoint", "beside"
 PRETRAINED, REPORT = "pretrained.safetensors", "report.html"
+COHORTS = "cohorts.jsonl"  # of a deployed run, and of one that repeats it: who took part in each round
 
 
 def config_of(folder: Path) -> RunConfig:
@@ -99,9 +100,8 @@ def half_begun(out: Path) -> Path:
     return out / f"{CONFIG}.unfinished"
 
 
-def copy_weights(source: Path, out: Path) -> None:
-    """Copies the pretrained weights of another run into this one's folder."""
-    target = out / PRETRAINED
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file of another run into this one's folder, whole or not at all."""
     unfinished = target.with_suffix(".unfinished")
     with writing(target):
         shutil.copyfile(source, unfinished)

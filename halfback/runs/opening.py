@@ -14,12 +14,13 @@ from halfback.assembly.fingerprint import check_same
 from halfback.assembly.given import NOTHING, Given
 from halfback.assembly.places import placed
 from halfback.config import RunConfig
+from halfback.engine.attendance import Attendance, rounds_of
 from halfback.engine.kept import going_on
 from halfback.engine.state import load_server
 from halfback.errors import Diverged, UserError
 from halfback.planning.clock import Clock
 from halfback.runs import devices, simulated, standing
-from halfback.runs.folder import CHECKPOINT, PRETRAINED, config_of
+from halfback.runs.folder import CHECKPOINT, COHORTS, PRETRAINED, config_of
 from halfback.runs.locks import unchanging
 from halfback.runs.summary import Summary, summary_of
 from halfback.runs.training import Engine, OnRound, Training
@@ -41,6 +42,7 @@ class Caller:
         like: the fingerprint of a run that this one is to be compared with.
         pretrained: weights that another run of the same pretraining made; the file is copied.
         engine: what carries the rounds, where the clients are on other machines.
+        cohorts: the file of a run that this one repeats, with who took part in each round; it is copied.
     """
 
     on_round: OnRound | None = None
@@ -48,6 +50,7 @@ class Caller:
     like: Mapping[str, str] | None = None
     pretrained: Path | None = None
     engine: Callable[[Built], Engine] | None = None
+    cohorts: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,12 @@ class Opening:
             engine = self.caller.engine(built)
         elif config.client.runtime == "device":
             engine = devices.engine(built, self.out)
+            engine.attendance = self._attendance(config)
         else:
             built.clients.settle()
             engine = built.federation
+            engine.attendance = self._attendance(config)
+            engine.one_pass = engine.one_pass and engine.attendance is None  # clients that were apart
             here = self._placed(config, found)
             clock = simulated.clock_of(here, self.caller.given or NOTHING, self.out, self._start(found))
             built.federation.tap = None if clock is None else clock.hear
@@ -106,6 +112,11 @@ class Opening:
         else:
             training.load(*found)
         return training
+
+    def _attendance(self, config: RunConfig) -> Attendance | None:
+        """Who takes part in each round of a run that repeats another one."""
+        path = self.out / COHORTS
+        return dict(enumerate(rounds_of(path, config.clients))) if path.exists() else None
 
     def carried_on(self) -> Summary:
         """Goes on from the folder's checkpoint, or begins where there is none, up to the summary."""

@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import final
 
@@ -39,14 +39,17 @@ class Sockets:
     def is_there(self, client: int) -> bool:
         return client < self._clients
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
+    def ask(
+        self, questions: Mapping[int, Frame], seconds: Mapping[int, float], longest: Longest
+    ) -> Generator[tuple[int, Came], None, None]:
         for number, question in questions.items():
             if number not in self._lines:
                 self._lines[number], far = socket.socketpair()
                 self._lines[number].settimeout(PATIENCE)
                 threading.Thread(target=self._work, args=(number, far), daemon=True).start()
             write_frame(self._lines[number], question)
-        return {number: self._reply(number, longest) for number in questions}
+        for number in questions:
+            yield number, self._reply(number, longest)
 
     def _reply(self, number: int, longest: Longest) -> Came:
         try:

@@ -92,12 +92,11 @@ class Claiming(Sockets):
     claims: dict[int, int]
 
     def ask(self, questions: Any, *bounds: Any) -> Any:
-        replies = dict(super().ask(questions, *bounds))
-        for number, rows in self.claims.items():
-            if number in replies and isinstance(reply := read_reply(replies[number].header), Ready):
-                header = reply.model_dump_json().replace(f'"rows":{reply.rows}', f'"rows":{rows}')
-                replies[number] = Frame(header, replies[number].body)
-        return replies
+        for number, came in super().ask(questions, *bounds):
+            if number in self.claims and isinstance(reply := read_reply(came.header), Ready):
+                header = reply.model_dump_json().replace(f'"rows":{reply.rows}', f'"rows":{self.claims[number]}')
+                came = Frame(header, came.body)
+            yield number, came
 
 
 def _served(tmp_path: Path, claims: dict[int, int]) -> tuple[RemoteServer, Claiming, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,20 @@ class Relays:
     def reachable(self) -> set[int]:
         return set(self.by_client)
 
+    def counts(self) -> dict[str, dict[str, float]]:
+        return {}
+
     def is_there(self, client: int) -> bool:
         return client in self.by_client
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
+    def ask(
+        self, questions: Mapping[int, Frame], seconds: Mapping[int, float], longest: Longest
+    ) -> Generator[tuple[int, Came], None, None]:
         self._before(questions)
         with ThreadPoolExecutor(max(len(questions), 1)) as threads:
-            calls = {n: threads.submit(self._one, n, question, seconds) for n, question in questions.items()}
-            return {n: call.result() for n, call in calls.items()}
+            calls = {n: threads.submit(self._one, n, question, seconds[n]) for n, question in questions.items()}
+            for n, call in calls.items():
+                yield n, call.result()
 
     def _one(self, number: int, question: Frame, seconds: float) -> Frame | str:
         try:

@@ -77,25 +77,32 @@ class Site:
         None,
         "x",
         [2],
-        [0, []],
-        [-1, []],
-        [True, [0]],
-        [10_001, []],
-        [2, [2]],
-        [2, [-1]],
-        [2, ["0"]],
-        [2, [True]],
-        [2, [0, 1, 0]],
-        [2, 7],
+        [0, [], {}],
+        [-1, [], {}],
+        [True, [0], {}],
+        [10_001, [], {}],
+        [2, [2], {}],
+        [2, [-1], {}],
+        [2, ["0"], {}],
+        [2, [True], {}],
+        [2, [0, 1, 0], {}],
+        [2, 7, {}],
+        [2, [0]],
+        [2, [0], {}, 0],
         [2, [0], 0],
+        [2, [0], {"late_total": "1"}],
+        [2, [0], {"late_total": float("nan")}],
+        [2, [0], {"n" * 101: 1.0}],
+        [2, [0], {str(number): 1.0 for number in range(101)}],
         CollabCallError("site", "present", "timed out"),
     ],
 )
 def test_a_site_that_says_what_can_not_be_is_not_there(said: Any) -> None:
-    sites = {"odd": Site(said), "good": Site([3, [0, 2]])}
+    sites = {"odd": Site(said), "good": Site([3, [0, 2], {"devices": 2.0}])}
     assert seats_of(sites) == {"odd": 1, "good": 3}
     carrier = FlareCarrier(sites, {0: Place("odd", 0), 1: Place("good", 0), 2: Place("good", 1), 3: Place("good", 2)})
     assert carrier.reachable() == {1, 3}
+    assert carrier.counts() == {"good": {"devices": 2.0}}
     assert [carrier.is_there(number) for number in range(4)] == [False, True, False, True]
 
 
@@ -108,7 +115,7 @@ def test_who_is_there_is_looked_up_once_a_second_and_a_silent_site_holds_up_no_o
                 held.wait(10)
             return super().present()
 
-    quick, silent = Site([1, [0]]), Silent([1, [0]])
+    quick, silent = Site([1, [0], {}]), Silent([1, [0], {}])
     carrier = FlareCarrier({"quick": quick, "silent": silent}, {0: Place("quick", 0), 1: Place("silent", 0)})
     assert carrier.reachable() == {0, 1}
     begun = time.monotonic()
@@ -116,7 +123,7 @@ def test_who_is_there_is_looked_up_once_a_second_and_a_silent_site_holds_up_no_o
         carrier.reachable()
     assert time.monotonic() - begun < 0.9
     assert quick.asked == 1
-    quick.said = [1, []]
+    quick.said = [1, [], {}]
     time.sleep(1.1)
     while 0 in carrier.reachable():
         assert time.monotonic() - begun < 5

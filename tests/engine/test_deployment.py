@@ -1,7 +1,7 @@
 """Clients that are late, gone, back, confused or hostile; devices in threads at the far ends of real sockets."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,15 @@ class Faulty:
     def is_there(self, client: int) -> bool:
         return client not in self.absent
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
+    def ask(
+        self, questions: Mapping[int, Frame], seconds: Mapping[int, float], longest: Longest
+    ) -> Generator[tuple[int, Came], None, None]:
         there = {number: question for number, question in questions.items() if number not in self.absent}
         self.asked += [(number, question.header) for number, question in there.items()]
-        replies: dict[int, Came] = dict.fromkeys(questions, "no reply came")
-        for number, reply in self.inner.ask(there, seconds, longest).items():
-            replies[number] = reply if isinstance(reply, PeerError) else self.change(number, questions[number], reply)
-        return replies
+        for number in questions.keys() - there.keys():
+            yield number, "no reply came"
+        for number, reply in self.inner.ask(there, seconds, longest):
+            yield number, reply if isinstance(reply, PeerError) else self.change(number, questions[number], reply)
 
 
 @dataclass

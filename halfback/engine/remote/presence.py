@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol, final
@@ -44,10 +44,13 @@ class Carrier(Protocol):
         """Whether its site replies at all, found out in a few seconds."""
         ...
 
-    def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
-        """All at once; of each client the reply, or why there is none after at most so many seconds.
+    def ask(
+        self, questions: Mapping[int, Frame], seconds: Mapping[int, float], longest: Longest
+    ) -> Generator[tuple[int, Came], None, None]:
+        """All at once; each client and its reply as it comes, or why there is none after its seconds.
 
-        What is longer than allowed is a PeerError, and is not read.
+        Whoever has heard enough may stop listening; the other clients are then busy until they have replied. What is
+        longer than allowed is a PeerError, and is not read.
         """
         ...
 
@@ -68,11 +71,15 @@ class Terms:
         deadline: seconds that a client has for a reply in a round.
         min_cohort: clients that a round needs; None for all that are sampled.
         patience: seconds that a round waits for them until the run stops.
+        spare: clients that are asked beside those that are sampled, of whom the slowest are not waited for.
+        pace: how many times as long as it took lately a client may take for a reply; None for `deadline` alone.
     """
 
     deadline: float
     min_cohort: int | None
     patience: float
+    spare: int = 0
+    pace: float | None = None
 
     @property
     def needs_all(self) -> bool:
@@ -82,6 +89,10 @@ class Terms:
     def least(self, wanted: Sequence[int]) -> int:
         """How many of a cohort a round needs."""
         return len(wanted) if self.min_cohort is None else min(self.min_cohort, len(wanted))
+
+    def most(self, wanted: Sequence[int]) -> int:
+        """How many clients are asked in its place."""
+        return len(wanted) if self.min_cohort is None else len(wanted) + self.spare
 
 
 @final
@@ -105,6 +116,7 @@ class Presence:
         self._expelled: dict[int, HalfbackError] = {}
         self._failures: dict[int, str] = {}
         self._coming: set[int] = set()
+        self._busy: set[int] = set()  # with a question whose reply nobody waits for any more
         self._came: SimpleQueue[tuple[int, str | UserError | None]] = SimpleQueue()  # prepared, or why not
 
     def lose(self, number: int, why: str) -> None:
@@ -118,8 +130,14 @@ class Presence:
         self._expelled[number] = error
         self._forget(number, str(error))
 
+    def leave_behind(self, number: int) -> None:
+        """A client is not waited for; it is ready again once it has replied."""
+        self.ready.discard(number)
+        self._busy.add(number)
+
     def _forget(self, number: int, why: str) -> None:
         self.ready.discard(number)
+        self._busy.discard(number)
         self._failures[number] = why
 
     def gather(self, round_number: int, wanted: Sequence[int], others: Callable[[set[int]], list[int]]) -> list[int]:
@@ -128,7 +146,7 @@ class Presence:
         Args:
             round_number: of the round.
             wanted: its cohort.
-            others: who may stand in for those that are missing, first come first, of the clients that are ready.
+            others: who may take part beside them, first come first, of the clients that are ready.
 
         Raises:
             UserError: too few came within the patience.
@@ -138,7 +156,7 @@ class Presence:
         while True:
             self._look_around()
             present = [client for client in wanted if client in self.ready]
-            present = sorted([*present, *others(self.ready)[: max(least - len(present), 0)]])
+            present = sorted([*present, *others(self.ready)[: self._terms.most(wanted) - len(present)]])
             # A run begins with all who are there; later on nobody waits for one who is coming, if there are enough.
             waits = not self._begun and self._coming & set(wanted) and time.monotonic() < begun + patience
             if len(present) >= least and not waits:
@@ -169,10 +187,14 @@ class Presence:
             if why is None:
                 self.ready.add(number)
                 event = "returned" if number in self._failures else "joined"
-                self._events({"event": event, "round": self._round, "client": number})
+                if number not in self._busy:
+                    self._events({"event": event, "round": self._round, "client": number})
+                self._busy.discard(number)
                 self._failures.pop(number, None)
             elif isinstance(why, UserError):  # asking again would change nothing
                 self.expel(number, why)
+            elif number in self._busy:
+                self.lose(number, why)
             else:
                 self._failures[number] = why
         for number in self._carrier.reachable() - self.ready - self._coming - self._expelled.keys():
@@ -208,8 +230,9 @@ class Presence:
         return None
 
     def _ask(self, number: int, question: Question, body: bytes) -> Any:
-        asked = self._carrier.ask({number: frame(question, body)}, self._terms.patience, longest_reply(0, 0))
-        return read_or_why(asked[number])
+        patience = {number: self._terms.patience}
+        ((_, came),) = self._carrier.ask({number: frame(question, body)}, patience, longest_reply(0, 0))
+        return read_or_why(came)
 
 
 def read(came: Came) -> Any:

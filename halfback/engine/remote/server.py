@@ -3,23 +3,31 @@
 A client that doesn't reply in time is dropped from the round: the means of its steps are over those who replied. It
 is asked again in the background, and takes part once it is back; what it missed it gets as any client does that was
 not sampled. Where fewer reply than the recipe wants, the round is void, the run goes back to its last checkpoint and
-waits. A client that sends what no client may send is expelled for as long as this server runs.
+waits. Of clients that were asked to spare, the slowest are left behind: they catch up likewise. A client that sends
+what no client may send is expelled for as long as this server runs.
+
+Who took part in a round, and until when, is told as it ends. The clients of a round that is repeated from such a record
+are those that it names, each until it left.
 """
 
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from typing import Any, final
 
 from torch import Tensor
 
+from halfback.engine.attendance import Attendance, Attended
 from halfback.engine.bounds import Tab
 from halfback.engine.kept import going_on
 from halfback.engine.remote.frames import (
     Ancestor,
     Done,
     Frame,
+    Longest,
     Open,
     Refused,
     Said,
@@ -29,6 +37,7 @@ from halfback.engine.remote.frames import (
     frame,
     longest_reply,
 )
+from halfback.engine.remote.paces import Paces
 from halfback.engine.remote.presence import Beginning, Came, Carrier, Events, Presence, Terms, read, read_or_why
 from halfback.engine.server_side import ServerSide
 from halfback.engine.state import load_server, state_of_server
@@ -40,25 +49,37 @@ from halfback.zeroth.directions import seed_for
 
 @dataclass
 class _Talks:
-    """A round's conversations: which clients are left in it, and what each has said and cost."""
+    """A round's conversations: which clients are in it, and what each has said and cost.
+
+    `gone`: those that were, and the exchange to which each said nothing any more. `openings`: how many exchanges take
+    no work, in which clients say where they stand.
+    """
 
     round: Round
     measure_memory: bool
-    left: set[int]
+    there: set[int]
+    gone: dict[int, int] = field(default_factory=dict)
     tabs: dict[int, Tab] = field(default_factory=dict)
     exchange: int = 0
+    openings: int = 1
 
 
 @final
 class RemoteServer:
-    """Runs rounds with a server and clients that a carrier reaches."""
+    """Runs rounds with a server and clients that a carrier reaches.
+
+    Attributes:
+        attendance: who takes part in each round, where a run is repeated; None for those that are sampled and there.
+    """
 
     def __init__(self, side: ServerSide, carrier: Carrier, beginning: Beginning, terms: Terms, events: Events) -> None:
         self._side = side
         self._carrier = carrier
         self._terms = terms
         self._events = events
+        self.attendance: Attendance | None = None
         self._presence = Presence(carrier, beginning, terms, events)
+        self._paces = Paces(terms)
         self._lineage = secrets.token_hex(8)
         self._ancestry: list[Ancestor] = []
         self._rounds = 0  # that are done
@@ -73,7 +94,7 @@ class RemoteServer:
             UserError: too few came within the patience.
             Diverged: a client's numbers, or the server's, are not finite.
         """
-        side, wanted = self._side, self._side.cohort(round.number)
+        side, wanted = self._side, self._wanted(round.number)
         cohort = self._presence.gather(round.number, wanted, lambda ready: self._substitutes(round, wanted, ready))
         if side.party.cohort.rows:  # by which clients count
             side.party.cohort.rows |= {number: self._presence.rows[number] for number in cohort}
@@ -85,10 +106,22 @@ class RemoteServer:
                     self._enter(number, report)
                     losses += report.losses
         self._rounds = round.number + 1
+        attended = Attended(round.number, tuple(cohort), talks.gone)
+        self._events({"event": "took part", **asdict(attended)})
         return side.take_losses(losses)
 
+    def _wanted(self, round_number: int) -> Sequence[int]:
+        """The clients that a round would have if all were there."""
+        if self.attendance is not None:
+            return self.attendance[round_number].cohort
+        return self._side.cohort(round_number)
+
     def _substitutes(self, round: Round, wanted: Sequence[int], ready: set[int]) -> list[int]:
-        """Clients that are there and were not sampled, in an order of the round's own; none where all sampled count."""
+        """Clients that are there and were not sampled, in an order of the round's own; none where all sampled count.
+
+        A cohort that is filled up by them is a sample of all who are there, each as likely as the other, where those
+        that were sampled are one of all.
+        """
         if self._terms.needs_all:
             return []
         seed = self._side.sampling.seed
@@ -100,8 +133,8 @@ class RemoteServer:
         questions = {n: frame(self._open(n, talks)) for n in together}
         bounds, steps = self._side.links.bounds, talks.round.steps
         talks.tabs = {n: Tab(n, bounds, cursor=self._cursors.get(n, 0), steps=steps) for n in together}
-        talks.exchange, reports = 0, dict[int, Done]()
-        while questions:
+        talks.exchange, talks.openings, reports = 0, 1, dict[int, Done]()
+        while questions := self._of_those_that_stay(questions, talks):
             self._changed.update(questions)
             messages: dict[int, Message] = {}
             for number, (reply, body) in self._asked(questions, talks).items():
@@ -128,6 +161,7 @@ class RemoteServer:
 
     def _answers(self, messages: Mapping[int, Message], talks: _Talks) -> Mapping[int, Message]:
         if greetings := self._side.take_greetings():  # links that remember samples compare first what they do
+            talks.openings = 2
             return {n: greetings[n] for n, message in messages.items() if self._met(n, message, talks)}
         if not messages:
             return {}
@@ -163,12 +197,12 @@ class RemoteServer:
     def _asked(self, questions: Mapping[int, Frame], talks: _Talks) -> dict[int, tuple[Any, bytes]]:
         """The replies by client, in the order of their numbers; who gave none is dropped."""
         longest = max(self._side.end(number).most_bytes for number in questions)
-        began = time.monotonic()
-        found = self._carrier.ask(questions, self._terms.deadline, longest_reply(talks.round.steps, longest))
-        for number in questions:
-            talks.tabs[number].seconds += time.monotonic() - began
+        found = self._heard(questions, longest_reply(talks.round.steps, longest), talks)
+        for number in sorted(questions.keys() - found.keys()):
+            self._presence.leave_behind(number)
+            self._go_on_without(number, "the others were faster", talks)
         replies: dict[int, tuple[Any, bytes]] = {}
-        for number in sorted(questions):
+        for number in sorted(found):
             came: Came = found[number]
             try:
                 reply = read(came)
@@ -180,21 +214,55 @@ class RemoteServer:
             if isinstance(reply, str | Refused):
                 why = reply if isinstance(reply, str) else reply.error
                 self._presence.lose(number, why)
+                self._paces.forget(number)
                 self._go_on_without(number, why, talks)
             else:
                 assert isinstance(came, Frame)
                 replies[number] = (reply, came.body)
         return replies
 
+    def _heard(self, questions: Mapping[int, Frame], longest: Longest, talks: _Talks) -> dict[int, Came]:
+        """What came of each client; of the slowest nothing, where more were asked than are needed."""
+        number, began = talks.round.number, time.monotonic()
+        is_work = talks.exchange >= talks.openings
+        enough = self._side.sampling.sampled if self._terms.spare and is_work else len(questions)
+        seconds = {client: self._paces.allowed(client, number) for client in questions}
+        found: dict[int, Came] = {}
+        replied = 0
+        with closing(self._carrier.ask(questions, seconds, longest)) as coming:
+            for client, came in coming:
+                took = time.monotonic() - began
+                talks.tabs[client].seconds += took
+                found[client] = came
+                if isinstance(came, Frame):
+                    self._paces.took(client, number, took)
+                    replied += 1
+                if replied >= enough:
+                    break
+        return found
+
+    def _of_those_that_stay(self, questions: dict[int, Frame], talks: _Talks) -> dict[int, Frame]:
+        """In a round that is repeated, the questions to those that said something to them then."""
+        if self.attendance is None:
+            return questions
+        stay = self.attendance[talks.round.number].stay(talks.exchange)
+        for number in questions.keys() - stay:
+            self._leave(number, talks)
+        return {number: question for number, question in questions.items() if number in stay}
+
     def _expel(self, number: int, error: HalfbackError, talks: _Talks) -> None:
         self._presence.expel(number, error)
         self._go_on_without(number, str(error), talks)
 
     def _go_on_without(self, number: int, why: str, talks: _Talks) -> None:
-        self._side.party.forget(number)
-        talks.left.discard(number)
-        if len(talks.left) < self._terms.least(self._side.cohort(talks.round.number)):
+        self._leave(number, talks)
+        if len(talks.there) < self._terms.least(self._wanted(talks.round.number)):
             raise CohortLost(f"round {talks.round.number}: client {number}: {why}")
+
+    def _leave(self, number: int, talks: _Talks) -> None:
+        self._side.party.forget(number)
+        talks.there.discard(number)
+        talks.gone[number] = talks.exchange
 
     def _enter(self, number: int, report: Done) -> None:
         meters = self._side.meters
@@ -218,7 +286,8 @@ class RemoteServer:
             n: frame(Save(lineage=self._lineage, rounds=self._rounds)) for n in self._changed & self._presence.ready
         }
         if saving:
-            for number, came in self._carrier.ask(saving, self._terms.deadline, longest_reply(0, 0)).items():
+            deadline = dict.fromkeys(saving, self._terms.deadline)
+            for number, came in sorted(self._carrier.ask(saving, deadline, longest_reply(0, 0)), key=itemgetter(0)):
                 reply = read_or_why(came)
                 if self._terms.needs_all and isinstance(reply, Refused) and (told := _reported(number, reply)):
                     raise told
