@@ -78,7 +78,7 @@ def worker_of(kit: Path) -> int | None:
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             words = (entry / "cmdline").read_text() if entry.name.isdigit() else ""
-            if f'"{kit / "halfback"}"' in words and "worker" in words:
+            if f'"{kit / "halfback-site"}"' in words and "worker" in words:
                 return int(entry.name)
     return None
 
@@ -87,7 +87,7 @@ def deployed(place: Path, kit: Path, user: str, name: str, kills: dict[str, int]
     """A run of this name; each site in `kills` loses its worker once so many records are there. Seconds it took."""
     command = [sys.executable, "-m", "halfback", "deploy", str(place / "recipe.yaml"), "--env", "prod"]
     command += ["--kit", str(kit), "--user", user, "--name", name, "--out", str(place / name)]
-    records, begun = kit.parent / "server" / "halfback" / "runs" / name / RECORDS, time.monotonic()
+    records, begun = kit.parent / "server" / "halfback-site" / "runs" / name / RECORDS, time.monotonic()
     left = dict(kills)
     with (place / f"{name}.log").open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as run:
         while run.poll() is None:

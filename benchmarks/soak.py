@@ -78,7 +78,7 @@ def main() -> None:
                 while run.poll() is None:
                     time.sleep(5)
                     try:
-                        step = read_records(kit.parent / "server" / "halfback" / "runs" / "soak")[-1].step
+                        step = read_records(kit.parent / "server" / "halfback-site" / "runs" / "soak")[-1].step
                     except Exception:
                         continue  # not there yet, or just being written
                     for kind, size in resident(place).items():

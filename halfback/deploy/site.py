@@ -9,6 +9,8 @@ from halfback.config import yaml_reading
 from halfback.errors import UserError, offer, shown
 
 FILE = "halfback.yaml"  # in the folder `local` of the site's startup kit
+# A folder beside it. FLARE's processes run there and look there for packages: one of our name would hide our package.
+OWN = "halfback-site"
 MOST_SEATS = 10_000
 
 
@@ -140,7 +142,7 @@ def read_site(path: Path) -> SiteConfig:
 
 def folder_of(site: SiteConfig, local: Path) -> Path:
     """Where a site keeps what is halfback's; `local`: the folder of its file."""
-    return Path(site.folder) if site.folder is not None else local.parent / "halfback"
+    return Path(site.folder) if site.folder is not None else local.parent / OWN
 
 
 def tokens_of(site: SiteConfig, local: Path) -> Path:

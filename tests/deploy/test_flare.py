@@ -176,7 +176,7 @@ def test_a_job_that_calls_itself_a_trial_gets_past_no_sites_file(
         for file in files:
             file.write_text("")
     assert "COMPLETED" not in status
-    run = kit.parent / "server" / "halfback" / "runs" / "smuggled"
+    run = kit.parent / "server" / "halfback-site" / "runs" / "smuggled"
     assert not (run / "summary.json").exists()
     assert all('"event": "joined"' not in file.read_text() for file in run.glob("events.jsonl"))
 
@@ -193,7 +193,7 @@ def test_whatever_is_killed_whenever_the_bits_are_those_of_one_process(
         deploying(recipe, federation, out), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     until = time.monotonic() + PATIENCE
-    records = federation[0].parent / "server" / "halfback" / "runs" / out.name / "records.jsonl"
+    records = federation[0].parent / "server" / "halfback-site" / "runs" / out.name / "records.jsonl"
     while not (records.exists() and processes(place, kind)):
         assert time.monotonic() < until
         assert run.poll() is None

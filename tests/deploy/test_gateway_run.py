@@ -27,6 +27,7 @@ from halfback.deploy.site import SiteConfig
 from halfback.deploy.tokens import add
 from halfback.errors import UserError
 from halfback.runs import run
+from halfback.runs.repeating import repeat
 from halfback.testing import small
 from halfback_device.client import Device
 from halfback_device.data import Rows
@@ -175,6 +176,12 @@ def test_devices_behind_two_gateways_have_the_bits_of_one_process(
     events = [json.loads(line) for line in (left / "events.jsonl").read_text().splitlines()]
     assert {event["site"] for event in events if event["event"] == "joined"} == {"one:0", "one:1", "two"}
     assert [event["site"] for event in events if event["event"] == "returned"] == ([] if breaks is None else ["one:1"])
+    if breaks is not None:
+        again = repeat(left, tmp_path / "again", {"client.runtime": "device"}, on_round=None)
+        assert (again.tensors > 10, again.differ) == (True, [])
+        counted = [json.loads(line) for line in (left / "gateways.jsonl").read_text().splitlines()]
+        assert {line["site"] for line in counted} == {"one", "two"}
+        assert counted[-1]["devices_at_work"] in (1, 2)
 
 
 def test_a_gateway_that_keeps_labels_opens_for_no_package_that_sends_them(

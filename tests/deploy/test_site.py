@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from halfback import config as configuration
 from halfback.config import RunConfig
 from halfback.deploy.here import at_client, at_server
-from halfback.deploy.site import TEMPLATE, SiteConfig, read_site, tokens_of
+from halfback.deploy.site import TEMPLATE, SiteConfig, folder_of, read_site, tokens_of
 from halfback.errors import UserError
 from halfback.runs import run
 from halfback.testing import small
@@ -137,9 +138,15 @@ def test_a_wrong_site_file_is_one_line(text: str, said: str, tmp_path: Path) -> 
     assert "\n" not in str(error.value)
 
 
+def test_what_a_site_keeps_hides_no_package(tmp_path: Path) -> None:
+    """FLARE's processes run beside it, and Python looks for packages where it runs before it asks an installed one."""
+    folder_of(SiteConfig(), tmp_path / "local").mkdir()
+    assert PathFinder.find_spec("halfback", [str(tmp_path)]) is None
+
+
 def test_a_gateway_keeps_its_tokens_in_its_folder_or_where_its_file_says(tmp_path: Path) -> None:
     own, elsewhere = site(gateway(), tmp_path), site(gateway(seats="4, tokens: /srv/tokens.json"), tmp_path)
-    assert tokens_of(own, Path("kit/local")) == Path("kit/halfback/tokens.json")
+    assert tokens_of(own, Path("kit/local")) == Path("kit/halfback-site/tokens.json")
     assert tokens_of(elsewhere, Path("kit/local")) == Path("/srv/tokens.json")
     with pytest.raises(UserError, match="there is no `devices` in it, so nothing has a token"):
         tokens_of(SiteConfig(), Path("kit/local"))

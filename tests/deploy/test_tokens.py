@@ -15,7 +15,7 @@ from halfback.errors import UserError
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "halfback" / "tokens.json"
+    return tmp_path / "halfback-site" / "tokens.json"
 
 
 def number_of(token: str) -> str:
