@@ -38,7 +38,7 @@ class FlareCarrier:
         self._seats = dict(seats)
         threads = min(len(seats) * 2 + len(sites) + 1, _THREADS)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ask")
-        self._there: dict[str, set[int]] = {}  # site → places, as it said last
+        self._there: dict[str, tuple[float, set[int] | None]] = {}  # site → places, as it said last; None: it didn't
         self._looks: dict[str, tuple[float, Future[None]]] = {}
 
     def reachable(self) -> set[int]:
@@ -50,16 +50,25 @@ class FlareCarrier:
                 self._looks[name] = (now, self._threads.submit(self._look, name))
         if is_first:
             wait([look for _, look in self._looks.values()])
-        return {number for number, place in self._seats.items() if place.number in self._there.get(place.site, ())}
+        return {number for number, place in self._seats.items() if self._is_there(place)}
 
     def is_there(self, client: int) -> bool:
         place = self._seats[client]
         self._look(place.site)
-        return place.number in self._there.get(place.site, ())
+        return self._is_there(place)
+
+    def silent(self) -> set[str]:
+        return {name for name, (_, places) in list(self._there.items()) if places is None}
+
+    def _is_there(self, place: Place) -> bool:
+        _, places = self._there.get(place.site, (0.0, None))
+        return places is not None and place.number in places
 
     def _look(self, name: str) -> None:
+        begun = time.monotonic()
         found = _present(self._sites[name])
-        self._there[name] = set() if found is None else found[1]
+        if begun >= self._there.get(name, (0.0, None))[0]:  # a look that began later may have ended before
+            self._there[name] = (begun, None if found is None else found[1])
 
     def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
         calls = {self._threads.submit(self._one, n, question, seconds, longest): n for n, question in questions.items()}

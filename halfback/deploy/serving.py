@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from halfback import config as configuration
 from halfback import json_reading
@@ -60,6 +60,7 @@ class Serving:
         self._line = ""
         self.seats = seated(folder / SEATS, sites, clients)
         self.away: dict[int, str] = {}
+        self.silent: Callable[[], set[str]] = set
 
     def event(self, what: dict[str, Any]) -> None:
         """Something happened to a client, or to the run."""
@@ -96,6 +97,7 @@ class Serving:
         events = [json.loads(line) for line in lines_from(self.folder / EVENTS, asked.get("events"))]
         # Devices come and go within a job; a site that was away can't enter one that runs.
         away = [self._site(number) for number in self.away if number in self.seats.alone]
+        away += [name for name in self.silent() if self.seats.is_gateway(name)]
         return {
             "step": self._step,
             "record": self._line,
@@ -106,6 +108,14 @@ class Serving:
             "known": self.seats.known,
             "free": self.seats.free,
         }
+
+
+class Sites(Carrier, Protocol):
+    """A carrier that also knows the clients' sites."""
+
+    def silent(self) -> set[str]:
+        """Those that didn't reply when they were looked at last, whoever may be at their places."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -140,7 +150,7 @@ class Surroundings:
     site: Callable[[], SiteConfig]
     folder: Callable[[SiteConfig], Path]
     sites: Callable[[], Mapping[str, int]]
-    carrier: Callable[[Mapping[int, Place]], Carrier]
+    carrier: Callable[[Mapping[int, Place]], Sites]
     job: Path
     listen: Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], None]
 
@@ -167,7 +177,9 @@ def serve(name: object, tree: object, around: Surroundings) -> None:
             around.listen(serving.reply)
 
             def engine(built: Built) -> RemoteServer:
-                carrier, asked = _Heeding(around.carrier(serving.seats.here), serving), built.config.deployment
+                sites, asked = around.carrier(serving.seats.here), built.config.deployment
+                serving.silent = sites.silent
+                carrier = _Heeding(sites, serving)
                 terms = Terms(asked.deadline, asked.min_cohort, asked.patience)
                 return remote_server(built, tree, carrier, _run_token(place), terms, serving.event)
 

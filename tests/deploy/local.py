@@ -37,6 +37,9 @@ class Relays:
     def is_there(self, client: int) -> bool:
         return client in self.by_client
 
+    def silent(self) -> set[str]:
+        return set()
+
     def ask(self, questions: Mapping[int, Frame], seconds: float, longest: Longest) -> Mapping[int, Came]:
         self._before(questions)
         with ThreadPoolExecutor(max(len(questions), 1)) as threads:
