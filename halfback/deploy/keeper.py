@@ -91,6 +91,9 @@ def tell(workspace: Path, *words: str) -> None:
 
 def _keep(workspace: Path, port: int, beside: list[Beside]) -> None:
     """Until standard input ends."""
+    if _listens(port):
+        _say(f"somebody listens at port {port} of this machine, where the federation's server is to: another one?")
+        return
     running: list[subprocess.Popen[bytes]] = []
     try:
         tell(workspace, "start", "--no-wait")  # whoever submits a run waits for the sites

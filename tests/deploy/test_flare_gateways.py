@@ -47,7 +47,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.joi
 @pytest.fixture
 def recipe(tiny_bert: Path, sentences: Path) -> RunConfig:
     """Eleven clients, of which four take part in a step; links remember, so a state that came back wrong shows."""
-    changes = {"algorithm__directions": 2, "bottom__optimizer": "adamw", "model__cut": 2, "steps": STEPS}
+    changes = {"algorithm__directions": 24, "bottom__optimizer": "adamw", "model__cut": 2, "steps": STEPS}
     cadence = {"eval_every": 50, "checkpoint_every": 5, "batch_size": 4, "deployment__deadline": 20.0, "threads": 1}
     few = {"clients": 11, "sampled_clients": 4, "codecs__activations_up": ["temporal", "int8"]}
     return small.texts("ho_sfl", tiny_bert, sentences, **changes, **cadence, **few)
