@@ -61,6 +61,9 @@ class OneSite:
     def is_there(self, client: int) -> bool:
         return client == 0
 
+    def silent(self) -> set[str]:
+        return set()
+
     def ask(
         self, questions: Mapping[int, Any], seconds: Mapping[int, float], longest: Any
     ) -> Generator[tuple[int, Any], None, None]:

@@ -76,8 +76,7 @@ def load(config: RunConfig, given: Given, *, site: Sequence[str] | None = None, 
     check_given(config, given)
     options = config.task
     how = preparation(config.model, options)
-    classes = site or ()
-    raw = load_task(options, seed=seed_for(config.seed, "task"), classes=classes, how=how, given=given.data)
+    raw = raw_rows(config, given, site or (), how)
     raw = raw if site is None else to_train_on(raw)
     whole, tokenizer = _load_model(config, raw, given, held)
     continued = options.verbaliser is not None
@@ -85,6 +84,12 @@ def load(config: RunConfig, given: Given, *, site: Sequence[str] | None = None, 
     loaded = Loaded(whole, tokenizer, how, raw, with_functions(task, given))
     check_rows(loaded, config)
     return loaded
+
+
+def raw_rows(config: RunConfig, given: Given, classes: Sequence[str] = (), how: Preparation | None = None) -> RawTask:
+    """The rows of a run before a tokenizer has had its texts; `classes` and `how` as for `load_task`."""
+    seed = seed_for(config.seed, "task")
+    return load_task(config.task, seed=seed, classes=classes, how=how or Preparation(), given=given.data)
 
 
 def _load_model(config: RunConfig, raw: RawTask, given: Given, held: Held | None) -> tuple[nn.Module, Any]:

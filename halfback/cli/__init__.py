@@ -53,7 +53,9 @@ def main() -> None:
         if isinstance(end, SystemExit) and end.code != 130:  # Typer's own status for an interrupt
             raise
         folder = _stopped_in(end)
-        way = "the same command" if sys.argv[1:2] == ["compare"] else f"`halfback resume {folder or 'DIR'}`"
+        way = (
+            "the same command" if sys.argv[1:2] in (["compare"], ["deploy"]) else f"`halfback resume {folder or 'DIR'}`"
+        )
         print(f"halfback: stopped; {way} continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
 

@@ -1,13 +1,16 @@
 """Commands about runs whose clients are on other machines: deploy, and site for a machine of them."""
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
 
-from halfback.cli.printing import console, print_closing, recipe_and_settings
+from halfback.cli.printing import console, parsed, print_closing, recipe_and_settings
 from halfback.errors import UserError, offer, one_line
+
+if TYPE_CHECKING:
+    from halfback.config import RunConfig
 
 
 def deploy(
@@ -26,6 +29,9 @@ def deploy(
         int | None,
         typer.Option(min=1, help="prod: wait for so many sites; by default one a client. A gateway has several."),
     ] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="poc: so many devices of one gateway are the clients, all started here.")
+    ] = None,
     workspace: Annotated[
         Path | None, typer.Option(help="simulator, poc: folder of the sites; by default OUT.flare.")
     ] = None,
@@ -37,6 +43,10 @@ def deploy(
 
     recipe, given = recipe_and_settings(settings)
     config = configuration.resolve(recipe, given)
+    if devices is not None:
+        if env != "poc":
+            raise UserError(f"--devices {devices}: it is for --env poc, which starts them; see docs/gateway.md")
+        config = _with_clients(config, recipe, given, devices)
     try:
         from halfback.deploy.command import Destination
         from halfback.deploy.command import deploy as deploying
@@ -48,10 +58,21 @@ def deploy(
 
     called = name or (Path(recipe).stem if recipe else config.algorithm.name)
     folder = out or Path("runs") / called
-    to = Destination(cast(Any, env), kit, user, workspace, sites)
+    to = Destination(cast(Any, env), kit, user, workspace, sites, devices is not None)
     with Bars(console) as bars:
         summary = deploying(config, called, folder, to, on_round=bars)
     print_closing([summary], folder)
+
+
+def _with_clients(config: "RunConfig", recipe: str | None, given: list[str], devices: int) -> "RunConfig":
+    """The recipe with so many clients, and no larger cohorts; UserError where the settings say otherwise."""
+    from halfback import config as configuration
+
+    said = parsed(given)
+    if said.get("clients", devices) != devices:
+        raise UserError(f"clients={config.clients}: --devices {devices} makes as many clients; leave it away")
+    own = [] if "sampled_clients" in said else [f"sampled_clients={min(config.sampled_clients, devices)}"]
+    return configuration.resolve(recipe, [*given, f"clients={devices}", *own])
 
 
 class _KitFirst(TyperGroup):

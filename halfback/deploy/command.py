@@ -2,8 +2,8 @@
 
 import logging
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from halfback import json_reading
 from halfback.config import RunConfig
 from halfback.data.encode import metric_of
 from halfback.data.tasks import objective_of
+from halfback.deploy import trying
 from halfback.deploy.environments import Environment, Federation, Progress, Simulator, poc
 from halfback.deploy.folder import ENDED, check_name, copy_run
 from halfback.deploy.job import deployable, write_job
@@ -36,6 +37,7 @@ class Destination:
     kit, user: the startup kit and the name of an admin, for `prod`.
     workspace: where `simulator` and `poc` keep their sites, by default beside the fetched run.
     sites: for how many a run waits in `prod`, where those of gateways have several clients; None for one a client.
+    devices: in `poc`, whether the clients are devices of one gateway, which are started too.
     """
 
     kind: Kind
@@ -43,6 +45,7 @@ class Destination:
     user: str | None = None
     workspace: Path | None = None
     sites: int | None = None
+    devices: bool = False
 
 
 def deploy(config: RunConfig, name: str, out: Path, to: Destination, *, on_round: OnRound) -> Summary:
@@ -55,28 +58,21 @@ def deploy(config: RunConfig, name: str, out: Path, to: Destination, *, on_round
     """
     config = deployable(config)
     check_name(name, "--name")
+    if to.devices:
+        trying.check(config)
     if out.exists() and any(out.iterdir()) and not (out / ENDED).exists():
         raise UserError(f"--out {out} exists and holds no fetched run; name a new folder")
     place = (to.workspace or out.with_name(f"{out.name}.flare")).resolve()
     with ExitStack() as stack:
-        environment: Environment
-        if to.kind == "simulator":
-            environment = Simulator(config.clients, place)
-        else:
-            kit, user = to.kit, to.user
-            if to.kind == "poc":
-                kit, user = stack.enter_context(poc(config.clients, place))
-            if kit is None or user is None:
-                raise UserError("--env prod needs --kit, an admin's startup kit, and --user, that admin's name")
-            patience, sites = config.deployment.patience, to.sites or config.clients
-            needed = min(config.deployment.min_cohort or sites, sites)
-            federation = Federation(kit.resolve(), user, sites=sites, needed=needed, patience=patience)
-            stack.callback(federation.close)
-            environment = federation
+        devices = None
+        if to.devices:
+            devices = trying.Devices(config, place / "devices")
+            stack.enter_context(devices.named())
+        environment = stack.enter_context(_environment(config, to, place, devices))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        job = write_job(scratch, name, config)
+        job, follow = write_job(scratch, name, config), _follow(config, on_round, devices)
         for number in range(JOBS):
-            left = environment.run(job, _follow(config, on_round), scratch / f"fetched-{number}")
+            left = environment.run(job, follow, scratch / f"fetched-{number}")
             ended = {"how": "lost", "why": "its job ended"} if left is None else _ended(left / ENDED)
             if left is not None and ended["how"] == "finished":
                 copy_run(left, out)
@@ -88,6 +84,34 @@ def deploy(config: RunConfig, name: str, out: Path, to: Destination, *, on_round
     raise UserError(f"{name} did not finish in {JOBS} jobs; see the logs of the server's site")
 
 
+@contextmanager
+def _environment(
+    config: RunConfig, to: Destination, place: Path, devices: trying.Devices | None
+) -> Iterator[Environment]:
+    """Where a run goes, started where it is on this machine; it is ended behind the block.
+
+    `place`: the folder of its sites; `devices`: those of the one site of a `poc`, where the clients are such.
+    """
+    if to.kind == "simulator":
+        yield Simulator(config.clients, place)
+        return
+    kit, user, sites = to.kit, to.user, to.sites or config.clients
+    with ExitStack() as stack:
+        if to.kind == "poc":
+            if devices is None:
+                kit, user = stack.enter_context(poc(sites, place))
+            else:
+                sites, place = 1, place / "federation"
+                kit, user = stack.enter_context(poc(sites, place, devices.files, devices.processes))
+        if kit is None or user is None:
+            raise UserError("--env prod needs --kit, an admin's startup kit, and --user, that admin's name")
+        patience = config.deployment.patience
+        needed = min(config.deployment.min_cohort or sites, sites)
+        federation = Federation(kit.resolve(), user, sites=sites, needed=needed, patience=patience)
+        stack.callback(federation.close)
+        yield federation
+
+
 def _ended(path: Path) -> dict[str, str]:
     """How a run ended, in the server's words."""
     said = json_reading.read(path)
@@ -96,10 +120,12 @@ def _ended(path: Path) -> dict[str, str]:
     return {"how": said["how"], "why": one_line(said["why"][:4000])}
 
 
-def _follow(config: RunConfig, on_round: OnRound) -> Progress:
+def _follow(config: RunConfig, on_round: OnRound, devices: trying.Devices | None = None) -> Progress:
     metric = metric_of(objective_of(config.task))
 
     def progress(told: Mapping[str, Any]) -> None:
+        if devices is not None:
+            devices.tell()
         for event in told.get("events", []):
             log.info("%s", _said(event))
         records = [Record.from_json(str(line)) for line in told.get("records", [])]

@@ -3,11 +3,10 @@
 import io
 import json
 import logging
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Protocol, final
@@ -20,18 +19,17 @@ from halfback import json_reading
 from halfback.deploy.flare import PROGRESS
 from halfback.deploy.folder import ENDED, EVENTS
 from halfback.deploy.job import CLASSES, allow
+from halfback.deploy.keeper import KITS, Beside, kept, tell
 from halfback.deploy.serving import RUN, lines_from
-from halfback.deploy.site import TRIAL, write_site
+from halfback.deploy.site import FILE, TRIAL, write_site
 from halfback.errors import UserError, shown
 from halfback.telemetry.records import RECORDS
 
 POLL = 2.0  # seconds between two looks at a job
-_STARTS = 300  # seconds that a federation of processes has to start: FLARE's own 30 are few for a busy machine
 _LOGIN = 20.0  # seconds for one try to log in
 _AWAY = 30.0  # seconds that a site, or a job, has to come back by itself
 _ENDED = "FINISHED"  # how FLARE's word for a job that ended begins
 _POC_USER = "admin@nvidia.com"
-_POC_KITS = Path("example_project", "prod_00")
 
 log = logging.getLogger(__name__)
 
@@ -285,45 +283,48 @@ def _check_admin(kit: Path, user: str) -> None:
 
 
 @contextmanager
-def poc(clients: int, workspace: Path) -> Iterator[tuple[Path, str]]:
-    """A federation of processes on this machine, with certificates; yields the admin's startup kit and name."""
-    environment = os.environ | {
-        "NVFLARE_POC_WORKSPACE": str(workspace),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
+def poc(
+    clients: int, workspace: Path, files: Mapping[str, str] | None = None, beside: Sequence[Beside] = ()
+) -> Iterator[tuple[Path, str]]:
+    """A federation of processes on this machine, with certificates; yields the admin's startup kit and name.
 
-    def tell(*words: str) -> None:
-        command = [sys.executable, "-m", "nvflare.cli", "poc", *words]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            raise UserError(f"nvflare poc {words[0]} failed: {' '.join(last)}")
+    Args:
+        clients: how many sites of clients it has.
+        workspace: folder of it; one that was made before is used again.
+        files: what the file of a site says, by the site's name; without it a site is for trying things out, and has
+            the file of before if there is one.
+        beside: what is started once it is there, and ended with it.
 
-    is_new = not (workspace / _POC_KITS).is_dir()
+    Raises:
+        UserError: the folder holds a federation of another size, or it can't be started.
+    """
+    kits = workspace / KITS
+    is_new = not kits.is_dir()
     if is_new:
-        tell("prepare", "-n", str(clients))
-    for kit in [workspace / _POC_KITS / "server", *(workspace / _POC_KITS).glob("site-*")]:
+        tell(workspace, "prepare", "-n", str(clients))
+    elif (found := len(list(kits.glob("site-*")))) != clients:
+        raise UserError(f"{workspace} holds a federation of {found} sites, and {clients} are due; name another folder")
+    for kit in [kits / "server", *kits.glob("site-*")]:
         if is_new:
             allow(kit)
+        if files and kit.name in files:
+            (kit / "local" / FILE).write_text(files[kit.name], encoding="utf-8")
         write_site(kit / "local", TRIAL)
-    _listen_here(workspace / _POC_KITS / "server")
-    try:
-        tell("start", "--timeout", str(_STARTS))
-        yield workspace / _POC_KITS / _POC_USER, _POC_USER
-    finally:
-        try:
-            tell("stop")
-        except UserError as error:  # it asks the server, which may be gone
-            log.warning("%s; each site is told by itself", error)
-            for script in (workspace / _POC_KITS).glob("s*/startup/stop_fl.sh"):
-                subprocess.run(["bash", str(script)], input="y", capture_output=True, text=True)
+    with kept(workspace, _listen_here(kits / "server"), beside):
+        yield kits / _POC_USER, _POC_USER
 
 
-def _listen_here(server: Path) -> None:
-    """Has a server of `poc` listen on loopback alone: FLARE binds every address, unless its own name is loopback's."""
+def _listen_here(server: Path) -> int:
+    """Has a server of `poc` listen on loopback alone: FLARE binds every address, unless its own name is loopback's.
+
+    Returns its port.
+    """
     path = server / "startup" / "fed_server.json"
     tree = json.loads(path.read_text(encoding="utf-8"))
+    port = 0
     for entry in tree["servers"]:
         service = entry["service"]
-        service["target"] = f"localhost:{service['target'].rpartition(':')[2]}"
+        port = int(service["target"].rpartition(":")[2])
+        service["target"] = f"localhost:{port}"
     path.write_text(json.dumps(tree, indent=2), encoding="utf-8")
+    return port

@@ -40,7 +40,7 @@ class FlareCarrier:
         self._seats = dict(seats)
         threads = min(len(seats) * 2 + len(sites) + 1, _THREADS)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ask")
-        self._there: dict[str, _Present] = {}  # as each site said last
+        self._there: dict[str, tuple[float, _Present | None]] = {}  # as each site said last; None: it said nothing
         self._looks: dict[str, tuple[float, Future[None]]] = {}
 
     def reachable(self) -> set[int]:
@@ -52,24 +52,31 @@ class FlareCarrier:
                 self._looks[name] = (now, self._threads.submit(self._look, name))
         if is_first:
             wait([look for _, look in self._looks.values()])
-        return {number for number, place in self._seats.items() if self._has(place)}
+        return {number for number, place in self._seats.items() if self._is_there(place)}
 
     def counts(self) -> dict[str, Mapping[str, float]]:
         """What each gateway has counted since the job began, as it said last."""
-        return {name: said.counts for name, said in sorted(self._there.items()) if said.counts}
-
-    def _has(self, place: Place) -> bool:
-        said = self._there.get(place.site)
-        return said is not None and place.number in said.places
+        return {
+            name: said.counts for name, (_, said) in sorted(self._there.items()) if said is not None and said.counts
+        }
 
     def is_there(self, client: int) -> bool:
         place = self._seats[client]
         self._look(place.site)
-        return self._has(place)
+        return self._is_there(place)
+
+    def silent(self) -> set[str]:
+        return {name for name, (_, said) in list(self._there.items()) if said is None}
+
+    def _is_there(self, place: Place) -> bool:
+        _, said = self._there.get(place.site, (0.0, None))
+        return said is not None and place.number in said.places
 
     def _look(self, name: str) -> None:
+        begun = time.monotonic()
         found = _present(self._sites[name])
-        self._there[name] = _Present(0, set(), {}) if found is None else found
+        if begun >= self._there.get(name, (0.0, None))[0]:  # a look that began later may have ended before
+            self._there[name] = (begun, found)
 
     def ask(
         self, questions: Mapping[int, Frame], seconds: Mapping[int, float], longest: Longest

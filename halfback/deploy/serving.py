@@ -52,6 +52,10 @@ class Sites(Carrier, Protocol):
         """What each gateway has counted since the job began, by the name of its site."""
         ...
 
+    def silent(self) -> set[str]:
+        """Sites that didn't reply when they were looked at last, whoever may be at their places."""
+        ...
+
 
 class Stopped(HalfbackError):
     """Somebody asked the run to stop after its last checkpoint, to be begun again with others."""
@@ -70,6 +74,7 @@ class Serving:
         self.counts: Callable[[], Mapping[str, Mapping[str, float]]] = dict  # of gateways, by their sites
         self.seats = seated(folder / SEATS, sites, clients)
         self.away: dict[int, str] = {}
+        self.silent: Callable[[], set[str]] = set
 
     def event(self, what: dict[str, Any]) -> None:
         """Something happened to a client, or to the run."""
@@ -124,6 +129,7 @@ class Serving:
         events = [json.loads(line) for line in lines_from(self.folder / EVENTS, asked.get("events"))]
         # Devices come and go within a job; a site that was away can't enter one that runs.
         away = [self._site(number) for number in self.away if number in self.seats.alone]
+        away += [name for name in self.silent() if self.seats.is_gateway(name)]
         return {
             "step": self._step,
             "record": self._line,
@@ -198,7 +204,8 @@ def serve(name: object, tree: object, around: Surroundings) -> None:
 
             def engine(built: Built) -> RemoteServer:
                 sites, asked = around.carrier(serving.seats.here), built.config.deployment
-                carrier, serving.counts = _Heeding(sites, serving), sites.counts
+                serving.counts, serving.silent = sites.counts, sites.silent
+                carrier = _Heeding(sites, serving)
                 terms = Terms(asked.deadline, asked.min_cohort, asked.patience, asked.spare, asked.pace)
                 return remote_server(built, tree, carrier, _run_token(place), terms, serving.event)
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from halfback.assembly import build
+from halfback.assembly import Built, build
+from halfback.config import RunConfig
 from halfback.config.values import Config, resolve_values
 from halfback.packaging import check_installed
 from halfback.packaging.holding import held_against_reference
@@ -37,7 +38,6 @@ def package(
         UserError: what makes packages is not installed, a setting is none for such a device, or a block has an operator
             that can't be exported.
     """
-    check_installed("a package")
     pretrained = None
     if isinstance(config, str | Path) and (Path(config) / CONFIG).is_file():
         pretrained = Path(config) / PRETRAINED
@@ -45,10 +45,25 @@ def package(
     if weights is not None:
         settings["bottom.weights"] = weights
     resolved = resolve_values(config, settings).model_copy(update={"device": "cpu"})
-    check_recipe(resolved)
+    check(resolved, "a package")
     check_client(resolved, client)
     with new_folder(Path(out)) as folder:
         built = build(resolved, pretrained=pretrained if pretrained is not None and pretrained.is_file() else None)
-        source = Source(built, built.clients.side(client or 0), client)
-        write(source, folder)
-        return held_against_reference(source, folder)
+        return packaged(built, folder, client)
+
+
+def check(config: RunConfig, wanted_by: str) -> None:
+    """Refuses what no package can be made of, as far as the recipe alone says it.
+
+    Raises:
+        UserError: names the setting, or begins with `wanted_by` and names what is to be installed.
+    """
+    check_installed(wanted_by)
+    check_recipe(config)
+
+
+def packaged(built: Built, folder: Path, client: int | None) -> dict[str, float]:
+    """Writes a package into a folder, holds it against the reference, and returns how far they are apart."""
+    source = Source(built, built.clients.side(client or 0), client)
+    write(source, folder)
+    return held_against_reference(source, folder)

@@ -70,8 +70,9 @@ class Sockets:
                     if isinstance(question, Prepare):
                         if body:
                             take_weights(side.held(), body)
-                        fits = digest_of(side.held()) == question.weights
-                        client = RemoteClient(side, self._folder / str(number)) if fits else None
+                        fits = client is not None or digest_of(side.held()) == question.weights
+                        if fits and client is None:
+                            client = RemoteClient(side, self._folder / str(number))
                         ready = Ready(fits=fits, takes=takes(side, begun=fits), rows=len(side.party.feed.data))
                         write_frame(line, frame(ready))
                         continue

@@ -22,13 +22,19 @@ runpy.run_module({_TRAIN.format("client")!r}, run_name="__main__", alter_sys=Tru
 """
 
 
+def free_port() -> int:
+    """One of loopback that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 class Federation:
     """Its kits are in `kits`; what is started is stopped by `close`. Each process writes to `NAME.log` beside them."""
 
     def __init__(self, folder: Path, sites: list[str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         parts = [{"name": SERVER, "type": "server", "fed_learn_port": self.port, "admin_port": self.port}]
         parts += [{"name": name, "type": "client"} for name in sites]
         parts += [{"name": ADMIN, "type": "admin", "role": "project_admin"}]

@@ -40,6 +40,9 @@ class Relays:
     def is_there(self, client: int) -> bool:
         return client in self.by_client
 
+    def silent(self) -> set[str]:
+        return set()
+
     def ask(
         self, questions: Mapping[int, Frame], seconds: Mapping[int, float], longest: Longest
     ) -> Generator[tuple[int, Came], None, None]:

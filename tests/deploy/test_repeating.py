@@ -30,6 +30,9 @@ class Sites(Uneven):
     def counts(self) -> Mapping[str, Mapping[str, float]]:
         return {"one": {"devices": 2.0, "late_total": 1.0}}
 
+    def silent(self) -> set[str]:
+        return set()
+
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory) -> Path:

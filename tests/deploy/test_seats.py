@@ -14,6 +14,7 @@ from nvflare.collab import CollabCallError
 
 from halfback.deploy.flare import FlareCarrier, seats_of
 from halfback.deploy.seats import Place, seated
+from halfback.deploy.serving import Serving
 from halfback.errors import UserError
 
 
@@ -104,6 +105,51 @@ def test_a_site_that_says_what_can_not_be_is_not_there(said: Any) -> None:
     assert carrier.reachable() == {1, 3}
     assert carrier.counts() == {"good": {"devices": 2.0}}
     assert [carrier.is_there(number) for number in range(4)] == [False, True, False, True]
+
+
+def test_a_gateway_that_does_not_reply_is_away_and_one_without_devices_is_not(tmp_path: Path) -> None:
+    """Whoever follows the run starts the job anew for the first: a site that was away can't enter one that runs."""
+    sites = {"cut-off": Site([2, [0, 1], {}]), "empty": Site([2, [0], {}]), "alone": Site([1, [0], {}])}
+    serving = Serving(tmp_path, {"cut-off": 2, "empty": 2, "alone": 1}, 5)
+    carrier = FlareCarrier(sites, serving.seats.here)
+    serving.silent = carrier.silent
+    assert carrier.reachable() == set(range(5)) - {serving.seats.given["empty"][1]}
+    assert serving.reply({})["away"] == []
+    sites["cut-off"].said = CollabCallError("site", "present", "timed out")
+    sites["empty"].said = [2, [], {}]
+    for number in range(5):
+        carrier.is_there(number)
+    for number in serving.seats.given["empty"] + serving.seats.given["cut-off"]:
+        serving.event({"event": "dropped", "client": number, "why": "no reply came"})
+    assert serving.reply({})["away"] == ["cut-off"]
+    sites["cut-off"].said = [2, [0, 1], {}]  # it was slow, and is here again
+    carrier.is_there(serving.seats.given["cut-off"][0])
+    assert serving.reply({})["away"] == []
+
+
+def test_what_a_site_said_first_does_not_take_the_place_of_what_it_said_later() -> None:
+    """A look that was slow tells of a moment before the one of a look that has ended by then."""
+    held, begun = threading.Event(), threading.Event()
+
+    class Slow(Site):
+        def present(self) -> Any:
+            said = super().present()
+            if self.asked == 2:
+                begun.set()
+                held.wait(10)
+            return said
+
+    site = Slow([1, [], {}])
+    carrier = FlareCarrier({"slow": site}, {0: Place("slow", 0)})
+    assert carrier.reachable() == set()
+    first = threading.Thread(target=carrier.is_there, args=(0,))
+    first.start()
+    assert begun.wait(10)
+    site.said = [1, [0], {}]
+    assert carrier.is_there(0)
+    held.set()
+    first.join()
+    assert carrier.reachable() == {0}
 
 
 def test_who_is_there_is_looked_up_once_a_second_and_a_silent_site_holds_up_no_other() -> None:

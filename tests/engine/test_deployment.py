@@ -13,7 +13,7 @@ from halfback.engine import checkpoint
 from halfback.engine.client_side import ClientSide
 from halfback.engine.federation import Federation
 from halfback.engine.remote.client import RemoteClient
-from halfback.engine.remote.frames import Frame, Longest, Open, Save, Say, frame, read_reply
+from halfback.engine.remote.frames import Frame, Longest, Open, Save, Say, frame, read_question, read_reply
 from halfback.engine.remote.presence import Came, Terms
 from halfback.engine.remote.server import RemoteServer
 from halfback.errors import CohortLost, PeerError, UserError
@@ -268,6 +268,48 @@ def test_a_run_that_goes_back_has_the_bits_of_an_unbroken_one(
     small.run(expected, 5, steps=2)
     assert_same(world.server, expected)
     assert world.happened("returned") == [2]
+
+
+def test_who_left_between_two_rounds_is_waited_for_and_not_asked(make_world: Callable[..., World]) -> None:
+    """No round is lost where no client may be missing: client 2 has done nothing since its state was written down."""
+    world = make_world(min_cohort=None)
+    world.run(1)
+    world.deployment.state()
+    world.carrier.absent = {2}
+    asked, back = len(world.carrier.asked), threading.Timer(0.3, world.carrier.absent.clear)
+    back.start()
+    world.run(1, first=1)
+    back.join()
+    assert world.happened("dropped") == [2]
+    assert world.happened("returned") == [2]
+    assert (
+        read_question(next(header for number, header in world.carrier.asked[asked:] if number == 2)).kind == "prepare"
+    )
+    expected = machine()
+    small.run(expected, 2)
+    assert_same(world.server, expected)
+
+
+def test_who_left_with_what_it_remembers_is_asked_all_the_same(make_world: Callable[..., World]) -> None:
+    """It may be back as another process, without what it did since the last checkpoint: the run has to go back."""
+    world = make_world(min_cohort=None)
+    world.run(1)
+    world.carrier.absent = {2}
+    with pytest.raises(CohortLost, match="round 1: client 2: no reply came"):
+        world.run(1, first=1)
+
+
+def test_who_left_does_not_stand_in_for_one_who_is_missing(make_world: Callable[..., World]) -> None:
+    world = make_world(min_cohort=2, clients=4, sampled_clients=2)
+    among(world.server, lambda _: [0, 1])
+    number = 0
+    while len(world.happened("joined")) < 4:
+        world.run(1, first=number)
+        number += 1
+    world.carrier.absent, asked = {1, 2}, len(world.carrier.asked)
+    world.run(1, first=number)
+    assert world.happened("dropped") == [1]
+    assert {client for client, _ in world.carrier.asked[asked:]} == {0, 3}
 
 
 def test_a_client_that_sends_rubbish_is_expelled_and_the_others_go_on(make_world: Callable[..., World]) -> None:

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol, final
@@ -140,13 +140,21 @@ class Presence:
         self._busy.discard(number)
         self._failures[number] = why
 
-    def gather(self, round_number: int, wanted: Sequence[int], others: Callable[[set[int]], list[int]]) -> list[int]:
+    def gather(
+        self,
+        round_number: int,
+        wanted: Sequence[int],
+        others: Callable[[set[int]], list[int]],
+        bound: Set[int] = frozenset(),
+    ) -> list[int]:
         """Those of a round's cohort that are there, once there are enough.
 
         Args:
             round_number: of the round.
             wanted: its cohort.
             others: who may take part beside them, first come first, of the clients that are ready.
+            bound: those without whose memory the run can't go on to the same bits. One that has left is asked all the
+                same, since it might be back as another process, without that memory.
 
         Raises:
             UserError: too few came within the patience.
@@ -154,9 +162,11 @@ class Presence:
         self._round, patience = round_number, self._terms.patience
         least, begun, said = self._terms.least(wanted), time.monotonic(), False
         while True:
-            self._look_around()
+            there = self._look_around()
+            for client in [client for client in wanted if client in self.ready - there - bound]:
+                self.lose(client, "nobody is at its place")
             present = [client for client in wanted if client in self.ready]
-            present = sorted([*present, *others(self.ready)[: self._terms.most(wanted) - len(present)]])
+            present = sorted([*present, *others(self.ready & there)[: self._terms.most(wanted) - len(present)]])
             # A run begins with all who are there; later on nobody waits for one who is coming, if there are enough.
             waits = not self._begun and self._coming & set(wanted) and time.monotonic() < begun + patience
             if len(present) >= least and not waits:
@@ -179,8 +189,8 @@ class Presence:
                 said = True
             time.sleep(_PAUSE)
 
-    def _look_around(self) -> None:
-        """Takes in who is prepared by now, and has those prepared who are reachable and not ready."""
+    def _look_around(self) -> set[int]:
+        """Takes in who is prepared by now, and has those prepared who are reachable and not ready; who is reachable."""
         while not self._came.empty():
             number, why = self._came.get()
             self._coming.discard(number)
@@ -197,11 +207,13 @@ class Presence:
                 self.lose(number, why)
             else:
                 self._failures[number] = why
-        for number in self._carrier.reachable() - self.ready - self._coming - self._expelled.keys():
+        there = self._carrier.reachable()
+        for number in there - self.ready - self._coming - self._expelled.keys():
             self._coming.add(number)
             wait = _RETRY if number in self._failures else 0.0
             # A daemon: nobody waits for a silent client when the run is over.
             threading.Thread(target=self._bring, args=(number, wait), daemon=True).start()
+        return there
 
     def _bring(self, number: int, wait: float) -> None:
         time.sleep(wait)

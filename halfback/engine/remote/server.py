@@ -95,7 +95,10 @@ class RemoteServer:
             Diverged: a client's numbers, or the server's, are not finite.
         """
         side, wanted = self._side, self._wanted(round.number)
-        cohort = self._presence.gather(round.number, wanted, lambda ready: self._substitutes(round, wanted, ready))
+        bound = self._changed if self._terms.needs_all else set[int]()
+        cohort = self._presence.gather(
+            round.number, wanted, lambda ready: self._substitutes(round, wanted, ready), bound
+        )
         if side.party.cohort.rows:  # by which clients count
             side.party.cohort.rows |= {number: self._presence.rows[number] for number in cohort}
         talks, losses = _Talks(round, measure_memory, set(cohort)), list[float]()
