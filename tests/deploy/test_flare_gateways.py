@@ -213,6 +213,7 @@ def test_each_device_and_each_gateway_is_killed_once_and_the_bits_are_those_of_o
         words = ["deploy", str(tmp_path / "recipe.yaml"), "--env", "prod", "--sites", "3", "--name", "run"]
         words += ["--kit", str(federation.kits / ADMIN), "--user", ADMIN, "--out", str(out)]
         records = federation.kits / SERVER / "halfback" / "runs" / "run" / RECORDS
+        started = time.monotonic()
         with (tmp_path / "log").open("w+") as log:
             run = subprocess.Popen(
                 [sys.executable, "-m", "halfback", *words], env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT
@@ -222,16 +223,19 @@ def test_each_device_and_each_gateway_is_killed_once_and_the_bits_are_those_of_o
                     assert time.monotonic() - begun < PATIENCE, (tmp_path / "log").read_text()[-3000:]
                     time.sleep(0.05)
                     while due and step_of(records) >= due[0][0]:
-                        step, name = due.pop(0)
+                        _, name = due.pop(0)
                         time.sleep(chance.uniform(0, 0.5))  # a moment within a step, or between two
                         ends[name](name)
-                        print(f"{time.monotonic() - begun:.0f} s: {name} killed behind step {step}", flush=True)
+                        print(
+                            f"{time.monotonic() - started:.0f} s: {name} killed behind step {step_of(records)}",
+                            flush=True,
+                        )
             finally:
                 run.kill()
         print((tmp_path / "log").read_text())
         assert run.returncode == 0
         assert not due
-    print(f"{time.monotonic() - begun:.0f} s")
+    print(f"{STEPS} steps and the kills: {time.monotonic() - started:.0f} s")
     seats = json.loads((out / SEATS).read_text())
     assert {name: len(numbers) for name, numbers in seats.items()} == {**dict.fromkeys(GATEWAYS, SEATS_EACH), PLAIN: 1}
     rows = Rows(str(sentences), text="text", label="label", shared=True)
