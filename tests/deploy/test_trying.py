@@ -118,6 +118,8 @@ def test_each_device_is_given_the_rows_of_its_client(recipe: RunConfig, tmp_path
             assert due.tokens is not None
             np.testing.assert_array_equal(mine.tokens.values, due.tokens.values)
             np.testing.assert_array_equal(mine.tokens.ends, due.tokens.ends)
+    with pytest.raises(UserError, match=r"^no reply; what the devices say: .*device-\*/log$"), devices.named():
+        raise UserError("no reply")
 
 
 def process(recipe: Path, out: Path) -> "subprocess.Popen[str]":
