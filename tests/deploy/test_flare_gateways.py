@@ -48,7 +48,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.joi
 def recipe(tiny_bert: Path, sentences: Path) -> RunConfig:
     """Eleven clients, of which four take part in a step; links remember, so a state that came back wrong shows."""
     changes = {"algorithm__directions": 24, "bottom__optimizer": "adamw", "model__cut": 2, "steps": STEPS}
-    cadence = {"eval_every": 50, "checkpoint_every": 5, "batch_size": 4, "deployment__deadline": 20.0, "threads": 1}
+    cadence = {"eval_every": 4, "checkpoint_every": 5, "batch_size": 4, "deployment__deadline": 20.0, "threads": 1}
     few = {"clients": 11, "sampled_clients": 4, "codecs__activations_up": ["temporal", "int8"]}
     return small.texts("ho_sfl", tiny_bert, sentences, **changes, **cadence, **few)
 
@@ -192,7 +192,7 @@ def standing(folder: Path, made: Path, rows: Path) -> Iterator[tuple[Federation,
 
 
 def step_of(records: Path) -> int:
-    """The last step that a run has recorded."""
+    """The last step that a run has recorded, which it does as often as it evaluates."""
     lines = records.read_text().split("\n")[:-1] if records.exists() else []
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
