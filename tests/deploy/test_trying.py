@@ -176,7 +176,7 @@ def test_all_of_it_is_started_shown_and_ended(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_whatever_ends_the_command_ends_all_that_it_started(number: int, tmp_path: Path) -> None:
     """And the same command goes on with the run."""
-    few = {"clients": 4, "sampled_clients": 2, "steps": 400, "eval_every": 100, "checkpoint_every": 2, "threads": 1}
+    few = {"clients": 4, "sampled_clients": 2, "steps": 400, "eval_every": 10, "checkpoint_every": 2, "threads": 1}
     (tmp_path / "recipe.yaml").write_text(configuration.dump(small.images("ho_sfl", **few)))
     run = process(tmp_path / "recipe.yaml", tmp_path / "out")
     records = tmp_path / "out.flare/federation/example_project/prod_00/server/halfback/runs/recipe/records.jsonl"
