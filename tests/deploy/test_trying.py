@@ -123,10 +123,16 @@ def test_each_device_is_given_the_rows_of_its_client(recipe: RunConfig, tmp_path
 
 
 def process(recipe: Path, out: Path) -> "subprocess.Popen[str]":
-    """The command, as a user gives it."""
+    """The command, as a user gives it; it hears Ctrl-C also where the tests were started in the background."""
     words = ["deploy", str(recipe), "--env", "poc", "--devices", "2", "--out", str(out)]
-    command = [sys.executable, "-m", "halfback", *words]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "halfback", *words],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def processes(place: Path) -> list[str]:
