@@ -56,6 +56,9 @@ class Federation:
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
         self.folder = folder
         self.kits = folder / "made" / "tried" / "prod_00"
+        # All servers of a machine keep their jobs in one folder else, and each runs the others'.
+        stores = self.kits / SERVER / "local" / "resources.json.default"
+        stores.write_text(stores.read_text().replace("/tmp/nvflare/", f"{folder}/"))
         self.state: dict[str, Any] = json.loads((folder / "made" / "tried" / "state" / "cert.json").read_text())
         self._running: dict[str, subprocess.Popen[bytes]] = {}  # by the kit's name
 

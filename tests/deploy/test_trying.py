@@ -118,13 +118,21 @@ def test_each_device_is_given_the_rows_of_its_client(recipe: RunConfig, tmp_path
             assert due.tokens is not None
             np.testing.assert_array_equal(mine.tokens.values, due.tokens.values)
             np.testing.assert_array_equal(mine.tokens.ends, due.tokens.ends)
+    with pytest.raises(UserError, match=r"^no reply; what the devices say: .*device-\*/log$"), devices.named():
+        raise UserError("no reply")
 
 
 def process(recipe: Path, out: Path) -> "subprocess.Popen[str]":
-    """The command, as a user gives it."""
+    """The command, as a user gives it; it hears Ctrl-C also where the tests were started in the background."""
     words = ["deploy", str(recipe), "--env", "poc", "--devices", "2", "--out", str(out)]
-    command = [sys.executable, "-m", "halfback", *words]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "halfback", *words],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def processes(place: Path) -> list[str]:
@@ -174,7 +182,7 @@ def test_all_of_it_is_started_shown_and_ended(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_whatever_ends_the_command_ends_all_that_it_started(number: int, tmp_path: Path) -> None:
     """And the same command goes on with the run."""
-    few = {"clients": 4, "sampled_clients": 2, "steps": 400, "eval_every": 100, "checkpoint_every": 2, "threads": 1}
+    few = {"clients": 4, "sampled_clients": 2, "steps": 400, "eval_every": 10, "checkpoint_every": 2, "threads": 1}
     (tmp_path / "recipe.yaml").write_text(configuration.dump(small.images("ho_sfl", **few)))
     run = process(tmp_path / "recipe.yaml", tmp_path / "out")
     records = tmp_path / "out.flare/federation/example_project/prod_00/server/halfback/runs/recipe/records.jsonl"
