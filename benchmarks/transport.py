@@ -155,31 +155,32 @@ def main() -> None:
             permit(kits / name, ["transport.Measuring", "transport.EchoSite"])
         found = place / "seconds.json"
         with running(kits, SERVER, sites):
-            submit(write_job(place, kits, arguments), kits / ADMIN, len(sites), found)
+            server = {"kits": str(kits), "size": arguments.bytes, "repeats": arguments.repeats, "out": str(place)}
+            client = {"size": arguments.bytes, "folder": str(place)}
+            both = ("transport.Measuring", server), ("transport.EchoSite", client)
+            job = write_job(place, *both, sites=len(sites), variables=arguments.config)
+            submit(job, kits / ADMIN, len(sites), found)
         seconds = json.loads(found.read_text())
     show(seconds, arguments)
 
 
-def write_job(place: Path, kits: Path, arguments: argparse.Namespace) -> Path:
-    """A job as ours are, with the components of this file."""
-    given = {"kits": str(kits), "size": arguments.bytes, "repeats": arguments.repeats, "out": str(place)}
-    server = {
+def write_job(place: Path, server: tuple[str, Any], client: tuple[str, Any], *, sites: int, variables: Any) -> Path:
+    """A job as ours are, with other components: of each its class and its arguments. `variables`: of FLARE's."""
+    at_server = {
         "workflows": [{"id": "controller", "path": CLASSES[0], "args": {"server_obj_id": "_server"}}],
-        "components": [{"id": "_server", "path": "transport.Measuring", "args": given}],
+        "components": [{"id": "_server", "path": server[0], "args": server[1]}],
     }
-    client = {
+    at_client = {
         "executors": [{"tasks": ["*"], "executor": {"path": CLASSES[1], "args": {"client_obj_id": "_client"}}}],
-        "components": [
-            {"id": "_client", "path": "transport.EchoSite", "args": {"size": arguments.bytes, "folder": str(place)}}
-        ],
+        "components": [{"id": "_client", "path": client[0], "args": client[1]}],
     }
-    both: dict[str, Any] = {"format_version": 2, "task_data_filters": [], "task_result_filters": []} | arguments.config
-    meta = {"name": "bench", "resource_spec": {}, "min_clients": arguments.clients, "deploy_map": {"app": ["@ALL"]}}
+    both: dict[str, Any] = {"format_version": 2, "task_data_filters": [], "task_result_filters": []} | variables
+    meta = {"name": "bench", "resource_spec": {}, "min_clients": sites, "deploy_map": {"app": ["@ALL"]}}
     config = place / "job" / "app" / "config"
     config.mkdir(parents=True)
     (place / "job" / "meta.json").write_text(json.dumps(meta))
-    (config / "config_fed_server.json").write_text(json.dumps(server | both))
-    (config / "config_fed_client.json").write_text(json.dumps(client | both))
+    (config / "config_fed_server.json").write_text(json.dumps(at_server | both))
+    (config / "config_fed_client.json").write_text(json.dumps(at_client | both))
     return place / "job"
 
 
