@@ -80,7 +80,8 @@ def running(
 def permit(kit: Path, classes: Sequence[str]) -> None:
     """Lets a site run these components too."""
     resources = kit / "local" / "resources.json"
-    tree = json.loads(resources.read_text())
+    default = kit / "local" / "resources.json.default"
+    tree = json.loads((resources if resources.exists() else default).read_text())
     tree["class_allow_list"] += classes
     resources.write_text(json.dumps(tree))
 
