@@ -30,7 +30,7 @@ from transport import SMALL, question, write_job
 
 from halfback.deploy.client_job import Site
 from halfback.deploy.door import Terms
-from halfback.deploy.flare import FlareCarrier, as_body, be_quiet
+from halfback.deploy.flare import FlareCarrier, be_quiet
 from halfback.deploy.gateway import Gateway
 from halfback.deploy.job import allow
 from halfback.deploy.seats import Place
@@ -72,7 +72,7 @@ class EchoGateway(Site):
     @collab.publish
     def bare(self, body: Any) -> Any:
         """The same without a device."""
-        return as_body(bytes(SMALL if len(body) > SMALL else self.size))
+        return bytes(SMALL if len(body) > SMALL else self.size)
 
     @collab.publish
     def alone(self) -> float:
@@ -123,7 +123,7 @@ class Measuring:
 
             def bare() -> None:
                 for size in (SMALL, self.size):
-                    site(timeout=_LIMIT).bare(as_body(bytes(size)))
+                    site(timeout=_LIMIT).bare(bytes(size))
 
             parts: dict[str, Callable[[], float]] = {
                 "raw": lambda: sum(raw_websocket.echo(process, size) for size in (self.size, SMALL)),

@@ -26,7 +26,7 @@ from federation import ADMIN, permit, provision, running, submit
 from nvflare.collab import collab
 
 from halfback.deploy.client_job import Site
-from halfback.deploy.flare import FlareCarrier, as_body, be_quiet
+from halfback.deploy.flare import FlareCarrier, be_quiet
 from halfback.deploy.job import CLASSES, allow
 from halfback.deploy.relay import Relay
 from halfback.deploy.seats import Place
@@ -62,7 +62,7 @@ class EchoSite(Site):
     @collab.publish
     def bare(self, body: Any) -> Any:
         """The same without a relay."""
-        return as_body(bytes(SMALL if len(body) > SMALL else self.size))
+        return bytes(SMALL if len(body) > SMALL else self.size)
 
 
 def echo_relay(size: int, folder: str) -> Relay:
@@ -98,7 +98,7 @@ class Measuring:
                 assert all(isinstance(reply, Frame) for reply in found.values()), found
 
         def bare() -> None:
-            for body in (as_body(bytes(SMALL)), as_body(bytes(self.size))):
+            for body in (bytes(SMALL), bytes(self.size)):
                 list(pool.map(lambda proxy: proxy(timeout=_LIMIT).bare(body), proxies.values()))  # noqa: B023
 
         def relay() -> None:
