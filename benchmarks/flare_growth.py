@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -36,9 +35,9 @@ KINDS = {
 _RUNTIME = ("nvflare.collab.runtime.controller.CollabController", "nvflare.collab.runtime.executor.CollabExecutor")
 
 
-def resident(place: str) -> dict[str, float]:
-    """MB by kind of process."""
-    found: dict[str, float] = {}
+def resident(place: str) -> dict[str, tuple[float, int]]:
+    """MB and threads by kind of process."""
+    found: dict[str, tuple[float, int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -48,7 +47,8 @@ def resident(place: str) -> dict[str, float]:
             continue
         for kind, word in KINDS.items():
             if word in words and place in words and "VmRSS" in status:
-                found[kind] = max(found.get(kind, 0.0), int(status.split("VmRSS:")[1].split()[0]) / 1024)
+                size, threads = (int(status.split(word)[1].split()[0]) for word in ("VmRSS:", "Threads:"))
+                found[kind] = max(found.get(kind, (0.0, 0)), (size / 1024, threads))
     return found
 
 
@@ -56,8 +56,7 @@ def counted() -> dict[str, int]:
     """Objects of this process by type, and bytes that the C library has handed out."""
     gc.collect()
     found = Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.get_objects())
-    counts = {"threads": threading.active_count(), "blocks of Python's allocator": sys.getallocatedblocks()}
-    return dict(found) | counts | {"bytes handed out by malloc": _handed_out()}
+    return dict(found) | {"blocks of Python's": sys.getallocatedblocks(), "bytes of malloc's": _handed_out()}
 
 
 class _Info(ctypes.Structure):
@@ -94,10 +93,10 @@ class Calling:
     def run(self) -> None:
         """Writes what it saw to `out`."""
         (site,) = collab.clients
-        body, points, counts = bytes(self.size), [], []
+        body, points, counts, begun = bytes(self.size), [], [], time.monotonic()
         for number in range(self.calls + 1):
             if number % max(self.calls // 50, 1) == 0:
-                points.append((number, resident(self.out)))
+                points.append((number, time.monotonic() - begun, resident(self.out)))
             if number in (self.calls // 2, self.calls):
                 counts.append((counted(), site.count()))
             assert len(site.echo(body)) == self.size
@@ -131,6 +130,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=5000)
     parser.add_argument("--bytes", type=int, default=1000)
     parser.add_argument("--count", action="store_true")
+    parser.add_argument("--settings", type=json.loads, default={}, help="FLARE's, which each kit's comm_config.json gets")
     parser.add_argument("--scheme", default="http", choices=["http", "grpc", "tcp"])
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing stays behind
@@ -139,22 +139,21 @@ def main() -> None:
         kits = provision(place, SERVER, ["site-1"], PORT, arguments.scheme)
         for name in (SERVER, "site-1"):
             permit(kits / name, [*_RUNTIME, "flare_growth.Calling", "flare_growth.Called"])
+            (kits / name / "local" / "comm_config.json").write_text(json.dumps(arguments.settings))
         found = place / "found.json"
         with running(kits, SERVER, ["site-1"]):
-            begun = time.monotonic()
             submit(write_job(place, arguments), kits / ADMIN, 1, found)
-            minutes = (time.monotonic() - begun) / 60
         points, counts = json.loads(found.read_text())
-    print("calls: MB of " + ", ".join(KINDS))
-    for number, sizes in points[:: max(len(points) // 10, 1)]:
-        print(f"{number}: " + ", ".join(f"{sizes.get(kind, 0):.0f}" for kind in KINDS))
-    print(f"{arguments.calls} calls of {arguments.bytes} bytes each way, {minutes:.1f} minutes\n")
-    print("| process | MB at the half | MB at the end | MB a 1,000 calls, fitted |\n| --- | --- | --- | --- |")
-    late = [point for point in points if point[0] >= arguments.calls / 2]
+    rate = arguments.calls / points[-1][1]
+    print(f"{arguments.calls} calls of {arguments.bytes} bytes each way, {rate:.0f} a second, {arguments.settings}\n")
+    print("| process | MB at the beginning, half, end | threads at the end | MB a 1,000 calls, fitted to the second half |")
+    print("| --- | --- | --- | --- |")
     for kind in KINDS:
-        sizes = np.array([(number, sizes[kind]) for number, sizes in late if kind in sizes])
-        slope = np.polyfit(sizes[:, 0], sizes[:, 1], 1)[0] * 1000
-        print(f"| {kind} | {sizes[0, 1]:.0f} | {sizes[-1, 1]:.0f} | {slope:+.2f} |")
+        seen = np.array([(number, *sizes[kind]) for number, _, sizes in points if kind in sizes])
+        late = seen[seen[:, 0] >= arguments.calls / 2]
+        slope = np.polyfit(late[:, 0], late[:, 1], 1)[0] * 1000
+        at = ", ".join(f"{point[1]:.0f}" for point in (seen[0], late[0], late[-1]))
+        print(f"| {kind} | {at} | {late[-1, 2]:.0f} | {slope:+.2f} |")
     if arguments.count:
         for name, before, after in zip(("server's job", "site's job"), *counts, strict=True):
             more = {what: after[what] - before.get(what, 0) for what in after}
