@@ -40,7 +40,7 @@ DEVICES = 2
 
 
 def main() -> None:
-    arguments = arguments_of(__doc__, [row for row in ROWS if "10 steps" not in row])
+    arguments = arguments_of(__doc__, ["ho_sfl", "ho_sfl, int8", "ho_sfl, temporal"])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing stays behind
     names = ("hbgate", "hbdevices")
     near, far = (["ip", "netns", "exec", name] for name in names)
