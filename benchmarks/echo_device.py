@@ -19,7 +19,9 @@ def main(address: str, token: str, authority: Path, size: int) -> None:
     ready = frame(Ready(fits=True, takes=_MAX_BYTES, rows=1))
     with event_loop() as loop:
         line = opened(loop, address, token, tls(authority))
-        line.send(Frame(json.dumps({"kind": "hello", "protocol": 1, "version": version("halfback-device"), "package": ""})))
+        line.send(
+            Frame(json.dumps({"kind": "hello", "protocol": 1, "version": version("halfback-device"), "package": ""}))
+        )
         while line.receive(10) is None:
             pass
         line.send(Frame('{"kind":"ready"}'))

@@ -12,7 +12,6 @@ import argparse
 import ctypes
 import gc
 import json
-import os
 import signal
 import sys
 import tempfile
@@ -47,7 +46,7 @@ def resident(place: str) -> dict[str, tuple[float, int]]:
             continue
         for kind, word in KINDS.items():
             if word in words and place in words and "VmRSS" in status:
-                size, threads = (int(status.split(word)[1].split()[0]) for word in ("VmRSS:", "Threads:"))
+                size, threads = (int(status.split(name)[1].split()[0]) for name in ("VmRSS:", "Threads:"))
                 found[kind] = max(found.get(kind, (0.0, 0)), (size / 1024, threads))
     return found
 
@@ -60,13 +59,14 @@ def counted() -> dict[str, int]:
 
 
 class _Info(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split())
+    _fields_ = tuple((f"field_{number}", ctypes.c_size_t) for number in range(10))
 
 
 def _handed_out() -> int:
     function = ctypes.CDLL(None).mallinfo2
     function.restype = _Info
-    return int(function().uordblks + function().hblkhd)
+    info = function()
+    return int(info.field_7 + info.field_4)  # uordblks, and hblkhd of what is mapped by itself
 
 
 class Called:
@@ -130,7 +130,9 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=5000)
     parser.add_argument("--bytes", type=int, default=1000)
     parser.add_argument("--count", action="store_true")
-    parser.add_argument("--settings", type=json.loads, default={}, help="FLARE's, which each kit's comm_config.json gets")
+    parser.add_argument(
+        "--settings", type=json.loads, default={}, help="FLARE's, which each kit's comm_config.json gets"
+    )
     parser.add_argument("--scheme", default="http", choices=["http", "grpc", "tcp"])
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing stays behind
@@ -146,7 +148,7 @@ def main() -> None:
         points, counts = json.loads(found.read_text())
     rate = arguments.calls / points[-1][1]
     print(f"{arguments.calls} calls of {arguments.bytes} bytes each way, {rate:.0f} a second, {arguments.settings}\n")
-    print("| process | MB at the beginning, half, end | threads at the end | MB a 1,000 calls, fitted to the second half |")
+    print("| process | MB at the beginning, half, end | threads at the end | MB a 1,000 calls |")
     print("| --- | --- | --- | --- |")
     for kind in KINDS:
         seen = np.array([(number, *sizes[kind]) for number, _, sizes in points if kind in sizes])

@@ -8,7 +8,6 @@ As root on Linux, for two network namespaces: a FLARE server and its one site, a
 `shaped_link.py`, whose sites are at the wire's other end. `--plain`: the same federation in one namespace, on loopback.
 """
 
-import argparse
 import csv
 import gzip
 import json
