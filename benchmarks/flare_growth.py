@@ -69,8 +69,18 @@ def _handed_out() -> int:
     return int(info.field_7 + info.field_4)  # uordblks, and hblkhd of what is mapped by itself
 
 
+def _be(quiet: bool) -> None:
+    if quiet:
+        from halfback.deploy.calm import be_quiet
+
+        be_quiet()
+
+
 class Called:
     """The site's component."""
+
+    def __init__(self, quiet: bool) -> None:
+        _be(quiet)
 
     @collab.publish
     def echo(self, body: bytes) -> bytes:
@@ -84,7 +94,8 @@ class Called:
 class Calling:
     """The server's component."""
 
-    def __init__(self, calls: int, size: int, out: str) -> None:
+    def __init__(self, calls: int, size: int, out: str, quiet: bool) -> None:
+        _be(quiet)
         self.calls = calls
         self.size = size
         self.out = out
@@ -106,14 +117,14 @@ class Calling:
 
 def write_job(place: Path, arguments: argparse.Namespace) -> Path:
     """The three files of a job."""
-    given = {"calls": arguments.calls, "size": arguments.bytes, "out": str(place)}
+    given = {"calls": arguments.calls, "size": arguments.bytes, "out": str(place), "quiet": arguments.quiet}
     server = {
         "workflows": [{"id": "controller", "path": _RUNTIME[0], "args": {"server_obj_id": "_server"}}],
         "components": [{"id": "_server", "path": "flare_growth.Calling", "args": given}],
     }
     client = {
         "executors": [{"tasks": ["*"], "executor": {"path": _RUNTIME[1], "args": {"client_obj_id": "_client"}}}],
-        "components": [{"id": "_client", "path": "flare_growth.Called", "args": {}}],
+        "components": [{"id": "_client", "path": "flare_growth.Called", "args": {"quiet": arguments.quiet}}],
     }
     both: dict[str, Any] = {"format_version": 2, "task_data_filters": [], "task_result_filters": []}
     meta = {"name": "growth", "resource_spec": {}, "min_clients": 1, "deploy_map": {"app": ["@ALL"]}}
@@ -141,13 +152,14 @@ def main() -> None:
         kits = provision(place, SERVER, ["site-1"], PORT, arguments.scheme)
         for name in (SERVER, "site-1"):
             permit(kits / name, [*_RUNTIME, "flare_growth.Calling", "flare_growth.Called"])
-            (kits / name / "local" / "comm_config.json").write_text(json.dumps(arguments.settings))
         found = place / "found.json"
         with running(kits, SERVER, ["site-1"]):
             submit(write_job(place, arguments), kits / ADMIN, 1, found)
         points, counts = json.loads(found.read_text())
     rate = arguments.calls / points[-1][1]
-    print(f"{arguments.calls} calls of {arguments.bytes} bytes each way, {rate:.0f} a second, {arguments.settings}\n")
+    print(
+        f"{arguments.calls} calls of {arguments.bytes} bytes each way, {rate:.0f} a second{', quiet' if arguments.quiet else ''}\n"
+    )
     print("| process | MB at the beginning, half, end | threads at the end | MB a 1,000 calls |")
     print("| --- | --- | --- | --- |")
     for kind in KINDS:

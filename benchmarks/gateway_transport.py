@@ -28,9 +28,10 @@ from federation import ADMIN, permit, provision, running, submit
 from nvflare.collab import collab
 from transport import SMALL, question, write_job
 
+from halfback.deploy.calm import be_quiet
 from halfback.deploy.client_job import Site
 from halfback.deploy.door import Terms
-from halfback.deploy.flare import FlareCarrier, be_quiet
+from halfback.deploy.flare import FlareCarrier
 from halfback.deploy.gateway import Gateway
 from halfback.deploy.job import allow
 from halfback.deploy.seats import Place

@@ -25,8 +25,9 @@ import torch
 from federation import ADMIN, permit, provision, running, submit
 from nvflare.collab import collab
 
+from halfback.deploy.calm import be_quiet
 from halfback.deploy.client_job import Site
-from halfback.deploy.flare import FlareCarrier, be_quiet
+from halfback.deploy.flare import FlareCarrier
 from halfback.deploy.job import CLASSES, allow
 from halfback.deploy.relay import Relay
 from halfback.deploy.seats import Place

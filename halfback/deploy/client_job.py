@@ -9,7 +9,8 @@ from typing import Any
 
 from nvflare.collab import collab
 
-from halfback.deploy.flare import SERVER, be_quiet, read
+from halfback.deploy.calm import be_quiet
+from halfback.deploy.flare import SERVER, read
 from halfback.deploy.gateway import Gateway, opened
 from halfback.deploy.relay import Relay, WorkerLost
 from halfback.deploy.site import FILE, folder_of, read_site, tokens_of

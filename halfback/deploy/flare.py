@@ -4,14 +4,12 @@ All that makes a federation is FLARE's: membership, certificates, authorisation,
 Ours are a header (text) and a body (bytes; FLARE moves a tensor slower, since it asks for it in calls of its own).
 """
 
-import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from typing import Any, final
 
 from nvflare.collab import CollabCallError
-from nvflare.fuel.utils.buffer_list import ConsumableBufferList
 
 from halfback.deploy.seats import Place
 from halfback.deploy.site import MOST_SEATS
@@ -112,16 +110,3 @@ def read(header: Any, body: Any, longest: Longest) -> Frame:
         raise PeerError("frame", f"{type(header).__name__} and {type(body).__name__}", "text and bytes are allowed")
     longest.check(len(header), len(body))
     return Frame(header, body)
-
-
-def be_quiet() -> None:
-    """FLARE writes several lines of log for each call, and a run has thousands."""
-    for name in ("CellDispatcher", "Group"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # It makes a line of whatever comes, byte for byte, and then throws it away, since nobody reads lines for debugging:
-    # 10 ms for a megabyte, more than its way takes.
-    ConsumableBufferList.__repr__ = _short
-
-
-def _short(buffers: list[Any]) -> str:
-    return f"{len(buffers)} buffers"

@@ -55,9 +55,6 @@ def deployable(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"beside": ()})
 
 
-# FLARE's own settings. For each reply that it has received it keeps a thread, until nobody would send it again: by
-# default for 65 s, which are thousands of threads where a run asks a hundred times a second; so for 15 s.
-_SETTINGS = {"streaming_retry_timeout": 10.0}
 _COMMANDS = {name: right for name, right in vars(AdminCommandNames).items() if name.isupper()}
 # Code that comes with a job; `cat` and `grep` of any file of the machine, one by one and as FLARE calls them all.
 _CLOSED = ("byoc", "shell_commands", *(right for name, right in _COMMANDS.items() if name.startswith("SHELL_")))
@@ -69,8 +66,7 @@ def allow(kit: Path) -> None:
     Takes from everyone the right to run code that comes with a job, and shell commands on the site; logs stay there.
 
     `kit`: the site's startup kit. Its `local/resources.json` and `local/authorization.json` are written anew, from the
-    defaults where the site has none of its own yet. A class that its own file allows stays allowed. Settings of FLARE's
-    that a run needs are added to `local/comm_config.json`, where the site has none of its own.
+    defaults where the site has none of its own yet. A class that its own file allows stays allowed.
 
     Raises:
         UserError: it is no startup kit of a server or a client.
@@ -92,9 +88,6 @@ def allow(kit: Path) -> None:
             spelt_out.setdefault(AdminCommandNames.APP_COMMAND, "n:submitter")
         roles[role] = spelt_out | dict.fromkeys(_CLOSED, "none")
     (local / "authorization.json").write_text(json.dumps(rights, indent=2))
-    settings = local / "comm_config.json"
-    own = json.loads(settings.read_text()) if settings.exists() else {}
-    settings.write_text(json.dumps(_SETTINGS | own, indent=2))
 
 
 def _own_or_default(local: Path, name: str) -> dict[str, Any]:

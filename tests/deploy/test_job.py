@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nvflare.fuel.utils.buffer_list import ConsumableBufferList
 
-from halfback.deploy.flare import be_quiet
 from halfback.deploy.job import CLASSES, allow
 from halfback.errors import UserError
 
@@ -65,19 +63,6 @@ def test_nobody_may_bring_code_or_look_at_files(kit: Path) -> None:
     assert roles["lead"] == ROLES["lead"] | dict.fromkeys(CLOSED, "none") | {"app_command": "n:submitter"}
     assert "app_command" not in roles["member"]
     assert roles["project_admin"]["submit_job"] == roles["project_admin"]["view"] == "any"
-
-
-def test_flare_keeps_a_received_reply_for_15_s_where_the_site_has_not_said_for_how_long(kit: Path) -> None:
-    allow(kit)
-    assert read(kit, "comm_config.json") == {"streaming_retry_timeout": 10.0}  # and 5 s more that FLARE waits
-    write(kit, "comm_config.json", {"streaming_retry_timeout": 60, "allow_adhoc_conns": False})
-    allow(kit)
-    assert read(kit, "comm_config.json") == {"streaming_retry_timeout": 60, "allow_adhoc_conns": False}
-
-
-def test_flare_writes_no_message_into_a_line_of_log() -> None:
-    be_quiet()
-    assert f"{ConsumableBufferList([bytes(1000), bytes(1000)])}" == "2 buffers"
 
 
 def test_a_folder_that_is_no_kit(tmp_path: Path) -> None:
