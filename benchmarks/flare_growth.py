@@ -157,9 +157,8 @@ def main() -> None:
             submit(write_job(place, arguments), kits / ADMIN, 1, found)
         points, counts = json.loads(found.read_text())
     rate = arguments.calls / points[-1][1]
-    print(
-        f"{arguments.calls} calls of {arguments.bytes} bytes each way, {rate:.0f} a second{', quiet' if arguments.quiet else ''}\n"
-    )
+    how = f"{rate:.0f} a second" + ", quiet" * arguments.quiet
+    print(f"{arguments.calls} calls of {arguments.bytes} bytes each way, {how}\n")
     print("| process | MB at the beginning, half, end | threads at the end | MB a 1,000 calls |")
     print("| --- | --- | --- | --- |")
     for kind in KINDS:
