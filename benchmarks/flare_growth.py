@@ -141,9 +141,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=5000)
     parser.add_argument("--bytes", type=int, default=1000)
     parser.add_argument("--count", action="store_true")
-    parser.add_argument(
-        "--settings", type=json.loads, default={}, help="FLARE's, which each kit's comm_config.json gets"
-    )
+    parser.add_argument("--quiet", action="store_true", help="with what halfback.deploy.calm leaves out")
     parser.add_argument("--scheme", default="http", choices=["http", "grpc", "tcp"])
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing stays behind
