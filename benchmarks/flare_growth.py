@@ -119,7 +119,9 @@ def write_job(place: Path, arguments: argparse.Namespace) -> Path:
     """The three files of a job."""
     given = {"calls": arguments.calls, "size": arguments.bytes, "out": str(place), "quiet": arguments.quiet}
     server = {
-        "workflows": [{"id": "controller", "path": _RUNTIME[0], "args": {"server_obj_id": "_server"}}],
+        "workflows": [
+            {"id": "controller", "path": _RUNTIME[0], "args": {"server_obj_id": "_server", "sync_task_timeout": 120}}
+        ],
         "components": [{"id": "_server", "path": "flare_growth.Calling", "args": given}],
     }
     client = {

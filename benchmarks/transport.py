@@ -168,7 +168,9 @@ def main() -> None:
 def write_job(place: Path, server: tuple[str, Any], client: tuple[str, Any], *, sites: int, variables: Any) -> Path:
     """A job as ours are, with other components: of each its class and its arguments. `variables`: of FLARE's."""
     at_server = {
-        "workflows": [{"id": "controller", "path": CLASSES[0], "args": {"server_obj_id": "_server"}}],
+        "workflows": [
+            {"id": "controller", "path": CLASSES[0], "args": {"server_obj_id": "_server", "sync_task_timeout": 120}}
+        ],
         "components": [{"id": "_server", "path": server[0], "args": server[1]}],
     }
     at_client = {
