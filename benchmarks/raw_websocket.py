@@ -24,12 +24,12 @@ async def _echo(line: ServerConnection) -> None:
 
 
 async def serving(certificate: str, key: str, authority: str, port: int) -> None:
-    """Until it is killed."""
+    """Until its input ends."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
     async with serve(_echo, "localhost", port, ssl=context, compression=None, max_size=None):
         print("ready", flush=True)
-        await asyncio.get_running_loop().create_future()
+        await asyncio.to_thread(sys.stdin.read)
 
 
 async def asking(certificate: str, key: str, authority: str, port: int) -> None:
