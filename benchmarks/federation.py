@@ -42,7 +42,11 @@ def provision(folder: Path, server: str, sites: Sequence[str], port: int, scheme
     (folder / "project.yml").write_text(yaml.safe_dump(project, sort_keys=False))
     command = [sys.executable, "-m", "nvflare.cli", "provision", "-p", "project.yml", "-w", "kits", "--force"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return folder / "kits" / "bench" / "prod_00"
+    kits = folder / "kits" / "bench" / "prod_00"
+    # By default every server of a machine takes its jobs from one folder, so each would run those of the others.
+    stores = kits / server / "local" / "resources.json.default"
+    stores.write_text(stores.read_text().replace("/tmp/nvflare/", f"{folder}/"))
+    return kits
 
 
 @contextmanager
@@ -80,7 +84,8 @@ def running(
 def permit(kit: Path, classes: Sequence[str]) -> None:
     """Lets a site run these components too."""
     resources = kit / "local" / "resources.json"
-    tree = json.loads(resources.read_text())
+    default = kit / "local" / "resources.json.default"
+    tree = json.loads((resources if resources.exists() else default).read_text())
     tree["class_allow_list"] += classes
     resources.write_text(json.dumps(tree))
 

@@ -29,10 +29,10 @@ from halfback.deploy.job import allow
 from halfback.deploy.site import FILE
 
 SERVER, SITES, PORT = "bench-server", ["site-1", "site-2"], 8302
-_WORK = "task.train_rows=64 task.validation_rows=8 clients=2 sampled_clients=2 eval_every=1 memory_every=1000000"
+WORK = "task.train_rows=64 task.validation_rows=8 clients=2 sampled_clients=2 eval_every=1 memory_every=1000000"
 _TEMPORAL = 'codecs.activations_up=["temporal"] codecs.gradient_down=[{"name":"temporal","norm_guard":1.0}]'
 _CONTROL = 'controller.per_link={"activations_up":0.98,"gradient_down":0.6}'
-_ROWS: dict[str, tuple[str, int, int, int]] = {  # settings; steps a round; questions of a round, and of each step in it
+ROWS: dict[str, tuple[str, int, int, int]] = {  # settings; steps a round; questions of a round, and of each step in it
     "split_lora": ("algorithm.name=split_lora", 1, 3, 1),
     "split_lora, 10 steps a round": ("algorithm.name=split_lora", 10, 3, 1),
     "ho_sfl": ("algorithm.name=ho_sfl", 1, 2, 2),
@@ -43,21 +43,12 @@ _ROWS: dict[str, tuple[str, int, int, int]] = {  # settings; steps a round; ques
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--skip", type=int, default=4, help="steps at the beginning that don't count")
-    parser.add_argument("--rate", type=float, default=20e6, help="bits a second, each way")
-    parser.add_argument("--round-trip", type=float, default=0.04, help="seconds")
-    parser.add_argument("--rows", type=lambda text: text.split("+"), default=list(_ROWS), help="separated by +")
-    parser.add_argument("--plain", action="store_true")
-    parser.add_argument("--scheme", default="http", choices=["http", "grpc", "tcp"])
-    arguments = parser.parse_args()
+    arguments = arguments_of(__doc__, list(ROWS))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing stays behind
     names = ("hbnear", "hbfar")
     enter = [["ip", "netns", "exec", name] for name in names]
     near, far = (enter[0], enter[0] if arguments.plain else enter[1])
-    heads = ["method", "link", "s a step", "MB up", "MB down", "bytes ÷ rate, s", "round trips, s", "link's share"]
-    print(f"| {' | '.join([*heads, 'wire ÷ ledger'])} |\n|{' --- |' * (len(heads) + 1)}")
+    print(heads(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         kits = provision(place, SERVER, SITES, PORT, arguments.scheme)
@@ -74,6 +65,25 @@ def main() -> None:
                 print(line(row, records, [b - a for a, b in zip(before, after, strict=True)], arguments), flush=True)
 
 
+def arguments_of(about: str | None, rows: list[str]) -> argparse.Namespace:
+    """What the command line says; `rows`: of the table, where it doesn't name any."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--skip", type=int, default=4, help="steps at the beginning that don't count")
+    parser.add_argument("--rate", type=float, default=20e6, help="bits a second, each way")
+    parser.add_argument("--round-trip", type=float, default=0.04, help="seconds")
+    parser.add_argument("--rows", type=lambda text: text.split("+"), default=rows, help="separated by +")
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--scheme", default="http", choices=["http", "grpc", "tcp"])
+    return parser.parse_args()
+
+
+def heads() -> str:
+    """The first two lines of the table."""
+    names = ["method", "link", "s a step", "MB up", "MB down", "bytes ÷ rate, s", "round trips, s", "link's share"]
+    return f"| {' | '.join([*names, 'wire ÷ ledger'])} |\n|{' --- |' * (len(names) + 1)}"
+
+
 def gone(counts: Path) -> list[int]:
     """Bytes that have gone each way on the wire."""
     return list(json.loads(counts.read_text())) if counts.exists() else [0, 0]
@@ -83,8 +93,8 @@ def deployed(row: str, kit: Path, inside: list[str], place: Path, steps: int) ->
     """Runs one row; its records."""
     name = "".join(letter for letter in row if letter.isalnum())
     out = place / name
-    command = [*inside, sys.executable, "-m", "halfback", "deploy", "sst2-minilm", *_WORK.split()]
-    settings, in_a_round, *_ = _ROWS[row]
+    command = [*inside, sys.executable, "-m", "halfback", "deploy", "sst2-minilm", *WORK.split()]
+    settings, in_a_round, *_ = ROWS[row]
     command += [f"steps={max(steps, 4 * in_a_round)}", f"steps_per_round={in_a_round}", *settings.split()]
     command += ["--env", "prod", "--kit", str(kit), "--user", ADMIN]
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -98,7 +108,7 @@ def deployed(row: str, kit: Path, inside: list[str], place: Path, steps: int) ->
 
 def line(row: str, records: list[dict[str, Any]], wire: list[int], arguments: argparse.Namespace) -> str:
     """One line of the table; `wire`: bytes on the wire during the run, sites' first, server's first."""
-    _, in_a_round, of_round, of_step = _ROWS[row]
+    _, in_a_round, of_round, of_step = ROWS[row]
     counted = [record for record in records if record["step"] >= max(arguments.skip, in_a_round)]
     steps = counted[-1]["step"] - counted[0]["step"]
     seconds = [(b["wall_seconds"] - a["wall_seconds"]) / in_a_round for a, b in pairwise(counted)]

@@ -25,8 +25,9 @@ import torch
 from federation import ADMIN, permit, provision, running, submit
 from nvflare.collab import collab
 
+from halfback.deploy.calm import be_quiet
 from halfback.deploy.client_job import Site
-from halfback.deploy.flare import FlareCarrier, as_body, be_quiet
+from halfback.deploy.flare import FlareCarrier
 from halfback.deploy.job import CLASSES, allow
 from halfback.deploy.relay import Relay
 from halfback.deploy.seats import Place
@@ -62,7 +63,7 @@ class EchoSite(Site):
     @collab.publish
     def bare(self, body: Any) -> Any:
         """The same without a relay."""
-        return as_body(bytes(SMALL if len(body) > SMALL else self.size))
+        return bytes(SMALL if len(body) > SMALL else self.size)
 
 
 def echo_relay(size: int, folder: str) -> Relay:
@@ -99,7 +100,7 @@ class Measuring:
                 assert all(isinstance(reply, Frame) for reply in found.values()), found
 
         def bare() -> None:
-            for body in (as_body(bytes(SMALL)), as_body(bytes(self.size))):
+            for body in (bytes(SMALL), bytes(self.size)):
                 list(pool.map(lambda proxy: proxy(timeout=_LIMIT).bare(body), proxies.values()))  # noqa: B023
 
         def relay() -> None:
@@ -156,31 +157,34 @@ def main() -> None:
             permit(kits / name, ["transport.Measuring", "transport.EchoSite"])
         found = place / "seconds.json"
         with running(kits, SERVER, sites):
-            submit(write_job(place, kits, arguments), kits / ADMIN, len(sites), found)
+            server = {"kits": str(kits), "size": arguments.bytes, "repeats": arguments.repeats, "out": str(place)}
+            client = {"size": arguments.bytes, "folder": str(place)}
+            both = ("transport.Measuring", server), ("transport.EchoSite", client)
+            job = write_job(place, *both, sites=len(sites), variables=arguments.config)
+            submit(job, kits / ADMIN, len(sites), found)
         seconds = json.loads(found.read_text())
     show(seconds, arguments)
 
 
-def write_job(place: Path, kits: Path, arguments: argparse.Namespace) -> Path:
-    """A job as ours are, with the components of this file."""
-    given = {"kits": str(kits), "size": arguments.bytes, "repeats": arguments.repeats, "out": str(place)}
-    server = {
-        "workflows": [{"id": "controller", "path": CLASSES[0], "args": {"server_obj_id": "_server"}}],
-        "components": [{"id": "_server", "path": "transport.Measuring", "args": given}],
-    }
-    client = {
-        "executors": [{"tasks": ["*"], "executor": {"path": CLASSES[1], "args": {"client_obj_id": "_client"}}}],
-        "components": [
-            {"id": "_client", "path": "transport.EchoSite", "args": {"size": arguments.bytes, "folder": str(place)}}
+def write_job(place: Path, server: tuple[str, Any], client: tuple[str, Any], *, sites: int, variables: Any) -> Path:
+    """A job as ours are, with other components: of each its class and its arguments. `variables`: of FLARE's."""
+    at_server = {
+        "workflows": [
+            {"id": "controller", "path": CLASSES[0], "args": {"server_obj_id": "_server", "sync_task_timeout": 120}}
         ],
+        "components": [{"id": "_server", "path": server[0], "args": server[1]}],
     }
-    both: dict[str, Any] = {"format_version": 2, "task_data_filters": [], "task_result_filters": []} | arguments.config
-    meta = {"name": "bench", "resource_spec": {}, "min_clients": arguments.clients, "deploy_map": {"app": ["@ALL"]}}
+    at_client = {
+        "executors": [{"tasks": ["*"], "executor": {"path": CLASSES[1], "args": {"client_obj_id": "_client"}}}],
+        "components": [{"id": "_client", "path": client[0], "args": client[1]}],
+    }
+    both: dict[str, Any] = {"format_version": 2, "task_data_filters": [], "task_result_filters": []} | variables
+    meta = {"name": "bench", "resource_spec": {}, "min_clients": sites, "deploy_map": {"app": ["@ALL"]}}
     config = place / "job" / "app" / "config"
     config.mkdir(parents=True)
     (place / "job" / "meta.json").write_text(json.dumps(meta))
-    (config / "config_fed_server.json").write_text(json.dumps(server | both))
-    (config / "config_fed_client.json").write_text(json.dumps(client | both))
+    (config / "config_fed_server.json").write_text(json.dumps(at_server | both))
+    (config / "config_fed_client.json").write_text(json.dumps(at_client | both))
     return place / "job"
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from nvflare.collab import collab
 
-from halfback.deploy.flare import SERVER, as_body, be_quiet, read
+from halfback.deploy.calm import be_quiet
+from halfback.deploy.flare import SERVER, read
 from halfback.deploy.gateway import Gateway, opened
 from halfback.deploy.relay import Relay, WorkerLost
 from halfback.deploy.site import FILE, folder_of, read_site, tokens_of
@@ -61,7 +62,7 @@ class Site:
             reply = self._asked(header, body, min(float(seconds), 1e6), place, _longest(longest))
         except (WorkerLost, PeerError) as error:
             return ["", b"", str(error)]
-        return [reply.header, as_body(reply.body), None]
+        return [reply.header, reply.body, None]
 
     def _asked(self, header: str, body: Any, seconds: float, place: int, longest: Longest) -> Frame:
         if self._gateway is not None:

@@ -1,19 +1,16 @@
 """What the two components of the FLARE job share: calls by FLARE's Collab API, and what they carry.
 
 All that makes a federation is FLARE's: membership, certificates, authorisation, the life of the job, large messages.
-Ours are a header (text) and a body (bytes as a uint8 tensor, which FLARE moves twice as fast as bytes).
+Ours are a header (text) and a body (bytes; FLARE moves a tensor slower, since it asks for it in calls of its own).
 """
 
-import logging
 import time
 from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from math import isfinite
 from typing import Any, NamedTuple, final
 
-import torch
 from nvflare.collab import CollabCallError
-from torch import Tensor
 
 from halfback.deploy.seats import Place
 from halfback.deploy.site import MOST_SEATS
@@ -23,7 +20,6 @@ from halfback.errors import PeerError, one_line
 
 PROGRESS = "halfback"  # topic of the questions that `halfback deploy` asks a running job
 SERVER = "server"  # who calls, in FLARE's words, where the job's server does
-_SMALL = 1 << 20  # bytes; a tensor costs a transaction of its own, two round trips more; from here on bytes are slower
 _GRACE = 5.0  # seconds more for a call than for its question, so that the site's own word comes first
 _LOOK = 1.0  # seconds between two looks at who is at a site
 _THREADS = 256
@@ -89,7 +85,7 @@ class FlareCarrier:
         place = self._seats[number]
         proxy = self._sites[place.site](timeout=seconds + _GRACE)
         try:
-            reply = proxy.exchange(question.header, as_body(question.body), seconds, place.number, list(longest))
+            reply = proxy.exchange(question.header, question.body, seconds, place.number, list(longest))
         except CollabCallError as error:
             return one_line(str(error)[:2000])  # it may quote the site's own words
         if not isinstance(reply, list | tuple) or len(reply) != 3:
@@ -138,27 +134,13 @@ def _present(proxy: Any) -> _Present | None:
     return _Present(seats, set(places), counts)
 
 
-def as_body(data: bytes) -> Tensor | bytes:
-    """Bytes as FLARE carries them best: small ones inside the call, large ones as a tensor, which it streams."""
-    return data if len(data) < _SMALL else torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
 def read(header: Any, body: Any, longest: Longest) -> Frame:
     """A frame, of what any peer may have sent.
 
     Raises:
         PeerError: it is none, or longer than allowed.
     """
-    is_bytes = isinstance(body, bytes) and len(body) < _SMALL
-    is_tensor = isinstance(body, Tensor) and body.dtype == torch.uint8 and body.ndim == 1
-    if not isinstance(header, str) or not (is_bytes or is_tensor):
-        came = f"{type(header).__name__} and {type(body).__name__}"
-        raise PeerError("frame", came, f"text and bytes are allowed, from {_SMALL} bytes on as a tensor")
+    if not isinstance(header, str) or not isinstance(body, bytes):
+        raise PeerError("frame", f"{type(header).__name__} and {type(body).__name__}", "text and bytes are allowed")
     longest.check(len(header), len(body))
-    return Frame(header, body if isinstance(body, bytes) else body.numpy().tobytes())
-
-
-def be_quiet() -> None:
-    """FLARE writes several lines of log for each call, and a run has thousands."""
-    for name in ("CellDispatcher", "Group"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    return Frame(header, body)

@@ -5,7 +5,8 @@ from typing import Any
 
 from nvflare.collab import collab
 
-from halfback.deploy.flare import PROGRESS, FlareCarrier, be_quiet, seats_of
+from halfback.deploy.calm import be_quiet
+from halfback.deploy.flare import PROGRESS, FlareCarrier, seats_of
 from halfback.deploy.order import opened
 from halfback.deploy.serving import Surroundings, serve
 from halfback.deploy.site import FILE, folder_of, read_site
