@@ -205,7 +205,7 @@ def test_a_log_is_never_silent_for_long(
             bars(hb.RunState(run.config, "accuracy", record))
         heard(
             capsys,
-            r"ho_sfl  step 2/10  loss 0.500  accuracy –  up 0 B down 0 B  0\.\d+ s a step  \d s left  \(\d+ s so",
+            r"step 2/4  loss 0.500  accuracy –  up 0 B down 0 B  0\.\d+ s a step  \d s left  \(\d+ s so far\)",
         )
     capsys.readouterr()
     time.sleep(1.0)
