@@ -1,6 +1,7 @@
 """The errors that a user or a peer can cause; everything else is a bug and keeps its traceback."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -100,20 +101,25 @@ def _named(sender: Peer) -> str:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C ended a run or a comparison, or a notebook's stop button did.
+    """Ctrl-C or SIGTERM ended a run or a comparison, or a notebook's stop button did.
 
     Attributes:
         folder: what was done so far, with a checkpoint of the last round that could be finished.
+        step: the step of that checkpoint, where a run was asked to stop behind it; None where it is not known.
+        signal: the number of the signal that ended it.
     """
 
-    def __init__(self, folder: Path, way: str) -> None:
+    def __init__(self, folder: Path, way: str, *, step: int | None = None, number: int = signal.SIGINT) -> None:
         """Says what was ended, and how to go on.
 
         Args:
             folder: with what was done so far.
             way: the command or call that goes on from there.
+            step: of the checkpoint, where it is known.
+            number: of the signal.
         """
-        super().__init__(f"stopped; {way} goes on from the last checkpoint")
+        self.step, self.signal = step, number
+        super().__init__(f"stopped; {way} goes on from " + ("the last checkpoint" if step is None else f"step {step}"))
         self.folder = folder
 
 

@@ -1,20 +1,25 @@
 """The public names: runs, comparisons and checks from Python, held against the command line where it does the same."""
 
+import io
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command import digits, halfback
+from rich.console import Console
 
 import halfback as hb
 from halfback.engine import checkpoint
+from halfback.runs import progress
 from halfback.testing.small import SMALL
 
 TASK = {"name": "digits", "train_rows": 120, "validation_rows": 60}
@@ -140,18 +145,21 @@ def test_who_is_told_of_a_round_may_stop_the_run(step: int, run: hb.Run, tmp_pat
     assert_equal_bits(stopped.folder, run.folder)
 
 
-def test_an_interrupt_ends_the_run_behind_its_round(run: hb.Run, tmp_path: Path) -> None:
-    """A real signal, in the middle of a run in a temporary folder, which then stays; and one before the first round."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_behind_its_round(number: signal.Signals, run: hb.Run, tmp_path: Path) -> None:
+    """In the middle of a run in a temporary folder, which then stays."""
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
 
     def interrupt(state: hb.RunState) -> None:
         if state.step == 1:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
-    with pytest.raises(hb.Interrupted, match=r"halfback\.load\('.*'\)\.resume\(\) goes on") as caught:
+    with pytest.raises(hb.Interrupted, match=r"halfback\.load\('.*'\)\.resume\(\) goes on from step 1$") as caught:
         hb.train(run.config, on_round=interrupt, progress=False)
     folder = caught.value.folder
     assert f"{str(folder)!r}" in str(caught.value)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert (caught.value.step, caught.value.signal) == (1, number)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
     stopped = hb.load(folder)
     assert checkpoint.rounds(folder / "checkpoint") == [1]
     assert_equal_bits(stopped.resume(progress=False).folder, run.folder)
@@ -160,12 +168,58 @@ def test_an_interrupt_ends_the_run_behind_its_round(run: hb.Run, tmp_path: Path)
 
 def test_the_command_line_names_the_folder_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
-        raise hb.Interrupted(tmp_path / "run", "")
+        raise hb.Interrupted(tmp_path / "run", "", step=7, number=signal.SIGTERM)
 
     monkeypatch.setattr("halfback.runs.run.train", interrupted)
     said = halfback(*digits(tmp_path / "run"))
-    assert said.status == 130
-    assert said.err == f"halfback: stopped; `halfback resume {tmp_path / 'run'}` continues from the last checkpoint\n"
+    assert said.status == 128 + signal.SIGTERM
+    assert said.err == f"halfback: stopped; `halfback resume {tmp_path / 'run'}` continues from step 7\n"
+
+
+def test_a_kill_costs_no_more_work_than_the_seconds_between_two_checkpoints(run: hb.Run, tmp_path: Path) -> None:
+    """As whoever is told of a round finds them on the disk."""
+    found: list[list[int]] = []
+    place = tmp_path / "run" / "checkpoint"
+
+    def look(_: hb.RunState) -> None:
+        found.append(checkpoint.rounds(place))
+
+    often = QUIET | {"checkpoint_seconds": 1e-6, "checkpoint_every": 100}
+    again = hb.train(run.config, tmp_path / "run", on_round=look, **often)
+    assert found == [[number] for number in range(run.config.steps + 1)]
+    assert_equal_bits(again.folder, run.folder)
+
+
+def test_a_log_is_never_silent_for_long(
+    run: hb.Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first step, and within one that is long, it says where the run is and how long it will take."""
+    monkeypatch.setattr(progress, "_FIRST", 0.1)
+    monkeypatch.setattr(progress, "_SILENCE", 0.2)
+    bars = progress.Bars(Console(file=io.StringIO()))
+    with bars:
+        heard(capsys, r"getting ready  \(\d s so far\)")
+        for step in (0, 2):
+            time.sleep(0.1)
+            record = hb.Record(step, step, 0.5, None, None, 0, 0, 0.0, 0.0, 0.0, 0.0, 0, {})
+            bars(hb.RunState(run.config, "accuracy", record))
+        heard(
+            capsys,
+            r"step 2/4  loss 0.500  accuracy –  up 0 B down 0 B  0\.\d+ s a step  \d s left  \(\d+ s so far\)",
+        )
+    capsys.readouterr()
+    time.sleep(1.0)
+    assert capsys.readouterr().out == ""
+    assert [progress.spoken(seconds) for seconds in (0.4, 59, 61, 3725)] == ["0 s", "59 s", "1 min 1 s", "1 h 2 min"]
+
+
+def heard(capsys: pytest.CaptureFixture[str], pattern: str) -> None:
+    """Waits for a line."""
+    until, said = time.monotonic() + 30, ""
+    while not re.search(pattern, said):
+        assert time.monotonic() < until, said
+        time.sleep(0.05)
+        said += capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 import errno
 import logging
 import os
+import signal
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -52,19 +52,23 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, SystemExit) and end.code != 130:  # Typer's own status for an interrupt
             raise
-        folder = _stopped_in(end)
-        way = (
-            "the same command" if sys.argv[1:2] in (["compare"], ["deploy"]) else f"`halfback resume {folder or 'DIR'}`"
-        )
-        print(f"halfback: stopped; {way} continues from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        stopped = _stopped(end)
+        if stopped is None:  # nothing had begun
+            way = ": the same command goes on with what it had begun" if sys.argv[1:2] == ["deploy"] else ""
+            print(f"halfback: stopped{way}", file=sys.stderr)
+        else:
+            resumes = sys.argv[1:2] not in (["compare"], ["deploy"])
+            way = f"`halfback resume {stopped.folder}`" if resumes else "the same command"
+            where = "the last checkpoint" if stopped.step is None else f"step {stopped.step}"
+            print(f"halfback: stopped; {way} continues from {where}", file=sys.stderr)
+        sys.exit(128 + (signal.SIGINT if stopped is None else stopped.signal))
 
 
-def _stopped_in(end: BaseException | None) -> Path | None:
-    """The folder of the run that was interrupted, if one had begun; Typer has wrapped what told it."""
+def _stopped(end: BaseException | None) -> Interrupted | None:
+    """What is told of the run that was interrupted, if one had begun; Typer has wrapped it."""
     while end is not None and not isinstance(end, Interrupted):
         end = end.__cause__ or end.__context__
-    return end.folder if isinstance(end, Interrupted) else None
+    return end
 
 
 def _version(wanted: bool) -> None:

@@ -241,6 +241,8 @@ class RunConfig(_Section):
     eval_batch_size: int = Field(default=128, ge=1, le=_MANY)
     checkpoint_every: int = Field(default=50, ge=1, le=_MANY)
     """Rounds between two checkpoints."""
+    checkpoint_seconds: float = Field(default=60, gt=0, le=1e9)
+    """Seconds after which there is a checkpoint behind the next round, so that a kill costs no more work than these."""
     memory_every: int = Field(default=100, ge=1, le=_MANY)
     """Rounds between two in which memory is measured; measuring slows a round down."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -27,7 +27,7 @@ from halfback.runs.folder import (
 from halfback.runs.folder import begin as begin_folder
 from halfback.runs.locks import alone
 from halfback.runs.opening import Caller, Opening
-from halfback.runs.training import Training
+from halfback.runs.training import Asked, Training
 
 
 def begin(config: RunConfig, out: Path, caller: Caller, *, overwrite: bool = False) -> None:
@@ -123,9 +123,12 @@ def _resumable(out: Path) -> Iterator[None]:
     """Whoever stops a run is told where it is, and how it goes on."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if (out / CONFIG).exists():
-            raise Interrupted(out, f"halfback.load({str(out)!r}).resume()") from None
+            way = f"halfback.load({str(out)!r}).resume()"
+            if isinstance(error, Asked):
+                raise Interrupted(out, way, step=error.step, number=error.signal) from None
+            raise Interrupted(out, way) from None
         raise
     except HalfbackError:
         raise

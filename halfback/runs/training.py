@@ -111,6 +111,7 @@ class Training:
         self.sinks: list[Sink] = []
         self.first: Record | None = None  # before training, of which nobody has been told yet
         self.saved = -1  # the round of the last checkpoint
+        self.saved_at = self.started
         self.steps_back = 0  # in a row, to the same checkpoint
 
     def begin(self) -> None:
@@ -133,7 +134,7 @@ class Training:
     def to_the_end(self) -> None:
         """All rounds that are left.
 
-        Ctrl-C, or an exception of whoever is told of a round, leaves a checkpoint of the last whole round.
+        Ctrl-C, SIGTERM, or an exception of whoever is told of a round, leaves a checkpoint of the last whole round.
         """
         rounds = math.ceil(self.config.steps / self.config.steps_per_round)
         with _Interrupts() as interrupts:
@@ -146,7 +147,7 @@ class Training:
                     self._go_back(error)
                 if interrupts.asked:
                     self._keep()
-                    raise KeyboardInterrupt
+                    raise Asked(self.step, interrupts.asked)
 
     def save(self) -> None:
         """Writes a checkpoint of the round that has just ended."""
@@ -166,7 +167,7 @@ class Training:
             "start": None if self.start is None else str(self.start),
         }
         checkpoint.save(self.out / CHECKPOINT, self.round, tensors, values)
-        self.saved, self.steps_back = self.round, 0
+        self.saved, self.steps_back, self.saved_at = self.round, 0, time.perf_counter()
 
     def close(self) -> None:
         """Ends the files of records, and removes what codecs kept on disk."""
@@ -188,7 +189,8 @@ class Training:
         is_due = last or self.round % config.eval_every == 0
         record = self._evaluated() if is_due else self._record(None, None)
         server.steer(round, train_loss=loss, validation_loss=record.validation_loss)
-        if last or self.round % config.checkpoint_every == 0:
+        is_late = time.perf_counter() - self.saved_at > config.checkpoint_seconds
+        if last or is_late or self.round % config.checkpoint_every == 0:
             self.save()
         self._tell(record)
 
@@ -270,30 +272,48 @@ class Training:
         self.sinks = []
 
 
-class _Interrupts:
-    """Ctrl-C while a run goes: the first ends it behind the round, the next at once.
+class Asked(KeyboardInterrupt):
+    """A signal has ended a run behind a round.
 
-    Only where an interrupt would raise KeyboardInterrupt, as Python has it by itself: nobody else's handler is touched.
+    Attributes:
+        step: that is done, and in the checkpoint.
+        signal: its number.
+    """
+
+    def __init__(self, step: int, number: int) -> None:
+        """Says what was asked, and when."""
+        super().__init__(f"asked to stop at step {step}")
+        self.step, self.signal = step, number
+
+
+class _Interrupts:
+    """Ctrl-C or SIGTERM while a run goes: the first ends it behind the round, the next at once.
+
+    Only where the signal does what it does by itself, in Python: nobody else's handler is touched.
+
+    Attributes:
+        asked: the number of the signal that came; 0 as long as none did.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._is_ours = False
+        self.asked = 0
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "_Interrupts":
-        if (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):
-            signal.signal(signal.SIGINT, self._ask)
-            self._is_ours = True
+        if threading.current_thread() is threading.main_thread():
+            for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+                if signal.getsignal(number) is usual:
+                    self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._is_ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._put_back()
 
-    def _ask(self, *_: object) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def _put_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: object) -> None:
+        self.asked = number
+        self._put_back()
         log.info("stopping behind this round; once more stops at once, at the last checkpoint")
