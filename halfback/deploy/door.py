@@ -85,11 +85,22 @@ def parsed(listen: str) -> tuple[str, int]:
 
 
 @final
+class Caller(socket.socket):
+    """A connection that tells when it is closed, whoever closes it."""
+
+    gone: Callable[[], None]
+
+    def close(self) -> None:
+        super().close()
+        self.gone()
+
+
+@final
 class Door(socket.socket):
     """A listening socket that closes what is too much at once, before a TLS handshake is paid for it."""
 
-    def __init__(self, host: str, port: int, pace: Pace, refused: Callable[[], None]) -> None:
-        """`pace`: of connections from one address. `refused`: called for each that was closed.
+    def __init__(self, host: str, port: int, pace: Pace, refused: Callable[[str], None]) -> None:
+        """`pace`: of connections from one address. `refused`: hears why of each that never said who it is.
 
         Raises:
             UserError: the address is not this machine's, or somebody else listens there.
@@ -107,34 +118,37 @@ class Door(socket.socket):
             self.close()
             raise UserError(f"devices.listen={host}:{port}: {error.strerror}") from None
         self._pace, self._refused = pace, refused
-        self._waiting: dict[Any, float] = {}  # address → when it came
+        self._waiting: set[Any] = set()  # addresses
         self._each: Counter[str] = Counter()
 
     def accept(self) -> tuple[socket.socket, Any]:
         """The next connection; ConnectionAbortedError, after which the event loop goes on, for one that was closed."""
-        connection, address = super().accept()
+        plain, address = super().accept()
+        connection = Caller(self.family, self.type, self.proto, plain.detach())
+        connection.gone = lambda: self._gone(address)
         host = host_of(address)
         if len(self._waiting) >= _WAITING or self._each[host] >= _WAITING_EACH or not self._pace.take(host):
             connection.close()
-            self._refused()
+            self._refused("crowd")
             raise ConnectionAbortedError
-        self._waiting[address] = time.monotonic()
+        self._waiting.add(address)
         self._each[host] += 1
         return connection, address
 
-    def passed(self, address: Any) -> None:
-        """A connection has said who it is, truly or not."""
-        if self._waiting.pop(address, None) is not None:
-            host = host_of(address)
-            self._each[host] -= 1
-            if not self._each[host]:
-                del self._each[host]
+    def passed(self, address: Any) -> bool:
+        """A connection has said who it is, truly or not; whether it had not before."""
+        if address not in self._waiting:
+            return False
+        self._waiting.remove(address)
+        host = host_of(address)
+        self._each[host] -= 1
+        if not self._each[host]:
+            del self._each[host]
+        return True
 
-    def forget(self) -> None:
-        """Lets those go of which nobody tells: their time is over, so the event loop has closed them."""
-        last = time.monotonic() - 2 * HANDSHAKE
-        for address in [address for address, came in self._waiting.items() if came < last]:
-            self.passed(address)
+    def _gone(self, address: Any) -> None:
+        if self.passed(address):
+            self._refused("handshake")
 
 
 class Line(ServerConnection):
@@ -142,8 +156,10 @@ class Line(ServerConnection):
 
     token, place = "", -1  # of a device that has said who it is
     heard = 0.0  # when anything came last, on the loop's clock
+    address: Any = None  # of the peer, which a transport no longer knows when that one is gone
 
     def connection_made(self, transport: Any) -> None:
+        self.address = transport.get_extra_info("peername")
         self.heard = self.loop.time()
         super().connection_made(transport)
 
