@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/gateway_crowd.py [--devices 200] [--sampled 20] [--steps 2000] [--pairs 3]
 
 A small random Llama by HO-SFL. The server is this process; the gateway is one of its own, called as FLARE calls it; the
-devices are `halfback_device.join`, each with its folder, its rows and its connection over TLS, in the threads of a third
-process. First come short runs in turns with the same ones in one process (`client.runtime=device`), then a long one, in
-which the gateway's resident memory is read each second.
+devices are those of `halfback-device join`, each with its folder, its rows and its connection over TLS, in the threads
+of a third process. First come short runs in turns with the same ones in one process (`client.runtime=device`), then a
+long one, in which the gateway's resident memory is read each second: its median in each tenth of the steps, and a line
+fitted behind the first quarter.
 """
 
 import argparse
@@ -116,13 +117,15 @@ class Watched:
                 self.points.append((json.loads(lines[-1])["step"], int(status.split("VmRSS:")[1].split()[0]) / 1024))
 
     def end(self) -> str:
-        """A row of the table: MB at first and last, and the slope fitted behind the first quarter."""
+        """MB in each tenth of the steps, and a 1,000 steps."""
         self._over.set()
         self._thread.join()
         points = np.array(self.points)
         late = points[points[:, 0] >= points[-1, 0] / 4]
         slope = np.polyfit(late[:, 0], late[:, 1], 1)[0] * 1000
-        return f"{points[0, 1]:.1f} | {late[0, 1]:.1f} | {late[-1, 1]:.1f} | {slope:+.2f}"
+        tenths = np.minimum(points[:, 0] * 10 // (points[-1, 0] + 1), 9)
+        medians = [np.median(points[tenths == tenth, 1]) for tenth in range(10) if (tenths == tenth).any()]
+        return f"{' '.join(f'{median:.0f}' for median in medians)} MB; {slope:+.1f} MB a 1,000 steps"
 
 
 def told_of_parts(begun: dict[int, int], devices: int, rounds: int, sampled: int) -> str:
@@ -183,8 +186,8 @@ def at_length(place: Path, chosen: argparse.Namespace) -> None:
         there = deployed(config, site, place, "long")
         memory = watched.end()
         print(f"{chosen.steps} steps, {pace(there):.2f} a second")
-        print("| gateway's MB at first | behind a quarter | at the end | a 1,000 steps |\n| --- | --- | --- | --- |")
-        print(f"| {memory} |\n\n| least rounds | expected | most | χ² |\n| --- | --- | --- | --- |")
+        print(f"the gateway's memory: {memory}")
+        print("\n| least rounds | expected | most | χ² |\n| --- | --- | --- | --- |")
         print(f"| {told_of_parts(site.begun(), chosen.devices, chosen.steps, chosen.sampled)} |")
 
 

@@ -1,4 +1,4 @@
-"""A gateway's site in a process of its own, as FLARE's process of the job has it; whoever holds its socket is the server.
+"""A gateway's site in a process of its own, as FLARE has it; whoever holds its socket is the server.
 
 Started by `gateway_crowd.py` and `gateway_attack.py`. It prints the port for devices when it listens.
 """

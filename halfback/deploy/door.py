@@ -136,7 +136,7 @@ class Door(socket.socket):
         return connection, address
 
     def passed(self, address: Any) -> bool:
-        """A connection has said who it is, truly or not; whether it had not before."""
+        """A connection has said who it is, truly or not; False if it is gone already."""
         if address not in self._waiting:
             return False
         self._waiting.remove(address)

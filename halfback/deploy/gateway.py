@@ -181,12 +181,11 @@ class Gateway:
     async def _let_in(self, line: ServerConnection, request: Request) -> Response | None:
         """Whether a connection is a device's; else why not, in one line that says no more than it must."""
         assert isinstance(line, Line)
-        self._door.passed(line.address)
-        host = host_of(line.address)
         if line.protocol.parser_exc is not None:  # the library has ended the connection, and would answer even so
             line.transport.abort()
             await line.wait_closed()
             return line.respond(HTTPStatus.BAD_REQUEST, "what came behind the request is no message\n")
+        host = host_of(line.address)
         if not self._wrong.allows(host):
             return line.respond(HTTPStatus.TOO_MANY_REQUESTS, "too many wrong tokens from here\n")
         if request.path != PATH:
@@ -207,7 +206,9 @@ class Gateway:
         return None
 
     def _answered(self, line: ServerConnection, request: Request, response: Response) -> None:
-        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+        assert isinstance(line, Line)
+        is_let_in = response.status_code == HTTPStatus.SWITCHING_PROTOCOLS
+        if not is_let_in and self._door.passed(line.address):
             self._refused(str(response.status_code))
 
     def _refused(self, why: str) -> None:
@@ -216,6 +217,8 @@ class Gateway:
     async def _at_place(self, line: ServerConnection) -> None:
         """A device from when it has come in until it has gone."""
         assert isinstance(line, Line)
+        if not self._door.passed(line.address):
+            return  # it is gone again
         device, code, why = Seated(line, self._counts), 1000, ""
         if (older := self._seated.get(line.place)) is not None:
             self._send_away(older, TAKEN, "another connection took this place")

@@ -10,36 +10,80 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
-from tests.deploy.gateways import Place, hello, packed
+from tests.deploy.gateways import hello, packed
 
-PIECES = (b"[" * 3000, b'{"a":' * 900, b"1" * 5000, b"NaN", b"1e999", b"\\ud800", b"\0", b'"kind":1,', b"\xff\xfe", b"-0")
+PIECES = (
+    b"[" * 3000,
+    b'{"a":' * 900,
+    b"1" * 5000,
+    b"NaN",
+    b"1e999",
+    b"\\ud800",
+    b"\0",
+    b'"kind":1,',
+    b"\xff\xfe",
+    b"-0",
+)
 VALUES = (None, True, -1, 2**63, 2**70, 1.5, "", "x" * 3000, "\ud800", [], {}, [[[]]], {"a": 1}, "hello", "../key.pem")
 OPENING = (b"GET /halfback/1 HTTP/1.1", b"Host: localhost", b"Upgrade: websocket", b"Connection: Upgrade")
 KEY, VERSION = b"Sec-WebSocket-Key: " + b"A" * 22 + b"==", b"Sec-WebSocket-Version: 13"
 HEADERS = (
-    *(b"Content-Length: 99999999999999999999", b"Content-Length: -1", b"Transfer-Encoding: chunked", b"X: " + b"x" * 9000),
-    *(b"Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=8", b"Sec-WebSocket-Version: 8", b": ", b"X"),
-    *(b"Sec-WebSocket-Protocol: \x00", b"Origin: null", b"Upgrade: h2c", b"Expect: 100-continue", b"Authorization: Bearer", b" X: y"),
-    *(b"Authorization: Bearer hb1.00000000." + b"A" * 43, b"Host: \xff\xff", b"Cookie: " + b"a=b;" * 1500, b"Connection: close"),
+    *(
+        b"Content-Length: 99999999999999999999",
+        b"Content-Length: -1",
+        b"Transfer-Encoding: chunked",
+        b"X: " + b"x" * 9000,
+    ),
+    *(
+        b"Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=8",
+        b"Sec-WebSocket-Version: 8",
+        b": ",
+        b"X",
+    ),
+    *(
+        b"Sec-WebSocket-Protocol: \x00",
+        b"Origin: null",
+        b"Upgrade: h2c",
+        b"Expect: 100-continue",
+        b"Authorization: Bearer",
+        b" X: y",
+    ),
+    *(
+        b"Authorization: Bearer hb1.00000000." + b"A" * 43,
+        b"Host: \xff\xff",
+        b"Cookie: " + b"a=b;" * 1500,
+        b"Connection: close",
+    ),
 )
 
 
-class Fuzz:
-    """A fuzzer of one gateway.
+class Made(NamedTuple):
+    """What a fuzzer did.
 
     Attributes:
         made: handshakes and messages that were sent, by kind.
-        connections: that were made.
         codes: with which the gateway closed connections, or the status with which it let none in.
+        connections: that were made.
     """
 
-    def __init__(self, place: Place, seed: int, tokens: list[str]) -> None:
+    made: Counter[str]
+    codes: Counter[int]
+    connections: int
+
+
+class Fuzz:
+    """A fuzzer of one gateway; its attributes are those of `Made`."""
+
+    def __init__(self, port: int, seed: int, tokens: list[str]) -> None:
+        """`tokens`: that are good at the gateway on this port of loopback."""
         self.dice, self.tokens = random.Random(seed), tokens
         self.made, self.codes = Counter[str](), Counter[int]()
         self.connections = 0
-        self._address = ("127.0.0.1", place.gateway.port)
-        self._tls = place.tls
+        self._address = ("127.0.0.1", port)
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._tls.check_hostname, self._tls.verify_mode = False, ssl.CERT_NONE
         self._hello = self._client_hello()
 
     def _client_hello(self) -> bytes:
@@ -111,7 +155,9 @@ class Fuzz:
                 case 3:
                     lines.insert(at, dice.choice(HEADERS))
                 case 4:
-                    lines[0] = b" ".join(dice.choices((b"GET", b"POST", b"/", b"/halfback/1", b"HTTP/1.0", b"", b"\0"), k=3))
+                    lines[0] = b" ".join(
+                        dice.choices((b"GET", b"POST", b"/", b"/halfback/1", b"HTTP/1.0", b"", b"\0"), k=3)
+                    )
                 case 5:
                     lines += [b"X: y"] * dice.choice((10, 200))
                 case 6:
@@ -139,21 +185,21 @@ class Fuzz:
 
     # Messages.
 
-    def visit(self, due: Callable[[], object] | None = None) -> int:
-        """A connection with a good token that says some wrong things, in one phase or another; how many.
-
-        `due`: asks the device that this one is, once it works.
-        """
+    def visit(self) -> None:
+        """A connection with a good token that says some wrong things, in one phase or another."""
         dice, token = self.dice, self.dice.choice(self.tokens)
         lines = [*OPENING, KEY, VERSION, b"Authorization: Bearer " + token.encode()]
-        begin = [self._frame(packed(hello()))] if dice.random() < 0.7 or due else []
-        if begin and (dice.random() < 0.5 or due):
+        begin = [self._frame(packed(hello()))] if dice.random() < 0.7 else []
+        if is_at_work := bool(begin) and dice.random() < 0.5:
             begin.append(self._frame(packed({"kind": "ready"})))
         wrong = [self._wrong() for _ in range(dice.randint(1, 4))]
         with self._secret() as line:
-            line.sendall(b"\r\n".join(lines) + b"\r\n\r\n" + b"".join(begin))
-            if due is not None:
-                due()
+            line.sendall(b"\r\n".join(lines) + b"\r\n\r\n")
+            if dice.random() < 0.9:  # a tenth doesn't wait until it is let in
+                line.recv(1 << 16)
+            line.sendall(b"".join(begin))
+            if is_at_work and dice.random() < 0.3:
+                self._wait_for_question(line)
             self.made["messages"] += len(wrong)
             if dice.random() < 0.2:  # in bytes, as a slow line brings them
                 for one in b"".join(wrong)[:40]:
@@ -162,7 +208,14 @@ class Fuzz:
             if dice.random() < 0.5:
                 line.sendall(self._frame(b"\x03\xe8", opcode=8))
             self._closed(self._end(line))
-        return len(wrong)
+
+    def _wait_for_question(self, line: socket.socket) -> None:
+        line.settimeout(0.5)
+        came = b""
+        with suppress(TimeoutError):
+            while b'"prepare"' not in came and (more := line.recv(1 << 16)):
+                came += more
+        line.settimeout(10)
 
     def _closed(self, came: bytes) -> None:
         """Notes the code of the closing frame, which is the last that came."""
@@ -178,7 +231,11 @@ class Fuzz:
         if size < 126:
             head += bytes([mark | size])
         else:
-            head += bytes([mark | 126]) + struct.pack(">H", size) if size < 1 << 16 else bytes([mark | 127]) + struct.pack(">Q", size)
+            head += (
+                bytes([mark | 126]) + struct.pack(">H", size)
+                if size < 1 << 16
+                else bytes([mark | 127]) + struct.pack(">Q", size)
+            )
         if not masked:
             return head + body
         mask = self.dice.randbytes(4)
@@ -199,7 +256,9 @@ class Fuzz:
                 return bytes([0x82, 0x80 | 127]) + struct.pack(">Q", size) + dice.randbytes(dice.randrange(60))
             case 4:  # control frames: long ones, in fragments, codes that there are none of
                 body = struct.pack(">H", dice.choice((0, 999, 1000, 1005, 1006, 1015, 2999, 5000))) + dice.randbytes(3)
-                return self._frame(dice.choice((b"", b"\x03", body, bytes(126))), first=dice.choice((0x88, 0x08, 0x89, 0x09, 0x8A)))
+                return self._frame(
+                    dice.choice((b"", b"\x03", body, bytes(126))), first=dice.choice((0x88, 0x08, 0x89, 0x09, 0x8A))
+                )
             case 5:
                 return self._frame(b"ping" * dice.randrange(31), opcode=dice.choice((9, 10))) * dice.randint(1, 30)
             case 6:  # fragments: without a beginning, without an end, one within another, many empty ones
@@ -219,7 +278,11 @@ class Fuzz:
         dice = self.dice
         piece = {"kind": "piece", "file": "weights.safetensors", "offset": dice.choice((0, 1 << 20, 5, 1 << 40))}
         said = {"kind": "said", "lineage": "0" * 16, "round": 0, "exchange": 0}
-        header = dict(dice.choice((hello(), piece, {"kind": "ready"}, {"kind": "ready", "fits": True, "takes": 9, "rows": 1}, said)))
+        header = dict(
+            dice.choice(
+                (hello(), piece, {"kind": "ready"}, {"kind": "ready", "fits": True, "takes": 9, "rows": 1}, said)
+            )
+        )
         body = dice.randbytes(dice.choice((0, 0, 1, 500)))
         match dice.randrange(6):
             case 0:
@@ -238,6 +301,18 @@ class Fuzz:
             case _:
                 pass  # as it should be, out of turn perhaps
         return packed(header, body)
+
+
+def fuzzed(port: int, seed: int, tokens: list[str], handshakes: int, messages: int) -> Made:
+    """So many of each at the gateway on this port."""
+    fuzz = Fuzz(port, seed, tokens)
+    while handshakes > 0 or fuzz.made["messages"] < messages:
+        if handshakes > 0:
+            fuzz.handshake()
+            handshakes -= 1
+        if fuzz.made["messages"] < messages:
+            fuzz.visit()
+    return Made(fuzz.made, fuzz.codes, fuzz.connections)
 
 
 def resident() -> int:

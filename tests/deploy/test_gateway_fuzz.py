@@ -3,11 +3,13 @@
 import asyncio
 import json
 import logging
+import multiprocessing
 import random
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,13 +18,12 @@ import pytest
 pytest.importorskip("websockets", reason="the extra nvflare is not installed")
 
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection
 
 from halfback.deploy.door import Pace
 from halfback.deploy.relay import WorkerLost
 from halfback.engine.remote.frames import Frame, Longest
 from halfback.errors import PeerError
-from tests.deploy.gateway_fuzz import Fuzz, open_files, resident, settled
+from tests.deploy.gateway_fuzz import Made, fuzzed, open_files, resident, settled
 from tests.deploy.gateways import Place, heard, plain_package, said
 
 SEED = 19
@@ -90,58 +91,62 @@ class Honest(threading.Thread):
             body = dice.randbytes(dice.randrange(5000))
             self.says(body)
             self.right += 1
-            time.sleep(0.01)
+            time.sleep(0.05)
 
 
-def fuzzed(place: Place, faults: list[str], handshakes: int, messages: int) -> None:
-    """So many of each, and what must hold behind them."""
-    tokens = [place.token() for _ in range(place.seats)]
-    honest = Honest(place, tokens.pop(0), 0)
-    honest.start()
-    fuzz, gateway = Fuzz(place, SEED, tokens), place.gateway
-    threads = ThreadPoolExecutor(1)
+class Asking(threading.Thread):
+    """Asks whichever of the fuzzer's places are at work, whose replies are wrong."""
 
-    def ask() -> None:
-        """A question to whichever of the fuzzer's places is at work, whose reply will be wrong."""
-        places = [seat for seat in gateway.present() if seat != 0]
-        if places:
-            threads.submit(asked, places[0])
+    def __init__(self, place: Place, faults: list[str]) -> None:
+        super().__init__(daemon=True)
+        self.place, self.faults, self.over, self.asked = place, faults, threading.Event(), 0
 
-    def asked(seat: int) -> None:
+    def run(self) -> None:
+        with ThreadPoolExecutor(4) as threads:
+            while not self.over.wait(0.01):
+                list(threads.map(self._ask, [seat for seat in self.place.gateway.present() if seat != 0]))
+
+    def _ask(self, seat: int) -> None:
         try:
-            assert isinstance(gateway.exchange(seat, Frame('{"kind":"prepare"}'), 2.0, LONGEST), Frame)
+            self.place.gateway.exchange(seat, Frame('{"kind":"prepare"}'), 2.0, LONGEST)
+            self.asked += 1
         except (WorkerLost, PeerError):
-            pass
+            self.asked += 1
         except BaseException as error:
-            faults.append(repr(error))
+            self.faults.append(repr(error))
 
-    files = memory = 0
-    while fuzz.made["messages"] < messages or sum(fuzz.made.values()) - fuzz.made["messages"] < handshakes:
-        if sum(fuzz.made.values()) - fuzz.made["messages"] < handshakes:
-            fuzz.handshake()
-        if fuzz.made["messages"] < messages:
-            fuzz.visit(ask if fuzz.dice.random() < 0.3 else None)
-        if not memory and sum(fuzz.made.values()) > (handshakes + messages) / 5:  # it is warm
-            memory, files = resident(), open_files()
-    threads.shutdown()
-    honest.over.set()
-    honest.join(15)
-    print(f"seed {SEED}: {dict(fuzz.made)}; closed with {dict(fuzz.codes)}; {honest.right} right replies meanwhile")
-    assert not faults
-    assert honest.right > 10
+
+def held(place: Place, faults: list[str], fuzzing: Callable[[list[str]], list[Made]]) -> None:
+    """What must hold while somebody fuzzes, with these tokens, and behind it."""
+    tokens, gateway = [place.token() for _ in range(place.seats)], place.gateway
+    honest, asking = Honest(place, tokens.pop(0), 0), Asking(place, faults)
+    honest.start()
+    asking.start()
+    fuzzed(gateway.port, SEED - 1, tokens, 100, 300)  # until it is warm
+    memory, files, before = resident(), open_files(), gateway.counts()
+    fuzzes = fuzzing(tokens)
+    made, codes = (sum(found, Counter()) for found in zip(*((one.made, one.codes) for one in fuzzes), strict=True))
+    more = (resident() - memory) / 1e6
+    print(f"seed {SEED}: {dict(made)}; it closed with {dict(codes)}; {honest.right} right replies and {asking.asked}")
+    print(f"questions to fuzzers meanwhile; {more:.1f} MB more than before; {gateway.counts()}")
+    for thread in (honest, asking):
+        thread.over.set()
+        thread.join(15)
     honest.says(b"still")
-    assert set(fuzz.codes) <= CLOSED | STATUS
+    assert not faults
+    assert set(codes) <= CLOSED | STATUS
+    assert min(honest.right, asking.asked) > 10
+    assert more < 64
     assert settled(lambda: list(gateway._seated) == [0])
     assert settled(lambda: not gateway._door._waiting)
     assert settled(lambda: open_files() <= files + 5)
-    counted = gateway.counts()
-    refused = sum(count for name, count in counted.items() if name.startswith("refused_total"))
-    assert counted["joined_total"] + refused == fuzz.connections + 1  # the honest one's
-    tasks = asyncio.run_coroutine_threadsafe(_tasks(), gateway._loop)
-    assert tasks.result(5) < 10
-    print(f"{(resident() - memory) / 1e6:.1f} MB more than behind the first fifth")
-    assert resident() - memory < 64 << 20
+    assert _in_or_refused(gateway.counts()) - _in_or_refused(before) == sum(one.connections for one in fuzzes)
+    assert asyncio.run_coroutine_threadsafe(_tasks(), gateway._loop).result(5) < 10
     honest.line.close()
+
+
+def _in_or_refused(counts: dict[str, float]) -> float:
+    return sum(count for name, count in counts.items() if name.startswith(("joined_total", "refused_total")))
 
 
 async def _tasks() -> int:
@@ -149,9 +154,16 @@ async def _tasks() -> int:
 
 
 def test_whatever_comes_a_gateway_goes_on(place: Place, faults: list[str]) -> None:
-    fuzzed(place, faults, 500, 2000)
+    held(place, faults, lambda tokens: [fuzzed(place.gateway.port, SEED, tokens, 400, 1600)])
 
 
 @pytest.mark.slow
 def test_whatever_comes_a_gateway_goes_on_for_long(place: Place, faults: list[str]) -> None:
-    fuzzed(place, faults, 60_000, 140_000)
+    """From four processes, each with a place of its own to begin with."""
+
+    def fuzzing(tokens: list[str]) -> list[Made]:
+        with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as processes:
+            given = [(place.gateway.port, SEED + number, tokens, 15_000, 36_000) for number in range(4)]
+            return [one.result() for one in [processes.submit(fuzzed, *each) for each in given]]
+
+    held(place, faults, fuzzing)
