@@ -1,4 +1,4 @@
-"""What a gateway may meet: handshakes and messages that were made wrong, by a dice with a seed."""
+"""What a gateway may meet: handshakes and frames that were made wrong, by a dice with a seed."""
 
 import json
 import os
@@ -63,7 +63,7 @@ class Made(NamedTuple):
     """What a fuzzer did.
 
     Attributes:
-        made: handshakes and messages that were sent, by kind.
+        made: handshakes and frames that were sent, by kind.
         codes: with which the gateway closed connections, or the status with which it let none in.
         connections: that were made.
     """
@@ -111,7 +111,7 @@ class Fuzz:
             socket.socket.shutdown(line, socket.SHUT_WR)  # TCP's, and no goodbye of TLS
         came = b""
         while more := line.recv(1 << 16):
-            came = (came + more)[-4096:]
+            came += more
         return came
 
     # Handshakes.
@@ -192,57 +192,88 @@ class Fuzz:
         begin = [self._frame(packed(hello()))] if dice.random() < 0.7 else []
         if is_at_work := bool(begin) and dice.random() < 0.5:
             begin.append(self._frame(packed({"kind": "ready"})))
-        wrong = [self._wrong() for _ in range(dice.randint(1, 4))]
+        asks = bool(begin) and not is_at_work
+        frames = [frame for _ in range(dice.randint(0, 3)) for frame in self._odd(asks)] + [self._wrong()]
         with self._secret() as line:
             line.sendall(b"\r\n".join(lines) + b"\r\n\r\n")
-            if dice.random() < 0.9:  # a tenth doesn't wait until it is let in
-                line.recv(1 << 16)
+            came = line.recv(1 << 16) if dice.random() < 0.9 else b""  # a tenth doesn't wait until it is let in
             line.sendall(b"".join(begin))
             if is_at_work and dice.random() < 0.3:
-                self._wait_for_question(line)
-            self.made["messages"] += len(wrong)
-            if dice.random() < 0.2:  # in bytes, as a slow line brings them
-                for one in b"".join(wrong)[:40]:
-                    line.sendall(bytes([one]))
-            line.sendall(b"".join(wrong))
+                came += self._until_question(line)
+            self.made["frames"] += len(frames)
+            said = b"".join(frames)
+            slowly = dice.choice((0, 0, 0, 0, 40))  # bytes that come one by one
+            for at in range(slowly):
+                line.sendall(said[at : at + 1])
+            line.sendall(said[slowly:])
             if dice.random() < 0.5:
                 line.sendall(self._frame(b"\x03\xe8", opcode=8))
-            self._closed(self._end(line))
+            self._closed(came + self._end(line))
 
-    def _wait_for_question(self, line: socket.socket) -> None:
+    def _until_question(self, line: socket.socket) -> bytes:
         line.settimeout(0.5)
         came = b""
         with suppress(TimeoutError):
             while b'"prepare"' not in came and (more := line.recv(1 << 16)):
                 came += more
         line.settimeout(10)
+        return came
 
     def _closed(self, came: bytes) -> None:
-        """Notes the code of the closing frame, which is the last that came."""
-        for length in range(2, 126):
-            if came[-length - 2 : -length] == bytes([0x88, length]):
-                self.codes[struct.unpack_from(">H", came, len(came) - length)[0]] += 1
+        """Notes the code with which the gateway closed, behind its answer and its frames."""
+        at = came.find(b"\r\n\r\n") + 4
+        while at + 4 <= len(came):
+            first, size = came[at], came[at + 1]
+            wide = {126: 2, 127: 8}.get(size, 0)
+            begin = at + 2 + wide
+            if first == 0x88:
+                self.codes[int.from_bytes(came[begin : begin + 2], "big")] += 1
                 return
+            at = begin + (int.from_bytes(came[at + 2 : begin], "big") if wide else size)
 
-    def _frame(self, body: bytes, *, opcode: int = 2, first: int | None = None, masked: bool = True) -> bytes:
-        """A WebSocket frame of a client; `first`: its first byte, where it is to be another."""
+    def _frame(
+        self, body: bytes, *, opcode: int = 2, first: int = -1, masked: bool = True, wide: bool = False
+    ) -> bytes:
+        """A WebSocket frame of a client; `first`: its first byte, where it is to be another; `wide`: its length is."""
         size, mark = len(body), 0x80 if masked else 0
-        head = bytes([0x80 | opcode if first is None else first])
-        if size < 126:
+        head = bytes([first if first >= 0 else 0x80 | opcode])
+        if size < 126 and not wide:
             head += bytes([mark | size])
+        elif size < 1 << 16 and not wide:
+            head += bytes([mark | 126]) + struct.pack(">H", size)
         else:
-            head += (
-                bytes([mark | 126]) + struct.pack(">H", size)
-                if size < 1 << 16
-                else bytes([mark | 127]) + struct.pack(">Q", size)
-            )
+            head += bytes([mark | 127]) + struct.pack(">Q", size)
         if not masked:
             return head + body
         mask = self.dice.randbytes(4)
         whole = int.from_bytes(body, "big") ^ int.from_bytes((mask * (size // 4 + 1))[:size], "big")
         return head + mask + whole.to_bytes(size, "big")
 
+    def _odd(self, asks: bool) -> list[bytes]:
+        """Frames that are allowed, as nobody would send them; in fragments, where something may be asked for."""
+        dice = self.dice
+        whole = b""
+        if asks:
+            name = dice.choice(("weights.safetensors", "manifest.json"))
+            offset = dice.randint(3_071_000, 3_071_999) if name.startswith("w") else dice.randrange(60)
+            file, space = dice.choice(('"file"', r'"f\u0069le"')), " \n\t" * dice.randrange(100)
+            keys = ['"kind": "piece"' + space, f'{file}: "{name}"', f'{space}"offset": {offset}']
+            dice.shuffle(keys)
+            whole = packed("{" + ", ".join(keys) + "}")
+        ends = sorted(dice.randint(0, len(whole)) for _ in range(dice.randint(0, 6))) if whole else []
+        parts = [whole[a:b] for a, b in zip([0, *ends], [*ends, len(whole)], strict=True)] if whole else []
+        frames = []
+        for number, part in enumerate(parts):
+            first = (0 if number else 2) | (0x80 if number == len(parts) - 1 else 0)
+            frames.append(self._frame(part, first=first, wide=dice.random() < 0.1))
+            frames += [self._control() for _ in range(dice.choice((0, 0, 1)))]
+        return frames or [self._control() for _ in range(dice.randint(1, 4))]
+
+    def _control(self) -> bytes:
+        return self._frame(self.dice.randbytes(self.dice.randrange(126)), opcode=self.dice.choice((9, 10)))
+
     def _wrong(self) -> bytes:
+        """A frame or two, of which something is wrong, nearly always."""
         dice = self.dice
         match dice.randrange(12):
             case 0:
@@ -259,16 +290,14 @@ class Fuzz:
                 return self._frame(
                     dice.choice((b"", b"\x03", body, bytes(126))), first=dice.choice((0x88, 0x08, 0x89, 0x09, 0x8A))
                 )
-            case 5:
-                return self._frame(b"ping" * dice.randrange(31), opcode=dice.choice((9, 10))) * dice.randint(1, 30)
-            case 6:  # fragments: without a beginning, without an end, one within another, many empty ones
+            case 5:  # fragments: without a beginning, without an end, one within another, many empty ones
                 parts = [self._frame(self._message(), first=dice.choice((0, 1, 2, 0x80, 0x81, 0x82))) for _ in range(3)]
                 return b"".join(dice.choice((parts, [self._frame(b"", first=2), *[self._frame(b"", first=0)] * 200])))
-            case 7:
+            case 6:
                 return self._frame(dice.choice((b"text", b"\xff\xfe", b"")), opcode=1)
-            case 8:
+            case 7:
                 return self._frame(bytes(dice.choice((1 << 16, (1 << 16) + 5, 70_000))))
-            case 9:
+            case 8:
                 return dice.randbytes(dice.randint(1, 80))
             case _:
                 return self._frame(self._message())
@@ -303,14 +332,14 @@ class Fuzz:
         return packed(header, body)
 
 
-def fuzzed(port: int, seed: int, tokens: list[str], handshakes: int, messages: int) -> Made:
+def fuzzed(port: int, seed: int, tokens: list[str], handshakes: int, frames: int) -> Made:
     """So many of each at the gateway on this port."""
     fuzz = Fuzz(port, seed, tokens)
-    while handshakes > 0 or fuzz.made["messages"] < messages:
+    while handshakes > 0 or fuzz.made["frames"] < frames:
         if handshakes > 0:
             fuzz.handshake()
             handshakes -= 1
-        if fuzz.made["messages"] < messages:
+        if fuzz.made["frames"] < frames:
             fuzz.visit()
     return Made(fuzz.made, fuzz.codes, fuzz.connections)
 

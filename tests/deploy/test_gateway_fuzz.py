@@ -29,8 +29,6 @@ from tests.deploy.gateways import Place, heard, plain_package, said
 SEED = 19
 LONGEST = Longest(1 << 16, 1 << 14)
 READY = '{"kind":"ready","fits":true,"takes":100000,"rows":1}'
-CLOSED = {1000, 1002, 1003, 1007, 1008, 1009, 4001}  # never 1011, which is a fault of the gateway's own
-STATUS = {101, 400, 401, 404, 405, 414, 426, 431, 505}
 
 
 @pytest.fixture
@@ -123,6 +121,7 @@ def held(place: Place, faults: list[str], fuzzing: Callable[[list[str]], list[Ma
     honest.start()
     asking.start()
     fuzzed(gateway.port, SEED - 1, tokens, 100, 300)  # until it is warm
+    assert settled(lambda: not gateway._door._waiting and list(gateway._seated) == [0])
     memory, files, before = resident(), open_files(), gateway.counts()
     fuzzes = fuzzing(tokens)
     made, codes = (sum(found, Counter()) for found in zip(*((one.made, one.codes) for one in fuzzes), strict=True))
@@ -134,7 +133,8 @@ def held(place: Place, faults: list[str], fuzzing: Callable[[list[str]], list[Ma
         thread.join(15)
     honest.says(b"still")
     assert not faults
-    assert set(codes) <= CLOSED | STATUS
+    assert not {500, 1011} & set(codes)  # faults of the gateway's own; others may be the fuzzer's own, said back
+    assert {1002, 1008, 1009} <= set(codes)
     assert min(honest.right, asking.asked) > 10
     assert more < 64
     assert settled(lambda: list(gateway._seated) == [0])
