@@ -38,6 +38,7 @@ from halfback.engine.remote.frames import Ready, frame
 HONEST, THINKS, BODY, SEATS = 8, 0.02, bytes(20_000), 100
 READY = frame(Ready(fits=True, takes=1 << 24, rows=1))
 MANY = 250  # addresses
+PING, EMPTY = b"\x89\x80\0\0\0\0", b"\x00\x80\0\0\0\0"  # frames
 
 
 def packed(header: str, body: bytes = b"") -> bytes:
@@ -118,6 +119,20 @@ class Attacker:
             await line.send(HELLO)
             await line.wait_closed()
 
+    async def flood(self, number: int, frame: bytes) -> None:
+        """Comes in with a good token, and sends this frame as often as it can."""
+        there = {"ssl": self.tls, "server_hostname": "localhost"}
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, **there)
+        try:
+            writer.write(_request(self.tokens[number % len(self.tokens)]))
+            self.done[(await reader.readline())[9:12].decode() or "closed"] += 1
+            writer.write(b"\x02\x80\0\0\0\0")  # a message begins
+            while True:
+                writer.write(frame * (1 << 14))
+                await writer.drain()
+        finally:
+            writer.transport.abort()
+
     async def wrong(self, number: int, many: bool = False) -> None:
         """Comes with a token that is wrong, was revoked, or was replaced."""
         await self._refused(self.bad[number % len(self.bad)], self._from(number, many))
@@ -130,11 +145,7 @@ class Attacker:
         there = {"ssl": self.tls, "server_hostname": "localhost", "local_addr": address}
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, **there)
         try:
-            writer.write(
-                f"GET /halfback/1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                f"Sec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n"
-                f"Authorization: Bearer {token}\r\n\r\n".encode()
-            )
+            writer.write(_request(token))
             self.done[(await reader.readline())[9:12].decode() or "closed"] += 1
         finally:
             writer.transport.abort()
@@ -148,6 +159,14 @@ class Attacker:
             self.done["said"] += 1
         finally:
             writer.transport.abort()
+
+
+def _request(token: str) -> bytes:
+    return (
+        f"GET /halfback/1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n"
+        f"Authorization: Bearer {token}\r\n\r\n".encode()
+    )
 
 
 class _Patient:
@@ -181,6 +200,8 @@ ATTACKS: dict[str, tuple[str, Callable[[Attacker], Awaitable[None]]]] = {
     "tls-many": ("the same from 250 addresses", lambda a: a.always(lambda n: a.secret(n, True), 1000)),
     "silent": ("80 good tokens, silent once they are in", lambda a: a.always(a.silent, 80)),
     "slow": ("80 that ask for the package and don't read", lambda a: a.always(a.slow, 80)),
+    "pings": ("one with a good token that sends pings", lambda a: a.always(lambda n: a.flood(0, PING), 1)),
+    "fragments": ("one that sends empty fragments", lambda a: a.always(lambda n: a.flood(0, EMPTY), 1)),
     "two": ("two at one seat", lambda a: a.always(a.two, 2)),
     "wrong": ("wrong, revoked and replaced tokens, 64 at a time", lambda a: a.always(a.wrong, 64)),
     "wrong-many": ("the same from 250 addresses", lambda a: a.always(lambda n: a.wrong(n, True), 64)),

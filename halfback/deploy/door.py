@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any, final
 
 from websockets.asyncio.server import ServerConnection
+from websockets.frames import Frame
 
 from halfback.errors import UserError
 
 HANDSHAKE = 10.0  # seconds that a connection has for TLS, and again for saying who it is
 _WAITING, _WAITING_EACH = 256, 128  # connections that have not said who they are: in all, and from one address
 _NAMES = 10_000  # addresses that are remembered
+# Frames of less than so many bytes: so many at once, so many for each message that is due, and so many a second.
+_SMALL, _SMALL_FRAMES, _SMALL_DUE, _SMALL_PER_SECOND = 1024, 1000, 100, 10.0
+_AT_ONCE = 1 << 14  # bytes that are looked into before anything else has its turn
 
 
 @dataclass(frozen=True)
@@ -152,9 +156,14 @@ class Door(socket.socket):
 
 
 class Line(ServerConnection):
-    """A connection that reads nothing more from a peer who doesn't read: each ping would else be a pong in memory."""
+    """A connection that reads nothing more from a peer who doesn't read: each ping would else be a pong in memory.
+
+    Nor from one that sends small frames without end, each of which costs more than its bytes: `flooded` is then true.
+    """
 
     token, place = "", -1  # of a device that has said who it is
+    flooded = False
+    _left, _at = float(_SMALL_FRAMES), 0.0  # small frames that may come, and when that was
     heard = 0.0  # when anything came last, on the loop's clock
     address: Any = None  # of the peer, which a transport no longer knows when that one is gone
 
@@ -165,7 +174,22 @@ class Line(ServerConnection):
 
     def data_received(self, data: bytes) -> None:
         self.heard = self.loop.time()
-        super().data_received(data)
+        for at in range(0, len(data), _AT_ONCE):
+            super().data_received(data[at : at + _AT_ONCE])
+            if self._left < 0:
+                self.flooded = True
+                self.transport.abort()
+                return
+
+    def process_event(self, event: Any) -> None:
+        super().process_event(event)
+        if isinstance(event, Frame) and len(event.data) < _SMALL:
+            self._left = min(_SMALL_FRAMES, self._left + (self.heard - self._at) * _SMALL_PER_SECOND) - 1
+            self._at = self.heard
+
+    def due(self) -> None:
+        """Something is due from the device, which may come in small frames."""
+        self._left = min(_SMALL_FRAMES, max(self._left, 0) + _SMALL_DUE)
 
     def pause_writing(self) -> None:
         super().pause_writing()

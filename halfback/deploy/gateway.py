@@ -232,7 +232,8 @@ class Gateway:
         except TimeoutError:
             code, why = BROKEN, f"nothing came, or was read, for {IDLE:g} s"
         except ConnectionClosed:
-            pass
+            if line.flooded:
+                code, why = BROKEN, "too many small frames"
         finally:
             device.ended()
             if self._seated.get(line.place) is device:
