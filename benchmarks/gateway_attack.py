@@ -25,18 +25,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-from device_sites import write_rows
 from gateway_process import Proxy, gateway
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
-from worker_memory import write_model
-
-from halfback import config as configuration
-from halfback.deploy.tokens import add, listed, revoke, rotate
-from halfback.engine.remote.frames import Ready, frame
 
 HONEST, THINKS, BODY, SEATS = 8, 0.02, bytes(20_000), 100
-READY = frame(Ready(fits=True, takes=1 << 24, rows=1))
+READY = '{"kind":"ready","fits":true,"takes":16777216,"rows":1}'
 MANY = 250  # addresses
 PING, EMPTY = b"\x89\x80\0\0\0\0", b"\x00\x80\0\0\0\0"  # frames
 
@@ -127,9 +121,11 @@ class Attacker:
             writer.write(_request(self.tokens[number % len(self.tokens)]))
             self.done[(await reader.readline())[9:12].decode() or "closed"] += 1
             writer.write(b"\x02\x80\0\0\0\0")  # a message begins
-            while True:
+            while not writer.is_closing():
                 writer.write(frame * (1 << 14))
                 await writer.drain()
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.05)
         finally:
             writer.transport.abort()
 
@@ -222,7 +218,7 @@ async def echo(port: int, authority: Path, tokens: list[str]) -> None:
             async for asked in line:
                 await asyncio.sleep(THINKS)
                 ready = b'"prepare"' in asked[:40]
-                await line.send(packed(READY.header) if ready else packed('{"kind":"said"}', BODY))
+                await line.send(packed(READY) if ready else packed('{"kind":"said"}', BODY))
 
     await asyncio.gather(*map(one, tokens))
 
@@ -279,6 +275,11 @@ def apart(kind: str, port: int, authority: str, tokens: list[str], bad: list[str
 
 def packaged(place: Path) -> Path:
     """A small device package."""
+    from device_sites import write_rows
+    from worker_memory import write_model
+
+    from halfback import config as configuration
+
     write_model(place / "model", blocks=2, hidden=32)
     write_rows(place / "rows.csv", 0, 40)
     said = [f"task.train={place / 'rows.csv'}", "task.name=csv", "task.text=note", "task.label=mood", "model.cut=1"]
@@ -298,6 +299,8 @@ def packaged(place: Path) -> Path:
 
 def bad_ones(path: Path) -> list[str]:
     """Tokens of each kind that is not good."""
+    from halfback.deploy.tokens import add, listed, revoke, rotate
+
     gone, turned = add(path, SEATS), add(path, SEATS)
     revoke(path, gone.split(".")[1])
     rotate(path, turned.split(".")[1])
@@ -312,6 +315,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--only", nargs="*", default=list(ATTACKS))
     chosen = parser.parse_args()
+    from halfback.deploy.tokens import add  # those who attack start quickly without
+
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         package = packaged(place)
