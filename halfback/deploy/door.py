@@ -103,8 +103,15 @@ class Caller(socket.socket):
 class Door(socket.socket):
     """A listening socket that closes what is too much at once, before a TLS handshake is paid for it."""
 
-    def __init__(self, host: str, port: int, pace: Pace, refused: Callable[[str], None]) -> None:
-        """`pace`: of connections from one address. `refused`: hears why of each that never said who it is.
+    def __init__(self, host: str, port: int, pace: Pace, strangers: Pace, refused: Callable[[str], None]) -> None:
+        """Listens.
+
+        Args:
+            host: this machine's address.
+            port: 0 for any that is free.
+            pace: of connections from one address.
+            strangers: pace of all connections together from addresses that no device came in from.
+            refused: hears why of each that never said who it is.
 
         Raises:
             UserError: the address is not this machine's, or somebody else listens there.
@@ -121,7 +128,8 @@ class Door(socket.socket):
         except OSError as error:
             self.close()
             raise UserError(f"devices.listen={host}:{port}: {error.strerror}") from None
-        self._pace, self._refused = pace, refused
+        self._pace, self._strangers, self._refused = pace, strangers, refused
+        self._known: dict[str, None] = {}  # hosts that a device came in from, the latest last
         self._waiting: set[Any] = set()  # addresses
         self._each: Counter[str] = Counter()
 
@@ -131,7 +139,8 @@ class Door(socket.socket):
         connection = Caller(self.family, self.type, self.proto, plain.detach())
         connection.gone = lambda: self._gone(address)
         host = host_of(address)
-        if len(self._waiting) >= _WAITING or self._each[host] >= _WAITING_EACH or not self._pace.take(host):
+        is_full = len(self._waiting) >= _WAITING or self._each[host] >= _WAITING_EACH
+        if is_full or not self._pace.take(host) or not (host in self._known or self._strangers.take("")):
             connection.close()
             self._refused("crowd")
             raise ConnectionAbortedError
@@ -149,6 +158,13 @@ class Door(socket.socket):
         if not self._each[host]:
             del self._each[host]
         return True
+
+    def know(self, host: str) -> None:
+        """A device came in from there: it may come again, however many strangers do."""
+        self._known.pop(host, None)
+        self._known[host] = None
+        if len(self._known) > _NAMES:
+            del self._known[next(iter(self._known))]
 
     def _gone(self, address: Any) -> None:
         if self.passed(address):

@@ -38,6 +38,7 @@ _CLOSES = 2.0  # seconds that a peer has to say goodbye
 _GRACE = 5.0  # seconds more for the event loop than for a question
 _BEARER = "Bearer "
 _WRONG = "this token is not good here\n"
+_STRANGERS = (256, 50.0)  # connections from all addresses that no device came from: so many at once, then a second
 # Of one address, or place: so many at once, and from then on so many a second.
 _CONNECTIONS, _TOKENS, _JOINS = (64, 10.0), (10, 0.1), (10, 0.1)
 
@@ -71,7 +72,8 @@ class Gateway:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
         try:
-            self._door = Door(terms.host, terms.port, pace, self._refused)
+            strangers = Pace(_STRANGERS[0] + 2 * terms.seats, _STRANGERS[1])
+            self._door = Door(terms.host, terms.port, pace, strangers, self._refused)
             self.port: int = self._door.getsockname()[1]
         except BaseException:
             self._loop.close()
@@ -202,6 +204,7 @@ class Gateway:
             return line.respond(HTTPStatus.SERVICE_UNAVAILABLE, "this site has fewer seats by now\n")
         if not self._joins.take(str(place)):
             return line.respond(HTTPStatus.TOO_MANY_REQUESTS, "this token came in too often; wait a while\n")
+        self._door.know(host)
         line.token, line.place = token, place
         return None
 

@@ -479,7 +479,7 @@ def at_the_door(door: Door, address: str, count: int) -> list[socket.socket]:
 def test_a_door_holds_so_many_that_have_not_said_who_they_are() -> None:
     """128 from one address, 256 in all; whoever goes, or says who it is, makes room."""
     refused: list[str] = []
-    with Door("127.0.0.1", 0, Pace(1e9, 1e9), refused.append) as door:
+    with Door("127.0.0.1", 0, Pace(1e9, 1e9), Pace(1e9, 1e9), refused.append) as door:
         door.listen(200)
         made = at_the_door(door, "127.0.0.1", 130)
         assert refused == ["crowd"] * 2
@@ -499,10 +499,27 @@ def test_a_door_holds_so_many_that_have_not_said_who_they_are() -> None:
 
 def test_a_door_lets_an_address_come_so_often() -> None:
     refused: list[str] = []
-    with Door("127.0.0.1", 0, Pace(3, 0.0), refused.append) as door:
+    with Door("127.0.0.1", 0, Pace(3, 0.0), Pace(1e9, 1e9), refused.append) as door:
         door.listen()
         made = at_the_door(door, "127.0.0.1", 5) + at_the_door(door, "127.0.0.2", 1)
         assert refused == ["crowd"] * 2
+        for one in made:
+            one.close()
+
+
+def test_strangers_come_so_often_together_and_keep_no_device_out() -> None:
+    """However many addresses they have."""
+    refused: list[str] = []
+    with Door("127.0.0.1", 0, Pace(1e9, 1e9), Pace(4, 0.0), refused.append) as door:
+        door.listen()
+        door.know("127.0.0.9")
+        made = [one for number in range(6) for one in at_the_door(door, f"127.0.0.{2 + number}", 1)]
+        assert refused == ["crowd"] * 2
+        made += at_the_door(door, "127.0.0.9", 3)
+        assert refused == ["crowd"] * 2
+        for number in range(20_000):
+            door.know(str(number))
+        assert len(door._known) == 10_000
         for one in made:
             one.close()
 

@@ -36,7 +36,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     """A gateway without limits on how often somebody may come, which have tests of their own."""
     made = Place(tmp_path / "site", plain_package(tmp_path / "package"))
     gateway = made.gateway
-    gateway._joins, gateway._wrong, gateway._door._pace = (Pace(1e9, 1e9) for _ in range(3))
+    gateway._joins, gateway._wrong, gateway._door._pace, gateway._door._strangers = (Pace(1e9, 1e9) for _ in range(4))
     yield made
     gateway.close()
 
