@@ -11,6 +11,7 @@ medians of pace in the attack over pace in the peace before and behind it, and w
 import argparse
 import asyncio
 import json
+import logging
 import random
 import ssl
 import statistics
@@ -256,6 +257,7 @@ def _plain(given: object) -> object:
 
 def apart(kind: str, port: int, authority: str, tokens: list[str], bad: list[str]) -> None:
     """What such a process does, until its input ends."""
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # which says of each that was cut off that it was
     attacker = Attacker(port, Path(authority), tokens, bad)
     work = echo(port, Path(authority), tokens) if kind == "echo" else ATTACKS[kind][1](attacker)
 

@@ -25,6 +25,7 @@ from websockets.frames import Frame as Piece
 from websockets.frames import Opcode
 from websockets.sync.client import ClientConnection
 
+from halfback.deploy import counts
 from halfback.deploy import door as doors
 from halfback.deploy import gateway as gateways
 from halfback.deploy import seated
@@ -330,6 +331,21 @@ def test_what_is_due_is_due_once(place: Place) -> None:
     assert re.match(r"message: a header of \d+ bytes in a message of \d+ came, at most 65536", end_of(other)[1])
 
 
+def test_what_comes_with_the_request_and_is_no_message_is_refused(place: Place) -> None:
+    """The library takes it for the end of the connection, and then can't end it any more."""
+    request = (
+        "GET /halfback/1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\nAuthorization: Bearer {place.token()}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", place.gateway.port), timeout=5) as plain:
+        line = place.tls.wrap_socket(plain, server_hostname="localhost")
+        line.sendall(request.encode() + b"\xff\xff")
+        with suppress(ConnectionError, ssl.SSLError):
+            assert b"101" not in line.recv(1000)
+    until(lambda: place.gateway.counts().get("refused_total:400") == 1)
+    assert place.gateway.counts()["joined_total"] == 0
+
+
 def test_hello_is_said_once(place: Place) -> None:
     with place.connect(place.token()) as line:
         said(line, hello())
@@ -618,7 +634,7 @@ def test_what_is_counted_can_be_read_on_loopback(place: Place) -> None:
     assert 0 < float(found["reply_seconds_total"]) < 5
 
 
-def test_counts_are_for_whoever_names_loopback(place: Place) -> None:
+def test_counts_are_for_whoever_names_loopback(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page in a browser here could have its own name turned to loopback, and read what it asks for."""
     port = place.gateway._told.sockets[0].getsockname()[1]
 
@@ -632,6 +648,8 @@ def test_counts_are_for_whoever_names_loopback(place: Place) -> None:
     for head in (b"Host: evil.example:9100\r\n", b"X: y\r\n", b"X: Host: localhost\r\n", b"Host: localhost.evil\r\n"):
         assert asked(b"GET /metrics HTTP/1.1\r\n" + head + b"\r\n").startswith(b"HTTP/1.1 403 Forbidden\r\n")
     assert asked(b"GET / HTTP/1.1\r\n" + b"x" * 20_000) == b""
+    monkeypatch.setattr(counts, "_PATIENCE", 0.2)
+    assert asked(b"GET / HTTP/1.1\r\n") == b""
 
 
 def test_a_site_that_can_not_be_a_gateway_says_why(place: Place, tmp_path: Path) -> None:
