@@ -1,5 +1,6 @@
 """A device that connects to a gateway by itself: the same bits over it, and nothing that a gateway says is trusted."""
 
+import asyncio
 import contextlib
 import copy
 import json
@@ -8,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -258,30 +260,77 @@ def test_what_is_no_message_is_one_line() -> None:
     assert all(one.isprintable() and len(one) < 400 for one in said)
 
 
-def test_a_hostile_gateway_gets_a_closed_connection(package: Path, sentences: Path, tmp_path: Path) -> None:
-    """In every phase, over real sockets: the device goes away, with one line, and comes again."""
-    dice, files = random.Random(5), files_of(package)
-    gateway = Gateway(files, idle)
+def _frames(dice: random.Random, honest: bytes) -> bytes:
+    """Bytes that no WebSocket server sends, or in an order that it doesn't."""
 
-    def hostile(line: ServerConnection, message: bytes) -> None:
-        line.send(_garbled(dice, message))
-        line.close()
+    def one(first: int, body: bytes, size: int | None = None) -> bytes:
+        size = len(body) if size is None else size
+        if size < 126:
+            return bytes([first, size]) + body
+        return bytes([first, 127]) + size.to_bytes(8, "big") + body
+
+    match dice.randrange(7):
+        case 0:
+            return dice.randbytes(dice.randrange(1, 200))
+        case 1:  # reserved bits, and opcodes that there are none of
+            return one(dice.randrange(256), honest)
+        case 2:  # as a client sends it
+            return bytes([0x82, 0x80 | 5]) + dice.randbytes(9)
+        case 3:
+            return one(0x82, honest, dice.choice((1 << 63, (1 << 64) - 1, 1 << 40, len(honest) + 9)))
+        case 4:  # fragments without a beginning, within another, or in another kind's
+            return b"".join(one(dice.choice((0, 1, 2, 0x80, 0x81)), honest[:40]) for _ in range(3))
+        case 5:  # a message in very many fragments, with pings between them
+            return one(2, honest[:9]) + (one(0x89, b"") + one(0, b"")) * 300 + one(0x81, b"")
+        case _:  # control frames that are too long, in fragments, or close for no reason that there is
+            return one(dice.choice((0x88, 0x08, 0x89, 0x09)), dice.choice((b"\0", b"\0\0", b"\x03\xed", bytes(126))))
+
+
+def _met_with_hostility(package: Path, sentences: Path, folder: Path, seed: int, visits: tuple[int, int, int]) -> None:
+    """So many visits to a gateway that is hostile in its welcome, in what it hands out, and in what it asks."""
+    dice, gateway = random.Random(seed), Gateway(files_of(package), idle)
+    threads = threading.active_count()
+
+    def hostile(at: ServerConnection, message: bytes) -> None:
+        if dice.random() < 0.4:
+            at.close_timeout = 0.2  # seconds: what comes may have swallowed the goodbye
+            at.socket.sendall(_frames(dice, message))
+        else:
+            at.send(_garbled(dice, message))
+        at.close()
+
+    def hands_out(at: ServerConnection, welcome: bytes) -> None:
+        at.send(packed(json.dumps({"kind": "welcome", "protocol": 1, "place": 0, "package": listing(FILES)})))
+        hostile(at, packed(unpacked(at.recv()).header, bytes(100)))
+
+    def visited(device: Joining, loop: asyncio.AbstractEventLoop, times: int) -> None:
+        for _ in range(times):
+            with pytest.raises((Lost, DeviceError)) as error:
+                device._take_part(loop)
+            assert str(error.value).isprintable()
 
     gateway.welcome = hostile
-    with gateway.serving(tmp_path) as url, event_loop() as loop:
-        device = Joining(terms(url, tmp_path, sentences))
-        for _ in range(300):
-            with pytest.raises((Lost, DeviceError)) as error:
-                device._take_part(loop)
-            assert str(error.value).isprintable()
+    with gateway.serving(folder) as url, event_loop() as loop:
+        device = Joining(terms(url, folder, sentences))
+        visited(device, loop, visits[0])
+        gateway.welcome = hands_out
+        visited(device, loop, visits[1])
         gateway.welcome = None
-        gateway.at_work = lambda line: hostile(line, packed('{"kind":"open","round":1}', bytes(100)))
-        for _ in range(100):
-            with pytest.raises((Lost, DeviceError)) as error:
-                device._take_part(loop)
-            assert str(error.value).isprintable()
-    assert {path.name for path in tmp_path.iterdir()} == {"ca.pem", "device"}
-    assert {path.name for path in (tmp_path / "device").iterdir()} <= {"lock", "package", "states"}
+        gateway.at_work = lambda at: hostile(at, packed('{"kind":"open","round":1}', bytes(100)))
+        visited(device, loop, visits[2])
+    assert {path.name for path in folder.iterdir()} == {"ca.pem", "device"}
+    assert {path.name for path in (folder / "device").iterdir()} <= {"lock", "package", "states"}
+    assert threading.active_count() <= threads
+
+
+def test_a_hostile_gateway_gets_a_closed_connection(package: Path, sentences: Path, tmp_path: Path) -> None:
+    """In every phase, over real sockets: the device goes away, with one line, and comes again."""
+    _met_with_hostility(package, sentences, tmp_path, 5, (250, 50, 100))
+
+
+@pytest.mark.slow
+def test_a_hostile_gateway_gets_nowhere_in_the_long_run(package: Path, sentences: Path, tmp_path: Path) -> None:
+    _met_with_hostility(package, sentences, tmp_path, 19, (10_000, 5_000, 5_000))
 
 
 def test_more_than_is_due_is_not_read(package: Path, sentences: Path, tmp_path: Path) -> None:
@@ -292,7 +341,8 @@ def test_more_than_is_due_is_not_read(package: Path, sentences: Path, tmp_path: 
     def at_work(line: ServerConnection) -> None:
         with contextlib.suppress(ConnectionClosed):
             line.send(iter([packed("{}", bytes(most // 2)), bytes(most), bytes(1 << 26)]))
-        line.recv_events_thread.join()
+            line.recv(20)  # a reply, of one who has read it all
+        line.close()
         said.append(line.close_code)
 
     gateway = Gateway(files_of(package), at_work)

@@ -1,6 +1,7 @@
 """What a gateway counts, as Prometheus reads it, and the port of loopback where it does."""
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import final
@@ -21,6 +22,7 @@ _ABOUT = {
 }
 _LONGEST = 8192  # bytes of a question for the counts
 _PATIENCE = 5.0  # seconds for it
+_OURS = re.compile(rb"\r\nHost:[ \t]*(127\.0\.0\.1|localhost)(:\d+)?[ \t]*\r\n", re.IGNORECASE)
 
 
 @final
@@ -55,14 +57,19 @@ class Counts:
 
 
 async def tell(counts: Counts, port: int) -> asyncio.Server:
-    """Answers every request on this port of loopback with the counts; OSError where the port is taken."""
+    """Answers requests on this port of loopback with the counts; OSError where the port is taken.
+
+    Whoever asks names loopback: a page in a browser here, whose own name was turned to loopback, does not.
+    """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(_PATIENCE):
-                await reader.readuntil(b"\r\n\r\n")
-                body = counts.text().encode()
-                head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {len(body)}\r\n"
+                is_ours = _OURS.search(await reader.readuntil(b"\r\n\r\n"))
+                status, body = ("200 OK", counts.text().encode()) if is_ours else ("403 Forbidden", b"")
+                head = (
+                    f"HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {len(body)}\r\n"
+                )
                 writer.write(f"{head}Connection: close\r\n\r\n".encode() + body)
                 await writer.drain()
         except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):

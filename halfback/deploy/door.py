@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any, final
 
 from websockets.asyncio.server import ServerConnection
+from websockets.frames import Frame
 
 from halfback.errors import UserError
 
 HANDSHAKE = 10.0  # seconds that a connection has for TLS, and again for saying who it is
 _WAITING, _WAITING_EACH = 256, 128  # connections that have not said who they are: in all, and from one address
 _NAMES = 10_000  # addresses that are remembered
+# Frames of less than so many bytes: so many at once, so many for each message that is due, and so many a second.
+_SMALL, _SMALL_FRAMES, _SMALL_DUE, _SMALL_PER_SECOND = 1024, 1000, 100, 10.0
+_AT_ONCE = 1 << 14  # bytes that are looked into before anything else has its turn
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,29 @@ def parsed(listen: str) -> tuple[str, int]:
 
 
 @final
+class Caller(socket.socket):
+    """A connection that tells when it is closed, whoever closes it."""
+
+    gone: Callable[[], None]
+
+    def close(self) -> None:
+        super().close()
+        self.gone()
+
+
+@final
 class Door(socket.socket):
     """A listening socket that closes what is too much at once, before a TLS handshake is paid for it."""
 
-    def __init__(self, host: str, port: int, pace: Pace, refused: Callable[[], None]) -> None:
-        """`pace`: of connections from one address. `refused`: called for each that was closed.
+    def __init__(self, host: str, port: int, pace: Pace, strangers: Pace, refused: Callable[[str], None]) -> None:
+        """Listens.
+
+        Args:
+            host: this machine's address.
+            port: 0 for any that is free.
+            pace: of connections from one address.
+            strangers: pace of all connections together from addresses that no device came in from.
+            refused: hears why of each that never said who it is.
 
         Raises:
             UserError: the address is not this machine's, or somebody else listens there.
@@ -106,50 +128,84 @@ class Door(socket.socket):
         except OSError as error:
             self.close()
             raise UserError(f"devices.listen={host}:{port}: {error.strerror}") from None
-        self._pace, self._refused = pace, refused
-        self._waiting: dict[Any, float] = {}  # address → when it came
+        self._pace, self._strangers, self._refused = pace, strangers, refused
+        self._known: dict[str, None] = {}  # hosts that a device came in from, the latest last
+        self._waiting: set[Any] = set()  # addresses
         self._each: Counter[str] = Counter()
 
     def accept(self) -> tuple[socket.socket, Any]:
         """The next connection; ConnectionAbortedError, after which the event loop goes on, for one that was closed."""
-        connection, address = super().accept()
+        plain, address = super().accept()
+        connection = Caller(self.family, self.type, self.proto, plain.detach())
+        connection.gone = lambda: self._gone(address)
         host = host_of(address)
-        if len(self._waiting) >= _WAITING or self._each[host] >= _WAITING_EACH or not self._pace.take(host):
+        is_full = len(self._waiting) >= _WAITING or self._each[host] >= _WAITING_EACH
+        if is_full or not self._pace.take(host) or not (host in self._known or self._strangers.take("")):
             connection.close()
-            self._refused()
+            self._refused("crowd")
             raise ConnectionAbortedError
-        self._waiting[address] = time.monotonic()
+        self._waiting.add(address)
         self._each[host] += 1
         return connection, address
 
-    def passed(self, address: Any) -> None:
-        """A connection has said who it is, truly or not."""
-        if self._waiting.pop(address, None) is not None:
-            host = host_of(address)
-            self._each[host] -= 1
-            if not self._each[host]:
-                del self._each[host]
+    def passed(self, address: Any) -> bool:
+        """A connection has said who it is, truly or not; False if it is gone already."""
+        if address not in self._waiting:
+            return False
+        self._waiting.remove(address)
+        host = host_of(address)
+        self._each[host] -= 1
+        if not self._each[host]:
+            del self._each[host]
+        return True
 
-    def forget(self) -> None:
-        """Lets those go of which nobody tells: their time is over, so the event loop has closed them."""
-        last = time.monotonic() - 2 * HANDSHAKE
-        for address in [address for address, came in self._waiting.items() if came < last]:
-            self.passed(address)
+    def know(self, host: str) -> None:
+        """A device came in from there: it may come again, however many strangers do."""
+        self._known.pop(host, None)
+        self._known[host] = None
+        if len(self._known) > _NAMES:
+            del self._known[next(iter(self._known))]
+
+    def _gone(self, address: Any) -> None:
+        if self.passed(address):
+            self._refused("handshake")
 
 
 class Line(ServerConnection):
-    """A connection that reads nothing more from a peer who doesn't read: each ping would else be a pong in memory."""
+    """A connection that reads nothing more from a peer who doesn't read: each ping would else be a pong in memory.
+
+    Nor from one that sends small frames without end, each of which costs more than its bytes: `flooded` is then true.
+    """
 
     token, place = "", -1  # of a device that has said who it is
+    flooded = False
+    _left, _at = float(_SMALL_FRAMES), 0.0  # small frames that may come, and when that was
     heard = 0.0  # when anything came last, on the loop's clock
+    address: Any = None  # of the peer, which a transport no longer knows when that one is gone
 
     def connection_made(self, transport: Any) -> None:
+        self.address = transport.get_extra_info("peername")
         self.heard = self.loop.time()
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         self.heard = self.loop.time()
-        super().data_received(data)
+        for at in range(0, len(data), _AT_ONCE):
+            super().data_received(data[at : at + _AT_ONCE])
+            if self._left < 0:
+                self.flooded = True
+                self.transport.abort()
+                return
+
+    def process_event(self, event: Any) -> None:
+        super().process_event(event)
+        if isinstance(event, Frame) and len(event.data) < _SMALL:
+            self._left = min(_SMALL_FRAMES, self._left + (self.heard - self._at) * _SMALL_PER_SECOND) - 1
+            self._at = self.heard
+
+    def due(self) -> None:
+        """Something is due from the device, which may come in small frames."""
+        self._left = min(_SMALL_FRAMES, max(self._left, 0) + _SMALL_DUE)
 
     def pause_writing(self) -> None:
         super().pause_writing()

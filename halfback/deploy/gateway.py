@@ -38,6 +38,7 @@ _CLOSES = 2.0  # seconds that a peer has to say goodbye
 _GRACE = 5.0  # seconds more for the event loop than for a question
 _BEARER = "Bearer "
 _WRONG = "this token is not good here\n"
+_STRANGERS = (256, 50.0)  # connections from all addresses that no device came from: so many at once, then a second
 # Of one address, or place: so many at once, and from then on so many a second.
 _CONNECTIONS, _TOKENS, _JOINS = (64, 10.0), (10, 0.1), (10, 0.1)
 
@@ -71,7 +72,8 @@ class Gateway:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
         try:
-            self._door = Door(terms.host, terms.port, pace, lambda: self._counts.add("refused_total", kind="crowd"))
+            strangers = Pace(_STRANGERS[0] + 2 * terms.seats, _STRANGERS[1])
+            self._door = Door(terms.host, terms.port, pace, strangers, self._refused)
             self.port: int = self._door.getsockname()[1]
         except BaseException:
             self._loop.close()
@@ -104,6 +106,7 @@ class Gateway:
             sock=self._door,
             ssl=self._tls,
             process_request=self._let_in,
+            process_response=self._answered,
             create_connection=Line,
             compression=None,
             server_header=None,
@@ -177,38 +180,48 @@ class Gateway:
 
     # Who comes in.
 
-    def _let_in(self, line: ServerConnection, request: Request) -> Response | None:
+    async def _let_in(self, line: ServerConnection, request: Request) -> Response | None:
         """Whether a connection is a device's; else why not, in one line that says no more than it must."""
         assert isinstance(line, Line)
-        address = line.remote_address
-        self._door.passed(address)
-        host = host_of(address)
+        if line.protocol.parser_exc is not None:  # the library has ended the connection, and would answer even so
+            line.transport.abort()
+            await line.wait_closed()
+            return line.respond(HTTPStatus.BAD_REQUEST, "what came behind the request is no message\n")
+        host = host_of(line.address)
         if not self._wrong.allows(host):
-            return self._refuse(line, HTTPStatus.TOO_MANY_REQUESTS, "too many wrong tokens from here\n")
+            return line.respond(HTTPStatus.TOO_MANY_REQUESTS, "too many wrong tokens from here\n")
         if request.path != PATH:
             self._wrong.take(host)
-            return self._refuse(line, HTTPStatus.NOT_FOUND, f"{PATH} is here\n")
+            return line.respond(HTTPStatus.NOT_FOUND, f"{PATH} is here\n")
         self._tokens.refresh()  # one that was made a moment ago is good, and its device comes once
         said = request.headers.get_all("Authorization")
         token = self._tokens.check(said[0][len(_BEARER) :] if len(said) == 1 and said[0].startswith(_BEARER) else "")
         place = None if token is None else self._tokens.place(token)
         if token is None or place is None:
             self._wrong.take(host)
-            return self._refuse(line, HTTPStatus.UNAUTHORIZED, _WRONG)
+            return line.respond(HTTPStatus.UNAUTHORIZED, _WRONG)
         if place >= self._terms.seats:
-            return self._refuse(line, HTTPStatus.SERVICE_UNAVAILABLE, "this site has fewer seats by now\n")
+            return line.respond(HTTPStatus.SERVICE_UNAVAILABLE, "this site has fewer seats by now\n")
         if not self._joins.take(str(place)):
-            return self._refuse(line, HTTPStatus.TOO_MANY_REQUESTS, "this token came in too often; wait a while\n")
+            return line.respond(HTTPStatus.TOO_MANY_REQUESTS, "this token came in too often; wait a while\n")
+        self._door.know(host)
         line.token, line.place = token, place
         return None
 
-    def _refuse(self, line: Line, status: HTTPStatus, why: str) -> Response:
-        self._counts.add("refused_total", kind=str(status.value))
-        return line.respond(status, why)
+    def _answered(self, line: ServerConnection, request: Request, response: Response) -> None:
+        assert isinstance(line, Line)
+        is_let_in = response.status_code == HTTPStatus.SWITCHING_PROTOCOLS
+        if not is_let_in and self._door.passed(line.address):
+            self._refused(str(response.status_code))
+
+    def _refused(self, why: str) -> None:
+        self._counts.add("refused_total", kind=why)
 
     async def _at_place(self, line: ServerConnection) -> None:
         """A device from when it has come in until it has gone."""
         assert isinstance(line, Line)
+        if not self._door.passed(line.address):
+            return  # it is gone again
         device, code, why = Seated(line, self._counts), 1000, ""
         if (older := self._seated.get(line.place)) is not None:
             self._send_away(older, TAKEN, "another connection took this place")
@@ -222,7 +235,8 @@ class Gateway:
         except TimeoutError:
             code, why = BROKEN, f"nothing came, or was read, for {IDLE:g} s"
         except ConnectionClosed:
-            pass
+            if line.flooded:
+                code, why = BROKEN, "too many small frames"
         finally:
             device.ended()
             if self._seated.get(line.place) is device:
@@ -248,7 +262,6 @@ class Gateway:
         while True:
             await asyncio.sleep(_LOOK)
             try:
-                self._door.forget()
                 self._tokens.refresh()
                 for device in list(self._seated.values()):
                     if self._tokens.place(device.line.token) != device.place:

@@ -83,6 +83,7 @@ class Seated:
 
     async def _send(self, asked: Frame) -> None:
         data = message(asked)
+        self.line.due()
         await self.line.send(data[0] if len(data) == 1 else data)
         self._counts.add("sent_bytes_total", sum(map(len, data)))
 

@@ -25,9 +25,10 @@ from websockets.frames import Frame as Piece
 from websockets.frames import Opcode
 from websockets.sync.client import ClientConnection
 
+from halfback.deploy import counts, seated
+from halfback.deploy import door as doors
 from halfback.deploy import gateway as gateways
-from halfback.deploy import seated
-from halfback.deploy.door import Pace, host_of, parsed
+from halfback.deploy.door import Door, Pace, host_of, parsed
 from halfback.deploy.gateway import Gateway, Terms
 from halfback.deploy.relay import WorkerLost
 from halfback.deploy.tokens import revoke, rotate
@@ -155,6 +156,24 @@ def test_who_tries_many_tokens_is_refused_for_a_while_whatever_comes_next(place:
     assert found == [401] * 10 + [429] * 2
     assert status_of(lambda: place.connect(token)) == (429, "too many wrong tokens from here\n")
     assert place.gateway.counts()["refused_total:429"] == 3
+
+
+def test_who_tries_many_paths_is_refused_too(place: Place) -> None:
+    token = place.token()
+    assert [status_of(lambda: place.connect(token, "/else"))[0] for _ in range(11)] == [404] * 10 + [429]
+
+
+def test_a_place_beyond_the_seats_is_none(place: Place, tmp_path: Path) -> None:
+    """A site's file that has fewer seats than when its tokens were made."""
+    tokens = [place.token() for _ in range(2)]
+    fewer = Terms("127.0.0.1", 0, place.certificate, place.key, 1)
+    smaller = Gateway(fewer, place.tokens, tmp_path / "package")
+    try:
+        place.address = place.address.replace(str(place.gateway.port), str(smaller.port))
+        place.connect(tokens[0]).close()
+        assert status_of(lambda: place.connect(tokens[1])) == (503, "this site has fewer seats by now\n")
+    finally:
+        smaller.close()
 
 
 def test_a_token_that_comes_in_too_often_waits(place: Place) -> None:
@@ -295,6 +314,83 @@ def test_nothing_larger_than_what_is_due_is_taken_in(place: Place) -> None:
     third.close()
 
 
+def test_what_is_due_is_due_once(place: Place) -> None:
+    """Behind a reply nothing long is read any more; and no room for a body is room for a header."""
+    longest = Longest(1 << 18, 1 << 20)
+    line, other = place.at_work(place.token()), place.at_work(place.token())
+    prepared(place, line)
+    line.send(bytes(1 << 17))
+    assert end_of(line)[0] == 1009
+    until(lambda: place.gateway.present() == [1])
+    reply = asked_behind(place, longest=longest, at=1)
+    heard(other)
+    said(other, READY + " " * (1 << 16))
+    with pytest.raises(WorkerLost, match="is gone"):
+        reply.result()
+    assert re.match(r"message: a header of \d+ bytes in a message of \d+ came, at most 65536", end_of(other)[1])
+
+
+def test_what_comes_with_the_request_and_is_no_message_is_refused(place: Place) -> None:
+    """The library takes it for the end of the connection, and then can't end it any more."""
+    request = (
+        "GET /halfback/1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\nAuthorization: Bearer {place.token()}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", place.gateway.port), timeout=5) as plain:
+        line = place.tls.wrap_socket(plain, server_hostname="localhost")
+        line.sendall(request.encode() + b"\xff\xff")
+        with suppress(ConnectionError, ssl.SSLError):
+            assert b"101" not in line.recv(1000)
+    until(lambda: sum(n for name, n in place.gateway.counts().items() if name.startswith("refused_total")) == 1)
+    assert place.gateway.counts()["joined_total"] == 0
+
+
+def test_hello_is_said_once(place: Place) -> None:
+    with place.connect(place.token()) as line:
+        said(line, hello())
+        heard(line)
+        said(line, hello())
+        assert end_of(line) == (1008, "hello came, piece or ready is due")
+
+
+def test_nothing_is_packed_on_the_way(place: Place) -> None:
+    """What unpacks to any size would not be bounded by the bytes that came."""
+    with place.connect(place.token(), compression="deflate") as line:
+        assert line.protocol.extensions == []
+
+
+@pytest.mark.parametrize(
+    "frame", [Piece(Opcode.PING, b""), Piece(Opcode.PONG, b"x"), Piece(Opcode.CONT, b"", fin=False)]
+)
+def test_small_frames_without_end_cost_their_sender_the_connection(place: Place, frame: Piece) -> None:
+    """Each costs the event loop far more than its bytes; a device in between keeps its pace."""
+    steady, odd = place.at_work(place.token()), place.connect(place.token())
+    prepared(place, steady)
+    odd.socket.sendall(Piece(Opcode.BINARY, b"", fin=False).serialize(mask=True))
+    many = frame.serialize(mask=True) * 50_000
+    began = time.monotonic()
+    with suppress(OSError):
+        odd.socket.sendall(many)
+    assert end_of(odd)[0] is None
+    reply = asked_behind(place)
+    heard(steady)
+    said(steady, READY)
+    reply.result()
+    assert time.monotonic() - began < 3.0
+    until(lambda: place.gateway.counts().get("closed_total:1008") == 1)
+    steady.close()
+
+
+def test_a_message_in_small_fragments_is_taken_in(place: Place) -> None:
+    with place.at_work(place.token()) as line:
+        for _ in range(30):
+            until(lambda: place.gateway.present() == [0])
+            reply = asked_behind(place)
+            heard(line)
+            line.send(iter([packed(READY), *[b"x"] * 80]))
+            assert reply.result().body == b"x" * 80
+
+
 def test_a_question_longer_than_a_device_takes_is_not_sent(place: Place) -> None:
     with place.at_work(place.token()) as line:
         until(lambda: place.gateway.present() == [0])
@@ -344,8 +440,9 @@ def test_a_device_that_does_not_read_its_question_is_dropped_and_others_are_not_
     quick.close()
 
 
-def test_pings_of_a_peer_that_does_not_read_fill_no_memory(place: Place) -> None:
+def test_pings_of_a_peer_that_does_not_read_fill_no_memory(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each asks for a pong, which waits until the peer reads: 60 MB of them are sent, and not taken in."""
+    monkeypatch.setattr(doors, "_SMALL", 0)  # bytes: however many come, and in whatever time
     line = place.connect(place.token())
     held = threading.Event()
     line.protocol.receive_data = lambda data: held.wait(20)
@@ -382,6 +479,94 @@ def test_connections_that_say_nothing_cost_no_place_and_no_pace(place: Place, mo
         assert min(pace() for _ in range(3)) < 2 * alone
         for one in silent:
             one.close()
+
+
+def at_the_door(door: Door, address: str, count: int) -> list[socket.socket]:
+    """So many connections, which the door has looked at."""
+    made = []
+    for _ in range(count):
+        made.append(socket.create_connection(door.getsockname(), source_address=(address, 0)))
+        with suppress(ConnectionAbortedError):
+            made.append(door.accept()[0])
+    return made
+
+
+def test_a_door_holds_so_many_that_have_not_said_who_they_are() -> None:
+    """128 from one address, 256 in all; whoever goes, or says who it is, makes room."""
+    refused: list[str] = []
+    with Door("127.0.0.1", 0, Pace(1e9, 1e9), Pace(1e9, 1e9), refused.append) as door:
+        door.listen(200)
+        made = at_the_door(door, "127.0.0.1", 130)
+        assert refused == ["crowd"] * 2
+        made += at_the_door(door, "127.0.0.2", 127)
+        assert refused == ["crowd"] * 2
+        made += at_the_door(door, "127.0.0.3", 2)
+        assert refused == ["crowd"] * 3
+        assert door.passed(made[0].getsockname())
+        assert not door.passed(made[0].getsockname())
+        made[3].close()  # the second of them, as the event loop closes it
+        assert refused == ["crowd"] * 3 + ["handshake"]
+        made += at_the_door(door, "127.0.0.3", 3)
+        assert refused == ["crowd"] * 3 + ["handshake", "crowd"]
+        for one in made:
+            one.close()
+
+
+def test_a_door_lets_an_address_come_so_often() -> None:
+    refused: list[str] = []
+    with Door("127.0.0.1", 0, Pace(3, 0.0), Pace(1e9, 1e9), refused.append) as door:
+        door.listen()
+        made = at_the_door(door, "127.0.0.1", 5) + at_the_door(door, "127.0.0.2", 1)
+        assert refused == ["crowd"] * 2
+        for one in made:
+            one.close()
+
+
+def test_strangers_come_so_often_together_and_keep_no_device_out() -> None:
+    """However many addresses they have."""
+    refused: list[str] = []
+    with Door("127.0.0.1", 0, Pace(1e9, 1e9), Pace(4, 0.0), refused.append) as door:
+        door.listen()
+        door.know("127.0.0.9")
+        made = [one for number in range(6) for one in at_the_door(door, f"127.0.0.{2 + number}", 1)]
+        assert refused == ["crowd"] * 2
+        made += at_the_door(door, "127.0.0.9", 3)
+        assert refused == ["crowd"] * 2
+        for number in range(20_000):
+            door.know(str(number))
+        assert len(door._known) == 10_000
+        for one in made:
+            one.close()
+
+
+def test_who_does_not_say_who_it_is_is_closed(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before TLS, within a request, and where TLS is all that comes."""
+    monkeypatch.setattr(gateways, "HANDSHAKE", 0.5)
+    hasty = Gateway(Terms("127.0.0.1", 0, place.certificate, place.key, 1), place.tokens, tmp_path / "package")
+    try:
+        lines = [socket.create_connection(("127.0.0.1", hasty.port), timeout=5) for _ in range(3)]
+        lines[1:] = [place.tls.wrap_socket(line, server_hostname="localhost") for line in lines[1:]]
+        lines[2].sendall(b"GET /halfback/1 HTTP/1.1\r\nHost: ")
+        assert [line.recv(100) for line in lines] == [b""] * 3
+        until(lambda: hasty.counts()["refused_total:handshake"] == 3)
+        assert not hasty._door._waiting
+    finally:
+        hasty.close()
+
+
+def test_a_device_that_does_not_read_what_it_fetches_is_sent_away(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seated, "IDLE", 0.5)
+    line = place.connect(place.token(), max_queue=1)
+    said(line, hello())
+    heard(line)
+    held = threading.Event()
+    line.protocol.receive_data = lambda data: held.wait(10)
+    for _ in range(6):  # more than the system's buffers hold
+        said(line, {"kind": "piece", "file": "weights.safetensors", "offset": 0})
+    until(lambda: place.gateway.counts().get("closed_total:1008") == 1)
+    held.set()
 
 
 def test_a_device_that_says_nothing_after_it_came_in_is_sent_away(
@@ -448,6 +633,24 @@ def test_what_is_counted_can_be_read_on_loopback(place: Place) -> None:
     assert 0 < float(found["reply_seconds_total"]) < 5
 
 
+def test_counts_are_for_whoever_names_loopback(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page in a browser here could have its own name turned to loopback, and read what it asks for."""
+    port = place.gateway._told.sockets[0].getsockname()[1]
+
+    def asked(request: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as line:
+            line.sendall(request)
+            return line.recv(1 << 16)
+
+    for host in (b"127.0.0.1", b"localhost:9100"):
+        assert asked(b"GET /metrics HTTP/1.1\r\nhost: " + host + b"\r\n\r\n").startswith(b"HTTP/1.1 200 OK\r\n")
+    for head in (b"Host: evil.example:9100\r\n", b"X: y\r\n", b"X: Host: localhost\r\n", b"Host: localhost.evil\r\n"):
+        assert asked(b"GET /metrics HTTP/1.1\r\n" + head + b"\r\n").startswith(b"HTTP/1.1 403 Forbidden\r\n")
+    assert asked(b"GET / HTTP/1.1\r\n" + b"x" * 20_000) == b""
+    monkeypatch.setattr(counts, "_PATIENCE", 0.2)
+    assert asked(b"GET / HTTP/1.1\r\n") == b""
+
+
 def test_a_site_that_can_not_be_a_gateway_says_why(place: Place, tmp_path: Path) -> None:
     good = Terms("127.0.0.1", 0, place.certificate, place.key, 2)
 
@@ -465,6 +668,10 @@ def test_a_site_that_can_not_be_a_gateway_says_why(place: Place, tmp_path: Path)
     (tmp_path / "linked" / "manifest.json").write_text(json.dumps({"files": {"key": {}}}))
     (tmp_path / "linked" / "key").symlink_to(place.key)
     refused("key: Too many levels of symbolic links", package="linked")
+    (tmp_path / "linked" / "manifest.json").write_text(json.dumps({"files": {"../site/key.pem": {}}}))
+    (tmp_path / "linked" / "folder").mkdir()
+    (tmp_path / "linked" / "manifest.json").write_text(json.dumps({"files": {"folder": {}}}))
+    refused("folder: it is no file", package="linked")
     (tmp_path / "linked" / "manifest.json").write_text(json.dumps({"files": {"../site/key.pem": {}}}))
     refused("'../site/key.pem' is no name of a file in it", package="linked")
     taken = place.gateway._told.sockets[0].getsockname()[1]
