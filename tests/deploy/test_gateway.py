@@ -293,7 +293,8 @@ def test_a_reply_that_is_not_due_ends_the_connection(place: Place) -> None:
 
 def test_nothing_larger_than_what_is_due_is_taken_in(place: Place) -> None:
     before = place.at_work(place.token())
-    before.send(bytes(1 << 17))  # none is due
+    with suppress(ConnectionClosed):  # in its middle
+        before.send(bytes(1 << 17))  # none is due
     assert end_of(before)[0] == 1009
     line = place.at_work(place.token())
     until(lambda: 1 in place.gateway.present())
@@ -319,7 +320,8 @@ def test_what_is_due_is_due_once(place: Place) -> None:
     longest = Longest(1 << 18, 1 << 20)
     line, other = place.at_work(place.token()), place.at_work(place.token())
     prepared(place, line)
-    line.send(bytes(1 << 17))
+    with suppress(ConnectionClosed):
+        line.send(bytes(1 << 17))
     assert end_of(line)[0] == 1009
     until(lambda: place.gateway.present() == [1])
     reply = asked_behind(place, longest=longest, at=1)
