@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from halfback.controllers.fixed import Fixed
+from halfback.controllers.protocol import Observation
 from halfback.engine import attendance
 from halfback.engine.attendance import Attended
 from halfback.engine.federation import Federation
@@ -161,6 +163,34 @@ def test_a_round_that_a_client_left_in_the_middle_is_repeated_to_the_bit(tmp_pat
     whole = machine(**changes)
     small.run(whole, 5)
     assert not torch.equal(whole.server.party.agreed.rows[2], server.server.party.agreed.rows[2])
+
+
+def test_thresholds_are_steered_by_whoever_took_part(tmp_path: Path) -> None:
+    """Client 1 stands in for client 2, which is away, in rounds that sample that one."""
+
+    class Without(Uneven):
+        def reachable(self) -> set[int]:
+            return {0, 1}
+
+    class Watching(Fixed):
+        def observe(self, seen: Observation) -> None:
+            found.append(seen)
+
+    found: list[Observation] = []
+    changes = {"clients": 3, "sampled_clients": 2, "codecs__activations_up": ["temporal"], "batch_size": 120}
+    server = machine(**changes)
+    server.server.controller = Watching({"activations_up": 0.5})
+    carrier = Without(lambda n: machine(**changes).client(n), 3, tmp_path)
+    try:
+        deployment = deployed(server, carrier, Terms(60.0, 1, 60.0), lambda _: None)
+        for number in range(4):
+            order = Round(number, 1, number)
+            deployment.run_round(order, measure_memory=False)
+            server.server.steer(order, train_loss=1.0, validation_loss=None)
+    finally:
+        carrier.close()
+    rows = sum(len(server.client(n).party.feed.data.batch(0).labels) for n in (0, 1))
+    assert [seen.links["activations_up"].compared for seen in found] == [0, rows, rows, rows]
 
 
 def test_a_client_has_as_long_as_its_own_pace_says() -> None:
