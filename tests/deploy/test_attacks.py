@@ -118,7 +118,7 @@ def test_another_client_of_the_job_can_not_ask_a_site(job: Callable[[str], Job])
     site = job("").start({}, caller="site-2")
     try:
         header, body, why = site.exchange(frame(Prepare.model_construct()).header, b"", 1.0, 0, [0, 0])
-        assert site.present() == [1, []]
+        assert site.present() == [1, [], {}]
     finally:
         site.stop()
     assert (header, body) == ("", b"")
