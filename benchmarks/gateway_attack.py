@@ -341,7 +341,7 @@ def main() -> None:
                     hurt = pace(site, chosen.seconds)
                     attack.communicate("")
                     ratios.append(2 * hurt / (before + pace(site, chosen.seconds)))
-                counted = site.counts()
+                counted = site.present()[2]
                 told = {
                     key: int(value) for key, value in counted.items() if key.startswith(("joined", "refused", "closed"))
                 }

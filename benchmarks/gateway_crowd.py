@@ -158,7 +158,7 @@ def crowd(place: Path, recipe: RunConfig, devices: int) -> Iterator[tuple[Proxy,
                 time.sleep(0.2)
             print(f"{devices} devices are there after {time.monotonic() - begun:.0f} s", flush=True)
             yield site, pid
-            print({name: count for name, count in site.counts().items() if count})
+            print({name: count for name, count in site.present()[2].items() if count})
             joined.stdin.close()
     said = (place / "gateway" / "gateway.log").read_text()
     print(f"the gateway's log has {len(said.splitlines())} lines{', and a traceback' * ('Traceback' in said)}")

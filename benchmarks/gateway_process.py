@@ -50,11 +50,6 @@ class Called:
         self._as_server()
         return self.site.present()
 
-    def counts(self) -> dict[str, float]:
-        """As the site's."""
-        self._as_server()
-        return self.site.counts()
-
     def begun(self) -> dict[int, int]:
         """How many rounds each place began."""
         return dict(self.opened)
@@ -80,7 +75,7 @@ class Proxy:
         return getattr(self._site, name)
 
 
-_Manager.register("called", exposed=("exchange", "present", "counts", "begun"))
+_Manager.register("called", exposed=("exchange", "present", "begun"))
 
 
 def certified(folder: Path) -> dict[str, str]:
@@ -117,7 +112,7 @@ def main(folder: Path) -> None:
     """Until its input ends."""
     called = Called(folder / "local")
     assert called.site._gateway is not None, called.site._refusal
-    _Manager.register("called", callable=lambda: called, exposed=("exchange", "present", "counts", "begun"))
+    _Manager.register("called", callable=lambda: called, exposed=("exchange", "present", "begun"))
     server = _Manager(str(folder / "calls"), _KEY).get_server()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(called.site._gateway.port, flush=True)

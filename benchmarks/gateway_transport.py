@@ -109,7 +109,7 @@ class Measuring:
 
         def asked(*questions: Frame) -> None:
             for each in questions:
-                found = carrier.ask({0: each}, _LIMIT, _ALL)
+                found = dict(carrier.ask({0: each}, {0: _LIMIT}, _ALL))
                 assert isinstance(found[0], Frame), found
 
         prepare = Prepare(run="0" * 16, client=0, config={}, label_names=(), weights="")
