@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from halfback import json_reading
 from halfback.errors import UserError, shown
+from halfback.telemetry.records import replace_text
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def seated(path: Path, sites: Mapping[str, int], clients: int) -> Seats:
         log.warning(
             "no seat is left for site %s beside %d: the run has clients=%d", name, len(given.get(name, ())), clients
         )
-    write(path, json.dumps(given))
+    replace_text(path, json.dumps(given))
     here = {
         number: Place(name, place)
         for name, numbers in given.items()
@@ -97,10 +97,3 @@ def _read(path: Path, clients: int) -> dict[str, list[int]]:
     if not {*map(type, numbers)} <= {int} or not {*numbers} <= {*range(clients)} or len({*numbers}) < len(numbers):
         raise UserError(f"{path} must give each site clients of its own, 0 to {clients - 1}, not {shown(found)}")
     return {str(name): list(each) for name, each in found.items()}
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file, of which nobody ever sees a half."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)

@@ -18,7 +18,7 @@ from halfback.assembly.remote import remote_server
 from halfback.config.yaml_reading import check_plain
 from halfback.deploy.folder import ENDED, EVENTS, GATEWAYS, SEATS, copy_run, make_folder
 from halfback.deploy.here import at_server
-from halfback.deploy.seats import Place, seated, write
+from halfback.deploy.seats import Place, seated
 from halfback.deploy.site import SiteConfig
 from halfback.engine import attendance
 from halfback.engine.remote.frames import Frame, Longest
@@ -30,7 +30,7 @@ from halfback.runs.folder import COHORTS, check_config
 from halfback.runs.locks import alone
 from halfback.runs.opening import Caller
 from halfback.runs.training import RunState
-from halfback.telemetry.records import RECORDS, writing
+from halfback.telemetry.records import RECORDS, replace_text, writing
 
 RUN = "run"
 _PRIVATE = "what is wrong may quote a row of the server's site; its own log says it"
@@ -249,5 +249,5 @@ def _run_token(out: Path) -> str:
     """What tells this run from others on the sites' disks."""
     path = out / "token"
     if not path.exists():
-        write(path, secrets.token_hex(8))
+        replace_text(path, secrets.token_hex(8))
     return path.read_text()

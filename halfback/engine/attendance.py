@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from halfback import json_reading
 from halfback.errors import UserError
+from halfback.telemetry.records import replace_text
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,7 @@ def keep(path: Path, rounds: int) -> None:
     if not path.exists():
         return
     lines = json_reading.text_of(path).split("\n")[:-1][:rounds]
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    unfinished.replace(path)
+    replace_text(path, "".join(f"{line}\n" for line in lines))
 
 
 Attendance = Mapping[int, Attended]
