@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -123,3 +123,23 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait(5)
         except (ProcessLookupError, subprocess.TimeoutExpired):
             continue
+
+
+def resident(place: str, kinds: Mapping[str, str]) -> dict[str, tuple[float, int]]:
+    """MB and threads of the processes of a folder, the most of each kind.
+
+    `kinds`: each one's name, and a word of its command line.
+    """
+    found: dict[str, tuple[float, int]] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words, status = (entry / "cmdline").read_text(), (entry / "status").read_text()
+        except OSError:
+            continue
+        for kind, word in kinds.items():
+            if word in words and place in words and "VmRSS" in status:
+                size, threads = (int(status.split(name)[1].split()[0]) for name in ("VmRSS:", "Threads:"))
+                found[kind] = max(found.get(kind, (0.0, 0)), (size / 1024, threads))
+    return found

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from federation import ADMIN, permit, provision, running, submit
+from federation import ADMIN, permit, provision, resident, running, submit
 from nvflare.collab import collab
 
 SERVER, PORT = "localhost", 8122
@@ -32,23 +32,6 @@ KINDS = {
     "FLARE client": "client.client_train",
 }
 _RUNTIME = ("nvflare.collab.runtime.controller.CollabController", "nvflare.collab.runtime.executor.CollabExecutor")
-
-
-def resident(place: str) -> dict[str, tuple[float, int]]:
-    """MB and threads by kind of process."""
-    found: dict[str, tuple[float, int]] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words, status = (entry / "cmdline").read_text(), (entry / "status").read_text()
-        except OSError:
-            continue
-        for kind, word in KINDS.items():
-            if word in words and place in words and "VmRSS" in status:
-                size, threads = (int(status.split(name)[1].split()[0]) for name in ("VmRSS:", "Threads:"))
-                found[kind] = max(found.get(kind, (0.0, 0)), (size / 1024, threads))
-    return found
 
 
 def counted() -> dict[str, int]:
@@ -107,7 +90,7 @@ class Calling:
         body, points, counts, begun = bytes(self.size), [], [], time.monotonic()
         for number in range(self.calls + 1):
             if number % max(self.calls // 50, 1) == 0:
-                points.append((number, time.monotonic() - begun, resident(self.out)))
+                points.append((number, time.monotonic() - begun, resident(self.out, KINDS)))
             if number in (self.calls // 2, self.calls):
                 counts.append((counted(), site.count()))
             assert len(site.echo(body)) == self.size

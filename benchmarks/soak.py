@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from federation import resident
 
 from halfback import config as configuration
 from halfback.deploy.environments import poc
@@ -28,23 +29,6 @@ KINDS = {
     "FLARE server": "server.server_train",
     "FLARE client": "client.client_train",
 }
-
-
-def resident(place: Path) -> dict[str, float]:
-    """MB by kind of process, the largest of each kind."""
-    found: dict[str, float] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words, status = (entry / "cmdline").read_text(), (entry / "status").read_text()
-        except OSError:
-            continue
-        for kind, word in KINDS.items():
-            if word in words and str(place) in words and "VmRSS" in status:
-                size = int(status.split("VmRSS:")[1].split()[0]) / 1024
-                found[kind] = max(found.get(kind, 0.0), size)
-    return found
 
 
 def main() -> None:
@@ -81,7 +65,7 @@ def main() -> None:
                         step = read_records(kit.parent / "server" / "halfback-site" / "runs" / "soak")[-1].step
                     except Exception:
                         continue  # not there yet, or just being written
-                    for kind, size in resident(place).items():
+                    for kind, (size, _) in resident(str(place), KINDS).items():
                         points[kind].append((step, size))
             if run.returncode:
                 raise SystemExit(f"the run ended with status {run.returncode}")
