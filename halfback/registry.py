@@ -1,10 +1,13 @@
 """Things that are chosen by name, of this package and of others: one table a kind."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, final
 
-from halfback.errors import UserError
+from pydantic import TypeAdapter, ValidationError
+
+from halfback.errors import UserError, offer
 
 T = TypeVar("T")
 
@@ -63,3 +66,30 @@ class Registry(Mapping[str, T]):
             self._declared = {entry.name: entry.load() for entry in entry_points(group=self.group)}
         others = {name: thing for name, thing in (self._declared | self._here).items() if name not in self._ours}
         return self._ours | others
+
+
+def parsed(table: Mapping[str, type[T]], chosen: str | Mapping[str, Any], where: str, noun: str) -> T:
+    """What a recipe chooses from a table of dataclasses: by a name, or by a mapping of a `name` and options.
+
+    Raises:
+        UserError: an unknown name, option or value; says `where`, by its `noun`, and what is allowed.
+    """
+    options = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name not in table:
+        raise UserError(f"{where}: {noun} {name!r} is unknown; {offer(str(name), list(table))}")
+    kind: Any = table[name]
+    allowed = [field.name for field in fields(kind)]
+    for option in options:
+        if option not in allowed:
+            has = offer(str(option), allowed) if allowed else "it has no options"
+            raise UserError(f"{where}: option {option!r} is unknown to {name}; {has}")
+    try:
+        found: T = TypeAdapter(kind).validate_python(options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}: {noun} {name}: {path}={first['input']!r}: {first['msg']}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return found

@@ -42,6 +42,7 @@ def moved(dtype: torch.dtype, replays: bool = False, normalize: bool = False, **
 TEXTS = Rows(chosen("task.generated_rows=1", "task.objective=generation"), 20, 10, 74, None, None, 2, 2)
 IMAGES = replace(TEXTS, longest=0, longest_prompt=0, positions=None, size=(32, 32), wanted=(32, 32), kinds=0)
 DIGITS = Pretraining("mnist", 1, 10, "digits", 1, 10)
+AUGMENTED = chosen("task.augment=[flip]")
 SPRY = "algorithm.name=spry", "sampled_clients=4", "robust.name=median"
 
 BEFORE: dict[str, tuple[list[str], list[str], str]] = {
@@ -164,6 +165,11 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["client.runtime=device", "one_pass=false"],
         "one_pass=true: clients on device packages (client.runtime=device) run alone; use one_pass=null or one_pass=fa",
     ),
+    "augmentation of samples that are remembered": (
+        ["task.augment=[flip]", "codecs.activations_up=[temporal]"],
+        ["task.augment=[flip]", "codecs.activations_up=[int8]"],
+        "task.augment: codecs.activations_up remembers what it sent of each sample, and an augmented one is another in",
+    ),
     "codecs where nothing goes": (
         ["codecs.gradient_up=[int8]"],
         ["codecs.gradient_up=[int8]", "model.head=0"],
@@ -191,6 +197,16 @@ AFTER: dict[str, tuple[Any, Any, str]] = {
         replace(TEXTS, known_kinds=1),
         replace(TEXTS, known_kinds=None),
         "model.name=resnet8: the tokenizer tells 2 texts of a pair apart, the model 1: they don't fit",
+    ),
+    "augmentation of texts": (
+        replace(TEXTS, config=AUGMENTED),
+        replace(IMAGES, config=AUGMENTED),
+        "task.augment: digits has no images; leave it empty",
+    ),
+    "window beside the image": (
+        replace(IMAGES, padding=32),
+        replace(IMAGES, padding=31),
+        "task.augment: crop with padding=32: images are 32×32, so 1 to 31 are allowed",
     ),
     "pretraining on other images": (
         replace(DIGITS, channels=None, target_channels=None),

@@ -10,6 +10,7 @@ from halfback.config import RunConfig, build_algorithm
 from halfback.controllers import build as start_controller
 from halfback.controllers import read_options
 from halfback.controllers.protocol import Controller
+from halfback.data.augment import parse as parse_augmentation
 from halfback.errors import UserError
 from halfback.parties.protocol import Algorithm
 from halfback.zeroth.directions import seed_for
@@ -21,6 +22,7 @@ def check(config: RunConfig) -> tuple[Algorithm, dict[str, tuple[Codec, ...]], C
     Raises:
         UserError: an option of one of them has a value that is not allowed.
     """
+    parse_augmentation(config.task.augment)
     codecs = {link: parse(chosen, f"codecs.{link}") for link, chosen in config.codecs if chosen}
     return build_algorithm(config), codecs, _controller(config, codecs)
 

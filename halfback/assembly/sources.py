@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from halfback.config import RunConfig
+from halfback.data.augment import Augmentation, parse
 from halfback.data.batches import ClientData, Split
 from halfback.data.partition import partition
 from halfback.zeroth.directions import seed_for
@@ -28,7 +29,8 @@ class Seat:
 def site_source(config: RunConfig, train: Split, client: int, device: torch.device) -> ClientData:
     """The batches of a client whose rows nobody else has."""
     rows, seed = torch.arange(len(train.labels)).numpy(), seed_for(config.seed, "order", client)
-    return ClientData(train, rows, batch_size=config.batch_size, seed=seed, device=device)
+    augment = _augmentation(config, client)  # its rows have numbers that others' have too
+    return ClientData(train, rows, batch_size=config.batch_size, seed=seed, augment=augment, device=device)
 
 
 def client_sources(config: RunConfig, train: Split, device: torch.device) -> list[ClientData]:
@@ -40,9 +42,15 @@ def client_sources(config: RunConfig, train: Split, device: torch.device) -> lis
         alpha=config.partition.alpha,
         seed=seed_for(config.seed, "partition"),
     )
+    augment = _augmentation(config)
     return [
         ClientData(
-            train, rows, batch_size=config.batch_size, seed=seed_for(config.seed, "order", number), device=device
+            train,
+            rows,
+            batch_size=config.batch_size,
+            seed=seed_for(config.seed, "order", number),
+            augment=augment,
+            device=device,
         )
         for number, rows in enumerate(parts)
     ]
@@ -52,4 +60,11 @@ def pooled_source(config: RunConfig, train: Split, device: torch.device) -> list
     """One machine's data: the rows of all clients, and in a batch as many as those of a cohort together."""
     rows = torch.arange(len(train.labels)).numpy()
     size = config.batch_size * config.sampled_clients
-    return [ClientData(train, rows, batch_size=size, seed=seed_for(config.seed, "order", 0), device=device)]
+    seed, augment = seed_for(config.seed, "order", 0), _augmentation(config)
+    return [ClientData(train, rows, batch_size=size, seed=seed, augment=augment, device=device)]
+
+
+def _augmentation(config: RunConfig, *path: int) -> Augmentation | None:
+    """What is done to training images; None where nothing is."""
+    changes = parse(config.task.augment)
+    return Augmentation(changes, seed_for(config.seed, "augment", *path)) if changes else None

@@ -16,6 +16,7 @@ from halfback.assembly.given import Given, check_given, given_whole, settled_tok
 from halfback.config import ModelConfig, RunConfig
 from halfback.config.facts import Pretraining, Rows
 from halfback.config.rules import check
+from halfback.data.augment import padding_of, parse
 from halfback.data.batches import ClientData
 from halfback.data.encode import EncodedTask, encode
 from halfback.data.images import RGB_MEAN, RGB_STD
@@ -150,6 +151,7 @@ def check_rows(loaded: Loaded, config: RunConfig) -> None:
         wanted=tuple(wanted) if isinstance(wanted, list | tuple) else None if wanted is None else (wanted, wanted),
         kinds=max(kind for _, kind in found) + 1,
         known_kinds=getattr(model, "type_vocab_size", None),
+        padding=padding_of(parse(config.task.augment)),
     )
     check(facts)
     if loaded.tokenizer is not None and hasattr(whole, "get_input_embeddings"):

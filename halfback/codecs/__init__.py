@@ -4,12 +4,10 @@ Ours are below; others are those that packages declare under `halfback.codecs`, 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from halfback.codecs.chain import Chain
 from halfback.codecs.ends import FeedbackSender, Plain
@@ -17,8 +15,8 @@ from halfback.codecs.protocol import Coding, Receiver, Sender, Stage
 from halfback.codecs.quantise import Cast, Int4, Int8, Sign
 from halfback.codecs.sparsify import Projection, TopK
 from halfback.codecs.temporal import Temporal, TemporalReceiver, TemporalSender
-from halfback.errors import UserError, offer
-from halfback.registry import Registry
+from halfback.errors import UserError
+from halfback.registry import Registry, parsed
 
 Codec = Coding | Temporal
 CODECS: Registry[type[Codec]] = Registry(
@@ -43,32 +41,10 @@ def parse(chosen: Sequence[str | Mapping[str, Any]], where: str) -> tuple[Codec,
     Raises:
         UserError: an unknown codec, option or value, or temporal behind another; names `where` and what is allowed.
     """
-    codecs = tuple(_parsed({"name": entry} if isinstance(entry, str) else entry, where) for entry in chosen)
+    codecs = tuple(parsed(CODECS, entry, where, "codec") for entry in chosen)
     if any(isinstance(codec, Temporal) for codec in codecs[1:]):
         raise UserError(f"{where}: temporal must be the first of its chain, and there only once")
     return codecs
-
-
-def _parsed(entry: Mapping[str, Any], where: str) -> Codec:
-    options = dict(entry)
-    name = options.pop("name", None)
-    if not isinstance(name, str) or name not in CODECS:
-        raise UserError(f"{where}: codec {name!r} is unknown; {offer(str(name), list(CODECS))}")
-    kind: Any = CODECS[name]
-    allowed = [field.name for field in fields(kind)]
-    for option in options:
-        if option not in allowed:
-            has = offer(str(option), allowed) if allowed else "it has no options"
-            raise UserError(f"{where}: option {option!r} is unknown to {name}; {has}")
-    try:
-        codec: Codec = TypeAdapter(kind).validate_python(options)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: codec {name}: {path}={first['input']!r}: {first['msg']}") from None
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    return codec
 
 
 def _chain(codecs: Sequence[Codec], width: int, dtype: torch.dtype, where: str) -> Chain:

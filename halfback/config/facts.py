@@ -147,6 +147,7 @@ class Rows:
         positions: tokens that the model takes; None for any number.
         size: height and width of the images, None for texts; wanted: those that the model takes, None for any.
         kinds: texts that the tokenizer tells apart in a row; known_kinds: those of the model, None for any number.
+        padding: pixels around an image, of which an augmentation takes a window.
     """
 
     config: RunConfig
@@ -157,6 +158,7 @@ class Rows:
     wanted: tuple[int, ...] | None
     kinds: int
     known_kinds: int | None
+    padding: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the table.
 
 from typing import Any
 
+from halfback.config.data_rules import OF_DATA, PRETRAINING, ROWS
 from halfback.config.facts import (
     Boundaries,
     Chosen,
@@ -181,68 +182,11 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
             "one_pass=false"
         ),
     ),
+    *OF_DATA,
     Rule(
         "codecs where nothing goes",
         lambda f: f.idle_links != [],
         lambda f: f"codecs.{f.idle_links[0][0]}: nothing goes this way without {f.idle_links[0][1]}",
-    ),
-)
-
-_ROWS: tuple[Rule[Rows], ...] = (
-    Rule(
-        "rows longer than positions",
-        lambda f: f.positions is not None and f.longest > f.positions,
-        lambda f: (
-            f"task.max_length={f.config.task.max_length}: a row has {f.longest} tokens; {f.config.model.name} takes up "
-            f"to {f.positions}"
-        ),
-    ),
-    Rule(
-        "answers longer than positions",
-        lambda f: (
-            f.positions is not None
-            and f.config.task.generated_rows > 0
-            and f.longest_prompt + f.config.task.max_new_tokens > f.positions
-        ),
-        lambda f: (
-            f"task.max_new_tokens={f.config.task.max_new_tokens}: a prompt has {f.longest_prompt} tokens; "
-            f"{f.config.model.name} takes up to {f.positions} in all"
-        ),
-    ),
-    Rule(
-        "images of another size",
-        lambda f: f.size is not None and f.wanted is not None and f.size != f.wanted,
-        lambda f: (
-            f"task.image_size: images are {'×'.join(map(str, f.size or ()))}; {f.config.model.name} takes "
-            f"{'×'.join(map(str, f.wanted or ()))}"
-        ),
-    ),
-    Rule(
-        "tokenizer of another model",
-        lambda f: f.known_kinds is not None and f.kinds > f.known_kinds,
-        lambda f: (
-            f"model.name={f.config.model.name}: the tokenizer tells {f.kinds} texts of a pair apart, the model "
-            f"{f.known_kinds}: they don't fit"
-        ),
-    ),
-)
-
-_PRETRAINING: tuple[Rule[Pretraining], ...] = (
-    Rule(
-        "pretraining on other images",
-        lambda f: f.channels is None or f.channels != f.target_channels,
-        lambda f: (
-            f"model.pretrain.task={f.name!r}: images with {f.target_channels} channels are allowed, like those of "
-            f"{f.target}"
-        ),
-    ),
-    Rule(
-        "pretraining on more classes",
-        lambda f: f.classes > f.target_classes,
-        lambda f: (
-            f"model.pretrain.task={f.name!r} has {f.classes} classes; at most {f.target_classes} are allowed, like "
-            f"those of {f.target}"
-        ),
     ),
 )
 
@@ -318,8 +262,8 @@ _BOUNDARIES: tuple[Rule[Boundaries], ...] = (
 
 RULES: dict[type[Any], tuple[Rule[Any], ...]] = {
     Chosen: _BEFORE,
-    Rows: _ROWS,
-    Pretraining: _PRETRAINING,
+    Rows: ROWS,
+    Pretraining: PRETRAINING,
     Trained: _TRAINED,
     Shallow: _SHALLOW,
     Moved: MOVED,

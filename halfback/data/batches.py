@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from halfback.data.augment import Augmentation
 
 IGNORED = -100  # the label of positions that the loss leaves out, as torch's cross_entropy has it
 
@@ -142,9 +144,16 @@ class ClientData:
     """
 
     def __init__(
-        self, split: Split, rows: np.ndarray, *, batch_size: int, seed: int, device: torch.device | str = "cpu"
+        self,
+        split: Split,
+        rows: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        augment: Augmentation | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        """`rows` are numbers of rows of `split`; batches are put on `device`."""
+        """`rows` are numbers of rows of `split`; `augment`: of images; batches are put on `device`."""
         if not len(rows):
             raise ValueError("a client needs at least one row")
         if batch_size < 1:
@@ -153,6 +162,7 @@ class ClientData:
         self._rows = np.asarray(rows, dtype=np.int64)
         self._size = batch_size
         self._seed = seed
+        self._augment = augment
         self._device = device
 
     def __len__(self) -> int:
@@ -187,4 +197,8 @@ class ClientData:
         stream = np.random.SeedSequence([self._seed, epoch])
         order = np.random.Generator(np.random.Philox(stream)).permutation(self._rows)
         rows = torch.from_numpy(order[place * self._size : (place + 1) * self._size])
-        return self._split.batch(rows).to(self._device)
+        batch = self._split.batch(rows)
+        if self._augment is not None:
+            changed = self._augment.of(batch.inputs["pixel_values"], rows, epoch)
+            batch = replace(batch, inputs={"pixel_values": changed})
+        return batch.to(self._device)

@@ -1,7 +1,7 @@
 """What a recipe says about its data."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 Objective = Literal["classification", "causal_lm", "generation"]
 GIVEN: Final = "given"
@@ -44,6 +44,8 @@ class TaskOptions:
     validation_rows: int | None = None
     holdout: float = 0.0
     image_size: int | None = None
+    augment: tuple[str | dict[str, Any], ...] = ()
+    """What is done to training images, anew in each epoch: `crop`, `flip`, or mappings of a name and options."""
     generated_rows: int = 0
     beams: int = 1
     max_new_tokens: int = 64

@@ -122,6 +122,8 @@ def check_recipe(config: RunConfig) -> None:
         raise UserError("a model, rows or a loss that were given in Python can't be packaged")
     if config.model.dtype != "float32":
         raise UserError(f"model.dtype={config.model.dtype}: a package has float32, or bottom.weights=int8")
+    if config.task.augment:
+        raise UserError("task.augment: a device package takes images as they are; leave it empty")
     if config.client.memory is not None:
         raise UserError("client.memory: of a package, set client.rows_at_once")
     try:

@@ -118,6 +118,11 @@ ROWS: dict[str, Row] = {
         learns={"clients": 3},
         brief=True,
     ),
+    "ho_sfl-augmented": Row(
+        "ho_sfl",
+        {"algorithm.directions": 2, "task.augment": [{"name": "crop", "padding": 1}, "flip"], **_REPLAYED},
+        brief=True,
+    ),
     "ho_sfl-exact": Row(
         "ho_sfl",
         {"model.cut": 2, "algorithm.directions": 3, "algorithm.exact_blocks": 1, "bottom.clip": 1.0, **_REPLAYED},
