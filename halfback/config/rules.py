@@ -120,8 +120,7 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
         "robust among too few",
         lambda f: f.config.sampled_clients < f.config.robust.needed,
         lambda f: (
-            f"sampled_clients={f.config.sampled_clients}: too few to tell who lies; robust.name={f.config.robust.name}"
-            f"{f' with robust.trim={f.config.robust.trim}' if f.config.robust.name == 'trimmed_mean' else ''} needs "
+            f"sampled_clients={f.config.sampled_clients}: too few to tell who lies; {f.config.robust.said} needs "
             f"{f.config.robust.needed} or more"
         ),
     ),

@@ -1,5 +1,8 @@
 """Slopes of a cohort in which some lie: what is agreed on, by hand and at random, and which settings are refused."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +12,8 @@ from halfback.errors import UserError
 from halfback.parties.cohort import Robust
 
 NONE, CLIP, MEDIAN = Robust(), Robust("clip"), Robust("median")
-EVERY = [NONE, CLIP, MEDIAN, Robust("trimmed_mean")]
+KRUM, MULTI_KRUM = Robust("krum"), Robust("multi_krum")
+EVERY = [NONE, CLIP, MEDIAN, Robust("trimmed_mean"), KRUM, MULTI_KRUM]
 
 
 @pytest.mark.parametrize(
@@ -23,6 +27,10 @@ EVERY = [NONE, CLIP, MEDIAN, Robust("trimmed_mean")]
         (Robust("trimmed_mean", trim=2), [1000.0, 1.0, 2.0, 3.0], 2.5),  # too few for two at each end: the median
         (CLIP, [1.0, -2.0, 3.0, -1000.0], (1 - 2 + 3 - 7.5) / 4),  # the median size is 2.5
         (Robust("clip", bound=1.0), [1.0, -2.0, 3.0], (1 - 2 + 2) / 3),
+        (KRUM, [1000.0, 4.0, 1.0, 2.0, 2.5], 2.0),  # its two nearest are at 0.5 and 1; those of 2.5 at 0.5 and 1.5
+        (MULTI_KRUM, [1000.0, 4.0, 1.0, 2.0, 2.5], (4.0 + 1.0 + 2.0 + 2.5) / 4),
+        (KRUM, [1.0, 3.0, 1.0, 3.0, 3.0], 3.0),
+        (KRUM, [1.0, 2.0, 2.5, 9.0], 2.0),  # too few for one liar: each by its two nearest
         (CLIP, [0.0, 0.0, 1000.0], 0.0),  # where most clients see no slope, nobody is believed that there is one
     ],
 )
@@ -76,6 +84,42 @@ def test_a_minority_can_not_leave_the_range_of_the_honest(liars: int, seed: int)
     assert (CLIP.agreed(rows).abs() <= CLIP.bound * torch.maximum(-low, high)).all()
 
 
+def _blanchard(rows: np.ndarray, liars: int, take: int) -> np.ndarray:
+    """Section 4 of the paper in float64, client by client: who is near to i, by leaving sets of f + 2 out.
+
+    The sum over the n − f − 2 nearest is the smallest over all choices of so many others.
+    """
+    count = len(rows)
+    scores = []
+    for i in range(count):
+        away = [sum((float(a) - float(b)) ** 2 for a, b in zip(rows[i], rows[j], strict=True)) for j in range(count)]
+        others = [away[j] for j in range(count) if j != i]
+        scores.append(min(sum(chosen) for chosen in itertools.combinations(others, count - liars - 2)))
+    order = sorted(range(count), key=lambda i: (scores[i], i))
+    return np.mean([rows[i].astype(np.float64) for i in order[:take]], axis=0)
+
+
+@pytest.mark.parametrize(("clients", "liars"), [(5, 1), (7, 1), (7, 2), (9, 3)])
+@pytest.mark.parametrize("seed", range(4))
+def test_krum_is_the_papers(clients: int, liars: int, seed: int) -> None:
+    """One rounding to float32 apart."""
+    rows = _rows(seed, clients)
+    rows[:liars] *= 10.0 ** (seed - 1)
+    for name, take in (("krum", 1), ("multi_krum", clients - liars)):
+        agreed = Robust(name, liars=liars).agreed(rows)  # type: ignore[arg-type]
+        wanted = torch.from_numpy(_blanchard(rows.numpy(), liars, take)).float()
+        torch.testing.assert_close(agreed, wanted, rtol=2e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_krum_never_takes_a_liar_that_is_far_away(seed: int) -> None:
+    """Two of seven, together or apart, at a hundred times what the honest are apart: each has four honest near it."""
+    rows = _rows(seed)
+    rows[:2] = 100 * rows[:2].sign() if seed % 2 else 100.0
+    assert any(torch.equal(Robust("krum", liars=2).agreed(rows), row) for row in rows[2:])
+    assert torch.equal(Robust("multi_krum", liars=2).agreed(rows), rows[2:].double().mean(dim=0).float())
+
+
 def test_more_liars_than_that_have_their_way() -> None:
     """So the test above holds what it says: with one liar more it fails."""
     rows = torch.cat([torch.zeros(3, 1), torch.full((4, 1), 1e6)])
@@ -90,11 +134,19 @@ QUICK = ["beside=[]", "sampled_clients=10"]
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (["robust.name=mean"], "robust.name='mean': input should be 'none', 'clip', 'median' or 'trimmed_mean'"),
+        (
+            ["robust.name=mean"],
+            "robust.name='mean': input should be 'none', 'clip', 'median', 'trimmed_mean', 'krum' or 'multi_krum'",
+        ),
         (["robust.bond=2"], "key 'robust.bond' is unknown; did you mean bound?"),
         (["robust.bound=0"], "robust.bound=0: a positive number is allowed"),
         (["robust.bound=.nan"], "robust.bound=nan: input should be a finite number"),
         (["robust.trim=0"], "robust.trim=0: 1 or more are allowed"),
+        (["robust.liars=0"], "robust.liars=0: 1 or more are allowed"),
+        (
+            ["robust.name=krum", "robust.liars=4"],
+            "sampled_clients=10: too few to tell who lies; robust.name=krum with robust.liars=4 needs 11 or more",
+        ),
         (
             ["robust.name=median", "sampled_clients=2"],
             "sampled_clients=2: too few to tell who lies; robust.name=median needs 3 or more",

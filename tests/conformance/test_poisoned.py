@@ -18,7 +18,7 @@ ABLE = ["ho_sfl", "zo_sfl", "decomfl"]
 
 
 def _run(algorithm: str, lie: bool, **changes: Any) -> Federation:
-    settings = {"sampled_clients": 4, "algorithm__directions": 3, **changes}
+    settings = {"clients": 5, "sampled_clients": 5, "algorithm__directions": 3, **changes}
     simulation = small.built(small.images(algorithm, **settings)).federation
     if lie:
         spoil(simulation, Slopes, lambda m: replace(m, values=-1e4 * m.values))
@@ -27,7 +27,7 @@ def _run(algorithm: str, lie: bool, **changes: Any) -> Federation:
 
 
 @pytest.mark.parametrize("algorithm", ABLE)
-@pytest.mark.parametrize("name", ["clip", "median", "trimmed_mean"])
+@pytest.mark.parametrize("name", ["clip", "median", "trimmed_mean", "krum", "multi_krum"])
 def test_a_liar_does_not_steer_the_step(algorithm: str, name: str) -> None:
     honest = _run(algorithm, lie=False).server.party.agreed.rows[0].abs().max()
     steered = _run(algorithm, lie=True).server.party.agreed.rows[0].abs().max()
