@@ -43,6 +43,7 @@ TEXTS = Rows(chosen("task.generated_rows=1", "task.objective=generation"), 20, 1
 IMAGES = replace(TEXTS, longest=0, longest_prompt=0, positions=None, size=(32, 32), wanted=(32, 32), kinds=0)
 DIGITS = Pretraining("mnist", 1, 10, "digits", 1, 10)
 AUGMENTED = chosen("task.augment=[flip]")
+MISLABELLED = chosen("attack.name=label_flip")
 SPRY = "algorithm.name=spry", "sampled_clients=4", "robust.name=median"
 
 BEFORE: dict[str, tuple[list[str], list[str], str]] = {
@@ -105,6 +106,21 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["robust.name=clip", "algorithm.aggregation=rows"],
         ["robust.name=clip"],
         "algorithm.aggregation=rows: robust.name=clip counts clients alike; use algorithm.aggregation=uniform, or robu",
+    ),
+    "attack on one machine": (
+        ["attack.name=label_flip", "algorithm.name=mezo"],
+        ["attack.name=label_flip", "algorithm.name=frozen_bottom"],
+        "attack.name=label_flip: mezo runs on one machine, without clients; use attack.name=none",
+    ),
+    "attack by what nobody says": (
+        ["attack.name=scale", "algorithm.name=vanilla_split"],
+        ["attack.name=scale", "algorithm.name=fedavg"],
+        "attack.name=scale: neither slopes nor weights of several clients come together in vanilla_split; use attack.n",
+    ),
+    "liars that are not there": (
+        ["attack={name: noise, clients: [1, 10]}"],
+        ["attack={name: noise, clients: 10}"],
+        "attack.clients=(1, 10): there is no client 10; 0 to 9 are allowed",
     ),
     "exact blocks with a list of cuts": (
         ["algorithm.exact_blocks=1", "model.cut=[2, 2]"],
@@ -202,6 +218,11 @@ AFTER: dict[str, tuple[Any, Any, str]] = {
         replace(TEXTS, config=AUGMENTED),
         replace(IMAGES, config=AUGMENTED),
         "task.augment: digits has no images; leave it empty",
+    ),
+    "labels flipped where there are none": (
+        replace(IMAGES, config=MISLABELLED),
+        replace(IMAGES, config=MISLABELLED, classes=2),
+        "attack.name=label_flip: digits has no classes; use another, or attack.name=none",
     ),
     "window beside the image": (
         replace(IMAGES, padding=32),

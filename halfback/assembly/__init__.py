@@ -28,6 +28,7 @@ from halfback.engine.links import CACHES
 from halfback.engine.server_side import ServerSide
 from halfback.models.cut import CutModel, check_cut
 from halfback.models.objectives import Evaluation, evaluate
+from halfback.parties.attack import Liars
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,14 @@ def build(
     sources = pooled_source(config, train, device) if pools else client_sources(config, train, device)
     about = fingerprint(loaded.whole, loaded.task, sources)
     ground = lay(config, algorithm, loaded, device)
+    if config.attack.name == "label_flip":
+        for liar in config.attack.liars:
+            sources[liar] = sources[liar].mislabelled(len(loaded.task.label_names))
     links, local = make_links(ground, codecs, forms_of(ground), scratch), make_locals(ground)
     rows = {number: len(source) for number, source in enumerate(sources)}
     side = server_side(ground, links, rows, local, controller)
+    if config.attack.says:
+        side.liars = Liars(config.attack, config.seed)
     clients = Clients(ground, links, dict(enumerate(sources)), local, side.meters)
     return Built(
         config,

@@ -152,6 +152,7 @@ def check_rows(loaded: Loaded, config: RunConfig) -> None:
         kinds=max(kind for _, kind in found) + 1,
         known_kinds=getattr(model, "type_vocab_size", None),
         padding=padding_of(parse(config.task.augment)),
+        classes=len(task.label_names) if task.objective == "classification" else 0,
     )
     check(facts)
     if loaded.tokenizer is not None and hasattr(whole, "get_input_embeddings"):

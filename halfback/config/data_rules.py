@@ -57,6 +57,11 @@ ROWS: tuple[Rule[Rows], ...] = (
         lambda f: f"task.augment: {f.config.task.name} has no images; leave it empty",
     ),
     Rule(
+        "labels flipped where there are none",
+        lambda f: f.config.attack.name == "label_flip" and f.classes == 0,
+        lambda f: f"attack.name=label_flip: {f.config.task.name} has no classes; use another, or attack.name=none",
+    ),
+    Rule(
         "window beside the image",
         lambda f: f.size is not None and f.padding >= min(f.size),
         lambda f: (

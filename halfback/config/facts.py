@@ -21,6 +21,8 @@ class Method:
         backpropagates: its devices do. gradients: its bottom is moved by gradients. trains: it is moved at all.
         replays: slopes move its bottom, or a part of it; replays_top: slopes move its top.
         u_shape, mixed_cuts: it can leave the head on the device; it can have a cut for each client.
+        averages: θ becomes a mean of the clients' at the end of a round.
+        pools: one machine has the rows of all clients.
         slopes_meet: slopes of several clients come together, of which some may be false.
         grouped: a device measures one of several groups of θ. one_by_one: clients' rounds follow one another.
         by_rows: a client counts by its rows. exact_blocks: whose gradient a device takes exactly, a number or "all".
@@ -35,6 +37,8 @@ class Method:
     replays_top: bool
     u_shape: bool
     mixed_cuts: bool
+    averages: bool
+    pools: bool
     slopes_meet: bool
     grouped: bool
     one_by_one: bool
@@ -55,6 +59,8 @@ def method_of(algorithm: Algorithm) -> Method:
         replays_top=needs.top == "replayed",
         u_shape="u_shape" in needs.fits,
         mixed_cuts="mixed_cuts" in needs.fits,
+        averages=needs.agreement.averages,
+        pools=needs.agreement.pools,
         slopes_meet=needs.agreement.keeps_history and needs.turns != "one_by_one",
         grouped=needs.agreement.groups is not None,
         one_by_one=needs.turns == "one_by_one",
@@ -112,6 +118,11 @@ class Chosen:
         return next((f"{name}={value:g}" for name, value in chosen.items() if value is not None), None)
 
     @property
+    def no_liar(self) -> int | None:
+        """A client that lies and isn't there; None where all are."""
+        return next((n for n in self.config.attack.liars if not 0 <= n < self.config.clients), None)
+
+    @property
     def remembering_links(self) -> list[str]:
         """The links whose codecs remember samples in memory, more with each that they see."""
         return [
@@ -148,6 +159,7 @@ class Rows:
         size: height and width of the images, None for texts; wanted: those that the model takes, None for any.
         kinds: texts that the tokenizer tells apart in a row; known_kinds: those of the model, None for any number.
         padding: pixels around an image, of which an augmentation takes a window.
+        classes: that the rows are of, 0 where they are of none.
     """
 
     config: RunConfig
@@ -159,6 +171,7 @@ class Rows:
     kinds: int
     known_kinds: int | None
     padding: int = 0
+    classes: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the table.
 
 from typing import Any
 
+from halfback.config.cohort_rules import OF_COHORTS
 from halfback.config.data_rules import OF_DATA, PRETRAINING, ROWS
 from halfback.config.facts import (
     Boundaries,
@@ -108,30 +109,7 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
         lambda f: f.config.sampled_clients > f.config.clients,
         lambda f: f"sampled_clients={f.config.sampled_clients}: at most clients={f.config.clients} are allowed",
     ),
-    Rule(
-        "robust without slopes that meet",
-        lambda f: f.config.robust.name != "none" and not f.method.slopes_meet,
-        lambda f: (
-            f"robust.name={f.config.robust.name}: no slopes of several clients come together in "
-            f"{f.config.algorithm.name}; use robust.name=none, or one of {able('slopes_meet')}"
-        ),
-    ),
-    Rule(
-        "robust among too few",
-        lambda f: f.config.sampled_clients < f.config.robust.needed,
-        lambda f: (
-            f"sampled_clients={f.config.sampled_clients}: too few to tell who lies; {f.config.robust.said} needs "
-            f"{f.config.robust.needed} or more"
-        ),
-    ),
-    Rule(
-        "robust by rows",
-        lambda f: f.config.robust.name != "none" and f.method.by_rows,
-        lambda f: (
-            f"algorithm.aggregation=rows: robust.name={f.config.robust.name} counts clients alike; use "
-            "algorithm.aggregation=uniform, or robust.name=none"
-        ),
-    ),
+    *OF_COHORTS,
     Rule(
         "exact blocks with a list of cuts",
         lambda f: f.method.exact_blocks != 0 and not isinstance(f.config.model.cut, int),

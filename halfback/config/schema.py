@@ -7,6 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from halfback.data.options import TaskOptions
 from halfback.models.adapters import BottomTrained, Lora
+from halfback.parties.attack import Attack
 from halfback.parties.cohort import Robust
 from halfback.zeroth.replay import Shape
 
@@ -225,6 +226,7 @@ class RunConfig(_Section):
     codecs: CodecsConfig = CodecsConfig()
     controller: ControllerConfig = ControllerConfig()
     robust: Robust = Robust()
+    attack: Attack = Attack()
     client: ClientConfig = ClientConfig()
     deployment: DeploymentConfig = DeploymentConfig()
     clients: int = Field(default=10, ge=1, le=_CLIENTS)

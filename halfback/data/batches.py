@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import final
@@ -119,6 +120,12 @@ class Split:
             unscored=None if self._unscored is None else [self._unscored[row] for row in rows],
         )
 
+    def labelled(self, labels: Tensor) -> Split:
+        """The same rows with other labels, (N,), of classes."""
+        other = copy(self)
+        other.labels = labels
+        return other
+
     def contents(self) -> dict[str, Tensor]:
         """All that batches are made of: token lists as one row of ids each, and their lengths."""
         found = {"labels": self.labels} if self._images is None else {"labels": self.labels, "images": self._images}
@@ -178,6 +185,12 @@ class ClientData:
     def split(self) -> Split:
         """The client's rows alone."""
         return self._split.take(self._rows.tolist())
+
+    def mislabelled(self, classes: int) -> ClientData:
+        """The same rows, each of class `classes` − 1 − y in the place of y."""
+        other = copy(self)
+        other._split = self._split.labelled(classes - 1 - self._split.labels)
+        return other
 
     def longest(self, behind: int) -> Batch:
         """As many rows as a batch has, those with the most tokens: no batch has more of them.

@@ -35,6 +35,8 @@ def check_apart(config: RunConfig) -> None:
         )
     if config.fleet is not None:
         raise UserError(f"fleet={config.fleet}: a deployment has devices and links of its own; use fleet=null")
+    if config.attack.name != "none":
+        raise UserError(f"attack.name={config.attack.name}: clients lie in a simulation alone; use attack.name=none")
     if config.one_pass:
         raise UserError("one_pass=true: clients on other machines run alone; use one_pass=null or one_pass=false")
     if configuration.build_algorithm(config).needs.agreement.pools:

@@ -18,6 +18,7 @@ from halfback.engine.tensors import moments, optimizer_tensors
 from halfback.errors import PeerError
 from halfback.models.cut import install
 from halfback.models.running import Bottom, LocalModel
+from halfback.parties.attack import Liars
 from halfback.parties.holdings import Round
 from halfback.parties.protocol import Algorithm, ChoosesClients
 from halfback.parties.server import Server
@@ -39,6 +40,7 @@ class ServerSide:
         broadcast: what encodes for all clients at once; None where nothing is.
         ledger: the bytes that went over all links.
         meters: what the run cost so far.
+        liars: what the server hears in the place of what some clients say, where lies are studied; else None.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class ServerSide:
             party.agreed.encode = self.broadcast.encode
         self.ledger = Ledger()
         self.meters = Meters()
+        self.liars: Liars | None = None
         self._memory: MemoryMeter | None = None
         self._greetings: dict[int, Caches] = {}
 
@@ -143,6 +146,8 @@ class ServerSide:
                 self._memory.receive(tensors_of(message))
         if self.party.top.above:  # it runs blocks of θ, as its own replica has them
             install(self.part, self.party.agreed.replica.parameters)
+        if self.liars is not None:
+            messages = self.liars.heard(self.party, messages)
         with self.meters.server.running(), charged(self._memory):
             return self.algorithm.answer(self.party, messages)
 

@@ -56,6 +56,11 @@ class Agreement(Protocol):
         ...
 
     @property
+    def averages(self) -> bool:
+        """Whether θ becomes a mean of the clients' at the end of a round."""
+        ...
+
+    @property
     def keeps_history(self) -> bool:
         """Whether θ is a function of the agreed rows in `Server.agreed`."""
         ...
@@ -181,6 +186,7 @@ class Silent:
     moves: bool
     pools: bool
     aggregation: Aggregation = "uniform"
+    averages: ClassVar[bool] = False
     keeps_history: ClassVar[bool] = False
     exact_blocks: ClassVar[int] = 0
     groups: ClassVar[None] = None

@@ -50,6 +50,7 @@ class BySlopes:
     name: ClassVar[str] = "slopes"
     moves: ClassVar[bool] = True
     pools: ClassVar[bool] = False
+    averages: ClassVar[bool] = False
     keeps_history: ClassVar[bool] = True
 
     directions: int

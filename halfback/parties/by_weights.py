@@ -45,6 +45,11 @@ class ByWeights:
         """Of the kind, for reports."""
         return "relay" if self.kind is HandOver else "weights"
 
+    @property
+    def averages(self) -> bool:
+        """Not where θ is handed on."""
+        return self.kind is Weights
+
     def replica_for(self, agreed: Replica, client: int) -> Replica:
         """Parameters of the client's own, which start as the agreed ones; and directions of its own."""
 

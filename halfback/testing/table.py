@@ -123,6 +123,19 @@ ROWS: dict[str, Row] = {
         {"algorithm.directions": 2, "task.augment": [{"name": "crop", "padding": 1}, "flip"], **_REPLAYED},
         brief=True,
     ),
+    "ho_sfl-attacked": Row(
+        "ho_sfl",
+        {
+            "model.cut": 2,
+            "algorithm.directions": 2,
+            "algorithm.exact_blocks": 1,
+            "attack.name": "noise",
+            "attack.strength": 1.0,
+            "attack.clients": [2],
+            **_REPLAYED,
+        },
+        brief=True,
+    ),
     "ho_sfl-exact": Row(
         "ho_sfl",
         {"model.cut": 2, "algorithm.directions": 3, "algorithm.exact_blocks": 1, "bottom.clip": 1.0, **_REPLAYED},

@@ -1,11 +1,9 @@
 """One client lies about its slopes, in a real run: what the server puts into the history."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from test_hostile_peers import HOSTILE, spoil
 
 from halfback.engine.federation import Federation
 from halfback.errors import UserError
@@ -14,14 +12,15 @@ from halfback.parties.cohort import Robust
 from halfback.testing import small
 from halfback.wire.messages import Slopes
 
+HOSTILE = 3
 ABLE = ["ho_sfl", "zo_sfl", "decomfl"]
 
 
 def _run(algorithm: str, lie: bool, **changes: Any) -> Federation:
-    settings = {"clients": 5, "sampled_clients": 5, "algorithm__directions": 3, **changes}
-    simulation = small.built(small.images(algorithm, **settings)).federation
+    settings: dict[str, Any] = {"clients": 5, "sampled_clients": 5, "algorithm__directions": 3, **changes}
     if lie:
-        spoil(simulation, Slopes, lambda m: replace(m, values=-1e4 * m.values))
+        settings |= {"attack": {"name": "sign_flip", "strength": 1e4, "clients": [HOSTILE]}}
+    simulation = small.built(small.images(algorithm, **settings)).federation
     small.run(simulation, 1)
     return simulation
 
@@ -63,9 +62,9 @@ def test_spry_needs_clients_enough_for_each_group_of_layers() -> None:
 
 def test_spry_with_clients_enough_for_each_group_of_layers() -> None:
     settings = {"clients": 60, "sampled_clients": 60, "batch_size": 2, "robust__name": "median"}
+    settings |= {"attack": {"name": "scale", "strength": 1e6, "clients": [HOSTILE]}}
     simulation = small.built(small.images("spry", **settings)).federation
     groups = len(simulation.server.party.agreed.replica.groups)
     assert groups <= 20
-    spoil(simulation, Slopes, lambda m: replace(m, values=1e6 * torch.ones_like(m.values)))
     small.run(simulation, 1)
     assert simulation.server.party.agreed.rows[0].abs().max() < 1e4

@@ -28,6 +28,7 @@ pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
             "deployment.min_cohort=4: at most sampled_clients=3",
         ),
         (["quickstart", "codecs.activations_up=[zip]", "--env", "poc"], "codecs.activations_up"),
+        (["quickstart", "attack.name=noise", "--env", "poc"], "attack.name=noise: clients lie in a simulation alone"),
         (["quickstart", "deployment.deadline=0", "--env", "poc"], "deployment.deadline=0"),
     ],
 )
