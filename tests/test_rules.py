@@ -120,7 +120,7 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
     "liars that are not there": (
         ["attack={name: noise, clients: [1, 10]}"],
         ["attack={name: noise, clients: 10}"],
-        "attack.clients=(1, 10): there is no client 10; 0 to 9 are allowed",
+        "attack.clients=[1, 10]: there is no client 10; 0 to 9 are allowed",
     ),
     "exact blocks with a list of cuts": (
         ["algorithm.exact_blocks=1", "model.cut=[2, 2]"],

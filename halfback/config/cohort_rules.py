@@ -48,7 +48,7 @@ OF_COHORTS: tuple[Rule[Chosen], ...] = (
         "liars that are not there",
         lambda f: f.no_liar is not None,
         lambda f: (
-            f"attack.clients={f.config.attack.clients}: there is no client {f.no_liar}; 0 to {f.config.clients - 1} "
+            f"attack.clients={list(f.config.attack.liars)}: there is no client {f.no_liar}; 0 to {f.config.clients - 1} "
             "are allowed"
         ),
     ),
