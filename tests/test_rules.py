@@ -107,6 +107,11 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["robust.name=clip"],
         "algorithm.aggregation=rows: robust.name=clip counts clients alike; use algorithm.aggregation=uniform, or robu",
     ),
+    "server step without an average": (
+        ["server_step.name=fedadam"],
+        ["server_step.name=fedadam", "algorithm.name=sfl_v2"],
+        "server_step.name=fedadam: ho_sfl takes no mean of its clients' weights; use server_step.name=none, or one of ",
+    ),
     "attack on one machine": (
         ["attack.name=label_flip", "algorithm.name=mezo"],
         ["attack.name=label_flip", "algorithm.name=frozen_bottom"],

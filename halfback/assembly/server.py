@@ -19,6 +19,7 @@ from halfback.parties.agreed import Agreed
 from halfback.parties.cohort import Cohort
 from halfback.parties.holdings import Above, HiddenForm, Local
 from halfback.parties.server import Server, Top
+from halfback.parties.server_step import Averaging
 
 
 def server_side(
@@ -56,7 +57,10 @@ def server_side(
             cohort.groups[client] = groups
     part = ground.part
     auxiliary = part.head if needs.holds == "auxiliary" and isinstance(part, LocalModel) else None
-    server = Server(top, Agreed(ground.theta), cohort, auxiliary=auxiliary)
+    averaging = None
+    if config.server_step.name != "none":
+        averaging = Averaging(config.server_step, ground.theta.parameters)
+    server = Server(top, Agreed(ground.theta), cohort, averaging=averaging, auxiliary=auxiliary)
     sampling = Sampling(config.seed, len(rows), 1 if needs.agreement.pools else config.sampled_clients)
     return ServerSide(ground.algorithm, server, part, sampling, links, controller)
 

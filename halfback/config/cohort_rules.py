@@ -29,6 +29,14 @@ OF_COHORTS: tuple[Rule[Chosen], ...] = (
         ),
     ),
     Rule(
+        "server step without an average",
+        lambda f: f.config.server_step.name != "none" and not f.method.averages,
+        lambda f: (
+            f"server_step.name={f.config.server_step.name}: {f.config.algorithm.name} takes no mean of its clients' "
+            f"weights; use server_step.name=none, or one of {able('averages')}"
+        ),
+    ),
+    Rule(
         "attack on one machine",
         lambda f: f.config.attack.name != "none" and f.method.pools,
         lambda f: (
@@ -48,8 +56,8 @@ OF_COHORTS: tuple[Rule[Chosen], ...] = (
         "liars that are not there",
         lambda f: f.no_liar is not None,
         lambda f: (
-            f"attack.clients={list(f.config.attack.liars)}: there is no client {f.no_liar}; 0 to {f.config.clients - 1} "
-            "are allowed"
+            f"attack.clients={list(f.config.attack.liars)}: there is no client {f.no_liar}; 0 to "
+            f"{f.config.clients - 1} are allowed"
         ),
     ),
 )

@@ -9,6 +9,7 @@ from halfback.data.options import TaskOptions
 from halfback.models.adapters import BottomTrained, Lora
 from halfback.parties.attack import Attack
 from halfback.parties.cohort import Robust
+from halfback.parties.server_step import ServerStep
 from halfback.zeroth.replay import Shape
 
 Tree = dict[str, Any]
@@ -227,6 +228,7 @@ class RunConfig(_Section):
     controller: ControllerConfig = ControllerConfig()
     robust: Robust = Robust()
     attack: Attack = Attack()
+    server_step: ServerStep = ServerStep()
     client: ClientConfig = ClientConfig()
     deployment: DeploymentConfig = DeploymentConfig()
     clients: int = Field(default=10, ge=1, le=_CLIENTS)

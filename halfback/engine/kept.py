@@ -115,6 +115,8 @@ def check_state(
     agreed, top = server.agreed.replica, server.top
     fixed = {f"bottom.{name}": p for name, p in agreed.parameters.items()}
     fixed |= moments("bottom_moment", agreed) | {f"top.{n}": p for n, p in trained_above(server).items()}
+    if server.averaging is not None:
+        fixed |= {f"server_step.{name}": tensor for name, tensor in server.averaging.tensors().items()}
     fixed |= {} if top.replica is None else moments("top_moment", top.replica)
     free = {"controller.": side.controller is not None, "lasting.": needs.lasting is not None}
     free["broadcast."] = side.broadcast is not None

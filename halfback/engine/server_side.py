@@ -181,7 +181,8 @@ class ServerSide:
         modules = {top.module, *(above.module for above in top.above.values())}
         weights = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         remembered += [] if self.broadcast is None else self.broadcast.tensors()
-        lasting = self.party.lasting().values()
+        lasting = [*self.party.lasting().values()]
+        lasting += [] if self.party.averaging is None else self.party.averaging.tensors().values()
         recent = [part for parts in agreed.recent for part in parts]
         return [*weights, *head, *optimizer, *replayed, *agreed.rows, *recent, *remembered, *lasting]
 

@@ -38,6 +38,8 @@ def state_of_server(side: ServerSide) -> State:
         tensors["history"] = torch.stack(agreed.rows)
     for place, parts in enumerate(zip(*agreed.recent, strict=True)):
         tensors[f"recent.{place}"] = torch.stack(parts)
+    if server.averaging is not None:
+        tensors |= {f"server_step.{name}": tensor for name, tensor in server.averaging.tensors().items()}
     tensors |= {f"lasting.{name}": tensor for name, tensor in server.lasting().items()}
     steered: dict[str, Any] = {}
     if side.controller is not None:
@@ -98,6 +100,8 @@ def load_server(
     for name, parameter in trained_above(server).items():
         parameter.copy_(tensors[f"top.{name}"])
     load_moments("bottom_moment", agreed.replica, tensors)
+    for name, tensor in server.averaging.tensors().items() if server.averaging is not None else ():
+        tensor.copy_(tensors[f"server_step.{name}"])
     server.steps = values["steps"]
     agreed.turns = [(row, step) for row, step in values["turns"]]
     agreed.replica.position = values["position"]

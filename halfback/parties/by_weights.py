@@ -111,7 +111,7 @@ def take_weights(client: Client, reply: Any, kind: type[Weights] | type[HandOver
 
 @torch.no_grad()
 def average_weights(server: Server, messages: Mapping[int, Weights]) -> dict[int, Message]:
-    """The agreed θ becomes the mean of the clients', each by its share (`Server.shares`).
+    """The agreed θ becomes the mean of the clients', each by its share (`Cohort.shares`), or takes a step towards it.
 
     Raises:
         PeerError: a client's tensors are not θ's.
@@ -121,6 +121,7 @@ def average_weights(server: Server, messages: Mapping[int, Weights]) -> dict[int
     for client, message in messages.items():
         check_weights(client, message, agreed, server.steps)
     shares = server.cohort.shares(messages)
-    for place, parameter in enumerate(agreed.values()):
-        parameter.copy_(mean(torch.stack([message.tensors[place] for message in messages.values()]), shares))
+    for place, (name, parameter) in enumerate(agreed.items()):
+        found = mean(torch.stack([message.tensors[place] for message in messages.values()]), shares)
+        parameter.copy_(found if server.averaging is None else server.averaging.moved(name, found))
     return {client: Nothing() for client in messages}

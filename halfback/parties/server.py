@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from halfback.parties.agreed import Agreed
 from halfback.parties.cohort import Cohort
 from halfback.parties.holdings import Above, Descent, HiddenForm, Round
+from halfback.parties.server_step import Averaging
 from halfback.zeroth.replay import Replica
 
 Value = TypeVar("Value")
@@ -179,6 +180,7 @@ class Server:
             the round begins, says the engine (`begin`), and one more for each step that is taken.
         losses: training losses since the engine last took them.
         memory: what the method keeps between two exchanges, or longer: see `recall`.
+        averaging: how θ moves where the clients' weights are averaged; None where it becomes their mean.
         auxiliary: the devices' auxiliary head, to be called with those of the agreed parameters that are its own.
     """
 
@@ -189,6 +191,7 @@ class Server:
     steps: int = 0
     losses: list[float] = field(default_factory=list)
     memory: Memory | None = None
+    averaging: Averaging | None = None
     auxiliary: nn.Module | None = None
 
     def begin(self, round: Round) -> None:

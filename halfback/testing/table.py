@@ -246,6 +246,11 @@ ROWS: dict[str, Row] = {
     "mezo": Row("mezo", {"algorithm.directions": 2, **_REPLAYED}, learns={"bottom.lr": 3e-3}, texts=False),
     "mezo-forward_ad": Row("mezo", {"algorithm.estimator": "forward_ad", **_REPLAYED}, brief=True),
     "fedavg": Row("fedavg", {"bottom.optimizer": "adamw"}, texts=False),
+    "fedavg-fedadam": Row(
+        "fedavg",
+        {"server_step.name": "fedadam", "server_step.lr": 3e-3, "bottom.optimizer": "adamw"},
+        brief=True,
+    ),
     "centralised": Row("centralised", {"bottom.clip": 1.0, **_SCHEDULED}, learns={"bottom.lr": 5e-2}),
     "ho_sfl-u": Row("ho_sfl", {"algorithm.directions": 3, "model.head": 0, **_REPLAYED}),
     "ho_sfl-u-block": Row("ho_sfl", {"model.head": 1, **_REPLAYED}),

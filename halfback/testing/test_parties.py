@@ -102,7 +102,7 @@ def _sent(simulation: Federation, kind: type[Any]) -> list[tuple[str, tuple[Tens
     return sent
 
 
-@pytest.mark.rows(lambda row: row.needs.agreement.name == "weights")
+@pytest.mark.rows(lambda row: row.needs.agreement.averages and "server_step.name" not in row.settings)
 def test_clients_start_a_round_from_the_mean_of_the_last_one(row: Row) -> None:
     simulation = small.built(small.images(row.name, **row.changes())).federation
     sent = _sent(simulation, Weights)
