@@ -40,6 +40,7 @@ ARROWS: dict[str, set[str]] = {
         "telemetry",
         "zeroth",
         "models.cut",
+        "models.normalising",
         "models.running",
         "optimizers.table",
     },

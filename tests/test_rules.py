@@ -44,6 +44,7 @@ IMAGES = replace(TEXTS, longest=0, longest_prompt=0, positions=None, size=(32, 3
 DIGITS = Pretraining("mnist", 1, 10, "digits", 1, 10)
 AUGMENTED = chosen("task.augment=[flip]")
 MISLABELLED = chosen("attack.name=label_flip")
+NORMED = "algorithm.name=split_lora", "bottom={batch_norm: train, train: full}", "top={batch_norm: train, train: full}"
 SPRY = "algorithm.name=spry", "sampled_clients=4", "robust.name=median"
 
 BEFORE: dict[str, tuple[list[str], list[str], str]] = {
@@ -191,6 +192,41 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["task.augment=[flip]", "codecs.activations_up=[int8]"],
         "task.augment: codecs.activations_up remembers what it sent of each sample, and an augmented one is another in",
     ),
+    "batch norm of devices that don't backpropagate": (
+        ["bottom={batch_norm: train, train: full}"],
+        ["bottom={batch_norm: train, train: full}", "algorithm.name=cse_fsl"],
+        "bottom.batch_norm=train: devices of ho_sfl run forward only, or in part, and a probe must find what the pass ",
+    ),
+    "batch norm of a top that runs more than once": (
+        ["top={batch_norm: train, train: full}", "algorithm.name=hosl"],
+        ["top={batch_norm: train, train: full}"],
+        "top.batch_norm=train: hosl doesn't run the top once for each batch, or not in one place; use top.batch_norm=f",
+    ),
+    "batch norm of what is frozen": (
+        ["bottom={batch_norm: train, train: norm}", "algorithm.name=fedavg"],
+        ["bottom={batch_norm: train, train: full}", "algorithm.name=fedavg"],
+        "batch_norm=train is for a part that is trained in full: bottom.train=norm here; use batch_norm=frozen, or tra",
+    ),
+    "batch norm of samples that are remembered": (
+        [*NORMED, "codecs.activations_up=[temporal]"],
+        [*NORMED, "codecs.activations_up=[int8]"],
+        "bottom.batch_norm=train: codecs.activations_up remembers what it sent of each sample, which then differs with",
+    ),
+    "batch norm of several batches in one pass": (
+        [*NORMED, "one_pass=true"],
+        [*NORMED, "one_pass=false"],
+        "one_pass=true: top.batch_norm=train goes by each client's own batch; use one_pass=false, or frozen",
+    ),
+    "batch norm that runs again": (
+        [*NORMED, "algorithm.checkpointing=true"],
+        [*NORMED, "algorithm.checkpointing=false"],
+        "algorithm.checkpointing=true: blocks run again in the backward pass, and bottom.batch_norm=train would follow",
+    ),
+    "lies about batch norm": (
+        [*NORMED, "attack.name=noise"],
+        [*NORMED, "attack.name=label_flip"],
+        "attack.name=noise: a lie about a running variance may leave none that is one; use bottom.batch_norm=frozen",
+    ),
     "codecs where nothing goes": (
         ["codecs.gradient_up=[int8]"],
         ["codecs.gradient_up=[int8]", "model.head=0"],
@@ -248,6 +284,11 @@ AFTER: dict[str, tuple[Any, Any, str]] = {
         trained(0, 0, 1),
         trained(0, 0, 1, "algorithm.name=frozen_bottom"),
         "bottom.train='lora': ho_sfl needs something to train on the device; any other value is allowed, or algorithm.",
+    ),
+    "batch norm where there is none": (
+        replace(trained(2, 0, 1), normless="top"),
+        trained(2, 0, 1),
+        "top.batch_norm=train: this part of resnet8 has no batch norm of images; use top.batch_norm=frozen",
     ),
     "robust among too few of a group": (
         trained(2, 0, 2, *SPRY),

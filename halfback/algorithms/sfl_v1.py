@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from halfback.models.adapters import trainable
 from halfback.models.cut import install
-from halfback.parties.by_weights import ByWeights
+from halfback.parties.by_weights import ByWeights, copied
 from halfback.parties.client import Client
 from halfback.parties.client_feedback import first_order_steps
 from halfback.parties.cohort import Aggregation, mean
@@ -58,9 +57,9 @@ class SflV1:
 
 @dataclass(frozen=True)
 class Copy:
-    """The server's model of one client: its trainable tensors, and what moves them."""
+    """The server's model of one client: what is trained of it, and what moves that."""
 
-    parameters: dict[str, nn.Parameter]
+    parameters: dict[str, Tensor]
     descent: Descent
 
 
@@ -72,12 +71,12 @@ def _copies(server: Server) -> dict[int, Copy]:
 def _step_copies(server: Server, messages: Mapping[int, Activations]) -> dict[int, Tensor]:
     """λ by client; each client's copy has taken its step."""
     top, copies, gradients = server.top, _copies(server), dict[int, Tensor]()
-    shared, descent, steps = trainable(top.module), top.first_order, server.steps
+    shared, descent, steps = top.trained, top.first_order, server.steps
     try:
         for m, message in messages.items():
             if m not in copies:
-                own = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in shared.items()}
-                copies[m] = Copy(own, descent.another(list(own.values())))
+                own = copied(shared)
+                copies[m] = Copy(own, descent.another([each for each in own.values() if each.requires_grad]))
             install(top.module, copies[m].parameters)
             top.descent, server.steps = copies[m].descent, steps  # the cohort's copies step at once
             gradients |= step_top_by_client(server, {m: message})
@@ -91,8 +90,8 @@ def _step_copies(server: Server, messages: Mapping[int, Activations]) -> dict[in
 def _average_copies(server: Server) -> None:
     copies = _copies(server)
     shares = server.cohort.shares(copies)
-    for name, parameter in trainable(server.top.module).items():
-        values: list[Tensor] = [copy.parameters[name] for copy in copies.values()]
+    for name, parameter in server.top.trained.items():
+        values = [copy.parameters[name] for copy in copies.values()]
         if values:
             parameter.copy_(mean(torch.stack(values), shares))
     copies.clear()

@@ -39,7 +39,9 @@ def device_of(config: RunConfig) -> torch.device:
 
 def one_pass_of(config: RunConfig, device: torch.device) -> bool:
     """Whether a cohort goes through the model as one batch where one process plays everybody."""
-    return device.type == "cuda" if config.one_pass is None else config.one_pass
+    if config.one_pass is None:
+        return device.type == "cuda" and config.top.batch_norm == "frozen"
+    return config.one_pass
 
 
 def _controller(config: RunConfig, codecs: Mapping[str, tuple[Codec, ...]]) -> Controller | None:

@@ -49,7 +49,7 @@ class Clients:
         config, needs = ground.config, ground.algorithm.needs
         replica = needs.agreement.replica_for(ground.theta, number)
         if needs.backpropagates:
-            descent = make_descent(config, "bottom", replica.parameters, hidden_matrices(ground.part))
+            descent = make_descent(config, "bottom", Theta(replica).trained, hidden_matrices(ground.part))
         client = Client(
             number,
             ground.level(number).bottom,
@@ -60,7 +60,7 @@ class Clients:
             local=None if self.local is None else self.local(number),
         )
         side = ClientSide(ground.algorithm, client, ground.part, self.links, self.meters)
-        side.rows_at_once = config.client.rows_at_once
+        side.norms, side.rows_at_once = ground.norms, config.client.rows_at_once
         if config.client.memory is not None:
             if number not in self._rows:
                 self._rows[number] = rows_with_room(

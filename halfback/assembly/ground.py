@@ -22,6 +22,7 @@ from halfback.models.adapters import set_trainable, trainable, untie
 from halfback.models.auxiliary import auxiliary
 from halfback.models.cut import CutModel, cut, recut
 from halfback.models.exact import last
+from halfback.models.normalising import batch_norms, statistics
 from halfback.models.objectives import loss_of, terms
 from halfback.models.part import Held, place, shape_behind
 from halfback.models.quantising import quantise
@@ -42,6 +43,7 @@ class Ground:
         theta: what of θ this process has, as the federation agrees on it.
         head: the devices' head, in the U-shape.
         form: of the activations at the cut of whoever this process is for, the deepest where it is for all.
+        norms: batch norms of the part that train; their statistics are in θ.
     """
 
     config: RunConfig
@@ -53,6 +55,7 @@ class Ground:
     theta: Replica
     head: Head | None
     form: HiddenForm
+    norms: Sequence[nn.BatchNorm2d] = ()
 
     @property
     def model(self) -> CutModel:
@@ -109,7 +112,31 @@ def lay(
     theta = _theta(config, algorithm, part, [levels[at] for at in cuts])
     own = model if client is None else levels[config.model.cut_of(client)]
     form, head = form_at(own, config, task, device), _head(own, task, device)
-    return Ground(config, algorithm, device, task, levels, part, theta, head, form)
+    norms = [norm for module in _normed(config, part).values() for norm in batch_norms(module).values()]
+    return Ground(config, algorithm, device, task, levels, part, theta, head, form, norms)
+
+
+def _normed(config: RunConfig, part: Bottom | LocalModel) -> dict[str, nn.Module]:
+    """What of a part has batch norms that train, by how names in there begin."""
+    if not isinstance(part, LocalModel):
+        return {"": part} if config.bottom.batch_norm == "train" else {}
+    sides = (("bottom.", part.bottom, config.bottom.batch_norm), ("head.", part.head, config.top.batch_norm))
+    return {name: module for name, module, how in sides if how == "train"}
+
+
+def _normless(config: RunConfig, model: CutModel) -> str | None:
+    """A side whose batch norm is to train and that has none; None where there is no such."""
+    sides = (("bottom", model.bottom, config.bottom.batch_norm), ("top", model.top, config.top.batch_norm))
+    return next((side for side, module, how in sides if how == "train" and not batch_norms(module)), None)
+
+
+def _statistics(config: RunConfig, part: Bottom | LocalModel) -> dict[str, Tensor]:
+    """The running statistics that go with θ, by their names in the part."""
+    return {
+        f"{place}{name}": tensor
+        for place, module in _normed(config, part).items()
+        for name, tensor in statistics(module).items()
+    }
 
 
 def _part(config: RunConfig, algorithm: Algorithm, model: CutModel, task: EncodedTask) -> Bottom | LocalModel:
@@ -139,11 +166,13 @@ def _theta(config: RunConfig, algorithm: Algorithm, part: Bottom | LocalModel, l
         groups = agreement.groups(names, config.sampled_clients)
     exact, model = _exact(agreement.exact_blocks, levels[-1], trainable(part)), levels[-1]
     count = 1 if groups is None else len(groups)
-    check(Trained(config, method_of(algorithm), len(trainable(model.bottom)), len(exact), count))
+    normless = _normless(config, model)
+    check(Trained(config, method_of(algorithm), len(trainable(model.bottom)), len(exact), count, normless))
+    moved = trainable(part) | _statistics(config, part)
     return make_replica(
         config,
         config.bottom if needs.replays else None,
-        {name: parameter for name, parameter in trainable(part).items() if not parameter.is_meta},
+        {name: tensor for name, tensor in moved.items() if not tensor.is_meta},
         "bottom",
         form=RowForm(groups, exact),
         own_pace=needs.turns == "one_by_one",

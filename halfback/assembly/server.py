@@ -13,6 +13,7 @@ from halfback.engine.links import Links
 from halfback.engine.sampling import Sampling
 from halfback.engine.server_side import ServerSide
 from halfback.models.adapters import hidden_matrices, trainable
+from halfback.models.normalising import batch_norms
 from halfback.models.objectives import loss_of
 from halfback.models.running import LocalModel
 from halfback.parties.agreed import Agreed
@@ -93,4 +94,5 @@ def _top(ground: Ground) -> Top:
         head=head,
         descent=descent,
         replica=replica,
+        norms=[*batch_norms(module).values()] if config.top.batch_norm == "train" else (),
     )

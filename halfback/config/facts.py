@@ -26,6 +26,8 @@ class Method:
         slopes_meet: slopes of several clients come together, of which some may be false.
         grouped: a device measures one of several groups of θ. one_by_one: clients' rounds follow one another.
         by_rows: a client counts by its rows. exact_blocks: whose gradient a device takes exactly, a number or "all".
+        normed_bottom, normed_top: batch norm of this part can train: what runs it in training is backpropagated, once.
+        recomputes: its devices run blocks again in the backward pass.
         directions: slopes of a step, 0 for a method that takes none.
     """
 
@@ -44,12 +46,17 @@ class Method:
     one_by_one: bool
     by_rows: bool
     exact_blocks: int | str
+    normed_bottom: bool
+    normed_top: bool
+    recomputes: bool
     directions: int
 
 
 def method_of(algorithm: Algorithm) -> Method:
     """What a rule may ask of an algorithm."""
     needs = algorithm.needs
+    plain = needs.backpropagates and needs.agreement.moves and needs.boundaries is None
+    served = needs.top == "backpropagated" and needs.holds == "bottom" and needs.cut_gradient
     return Method(
         slopes=not needs.backpropagates or needs.boundaries is not None,
         backpropagates=needs.backpropagates,
@@ -66,6 +73,9 @@ def method_of(algorithm: Algorithm) -> Method:
         one_by_one=needs.turns == "one_by_one",
         by_rows=needs.agreement.aggregation == "rows",
         exact_blocks=needs.agreement.exact_blocks,
+        normed_bottom=plain,
+        normed_top=served or (plain and needs.holds == "whole"),
+        recomputes=bool(getattr(algorithm, "checkpointing", False)),
         directions=needs.directions,
     )
 
@@ -121,6 +131,12 @@ class Chosen:
     def no_liar(self) -> int | None:
         """A client that lies and isn't there; None where all are."""
         return next((n for n in self.config.attack.liars if not 0 <= n < self.config.clients), None)
+
+    @property
+    def normed(self) -> list[str]:
+        """The sides whose batch norm is to train."""
+        sides = {"bottom": self.config.bottom.batch_norm, "top": self.config.top.batch_norm}
+        return [side for side, how in sides.items() if how == "train"]
 
     @property
     def remembering_links(self) -> list[str]:
@@ -188,13 +204,17 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Trained:
-    """How many tensors are trained in the bottom, and in its exact blocks, and in how many groups they are."""
+    """How many tensors are trained in the bottom, and in its exact blocks, and in how many groups they are.
+
+    `normless`: a side whose batch norm is to train and that has none.
+    """
 
     config: RunConfig
     method: Method
     tensors: int
     exact: int
     groups: int
+    normless: str | None = None
 
     @property
     def of_a_group(self) -> int:

@@ -20,6 +20,7 @@ from halfback.config.facts import (
     Trained,
     able,
 )
+from halfback.config.norm_rules import OF_NORMS
 from halfback.config.optimizer_rules import MOVED, OF_OPTIMIZERS
 from halfback.config.rule import Rule as Rule
 from halfback.errors import UserError
@@ -160,6 +161,7 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
         ),
     ),
     *OF_DATA,
+    *OF_NORMS,
     Rule(
         "codecs where nothing goes",
         lambda f: f.idle_links != [],
@@ -174,6 +176,14 @@ _TRAINED: tuple[Rule[Trained], ...] = (
         lambda f: (
             f"bottom.train={f.config.bottom.train!r}: {f.config.algorithm.name} needs something to train on the "
             "device; any other value is allowed, or algorithm.name=frozen_bottom"
+        ),
+    ),
+    Rule(
+        "batch norm where there is none",
+        lambda f: f.normless is not None,
+        lambda f: (
+            f"{f.normless}.batch_norm=train: this part of {f.config.model.name} has no batch norm of images; use "
+            f"{f.normless}.batch_norm=frozen"
         ),
     ),
     Rule(

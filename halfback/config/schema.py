@@ -119,6 +119,9 @@ class BottomConfig(_Section):
 
     train: BottomTrained = "lora"
     """What of it; see `models.adapters.set_trainable`."""
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    """`train`: a pass that devices backpropagate takes its batch's own mean and variance, and the running ones, which
+    evaluation takes, follow and are averaged with the weights; for methods whose devices backpropagate."""
     weights: Literal["float32", "int8"] = "float32"
     """`int8`: its frozen matrices in eight bits with a scale for each output channel, for every party; see
     docs/devices.md."""
@@ -143,6 +146,8 @@ class TopConfig(_Section):
     """How the server's part is trained."""
 
     train: Literal["lora", "full"] = "lora"
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    """As `bottom.batch_norm`, where the server backpropagates each client's batch once, or a device holds the top."""
     optimizer: Gradients = "adamw"
     """What it holds beside the weights: docs/optimizers.md. A top that replays slopes takes sgd, momentum or adamw."""
     options: OptimizerOptions = OptimizerOptions()

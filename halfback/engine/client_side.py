@@ -1,7 +1,8 @@
 """A client where it runs: its part of the model, its end of the link, and what that costs. Nothing of the server."""
 
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
@@ -12,6 +13,7 @@ from halfback.engine.link import blamed, charged, tensors_of
 from halfback.engine.links import Links
 from halfback.engine.tensors import load_moments, load_optimizer_tensors, moments, optimizer_tensors, under
 from halfback.models.cut import install
+from halfback.models.normalising import training
 from halfback.models.running import Bottom, LocalModel, in_rows
 from halfback.parties.client import Client
 from halfback.parties.holdings import Batch, Round
@@ -35,6 +37,7 @@ class ClientSide:
         near: its end of the link.
         meters: what it cost so far.
         rows_at_once: rows of a batch that go through its part at a time; None for all.
+        norms: batch norms of its part that train.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class ClientSide:
         self.near = links.near(party.id)
         self.meters = meters
         self.rows_at_once: int | None = None
+        self.norms: Sequence[nn.BatchNorm2d] = ()
         self._links = links  # the folder of what its end remembers on disk goes with them
 
     def converse(self, round: Round, *, measure_memory: bool) -> Talk:
@@ -88,7 +92,7 @@ class ClientSide:
             memory.receive(tensors_of(reply))
         install(self.part, self.party.theta.parameters)
         counter = self.counter()
-        with self.meters.client.running(), charged(memory), in_rows(self.party.bottom, self.rows_at_once):
+        with self.meters.client.running(), charged(memory), self._as_it_trains():
             try:
                 return talk.send(reply)
             except StopIteration:
@@ -96,6 +100,11 @@ class ClientSide:
             finally:
                 counter.remove()
                 self.meters.forward_passes += counter.count
+
+    @contextmanager
+    def _as_it_trains(self) -> Iterator[None]:
+        with in_rows(self.party.bottom, self.rows_at_once), training(self.norms):
+            yield
 
     def counter(self) -> ForwardCounter:
         """Begins to count forward passes of the client's part."""

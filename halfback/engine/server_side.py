@@ -17,6 +17,7 @@ from halfback.engine.sampling import Sampler
 from halfback.engine.tensors import moments, optimizer_tensors
 from halfback.errors import PeerError
 from halfback.models.cut import install
+from halfback.models.normalising import training
 from halfback.models.running import Bottom, LocalModel
 from halfback.parties.attack import Liars
 from halfback.parties.holdings import Round
@@ -148,7 +149,7 @@ class ServerSide:
             install(self.part, self.party.agreed.replica.parameters)
         if self.liars is not None:
             messages = self.liars.heard(self.party, messages)
-        with self.meters.server.running(), charged(self._memory):
+        with self.meters.server.running(), charged(self._memory), training(self.party.top.norms):
             return self.algorithm.answer(self.party, messages)
 
     def take_losses(self, local: Sequence[float]) -> float:

@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from halfback.optimizers.table import held, take
 from halfback.parties.server import Server
 from halfback.zeroth.replay import Replica
 
 
-def trained_above(server: Server) -> dict[str, nn.Parameter]:
-    """The trainable tensors that are the server's to move, the devices' head among them; parts share no name."""
-    return {name: p for name, p in server.top.module.named_parameters() if p.requires_grad} | (server.top.head or {})
+def trained_above(server: Server) -> dict[str, Tensor]:
+    """The tensors that are the server's to move, the devices' head among them; parts share no name."""
+    return server.top.trained | (server.top.head or {})
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -152,10 +152,15 @@ def recut(model: CutModel, at: int, *, head: int | None = None) -> CutModel:
 
 
 def install(part: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-    """Puts other parameters in a part's places: objects are exchanged, so a graph keeps those it was built on."""
+    """Puts other parameters in a part's places: objects are exchanged, so a graph keeps those it was built on.
+
+    Buffers too, where some of them are trained as well.
+    """
     for name, parameter in parameters.items():
         path, _, attribute = name.rpartition(".")
-        part.get_submodule(path)._parameters[attribute] = parameter  # type: ignore[assignment]
+        module = part.get_submodule(path)
+        places = module._buffers if attribute in module._buffers else module._parameters
+        places[attribute] = parameter  # type: ignore[assignment]
 
 
 def _check_at(model: nn.Module, at: int, blocks: int) -> None:

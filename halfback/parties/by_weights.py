@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from halfback.parties.agreement import Allowed, unexpected
 from halfback.parties.checks import check_weights
@@ -57,7 +57,7 @@ class ByWeights:
             return seed_for(agreed.directions.seed_of(row, p), "client", client)
 
         return agreed.alike(
-            {name: nn.Parameter(parameter.detach().clone()) for name, parameter in agreed.parameters.items()},
+            copied(agreed.parameters),
             directions=Directions(seed_of, agreed.directions.law),
             own_pace=True,
         )
@@ -88,6 +88,12 @@ class ByWeights:
                 return average_weights(server, messages)
             case _:
                 raise unexpected(messages)
+
+
+def copied(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters of somebody's own that start as these, and running statistics among them."""
+    copies = {name: tensor.detach().clone() for name, tensor in parameters.items()}
+    return {name: nn.Parameter(copy) if parameters[name].requires_grad else copy for name, copy in copies.items()}
 
 
 RELAY = ByWeights(kind=HandOver)
@@ -123,5 +129,5 @@ def average_weights(server: Server, messages: Mapping[int, Weights]) -> dict[int
     shares = server.cohort.shares(messages)
     for place, (name, parameter) in enumerate(agreed.items()):
         found = mean(torch.stack([message.tensors[place] for message in messages.values()]), shares)
-        parameter.copy_(found if server.averaging is None else server.averaging.moved(name, found))
+        parameter.copy_(server.averaging.moved(name, found) if server.averaging and parameter.requires_grad else found)
     return {client: Nothing() for client in messages}

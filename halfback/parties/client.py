@@ -32,6 +32,11 @@ class Theta:
         return self.replica.parameters
 
     @property
+    def trained(self) -> dict[str, Tensor]:
+        """Those of θ that gradients move: all but running statistics, which go with it."""
+        return {name: parameter for name, parameter in self.replica.parameters.items() if parameter.requires_grad}
+
+    @property
     def measured(self) -> Mapping[str, Tensor]:
         """The parameters along which this client takes its slopes: θ without the exact ones, or its groups of it."""
         groups = range(len(self.replica.groups)) if self.groups is None else self.groups

@@ -60,7 +60,7 @@ def descend_local(client: Client, batch: Batch, step: int, *, frozen: str | None
         loss = local.of(batch)
     finally:
         hook.remove()
-    moving = [p for name, p in client.theta.parameters.items() if frozen is None or not name.startswith(frozen)]
+    moving = [p for name, p in client.theta.trained.items() if frozen is None or not name.startswith(frozen)]
     with client.first_order.last_pass(step):
         loss.backward(inputs=moving)
     client.losses.append(loss.item())

@@ -1,11 +1,13 @@
 """The server as an algorithm sees it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
+from halfback.models.adapters import trainable
+from halfback.models.normalising import statistics
 from halfback.parties.agreed import Agreed
 from halfback.parties.cohort import Cohort
 from halfback.parties.holdings import Above, Descent, HiddenForm, Round
@@ -120,6 +122,7 @@ class Top:
         descent: how gradients move it; None where they don't.
         replica: its parameters, when they too are moved along seeded directions.
         one_pass: whether the batches of a cohort go through it as one; the engine says so, round by round.
+        norms: batch norms of the module that train, while the server answers.
         passes: in the U-shape, by client, what came at the first cut and went at the second, with the graph between.
     """
 
@@ -132,6 +135,7 @@ class Top:
     descent: Descent | None = None
     replica: Replica | None = None
     one_pass: bool = False
+    norms: Sequence[nn.BatchNorm2d] = ()
     passes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def of(self, client: int) -> Above:
@@ -144,6 +148,11 @@ class Top:
             The model behind this client's cut, and the form that its activations must have.
         """
         return self.above.get(client) or Above(self.module, self.form)
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """What training moves of the module, by name: its parameters, and running statistics of norms that train."""
+        return trainable(self.module) | (statistics(self.module) if self.norms else {})
 
     @property
     def first_order(self) -> Descent:

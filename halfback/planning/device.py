@@ -12,6 +12,7 @@ from halfback.assembly.motion import make_descent, update_rule
 from halfback.config import RunConfig
 from halfback.models.adapters import hidden_matrices, trainable
 from halfback.models.exact import last
+from halfback.models.normalising import statistics
 from halfback.models.running import Bottom
 from halfback.optimizers.table import form
 from halfback.parties.holdings import Batch, Descent
@@ -124,8 +125,10 @@ class Device:
 
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of θ."""
-        return [tuple(parameter.shape) for parameter in self.theta.values()]
+        """Of θ, and of running statistics that go with it."""
+        sides = ((self.config.bottom.batch_norm, self.bottom), (self.config.top.batch_norm, self.tail))
+        normed = [statistics(part) for how, part in sides if how == "train" and part is not None]
+        return [tuple(each.shape) for tensors in (self.theta, *normed) for each in tensors.values()]
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -74,6 +74,7 @@ _SCHEDULED: Settings = {
     "top.schedule": "linear",
     "top.warmup": 2,
 }
+_NORMED: Settings = {"bottom.batch_norm": "train", "top.batch_norm": "train"}
 # An epoch is one batch, so that samples come again within the few rounds of a test.
 _REUSING: Settings = {"batch_size": 32, "controller.threshold": 0.9}
 _UP_AND_DOWN: Settings = _REUSING | {
@@ -191,6 +192,9 @@ ROWS: dict[str, Row] = {
         brief=True,
     ),
     "sfl_v1": Row("sfl_v1", {"bottom.optimizer": "momentum"}, learns={"bottom.lr": 1e-3}, texts=False),
+    "sfl_v1-batch_norm": Row("sfl_v1", {"bottom.optimizer": "momentum", "bottom.lr": 1e-3, **_NORMED}, brief=True),
+    "split_lora-batch_norm": Row("split_lora", {"bottom.optimizer": "adamw", **_NORMED}, brief=True),
+    "vanilla_split-batch_norm": Row("vanilla_split", {"bottom.lr": 1e-3, **_NORMED}, brief=True),
     "sfl_v2": Row("sfl_v2", {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}, texts=False),
     "sfl_v2-scheduled": Row("sfl_v2", _SCHEDULED, brief=True),
     "vanilla_split": Row("vanilla_split", {"bottom.optimizer": "adamw", "bottom.lr": 1e-3}, texts=False),
@@ -252,6 +256,7 @@ ROWS: dict[str, Row] = {
         brief=True,
     ),
     "centralised": Row("centralised", {"bottom.clip": 1.0, **_SCHEDULED}, learns={"bottom.lr": 5e-2}),
+    "fedavg-batch_norm": Row("fedavg", {"bottom.optimizer": "adamw", **_NORMED}, brief=True),
     "ho_sfl-u": Row("ho_sfl", {"algorithm.directions": 3, "model.head": 0, **_REPLAYED}),
     "ho_sfl-u-block": Row("ho_sfl", {"model.head": 1, **_REPLAYED}),
     "ho_sfl-u-exact": Row(

@@ -36,6 +36,7 @@ IMAGES: dict[str, dict[str, Any]] = {
     "frozen_bottom": {},
     "split_lora": {"bottom__optimizer": "adamw"},
     "split_lora lean": {"bottom__optimizer": "foam"},
+    "split_lora batch norm": {"bottom__batch_norm": "train"},
     "vanilla_split": {},
     "cse_fsl": {},
     "heron_sfl": {"steps_per_round": 2},
@@ -43,6 +44,7 @@ IMAGES: dict[str, dict[str, Any]] = {
     "decomfl": {"steps_per_round": 2},
     "spry": {},
     "fedavg": {},
+    "fedavg batch norm": {"bottom__batch_norm": "train", "top__batch_norm": "train"},
     "fedavg one by one": {"bottom__optimizer": "adalomo"},
     "mezo": {},
 }

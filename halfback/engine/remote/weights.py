@@ -22,7 +22,7 @@ def at_the_beginning(parts: Sequence[nn.Module], theta: Mapping[str, Tensor]) ->
         for place, part in enumerate(parts)
         for name, parameter in part.named_parameters()
         if parameter.requires_grad
-    }
+    } | {f"0.{name}" for name in theta}
     return {name: tensor.clone() if name in trained else tensor for name, tensor in held(parts, theta).items()}
 
 
