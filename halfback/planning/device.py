@@ -127,8 +127,9 @@ class Device:
     def shapes(self) -> list[tuple[int, ...]]:
         """Of θ, and of running statistics that go with it."""
         sides = ((self.config.bottom.batch_norm, self.bottom), (self.config.top.batch_norm, self.tail))
-        normed = [statistics(part) for how, part in sides if how == "train" and part is not None]
-        return [tuple(each.shape) for tensors in (self.theta, *normed) for each in tensors.values()]
+        normed = [part for how, part in sides if how == "train" and part is not None]
+        running = [tensor for part in normed for tensor in statistics(part).values()]
+        return [tuple(tensor.shape) for tensor in (*self.theta.values(), *running)]
 
     @property
     def blocks(self) -> list[nn.Module]:
