@@ -147,7 +147,7 @@ def check_rows(loaded: Loaded, config: RunConfig) -> None:
         longest=max(task.train.longest(), task.validation.longest()),
         longest_prompt=max((len(prompt.tokens) for prompt in task.prompts), default=0),
         positions=positions,
-        size=None if images is None else tuple(images.shape[-2:]),
+        size=None if images is None or images.ndim < 4 else tuple(images.shape[-2:]),
         wanted=tuple(wanted) if isinstance(wanted, list | tuple) else None if wanted is None else (wanted, wanted),
         kinds=max(kind for _, kind in found) + 1,
         known_kinds=getattr(model, "type_vocab_size", None),

@@ -56,7 +56,8 @@ def method_of(algorithm: Algorithm) -> Method:
     """What a rule may ask of an algorithm."""
     needs = algorithm.needs
     plain = needs.backpropagates and needs.agreement.moves and needs.boundaries is None
-    served = needs.top == "backpropagated" and needs.holds == "bottom" and needs.cut_gradient
+    probed = needs.probe is not None and not needs.cut_gradient  # through the top
+    served = needs.top == "backpropagated" and needs.holds == "bottom" and not probed
     return Method(
         slopes=not needs.backpropagates or needs.boundaries is not None,
         backpropagates=needs.backpropagates,
@@ -172,7 +173,7 @@ class Rows:
         config: the settings.
         longest: tokens of the longest row, of training and validation; longest_prompt: of the longest prompt.
         positions: tokens that the model takes; None for any number.
-        size: height and width of the images, None for texts; wanted: those that the model takes, None for any.
+        size: height and width of images, None of what has none; wanted: those that the model takes, None for any.
         kinds: texts that the tokenizer tells apart in a row; known_kinds: those of the model, None for any number.
         padding: pixels around an image, of which an augmentation takes a window.
         classes: that the rows are of, 0 where they are of none.

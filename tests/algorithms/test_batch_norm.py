@@ -30,6 +30,19 @@ def plain_loop(built: Built, steps: int) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.parametrize("algorithm", ["cse_fsl", "fsl_sage", "sfl_v2"])
+def test_other_methods_whose_devices_backpropagate(algorithm: str) -> None:
+    """The clients' statistics become their mean."""
+    simulation = small.built(small.images(algorithm, bottom__batch_norm="train")).federation
+    small.run(simulation, 1)
+    agreed = simulation.server.party.agreed.replica.parameters
+    clients = [side.party.theta.parameters for side in simulation.clients.values()]
+    for name in (name for name in agreed if "running" in name):
+        assert not torch.equal(clients[0][name], clients[1][name])
+        # One rounding of the sum of two, and one of the quotient.
+        torch.testing.assert_close(agreed[name], (clients[0][name] + clients[1][name]) / 2, rtol=2**-22, atol=1e-12)
+
+
 @pytest.mark.parametrize("algorithm", ["centralised", "split_lora", "sfl_v1", "vanilla_split", "fedavg"])
 def test_one_client_is_a_plain_loop(algorithm: str) -> None:
     """Also where server and device each have a part, whose norms follow the same batches."""
@@ -71,8 +84,9 @@ def test_one_side_trains_and_the_other_does_not() -> None:
         assert all(torch.equal(before[other][name], now) for name, now in statistics(parts[other]).items())
 
 
-def test_a_forward_only_method_may_train_the_top_alone() -> None:
-    built = small.built(small.images("ho_sfl", top__batch_norm="train"))
+@pytest.mark.parametrize("algorithm", ["ho_sfl", "ho_sfl_pipelined", "frozen_bottom"])
+def test_a_forward_only_method_may_train_the_top_alone(algorithm: str) -> None:
+    built = small.built(small.images(algorithm, top__batch_norm="train"))
     before = {name: tensor.clone() for name, tensor in statistics(built.model.top).items()}
     small.run(built.federation, 1)
     assert all(not torch.equal(before[name], now) for name, now in statistics(built.model.top).items())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import halfback as hb
 from halfback.assembly import build
 from halfback.data.augment import Augmentation, Crop, Flip, parse
 from halfback.data.batches import ClientData, Split
@@ -90,6 +91,14 @@ def test_in_a_run_training_alone_sees_it_and_every_party_the_same() -> None:
         met |= dict(zip(batch.sample_ids.tolist(), batch.inputs["pixel_values"], strict=True))
     for row, image in zip(ours.sample_ids.tolist(), one, strict=True):
         assert torch.equal(met[row], image)
+
+
+def test_rows_of_numbers_have_nothing_to_augment() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    data = hb.Data([(torch.zeros(3), 0), (torch.ones(3), 1)] * 8)
+    settings = {"algorithm.name": "ho_sfl", "model.cut": 1, "bottom.train": "full", "clients": 2, "sampled_clients": 1}
+    with pytest.raises(UserError, match=r"task\.augment: given has no images; leave it empty"):
+        hb.train(model=net, data=data, **settings, **{"task.augment": ["flip"]})
 
 
 @pytest.mark.parametrize(
