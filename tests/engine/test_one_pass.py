@@ -368,6 +368,8 @@ def test_it_is_chosen_by_the_device_and_refused_where_clients_are_elsewhere() ->
     assert [one_pass_of(images("ho_sfl"), device) for device in (cpu, cuda)] == [False, True]
     assert [one_pass_of(images("ho_sfl", one_pass=True), device) for device in (cpu, cuda)] == [True, True]
     assert [one_pass_of(images("ho_sfl", one_pass=False), device) for device in (cpu, cuda)] == [False, False]
+    normed = images("ho_sfl", top__batch_norm="train")
+    assert not one_pass_of(normed, cuda), "a batch norm goes by each client's own batch"
     assert deployable(images("ho_sfl")).one_pass is None
     with pytest.raises(UserError, match="one_pass=true: clients on other machines run alone"):
         deployable(images("ho_sfl", one_pass=True))

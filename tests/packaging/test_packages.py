@@ -39,6 +39,7 @@ def _texts(model: Path, sentences: Path, algorithm: str = "ho_sfl", **changes: A
         ("ho_sfl", {"algorithm.estimator": "forward_ad"}, "algorithm.estimator=forward_ad: an inference runtime"),
         ("ho_sfl", {"model.dtype": "bfloat16"}, "model.dtype=bfloat16: a package has float32"),
         ("ho_sfl", {"client.memory": 100}, "client.memory: of a package, set client.rows_at_once"),
+        ("ho_sfl", {"task.augment": ["flip"]}, "task.augment: a device package takes images as they are"),
         ("ho_sfl", {"model.cut": [1, 2]}, "model.cut: clients have other cuts; name one with --client"),
         ("ho_sfl", {"codecs.activations_up": ["topk"]}, "codecs.activations_up: codec 'topk': a device has"),
     ],
