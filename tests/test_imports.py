@@ -70,6 +70,7 @@ ARROWS: dict[str, set[str]] = {
         "planning",
         "report",
         "telemetry",
+        "zeroth.native",
     },
     "packaging": {
         "assembly",
@@ -125,7 +126,9 @@ ARROWS: dict[str, set[str]] = {
     "cli": {
         "algorithms",
         "assembly",
+        "codecs",
         "config",
+        "controllers",
         "data",
         "deploy",
         "models",
