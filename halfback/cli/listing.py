@@ -167,13 +167,7 @@ def _listed(rows: Mapping[str, str], as_json: bool) -> None:
 
 
 def _shown(
-    name: str,
-    line: str,
-    text: str,
-    options: "Sequence[Key]",
-    facts: Mapping[str, Any],
-    as_json: bool,
-    form: str = "{}=",
+    name: str, said: Sequence[str], options: "Sequence[Key]", facts: Mapping[str, str], as_json: bool, form: str = "{}="
 ) -> None:
     """All of one thing."""
     if as_json:
