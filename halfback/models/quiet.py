@@ -9,7 +9,7 @@ from halfback.errors import of_extra
 
 
 def hush() -> None:
-    """What packages say of themselves as PEFT or we import them, of kernels that a CPU has no use for, goes unsaid."""
+    """What packages say, as they are imported, of kernels that a CPU has no use for goes unsaid."""
     for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -17,6 +17,7 @@ def hush() -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and nothing below an error inside; the settings of before are put back after."""
+    hush()
     with of_extra("transformers"):
         from transformers.utils import logging as transformers_logging
 
