@@ -15,9 +15,8 @@ import pytest
 import halfback
 
 _REFERENCE = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
-SEAMS = re.findall(
-    r"^::: halfback\.(\S+)$", _REFERENCE.partition("## What methods are written against")[2], re.MULTILINE
-)
+_SEAMS = _REFERENCE.partition("## What methods are written against")[2]
+SEAMS = re.findall(r"^::: halfback\.(\S+)$", _SEAMS, re.MULTILINE)
 _ENTRY = re.compile(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: \([^)]*\))?:", re.MULTILINE)
 
 
