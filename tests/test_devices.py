@@ -25,7 +25,7 @@ pytest.importorskip("onnx", reason="the extra package is not installed")
         ("ho_sfl", {"algorithm__estimator": "forward_ad"}, "client.runtime=device: algorithm.estimator=forward_ad"),
         ("ho_sfl", {"codecs__activations_up": ["topk"]}, "client.runtime=device: codecs.activations_up: codec 'topk'"),
         ("ho_sfl", {"client__memory": 90}, "client.runtime=device: client.memory"),
-        ("ho_sfl", {"task__augment": ["flip"]}, "client.runtime=device: task.augment: a device package takes images as"),
+        ("ho_sfl", {"task__augment": ["flip"]}, "client.runtime=device: task.augment: a device package"),
         ("ho_sfl", {"one_pass": True}, "one_pass=true: clients on device packages"),
         ("ho_sfl", {"beside": ["split_lora"]}, "client.runtime=device: algorithm.name=split_lora"),
     ],

@@ -71,6 +71,7 @@ ARROWS: dict[str, set[str]] = {
         "planning",
         "report",
         "telemetry",
+        "zeroth.native",
     },
     "packaging": {
         "assembly",
@@ -126,7 +127,9 @@ ARROWS: dict[str, set[str]] = {
     "cli": {
         "algorithms",
         "assembly",
+        "codecs",
         "config",
+        "controllers",
         "data",
         "deploy",
         "models",

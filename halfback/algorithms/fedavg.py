@@ -23,7 +23,11 @@ from halfback.wire.messages import Message
 
 @dataclass(frozen=True)
 class Fedavg:
-    """Options of FedAvg: `aggregation`, by `rows` (the paper's) or `uniform`. `steps_per_round` are local steps."""
+    """Options of FedAvg; `steps_per_round` are its local steps.
+
+    Attributes:
+        aggregation: of weights, by `rows` (the paper's) or `uniform`.
+    """
 
     aggregation: Aggregation = "rows"
 

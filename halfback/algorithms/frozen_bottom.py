@@ -21,7 +21,11 @@ from halfback.wire.messages import Activations, HeadGradient, Message, Nothing
 
 @dataclass(frozen=True)
 class FrozenBottom:
-    """Options: `aggregation`, of the top's gradients: `uniform`, or by `rows`."""
+    """Options of the frozen bottom.
+
+    Attributes:
+        aggregation: of the top's gradients: `uniform`, or by `rows`.
+    """
 
     aggregation: Aggregation = "uniform"
 

@@ -48,7 +48,8 @@ class FslSage:
     Attributes:
         every: h, batches from one upload of activations to the next.
         align_every: l, rounds from one alignment of the heads to the next.
-        alignment_epochs, alignment_lr: of an alignment; alignment_rows: kept of each client, also in checkpoints.
+        alignment_epochs, alignment_lr: of an alignment.
+        alignment_rows: kept of each client, also in checkpoints.
         aggregation: of weights: `uniform` (the paper's), or by `rows`.
     """
 

@@ -29,7 +29,11 @@ from halfback.wire.messages import Activations, CutGradient, Message, Weights
 
 @dataclass(frozen=True)
 class SflV1:
-    """Options of SFL-V1: `aggregation`, of bottoms and tops by `rows` (the paper's n_k / n) or `uniform`."""
+    """Options of SFL-V1.
+
+    Attributes:
+        aggregation: of bottoms and tops, by `rows` (the paper's n_k / n) or `uniform`.
+    """
 
     aggregation: Aggregation = "rows"
 

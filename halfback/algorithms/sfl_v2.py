@@ -28,7 +28,11 @@ from halfback.wire.messages import Activations, CutGradient, Message
 
 @dataclass(frozen=True)
 class SflV2:
-    """Options of SFL-V2: `aggregation`, of bottoms by `rows` (the paper's n_k / n) or `uniform`."""
+    """Options of SFL-V2.
+
+    Attributes:
+        aggregation: of bottoms, by `rows` (the paper's n_k / n) or `uniform`.
+    """
 
     aggregation: Aggregation = "rows"
 

@@ -47,7 +47,12 @@ def layers_in_turn(names: Sequence[str], sampled_clients: int) -> list[list[str]
 
 @dataclass(frozen=True)
 class Spry:
-    """Options of Spry: `directions`, P, seeded directions a step; `aggregation`, `uniform` **(ours)** or by `rows`."""
+    """Options of Spry.
+
+    Attributes:
+        directions: P, seeded directions a step.
+        aggregation: `uniform` **(ours)** or by `rows`.
+    """
 
     directions: int = 1
     aggregation: Aggregation = "uniform"

@@ -6,21 +6,38 @@ import os
 import signal
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from halfback.cli import listing, plans, runs, sites
+from halfback.cli import health, listing, plans, runs, sites
 from halfback.cli.printing import console
 from halfback.errors import HalfbackError, Interrupted, one_line, shown
 
 # Read when torch is first imported: threads that wait should sleep, or two runs on a shared machine starve each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+
+class _InGroups(TyperGroup):
+    """Says in which group a command is, in the help of all of them."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            says = " ".join((command.help or "").partition("\n\n")[0].split())
+            groups.setdefault(command.rich_help_panel, []).append((name, says))
+        for group, rows in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(rows)
+
+
 app = typer.Typer(
+    cls=_InGroups,
     help="Split federated fine-tuning in which the devices never backpropagate.",
+    epilog="A first run: halfback train quickstart. What a setting is: halfback keys.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -84,10 +101,18 @@ def options(
     pass
 
 
-for command in (
-    *(runs.train, runs.resume, sites.deploy, runs.replay, runs.compare, runs.report, runs.generate, runs.export),
-    *(runs.package, plans.plan, plans.profile),
-    *(listing.algorithms, listing.conformance, listing.tasks, listing.models, listing.recipes),
-):
-    app.command()(command)
-app.add_typer(sites.site, name="site")
+_GROUPS = {
+    "Train": (runs.train, runs.resume, runs.compare, runs.report),
+    "Use what was trained": (runs.generate, runs.export),
+    "Say before what it costs": (plans.plan, plans.profile),
+    "On other machines": (sites.deploy, runs.replay, runs.package),
+    "What there is to name": (
+        *(listing.recipes, listing.algorithms, listing.tasks, listing.models, listing.codecs, listing.controllers),
+        listing.keys,
+    ),
+    "Is all well": (health.doctor, listing.conformance),
+}
+for group, commands in _GROUPS.items():
+    for command in commands:
+        app.command(rich_help_panel=group)(command)
+app.add_typer(sites.site, name="site", rich_help_panel="On other machines")

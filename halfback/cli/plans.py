@@ -5,13 +5,19 @@ from typing import Annotated
 
 import typer
 
+from halfback.cli.completing import recipe_or_setting
 from halfback.cli.printing import console, parsed, print_table, recipe_and_settings
 
 
 def plan(
     settings: Annotated[
         list[str],
-        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", show_default=False, help="What is to be run, as for train."),
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE]...",
+            show_default=False,
+            help="What is to be run, as for train.",
+            autocompletion=recipe_or_setting,
+        ),
     ],
     devices: Annotated[
         str | None,

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from halfback.runs.summary import Summary
 
 console = get_console()
+if not console.is_terminal:  # a pipe or a file has no width that a table must fit into
+    console.width = 200
 
 
 def recipe_and_settings(given: list[str]) -> tuple[str | None, list[str]]:

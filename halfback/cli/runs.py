@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from halfback.cli.completing import recipe_or_setting
 from halfback.cli.printing import console, parsed, print_closing, print_table, recipe_and_settings
 
 
@@ -15,6 +16,7 @@ def train(
             metavar="[RECIPE] [KEY=VALUE]...",
             show_default=False,
             help="As in: quickstart steps=100 partition.name=dirichlet",
+            autocompletion=recipe_or_setting,
         ),
     ] = None,
     out: Annotated[
@@ -67,7 +69,12 @@ def replay(
 def compare(
     settings: Annotated[
         list[str],
-        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", show_default=False, help="The work, as for train."),
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE]...",
+            show_default=False,
+            help="The work, as for train.",
+            autocompletion=recipe_or_setting,
+        ),
     ],
     algorithms: Annotated[
         str, typer.Option(help="Separated by commas; settings of one behind colons: split_lora:steps_per_round=10")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
+from halfback.cli.completing import recipe_or_setting
 from halfback.cli.printing import console, parsed, print_closing, recipe_and_settings
-from halfback.errors import UserError, offer, one_line
+from halfback.errors import UserError, of_extra, offer, one_line
 
 if TYPE_CHECKING:
     from halfback.config import RunConfig
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 def deploy(
     settings: Annotated[
         list[str],
-        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", show_default=False, help="The work, as for train."),
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE]...",
+            show_default=False,
+            help="The work, as for train.",
+            autocompletion=recipe_or_setting,
+        ),
     ],
     env: Annotated[str, typer.Option(metavar="simulator|poc|prod", help="Where the sites are; see docs/deploy.md.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the fetched run; by default runs/NAME.")] = None,
@@ -47,13 +53,9 @@ def deploy(
         if env != "poc":
             raise UserError(f"--devices {devices}: it is for --env poc, which starts them; see docs/gateway.md")
         config = _with_clients(config, recipe, given, devices)
-    try:
+    with of_extra("nvflare"):
         from halfback.deploy.command import Destination
         from halfback.deploy.command import deploy as deploying
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "nvflare":
-            raise
-        raise UserError("NVIDIA FLARE is not installed: pip install 'halfback[nvflare]'") from None
     from halfback.runs.progress import Bars
 
     called = name or (Path(recipe).stem if recipe else config.algorithm.name)

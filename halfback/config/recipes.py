@@ -147,7 +147,12 @@ def read_recipe(recipe: str) -> Tree:
     known = recipes()
     if recipe not in known:
         raise UserError(f"recipe {shown(recipe)} is unknown; {offer(recipe, known)} (or the path of a YAML file)")
-    return _parse_yaml((files("halfback") / "recipes" / f"{recipe}.yaml").read_text(), recipe)
+    return _parse_yaml(recipe_text(recipe), recipe)
+
+
+def recipe_text(name: str) -> str:
+    """The text of a shipped recipe."""
+    return (files("halfback") / "recipes" / f"{name}.yaml").read_text()
 
 
 def _read_yaml(path: Path) -> Tree:

@@ -25,9 +25,10 @@ class _Section(BaseModel):
 class AlgorithmConfig(BaseModel):
     """Which algorithm; the other keys are the options that it declares."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     name: str
+    """Which algorithm trains; see `halfback algorithms`."""
 
     def options(self) -> Tree:
         """The options alone."""
@@ -38,9 +39,13 @@ class PretrainConfig(_Section):
     """The server's own training of the whole model before it is cut and handed out."""
 
     task: str
+    """The images that it trains on, as `task.name` names them."""
     steps: int = Field(ge=1, le=_MANY)
+    """Optimiser steps."""
     batch_size: int = Field(default=64, ge=1, le=_MANY)
+    """Rows of a batch."""
     lr: float = Field(default=1e-3, gt=0, le=1e4)
+    """Learning rate of AdamW."""
 
 
 class ModelConfig(_Section):
@@ -57,6 +62,7 @@ class ModelConfig(_Section):
     """What gives a device a loss of its own, for methods that need one (CSE-FSL, FSL-SAGE, HERON-SFL): a linear layer
     on pooled activations, or a copy of that many of the top's first blocks with its norm and head layer."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights; adapters are float32 always, and slopes are taken in float32."""
     pretrain: PretrainConfig | None = None
 
     def cut_of(self, client: int) -> int:
@@ -129,13 +135,17 @@ class BottomConfig(_Section):
     """Slopes are replayed by sgd, momentum, adamw or sign (of the estimate); gradients move it by all but sign."""
     options: OptimizerOptions = OptimizerOptions()
     lr: float = Field(default=1e-3, gt=0, le=1e4)
+    """Learning rate of the device's part."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """How much of the last update goes on in the next one (momentum)."""
     weight_decay: float = Field(default=0.0, ge=0, le=1e4)
+    """Share of a weight that a step takes away, times the learning rate (AdamW and its relatives)."""
     schedule: Shape = "constant"
     """How the learning rate goes on behind the warm-up, to nothing at the last step unless it is constant."""
     warmup: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises."""
     clip: float | None = Field(default=None, gt=0)
+    """Largest norm of a step's gradient or of its slopes; null for no bound."""
     normalize: bool = False
     """Divide each update by the norm of its own slopes; for algorithms that replay slopes."""
     law: Literal["rademacher", "gaussian"] = "rademacher"
@@ -146,44 +156,59 @@ class TopConfig(_Section):
     """How the server's part is trained."""
 
     train: Literal["lora", "full"] = "lora"
+    """Adapters, or all weights."""
     batch_norm: Literal["frozen", "train"] = "frozen"
     """As `bottom.batch_norm`, where the server backpropagates each client's batch once, or a device holds the top."""
     optimizer: Gradients = "adamw"
     """What it holds beside the weights: docs/optimizers.md. A top that replays slopes takes sgd, momentum or adamw."""
     options: OptimizerOptions = OptimizerOptions()
     lr: float = Field(default=1e-3, gt=0, le=1e4)
+    """Learning rate of the server's part."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """How much of the last update goes on in the next one (momentum)."""
     weight_decay: float = Field(default=0.0, ge=0, le=1e4)
+    """Share of a weight that a step takes away, times the learning rate (AdamW and its relatives)."""
     schedule: Shape = "constant"
+    """As `bottom.schedule`."""
     warmup: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises."""
     clip: float | None = Field(default=None, gt=0)
+    """Largest norm of a step's gradient; null for no bound."""
 
 
 class PartitionConfig(_Section):
     """Which client holds which training rows."""
 
     name: Literal["iid", "dirichlet", "shards"] = "iid"
+    """`iid`: at random; `dirichlet`: other shares of the classes for each client; `shards`: few classes each."""
     alpha: float = Field(default=0.5, gt=0)
+    """Of `dirichlet`: the smaller, the fewer classes a client has."""
 
 
 class CodecsConfig(_Section):
     """What each link does to its values: names of codecs, or mappings of a name and options, applied in this order."""
 
     activations_up: tuple[str | Tree, ...] = ()
+    """The device's activations at the cut."""
     activations_down: tuple[str | Tree, ...] = ()
+    """In the U-shape, the middle's output."""
     gradient_up: tuple[str | Tree, ...] = ()
+    """In the U-shape, the gradient at the second cut."""
     gradient_down: tuple[str | Tree, ...] = ()
+    """The cut gradient."""
     slopes_up: tuple[str | Tree, ...] = ()
     """Of the exact gradients alone (`algorithm.exact_blocks`), as `slopes_down`."""
     slopes_down: tuple[str | Tree, ...] = ()
+    """The mean of the exact gradients."""
 
 
 class ControllerConfig(BaseModel):
     """What sets the thresholds of temporal reuse; the other keys are the options that it declares."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     name: str = "fixed"
+    """The rule: `fixed`, `bang_bang` or `ddpg`."""
 
     def options(self) -> Tree:
         """The options alone."""
@@ -237,7 +262,9 @@ class RunConfig(_Section):
     client: ClientConfig = ClientConfig()
     deployment: DeploymentConfig = DeploymentConfig()
     clients: int = Field(default=10, ge=1, le=_CLIENTS)
+    """Clients of the federation, each with rows of its own."""
     sampled_clients: int = Field(default=3, ge=1, le=_CLIENTS)
+    """Clients of a cohort, drawn anew for each round."""
     steps: int = Field(default=300, ge=1, le=_MANY)
     """Optimiser steps: one batch of each sampled client."""
     steps_per_round: int = Field(default=1, ge=1, le=_MANY)
@@ -245,9 +272,11 @@ class RunConfig(_Section):
     batch_size: int = Field(default=16, ge=1, le=_MANY)
     """Rows of one client's batch."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
+    """All that is random follows from it."""
     eval_every: int = Field(default=50, ge=1, le=_MANY)
     """Rounds between two evaluations."""
     eval_batch_size: int = Field(default=128, ge=1, le=_MANY)
+    """Rows at once in an evaluation."""
     checkpoint_every: int = Field(default=50, ge=1, le=_MANY)
     """Rounds between two checkpoints."""
     checkpoint_seconds: float = Field(default=60, gt=0, le=1e9)
@@ -255,6 +284,7 @@ class RunConfig(_Section):
     memory_every: int = Field(default=100, ge=1, le=_MANY)
     """Rounds between two in which memory is measured; measuring slows a round down."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What the parties of this process compute on; `auto` is CUDA where it is there."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads of one operation, in this process from then on; None leaves them as they are, at first PyTorch's own
     choice. One is the fastest for a small model."""
@@ -262,6 +292,7 @@ class RunConfig(_Section):
     """In a simulation, a cohort's batches go through each part of the model as one, where its clients have the same θ:
     other bits than one by one, by rounding. Null: where the device is CUDA."""
     tensorboard: bool = False
+    """Write TensorBoard's files into the run's folder."""
     fleet: str | None = None
     """In a simulation, the devices and links on which it is counted how long the run would take: a shipped fleet's
     name, or the path of a YAML file; see docs/planning.md."""

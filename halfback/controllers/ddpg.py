@@ -33,7 +33,7 @@ from torch import Tensor
 
 from halfback.controllers.checks import check_bounds, check_count, check_from_zero
 from halfback.controllers.protocol import LinkUse, Observation
-from halfback.errors import UserError
+from halfback.errors import UserError, of_extra
 
 if TYPE_CHECKING:
     from halfback.controllers.learner import Learner
@@ -87,12 +87,8 @@ class DdpgOptions:
         Raises:
             UserError: TorchRL is not installed.
         """
-        try:
+        with of_extra("rl"):
             from halfback.controllers.learner import Learner
-        except ModuleNotFoundError as error:
-            if str(error.name).split(".")[0] not in ("torchrl", "tensordict"):
-                raise
-            raise UserError("controller.name='ddpg' needs TorchRL; run: pip install 'halfback[rl]'") from None
         return Ddpg(self, links, Learner(1 + 4 * len(links), len(links), self.discount, seed))
 
 

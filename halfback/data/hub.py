@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, final
 from halfback.data.files import read_table
 from halfback.data.sources import quiet, read_hub, reason
 from halfback.data.tables import Cell, NoText, Table, joined
-from halfback.errors import UserError
+from halfback.errors import UserError, of_extra
 
 if TYPE_CHECKING:
     import datasets
@@ -34,7 +34,8 @@ def read_splits(
     Raises:
         UserError: it can't be had, or its card asks for another way of reading than is known here.
     """
-    import datasets
+    with of_extra("hub"):
+        import datasets
 
     options = {"delimiter": delimiter, "encoding": encoding, "skip": skip}
     folder = Path(name).expanduser()

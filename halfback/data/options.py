@@ -10,20 +10,34 @@ GIVEN: Final = "given"
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What a recipe says about its data; see `describe_tasks` for the names.
+    """What a recipe says about its data.
 
-    `train` and `validation` are files (csv), folders (images), or a data set's name and a split's name (hub); `text`,
-    `pair`, `label` and `target` (the text to generate) are columns of csv and hub ("text", "label" and "target" unless
-    given). `delimiter` (one character, or "tab") and `encoding` are those of CSV and JSON files: unless given, the
-    header shows the one, and the other is UTF-8 or what a byte order mark says. `skip_bad_rows` leaves out rows without
-    label or text and rows of too few or too many fields, which are errors otherwise. `objective` None is the task's
-    own. `train_rows` and `validation_rows` take that many rows at random. `holdout` > 0 replaces the validation rows by
-    that share of the training rows, which leave training: for tuning without a look at the validation set. `template`
-    and `max_length` (tokens) are for `encode`; `verbaliser` has one word for each class. `generated_rows` different
-    validation inputs are continued at the end of a run and scored, by `beams` beams (1 is greedy) and with
-    `max_new_tokens` tokens at most. `loss` and `metric` say that a run has functions of its own in their places, which
-    are given in Python. `image_size` is that of both sides of images from folders: unless given the model's
-    own, or 32 where it takes any.
+    Attributes:
+        name: which task; see `halfback tasks`.
+        train: a file (csv), a folder (images), or the name of a data set (hub).
+        validation: a file or a folder, or the name of a split (hub); unless given, a tenth of the training rows.
+        text: the column of texts (csv, hub); "text" unless given.
+        pair: the column of second texts.
+        label: the column of labels; "label" unless given.
+        target: the column of texts to generate; "target" unless given.
+        delimiter: of CSV files, one character or "tab"; unless given, the header shows it.
+        encoding: of CSV and JSON files; unless given, what a byte order mark says, else UTF-8.
+        skip_bad_rows: leave out rows without label or text, and of too few or too many fields, which are errors else.
+        objective: what is learned; unless given, the task's own.
+        template: the text around a row's columns, as in "{text} It was".
+        verbaliser: a word for each class, by which a language model classifies.
+        max_length: tokens of a text, at most.
+        train_rows: so many training rows, drawn at random; all unless given.
+        validation_rows: so many validation rows, drawn at random; all unless given.
+        holdout: above 0, that share of the training rows replaces the validation rows and is not trained on: for
+            tuning without a look at the validation rows.
+        image_size: of both sides of images from folders; unless given the model's own, or 32 where it takes any.
+        augment: what is done to training images, anew in each epoch: `crop`, `flip`, or mappings of a name and options.
+        generated_rows: different validation inputs that are continued and scored at the end of a run.
+        beams: of the search with which they are continued; 1 is greedy.
+        max_new_tokens: of a continuation, at most.
+        loss: "given" where a run has a loss of one's own, given in Python.
+        metric: "given" where a run has a metric of one's own, given in Python.
     """
 
     name: str
@@ -45,7 +59,6 @@ class TaskOptions:
     holdout: float = 0.0
     image_size: int | None = None
     augment: tuple[str | dict[str, Any], ...] = ()
-    """What is done to training images, anew in each epoch: `crop`, `flip`, or mappings of a name and options."""
     generated_rows: int = 0
     beams: int = 1
     max_new_tokens: int = 64

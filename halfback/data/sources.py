@@ -16,7 +16,7 @@ from torch import Tensor
 
 from halfback.data.labels import check_alike, in_order, is_missing, is_whole, read_labels
 from halfback.data.tables import Cell, NoText, Table, listed, row_of
-from halfback.errors import RowError, UserError, first_line
+from halfback.errors import RowError, UserError, first_line, of_extra
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -128,7 +128,8 @@ def read_hub(
     `converted` names the configuration of an "owner/path" whose own form is a script, which the datasets library no
     longer runs: the hub's conversion to Parquet is read. `load`: what is called in place of `datasets.load_dataset`.
     """
-    import datasets
+    with of_extra("hub"):
+        import datasets
 
     path, _, config = name.rpartition("/")
     slashes = name.count("/")
@@ -221,7 +222,8 @@ def reason(error: BaseException) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and no chatter of the datasets library; what the process had set before comes back."""
-    import datasets
+    with of_extra("hub"):
+        import datasets
 
     bars_off = datasets.utils.are_progress_bars_disabled()
     level = datasets.logging.get_verbosity()

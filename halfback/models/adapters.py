@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from halfback.errors import UserError
+from halfback.errors import UserError, of_extra
 from halfback.models.cut import CutModel
 from halfback.models.heavy import is_of
 from halfback.models.own import Stack
@@ -37,8 +37,11 @@ _Part = Bottom | Middle | Top
 class Lora:
     """Low-rank adapters.
 
-    targets: module names (or dotted ends of them); empty means the family's default, and where it has none every
-        linear, convolution and embedding layer of the blocks.
+    Attributes:
+        rank: r, of each adapter.
+        alpha: what an adapter adds is multiplied by alpha / rank.
+        targets: names of modules, or dotted ends of them; empty for the family's default, and where it has none for
+            every linear, convolution and embedding layer of the blocks.
     """
 
     rank: int = 8
@@ -299,7 +302,8 @@ def _inject(part: _Part, names: list[str], trained: BottomTrained, lora: Lora, s
 def _put(part: _Part, names: list[str], trained: BottomTrained, lora: Lora) -> None:
     """PEFT's layers in the place of these modules."""
     hush()
-    from peft import IA3Config, LoraConfig, inject_adapter_in_model
+    with of_extra("transformers"):
+        from peft import IA3Config, LoraConfig, inject_adapter_in_model
 
     conv1d = any(_is_conv1d(part.get_submodule(name)) for name in names)
     config: PeftConfig

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from halfback.errors import UserError
+from halfback.errors import UserError, of_extra
 from halfback.models.quiet import quiet
 
 
@@ -49,7 +49,8 @@ def continue_prompts(
     whole: a causal language model, such as `CutModel.whole`, which has the parameters and the adapters of both halves.
     Defaults of the model's own (its temperature, a penalty for repetition) are left aside and put back after.
     """
-    from transformers import GenerationConfig
+    with of_extra("transformers"):
+        from transformers import GenerationConfig
 
     model: Any = whole
     device = next(whole.parameters()).device

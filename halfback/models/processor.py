@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from halfback.errors import UserError, first_line
+from halfback.errors import UserError, first_line, of_extra
 from halfback.models import loading
 from halfback.models.packages import packaged_models
 from halfback.models.quiet import quiet
@@ -94,7 +94,8 @@ def _from_pretrained(name: str, kind_name: str, **options: Any) -> Any:
     here = Path(name).is_dir()
     if not here and (Path(name).suffix or is_resnet_name(name) or name in packaged_models()):
         return None
-    import transformers
+    with of_extra("transformers"):
+        import transformers
 
     kind = getattr(transformers, kind_name)
     options["trust_remote_code"] = False  # else the user is asked whether the folder's code shall run
@@ -114,7 +115,8 @@ def _from_pretrained(name: str, kind_name: str, **options: Any) -> Any:
 
 def plain_processor(shape: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> Any:
     """What says how images of this shape (3, H, W) were made for a model that had no preprocessor of its own."""
-    import transformers
+    with of_extra("transformers"):
+        import transformers
 
     return transformers.ViTImageProcessorPil(
         size={"height": shape[1], "width": shape[2]},

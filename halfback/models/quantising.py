@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halfback.errors import UserError
+from halfback.errors import UserError, of_extra
 from halfback.models.heavy import is_of
 from halfback.models.quiet import hush
 from halfback.models.running import Bottom
@@ -29,10 +29,8 @@ def quantise(bottom: Bottom) -> None:
         UserError: torchao, which finds the scales, is not installed; or nothing of the bottom is frozen.
     """
     hush()
-    try:
+    with of_extra("package"):
         from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
-    except ModuleNotFoundError:
-        raise UserError("bottom.weights=int8 needs torchao: pip install 'halfback[package]'") from None
     found = list(_frozen(bottom))
     if not found:
         raise UserError("bottom.weights=int8: nothing of the bottom is frozen; set bottom.weights=float32")

@@ -5,9 +5,11 @@ import io
 import logging
 from collections.abc import Iterator
 
+from halfback.errors import of_extra
+
 
 def hush() -> None:
-    """What packages say of themselves as PEFT or we import them, of kernels that a CPU has no use for, goes unsaid."""
+    """What packages say, as they are imported, of kernels that a CPU has no use for goes unsaid."""
     for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -15,7 +17,9 @@ def hush() -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and nothing below an error inside; the settings of before are put back after."""
-    from transformers.utils import logging as transformers_logging
+    hush()
+    with of_extra("transformers"):
+        from transformers.utils import logging as transformers_logging
 
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     hub = logging.getLogger("huggingface_hub")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from halfback.errors import UserError
 from halfback.parties.server import Server
-from halfback.wire.messages import Both, Exact, HandOver, Slopes, Weights
+from halfback.wire.messages import Both, Exact, Slopes, Weights
 from halfback.zeroth.directions import seed_for
 
 M = TypeVar("M")
@@ -120,7 +120,7 @@ def _said(server: Server, client: int, message: Any) -> list[Tensor]:
             return [message.values.double()]
         case Both():
             return [*_said(server, client, message.first), *_said(server, client, message.second)]
-        case Weights() | HandOver():
+        case Weights():
             begun = _begun(server, client)
             if [each.shape for each in message.tensors] != [each.shape for each in begun]:
                 return []  # which the server refuses
@@ -142,7 +142,7 @@ def _saying(server: Server, client: int, message: Any, lies: list[Tensor]) -> An
         case _:
             begun = _begun(server, client)
             pairs = zip(begun, lies, message.tensors, strict=True)
-            return type(message)(tuple((was.double() + moved).to(own.dtype) for was, moved, own in pairs))
+            return Weights(tuple((was.double() + moved).to(own.dtype) for was, moved, own in pairs))
 
 
 def _begun(server: Server, client: int) -> list[Tensor]:

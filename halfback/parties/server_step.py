@@ -27,11 +27,12 @@ class ServerStep:
     """The server's step on the mean of the clients' weights, for methods that take such a mean.
 
     Attributes:
-        name: `none`: θ is the mean; `fedavgm`, `fedadagrad`, `fedadam`, `fedyogi`.
-        lr: η; null for 1 of `fedavgm`, and 0.01 of the others.
-        momentum: β of `fedavgm`.
-        beta1, beta2: of the others, but that `fedadagrad` has no β₂.
-        tau: τ of the others, how adaptive they are: the less, the more.
+        name: `none`: θ becomes the mean; else a step towards it: `fedavgm`, `fedadagrad`, `fedadam`, `fedyogi`.
+        lr: η, the rate of that step; null for 1 of `fedavgm`, and 0.01 of the others.
+        momentum: β of `fedavgm`, how much of the last step goes on in the next one.
+        beta1: β₁ of the others, how much of m stays.
+        beta2: β₂ of `fedadam` and `fedyogi`, how much of v stays.
+        tau: τ of all but `fedavgm`, how adaptive they are: the less, the more.
     """
 
     name: Literal["none", "fedavgm", "fedadagrad", "fedadam", "fedyogi"] = "none"

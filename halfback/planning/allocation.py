@@ -23,9 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, brentq, milp
 
-from halfback.errors import UserError
+from halfback.errors import UserError, of_extra
 from halfback.planning.profiles import DeviceClass, Fleet
 from halfback.planning.steps import MEGA, StepTime, cohort_time, equal_share, server_seconds, step_time
 from halfback.planning.work import Work
@@ -154,6 +153,9 @@ class _Cohort:
         own, bits = self.own[range(len(places)), places], self.bits[places]
         if self.uplink is None:
             return self.links
+        with of_extra("plan"):
+            from scipy.optimize import brentq
+
         fastest = float((own + bits / self.links).max())
 
         def spare(seconds: float) -> float:
@@ -201,6 +203,9 @@ class _Cohort:
             return float(self.server[least].sum()), [self.cuts[place] for place in least]
         if np.where(allowed, needed, math.inf).min(axis=1).sum() > self.uplink * slack:
             return None
+        with of_extra("plan"):
+            from scipy.optimize import Bounds, LinearConstraint, milp
+
         # How many devices of a kind have a cut: those that are alike would only make the knapsack search in vain.
         firsts, counts = [first for first, _ in self.kinds], [count for _, count in self.kinds]
         needed, allowed = needed[firsts], allowed[firsts]

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
+from halfback.errors import of_extra
 from halfback.report.tables import NOTHING
 
 CONFIDENCE = 0.95
@@ -71,6 +71,9 @@ def _excludes_zero(gap: Difference) -> bool:
     seeds = len(gap["by_seed"])
     if seeds < FEWEST:
         return False
+    with of_extra("report"):
+        from scipy.special import stdtrit
+
     return abs(gap["mean"]) > float(stdtrit(seeds - 1, (1 + CONFIDENCE) / 2)) * gap["se"]
 
 

