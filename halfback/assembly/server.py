@@ -17,6 +17,7 @@ from halfback.models.normalising import batch_norms
 from halfback.models.objectives import loss_of
 from halfback.models.running import LocalModel
 from halfback.parties.agreed import Agreed
+from halfback.parties.client import Theta
 from halfback.parties.cohort import Cohort
 from halfback.parties.holdings import Above, HiddenForm, Local
 from halfback.parties.server import Server, Top
@@ -60,7 +61,7 @@ def server_side(
     auxiliary = part.head if needs.holds == "auxiliary" and isinstance(part, LocalModel) else None
     averaging = None
     if config.server_step.name != "none":
-        averaging = Averaging(config.server_step, ground.theta.parameters)
+        averaging = Averaging(config.server_step, Theta(ground.theta).trained)
     server = Server(top, Agreed(ground.theta), cohort, averaging=averaging, auxiliary=auxiliary)
     sampling = Sampling(config.seed, len(rows), 1 if needs.agreement.pools else config.sampled_clients)
     return ServerSide(ground.algorithm, server, part, sampling, links, controller)

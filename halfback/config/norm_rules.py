@@ -54,7 +54,7 @@ OF_NORMS: tuple[Rule[Chosen], ...] = (
     ),
     Rule(
         "lies about batch norm",
-        lambda f: f.normed != [] and f.config.attack.says,
+        lambda f: f.normed != [] and f.config.attack.says and f.method.averages,
         lambda f: (
             f"attack.name={f.config.attack.name}: a lie about a running variance may leave none that is one; use "
             f"{f.normed[0]}.batch_norm=frozen"

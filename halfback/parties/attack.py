@@ -46,6 +46,8 @@ class Attack:
     def __post_init__(self) -> None:
         if self.strength is not None and not self.strength > 0:
             raise UserError(f"attack.strength={self.strength:g}: a positive number is allowed")
+        if isinstance(self.clients, int) and self.clients < 1:
+            raise UserError(f"attack.clients={self.clients}: 1 or more are allowed, or a list of clients' numbers")
 
     @property
     def liars(self) -> tuple[int, ...]:

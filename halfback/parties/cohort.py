@@ -109,8 +109,8 @@ def _krum(rows: Tensor, liars: int, *, several: bool) -> Tensor:
     if count < 3:
         return rows.mean(dim=0)
     liars = min(liars, (count - 3) // 2)
-    # A row's distance to itself is the first of its sorted ones.
-    nearest = (rows[:, None] - rows).square().sum(dim=2).sort(dim=1).values[:, 1 : count - liars - 1]
+    away = torch.stack([(rows - row).square().sum(dim=1) for row in rows])
+    nearest = away.sort(dim=1).values[:, 1 : count - liars - 1]  # the first is a row's distance to itself
     order = nearest.sum(dim=1).sort(stable=True).indices
     return rows[order[: count - liars if several else 1]].mean(dim=0)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from halfback.engine.federation import Federation
+from halfback.errors import UserError
 from halfback.parties.attack import Attack, Liars
 from halfback.parties.server import Server
 from halfback.testing import small
@@ -140,6 +141,18 @@ def test_a_run_with_labels_flipped_goes_on_to_the_bit() -> None:
     second.load_state(*first.state())
     small.run(second, 1, first=1)
     small.assert_equal_states(whole, second)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"clients": 0}, r"attack\.clients=0: 1 or more are allowed, or a list of clients' numbers"),
+        ({"strength": 0.0}, r"attack\.strength=0: a positive number is allowed"),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        Attack("noise", **options)
 
 
 def test_who_lies_is_who_was_named() -> None:
