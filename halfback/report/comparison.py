@@ -149,5 +149,12 @@ def methods_of(part: Mapping[str, Any]) -> list[Method]:
 
 def verdict_of(part: Mapping[str, Any], comparison: Mapping[str, Any]) -> Verdict:
     """What the first method of a comparison came to, beside the others."""
-    metric = Metric(comparison["metric"]["name"], comparison["metric"]["rises"])
-    return verdict(methods_of(part), metric, comparison["task"])
+    return verdict(methods_of(part), metric_in(comparison), comparison["task"])
+
+
+def metric_in(comparison: Mapping[str, Any]) -> Metric:
+    """The metric of a comparison."""
+    found = comparison["metric"]
+    finals = [row["final"] for part in comparison["parts"] for row in part["methods"].values()]
+    values = [found["initial"], *(final["mean"] for final in finals if final is not None)]
+    return Metric.named(found["name"], values, rises=found["rises"])

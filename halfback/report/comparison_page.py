@@ -7,7 +7,7 @@ from typing import Any
 
 from halfback.report import charts
 from halfback.report.charts import Axes, Chart, Line, Text
-from halfback.report.comparison import methods_of, verdict_of
+from halfback.report.comparison import methods_of, metric_in, verdict_of
 from halfback.report.comparison_tables import (
     COST,
     REACHED,
@@ -34,17 +34,17 @@ def write_comparison(comparison: Mapping[str, Any], out: Path) -> Path:
     Raises:
         UserError: `out` cannot be written.
     """
-    first, found = comparison["parts"][0], comparison["metric"]
+    first, metric = comparison["parts"][0], metric_in(comparison)
     tuning = None
     if comparison["tuning"]:
-        note = f"{found['name']} on the rows held back."
+        note = f"{metric.name} on the rows held back."
         tuning = Table("Tuning", *tuning_table(comparison), words=2, note=note)
     values = {
         "title": title_of(comparison),
         "command": comparison["command"],
         "seeds": len(comparison["seeds"]),
         "verdict": verdict_of(first, comparison),
-        "tiles": tiles(methods_of(first), Metric(found["name"], found["rises"])),
+        "tiles": tiles(methods_of(first), metric),
         "parts": [_part(part, comparison) for part in comparison["parts"]],
         "tuning": tuning,
         "notes": notes(comparison),
@@ -62,20 +62,19 @@ def _part(part: Mapping[str, Any], comparison: Mapping[str, Any]) -> dict[str, A
         body = [[label, *(column.cells[place] for column in shown)] for place, label in enumerate(labels)]
         if shown:
             meanings = [(column.name, column.meaning) for column in shown]
-            tables.append(Table(name, ["method", *(column.name for column in shown)], body, columns=meanings))
+            tables.append(Table(name, ["algorithm", *(column.name for column in shown)], body, columns=meanings))
     return {
         "title": TITLES[part["equal"]],
         "names": labels,
-        "drawn": _charts(part, comparison["metric"]),
+        "drawn": _charts(part, metric_in(comparison)),
         "tables": tables,
         "sent": _sent(part),
         "kinds": _kinds(part),
     }
 
 
-def _charts(part: Mapping[str, Any], metric: Mapping[str, Any]) -> list[Chart]:
-    name = metric["name"]
-    percent: Text = "{:g} %".format if Metric(name).is_percent else "{:.4g}".format
+def _charts(part: Mapping[str, Any], metric: Metric) -> list[Chart]:
+    name = metric.name
     curves: list[tuple[str, str, Callable[[Mapping[str, Any]], float | None], Text]] = [
         ("steps", "steps", lambda record: record["step"], _WHOLES),
         ("bytes", "bytes, up and down", lambda record: record["up_bytes"] + record["down_bytes"], short_size),
@@ -93,7 +92,7 @@ def _charts(part: Mapping[str, Any], metric: Mapping[str, Any]) -> list[Chart]:
             banded = any(line.low for line in lines)
             caption = "Mean over the seeds" + ("; the band runs from the least to the largest seed." if banded else ".")
             title = f"{name[:1].upper()}{name[1:]} by {what}"
-            found.append(charts.curves(lines, Axes(x_label, name, x_text, percent), title, caption))
+            found.append(charts.curves(lines, Axes(x_label, name, x_text, metric.tick), title, caption))
     costs: list[tuple[str, Callable[[Mapping[str, Any]], float | None], Text]] = [
         ("bytes, up and down", lambda row: row["up_bytes"] + row["down_bytes"], short_size),
         ("client peak memory", lambda row: measured(row["client_peak_bytes"]), short_size),
@@ -107,11 +106,11 @@ def _charts(part: Mapping[str, Any], metric: Mapping[str, Any]) -> list[Chart]:
             if row["final"] is not None and (spent := cost(row)) is not None
         ]
         if ends:
-            best = undominated([end[1:] for end in ends], rises=metric["rises"])
+            best = undominated([end[1:] for end in ends], rises=metric.rises)
             ringed = {place for place, (_, order, _, _) in enumerate(ends) if order in best}
             caption = "Ringed: no other is both as good and as cheap, and better in one."
             title = f"Final {name} for its {x_label}"
-            axes = Axes(x_label, f"final {name}", x_text, percent)
+            axes = Axes(x_label, f"final {name}", x_text, metric.tick)
             found.append(charts.points(ends, ringed, axes, title, caption))
     return found
 
@@ -163,7 +162,7 @@ def _kinds(part: Mapping[str, Any]) -> list[Table]:
     for at in range(3, len(header), _METHODS):
         some = slice(at, at + _METHODS)
         rows = [[row[1], row[0], row[2], *row[some]] for row in body]
-        made.append(Table("Bytes by kind of message", ["message", "direction", "field", *header[some]], rows, words=3))
+        made.append(Table("Bytes by kind of message", ["kind", "direction", "role", *header[some]], rows, words=3))
     return made
 
 

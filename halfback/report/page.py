@@ -67,7 +67,13 @@ def verdict_of(summaries: Sequence[dict[str, Any]]) -> Verdict:
         for label, summary in zip(default_labels(summaries), summaries, strict=True)
         if _work(summary) == _work(first)
     ]
-    return verdict(same, Metric(str(first["metric"]["name"]), rises(first)), str(first["task"]))
+    return verdict(same, _metric(first), str(first["task"]))
+
+
+def _metric(summary: Mapping[str, Any]) -> Metric:
+    found = summary["metric"]
+    values = [found.get(name) for name in ("initial", "final", "best")]
+    return Metric.named(metric_name([dict(summary)]), values, rises=rises(summary))
 
 
 def _work(summary: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -99,7 +105,7 @@ def _said(runs: Sequence[Run]) -> tuple[Verdict, list[Any]]:
         method_of(name if algorithms.count(name) == 1 else of_one[0].label, [run.summary for run in of_one])
         for name, of_one in zip(algorithms, methods.values(), strict=True)
     ]
-    metric = Metric(metric_name([first.summary]), rises(first.summary))
+    metric = _metric(first.summary)
     return verdict(found, metric, str(first.summary.get("task", NOTHING))), tiles(found, metric)
 
 
@@ -174,7 +180,7 @@ def _results(runs: Sequence[Run], names: Sequence[str]) -> list[Table]:
 
 def _curves(runs: Sequence[Run], names: Sequence[str]) -> list[Chart]:
     metric = metric_name([run.summary for run in runs])
-    percent = "{:g} %".format if Metric(metric).is_percent else "{:.4g}".format
+    percent = Metric.named(metric, [record["metric"] for run in runs for record in run.records]).tick
     wholes: Callable[[float], str] = "{:,.0f}".format
 
     def lines(key: str, at: Callable[[dict[str, Any]], float | None]) -> list[Line]:
@@ -259,7 +265,7 @@ def _sent(runs: Sequence[Run], names: Sequence[str]) -> tuple[Bars | None, Table
         [name, direction, kind, role, f"{size:,}", f"{size / total:.1%}" if (total := totals[name, direction]) else "–"]
         for name, direction, kind, role, size in sent
     ]
-    header = ["run", "direction", "message", "field", "bytes", "of its direction"]
+    header = ["run", "direction", "kind", "role", "bytes", "of its direction"]
     caption = "Packed messages of the whole run, all clients together; up is from the devices to the server."
     drawn = bars("Bytes up and down", caption, stacks, ROLES)
     return drawn, Table("Bytes by kind of message", header, body, words=4)

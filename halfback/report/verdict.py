@@ -4,7 +4,7 @@ A *method* is one algorithm with its settings, and has a value for each seed. Wh
 by seed; what a few seeds can't tell from chance is said to be that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +56,20 @@ class Method:
 
 @dataclass(frozen=True)
 class Metric:
-    """What the metric is called, and whether more of it is better."""
+    """What the metric is called, whether more of it is better, and whether it is a percentage."""
 
     name: str
     rises: bool = True
+    is_percent: bool = False
+
+    @classmethod
+    def named(cls, name: str, values: Iterable[float | None], *, rises: bool = True) -> "Metric":
+        """The metric of this name that came to these values.
+
+        The package's own accuracy is a percentage; somebody else's of that name may be a share, which none exceeds.
+        """
+        known = [value for value in values if value is not None]
+        return cls(name, rises, name == "accuracy" and max(known, default=0) > 1)
 
     def said(self, value: float) -> str:
         """`95.6 % accuracy`, or `perplexity 12.3`."""
@@ -69,16 +79,15 @@ class Metric:
         """The same without the name."""
         return f"{value:.1f} %" if self.is_percent else number(value)
 
+    def tick(self, value: float) -> str:
+        """The same on an axis."""
+        return f"{value:.4g} %" if self.is_percent else number(value)
+
     def apart(self, found: Difference) -> str:
         """`1.8 ± 0.3 points below`, by the sign of a difference."""
         form, unit = (".1f", " points") if self.is_percent else (".3g", "")
         spread = "" if found["se"] is None else f" ± {found['se']:{form}}"
         return f"{abs(found['mean']):{form}}{spread}{unit} {'above' if found['mean'] > 0 else 'below'}"
-
-    @property
-    def is_percent(self) -> bool:
-        """Of the metrics that come with the package, accuracy is."""
-        return self.name == "accuracy"
 
 
 @dataclass(frozen=True)

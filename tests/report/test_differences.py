@@ -6,7 +6,6 @@ import statistics
 from typing import Any
 
 import pytest
-
 from scipy.special import stdtr
 
 from halfback.report.comparison import summarise
