@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from halfback.report.tables import NOTHING, measured, seconds, short_size
 from halfback.report.verdict import Metric, tiles
 
 _METHODS = 6  # beside each other in a table, so that it fits the page
+_BANDS = 5  # more of them can't be told apart
 _WHOLES: Text = "{:,.0f}".format
 
 
@@ -62,7 +64,9 @@ def _part(part: Mapping[str, Any], comparison: Mapping[str, Any]) -> dict[str, A
         body = [[label, *(column.cells[place] for column in shown)] for place, label in enumerate(labels)]
         if shown:
             meanings = [(column.name, column.meaning) for column in shown]
-            tables.append(Table(name, ["algorithm", *(column.name for column in shown)], body, columns=meanings))
+            note = comparison["target"]["said"] if name == TARGET else ""
+            head = ["algorithm", *(column.name for column in shown)]
+            tables.append(Table(name, head, body, columns=meanings, note=note))
     return {
         "title": TITLES[part["equal"]],
         "names": labels,
@@ -89,7 +93,8 @@ def _charts(part: Mapping[str, Any], metric: Metric) -> list[Chart]:
             if (line := _mean_curve(label, order, method["cells"], at))
         ]
         if lines:
-            banded = any(line.low for line in lines)
+            banded = len(lines) <= _BANDS and any(line.low for line in lines)
+            lines = lines if banded else [replace(line, low=(), high=()) for line in lines]
             caption = "Mean over the seeds" + ("; the band runs from the least to the largest seed." if banded else ".")
             title = f"{name[:1].upper()}{name[1:]} by {what}"
             found.append(charts.curves(lines, Axes(x_label, name, x_text, metric.tick), title, caption))

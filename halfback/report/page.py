@@ -54,7 +54,10 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
         "kinds": kinds,
         "memory": _memory(runs, names),
         "results": _results(runs, names),
-        "configurations": runs,
+        "configurations": [
+            (name if name == run.label else f"{name}: {run.label}", run.config)
+            for name, run in zip(names, runs, strict=True)
+        ],
     }
     return write_page("run.html", values, out)
 
@@ -82,9 +85,13 @@ def _work(summary: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """The runs' algorithms where these tell them apart, else their labels."""
+    """The runs' algorithms, with their seeds where these are needed to tell them apart, else their labels."""
     algorithms = [str(run.summary.get("algorithm", run.label)) for run in runs]
-    return algorithms if len(set(algorithms)) == len(runs) else [run.label for run in runs]
+    seeded = [
+        f"{name} (seed {run.summary['seed']})" if "seed" in run.summary else name
+        for name, run in zip(algorithms, runs, strict=True)
+    ]
+    return next((names for names in (algorithms, seeded) if len({*names}) == len(runs)), [run.label for run in runs])
 
 
 def _said(runs: Sequence[Run]) -> tuple[Verdict, list[Any]]:
@@ -141,25 +148,28 @@ def _versions(runs: Sequence[Run]) -> str:
 
 def _what_ran(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str, str, bool]]:
     """Whose facts they are, the facts, and whether these runs are finished; no names where all have the same."""
-    groups: dict[tuple[str, bool], list[str]] = {}
+    groups: dict[tuple[str, bool], dict[str, str]] = {}
     for name, run in zip(names, runs, strict=True):
-        groups.setdefault((_facts(run), run.finished), []).append(name)
-    return [
-        (", ".join(of_whom) if len(groups) > 1 else "", said, finished) for (said, finished), of_whom in groups.items()
-    ]
+        groups.setdefault((_facts(run), run.finished), {})[name] = str(run.summary.get("seed", NOTHING))
+    found = []
+    for (said, finished), of_whom in groups.items():
+        seeds = list(dict.fromkeys(of_whom.values()))
+        told = f" · seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if finished else ""
+        found.append((", ".join(of_whom) if len(groups) > 1 else "", said + told, finished))
+    return found
 
 
 def _facts(run: Run) -> str:
     summary = run.summary
     if not run.finished:
         return f"so far at step {summary['steps']:,}"
-    said = {name: summary.get(name, NOTHING) for name in ("model", "cut", "clients", "sampled_clients", "seed")}
+    said = {name: summary.get(name, NOTHING) for name in ("model", "cut", "clients", "sampled_clients")}
     blocks = summary.get("head")
     head = "" if blocks is None else f", the head and {blocks} blocks before it on the device too"
     return (
         "{model} cut behind block {cut}".format(**said)
         + f"{head} · {{sampled_clients}} of {{clients}} clients in a step".format(**said)
-        + f" · {summary.get('steps', 0):,} steps · seed {said['seed']}"
+        + f" · {summary.get('steps', 0):,} steps"
     )
 
 

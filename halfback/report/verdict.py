@@ -17,6 +17,7 @@ _WHAT = {
     FLOOR: "the device's part left as it was",
     CEILING: "backpropagation on the device",
 }
+_HARDLY_MORE = 1.15  # times the memory of inference
 _LIKE = 0.03  # a share this near to one is "as many"
 
 
@@ -169,8 +170,8 @@ def tiles(methods: Sequence[Method], metric: Metric) -> list[Tile]:
     gap = _gap(mine, methods, metric)
     if gap is not None and len(mine.finals) > 1:
         if gap["established"]:
-            interval = f"{gap['low']:.0%} to {gap['high']:.0%} by resampling the seeds"
-            found.append(Tile(f"of the gap from {FLOOR} to {CEILING}", f"{gap['ratio']:.0%}", interval))
+            interval = f"{100 * gap['low']:.0f} % to {100 * gap['high']:.0f} % by resampling the seeds"
+            found.append(Tile(f"of the gap from {FLOOR} to {CEILING}", f"{100 * gap['ratio']:.0f} %", interval))
         else:
             why = f"{CEILING} did not end above {FLOOR} by more than the seeds' spread"
             found.append(Tile("to recover", "no gap", why))
@@ -227,8 +228,14 @@ def _costs(mine: Method, other: Method) -> str:
     if held:
         parts.append(f"needed {held} its device memory" + (f", which is {plain}" if plain else ""))
     elif plain:
-        parts.append(f"needed {plain} in device memory")
-    return f"It {' and '.join(parts)}." if parts else ""
+        parts.append(f"needed a device memory {plain}")
+    return f"It {' and '.join(parts)}{_meaning(mine)}." if parts else ""
+
+
+def _meaning(mine: Method) -> str:
+    """What a peak near that of inference means to whoever has the devices."""
+    near = mine.peak and mine.inference and mine.peak <= _HARDLY_MORE * mine.inference
+    return ": a device that can run its part of the model can train it" if near else ""
 
 
 def _alone(mine: Method) -> str:
@@ -238,19 +245,21 @@ def _alone(mine: Method) -> str:
         parts.append(f"moved {short_size(mine.total_bytes)} between devices and server{steps}")
     if mine.peak and mine.inference:
         parts.append(f"needed {mine.peak / mine.inference:.2f} times the memory of plain inference on a device")
-    return f"It {' and '.join(parts)}." if parts else ""
+    return f"It {' and '.join(parts)}{_meaning(mine)}." if parts else ""
 
 
 def _care(mine: Method, methods: Sequence[Method], metric: Metric) -> str:
     """What the spread of the seeds leaves open."""
-    said = [f"Of {mine.label}'s runs, {_lost(mine)}."] if mine.lost else []
+    said = [f"{_lost(mine)}."] if mine.lost else []
     rest = _beside(mine, methods, metric)
     if not rest:
         return " ".join([*said, "Nothing ran beside it, so this says what was reached and not what that is worth."])
     compared = {other.label: difference(mine.finals, other.finals) for other in rest}
     seeds = min((len(found["by_seed"]) for found in compared.values() if found), default=0)
     if seeds < 2:
-        return " ".join([*said, "Each ran with one seed, so differences may be chance; several seeds would tell."])
+        alone = len(mine.finals) == 1
+        what = "Each ran with one seed" if alone else "They have not two seeds in common"
+        return " ".join([*said, f"{what}, so differences may be chance; several seeds would tell."])
     open_ones = [label for label, found in compared.items() if found and not excludes_zero(found)]
     if open_ones and seeds < FEWEST:
         said.append(f"With {seeds} seeds no difference can be told from chance.")
@@ -259,8 +268,8 @@ def _care(mine: Method, methods: Sequence[Method], metric: Metric) -> str:
     gap = _gap(mine, methods, metric)
     if gap is not None and gap["established"]:
         said.append(
-            f"Of what {CEILING} gains over {FLOOR}, it recovered {gap['ratio']:.0%} "
-            f"({gap['low']:.0%} to {gap['high']:.0%} by resampling the seeds)."
+            f"Of what {CEILING} gains over {FLOOR}, it recovered {100 * gap['ratio']:.0f} % "
+            f"({100 * gap['low']:.0f} % to {100 * gap['high']:.0f} % by resampling the seeds)."
         )
     elif gap is not None:
         said.append(f"There is no gap to recover: {CEILING} did not end above {FLOOR} by more than the seeds' spread.")
@@ -289,7 +298,7 @@ def _share(mine: float | None, theirs: float | None) -> str:
 
 
 def _lost(mine: Method) -> str:
-    return f"{mine.lost} of {mine.lost + len(mine.finals)} diverged" if mine.lost else ""
+    return f"{mine.lost} of {mine.lost + len(mine.finals)} runs of {mine.label} diverged" if mine.lost else ""
 
 
 def _joined(parts: Sequence[str]) -> str:
