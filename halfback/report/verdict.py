@@ -139,7 +139,8 @@ def verdict(methods: Sequence[Method], metric: Metric, task: str) -> Verdict:
     """What the first of some methods came to, beside the others."""
     mine = methods[0]
     if mine.final is None:
-        return Verdict(f"{mine.label} came to no result on {task}: {_lost(mine) or 'nothing was measured at its end'}.")
+        why = "every run diverged" if mine.lost else "nothing was measured at its end"
+        return Verdict(f"{mine.label} came to no result on {task}: {why}.")
     rest = _beside(mine, methods, metric)
     said = f"{mine.label} ended at {metric.said(mine.final)} on {task}{_from(mine, metric)}"
     if not rest:
