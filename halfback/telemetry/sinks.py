@@ -10,14 +10,15 @@ import math
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from halfback.errors import UserError, one_line, shown
 from halfback.json_reading import parse, text_of
-from halfback.telemetry.records import RECORDS, Record, mend_records, replace_text, writing
+from halfback.telemetry.records import RECORDS, Record, mend_records, read_records, replace_text, writing
 
 SINKS = "sinks.json"  # in the run's folder: under which names others know the run
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -97,43 +98,46 @@ class TensorBoard:
 class WeightsAndBiases:
     """Writes to `wandb/` in the run's folder, or, where WANDB_MODE says `online`, to its server.
 
-    A run that goes on is the same run there: its name is kept in `sinks.json`, with the last step that was sent, and
-    what a killed run had sent already isn't sent again.
+    A run that goes on is the same run there, by the name that `sinks.json` keeps. Its client holds back what it has
+    not written, which a kill takes along: so a run that goes on offline begins its file anew, with all `past` records,
+    and online sends those that the server lacks.
 
     Raises:
         UserError: its client is not installed, or it can't begin.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], past: Sequence[Record]) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read at the import
         try:
             import wandb
         except ImportError:
             raise UserError("Weights & Biases is not installed: pip install 'halfback[wandb]'") from None
-        self._folder = folder
-        known = _known(folder, "wandb")
-        self._id, self._sent = known.get("id") or secrets.token_hex(8), known.get("step", -1)
-        self._remember()
+        name, mode = _known(folder, "wandb") or secrets.token_hex(8), os.environ.get("WANDB_MODE", "offline")
+        _remember(folder, "wandb", name)
+        if mode == "offline":
+            for old in folder.glob(f"wandb/offline-run-*-{name}"):
+                shutil.rmtree(old)
         try:
             self._run = wandb.init(
-                mode=None if "WANDB_MODE" in os.environ else "offline",
+                mode=cast(Any, mode),
                 project=os.environ.get("WANDB_PROJECT", "halfback"),
                 dir=folder,
                 name=folder.resolve().name,
-                id=self._id,
+                id=name,
                 resume="allow",
                 config=dict(config),
                 settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True),
             )
-        except (wandb.Error, OSError) as error:
+        except (wandb.Error, ValueError, OSError) as error:
             raise UserError(f"sinks=[wandb]: {one_line(str(error))}") from None
+        self._next = self._run.step  # behind what the server has
+        for record in past:
+            self.write(record)
 
     def write(self, record: Record) -> None:
-        if record.step <= self._sent:
-            return
-        self._run.log(_curves(record), step=record.step, commit=True)  # at once, not with the next step
-        self._sent = record.step
-        self._remember()
+        if record.step >= self._next:
+            self._run.log(_curves(record), step=record.step, commit=True)
+            self._next = record.step + 1
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(_figures(summary))
@@ -141,20 +145,18 @@ class WeightsAndBiases:
     def close(self) -> None:
         self._run.finish()
 
-    def _remember(self) -> None:
-        _remember(self._folder, "wandb", {"id": self._id, "step": self._sent})
-
 
 class Mlflow:
     """Writes to `mlflow.db` in the run's folder, or to where MLFLOW_TRACKING_URI says.
 
-    A run that goes on is the same run there, and what it has already isn't written again.
+    A run that goes on is the same run there, by the name that `sinks.json` keeps, and gets those `past` records that
+    it lacks.
 
     Raises:
         UserError: its client is not installed, or the place can't be reached.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], past: Sequence[Record]) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # of its makers, who would be told of every run
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default minutes in which a run stands still
         place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
@@ -167,7 +169,7 @@ class Mlflow:
         self._failure = MlflowException
         try:
             self._client: Any = MlflowClient(tracking_uri=place)
-            self._id: str = _known(folder, "mlflow").get("id") or self._begun(folder, config)
+            self._id: str = _known(folder, "mlflow") or self._begun(folder, config)
             told = self._client.get_metric_history(self._id, "bytes/up")
             self._client.update_run(self._id, status="RUNNING")
         except ImportError:  # of what its database needs, which its lean client comes without
@@ -176,6 +178,8 @@ class Mlflow:
             raise UserError(f"sinks=[mlflow]: {one_line(str(error))[:200]}") from None
         self._sent = max((metric.step for metric in told), default=-1)
         self._state = "KILLED"  # unless it finishes
+        for record in past:
+            self.write(record)
 
     def _begun(self, folder: Path, config: Mapping[str, Any]) -> str:
         """The name of a new run, of which the configuration has been told."""
@@ -188,7 +192,7 @@ class Mlflow:
         parameters = [Param(key, str(value)[:_LONGEST]) for key, value in _flat(config).items()]
         for at in range(0, len(parameters), _MOST_PARAMETERS):
             self._client.log_batch(name, params=parameters[at : at + _MOST_PARAMETERS])
-        _remember(folder, "mlflow", {"id": name})
+        _remember(folder, "mlflow", name)
         return name
 
     def write(self, record: Record) -> None:
@@ -231,13 +235,14 @@ def sinks_of(names: Sequence[str], folder: Path, config: Mapping[str, Any], resu
         UserError: one of them is not installed or can't begin.
     """
     made: list[Sink] = [JsonLines(folder)]
+    past = read_records(folder) if names else []
     for name in names:
         if name == "tensorboard":
             made.append(TensorBoard(folder, resumed_at))
         elif name == "wandb":
-            made.append(WeightsAndBiases(folder, config))
+            made.append(WeightsAndBiases(folder, config, past))
         else:
-            made.append(Mlflow(folder, config))
+            made.append(Mlflow(folder, config, past))
     return made
 
 
@@ -278,30 +283,28 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _known(folder: Path, sink: str) -> dict[str, Any]:
-    """What `sinks.json` says of a sink: the `id` of the run there, and the last `step`; empty where it says nothing.
+def _known(folder: Path, sink: str) -> str | None:
+    """The name that a run has with a sink, by `sinks.json`; None where it has none yet.
 
     Raises:
         UserError: the file says something else.
     """
+    name = _all_known(folder).get(sink)
+    if name is not None and not _NAME.fullmatch(str(name)):
+        raise UserError(f"{folder / SINKS}: {shown(name)} is no run's name for {sink}; delete the file for a new run")
+    return name
+
+
+def _all_known(folder: Path) -> dict[str, Any]:
     path = folder / SINKS
-    if not path.exists():
-        return {}
     try:
-        found = parse(text_of(path))
+        found = parse(text_of(path)) if path.exists() else {}
     except ValueError:
         found = None
-    known = found.get(sink, {}) if isinstance(found, dict) else None
-    if (
-        not isinstance(known, dict)
-        or not (known == {} or _NAME.fullmatch(str(known.get("id"))))
-        or type(known.get("step", 0)) is not int
-    ):
-        raise UserError(f"{path} must give the run's id for {sink}, not {shown(known)}; delete it for a new one")
-    return known
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must be a JSON object; delete the file for a new run with each sink")
+    return found
 
 
-def _remember(folder: Path, sink: str, known: Mapping[str, Any]) -> None:
-    path = folder / SINKS
-    others = parse(text_of(path)) if path.exists() else {}
-    replace_text(path, json.dumps({**others, sink: dict(known)}) + "\n")
+def _remember(folder: Path, sink: str, name: str) -> None:
+    replace_text(folder / SINKS, json.dumps({**_all_known(folder), sink: name}) + "\n")

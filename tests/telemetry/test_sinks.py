@@ -18,8 +18,7 @@ from halfback.telemetry.records import Record, read_records, read_summary
 from halfback.telemetry.sinks import SINKS, Mlflow, WeightsAndBiases, sinks_of
 from halfback.testing import small
 
-STOPPED, STEPS = 5, 7
-SAVED = 4  # where the run goes on, so that step 5 is come to twice
+STOPPED, STEPS = 5, 7  # and goes on from step 4, so that step 5 is come to twice
 RECORD = Record(3, 30, 0.5, None, 0.25, 1 << 40, 7, 1.5, 0.25, 0.0, 2.0, 120, {"gradient_down": 0.98})
 
 
@@ -96,7 +95,7 @@ def test_weights_and_biases_has_each_step_once_and_the_summary(out: Path) -> Non
     assert told["metric.best"] == summary["metric"]["best"]
     assert told["client_peak_bytes"] == summary["client_peak_bytes"]
     runs = of_wandb(out, "run")
-    assert {run.run_id for run in runs} == {json.loads((out / SINKS).read_text())["wandb"]["id"]}
+    assert {run.run_id for run in runs} == {json.loads((out / SINKS).read_text())["wandb"]}
     assert {run.display_name for run in runs} == {"a-run"}
     assert values_of(runs[0].config.update)["bottom"]["lr"] == configuration.load(out / "config.yaml").bottom.lr
 
@@ -129,17 +128,17 @@ def test_nothing_leaves_the_machine_that_nobody_asked_for(out: Path, told: socke
 def test_a_place_that_is_gone_is_one_line(told: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgres-of-nobody://there")
     with pytest.raises(UserError, match=r"sinks=\[mlflow\]: ") as error:
-        Mlflow(tmp_path, {})
+        Mlflow(tmp_path, {}, [])
     assert "\n" not in str(error.value)
     monkeypatch.setenv("WANDB_MODE", "elsewhere")
     with pytest.raises(UserError, match=r"sinks=\[wandb\]: ") as error:
-        WeightsAndBiases(tmp_path, {})
+        WeightsAndBiases(tmp_path, {}, [])
     assert "\n" not in str(error.value)
 
 
 def test_mlflow_that_goes_away_stops_no_run(out: Path, tmp_path: Path) -> None:
     shutil.copy(out / "mlflow.db", tmp_path)
-    sink = Mlflow(tmp_path, {})
+    sink = Mlflow(tmp_path, {}, [])
     sink._id = "0" * 32  # as if somebody had deleted the run there
     sink.write(RECORD)
     sink.close()
@@ -156,9 +155,15 @@ def test_without_its_client_the_error_says_what_to_install(
 
 
 @pytest.mark.parametrize(
-    "text", ["[", "[]", '{"wandb": 3}', '{"wandb": {"id": "../x"}}', '{"wandb": {"id": "a", "step": "1"}}']
+    ("text", "said"),
+    [
+        ("[", "a JSON object"),
+        ("[]", "a JSON object"),
+        ('{"wandb": []}', "no run's name"),
+        ('{"wandb": "../x"}', "'../x'"),
+    ],
 )
-def test_a_file_of_names_that_is_wrong_is_named(told: socket.socket, tmp_path: Path, text: str) -> None:
+def test_a_file_of_names_that_is_wrong_is_named(told: socket.socket, tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / SINKS).write_text(text)
-    with pytest.raises(UserError, match="must give the run's id for wandb"):
-        WeightsAndBiases(tmp_path, {})
+    with pytest.raises(UserError, match=said):
+        WeightsAndBiases(tmp_path, {}, [])
