@@ -42,6 +42,7 @@ def print_closing(summaries: "Sequence[Summary]", folder: Path) -> None:
 
     found = [summary.to_dict() for summary in summaries]
     print_table(*rows(found))
+    print()
     for sentence in verdict_of(found).sentences:
         console.print(sentence, highlight=False, markup=False)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True, markup=False)

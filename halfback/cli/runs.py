@@ -112,6 +112,7 @@ def compare(
         console.print(TITLES[part["equal"]], style="bold")
         print_table(["", *(row[0] for row in body)], zip(header[1:], *(row[1:] for row in body), strict=True))
     said = [*(tuning_notes(comparison) if comparison["tuning"] else []), comparison["target"]["said"]]
+    print()
     for sentence in verdict_of(comparison["parts"][0], comparison).sentences:
         console.print(sentence, highlight=False, markup=False)
     console.print("\n".join([*said, f"report: {out / 'compare.html'}"]), soft_wrap=True, highlight=False, markup=False)

@@ -72,7 +72,7 @@ def write_plan(plan: Mapping[str, Any], out: Path) -> Path:
         "title": f"A plan for {plan['task']} on {plan['fleet']}",
         "versions": "",
         "said": plan["said"],
-        "best": Table("The best of each kind", ["method", *header[2:]], best, words=4, note=NOTE),
+        "best": Table("What no other beats at once in time, memory and knowledge; →: recommended", ["method", *header[2:]], best, words=4, note=NOTE),
         "names": _methods(plan),
         "drawn": _charts(plan),
         "explained": explained(plan),
@@ -133,21 +133,16 @@ def _charts(plan: Mapping[str, Any]) -> list[Chart]:
     fitting = [(place, row) for place, row in enumerate(plan["variants"]) if not row["lacking"]]
     ringed = [place for place, _ in fitting].index(plan["recommended"]["variant"])
     drawn = []
-    for key, label, text in (
-        ("peak_bytes", "client peak", short_size),
-        ("known", "what a step knows", "{:.2%}".format),
+    for key, label, scale, text in (
+        ("peak_bytes", "client peak", 1, short_size),
+        ("known", "what a step knows", 100, "{:.3g} %".format),
     ):
-        # The fastest of each method carries its name; of the many others the colour says whose they are.
-        fastest: dict[str, int] = {}
-        for place in sorted(range(len(fitting)), key=lambda place: fitting[place][1]["seconds"]):
-            fastest.setdefault(fitting[place][1]["algorithm"], place)
-        named = {ringed, *fastest.values()}
         found = [
-            (row["algorithm"] if place in named else "", methods.index(row["algorithm"]), row["seconds"], row[key])
+            ("recommended" if place == ringed else "", methods.index(row["algorithm"]), row["seconds"], scale * row[key])
             for place, (_, row) in enumerate(fitting)
         ]
         title = f"{label[:1].upper()}{label[1:]} by seconds a step"
-        caption = f"{len(fitting)} variants that fit; ringed: the recommended."
+        caption = f"{len(fitting)} variants that fit, by method."
         axes = Axes("seconds a step", label, x_text=seconds, y_text=text)
         drawn.append(points(found, {ringed}, axes, title, caption))
     return drawn
