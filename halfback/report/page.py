@@ -8,7 +8,7 @@ from halfback.report import charts
 from halfback.report.charts import Axes, Chart, Line, smoothed
 from halfback.report.reading import Run, read_runs
 from halfback.report.rendering import Bars, Table, bars, write_page
-from halfback.report.tables import NOTHING, default_labels, measured, measures, metric_name, rows, short_size
+from halfback.report.tables import NOTHING, count, default_labels, measured, measures, metric_name, rows, short_size
 from halfback.report.verdict import Method, Metric, Verdict, method_of, rises, tiles, verdict
 
 _COLUMNS = 4  # runs beside each other in a table, so that it fits the page
@@ -88,7 +88,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
     """The runs' algorithms, with their seeds where these are needed to tell them apart, else their labels."""
     algorithms = [str(run.summary.get("algorithm", run.label)) for run in runs]
     seeded = [
-        f"{name} (seed {run.summary['seed']})" if "seed" in run.summary else name
+        f"{name} (seed {run.summary.get('seed', NOTHING)})" if run.finished else name
         for name, run in zip(algorithms, runs, strict=True)
     ]
     return next((names for names in (algorithms, seeded) if len({*names}) == len(runs)), [run.label for run in runs])
@@ -169,7 +169,7 @@ def _facts(run: Run) -> str:
     return (
         "{model} cut behind block {cut}".format(**said)
         + f"{head} · {{sampled_clients}} of {{clients}} clients in a step".format(**said)
-        + f" · {summary.get('steps', 0):,} steps"
+        + f" · {count(summary.get('steps'))} steps"
     )
 
 

@@ -72,7 +72,13 @@ def write_plan(plan: Mapping[str, Any], out: Path) -> Path:
         "title": f"A plan for {plan['task']} on {plan['fleet']}",
         "versions": "",
         "said": plan["said"],
-        "best": Table("What no other beats at once in time, memory and knowledge; →: recommended", ["method", *header[2:]], best, words=4, note=NOTE),
+        "best": Table(
+            "What no other beats at once in time, memory and knowledge; →: recommended",
+            ["method", *header[2:]],
+            best,
+            words=4,
+            note=NOTE,
+        ),
         "names": _methods(plan),
         "drawn": _charts(plan),
         "explained": explained(plan),
@@ -138,7 +144,12 @@ def _charts(plan: Mapping[str, Any]) -> list[Chart]:
         ("known", "what a step knows", 100, "{:.3g} %".format),
     ):
         found = [
-            ("recommended" if place == ringed else "", methods.index(row["algorithm"]), row["seconds"], scale * row[key])
+            (
+                "recommended" if place == ringed else "",
+                methods.index(row["algorithm"]),
+                row["seconds"],
+                scale * row[key],
+            )
             for place, (_, row) in enumerate(fitting)
         ]
         title = f"{label[:1].upper()}{label[1:]} by seconds a step"

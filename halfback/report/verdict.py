@@ -17,6 +17,7 @@ _WHAT = {
     FLOOR: "the device's part left as it was",
     CEILING: "backpropagation on the device",
 }
+_SPENT, _PEAKS = ("up_bytes", "down_bytes", "wall_seconds"), ("client_peak_bytes", "client_inference_peak_bytes")
 _HARDLY_MORE = 1.15  # times the memory of inference
 _LIKE = 0.03  # a share this near to one is "as many"
 
@@ -115,22 +116,25 @@ def rises(summary: Mapping[str, Any]) -> bool:
 def method_of(label: str, summaries: Sequence[Mapping[str, Any]], lost: int = 0) -> Method:
     """The method of one or several finished runs, which differ in nothing but their seed."""
 
-    def mean(values: list[float | None]) -> float | None:
+    def mean(values: Iterable[float | None]) -> float | None:
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known else None
 
     first = summaries[0] if summaries else {}
-    finals = {int(run["seed"]): run["metric"]["final"] for run in summaries if run["metric"]["final"] is not None}
+    seeds = [place if run.get("seed") is None else int(run["seed"]) for place, run in enumerate(summaries)]
+    finals = {seed: run["metric"].get("final") for seed, run in zip(seeds, summaries, strict=True)}
+    up, down, wall = (mean(run.get(key) for run in summaries) for key in _SPENT)
+    peak, inference = (mean(measured(run.get(key)) for run in summaries) for key in _PEAKS)
     return Method(
         label,
         str(first.get("algorithm", label)),
-        finals,
-        mean([run["metric"]["initial"] for run in summaries]),
+        {seed: final for seed, final in finals.items() if final is not None},
+        mean(run["metric"].get("initial") for run in summaries),
         first.get("steps"),
-        mean([run["up_bytes"] + run["down_bytes"] for run in summaries]),
-        mean([measured(run["client_peak_bytes"]) for run in summaries]),
-        mean([measured(run["client_inference_peak_bytes"]) for run in summaries]),
-        mean([run["wall_seconds"] for run in summaries]),
+        None if up is None or down is None else up + down,
+        peak,
+        inference,
+        wall,
         lost,
     )
 

@@ -192,6 +192,7 @@ def test_a_run_with_nothing_measured_yet_is_still_a_page(tmp_path: Path) -> None
         ("summary.json", json.dumps(summary(bytes_by_kind={"up": {"A": {"a": "b"}}})), "bytes_by_kind.up.A.a must be"),
         ("summary.json", json.dumps(summary(generation="much")), "generation must be an object or null, not 'much'"),
         ("summary.json", json.dumps(summary(generation={"bleu": "a"})), "generation.bleu must be a finite number"),
+        ("summary.json", json.dumps(summary(seed="x")), "seed must be a finite number, not 'x'"),
         ("summary.json", json.dumps(summary(up_bytes="many")), "up_bytes must be a finite number, not 'many'"),
         ("summary.json", json.dumps(summary(trainable_parameters={"top": []})), "trainable_parameters.top must be"),
     ],
@@ -261,3 +262,16 @@ def test_the_report_loads_nothing_of_training(run: Path, tmp_path: Path) -> None
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "torch" not in loaded
     assert set(re.findall(r"halfback\.(\w+)", loaded)) == {"errors", "json_reading", "report"}
+
+
+MUST_BE_THERE = {"metric", "bytes_by_kind", "trainable_parameters", "versions"}
+
+
+@pytest.mark.parametrize("key", sorted({*summary(), "slopes", "head", "simulated_seconds"} - MUST_BE_THERE))
+def test_a_summary_that_lacks_something_is_still_a_page(tmp_path: Path, key: str) -> None:
+    """As one of an older version, or one that somebody wrote."""
+    whole = write_run(tmp_path / "whole", records(3), summary())
+    without = {name: value for name, value in summary().items() if name != key}
+    for place, changed in enumerate((without, summary(**{key: None}))):
+        run = write_run(tmp_path / str(place), records(3), changed)
+        assert Page(write_report([run, whole], run / "report.html")).open == []
