@@ -44,7 +44,7 @@ def print_closing(summaries: "Sequence[Summary]", folder: Path) -> None:
     print_table(*rows(found))
     print()
     for sentence in verdict_of(found).sentences:
-        console.print(sentence, highlight=False, markup=False)
+        console.print(one_line(sentence), highlight=False, markup=False)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True, markup=False)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from halfback.cli.printing import console, parsed, print_closing, print_table, recipe_and_settings
+from halfback.errors import one_line
 
 
 def train(
@@ -114,7 +115,7 @@ def compare(
     said = [*(tuning_notes(comparison) if comparison["tuning"] else []), comparison["target"]["said"]]
     print()
     for sentence in verdict_of(comparison["parts"][0], comparison).sentences:
-        console.print(sentence, highlight=False, markup=False)
+        console.print(one_line(sentence), highlight=False, markup=False)
     console.print("\n".join([*said, f"report: {out / 'compare.html'}"]), soft_wrap=True, highlight=False, markup=False)
 
 
