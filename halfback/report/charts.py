@@ -13,11 +13,10 @@ from typing import Any
 
 from halfback.report.tables import number
 
-COLOURS = 8  # in the style sheet, for light and for dark; then they come again with dashes
 _WIDE, _HIGH = 1000, 500  # of the drawing's own coordinates: whole numbers that are finer than a pixel
 _MOST = 300  # points of one line; more of them can't be told apart, and make the page large
 _LOG_RATIO = 10  # runs whose ends lie further apart than this share an axis only when it is logarithmic
-_BEGINNING = 0.2  # of each line: may be left out below the axis where the rest then has twice the room or more
+_BEGINNINGS = (0.2, 0.4)  # of each line: left out of an axis where the rest then has twice the room or more
 _LETTERS = 1.1  # rem, the height of a label
 _CLEAR = 0.3  # of the width: labels that far apart don't meet
 
@@ -30,7 +29,8 @@ class Line:
 
     Attributes:
         name: its label.
-        order: its place among those of the page.
+        order: its place among those of the page. Of the style sheet's eight colours each four next to each other can
+            be told apart by the colour-blind, and every four lines have other dashes.
         x: of its points.
         y: of its points.
         low: of the band around it, where it is a mean.
@@ -119,8 +119,10 @@ def curves(lines: Sequence[Line], axes: Axes, title: str, caption: str = "") -> 
     across = [x for line in lines for x in line.x]
     horizontal = _fitted(min(across) if log_x else 0, max(across), log=log_x, margin=0)
     low, high = _extent(lines, 0.0)
-    late_low, late_high = _extent(lines, _BEGINNING)
-    if late_high > late_low and (late_high - late_low) * 2 <= high - low:
+    for beginning in _BEGINNINGS:
+        late_low, late_high = _extent(lines, beginning)
+        if not late_low < late_high or (late_high - late_low) * 2 > high - low:
+            break
         low, high = late_low, late_high
     vertical = _fitted(low, high)
     told = "; ".join(

@@ -165,7 +165,9 @@ def _facts(run: Run) -> str:
         return f"so far at step {summary['steps']:,}"
     said = {name: summary.get(name, NOTHING) for name in ("model", "cut", "clients", "sampled_clients")}
     blocks = summary.get("head")
-    head = "" if blocks is None else f", the head and {blocks} blocks before it on the device too"
+    head = "" if blocks is None else f", the head on the device too, with {blocks} of the blocks before it"
+    cuts = summary.get("cut")
+    said["cut"] = f"{' or '.join(map(str, cuts))}, client by client" if isinstance(cuts, list) else said["cut"]
     return (
         "{model} cut behind block {cut}".format(**said)
         + f"{head} · {{sampled_clients}} of {{clients}} clients in a step".format(**said)

@@ -64,8 +64,7 @@ def bars(
     for stack in stacks.values():
         for part, size in stack.items():
             totals[part] = totals.get(part, 0) + size
-    named = sorted(totals, key=lambda part: -totals[part])
-    named = named if len(named) <= _NAMED + 1 else named[:_NAMED]
+    named = [*totals] if len(totals) <= _NAMED + 1 else sorted(totals, key=lambda part: -totals[part])[:_NAMED]
     orders = {part: order for order, part in enumerate(named)}
     made = Bars(title, caption)
     meant = {"other": "all that is smaller"} | dict(meanings or {})
