@@ -19,7 +19,7 @@ _WHAT = {
 }
 _SPENT, _PEAKS = ("up_bytes", "down_bytes", "wall_seconds"), ("client_peak_bytes", "client_inference_peak_bytes")
 _HARDLY_MORE = 1.15  # times the memory of inference
-_LIKE = 0.03  # a share this near to one is "as many"
+_LIKE, _AS_MUCH = 0.03, "as much as"  # a share this near to one
 
 
 @dataclass(frozen=True)
@@ -165,12 +165,12 @@ def tiles(methods: Sequence[Method], metric: Metric) -> list[Tile]:
     found = [Tile(f"{metric.name} at the end{over}", metric.short(mine.final), before)]
     if mine.total_bytes is not None:
         compared = _share(mine.total_bytes, other.total_bytes if other else None)
-        beside = f"{compared} {other.label}'s" if other and compared else ""
+        beside = _beside_it(compared, other)
         found.append(Tile("moved between devices and server", short_size(mine.total_bytes), beside))
     if mine.peak is not None:
         compared = _share(mine.peak, other.peak if other else None)
         plain = f"{mine.peak / mine.inference:.2f} × plain inference" if mine.inference else ""
-        beside = "; ".join(filter(None, [plain, f"{compared} {other.label}'s" if other and compared else ""]))
+        beside = "; ".join(filter(None, [plain, _beside_it(compared, other)]))
         found.append(Tile("memory that a device needs", short_size(mine.peak), beside))
     gap = _gap(mine, methods, metric)
     if gap is not None and len(mine.finals) > 1:
@@ -229,9 +229,11 @@ def _costs(mine: Method, other: Method) -> str:
     plain = f"{mine.peak / mine.inference:.2f} times that of plain inference" if mine.peak and mine.inference else ""
     parts = []
     if moved:
-        parts.append(f"moved {moved} {other.label}'s bytes")
+        parts.append(f"moved {moved} {other.label}'s bytes" if moved != _AS_MUCH else f"moved as much as {other.label}")
     if held:
-        parts.append(f"needed {held} its device memory" + (f", which is {plain}" if plain else ""))
+        whose = "its" if moved else f"{other.label}'s"
+        of_it = f"{held} {whose}" if held != _AS_MUCH else "as much"
+        parts.append(f"needed {of_it} device memory" + (f", which is {plain}" if plain else ""))
     elif plain:
         parts.append(f"needed a device memory {plain}")
     return f"It {' and '.join(parts)}{_meaning(mine)}." if parts else ""
@@ -291,15 +293,21 @@ def _gap(mine: Method, methods: Sequence[Method], metric: Metric) -> dict[str, A
 
 
 def _share(mine: float | None, theirs: float | None) -> str:
-    """`17 % of`, `as much as`, `1.4 times`, of what stands behind; empty where one is missing."""
+    """`17 % of`, `1.4 times`, of what stands behind, or `_AS_MUCH`; empty where one is missing."""
     if not mine or not theirs:
         return ""
     share = mine / theirs
     if abs(share - 1) <= _LIKE:
-        return "100 % of"
+        return _AS_MUCH
     if share > 2:
         return f"{share:.3g} times"
     return f"{100 * share:.0f} % of" if share >= 0.1 else f"{100 * share:.2g} % of"
+
+
+def _beside_it(share: str, other: Method | None) -> str:
+    if not share or other is None:
+        return ""
+    return f"{share} {other.label}" if share == _AS_MUCH else f"{share} {other.label}'s"
 
 
 def _lost(mine: Method) -> str:
