@@ -20,13 +20,6 @@ def chance() -> random.Random:
     return random.Random(seed)
 
 
-@pytest.fixture(autouse=True)
-def empty_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second of each report is the drawing of its figures: only what is marked `drawn` looks at one."""
-    if request.node.get_closest_marker("drawn") is None:
-        monkeypatch.setattr("halfback.report.figures._svg", lambda figure, key: f'<svg id="{key}"></svg>')
-
-
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama of three blocks, 16 wide, and its tokenizer."""

@@ -346,7 +346,7 @@ WHERE = ["task.name=digits", "model.name=resnet8", "model.cut=1"]
         ("3: 4\n", "key '3' is unknown", []),
         ("steps: !!python/object/apply:os.getcwd []\n", "line 1: the tag 'tag:yaml.org,2002:python/object/apply", []),
         ("steps: !!timestamp 2024-01-01\n", "line 1: the tag 'tag:yaml.org,2002:timestamp' is not allowed", []),
-        ("tensorboard: 2024-01-01\n", "tensorboard='2024-01-01': input should be", ["algorithm.name=ho_sfl", *WHERE]),
+        ("one_pass: 2024-01-01\n", "one_pass='2024-01-01': input should be", ["algorithm.name=ho_sfl", *WHERE]),
         ("a: \0\n", "is no YAML: line 1", []),
         ('task: {name: "a\\0b"}\n', "line 1: 'a\\x00b' has a character that no text may have", []),
         ("steps: " + 10_000 * "[", "line 1: nested deeper than 50 levels", []),

@@ -8,6 +8,7 @@ import shlex
 import signal
 import statistics
 import time
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from rich.console import Console
 
 from halfback import config
 from halfback.data.tasks import TaskOptions, load_task, tuning_options
-from halfback.report.comparison import bytes_table, results_table, summarise, target_of
+from halfback.report.comparison import summarise, target_of, verdict_of
 from halfback.report.comparison_page import undominated, write_comparison
+from halfback.report.comparison_tables import bytes_table, columns, results_table
 from halfback.report.tables import NOTHING
 from halfback.runs import cells
 from halfback.runs.live import LiveTable
@@ -98,8 +100,8 @@ def test_differences_are_paired_by_seed(out: Path) -> None:
     assert rows["ho_sfl"]["gap_recovered"]["ratio"] is None
     assert rows["split_lora"]["gap_recovered"] is rows["frozen_bottom"]["gap_recovered"] is None
     line = next(line for line in (out / "compare.md").read_text().splitlines() if line.startswith("| ho_sfl |"))
-    assert " | no gap | " in line
-    assert "No gap: fewer than 3 such seeds" in (out / "compare.html").read_text()
+    assert " | no gap to recover | " in line
+    assert "No gap to recover: fewer than 3 such seeds" in (out / "compare.html").read_text()
 
 
 def test_steps_and_bytes_to_the_target_are_in_the_records(out: Path) -> None:
@@ -168,13 +170,19 @@ def test_json_markdown_and_page_agree(out: Path) -> None:
         for header, body in (results_table(part, comparison), bytes_table(part)):
             for row in (header, *body):
                 assert f"| {' | '.join(row)} |" in lines
-                place = next(n for n, cell in enumerate(page) if page[n : n + len(row)] == row)
-                assert page[place] == row[0]
+                assert {*row} <= {*page}
+        for name in ("What was reached", "What it cost", "On the way to the target"):  # the page's, of the same columns
+            made = [column for column in columns(part, comparison) if column.table == name]
+            for place, label in enumerate(part["methods"]):
+                row = [label, *(column.cells[place] for column in made)]
+                assert any(page[n : n + len(row)] == row for n in range(len(page)))
     assert comparison["target"]["said"] in (out / "compare.md").read_text()
     html = (out / "compare.html").read_text()
     assert "http" not in html.replace("http://www.w3.org", "").replace("http-equiv", "")
-    assert html.count("<svg role") == 12  # three curves and three costs in both parts
-    assert "not dominated" in html
+    assert html.count("<svg ") == 12  # three curves and three costs in both parts
+    assert ", ringed" in html
+    read = unescape(html).replace("\N{NO-BREAK SPACE}", " ")
+    assert all(sentence in read for sentence in verdict_of(comparison["parts"][0], comparison).sentences)
 
 
 def test_cells_of_one_seed_begin_with_the_same_bits(out: Path) -> None:
@@ -447,7 +455,7 @@ def test_perplexity_falls_and_a_method_without_bytes_or_device_has_its_place(tmp
     worse = {"local": [made_up("local", 0, [5.0, 6.0])]}
     assert target_of(worse, rises=False) is None
     page = write_comparison(comparison_of(methods, rows), tmp_path / "page.html").read_text()
-    assert "remote: 5 at 200 B, not dominated; local: 10 at 0 B, not dominated" in page
+    assert "remote: 5 at 200 B, ringed; local: 10 at 0 B, ringed" in page
     assert "fleet" not in page
 
 
@@ -482,8 +490,8 @@ def test_methods_are_compared_by_the_time_on_a_fleet(tmp_path: Path) -> None:
     assert columns["fleet s to 9"] == ["30.5", "4"]
     assert columns["fleet s"] == ["61.0", "4"]
     page = write_comparison(comparison, tmp_path / "page.html").read_text()
-    assert "Perplexity against seconds on the fleet." in page
-    assert "slow: 4 at 61.0, not dominated; quick: 8 at 4, not dominated" in page
+    assert "Perplexity by seconds on the fleet" in page
+    assert "slow: 4 at 61.0, ringed; quick: 8 at 4, ringed" in page
 
 
 def test_the_undominated_are_those_no_other_beats() -> None:

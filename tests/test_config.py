@@ -151,7 +151,7 @@ def test_numbers_in_a_file(recipe: str) -> None:
         ("steps=12", ("steps",), 12),
         (" steps =12", ("steps",), 12),
         ("steps=1e2", ("steps",), 100),
-        ("tensorboard=true", ("tensorboard",), True),
+        ("sinks=[tensorboard]", ("sinks",), ("tensorboard",)),
         ("model.pretrain=null", ("model", "pretrain"), None),
         ("model.name=a=b", ("model", "name"), "a=b"),
         ("task.template={text} It was", ("task", "template"), None),

@@ -4,15 +4,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-UNUSED = ["accelerate", "datasets", "huggingface_hub", "mlxtend", "nvflare", "pandas", "peft", "scipy", "sklearn"]
-UNUSED += ["tensordict", "tokenizers", "torchrl", "transformers"]
+UNUSED = [
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "matplotlib",
+    "mlflow",
+    "mlxtend",
+    "nvflare",
+    "pandas",
+    "peft",
+    "scipy",
+    "sklearn",
+]
+UNUSED += ["tensordict", "tokenizers", "torchrl", "transformers", "wandb"]
 CODE = """
 import sys
 import halfback as hb
 came = []
 changes = {"model.pretrain.steps": 1, "steps": 1, "beside": ["split_lora"], "progress": False}
-hb.train("quickstart", sys.argv[1], on_round=lambda _: came.append("matplotlib" in sys.modules), **changes)
-assert came[0] is False, "what draws figures came before there was one"
+hb.train("quickstart", sys.argv[1], on_round=lambda _: came.append("jinja2" in sys.modules), **changes)
+assert came[0] is False, "what makes pages came before there was one"
 print(*sys.modules)
 """
 

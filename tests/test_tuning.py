@@ -9,7 +9,7 @@ from command import halfback
 from test_compare import Text, arguments, compared, timeless
 
 from halfback import config
-from halfback.report.comparison import results_table, tuning_table
+from halfback.report.comparison_tables import results_table, tuning_table
 from halfback.runs import compare as comparing
 from halfback.runs.cells import Cell, State
 from halfback.runs.tuning import MOST, best, edge, wider

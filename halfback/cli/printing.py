@@ -38,10 +38,15 @@ def print_rows(rows: list[tuple[str, str]]) -> None:
 
 
 def print_closing(summaries: "Sequence[Summary]", folder: Path) -> None:
-    """The table of what runs came to, and where their page is."""
+    """The table of what runs came to, what that means, and where their page is."""
+    from halfback.report.page import verdict_of
     from halfback.report.tables import rows
 
-    print_table(*rows([summary.to_dict() for summary in summaries]))
+    found = [summary.to_dict() for summary in summaries]
+    print_table(*rows(found))
+    print()
+    for sentence in verdict_of(found).sentences:
+        console.print(one_line(sentence), highlight=False, markup=False)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True, markup=False)
 
 

@@ -7,6 +7,7 @@ import typer
 
 from halfback.cli.completing import recipe_or_setting
 from halfback.cli.printing import console, parsed, print_closing, print_table, recipe_and_settings
+from halfback.errors import one_line
 
 
 def train(
@@ -95,7 +96,8 @@ def compare(
     ] = "steps",
 ) -> None:
     """Run several algorithms on the same work with several seeds; write compare.json, compare.md and compare.html."""
-    from halfback.report.comparison import TITLES, results_table, tuning_notes
+    from halfback.report.comparison import verdict_of
+    from halfback.report.comparison_tables import TITLES, results_table, tuning_notes
     from halfback.runs.compare import Request
     from halfback.runs.comparison import compared
     from halfback.runs.variants import Grid, parse_variants
@@ -118,6 +120,9 @@ def compare(
         console.print(TITLES[part["equal"]], style="bold")
         print_table(["", *(row[0] for row in body)], zip(header[1:], *(row[1:] for row in body), strict=True))
     said = [*(tuning_notes(comparison) if comparison["tuning"] else []), comparison["target"]["said"]]
+    print()
+    for sentence in verdict_of(comparison["parts"][0], comparison).sentences:
+        console.print(one_line(sentence), highlight=False, markup=False)
     console.print("\n".join([*said, f"report: {out / 'compare.html'}"]), soft_wrap=True, highlight=False, markup=False)
 
 

@@ -291,8 +291,8 @@ class RunConfig(_Section):
     one_pass: bool | None = None
     """In a simulation, a cohort's batches go through each part of the model as one, where its clients have the same θ:
     other bits than one by one, by rounding. Null: where the device is CUDA."""
-    tensorboard: bool = False
-    """Write TensorBoard's files into the run's folder."""
+    sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where records go beside the run's own files: TensorBoard, Weights & Biases, MLflow; see docs/report.md."""
     fleet: str | None = None
     """In a simulation, the devices and links on which it is counted how long the run would take: a shipped fleet's
     name, or the path of a YAML file; see docs/planning.md."""

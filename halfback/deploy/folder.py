@@ -22,6 +22,8 @@ HANDED_OUT = (
     f"{CHECKPOINT}/round-*/tensors.safetensors",
     f"{CHECKPOINT}/round-*/values.json",
     "tensorboard/events.out.tfevents.*",
+    "wandb/offline-run-*/run-*.wandb",
+    "mlflow.db",
     SEATS,
     EVENTS,
     ENDED,

@@ -1,17 +1,33 @@
-"""One self-contained page for a comparison: its tables, mean curves, and what quality each method bought with what."""
+"""One self-contained page for a comparison: its verdict, mean curves, what was bought with what, and its tables."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from halfback.report.comparison import TITLES, bytes_table, notes, results_table, title_of, tuning_table
-from halfback.report.lines import Line
-from halfback.report.pieces import curve_figure, figure, legend, table, write_page
-from halfback.report.tables import NOTHING, measured, number, seconds, short_size
+from halfback.report import charts
+from halfback.report.charts import Axes, Chart, Line, Text
+from halfback.report.comparison import methods_of, metric_in, verdict_of
+from halfback.report.comparison_tables import (
+    COST,
+    REACHED,
+    TARGET,
+    TITLES,
+    bytes_table,
+    columns,
+    notes,
+    title_of,
+    tuning_table,
+)
+from halfback.report.page import ROLES
+from halfback.report.rendering import Bars, Table, bars, write_page
+from halfback.report.tables import NOTHING, measured, seconds, short_size
+from halfback.report.verdict import Metric, tiles
 
-Text = Callable[[float], str]
+_METHODS = 6  # beside each other in a table, so that it fits the page
+_BANDS = 5  # more of them can't be told apart
+_WHOLES: Text = "{:,.0f}".format
 
 
 def write_comparison(comparison: Mapping[str, Any], out: Path) -> Path:
@@ -20,95 +36,108 @@ def write_comparison(comparison: Mapping[str, Any], out: Path) -> Path:
     Raises:
         UserError: `out` cannot be written.
     """
-    parts = [f"<pre>{escape(comparison['command'])}</pre>"]
-    parts += [f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes(comparison))}</ul>"]
-    for part in comparison["parts"]:
-        title = TITLES[part["equal"]]
-        parts += [
-            f"<h2>{title}</h2>",
-            table(
-                *results_table(part, comparison), title, f"1 MB is a million bytes. {NOTHING}: not measured.", words=1
-            ),
-            _figures(part, comparison["metric"]),
-            "<details><summary>Bytes by kind</summary>",
-            table(*bytes_table(part), f"{title}: bytes by kind", "Packed messages, mean over seeds.", words=3),
-            "</details>",
-        ]
+    first, metric = comparison["parts"][0], metric_in(comparison)
+    tuning = None
     if comparison["tuning"]:
-        note = f"{comparison['metric']['name']} on the rows held back."
-        parts += ["<h2>Tuning</h2>", table(*tuning_table(comparison), "Tuning", note, words=1)]
-    return write_page(title_of(comparison), [*parts, "<h2>Cells</h2>", _cells(comparison)], out)
+        note = f"{metric.name} on the rows held back."
+        tuning = Table("Tuning", *tuning_table(comparison), words=2, note=note)
+    values = {
+        "title": title_of(comparison),
+        "command": comparison["command"],
+        "seeds": len(comparison["seeds"]),
+        "verdict": verdict_of(first, comparison),
+        "tiles": tiles(methods_of(first), metric),
+        "parts": [_part(part, comparison) for part in comparison["parts"]],
+        "tuning": tuning,
+        "notes": notes(comparison),
+        "cells": _cells(comparison),
+        "versions": ", ".join(f"{name} {version}" for name, version in comparison["versions"].items()),
+    }
+    return write_page("comparison.html", values, out)
 
 
-def _figures(part: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
-    labels, name, key = list(part["methods"]), metric["name"], part["equal"]
-    curves: list[tuple[str, Callable[[Mapping[str, Any]], float | None], Text]] = [
-        ("steps", lambda record: record["step"], lambda value: f"{value:,.0f}"),
-        ("bytes, up and down", lambda record: record["up_bytes"] + record["down_bytes"], short_size),
-        ("client forward passes", lambda record: record["forward_passes"], lambda value: f"{value:,.0f}"),
-        ("seconds on the fleet", lambda record: record.get("simulated_seconds"), seconds),
+def _part(part: Mapping[str, Any], comparison: Mapping[str, Any]) -> dict[str, Any]:
+    labels, made = list(part["methods"]), columns(part, comparison)
+    tables = []
+    for name in (REACHED, COST, TARGET):
+        shown = [column for column in made if column.table == name]
+        body = [[label, *(column.cells[place] for column in shown)] for place, label in enumerate(labels)]
+        if shown:
+            meanings = [(column.name, column.meaning) for column in shown]
+            note = comparison["target"]["said"] if name == TARGET else ""
+            head = ["algorithm", *(column.name for column in shown)]
+            tables.append(Table(name, head, body, columns=meanings, note=note))
+    return {
+        "title": TITLES[part["equal"]],
+        "names": labels,
+        "drawn": _charts(part, metric_in(comparison)),
+        "tables": tables,
+        "sent": _sent(part),
+        "kinds": _kinds(part),
+    }
+
+
+def _charts(part: Mapping[str, Any], metric: Metric) -> list[Chart]:
+    name = metric.name
+    curves: list[tuple[str, str, Callable[[Mapping[str, Any]], float | None], Text]] = [
+        ("steps", "steps", lambda record: record["step"], _WHOLES),
+        ("bytes", "bytes, up and down", lambda record: record["up_bytes"] + record["down_bytes"], short_size),
+        ("forward passes", "client forward passes", lambda record: record["forward_passes"], _WHOLES),
+        ("seconds on the fleet", "seconds on the fleet", lambda record: record.get("simulated_seconds"), seconds),
     ]
     found = []
-    for place, (x_label, at, x_text) in enumerate(curves):
+    for what, x_label, at, x_text in curves:
         lines = [
             line
-            for order, method in enumerate(part["methods"].values())
-            if (line := _mean_curve(order, method["cells"], at))
+            for order, (label, method) in enumerate(part["methods"].items())
+            if (line := _mean_curve(label, order, method["cells"], at))
         ]
         if lines:
-            found.append(curve_figure(labels, lines, x_label, name, x_text, key=f"{key}{place}"))
+            banded = len(lines) <= _BANDS and any(line.low for line in lines)
+            lines = lines if banded else [replace(line, low=(), high=()) for line in lines]
+            caption = "Mean over the seeds" + ("; the band runs from the least to the largest seed." if banded else ".")
+            title = f"{name[:1].upper()}{name[1:]} by {what}"
+            found.append(charts.curves(lines, Axes(x_label, name, x_text, metric.tick), title, caption))
     costs: list[tuple[str, Callable[[Mapping[str, Any]], float | None], Text]] = [
         ("bytes, up and down", lambda row: row["up_bytes"] + row["down_bytes"], short_size),
         ("client peak memory", lambda row: measured(row["client_peak_bytes"]), short_size),
         ("wall seconds", lambda row: row["wall_seconds"], seconds),
         ("seconds on the fleet", lambda row: row.get("simulated_seconds"), seconds),
     ]
-    for place, (x_label, cost, x_text) in enumerate(costs):
+    for x_label, cost, x_text in costs:
         ends = [
-            (order, spent, row["final"]["mean"])
-            for order, row in enumerate(part["methods"].values())
+            (label, order, spent, row["final"]["mean"])
+            for order, (label, row) in enumerate(part["methods"].items())
             if row["final"] is not None and (spent := cost(row)) is not None
         ]
         if ends:
-            found.append(_pareto(labels, ends, x_label, x_text, metric, key=f"{key}p{place}"))
-    if not found:
-        return '<p class="note">No cell finished.</p>'
-    return f'{legend(labels)}<div class="curves">{"".join(found)}</div>'
+            best = undominated([end[1:] for end in ends], rises=metric.rises)
+            ringed = {place for place, (_, order, _, _) in enumerate(ends) if order in best}
+            caption = "Ringed: no other is both as good and as cheap, and better in one."
+            title = f"Final {name} for its {x_label}"
+            axes = Axes(x_label, f"final {name}", x_text, metric.tick)
+            found.append(charts.points(ends, ringed, axes, title, caption))
+    return found
 
 
 def _mean_curve(
-    order: int, cells: Sequence[Mapping[str, Any]], at: Callable[[Mapping[str, Any]], float | None]
+    label: str, order: int, cells: Sequence[Mapping[str, Any]], at: Callable[[Mapping[str, Any]], float | None]
 ) -> Line | None:
-    """Mean over the seeds that finished, at each evaluation; None where none did."""
+    """Mean over the seeds that finished, at each evaluation, with their range; None where none did."""
     done = [cell["curve"] for cell in cells if cell["status"] == "finished"]
-    means = [
-        (statistics.fmean(places), statistics.fmean(record["metric"] for record in row))
+    rows = [
+        (statistics.fmean(places), [record["metric"] for record in row])
         for row in zip(*done, strict=False)
         if all(record["metric"] is not None for record in row)
         and len(places := [x for record in row if (x := at(record)) is not None]) == len(row)
     ]
-    return Line(order, [x for x, _ in means], [y for _, y in means]) if means else None
-
-
-def _pareto(
-    labels: Sequence[str],
-    ends: Sequence[tuple[int, float, float]],
-    x_label: str,
-    x_text: Text,
-    metric: Mapping[str, Any],
-    key: str,
-) -> str:
-    from halfback.report.figures import points
-
-    name, best = metric["name"], undominated(ends, rises=metric["rises"])
-    ringed = {place for place, (order, _, _) in enumerate(ends) if order in best}
-    drawn = points(ends, ringed, x_label, f"{name} at the end", x_text, key)
-    told = "; ".join(
-        f"{labels[order]}: {number(y)} at {x_text(x)}{', not dominated' if order in best else ''}"
-        for order, x, y in ends
-    )
-    caption = f"Final {name} against {x_label}. Ringed: no other is both as good and as cheap, and better in one."
-    return figure(drawn, f"final {name} against {x_label}. {told}", caption)
+    if not rows:
+        return None
+    across, values = [x for x, _ in rows], [found for _, found in rows]
+    means = [statistics.fmean(found) for found in values]
+    if len(done) < 2:
+        return Line(label, order, across, means)
+    return Line(label, order, across, means, low=[*map(min, values)], high=[*map(max, values)])
 
 
 def undominated(ends: Sequence[tuple[int, float, float]], *, rises: bool) -> set[int]:
@@ -117,12 +146,37 @@ def undominated(ends: Sequence[tuple[int, float, float]], *, rises: bool) -> set
     return {order for order, x, y in signed if not any(u <= x and v >= y and (u < x or v > y) for _, u, v in signed)}
 
 
-def _cells(comparison: Mapping[str, Any]) -> str:
+def _sent(part: Mapping[str, Any]) -> Bars | None:
+    """What each method sent, by what it is."""
+    stacks: dict[str, dict[str, float]] = {}
+    for label, row in part["methods"].items():
+        for direction, kinds in row["bytes_by_kind"].items():
+            for roles in kinds.values():
+                for role, size in roles.items():
+                    stack = stacks.setdefault(f"{label}, {direction}", {})
+                    stack[role] = stack.get(role, 0) + size
+    if not stacks:
+        return None
+    caption = "Packed messages of a whole run, all clients together, mean over the seeds."
+    return bars("Bytes up and down", caption, stacks, ROLES)
+
+
+def _kinds(part: Mapping[str, Any]) -> list[Table]:
+    header, body = bytes_table(part)
+    made = []
+    for at in range(3, len(header), _METHODS):
+        some = slice(at, at + _METHODS)
+        rows = [[row[1], row[0], row[2], *row[some]] for row in body]
+        made.append(Table("Bytes by kind of message", ["kind", "direction", "role", *header[some]], rows, words=3))
+    return made
+
+
+def _cells(comparison: Mapping[str, Any]) -> Table:
     body = [
-        [cell["folder"], cell["status"], cell.get("error") or "", cell["command"]]
+        [cell["folder"], cell["status"] + (f": {cell['error']}" if cell.get("error") else ""), cell["command"]]
         for part in comparison["parts"]
         for method in part["methods"].values()
         for cell in method["cells"]
     ]
-    note = "Each is an ordinary run folder; its command repeats it alone."
-    return table(["folder", "status", "error", "command"], body, "Cells", note, words=4)
+    note = f"Each is an ordinary run folder; its command repeats it alone. {NOTHING}: not measured."
+    return Table("Runs of this comparison", ["folder", "status", "command"], body, words=3, note=note)

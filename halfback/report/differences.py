@@ -1,10 +1,11 @@
 """What a method gains over the two fences, paired by seed, and the part of the gap between them that it recovers.
 
 The *gap* is first order − frozen bottom. A part of it is a ratio of two noisy numbers, so it is given only where the
-gap is *established*: three seeds or more, and the 95 % interval of its mean by Student's t excludes 0. That is beyond
-4.3 standard errors with three seeds, 2.8 with five. The part is a ratio of means, with the percentile interval of a
-bootstrap over seeds. With three seeds that interval runs from the least to the largest seed's own ratio, and promises
-less than 95 %: were the three drawn around the true one as their median, it would lie outside in one of four cases.
+gap is *established*: first order ends better, with three seeds or more, and the 95 % interval of its mean by Student's
+t excludes 0. That is beyond 4.3 standard errors with three seeds, 2.8 with five. The part is a ratio of means, with the
+percentile interval of a bootstrap over seeds. With three seeds that interval runs from the least to the largest seed's
+own ratio, and promises less than 95 %: were the three drawn around the true one as their median, it would lie outside
+in one of four cases.
 """
 
 import itertools
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from halfback.errors import of_extra
 from halfback.report.tables import NOTHING
 
 CONFIDENCE = 0.95
@@ -39,8 +39,10 @@ def difference(mine: BySeed, theirs: BySeed) -> Difference | None:
     return {"mean": statistics.fmean(values), "se": error, "by_seed": named}
 
 
-def recovered(mine: BySeed, frozen: BySeed, first: BySeed) -> dict[str, Any] | None:
+def recovered(mine: BySeed, frozen: BySeed, first: BySeed, *, rises: bool) -> dict[str, Any] | None:
     """The part of the gap between `frozen` and `first` that `mine` recovers, over the seeds that all three have.
+
+    `rises`: a higher metric is better.
 
     Returns the `gap` as a difference, `established`, and where it is that the `ratio` with its interval from `low` to
     `high` and the number of `resamples`, else None for each. None without such a seed.
@@ -50,7 +52,7 @@ def recovered(mine: BySeed, frozen: BySeed, first: BySeed) -> dict[str, Any] | N
     if gap is None:
         return None
     found = {"gap": gap, "established": False, "ratio": None, "low": None, "high": None, "resamples": None}
-    if not _excludes_zero(gap):
+    if not excludes_zero(gap) or (gap["mean"] > 0) != rises:
         return found
     ours = np.array([mine[seed] - frozen[seed] for seed in seeds])
     gaps = np.array(list(gap["by_seed"].values()))
@@ -67,14 +69,26 @@ def recovered(mine: BySeed, frozen: BySeed, first: BySeed) -> dict[str, Any] | N
     return found | {"established": True, "ratio": ratio, **interval}
 
 
-def _excludes_zero(gap: Difference) -> bool:
-    seeds = len(gap["by_seed"])
-    if seeds < FEWEST:
+def excludes_zero(found: Difference) -> bool:
+    """Whether a difference is one: of three seeds or more, with 0 outside of its 95 % interval by Student's t."""
+    seeds = len(found["by_seed"])
+    if seeds < FEWEST or found["mean"] == 0:
         return False
-    with of_extra("report"):
-        from scipy.special import stdtrit
+    return found["se"] == 0 or within(abs(found["mean"]) / found["se"], seeds - 1) > CONFIDENCE
 
-    return abs(gap["mean"]) > float(stdtrit(seeds - 1, (1 + CONFIDENCE) / 2)) * gap["se"]
+
+def within(t: float, freedom: int) -> float:
+    """The probability that Student's t lies between −t and t ≥ 0, for whole degrees of freedom ≥ 1.
+
+    The finite sums of Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    """
+    angle = math.atan(t / math.sqrt(freedom))
+    term = math.cos(angle) if freedom % 2 else 1.0
+    total = 0.0
+    for place in range(1 + freedom % 2, freedom, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * place / (place + 1)
+    return 2 / math.pi * (angle + math.sin(angle) * total) if freedom % 2 else math.sin(angle) * total
 
 
 def _resamples(seeds: int) -> np.ndarray:
@@ -92,9 +106,9 @@ def said_difference(found: Difference | None, form: str) -> str:
 
 
 def said_recovered(found: Mapping[str, Any] | None) -> str:
-    """`0.47 (0.41 to 0.60)`, or that there is no gap."""
+    """`0.47 (0.41 to 0.60)`, or that there is no gap to recover."""
     if found is None:
         return NOTHING
     if not found["established"]:
-        return "no gap"
+        return "no gap to recover"
     return f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f})"

@@ -1,11 +1,11 @@
 """A plan as a table, as sentences and as a page, from its plain values alone (`plan.json`)."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from halfback.report.pieces import figure, legend, table, write_page
+from halfback.report.charts import Axes, Chart, points
+from halfback.report.rendering import Table, write_page
 from halfback.report.tables import NOTHING, seconds, short_size
 
 Row = Mapping[str, Any]
@@ -66,14 +66,26 @@ def write_plan(plan: Mapping[str, Any], out: Path) -> Path:
     Raises:
         UserError: `out` cannot be written.
     """
-    parts = [f"<p>{escape(sentence)}</p>" for sentence in plan["said"]]
-    parts += ["<h2>The best of each kind</h2>", table(*plan_table(plan), "The best of each kind", NOTE, words=5)]
-    parts += ["<h2>Time, memory and knowledge</h2>", _pictures(plan)]
-    parts += ["<h2>What binds</h2>", "<ul>", *(f"<li>{escape(sentence)}</li>" for sentence in explained(plan)), "</ul>"]
-    if plan["pilot"]:
-        parts += ["<h2>Pilot</h2>", table(*pilot_table(plan["pilot"]), "Pilot", pilot_note(plan["pilot"]), words=1)]
-    parts += ["<h2>Recommended recipe</h2>", f"<pre>{escape(plan['recommended']['recipe'])}</pre>"]
-    return write_page(f"A plan for {plan['task']} on {plan['fleet']}", parts, out)
+    header, body = plan_table(plan)
+    best = [[f"{row[1]} {row[0]}".strip(), *row[2:]] for row in body]
+    values = {
+        "title": f"A plan for {plan['task']} on {plan['fleet']}",
+        "versions": "",
+        "said": plan["said"],
+        "best": Table(
+            "What no other beats at once in time, memory and knowledge; →: recommended",
+            ["method", *header[2:]],
+            best,
+            words=4,
+            note=NOTE,
+        ),
+        "names": _methods(plan),
+        "drawn": _charts(plan),
+        "explained": explained(plan),
+        "pilot": Table("Pilot", *pilot_table(plan["pilot"]), note=pilot_note(plan["pilot"])) if plan["pilot"] else None,
+        "recipe": plan["recommended"]["recipe"],
+    }
+    return write_page("plan.html", values, out)
 
 
 def pilot_table(pilot: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -117,19 +129,31 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean:.4g}" if len(values) == 1 else f"{mean:.4g} ({min(values):.4g}–{max(values):.4g})"
 
 
-def _pictures(plan: Mapping[str, Any]) -> str:
-    """Every variant that fits: memory and knowledge against time, a colour for each method."""
-    from halfback.report.figures import points
+def _methods(plan: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(row["algorithm"] for row in plan["variants"]))
 
-    methods = list(dict.fromkeys(row["algorithm"] for row in plan["variants"]))
+
+def _charts(plan: Mapping[str, Any]) -> list[Chart]:
+    """Every variant that fits: memory and knowledge against time, a colour for each method."""
+    methods = _methods(plan)
     fitting = [(place, row) for place, row in enumerate(plan["variants"]) if not row["lacking"]]
     ringed = [place for place, _ in fitting].index(plan["recommended"]["variant"])
-    drawn: list[str] = []
-    for key, label, scale in (("peak_bytes", "client peak, MB", 1e-6), ("known", "what a step knows", 1.0)):
-        found = [(methods.index(row["algorithm"]), row["seconds"], row[key] * scale) for _, row in fitting]
-        svg = points(found, {ringed}, "seconds a step", label, lambda value: f"{value:,g}", f"p{len(drawn)}")
-        taken = f"the recommended: {found[ringed][1]:.3g} s, {found[ringed][2]:.4g}"
-        told = f"{label} against seconds a step of {len(fitting)} variants; {taken}"
-        caption = f"{label[:1].upper()}{label[1:]} against seconds a step; ringed: the recommended."
-        drawn.append(figure(svg, told, caption))
-    return f'{legend(methods)}<div class="curves">{"".join(drawn)}</div>'
+    drawn = []
+    for key, label, scale, text in (
+        ("peak_bytes", "client peak", 1, short_size),
+        ("known", "what a step knows", 100, "{:.3g} %".format),
+    ):
+        found = [
+            (
+                "recommended" if place == ringed else "",
+                methods.index(row["algorithm"]),
+                row["seconds"],
+                scale * row[key],
+            )
+            for place, (_, row) in enumerate(fitting)
+        ]
+        title = f"{label[:1].upper()}{label[1:]} by seconds a step"
+        caption = f"{len(fitting)} variants that fit, by method."
+        axes = Axes("seconds a step", label, x_text=seconds, y_text=text)
+        drawn.append(points(found, {ringed}, axes, title, caption))
+    return drawn

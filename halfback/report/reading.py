@@ -106,7 +106,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
     for key in ("metric", "bytes_by_kind", "trainable_parameters", "versions"):
         if not isinstance(summary.get(key), dict):
             raise UserError(f"{path}: {key} must be an object, not {shown(summary.get(key))}")
-    check_numbers(summary, {*_MEASURES} - {"train_loss"}, f"{path}: ", least=0)
+    check_numbers(summary, {*_MEASURES, "seed"} - {"train_loss"}, f"{path}: ", least=0)
     check_numbers(summary, ("train_loss",), f"{path}: ")
     check_numbers(summary["metric"], ("initial", "final", "best"), f"{path}: metric.")
     check_numbers(summary["trainable_parameters"], ("bottom", "top"), f"{path}: trainable_parameters.", least=0)

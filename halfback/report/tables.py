@@ -1,9 +1,10 @@
 """The closing table as plain strings, for the terminal and for the page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T", int, float)
+Measure = tuple[str, str, Callable[[dict[str, Any]], str]]
 
 NOTHING = "–"  # what a run has not measured
 
@@ -14,38 +15,80 @@ def rows(summaries: Sequence[dict[str, Any]], labels: Sequence[str] | None = Non
     `labels` name the runs; by default the algorithms do, with the seed where an algorithm comes twice. A summary may
     lack keys (a run that was killed): its cell is `NOTHING`. Columns and rows swap with `zip(*[header, *rows])`.
     """
+    header = ["", *(labels if labels is not None else default_labels(summaries))]
+    return header, [[name, *(cell(summary) for summary in summaries)] for name, _, cell in measures(summaries)]
+
+
+def measures(summaries: Sequence[dict[str, Any]]) -> list[Measure]:
+    """What a run is measured by: a name, what that is in a line, and what is said of a summary."""
     metric = metric_name(summaries)
-    measures = [
-        (f"{metric}, before", lambda run: number(run.get("metric", {}).get("initial"))),
-        (f"{metric}, final", lambda run: number(run.get("metric", {}).get("final"))),
-        (f"{metric}, best", lambda run: number(run.get("metric", {}).get("best"))),
-        ("training loss", lambda run: number(run.get("train_loss"))),
-        ("steps", lambda run: count(run.get("steps"))),
-        ("bytes up", lambda run: size(run.get("up_bytes"))),
-        ("bytes down", lambda run: size(run.get("down_bytes"))),
-        ("client peak memory", lambda run: size(measured(run.get("client_peak_bytes")))),
-        ("client inference peak", lambda run: size(measured(run.get("client_inference_peak_bytes")))),
-        ("client peak ÷ inference peak", _memory_ratio),
-        ("server peak memory", lambda run: size(measured(run.get("server_peak_bytes")))),
-        ("forward passes", lambda run: count(run.get("forward_passes"))),
-        ("client seconds", lambda run: seconds(run.get("client_seconds"))),
-        ("server seconds", lambda run: seconds(run.get("server_seconds"))),
-        ("wire seconds", lambda run: seconds(run.get("wire_seconds"))),
-        ("wall seconds", lambda run: seconds(run.get("wall_seconds"))),
-        ("trainable parameters, bottom", lambda run: count(run.get("trainable_parameters", {}).get("bottom"))),
-        ("trainable parameters, top", lambda run: count(run.get("trainable_parameters", {}).get("top"))),
+    found: list[Measure] = [
+        (
+            f"{metric}, before",
+            "on the validation rows, before the first step",
+            lambda run: number(run.get("metric", {}).get("initial")),
+        ),
+        (
+            f"{metric}, final",
+            "on the same rows, behind the last step",
+            lambda run: number(run.get("metric", {}).get("final")),
+        ),
+        (f"{metric}, best", "of all evaluations on the way", lambda run: number(run.get("metric", {}).get("best"))),
+        ("training loss", "mean since the evaluation before the last", lambda run: number(run.get("train_loss"))),
+        ("steps", "optimiser steps, of one batch of each sampled client", lambda run: count(run.get("steps"))),
+        ("bytes up", "sent by all clients together", lambda run: size(run.get("up_bytes"))),
+        ("bytes down", "received by all clients together", lambda run: size(run.get("down_bytes"))),
+        (
+            "client peak memory",
+            "most that one client's tensors took at once while it trained, weights included",
+            lambda run: size(measured(run.get("client_peak_bytes"))),
+        ),
+        (
+            "client inference peak",
+            "the same while that client only runs its part of the model",
+            lambda run: size(measured(run.get("client_inference_peak_bytes"))),
+        ),
+        (
+            "client peak ÷ inference peak",
+            "what training takes of a device that has room for the model: 1 is nothing more",
+            _memory_ratio,
+        ),
+        (
+            "server peak memory",
+            "most that the server's tensors took at once",
+            lambda run: size(measured(run.get("server_peak_bytes"))),
+        ),
+        (
+            "forward passes",
+            "of the clients' part on one batch, all clients together",
+            lambda run: count(run.get("forward_passes")),
+        ),
+        ("client seconds", "spent by all clients together", lambda run: seconds(run.get("client_seconds"))),
+        ("server seconds", "spent by the server", lambda run: seconds(run.get("server_seconds"))),
+        ("wire seconds", "spent on packing and unpacking, and on codecs", lambda run: seconds(run.get("wire_seconds"))),
+        ("wall seconds", "of the whole run, evaluations included", lambda run: seconds(run.get("wall_seconds"))),
+        (
+            "trainable parameters, bottom",
+            "of the devices' part",
+            lambda run: count(run.get("trainable_parameters", {}).get("bottom")),
+        ),
+        (
+            "trainable parameters, top",
+            "of what lies behind the cut",
+            lambda run: count(run.get("trainable_parameters", {}).get("top")),
+        ),
     ]
     if any(run.get("simulated_seconds") is not None for run in summaries):
-        measures.append(("seconds on the fleet", lambda run: seconds(run.get("simulated_seconds"))))
+        what = "that the run would have taken on the devices and links of its fleet"
+        found.append(("seconds on the fleet", what, lambda run: seconds(run.get("simulated_seconds"))))
     if any(run.get("generation") for run in summaries):
-        measures += [
-            ("BLEU", lambda run: number(_generated(run, "bleu"))),
-            ("chrF", lambda run: number(_generated(run, "chrf"))),
-            ("inputs decoded", lambda run: count(_generated(run, "rows"))),
-            ("decoding", lambda run: str(_generated(run, "decoding") or NOTHING)),
+        found += [
+            ("BLEU", "0 to 100, of what the model wrote", lambda run: number(_generated(run, "bleu"))),
+            ("chrF", "0 to 100, of the same texts, letter by letter", lambda run: number(_generated(run, "chrf"))),
+            ("inputs decoded", "validation inputs that it wrote for", lambda run: count(_generated(run, "rows"))),
+            ("decoding", "how each token was chosen", lambda run: str(_generated(run, "decoding") or NOTHING)),
         ]
-    header = ["", *(labels if labels is not None else _default_labels(summaries))]
-    return header, [[name, *(cell(summary) for summary in summaries)] for name, cell in measures]
+    return found
 
 
 def metric_name(summaries: Sequence[dict[str, Any]]) -> str:
@@ -54,7 +97,8 @@ def metric_name(summaries: Sequence[dict[str, Any]]) -> str:
     return names.pop() if len(names) == 1 else "metric"
 
 
-def _default_labels(summaries: Sequence[dict[str, Any]]) -> list[str]:
+def default_labels(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """The algorithms' names, with the seed where an algorithm comes twice."""
     algorithms = [str(summary.get("algorithm", NOTHING)) for summary in summaries]
     return [
         name if algorithms.count(name) == 1 else f"{name} (seed {summary.get('seed', NOTHING)})"

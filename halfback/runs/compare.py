@@ -18,8 +18,9 @@ from halfback.config import RunConfig
 from halfback.data.tasks import objective_of, tuning_options
 from halfback.errors import UserError
 from halfback.models.objectives import better
-from halfback.report.comparison import TARGET_SHARE, initial_of, markdown, metric_of, summarise, target_of
+from halfback.report.comparison import TARGET_SHARE, initial_of, metric_of, summarise, target_of
 from halfback.report.comparison_page import write_comparison
+from halfback.report.comparison_tables import markdown
 from halfback.report.tables import number
 from halfback.runs.cells import Cell, Watch, run_cells
 from halfback.runs.locks import alone

@@ -28,10 +28,9 @@ from halfback.telemetry.records import read_records
 from halfback.zeroth import native
 
 EXTRAS = {
-    "quickstart": "the data of `halfback train quickstart`, and its page",
+    "quickstart": "the data of `halfback train quickstart`",
     "transformers": "models of Transformers, adapters (LoRA, (IA)³)",
     "hub": "data sets of the Hugging Face hub",
-    "report": "pages of runs, and comparisons",
     "metrics": "`evaluate`, and the scores of written texts",
     "plan": "`plan`",
     "minilm": "the model of the recipe sst2-minilm",
@@ -41,6 +40,8 @@ EXTRAS = {
     "rl": "the controller ddpg",
     "optimizers": "the optimiser adamw8bit",
     "tensorboard": "the sink tensorboard",
+    "wandb": "the sink wandb",
+    "mlflow": "the sink mlflow",
 }
 """What each extra is for; those of developers are left out."""
 

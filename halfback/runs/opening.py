@@ -142,8 +142,9 @@ class Opening:
             except Diverged as error:
                 error.after_step = training.step
                 raise
-        summary = summary_of(training.built, self.out)
-        write_summary(self.out, summary.to_dict())
+            summary = summary_of(training.built, self.out)
+            training.finish(summary.to_dict())
+            write_summary(self.out, summary.to_dict())
         return summary
 
     def _start(self, found: Found | None) -> Path | None:

@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from halfback.planning.clock import Clock
 from halfback.runs import standing
 from halfback.runs.folder import CHECKPOINT
 from halfback.telemetry.records import Record, truncate_records
-from halfback.telemetry.sinks import JsonLines, Sink, TensorBoard
+from halfback.telemetry.sinks import Sink, sinks_of
 
 _STEPS_BACK = 20  # to one checkpoint in a row, until a run with lost clients gives up
 
@@ -169,6 +169,11 @@ class Training:
         checkpoint.save(self.out / CHECKPOINT, self.round, tensors, values)
         self.saved, self.steps_back, self.saved_at = self.round, 0, time.perf_counter()
 
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Tells whoever has the records what the run came to."""
+        for sink in self._open_sinks():
+            sink.finish(summary)
+
     def close(self) -> None:
         """Ends the files of records, and removes what codecs kept on disk."""
         self._close_sinks()
@@ -239,14 +244,16 @@ class Training:
                 f"step {self.step}: the validation loss is {result.loss}; lower the learning rates (top.lr, bottom.lr)"
             )
         record = self._record(result.loss, result.metric)
-        if not self.sinks:
-            self.sinks.append(JsonLines(self.out))
-            if self.config.tensorboard:
-                self.sinks.append(TensorBoard(self.out, self.step or None))
-        for sink in self.sinks:
+        for sink in self._open_sinks():
             sink.write(record)
         self.losses = []
         return record
+
+    def _open_sinks(self) -> list[Sink]:
+        if not self.sinks:
+            tree = configuration.to_tree(self.config)
+            self.sinks = sinks_of(self.config.sinks, self.out, tree, self.step or None)
+        return self.sinks
 
     def _seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started

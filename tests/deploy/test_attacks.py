@@ -269,7 +269,7 @@ def test_a_job_takes_up_a_run_once_the_process_of_the_last_one_has_left_its_fold
 
 def test_all_that_a_run_is_made_of_is_handed_out_and_nothing_that_lies_beside_it(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
-    config = small.images("ho_sfl", steps=2, tensorboard=True, model__pretrain={"task": "mnist", "steps": 1})
+    config = small.images("ho_sfl", steps=2, sinks=["tensorboard"], model__pretrain={"task": "mnist", "steps": 1})
     run.train(config, tmp_path / "out")
     made = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert len(made) >= 7

@@ -6,9 +6,11 @@ import statistics
 from typing import Any
 
 import pytest
+from scipy.special import stdtr
 
-from halfback.report.comparison import results_table, summarise
-from halfback.report.differences import RESAMPLES, difference, recovered, said_difference, said_recovered
+from halfback.report.comparison import summarise
+from halfback.report.comparison_tables import results_table
+from halfback.report.differences import RESAMPLES, difference, recovered, said_difference, said_recovered, within
 
 FROZEN = {0: 80.0, 1: 81.0, 2: 82.0}
 
@@ -33,7 +35,7 @@ def test_a_difference_is_of_the_seeds_that_both_have() -> None:
 
 def test_the_part_of_an_established_gap_is_a_ratio_of_means() -> None:
     first = {0: 84.0, 1: 85.0, 2: 87.0}  # gaps 4, 4, 5: 13 standard errors of a third
-    found = recovered({0: 81.0, 1: 83.0, 2: 85.0}, FROZEN, first)  # gains 1, 2, 3
+    found = recovered({0: 81.0, 1: 83.0, 2: 85.0}, FROZEN, first, rises=True)  # gains 1, 2, 3
     assert found is not None
     assert found["gap"]["mean"] == pytest.approx(13 / 3)
     assert found["gap"]["se"] == pytest.approx(1 / 3)
@@ -46,58 +48,67 @@ def test_the_part_of_an_established_gap_is_a_ratio_of_means() -> None:
 
 def test_a_metric_that_falls_has_a_gap_below_zero() -> None:
     frozen, first = gaps(-4.0, -4.0, -5.0)
-    found = recovered({0: 79.0, 1: 78.0, 2: 77.0}, frozen, first)
+    found = recovered({0: 79.0, 1: 78.0, 2: 77.0}, frozen, first, rises=False)
     assert found is not None
     assert found["ratio"] == pytest.approx(6 / 13)
     assert (found["low"], found["high"]) == (pytest.approx(1 / 4), pytest.approx(3 / 5))
 
 
 @pytest.mark.parametrize(
-    ("widths", "established"),
+    ("widths", "rises", "established"),
     [
-        ((2.0, 3.0, 4.0), True),  # 3 over 1/√3: 5.2 standard errors, and t(2) at 97.5 % is 4.303
-        ((1.0, 2.0, 3.0), False),  # 3.5: more than two, and yet not
-        ((-2.0, -3.0, -4.0), True),
-        ((1.0, 2.0, 3.0, 2.0, 2.0), True),  # 2 over √0.5/√5: 6.3, and t(4) is 2.776
-        ((0.0, 2.0, 3.0, 0.0, 0.0), False),  # 1 over √2/√5: 1.6
-        ((10.0, 10.0, 10.0, 10.0, -0.5), False),  # 3.8, but one of the 3,125 resamples has a gap the other way
-        ((1.0, -1.0, 0.0), False),
-        ((0.0, 0.0, 0.0), False),  # the fences end alike
-        ((0.5, 0.5, 0.5), True),  # no spread at all
-        ((0.5, 0.5), False),  # too few seeds to tell
-        ((7.0,), False),
+        ((2.0, 3.0, 4.0), True, True),  # 3 over 1/√3: 5.2 standard errors, and t(2) at 97.5 % is 4.303
+        ((1.0, 2.0, 3.0), True, False),  # 3.5: more than two, and yet not
+        ((-2.0, -3.0, -4.0), False, True),
+        ((-2.0, -3.0, -4.0), True, False),  # first order ends worse: a gap, and none to recover
+        ((2.0, 3.0, 4.0), False, False),
+        ((1.0, 2.0, 3.0, 2.0, 2.0), True, True),  # 2 over √0.5/√5: 6.3, and t(4) is 2.776
+        ((0.0, 2.0, 3.0, 0.0, 0.0), True, False),  # 1 over √2/√5: 1.6
+        ((10.0, 10.0, 10.0, 10.0, -0.5), True, False),  # 3.8, but one of the 3,125 resamples has a gap the other way
+        ((1.0, -1.0, 0.0), True, False),
+        ((0.0, 0.0, 0.0), True, False),  # the fences end alike
+        ((0.5, 0.5, 0.5), True, True),  # no spread at all
+        ((0.5, 0.5), True, False),  # too few seeds to tell
+        ((7.0,), True, False),
     ],
 )
-def test_where_a_gap_is_established(widths: tuple[float, ...], established: bool) -> None:
+def test_where_a_gap_is_established(widths: tuple[float, ...], rises: bool, established: bool) -> None:
     frozen, first = gaps(*widths)
-    found = recovered(dict.fromkeys(frozen, 81.0), frozen, first)
+    found = recovered(dict.fromkeys(frozen, 81.0), frozen, first, rises=rises)
     assert found is not None
     assert found["established"] is established
     if established:
         assert found["ratio"] == pytest.approx(len(widths) / sum(widths))
     else:
         assert [found[key] for key in ("ratio", "low", "high", "resamples")] == [None] * 4
-        assert said_recovered(found) == "no gap"
+        assert said_recovered(found) == "no gap to recover"
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 28, 101])
+@pytest.mark.parametrize("t", [0.0, 0.3, 2.0, 4.302652729911275, 40.0])
+def test_students_t_is_that_of_another_library(t: float, freedom: int) -> None:
+    # Both are sums in float64 of at most fifty terms below one.
+    assert within(t, freedom) == pytest.approx(2 * stdtr(freedom, t) - 1, abs=1e-13)
 
 
 def test_seeds_that_one_of_the_three_lacks_are_left_out() -> None:
     frozen, first = gaps(4.0, 4.0, 5.0, 4.0)
     mine = {0: 81.0, 1: 82.0, 2: 83.0, 9: 0.0}
-    found = recovered(mine, frozen, first)
+    found = recovered(mine, frozen, first, rises=True)
     assert found is not None
     assert found["ratio"] == pytest.approx(6 / 13)
-    assert recovered(mine, {3: 1.0}, first) is None
-    assert recovered(mine, {}, first) is recovered({}, frozen, first) is None
-    fewer = recovered({0: 81.0, 1: 82.0}, frozen, first)
+    assert recovered(mine, {3: 1.0}, first, rises=True) is None
+    assert recovered(mine, {}, first, rises=True) is recovered({}, frozen, first, rises=True) is None
+    fewer = recovered({0: 81.0, 1: 82.0}, frozen, first, rises=True)
     assert fewer is not None
-    assert said_recovered(fewer) == "no gap"
+    assert said_recovered(fewer) == "no gap to recover"
 
 
 def test_the_interval_is_that_of_all_resamples() -> None:
     """Of four seeds, counted anew with other tools: the 7th from either end of 256."""
     widths, gains = (3.0, 4.0, 6.0, 5.0), (2.0, 1.0, 5.0, 3.5)
     frozen, first = gaps(*widths)
-    found = recovered({seed: 80.0 + gain for seed, gain in enumerate(gains)}, frozen, first)
+    found = recovered({seed: 80.0 + gain for seed, gain in enumerate(gains)}, frozen, first, rises=True)
     assert found is not None
     ratios = sorted(
         statistics.mean(gains[n] for n in draw) / statistics.mean(widths[n] for n in draw)
@@ -112,9 +123,9 @@ def test_many_seeds_are_drawn_the_same_way_each_time() -> None:
     widths = [4.0 + 0.1 * seed for seed in range(12)]
     frozen, first = gaps(*widths)
     mine = {seed: 81.0 + 0.2 * seed for seed in frozen}
-    found = recovered(mine, frozen, first)
+    found = recovered(mine, frozen, first, rises=True)
     assert found is not None
-    assert found == recovered(mine, frozen, first)
+    assert found == recovered(mine, frozen, first, rises=True)
     assert found["resamples"] == RESAMPLES
     assert found["low"] < found["ratio"] < found["high"]
     # Linearised: the ratio's standard error by hand, and 1.96 of it either way.
@@ -169,8 +180,8 @@ def test_the_table_has_both_differences_and_the_part() -> None:
     assert rows["mine"][at : at + 3] == ["+2.00 ± 0.58", "-2.33 ± 0.33", "0.46 (0.25 to 0.60)"]
     assert rows["split_lora"][at : at + 3] == ["+4.33 ± 0.33", "–", "–"]
     assert rows["frozen_bottom"][at : at + 3] == ["–", "-4.33 ± 0.33", "–"]
-    assert rows["lost"][at : at + 3] == ["+2.00 ± 1.00", "-2.50 ± 0.50", "no gap"]
-    assert rows["unlucky"][at : at + 3] == ["+1.00", "-3.00", "no gap"]
+    assert rows["lost"][at : at + 3] == ["+2.00 ± 1.00", "-2.50 ± 0.50", "no gap to recover"]
+    assert rows["unlucky"][at : at + 3] == ["+1.00", "-3.00", "no gap to recover"]
 
 
 def test_a_peak_that_nobody_measured_is_no_number() -> None:

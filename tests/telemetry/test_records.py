@@ -2,7 +2,6 @@ import json
 import math
 import os
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,12 +207,6 @@ def test_tensorboard_holds_the_curves(tmp_path: Path) -> None:
     assert "loss/validation" not in read.Tags()["scalars"]
     assert [(event.step, round(event.value, 3)) for event in read.Scalars("loss/train")] == [(30, 0.5), (40, 0.3)]
     assert read.Scalars("bytes/up")[0].value == float(1 << 40)
-
-
-def test_without_tensorboard_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"pip install 'halfback\[tensorboard\]'"):
-        TensorBoard(tmp_path)
 
 
 NOT_TO_BE_READ: dict[str, list[Any]] = {
