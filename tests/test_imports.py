@@ -20,6 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "registry": set(),
     "json_reading": set(),
     "zeroth": set(),
+    "masking": set(),
     "optimizers": set(),
     "wire": set(),
     "models": {"registry"},
@@ -32,6 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "algorithms": {"parties", "registry", "wire.messages", "zeroth", "models"},
     "config": {"algorithms", "parties", "data.options", "models.adapters", "optimizers.table", "zeroth"},
     "engine": {
+        "masking",
         "parties",
         "wire",
         "codecs",
@@ -51,6 +53,7 @@ ARROWS: dict[str, set[str]] = {
         "controllers",
         "data",
         "engine",
+        "masking",
         "models",
         "optimizers",
         "parties",

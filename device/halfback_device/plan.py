@@ -94,6 +94,8 @@ def check_recipe(config: Any) -> None:
     if head is not None and name not in _U_SHAPE:
         raise PackageError(f"model.head={head!r}: of {name} a device can't do the U-shape")
     _one_of(config, "model.dtype", ("float32",))
+    if at(config, "secure.sum", False):
+        raise PackageError("secure.sum: a device has no keys for sums of which nobody learns more")
     if at(config, "client.memory") is not None:
         raise PackageError("client.memory: a device counts its whole process; use client.rows_at_once")
     blocks = at(config, "algorithm.exact_blocks", 0)

@@ -11,7 +11,9 @@ from halfback.controllers import build as start_controller
 from halfback.controllers import read_options
 from halfback.controllers.protocol import Controller
 from halfback.data.augment import parse as parse_augmentation
-from halfback.errors import UserError
+from halfback.errors import UserError, of_extra
+from halfback.masking.fixed_point import FixedPoint
+from halfback.masking.rules import SumRules
 from halfback.parties.protocol import Algorithm
 from halfback.zeroth.directions import seed_for
 
@@ -42,6 +44,20 @@ def one_pass_of(config: RunConfig, device: torch.device) -> bool:
     if config.one_pass is None:
         return device.type == "cuda" and config.top.batch_norm == "frozen"
     return config.one_pass
+
+
+def sums_of(config: RunConfig) -> SumRules | None:
+    """How a cohort adds up what its clients say of θ; None where the server hears each.
+
+    Raises:
+        UserError: what it needs is not installed.
+    """
+    secure, cohort = config.secure, config.sampled_clients
+    if not secure.sum:
+        return None
+    with of_extra("secure"):
+        import halfback.masking.primitives  # noqa: F401  # before anything is trained
+    return SumRules(secure.threshold_of(cohort), FixedPoint(secure.bits, secure.range, cohort))
 
 
 def _controller(config: RunConfig, codecs: Mapping[str, tuple[Codec, ...]]) -> Controller | None:

@@ -61,6 +61,7 @@ class Clients:
         )
         side = ClientSide(ground.algorithm, client, ground.part, self.links, self.meters)
         side.norms, side.rows_at_once = ground.norms, config.client.rows_at_once
+        side.sums = self.links.bounds.sums
         if config.client.memory is not None:
             if number not in self._rows:
                 self._rows[number] = rows_with_room(

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from halfback.assembly.choices import sums_of
 from halfback.assembly.motion import make_replica
 from halfback.assembly.whole import Loaded
 from halfback.codecs import Codec
@@ -274,6 +275,7 @@ def make_links(
         steps=config.steps * (config.sampled_clients if needs.turns == "one_by_one" else 1),
     )
     of_links = {client: _link_forms(form, ground.head, ground.theta.width(0)) for client, form in forms.items()}
+    bounds = replace(bounds, sums=sums_of(config))
     links = Links(codecs, of_links, bounds, ground.task.train.longest(), ground.device, scratch)
     links.check()
     return links

@@ -12,6 +12,7 @@ from halfback.controllers.protocol import Controller
 from halfback.engine.links import Links
 from halfback.engine.sampling import Sampling
 from halfback.engine.server_side import ServerSide
+from halfback.engine.sums import Sums
 from halfback.models.adapters import hidden_matrices, trainable
 from halfback.models.normalising import batch_norms
 from halfback.models.objectives import loss_of
@@ -44,7 +45,7 @@ def server_side(
         UserError: settings that train nothing, or that a dtype rounds away.
     """
     config, needs = ground.config, ground.algorithm.needs
-    cohort = Cohort(robust=config.robust)
+    cohort = Cohort(robust=config.robust, summed=config.secure.sum)
     if needs.agreement.aggregation == "rows":
         cohort.rows = dict(rows)
     if local is not None:
@@ -64,7 +65,10 @@ def server_side(
         averaging = Averaging(config.server_step, Theta(ground.theta).trained)
     server = Server(top, Agreed(ground.theta), cohort, averaging=averaging, auxiliary=auxiliary)
     sampling = Sampling(config.seed, len(rows), 1 if needs.agreement.pools else config.sampled_clients)
-    return ServerSide(ground.algorithm, server, part, sampling, links, controller)
+    side = ServerSide(ground.algorithm, server, part, sampling, links, controller)
+    if links.bounds.sums is not None:
+        side.sums = Sums(links.bounds.sums)
+    return side
 
 
 def _top(ground: Ground) -> Top:

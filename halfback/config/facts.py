@@ -24,6 +24,7 @@ class Method:
         averages: θ becomes a mean of the clients' at the end of a round.
         pools: one machine has the rows of all clients.
         slopes_meet: slopes of several clients come together, of which some may be false.
+        sums: the server needs of what clients say of θ the mean alone, and doesn't know each client's anyway.
         grouped: a device measures one of several groups of θ. one_by_one: clients' rounds follow one another.
         by_rows: a client counts by its rows. exact_blocks: whose gradient a device takes exactly, a number or "all".
         normed_bottom, normed_top: batch norm of this part can train: what runs it in training is backpropagated, once.
@@ -42,6 +43,7 @@ class Method:
     averages: bool
     pools: bool
     slopes_meet: bool
+    sums: bool
     grouped: bool
     one_by_one: bool
     by_rows: bool
@@ -58,6 +60,10 @@ def method_of(algorithm: Algorithm) -> Method:
     plain = needs.backpropagates and needs.agreement.moves and needs.boundaries is None
     probed = needs.probe is not None and not needs.cut_gradient  # through the top
     served = needs.top == "backpropagated" and needs.holds == "bottom" and not probed
+    meet = needs.agreement.keeps_history and needs.turns != "one_by_one"
+    # In zeroth order through the top the server takes the losses, of which a client's slopes are differences; and at a
+    # boundary it makes a client's lower part anew, from that client's slopes.
+    known = (needs.holds == "bottom" and probed) or needs.boundaries is not None
     return Method(
         slopes=not needs.backpropagates or needs.boundaries is not None,
         backpropagates=needs.backpropagates,
@@ -69,7 +75,8 @@ def method_of(algorithm: Algorithm) -> Method:
         mixed_cuts="mixed_cuts" in needs.fits,
         averages=needs.agreement.averages,
         pools=needs.agreement.pools,
-        slopes_meet=needs.agreement.keeps_history and needs.turns != "one_by_one",
+        slopes_meet=meet,
+        sums=(meet or needs.agreement.averages) and needs.agreement.groups is None and not known,
         grouped=needs.agreement.groups is not None,
         one_by_one=needs.turns == "one_by_one",
         by_rows=needs.agreement.aggregation == "rows",

@@ -23,6 +23,7 @@ from halfback.config.facts import (
 from halfback.config.norm_rules import OF_NORMS
 from halfback.config.optimizer_rules import MOVED, OF_OPTIMIZERS
 from halfback.config.rule import Rule as Rule
+from halfback.config.sum_rules import OF_SUMS
 from halfback.errors import UserError
 from halfback.zeroth.radius import least_move, swallowed
 
@@ -111,6 +112,7 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
         lambda f: f"sampled_clients={f.config.sampled_clients}: at most clients={f.config.clients} are allowed",
     ),
     *OF_COHORTS,
+    *OF_SUMS,
     Rule(
         "exact blocks with a list of cuts",
         lambda f: f.method.exact_blocks != 0 and not isinstance(f.config.model.cut, int),

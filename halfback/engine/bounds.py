@@ -15,6 +15,7 @@ from torch import Tensor
 from halfback.codecs.protocol import Receiver
 from halfback.engine.remote.frames import Done
 from halfback.errors import PeerError
+from halfback.masking.rules import KEYS, SumRules
 from halfback.parties.agreed import rows_below_state
 from halfback.parties.holdings import HiddenForm, LinkForm
 from halfback.parties.protocol import Needs
@@ -48,6 +49,7 @@ class Bounds:
         exact: values of the exact gradients of a step.
         kept: bytes of a step's exact gradients, as they are sent → of how many steps they may go down at once.
         weights: what one message may hold of the model, by direction.
+        sums: how a cohort adds up what its clients say of θ; None where the server hears each.
     """
 
     rows: int
@@ -57,6 +59,7 @@ class Bounds:
     exact: int
     kept: Callable[[int], int]
     weights: Mapping[Direction, Most]
+    sums: SumRules | None = None
 
     def receiving(
         self, direction: Direction, forms: Mapping[str, LinkForm], receivers: Mapping[str, Receiver]
@@ -76,6 +79,8 @@ class Bounds:
             "thresholds": Most(4 * len(forms)),
             "weights": self.weights[direction],
         }
+        if self.sums is not None:
+            most |= self._masked(direction, most, self.sums)
         for role in ("activations", "gradient"):
             link = f"{role}_{direction}"
             if link in receivers:
@@ -86,6 +91,15 @@ class Bounds:
                     (self.rows * shape[0], *shape[1:]) if texts else (self.rows, *shape), hidden[link].dtype.itemsize
                 )
         return most
+
+    def _masked(self, direction: Direction, most: Mapping[Role, Most], sums: SumRules) -> dict[Role, Most]:
+        """Of keys and shares a row a client; and up, whole numbers of so many bits, in the place of floats."""
+        found: dict[Role, Most] = {"masks": Most(KEYS * sums.most)}
+        if direction == "up":
+            item = sums.fixed.bits // 8
+            found["slopes"] = Most(most["slopes"].bytes * item // 4, most["slopes"].tensors)
+            found["weights"] = Most(most["weights"].bytes * item // 2, most["weights"].tensors)  # of half precision
+        return found
 
     def _slopes(self, direction: Direction, forms: Mapping[str, LinkForm], receivers: Mapping[str, Receiver]) -> Most:
         """Slopes, or exact gradients, whichever are more; down these may be those of several steps."""

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from halfback.engine.held import held
 from halfback.engine.link import blamed, charged, tensors_of
 from halfback.engine.links import Links
+from halfback.engine.sums import is_summed, masked_talk
 from halfback.engine.tensors import load_moments, load_optimizer_tensors, moments, optimizer_tensors, under
+from halfback.masking.rules import SumRules
 from halfback.models.cut import install
 from halfback.models.normalising import training
 from halfback.models.running import Bottom, LocalModel, in_rows
@@ -38,6 +40,7 @@ class ClientSide:
         meters: what it cost so far.
         rows_at_once: rows of a batch that go through its part at a time; None for all.
         norms: batch norms of its part that train.
+        sums: the rules by which a cohort adds up what its clients say of θ; None where the server hears each.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class ClientSide:
         self.meters = meters
         self.rows_at_once: int | None = None
         self.norms: Sequence[nn.BatchNorm2d] = ()
+        self.sums: SumRules | None = None
         self._links = links  # the folder of what its end remembers on disk goes with them
 
     def converse(self, round: Round, *, measure_memory: bool) -> Talk:
@@ -70,6 +74,8 @@ class ClientSide:
             self._measure_inference(round)
         talk, reply = self.algorithm.client_round(self.party, round), None
         while (message := self._speak(talk, reply, memory)) is not None:
+            if self.sums is not None and is_summed(message):
+                message = yield from self._masked(message, self.sums, memory)
             said = [self._said(message, memory)]
             del message, reply  # a device has no memory for what it has sent
             heard = yield said.pop()
@@ -78,6 +84,17 @@ class ClientSide:
         self.near.take_seen()  # the server's end sees the same, and is asked for it
         if memory is not None:
             self.meters.client_peak_bytes = max(self.meters.client_peak_bytes, memory.peak_bytes)
+
+    def _masked(self, message: Message, rules: SumRules, memory: MemoryMeter | None) -> Generator[bytes, bytes, Message]:
+        """Says what goes before the last of a masked message, which it returns."""
+        talk, reply = masked_talk(self.party.id, message, rules), None
+        while True:
+            with self.meters.wire.running(), blamed("server"), charged(memory):
+                try:
+                    said = talk.send(reply)
+                except StopIteration as end:
+                    return cast(Message, end.value)
+            reply = self._heard((yield self._said(said, memory)), memory)
 
     def _said(self, message: Message, memory: MemoryMeter | None) -> bytes:
         with self.meters.wire.running(), charged(memory):

@@ -14,6 +14,7 @@ from halfback.controllers.protocol import Controller, LinkUse, Observation
 from halfback.engine.link import End, blamed, charged, tensors_of
 from halfback.engine.links import Links
 from halfback.engine.sampling import Sampler
+from halfback.engine.sums import Sums
 from halfback.engine.tensors import moments, optimizer_tensors
 from halfback.errors import PeerError
 from halfback.models.cut import install
@@ -42,6 +43,7 @@ class ServerSide:
         ledger: the bytes that went over all links.
         meters: what the run cost so far.
         liars: what the server hears in the place of what some clients say, where lies are studied; else None.
+        sums: what adds up what clients say of θ behind masks; None where the server hears each.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class ServerSide:
         self.ledger = Ledger()
         self.meters = Meters()
         self.liars: Liars | None = None
+        self.sums: Sums | None = None
         self._memory: MemoryMeter | None = None
         self._greetings: dict[int, Caches] = {}
 
@@ -84,6 +87,8 @@ class ServerSide:
     def begin(self, round: Round, together: Sequence[int]) -> None:
         """A round of these clients begins: links that remember samples compare first what they remember."""
         self.party.begin(round)
+        if self.sums is not None:
+            self.sums.begin()
         greetings = {number: self.end(number).hello(self.thresholds()) for number in together}
         self._greetings = {number: greeting for number, greeting in greetings.items() if greeting is not None}
 
@@ -145,6 +150,11 @@ class ServerSide:
         if self._memory is not None:
             for message in messages.values():
                 self._memory.receive(tensors_of(message))
+        if self.sums is not None and self.sums.concerns(messages):
+            with self.meters.wire.running():
+                if (told := self.sums.answers(messages)) is not None:
+                    return told
+                messages = self.sums.mean(messages, tuple(self.party.agreed.replica.parameters.values()))
         if self.party.top.above:  # it runs blocks of θ, as its own replica has them
             install(self.part, self.party.agreed.replica.parameters)
         if self.liars is not None:

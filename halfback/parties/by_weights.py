@@ -128,6 +128,7 @@ def average_weights(server: Server, messages: Mapping[int, Weights]) -> dict[int
         check_weights(client, message, agreed, server.steps)
     shares = server.cohort.shares(messages)
     for place, (name, parameter) in enumerate(agreed.items()):
-        found = mean(torch.stack([message.tensors[place] for message in messages.values()]), shares)
+        said = [message.tensors[place] for message in messages.values()]
+        found = said[0] if server.cohort.summed else mean(torch.stack(said), shares)
         parameter.copy_(server.averaging.moved(name, found) if server.averaging and parameter.requires_grad else found)
     return {client: Nothing() for client in messages}

@@ -132,12 +132,14 @@ class Cohort:
         robust: how the slopes of a cohort become those of the history.
         groups: the groups of θ that a client measures, as in `Theta.groups`; all for one that is not there.
         boundaries: of the clients by number, for methods whose devices have one each.
+        summed: each client's values are the cohort's mean already, since nobody else's are known (`secure.sum`).
     """
 
     rows: dict[int, int] = field(default_factory=dict)
     robust: Robust = Robust()
     groups: dict[int, Sequence[int]] = field(default_factory=dict)
     boundaries: Sequence[Boundary] = ()
+    summed: bool = False
 
     def shares(self, clients: Collection[int]) -> list[float] | None:
         """What each of these clients counts in their mean, all together 1; None where they count alike."""

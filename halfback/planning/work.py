@@ -122,6 +122,8 @@ class Workload:
         Raises:
             UserError: the variant is none that could run: a cut outside of the model, or nothing to train.
         """
+        if config.secure.sum:
+            raise UserError("secure.sum=true: its bytes and exchanges are in no closed form yet; plan without it")
         algorithm, devices, taken = self._parties(config)
         up, down, estimated = self._bytes(config, algorithm, taken, devices)
         steps, head = sum(len(turn.batches) for turn in taken), config.model.head is not None

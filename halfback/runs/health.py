@@ -39,6 +39,7 @@ EXTRAS = {
     "nvflare": "`deploy`, and gateways for devices",
     "rl": "the controller ddpg",
     "optimizers": "the optimiser adamw8bit",
+    "secure": "secure sums (secure.sum)",
     "tensorboard": "the sink tensorboard",
     "wandb": "the sink wandb",
     "mlflow": "the sink mlflow",

@@ -22,6 +22,7 @@ Role = Literal[
     "caches",
     "thresholds",
     "groups",
+    "masks",
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -206,6 +207,21 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Masking:
+    """Both ways, around a message of which a sum alone is told (`secure.sum`): docs/protocol.md says which is which.
+
+    Attributes:
+        phase: 0 keys, 1 sealed shares, 2 whose values came, and opened shares of these and the others.
+        clients: that the rows of `values` are of, or are for: (n,) int64.
+        values: (n, bytes of each) uint8.
+    """
+
+    phase: int = _role("masks")
+    clients: Tensor = _role("masks")
+    values: Tensor = _role("masks")
+
+
+@dataclass(frozen=True)
 class Turns:
     """Down, behind a `History` whose rows are not numbered as the run's steps, because clients take turns.
 
@@ -262,6 +278,7 @@ Part = (
     | Share
     | Turns
     | Exact
+    | Masking
 )
 Message = Part | Both
 _ALONE: tuple[type[Part], ...] = (
@@ -288,8 +305,8 @@ PAIRS: tuple[tuple[type[Part], type[Part]], ...] = (
     (History, Exact),
 )
 # What a message is made of, one kind or two. The number on the wire is the place in this tuple: append, never reorder.
-CODES: tuple[tuple[type[Part], ...], ...] = (*((kind,) for kind in _ALONE), *PAIRS[:4], (Turns,), *PAIRS[4:])
-KINDS: tuple[type[Part], ...] = (*_ALONE, Turns, Exact)
+CODES: tuple[tuple[type[Part], ...], ...] = (*((kind,) for kind in _ALONE), *PAIRS[:4], (Turns,), *PAIRS[4:], (Masking,))
+KINDS: tuple[type[Part], ...] = (*_ALONE, Turns, Exact, Masking)
 
 
 def parts_of(message: Message) -> tuple[Part, ...]:

@@ -14,6 +14,7 @@ from halfback.wire.messages import (
     History,
     Join,
     Losses,
+    Masking,
     Message,
     MiddleActivations,
     Nothing,
@@ -87,5 +88,6 @@ MESSAGES: dict[str, Message] = {
         History(7, torch.zeros(2, 0)),
         Exact(Encoded((_values(2, 1).to(torch.int8).view(torch.uint8), _values(2, 1)))),  # type: ignore[arg-type]
     ),
+    "masking": Masking(1, torch.tensor([4, 0]), torch.arange(6, dtype=torch.uint8).reshape(2, 3)),
     "head-gradient": HeadGradient(_values(5, 4), torch.tensor([0.693]), (_values(2, 4), torch.tensor(0.5))),
 }
