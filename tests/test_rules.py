@@ -128,6 +128,61 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["attack={name: noise, clients: 10}"],
         "attack.clients=[1, 10]: there is no client 10; 0 to 9 are allowed",
     ),
+    "a secure sum of what is not summed": (
+        ["secure.sum=true", "algorithm.name=zo_sfl"],
+        ["secure.sum=true"],
+        "secure.sum=true: in zo_sfl the server needs, or knows, what each client measures; use secure.sum=false, or",
+    ),
+    "a secure sum of too few": (
+        ["secure.sum=true", "sampled_clients=2"],
+        ["secure.sum=true", "sampled_clients=3"],
+        "sampled_clients=2: a sum of one is its value, and each of two reads the other's from it; secure.sum=true need",
+    ),
+    "a secure sum by rows": (
+        ["secure.sum=true", "algorithm.aggregation=rows"],
+        ["secure.sum=true", "algorithm.aggregation=uniform"],
+        "algorithm.aggregation=rows: secure.sum=true adds clients up alike; use algorithm.aggregation=uniform, or secu",
+    ),
+    "a secure sum with a defence against liars": (
+        ["secure.sum=true", "robust.name=median"],
+        ["secure.sum=true", "robust.name=none"],
+        "robust.name=median: it compares what each client says, which with secure.sum=true nobody knows; use one of",
+    ),
+    "a secure sum of lies": (
+        ["secure.sum=true", "attack.name=noise"],
+        ["secure.sum=true", "attack.name=label_flip"],
+        "attack.name=noise: lies are told where the server hears each client, and with secure.sum=true it hears none; ",
+    ),
+    "a secure sum of parts": (
+        ["secure.sum=true", "model.cut=[1, 2]"],
+        ["secure.sum=true", "model.cut=[2, 2]"],
+        "model.cut=[1, 2]: clients with other cuts measure other parts of θ, and secure.sum=true adds up one vector of",
+    ),
+    "a secure sum of what codecs make": (
+        ["secure.sum=true", "codecs.slopes_up=[int8]", "algorithm.exact_blocks=1"],
+        ["secure.sum=true", "codecs.slopes_down=[int8]", "algorithm.exact_blocks=1"],
+        "codecs.slopes_up: a sum of what codecs make is not what they make of a sum, and secure.sum=true sends whole",
+    ),
+    "a secure sum on device packages": (
+        ["secure.sum=true", "client.runtime=device"],
+        ["secure.sum=true"],
+        "client.runtime=device: a device package has no keys for secure.sum=true; use client.runtime=torch",
+    ),
+    "a secure sum on a fleet": (
+        ["secure.sum=true", "fleet=phones"],
+        ["fleet=phones"],
+        "fleet=phones: the bytes and exchanges of secure.sum=true are in no closed form yet; use fleet=null",
+    ),
+    "threshold of a secure sum": (
+        ["secure={sum: true, threshold: 2}", "sampled_clients=4"],
+        ["secure={sum: true, threshold: 3}", "sampled_clients=4"],
+        "secure.threshold=2: more than half of sampled_clients=4 and no more than all are allowed, or null",
+    ),
+    "a least cohort below a secure sum's": (
+        ["secure.sum=true", "deployment.min_cohort=3", "sampled_clients=5"],
+        ["secure.sum=true", "deployment.min_cohort=4", "sampled_clients=5"],
+        "deployment.min_cohort=3: a secure sum needs 4 of sampled_clients=5 (secure.threshold); use as many or more",
+    ),
     "exact blocks with a list of cuts": (
         ["algorithm.exact_blocks=1", "model.cut=[2, 2]"],
         ["algorithm.exact_blocks=0", "model.cut=[2, 2]"],

@@ -85,7 +85,9 @@ class ClientSide:
         if memory is not None:
             self.meters.client_peak_bytes = max(self.meters.client_peak_bytes, memory.peak_bytes)
 
-    def _masked(self, message: Message, rules: SumRules, memory: MemoryMeter | None) -> Generator[bytes, bytes, Message]:
+    def _masked(
+        self, message: Message, rules: SumRules, memory: MemoryMeter | None
+    ) -> Generator[bytes, bytes, Message]:
         """Says what goes before the last of a masked message, which it returns."""
         talk, reply = masked_talk(self.party.id, message, rules), None
         while True:

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halfback.errors import PeerError
+from halfback.errors import Peer, PeerError
 from halfback.masking.fixed_point import Ring
 from halfback.masking.rules import SumRules
 from halfback.wire.messages import Exact, Masking, Message, Part, Slopes, Weights, name_of, of_parts, parts_of
 
 if TYPE_CHECKING:
-    from halfback.masking.collector import Collector
+    pass
 
 _KEYS, _SHARES, _OPENED = range(3)
 
@@ -137,7 +137,7 @@ def _masking(phase: int, rows: Mapping[int, bytes]) -> Masking:
     return Masking(phase, torch.tensor(list(rows), dtype=torch.int64), torch.from_numpy(values))
 
 
-def _rows(message: Any, phase: int, sender: int | str = "server") -> dict[int, bytes]:
+def _rows(message: Any, phase: int, sender: Peer = "server") -> dict[int, bytes]:
     """What came, by the client that each row is of or for."""
     if not isinstance(message, Masking) or message.phase != phase:
         came = f"phase {message.phase}" if isinstance(message, Masking) else type(message).__name__
@@ -182,7 +182,8 @@ def _put(message: Message, values: Ring | Tensor, theta: Sequence[Tensor] = ()) 
     """
     if not isinstance(values, Tensor):
         values = torch.from_numpy(values.view(f"i{values.itemsize}"))
-    parts, at = [], 0
+    parts: list[Part] = []
+    at = 0
     for part in parts_of(message):
         tensors = []
         for place, own in enumerate(_said(part)):

@@ -1,4 +1,4 @@
-"""The server's side of a secure sum: it passes on what clients seal for one another, and takes off the masks of the sum.
+"""The server's side of a secure sum: it passes on what clients seal for one another, and takes the sum's masks off.
 
 See `participant` for the protocol. A client may leave before any of its four messages. What has come of it until then
 is in the sum, or is taken out, and where too few are left to do either there is no sum.

@@ -1,7 +1,7 @@
 """Real numbers as whole numbers modulo 2^b, so that what is added up behind masks is exact and cannot wrap.
 
-A value x stands for round(x · scale), to the nearest and of two the even one. The scale is the largest power of two with
-which the values of as many clients as a cohort may have, each as large as is allowed, add up to less than half the
+A value x stands for round(x · scale), to the nearest and of two the even one. The scale is the largest power of two
+with which the values of as many clients as a cohort may have, each as large as is allowed, add up to less than half the
 modulus. So a sum is never another number modulo 2^b, and its bits do not depend on the order of the clients.
 """
 

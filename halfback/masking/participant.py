@@ -1,4 +1,6 @@
-"""A client's side of a secure sum (Bonawitz et al., CCS 2017, "Practical Secure Aggregation", protocol 4, honest but curious).
+"""A client's side of a secure sum: Bonawitz et al., "Practical Secure Aggregation", CCS 2017.
+
+Without what the paper adds against a server that breaks the protocol (docs/privacy.md says what such a one could do).
 
 One object a sum, all of whose secrets are new and are gone with it: none is in a checkpoint or in a log.
 

@@ -281,21 +281,8 @@ Part = (
     | Masking
 )
 Message = Part | Both
-_ALONE: tuple[type[Part], ...] = (
-    Nothing,
-    Join,
-    History,
-    Activations,
-    CutGradient,
-    Slopes,
-    Losses,
-    Weights,
-    MiddleActivations,
-    HeadGradient,
-    Caches,
-    HandOver,
-    Share,
-)
+KINDS: tuple[type[Part], ...] = get_args(Part)
+_ALONE = KINDS[: KINDS.index(Turns)]
 PAIRS: tuple[tuple[type[Part], type[Part]], ...] = (
     (Slopes, Activations),
     (Slopes, CutGradient),
@@ -305,8 +292,13 @@ PAIRS: tuple[tuple[type[Part], type[Part]], ...] = (
     (History, Exact),
 )
 # What a message is made of, one kind or two. The number on the wire is the place in this tuple: append, never reorder.
-CODES: tuple[tuple[type[Part], ...], ...] = (*((kind,) for kind in _ALONE), *PAIRS[:4], (Turns,), *PAIRS[4:], (Masking,))
-KINDS: tuple[type[Part], ...] = (*_ALONE, Turns, Exact, Masking)
+CODES: tuple[tuple[type[Part], ...], ...] = (
+    *((kind,) for kind in _ALONE),
+    *PAIRS[:4],
+    (Turns,),
+    *PAIRS[4:],
+    (Masking,),
+)
 
 
 def parts_of(message: Message) -> tuple[Part, ...]:
