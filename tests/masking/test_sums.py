@@ -194,7 +194,7 @@ def test_a_client_is_asked_once_and_never_about_a_list_that_cannot_be_right() ->
 
 
 def test_lists_that_differ_get_the_server_no_secret_twice() -> None:
-    """It tells some that a client's values came and others that it has left: of neither secret it gets enough shares."""
+    """It tells some that a client's values came and others that it has left: of one secret it gets too few shares."""
     ran = drawn(random.Random(6), 5, 4, 64, threshold=3)
     collector, own = Collector(ran.rules), {u: Participant(u, ran.rules) for u in ran.values}
     roster = collector.keys({u: each.keys for u, each in own.items()})
@@ -203,13 +203,13 @@ def test_lists_that_differ_get_the_server_no_secret_twice() -> None:
         each.take(sealed[u])
     victim, *others = sorted(own)
     without = others[:3]
-    shares = {u: own[u].opened(without if u in without else sorted(own)) for u in own if u != victim or u in without}
     secrets = {own[victim]._own, own[victim]._masking.secret}
+    shares = {u: own[u].opened(without if u in without else sorted(own)) for u in own}
     place = {u: number for number, u in enumerate(roster)}
     as_left = {place[u]: told[victim] for u, told in shares.items() if u in without}
     as_there = {place[u]: told[victim] for u, told in shares.items() if u not in without}
     found = [joined(each) for each in (as_left, as_there) if len(each) >= ran.rules.threshold]
-    assert len(found) == 1  # with less than two majorities, never both
+    assert len(found) == 1  # there are no two majorities
     assert set(found) < secrets
 
 
@@ -281,13 +281,16 @@ def test_who_says_what_no_client_may_say_is_named(phase: str, change: Callable[[
     def said(of: str, told: dict[int, Any]) -> Any:
         return change(told) if of == phase else told
 
-    with pytest.raises(PeerError) as refused:
+    def whole() -> None:
         roster = collector.keys(said("keys", {u: each.keys for u, each in own.items()}))
         sealed = collector.shares(said("shares", {u: each.shares(roster) for u, each in own.items()}))
         for u, each in own.items():
             each.take(sealed[u])
         survivors = collector.masked({u: each.masked(ran.values[u]) for u, each in own.items()})
         collector.total(said("opened", {u: each.opened(survivors) for u, each in own.items()}))
+
+    with pytest.raises(PeerError) as refused:
+        whole()
     assert refused.value.sender == min(ran.values)
 
 
