@@ -234,7 +234,7 @@ class SecureConfig(_Section):
     """Slopes, exact gradients and weights go up behind masks that fall away in the sum; needs `halfback[secure]`."""
     threshold: int | None = Field(default=None, ge=2, le=_CLIENTS)
     """Clients of a cohort that have to stay for a sum, more than half of it; fewer learn nothing of one another's
-    secrets. Null: two thirds."""
+    secrets. Null: two thirds, and 3 or more."""
     bits: Literal[32, 64] = 64
     """Of the whole numbers that values are sent as; 32 halve the bytes and leave fewer digits behind the point."""
     range: float = Field(default=1024.0, gt=0, le=1 << 20)
@@ -242,7 +242,7 @@ class SecureConfig(_Section):
 
     def threshold_of(self, cohort: int) -> int:
         """Clients that have to stay, of a cohort of so many."""
-        return -(-2 * cohort // 3) if self.threshold is None else self.threshold
+        return max(-(-2 * cohort // 3), 3) if self.threshold is None else self.threshold
 
 
 class DeploymentConfig(_Section):
