@@ -23,7 +23,7 @@ from halfback.masking.participant import Participant
 from halfback.masking.rules import SumRules
 from halfback.parties.holdings import Round
 
-WORK = ("beside=[]", "model.pretrain=null", "bottom.clip=null")
+WORK = ("beside=[]", "model.pretrain=null")
 METHODS: dict[str, tuple[str, ...]] = {
     "decomfl: 5 slopes": ("algorithm.name=decomfl", "algorithm.directions=5"),
     "ho_sfl: 5 slopes": ("algorithm.name=ho_sfl",),

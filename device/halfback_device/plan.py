@@ -94,8 +94,7 @@ def check_recipe(config: Any) -> None:
     if head is not None and name not in _U_SHAPE:
         raise PackageError(f"model.head={head!r}: of {name} a device can't do the U-shape")
     _one_of(config, "model.dtype", ("float32",))
-    if at(config, "secure.sum", False):
-        raise PackageError("secure.sum: a device has no keys for sums of which nobody learns more")
+    check_sums(config)
     if at(config, "client.memory") is not None:
         raise PackageError("client.memory: a device counts its whole process; use client.rows_at_once")
     blocks = at(config, "algorithm.exact_blocks", 0)
@@ -105,6 +104,16 @@ def check_recipe(config: Any) -> None:
         if not _is_chain(chain):
             raise PackageError(f"codecs.{link}: names of codecs, or mappings of a name and options, are allowed")
         entries(chain, f"codecs.{link}")
+
+
+def check_sums(config: Any) -> None:
+    """Refuses a recipe whose server is to learn sums alone: a device would say its own slopes.
+
+    Raises:
+        PackageError: names the setting.
+    """
+    if at(config, "secure.sum", False):
+        raise PackageError("secure.sum=true: a device has no keys for it; it would say its slopes as they are")
 
 
 def check_client(config: Any, client: int) -> None:

@@ -237,6 +237,24 @@ def test_without_masks_the_server_reads_each_slope_and_with_them_it_guesses() ->
     assert right[True] == pytest.approx(0.5, abs=4.5 * 0.5 / (3 * 150) ** 0.5)
 
 
+def unlikely(data: bytes) -> float:
+    """χ² of bytes against uniform ones, in standard deviations from what 255 degrees of freedom lead to expect."""
+    counts = torch.bincount(torch.frombuffer(bytearray(data), dtype=torch.uint8).long(), minlength=256).double()
+    expected = counts.sum() / 256
+    return float((((counts - expected) ** 2 / expected).sum() - 255) / (2 * 255) ** 0.5)
+
+
+def test_what_goes_over_the_wire_of_one_client_is_uniform_and_without_masks_it_is_not() -> None:
+    """All that a curious server gets of each client's weights: above six once in 10^7, of uniform bytes."""
+    for secure in (False, True):
+        said = heard(federation("fedavg", **UNIFORM, secure__sum=secure), 1, 1)
+        uploads = [of_theta(message) for _, way, message in said if way == "up" and of_theta(message)]
+        assert len(uploads) == 3
+        for tensors in uploads:
+            found = unlikely(b"".join(each.numpy().tobytes() for each in tensors))
+            assert found < 6 if secure else found > 1000
+
+
 def test_a_value_that_is_too_large_ends_the_run_with_one_line_about_its_client(tmp_path: Path) -> None:
     changes = {"algorithm__directions": 3, "secure__range": 1e-7}
     says = r"secure\.range=1e-07: Slopes of size [0-9.]+ came; set a larger range"

@@ -91,6 +91,31 @@ def test_a_worker_that_is_killed_comes_back_with_the_same_bits(
     assert [event["round"] for event in events if event["event"] == "went back"] == [4]
 
 
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_the_middle_of_a_secure_sum_comes_back_with_the_same_bits(tmp_path: Path) -> None:
+    """Its keys are gone with it, and nobody misses them: the round is void, and the next try has new ones."""
+    secure = config(clients=3, sampled_clients=3, secure__sum=True, codecs__activations_up=[])
+    run.train(secure, tmp_path / "expected")
+    killed: list[int] = []
+
+    def kill(questions: Mapping[int, Frame]) -> None:
+        asked = json.loads(next(iter(questions.values())).header)
+        # Exchanges of a step: 0 joins, 1 activations, 2 keys, 3 shares, 4 masked values, to which this is the answer.
+        if asked["kind"] == "say" and (asked["round"], asked["exchange"]) == (6, 4) and not killed:
+            killed.append(1)
+            os.kill(relays.by_client[1].pid, signal.SIGKILL)
+
+    relays = Relays(tmp_path, [0, 1, 2], before=kill)
+    try:
+        assert serve_here(tmp_path, configuration.to_tree(secure), relays) == {"how": "finished", "why": ""}
+    finally:
+        relays.close()
+    assert killed == [1]
+    assert_same(tmp_path / "job" / "run", tmp_path / "expected", rounds=ROUNDS)
+    events = [json.loads(line) for line in (tmp_path / "job" / "run" / "events.jsonl").read_text().splitlines()]
+    assert [event["round"] for event in events if event["event"] == "went back"] == [4]
+
+
 def server_process(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.deploy.local", str(folder)]
     root = Path(__file__).resolve().parents[2]

@@ -48,11 +48,11 @@ def test_a_value_is_off_by_half_a_step_at_most_and_a_mean_too(bits: int) -> None
 
 
 def test_sixty_four_bits_hold_a_float32_as_it_is_down_to_a_billionth() -> None:
-    """At the default range, of ten clients: a step is 2^-48, and a float32 above 2^-24 has no finer digit."""
+    """At the default range, of ten clients: a step is 2^-49, and a float32 above 2^-25 has no finer digit."""
     fixed = FixedPoint(64, 1024.0, 10)
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    values = values[values.abs() > 2**-24]
-    assert fixed.scale >= 2**48
+    values = values[values.abs() > 2**-25]
+    assert fixed.scale == 2**49
     assert made(values, fixed) == [Fraction(x) for x in values.tolist()]
 
 
