@@ -272,7 +272,7 @@ def _malformed() -> Iterator[tuple[str, bytes, dict[str, Most] | None]]:
     yield "empty", b"", None
     yield "magic", b"HC" + good[2:], None
     yield "version", good[:2] + b"\x01" + good[3:], None
-    yield "kind", good[:3] + b"\x14" + good[4:], None
+    yield "kind", good[:3] + b"\x63" + good[4:], None
     yield "cut short", good[:-1], None
     yield "more behind the last field", good + b"\x00", None
     yield "field type", good[:4] + b"\x05" + good[5:], None
