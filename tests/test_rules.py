@@ -131,7 +131,7 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
     "a secure sum of what is not summed": (
         ["secure.sum=true", "algorithm.name=zo_sfl"],
         ["secure.sum=true"],
-        "secure.sum=true: in zo_sfl the server needs, or knows, what each client measures; use secure.sum=false, or",
+        "secure.sum=true: zo_sfl takes no mean that is all its server needs and knows of what clients say of θ; use",
     ),
     "a secure sum of too few": (
         ["secure.sum=true", "sampled_clients=2"],

@@ -8,8 +8,8 @@ OF_SUMS: tuple[Rule[Chosen], ...] = (
         "a secure sum of what is not summed",
         lambda f: f.config.secure.sum and not f.method.sums,
         lambda f: (
-            f"secure.sum=true: in {f.config.algorithm.name} the server needs, or knows, what each client measures; use "
-            f"secure.sum=false, or one of {able('sums')}"
+            f"secure.sum=true: {f.config.algorithm.name} takes no mean that is all its server needs and knows of what "
+            f"clients say of θ; use secure.sum=false, or one of {able('sums')}"
         ),
     ),
     Rule(

@@ -23,7 +23,8 @@ from halfback.wire.messages import Exact, Masking, Message, Part, Slopes, Weight
 if TYPE_CHECKING:
     pass
 
-_KEYS, _SHARES, _OPENED = range(3)
+_KEYS, _SHARES, _OPENED = range(3)  # phases of `Masking`
+_VALUES = -1  # between the last two: the masked message
 
 
 def is_summed(message: Message) -> bool:
@@ -86,15 +87,15 @@ class Sums:
             return self._take_masked(messages)
         said = {client: _rows(message, self._due, client) for client, message in messages.items()}
         match self._due:
-            case 0:
+            case 0:  # keys
                 if wrong := [client for client, keys in said.items() if list(keys) != [client]]:
                     raise PeerError("Masking.clients", "keys under another number", sender=wrong[0])
                 roster = self._collector.keys({client: keys[client] for client, keys in said.items()})
                 self._due = _SHARES
                 return dict.fromkeys(messages, _masking(_KEYS, roster))
-            case 1:
+            case 1:  # shares
                 sealed = self._collector.shares(said)
-                self._due = -1  # masked values
+                self._due = _VALUES
                 return {client: _masking(_SHARES, for_it) for client, for_it in sealed.items()}
             case _:
                 self._opened = said
@@ -114,7 +115,7 @@ class Sums:
         return {client: _put(message, mean, theta) for client, message in said.items()}
 
     def _take_masked(self, messages: Mapping[int, Message]) -> dict[int, Message]:
-        if self._due != -1:
+        if self._due != _VALUES:
             raise PeerError("", "values without masks", "keys are due first", sender=min(messages))
         shapes = {client: tuple(_form(part) for part in parts_of(message)) for client, message in messages.items()}
         common = Counter(shapes.values()).most_common(1)[0][0]

@@ -22,6 +22,7 @@ ROLES = {
     "framing": "headers of messages",
     "sample_ids": "which rows a batch has",
     "lengths": "of the texts in a batch",
+    "masks": "keys and shares of secure sums",
 }
 
 
