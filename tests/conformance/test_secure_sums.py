@@ -245,7 +245,7 @@ def unlikely(data: bytes) -> float:
 
 
 def test_what_goes_over_the_wire_of_one_client_is_uniform_and_without_masks_it_is_not() -> None:
-    """All that a curious server gets of each client's weights: above eight less than once in 10^10, of uniform bytes."""
+    """All that a curious server gets of each client's weights: of uniform bytes above eight once in 10^10."""
     for secure in (False, True):
         said = heard(federation("fedavg", **UNIFORM, secure__sum=secure), 1, 1)
         uploads = [of_theta(message) for _, way, message in said if way == "up" and of_theta(message)]
