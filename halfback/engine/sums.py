@@ -9,7 +9,7 @@ of that client's own values.
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from halfback.errors import Peer, PeerError
 from halfback.masking.fixed_point import Ring
 from halfback.masking.rules import SumRules
 from halfback.wire.messages import Exact, Masking, Message, Part, Slopes, Weights, name_of, of_parts, parts_of
-
-if TYPE_CHECKING:
-    pass
 
 _KEYS, _SHARES, _OPENED = range(3)  # phases of `Masking`
 _VALUES = -1  # between the last two: the masked message
@@ -66,7 +63,7 @@ class Sums:
         """A round begins, or the next sum of one: what is under way is void."""
         from halfback.masking.collector import Collector
 
-        self._collector: Collector = Collector(self._rules)
+        self._collector = Collector(self._rules)
         self._due = _KEYS
         self._said: dict[int, Message] = {}
         self._opened: dict[int, dict[int, bytes]] = {}
@@ -85,6 +82,8 @@ class Sums:
         """
         if not isinstance(next(iter(messages.values())), Masking):
             return self._take_masked(messages)
+        if self._due == _VALUES:
+            raise PeerError("", "Masking", "masked values are due", sender=min(messages))
         said = {client: _rows(message, self._due, client) for client, message in messages.items()}
         match self._due:
             case 0:  # keys

@@ -108,3 +108,13 @@ def test_who_says_what_no_client_may_say_is_named(kind: str) -> None:
     with pytest.raises(PeerError, match=says) as refused:
         summed(given, lambda at, said: message if at == exchange else said)
     assert refused.value.sender == 2
+
+
+def test_no_phase_stands_for_the_masked_values() -> None:
+    sums = Sums(RULES)
+    talks = {m: masked_talk(m, slopes(1.0), RULES) for m in range(3)}
+    keys = sums.answers({m: next(talk) for m, talk in talks.items()})
+    sums.answers({m: talk.send(keys[m]) for m, talk in talks.items()})  # type: ignore[index]
+    none = Masking(-1, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.uint8))
+    with pytest.raises(PeerError, match="client 0: Masking came, masked values are due"):
+        sums.answers(dict.fromkeys(range(3), none))
