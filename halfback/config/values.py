@@ -91,6 +91,8 @@ def _default(key: str) -> Any:
     found = RunConfig.model_fields[key].get_default(call_default_factory=True)
     if isinstance(found, BaseModel):
         return found.model_dump(mode="json")
+    if isinstance(found, tuple):
+        return list(found)
     return None if found is PydanticUndefined else found
 
 
