@@ -2,7 +2,8 @@
 
 import difflib
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,22 @@ class HalfbackError(Exception):
 
 class UserError(HalfbackError):
     """A recipe, an option or a file is wrong; the message names the value and what is allowed."""
+
+
+@contextmanager
+def of_extra(extra: str) -> Iterator[None]:
+    """Where packages are imported that come with an optional extra of this one.
+
+    Raises:
+        UserError: a package is not installed; the message says what installs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "halfback"):
+            raise
+        raise UserError(f"{package} is not installed: pip install 'halfback[{extra}]'") from None
 
 
 class RowError(UserError):

@@ -16,7 +16,7 @@ def rows(summaries: Sequence[dict[str, Any]], labels: Sequence[str] | None = Non
     """
     metric = metric_name(summaries)
     measures = [
-        (f"{metric}, before", lambda run: number(run.get("metric", {}).get("initial"))),
+        (f"{metric}, before", _initial),
         (f"{metric}, final", lambda run: number(run.get("metric", {}).get("final"))),
         (f"{metric}, best", lambda run: number(run.get("metric", {}).get("best"))),
         ("training loss", lambda run: number(run.get("train_loss"))),
@@ -60,6 +60,13 @@ def _default_labels(summaries: Sequence[dict[str, Any]]) -> list[str]:
         name if algorithms.count(name) == 1 else f"{name} (seed {summary.get('seed', NOTHING)})"
         for name, summary in zip(algorithms, summaries, strict=True)
     ]
+
+
+def _initial(summary: dict[str, Any]) -> str:
+    """The metric before training, with the rows that it is over where these are not all."""
+    found = summary.get("metric", {})
+    over = "" if found.get("initial_rows") is None else f" ({found['initial_rows']:,} rows)"
+    return f"{number(found.get('initial'))}{over}"
 
 
 def _generated(summary: dict[str, Any], key: str) -> Any:
