@@ -31,7 +31,6 @@ from halfback.models.cut import CutModel, check_cut
 from halfback.models.objectives import Evaluation, evaluate
 from halfback.zeroth.directions import seed_for
 
-
 OnRows = Callable[[int, int], object]
 """Called while rows are worked through: how many are done, and how many there are."""
 
@@ -48,8 +47,8 @@ class Built:
 
     tokenizer: None for images. processor: None for all but images in colour. fingerprint: what the run is about.
     ground: what the parties stand on. clients: what the federation's are made of. skipped_rows: left out on request.
-    evaluate: on all validation rows, or on so many, drawn with the run's seed, the same for every algorithm; it tells how
-        many rows are done, of how many.
+    evaluate: on all validation rows, or on so many, drawn with the run's seed, the same for every algorithm; it tells
+        how many rows are done, of how many.
     how: the model wants the task's images.
     """
 

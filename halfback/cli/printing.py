@@ -33,7 +33,7 @@ def checkpoint_of(name: str) -> "Which":
     """Which checkpoint of a run an option names."""
     if name not in ("last", "best"):
         raise UserError(f"--checkpoint {name}: {offer(name, ('last', 'best'))}")
-    return cast(Any, name)
+    return cast("Which", name)
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:

@@ -35,7 +35,9 @@ def predict(
     folder: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="Folder of a run, or of an exported model.")],
     data: Annotated[
         list[str],
-        typer.Argument(metavar="FILE|TEXT...", help="A CSV, JSON or JSONL file, an image or folder of images, or texts."),
+        typer.Argument(
+            metavar="FILE|TEXT...", help="A CSV, JSON or JSONL file, an image or folder of images, or texts."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="CSV file for all rows; without it a table of the first ones is printed.")
@@ -104,8 +106,8 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="[DATA]",
-            help="A CSV, JSON or JSONL file with labels or targets, or a folder of images with one subfolder a class; by "
-            "default the run's validation rows.",
+            help="A CSV, JSON or JSONL file with labels or targets, or a folder of images with one subfolder a class; "
+            "by default the run's validation rows.",
         ),
     ] = None,
     picture: Annotated[
@@ -119,7 +121,7 @@ def evaluate(
     checkpoint: Which = "last",
     reading: Reading = None,
 ) -> None:
-    """Say how good a trained model is on rows: accuracy, F1 and classes; perplexity; BLEU and chrF (see docs/use.md)."""
+    """Say how good a trained model is: accuracy, F1 and classes; perplexity; BLEU and chrF (see docs/use.md)."""
     which, changes = checkpoint_of(checkpoint), parsed(reading or [])
     if picture is not None and picture.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UserError(f"--picture {picture}: a file that ends in .png, .svg or .pdf is allowed")
@@ -172,7 +174,9 @@ def _print(scores: "Scores") -> None:
 def generate(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="RUN|MODEL", help="Folder of a run with task.objective generation or causal_lm, or model."),
+        typer.Argument(
+            metavar="RUN|MODEL", help="Folder of a run with task.objective generation or causal_lm, or model."
+        ),
     ],
     texts: Annotated[list[str], typer.Argument(help="What to continue; the task's template is put around it.")],
     beams: Annotated[int | None, typer.Option(min=1, help="1 is greedy; by default the run's task.beams.")] = None,

@@ -97,13 +97,14 @@ def _read(data: Any, wanted: Wanted) -> Rows:
     options = wanted.options
     if isinstance(data, str | Path):
         if not wanted.tensors:
-            reading = {"delimiter": options.delimiter, "encoding": options.encoding, "skip": options.skip_bad_rows}
-            table = read_table(str(data), **reading)
+            table = read_table(
+                str(data), delimiter=options.delimiter, encoding=options.encoding, skip=options.skip_bad_rows
+            )
             return _of_table(table, table.columns, wanted)
         if not has_images(options):
             raise UserError(f"{str(data)!r}: the run's rows are tensors, which come from Python alone")
         return _of_images(str(data), wanted)
-    columns = _columns_of(options)
+    columns = columns_of(options)
     if isinstance(data, Tensor | np.ndarray):
         data = {"pixel_values": list(data)}
     second = columns.target if options.objective == "generation" else columns.label
@@ -126,7 +127,7 @@ def _labels(table: Table, name: str) -> list[str]:
     return [str(cell).strip() for cell in column_of(table, name)]
 
 
-def _columns_of(options: TaskOptions) -> Columns:
+def columns_of(options: TaskOptions) -> Columns:
     """What the columns of the task's rows are called."""
     own = _COLUMNS.get(options.name, Columns("text"))
     label, target = options.label or "label", options.target or own.target or "target"
@@ -134,7 +135,7 @@ def _columns_of(options: TaskOptions) -> Columns:
 
 
 def _of_table(table: Table, cells: Mapping[str, Sequence[Any]], wanted: Wanted) -> Rows:
-    options, own = wanted.options, _columns_of(wanted.options)
+    options, own = wanted.options, columns_of(wanted.options)
     label = own.label if wanted.answers and options.objective == "classification" else None
     target = own.target if wanted.answers and options.objective == "generation" else None
     columns = Columns(own.text, own.pair, label, target)

@@ -197,9 +197,7 @@ def column_of(table: Table, name: str) -> Sequence[Cell]:
     return table.columns[name.strip()]
 
 
-def whole_rows(
-    table: Table, texts: Sequence[str], pair: str | None, label: str | None
-) -> tuple[Table, list[int]]:
+def whole_rows(table: Table, texts: Sequence[str], pair: str | None, label: str | None) -> tuple[Table, list[int]]:
     """The rows that lack none of these columns, and which they are; how many are left out is logged.
 
     Raises:

@@ -139,9 +139,8 @@ class _Work:
         """The cell in folder `place`/`label`-`name` (by default the seed) with `changes` of its settings."""
         variant = self.methods[label]
         made = (f"algorithm.name={variant.algorithm}", f"seed={seed}", "beside=[]", "per_algorithm={}")
-        # What methods gained is told from the first evaluation, and what a target cost.
-        made += ("first_eval_rows=null",)
-        settings = (*self.request.settings, *variant.settings, *changes, *made)
+        whole = "first_eval_rows=null"  # what methods gained is told from the first evaluation
+        settings = (*self.request.settings, *variant.settings, *changes, *made, whole)
         recipe = self.request.recipe
         config = configuration.resolve(recipe, settings)
         _check_whole(config)

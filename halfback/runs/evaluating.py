@@ -72,9 +72,7 @@ class Scores:
         return asdict(self)
 
 
-def scored(
-    subject: Subject, rows: Rows | None, *, generated: int | None = None, told: OnRows | None = None
-) -> Scores:
+def scored(subject: Subject, rows: Rows | None, *, generated: int | None = None, told: OnRows | None = None) -> Scores:
     """Scores a model on rows, on its run's own validation rows where none are given.
 
     Args:

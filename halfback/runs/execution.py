@@ -25,9 +25,9 @@ from halfback.runs.folder import (
     taken,
 )
 from halfback.runs.folder import begin as begin_folder
+from halfback.runs.interrupts import Asked
 from halfback.runs.locks import alone
 from halfback.runs.opening import Caller, Opening
-from halfback.runs.interrupts import Asked
 from halfback.runs.training import Training
 
 

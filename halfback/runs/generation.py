@@ -132,7 +132,9 @@ class Drawn:
         if not chosen:
             return None
         if beams != 1:
-            raise UserError(f"beams={beams}: beams are searched and nothing is drawn; use beams=1, or no {[*chosen][0]}")
+            raise UserError(
+                f"beams={beams}: beams are searched and nothing is drawn; use beams=1, or no {next(iter(chosen))}"
+            )
         return Sampling(**chosen)
 
 

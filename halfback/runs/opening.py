@@ -180,7 +180,9 @@ def reload(out: Path, given: Given | None = None, which: Which = "last") -> Buil
             way = f"continue it with `halfback resume {out}`"
             raise UserError(f"{out} has no {'best ' if which == 'best' else ''}checkpoint yet; {way}")
         built = Opening(out, out / PRETRAINED, caller=Caller(given=given)).built(config, found)
-        if which == "best" or "deployment" in found[2]:  # the clients' own states are where they are, and a model is the server's to tell
+        if (
+            which == "best" or "deployment" in found[2]
+        ):  # the clients' own states are where they are, and a model is the server's to tell
             with going_on():
                 load_server(built.federation.server, found[1], found[2])
         else:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halfback.assembly import OnRows
+from halfback.data import reading
 from halfback.data.batches import Batch
 from halfback.data.reading import Rows
 from halfback.data.tables import NoText
@@ -68,7 +69,9 @@ def _scored(subject: Subject, rows: Rows, told: OnRows | None) -> Iterator[dict[
     done = 0
     for split in subject.splits(rows, answers=False):
         for logits, batch in subject.batches(split):
-            answers = _classes(subject, logits) if subject.objective == "classification" else _perplexities(logits, batch)
+            answers = (
+                _classes(subject, logits) if subject.objective == "classification" else _perplexities(logits, batch)
+            )
             yield from answers
             done += len(batch.sample_ids)
             if told is not None:
@@ -110,7 +113,7 @@ def _written(subject: Subject, rows: Rows, told: OnRows | None) -> Iterator[dict
 def first(rows: Rows, count: int) -> Rows:
     """The first so many of the rows."""
     source, size = rows.source, min(count, len(rows))
-    short = {
+    short: dict[str, Any] = {
         name: None if value is None else value[:size]
         for name, value in (("texts", source.texts), ("pairs", source.pairs), ("targets", source.targets))
     }
@@ -130,5 +133,8 @@ def of_texts(subject: Subject, texts: Sequence[str]) -> Rows:
     """
     if subject.tokenizer is None:
         raise UserError(f"{subject.where} takes images, not texts: name an image or a folder of images")
-    rows = subject.read({subject.options.text or "text": list(texts)}, answers=False)
-    return rows
+    own = reading.columns_of(subject.options)
+    if own.pair is not None:
+        both = f"{own.text} and {own.pair}"
+        raise UserError(f"{subject.where} reads pairs of texts: give a file with columns {both}")
+    return subject.read({own.text: list(texts)}, answers=False)

@@ -60,7 +60,9 @@ def load_best(config: RunConfig, out: Path) -> tuple[int, dict[str, Any], dict[s
     if found is not None:
         _check(config, out, BEST, found[0], found[2])
         if found[0] not in [record.round for record in read_records(out) if record.rows is None]:
-            raise UserError(f"{out / RECORDS} contradicts {out / BEST}: there was no evaluation behind round {found[0]}")
+            raise UserError(
+                f"{out / RECORDS} contradicts {out / BEST}: there was no evaluation behind round {found[0]}"
+            )
     return found
 
 

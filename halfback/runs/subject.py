@@ -205,8 +205,9 @@ def _of_model(where: Path) -> Subject:
     head = heads[str(options.objective)]
     if head == "classifier":
         head = "image" if _has_images(config) else "verbaliser" if options.verbaliser is not None else head
-    channels = config.get("num_channels", config.get("in_channels", 3))
-    asked = ModelRequest(head, max(len(names), 1), 0, getattr(torch, dtype), channels, names if head != "verbaliser" else ())
+    channels: Any = config.get("num_channels", config.get("in_channels", 3))
+    classes = names if head != "verbaliser" else ()
+    asked = ModelRequest(head, max(len(names), 1), 0, getattr(torch, dtype), channels, classes)
     whole, tokenizer = load_model(str(where), asked)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = cut(whole.to(device), 1, verbaliser=verbaliser_ids(options.verbaliser, tokenizer))
@@ -244,4 +245,3 @@ def _reading(where: Path, config: Mapping[str, Any]) -> tuple[TaskOptions, list[
     if options.objective is None:
         raise UserError(f"{where / FILE} doesn't say the task's objective, as `halfback export` writes it")
     return options, names, dtype
-
