@@ -115,16 +115,6 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["algorithm.exact_blocks=2"],
         "algorithm.exact_blocks=3: with model.cut=2, 0 to 2 are allowed, or all",
     ),
-    "milestones of another schedule": (
-        ["bottom.milestones=[10, 20]"],
-        ["bottom.milestones=[10, 20]", "bottom.schedule=multistep"],
-        "bottom.schedule=constant with bottom.milestones=[10, 20]: milestones and schedule=multistep go together; set",
-    ),
-    "milestones out of order": (
-        ["top.milestones=[20, 20]", "top.schedule=multistep"],
-        ["top.milestones=[20, 21]", "top.schedule=multistep"],
-        "top.milestones=[20, 20]: steps from 1 on in rising order are allowed, each once",
-    ),
     "sign of gradients": (
         ["bottom.optimizer=sign", "algorithm.name=ho_fl"],
         ["bottom.optimizer=sign", "algorithm.name=frozen_bottom"],
@@ -144,6 +134,16 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["top={optimizer: apollo_mini, options: {rank: 4}}"],
         ["top={optimizer: apollo, options: {rank: 4}}"],
         "top.options.rank with top.optimizer=apollo_mini: it has no such option; set it to null",
+    ),
+    "milestones of another schedule": (
+        ["bottom.milestones=[10, 20]"],
+        ["bottom.milestones=[10, 20]", "bottom.schedule=multistep"],
+        "bottom.schedule=constant with bottom.milestones=[10, 20]: milestones and schedule=multistep go together; set",
+    ),
+    "milestones out of order": (
+        ["top.milestones=[20, 20]", "top.schedule=multistep"],
+        ["top.milestones=[20, 21]", "top.schedule=multistep"],
+        "top.milestones=[20, 20]: steps from 1 on in rising order are allowed, each once",
     ),
     "clipping what is never there at once": (
         ["top={optimizer: adalomo, clip: 1.0}"],

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from halfback.data import images, ink, targets
 from halfback.data.files import read_table
-from halfback.data.options import TaskOptions
+from halfback.data.options import GIVEN, TaskOptions
 from halfback.data.own import holds_arrays, stacked, table_of
 from halfback.data.sources import Columns, Preparation, Source, class_numbers, column_of, text_source, whole_rows
 from halfback.data.tables import Table
-from halfback.data.tasks import RawSplit, RawTask, fields_of, has_colour_images, has_images
+from halfback.data.tasks import TASKS, RawSplit, RawTask, fields_of, has_colour_images
 from halfback.errors import UserError
 
 _WHERE = "the given rows"
@@ -101,7 +101,7 @@ def _read(data: Any, wanted: Wanted) -> Rows:
                 str(data), delimiter=options.delimiter, encoding=options.encoding, skip=options.skip_bad_rows
             )
             return _of_table(table, table.columns, wanted)
-        if not has_images(options):
+        if options.name == GIVEN or not TASKS[options.name].is_images:
             raise UserError(f"{str(data)!r}: the run's rows are tensors, which come from Python alone")
         return _of_images(str(data), wanted)
     columns = columns_of(options)

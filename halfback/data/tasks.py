@@ -161,11 +161,6 @@ def tuning_options(options: TaskOptions) -> TaskOptions:
     return replace(options, holdout=held / available, train_rows=rows, validation_rows=None, generated_rows=0)
 
 
-def has_images(options: TaskOptions) -> bool:
-    """Whether the rows of a task with a name are images; UserError for an unknown task."""
-    return _kind(options).is_images
-
-
 def describe_tasks() -> list[tuple[str, str]]:
     """Every task's name with one line about it."""
     return [(name, kind.line) for name, kind in TASKS.items()]

@@ -142,8 +142,7 @@ def subject(
             raise UserError(f"{where} is an exported model, which has no other checkpoint than its own")
         found = _of_model(where)
     else:
-        what = "a run nor an exported model" if where.is_dir() else "there"
-        raise UserError(f"{where} is {'neither ' if where.is_dir() else 'not '}{what}; name the folder of one")
+        raise UserError(f"{where} holds no run and no exported model: there is no {CONFIG}, and no config.json")
     options = replace(found.options, **_known(changes or {}))
     positions = _positions(found)
     if positions is not None:
