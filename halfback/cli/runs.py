@@ -7,6 +7,7 @@ import typer
 
 from halfback.cli.dry import show_costs
 from halfback.cli.printing import checkpoint_of, console, parsed, print_closing, print_table, recipe_and_settings
+from halfback.runs.heartbeat import working
 
 
 def train(
@@ -36,7 +37,8 @@ def train(
     if dry_run:
         show_costs(config)
         return
-    from halfback.runs import run
+    with working("getting ready"):
+        from halfback.runs import run
 
     folder = out or Path("runs") / (Path(recipe).stem if recipe else config.algorithm.name)
     trained = run.train(config, folder, overwrite=overwrite)
@@ -45,7 +47,8 @@ def train(
 
 def resume(folder: Annotated[Path, typer.Argument(help="Folder of a run that was interrupted.")]) -> None:
     """Continue a run from its last checkpoint, bit for bit."""
-    from halfback.runs import run
+    with working("getting ready"):
+        from halfback.runs import run
 
     trained = run.load(folder).resume()
     print_closing([trained.summary, *(other.summary for other in trained.beside)], folder)

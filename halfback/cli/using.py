@@ -8,6 +8,7 @@ import typer
 
 from halfback.cli.printing import checkpoint_of, console, parsed, print_table
 from halfback.errors import UserError
+from halfback.runs.heartbeat import working
 
 if TYPE_CHECKING:
     from halfback.data.reading import Rows
@@ -52,11 +53,10 @@ def predict(
     if out is not None and any(out.resolve() == Path(each).resolve() for each in data):
         raise UserError(f"--out {out}: that is the file which is read; name another")
     changes = parsed(reading or [])
-    from halfback.runs import predicting
-    from halfback.runs.progress import working
-    from halfback.runs.subject import subject
-
     with working("predicting") as told:
+        from halfback.runs import predicting
+        from halfback.runs.subject import subject
+
         own = subject(folder, which=which, changes=changes)
         rows = _rows(own, data)
         if out is not None:
@@ -67,8 +67,8 @@ def predict(
     if out is not None:
         print(f"{count} rows: {out}")
         return
-    header = predicting.columns(own, shown)
-    print_table(header, [[_cell(row.get(name)) for name in header] for row in found])
+    header, body = predicting.table(own, shown, found)
+    print_table(header, [[_cell(value) for value in row] for row in body])
     if len(rows) > len(shown):
         print(f"{len(shown)} of {len(rows)} rows; --out predictions.csv is for all of them")
 
@@ -125,11 +125,10 @@ def evaluate(
     which, changes = checkpoint_of(checkpoint), parsed(reading or [])
     if picture is not None and picture.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UserError(f"--picture {picture}: a file that ends in .png, .svg or .pdf is allowed")
-    from halfback.runs.evaluating import scored
-    from halfback.runs.progress import working
-    from halfback.runs.subject import subject
-
     with working("evaluating") as told:
+        from halfback.runs.evaluating import scored
+        from halfback.runs.subject import subject
+
         own = subject(folder, which=which, changes=changes)
         rows = None if data is None else own.read(data, answers=True)
         scores = scored(own, rows, generated=generated, told=told)
@@ -194,13 +193,12 @@ def generate(
 ) -> None:
     """Print what the fine-tuned model writes behind each text."""
     which = checkpoint_of(checkpoint)
-    from halfback.runs.progress import working
-    from halfback.runs.subject import subject
-    from halfback.runs.writing import asked, written
-
     wanted = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "samples": samples}
-    how = asked(beams, max_new_tokens, {key: value for key, value in wanted.items() if value is not None})
     with working("writing") as told:
+        from halfback.runs.subject import subject
+        from halfback.runs.writing import asked, written
+
+        how = asked(beams, max_new_tokens, {key: value for key, value in wanted.items() if value is not None})
         found = written(subject(folder, which=which), texts, how, told)
     for text in found:
         print(text)

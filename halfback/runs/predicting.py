@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,16 @@ def columns(subject: Subject, rows: Rows) -> list[str]:
     own = {"generation": [GENERATED], "causal_lm": [PERPLEXITY]}.get(subject.objective)
     own = own or [PREDICTED, *(f"{PROBABILITY}{name}" for name in subject.names)]
     return [*(name for name in rows.columns if name not in own), *own]
+
+
+def table(subject: Subject, rows: Rows, found: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows for a terminal: of a class's probabilities only that of the one that was predicted."""
+    names = [name for name in columns(subject, rows) if not name.startswith(PROBABILITY)]
+    body = [[row.get(name) for name in names] for row in found]
+    if subject.objective == "classification":
+        body = [[*cells, row[f"{PROBABILITY}{row[PREDICTED]}"]] for cells, row in zip(body, found, strict=True)]
+        names = [*names, "probability"]
+    return names, body
 
 
 def write(subject: Subject, rows: Rows, out: Path, told: OnRows | None = None) -> int:

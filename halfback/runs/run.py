@@ -23,9 +23,10 @@ from halfback.runs.folder import (
     CONFIG,
     config_of,
 )
+from halfback.runs.heartbeat import working
 from halfback.runs.opening import Caller, Which, reload
 from halfback.runs.predicting import predictions
-from halfback.runs.progress import following, working
+from halfback.runs.progress import following
 from halfback.runs.subject import subject
 from halfback.runs.summary import Summary
 from halfback.runs.training import OnRound
