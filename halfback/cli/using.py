@@ -200,5 +200,7 @@ def generate(
 
         how = asked(beams, max_new_tokens, {key: value for key, value in wanted.items() if value is not None})
         found = written(subject(folder, which=which), texts, how, told)
-    for text in found:
+    for number, text in enumerate(found):
+        if samples is not None and samples > 1:
+            print(f"— {number % samples + 1} of {samples} —")  # a text may have several lines
         print(text)
