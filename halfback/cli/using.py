@@ -1,6 +1,7 @@
 """Commands that use what was trained: predict, evaluate, generate."""
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from halfback.runs.heartbeat import working
 
 if TYPE_CHECKING:
     from halfback.data.reading import Rows
+    from halfback.runs.opening import Which as Checkpoint
     from halfback.runs.evaluating import Scores
     from halfback.runs.subject import Subject
 
@@ -47,7 +49,7 @@ def predict(
     reading: Reading = None,
 ) -> None:
     """Say what a trained model makes of rows: classes with probabilities, perplexities, or texts (see docs/use.md)."""
-    which = checkpoint_of(checkpoint)
+    which = _quietly(checkpoint)
     if out is not None and out.suffix.lower() != ".csv":
         raise UserError(f"--out {out}: the name of a .csv file is allowed")
     if out is not None and any(out.resolve() == Path(each).resolve() for each in data):
@@ -71,6 +73,12 @@ def predict(
     print_table(header, [[_cell(value) for value in row] for row in body])
     if len(rows) > len(shown):
         print(f"{len(shown)} of {len(rows)} rows; --out predictions.csv is for all of them")
+
+
+def _quietly(checkpoint: str) -> "Checkpoint":
+    """Which checkpoint is meant; what loading a run's files has to tell was told when it was trained."""
+    logging.getLogger("halfback").setLevel(logging.ERROR)
+    return checkpoint_of(checkpoint)
 
 
 def _rows(own: "Subject", data: list[str]) -> "Rows":
@@ -122,7 +130,7 @@ def evaluate(
     reading: Reading = None,
 ) -> None:
     """Say how good a trained model is: accuracy, F1 and classes; perplexity; BLEU and chrF (see docs/use.md)."""
-    which, changes = checkpoint_of(checkpoint), parsed(reading or [])
+    which, changes = _quietly(checkpoint), parsed(reading or [])
     if picture is not None and picture.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UserError(f"--picture {picture}: a file that ends in .png, .svg or .pdf is allowed")
     with working("evaluating") as told:
@@ -192,7 +200,7 @@ def generate(
     checkpoint: Which = "last",
 ) -> None:
     """Print what the fine-tuned model writes behind each text."""
-    which = checkpoint_of(checkpoint)
+    which = _quietly(checkpoint)
     wanted = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "samples": samples}
     with working("writing") as told:
         from halfback.runs.subject import subject
