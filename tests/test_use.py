@@ -259,9 +259,7 @@ def test_rows_of_tensors_from_python(tmp_path: Path) -> None:
         run.predict("rows.csv", **QUIET)
 
 
-def test_a_decoder_with_a_word_for_each_class(
-    tiny_llama: Path, films: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_decoder_with_a_word_for_each_class(tiny_llama: Path, films: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "run"
     own = ["task.text=review", "task.label=mood", "task.template={text} it was", "task.verbaliser=[awful, great]"]
     assert halfback(*texts(out, tiny_llama, *films, *own, "steps=12", "eval_every=12")).status == 0
@@ -353,7 +351,10 @@ def test_what_is_drawn_follows_from_the_seed_and_the_text_alone(writer: tuple[Pa
         (("--top-p", "1.1"), "top_p=1.1: above 0, up to 1 is allowed"),
         (("--seed", "-1"), "seed=-1: 0 to 2^63 - 1 is allowed"),
         (("--samples", "0"), "samples=0: 1 to 100 is allowed"),
-        (("--beams", "2", "--top-k", "5"), "beams=2: beams are searched and nothing is drawn; use beams=1, or no top_k"),
+        (
+            ("--beams", "2", "--top-k", "5"),
+            "beams=2: beams are searched and nothing is drawn; use beams=1, or no top_k",
+        ),
     ],
 )
 def test_what_can_not_be_drawn(tmp_path: Path, option: tuple[str, ...], said: str) -> None:

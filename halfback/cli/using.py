@@ -13,8 +13,8 @@ from halfback.runs.heartbeat import working
 
 if TYPE_CHECKING:
     from halfback.data.reading import Rows
-    from halfback.runs.opening import Which as Checkpoint
     from halfback.runs.evaluating import Scores
+    from halfback.runs.opening import Which as Checkpoint
     from halfback.runs.subject import Subject
 
 _SHOWN = 20  # rows of a table on a terminal
