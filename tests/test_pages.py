@@ -8,7 +8,7 @@ import pytest
 from halfback.models.families import FAMILIES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("python.md", "own_models_and_data.md")}
+PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("python.md", "own_models_and_data.md", "use.md")}
 SCRIPTS = {
     f"{name}, {title}": script
     for name, page in PAGES.items()

@@ -345,16 +345,13 @@ def test_what_is_drawn_follows_from_the_seed_and_the_text_alone(writer: tuple[Pa
 @pytest.mark.parametrize(
     ("option", "said"),
     [
+        (("--beams", "2", "--top-k", "5"), "beams=2: beams are searched, nothing is drawn; use beams=1, or no top_k"),
         (("--temperature", "0"), "temperature=0.0: above 0, up to 100 is allowed"),
         (("--temperature", "nan"), "temperature=nan: above 0, up to 100 is allowed"),
         (("--top-k", "0"), "top_k=0: 1 to 1000000 is allowed"),
         (("--top-p", "1.1"), "top_p=1.1: above 0, up to 1 is allowed"),
         (("--seed", "-1"), "seed=-1: 0 to 2^63 - 1 is allowed"),
         (("--samples", "0"), "samples=0: 1 to 100 is allowed"),
-        (
-            ("--beams", "2", "--top-k", "5"),
-            "beams=2: beams are searched and nothing is drawn; use beams=1, or no top_k",
-        ),
     ],
 )
 def test_what_can_not_be_drawn(tmp_path: Path, option: tuple[str, ...], said: str) -> None:

@@ -133,7 +133,7 @@ class Drawn:
             return None
         if beams != 1:
             raise UserError(
-                f"beams={beams}: beams are searched and nothing is drawn; use beams=1, or no {next(iter(chosen))}"
+                f"beams={beams}: beams are searched, nothing is drawn; use beams=1, or no {next(iter(chosen))}"
             )
         return Sampling(**chosen)
 
