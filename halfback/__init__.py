@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from halfback.report.page import write_report as write_report
     from halfback.runs.comparison import Comparison as Comparison
     from halfback.runs.comparison import compare as compare
+    from halfback.runs.evaluating import Scores as Scores
     from halfback.runs.package import package as package
     from halfback.runs.plan import Plan as Plan
     from halfback.runs.plan import plan as plan
@@ -64,6 +65,7 @@ _PLACES = {
     "Run": "runs.run",
     "RunConfig": "config",
     "RunState": "runs.training",
+    "Scores": "runs.evaluating",
     "Server": "parties.server",
     "Summary": "runs.summary",
     "UserError": "errors",

@@ -224,7 +224,8 @@ def test_a_model_that_writes(name: str, table: Path, tmp_path: Path) -> None:
     last = own("w0", add_special_tokens=False)["input_ids"][-1]  # no end of text
     assert batch["input_ids"][:, -1].tolist() == [last] * len(texts)
     written = plain.generate(**batch, do_sample=False, max_new_tokens=6)[:, batch["input_ids"].shape[1] :]
-    said = generation.respond(built.model.whole, built.tokenizer, texts, built.config.task, 4)
+    writer = generation.Writer(built.model.whole, built.tokenizer, built.config.task, 4)
+    said = generation.respond(writer, texts)
     assert [own.decode(row, skip_special_tokens=True).strip() for row in written] == said
     assert plain.generation_config.eos_token_id == own.convert_tokens_to_ids("</s>")
 
@@ -296,7 +297,8 @@ def test_a_text_to_continue_with_tokens_that_the_model_does_not_have(table: Path
     model(tmp_path, "llama", "AutoModelForCausalLM")
     TOKENIZERS["pads with a new one"](tmp_path)
     built, *_ = exported(tmp_path, table, "task.objective=causal_lm", "task.label=null")
-    how = (replace(built.config.task, max_new_tokens=2), 4)
-    assert len(generation.respond(built.model.whole, built.tokenizer, ["w1 w2", "w3"], *how)) == 2
+    options = replace(built.config.task, max_new_tokens=2)
+    writer = generation.Writer(built.model.whole, built.tokenizer, options, 4)
+    assert len(generation.respond(writer, ["w1 w2", "w3"])) == 2
     with pytest.raises(UserError, match=r"the text: the tokenizer reads '\[NEW\]' as token 64, the model has 0 to 63"):
-        generation.respond(built.model.whole, built.tokenizer, ["w1 [NEW]"], *how)
+        generation.respond(writer, ["w1 [NEW]"])

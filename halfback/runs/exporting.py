@@ -16,14 +16,15 @@ from halfback.errors import UserError
 from halfback.models import adapters
 from halfback.models.cut import CutModel
 from halfback.models.quiet import quiet
-from halfback.runs.opening import reload
+from halfback.runs.opening import Which, reload
+from halfback.runs.subject import write_reading
 
 log = logging.getLogger(__name__)
 
 _ROWS = 100  # that the exported tokenizer is tried on
 
 
-def export(folder: Path, out: Path, given: Given | None = None) -> None:
+def export(folder: Path, out: Path, given: Given | None = None, which: Which = "last") -> None:
     """Writes the model of the run in `folder`, both parts joined and adapters merged, as the new folder `out`.
 
     A text reads there as in the run: with `truncation=True` it is cut where the run cut it, and padded rows of a batch
@@ -34,7 +35,7 @@ def export(folder: Path, out: Path, given: Given | None = None) -> None:
     """
     if out.exists():
         raise UserError(f"--out {out} exists already; name a new folder")
-    built = reload(folder, given)
+    built = reload(folder, given, which)
     unfinished = out.with_name(f"{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of an export that was killed: nothing of it may stay in this one
     try:
@@ -46,8 +47,10 @@ def export(folder: Path, out: Path, given: Given | None = None) -> None:
 
 
 def write(built: Built, folder: Path) -> None:
-    """Writes the model as it is now, and what turns texts or images into its input."""
+    """Writes the model as it is now, what turns texts or images into its input, and how rows are read for it."""
     names = built.task.label_names
+    folder.mkdir(parents=True, exist_ok=True)
+    write_reading(built, folder)
     if built.tokenizer is None:
         adapters.export(built.model, folder, names)
         if built.processor is not None:
