@@ -95,7 +95,7 @@ def _default(key: str) -> Any:
 
 def _completed(key: str, section: Any) -> Any:
     """A section of a tree with the defaults of what it doesn't name; any other value, and what is none, as it is."""
-    kind = RunConfig.model_fields[key].annotation
+    kind: Any = RunConfig.model_fields[key].annotation
     is_section = is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel))
     if not is_section or not isinstance(section, dict):
         return section
