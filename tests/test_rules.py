@@ -393,6 +393,11 @@ def test_the_first_difference_of_two_configurations() -> None:
     assert first_difference(one, {**same, "deployment": {}}) is None
     before = {key: value for key, value in same.items() if key not in ("client", "threads", "one_pass", "sinks")}
     assert first_difference(one, before) is None, "settings that came later are at their defaults"
+    older = {key: value for key, value in same.items() if key not in ("attack", "server_step")}
+    for section, setting in (("bottom", "batch_norm"), ("robust", "liars"), ("task", "augment")):
+        older[section] = {name: value for name, value in same[section].items() if name != setting}
+    assert first_difference(one, older) is None, "in sections too"
+    assert first_difference(one, older | {"bottom": older["bottom"] | {"lr": 7.0}}) is not None
     later = one.model_copy(update={"client": one.client.model_copy(update={"rows_at_once": 2})})
     assert first_difference(later, before) == (
         "client",
