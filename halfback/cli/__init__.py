@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from halfback.cli import listing, plans, runs, sites
+from halfback.cli import home, listing, plans, runs, sites
 from halfback.cli.printing import console
 from halfback.errors import HalfbackError, Interrupted, one_line, shown
 
@@ -85,8 +85,8 @@ def options(
 
 
 for command in (
-    *(runs.train, runs.resume, sites.deploy, runs.replay, runs.compare, runs.report, runs.generate, runs.export),
-    *(runs.package, plans.plan, plans.profile),
+    *(runs.train, runs.resume, sites.deploy, runs.replay, runs.compare, runs.report, runs.generate),
+    *(home.export, home.apply, runs.package, plans.plan, plans.profile),
     *(listing.algorithms, listing.conformance, listing.tasks, listing.models, listing.recipes),
 ):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""Commands about runs: train, resume, compare, report, generate, export, package."""
+"""Commands about runs: train, resume, compare, report, generate, package."""
 
 from pathlib import Path
 from typing import Annotated
@@ -135,19 +135,6 @@ def generate(
 
     for written in run.load(folder).generate(texts, beams=beams, max_new_tokens=max_new_tokens):
         print(written)
-
-
-def export(
-    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[Path, typer.Option(help="Folder of the model.")],
-) -> None:
-    """Write the fine-tuned model, both parts joined and adapters merged, as a folder that `model.name` takes.
-
-    Transformers loads it too, but for our ResNets.
-    """
-    from halfback.runs import run
-
-    print(run.load(folder).export(out))
 
 
 def package(
