@@ -59,7 +59,7 @@ def begin_again(config: RunConfig, wanted: Wanted, base: str | nn.Module) -> Aga
     Raises:
         UserError: the base is not there, is another, or can't have what the configuration asks for.
     """
-    whole, tokenizer = _loaded(config, wanted, base)
+    whole, tokenizer = load_base(config, wanted, base)
     if of_model(whole) != wanted.digest:
         named = "the model" if isinstance(base, nn.Module) else repr(base)
         raise UserError(
@@ -71,7 +71,8 @@ def begin_again(config: RunConfig, wanted: Wanted, base: str | nn.Module) -> Aga
     return Again(levels[max(levels)], part, theta, tokenizer)
 
 
-def _loaded(config: RunConfig, wanted: Wanted, base: str | nn.Module) -> tuple[nn.Module, Any]:
+def load_base(config: RunConfig, wanted: Wanted, base: str | nn.Module) -> tuple[nn.Module, Any]:
+    """The base with the head that a run asked for, before it is cut, and its tokenizer; as `begin_again` takes it."""
     if isinstance(base, nn.Module):
         if config.task.verbaliser is not None:
             raise UserError(

@@ -65,7 +65,7 @@ def set_trainable(model: CutModel, *, bottom: BottomTrained, top: Trained, lora:
     Adapters are float32 and start from (`seed`, name), so a block's start does not depend on where the model is cut.
     Raises UserError for a target that no module of bottom or top has, or one of them with nothing to train.
     """
-    if any(_is_adapted(module) for module in model.whole.modules()):
+    if any(is_adapted(module) for module in model.whole.modules()):
         raise ValueError("set_trainable was called before on this model")
     if not 1 <= lora.rank <= _LARGEST_RANK:
         raise UserError(f"LoRA rank is {lora.rank}; 1 to {_LARGEST_RANK} is allowed")
@@ -100,7 +100,7 @@ def set_trainable_copy(part: Top, trained: Trained, lora: Lora, seed: int) -> No
 def without_adapters(body: nn.Module) -> nn.Module:
     """The same modules with each adapted layer replaced, in place, by the layer that it adapts, as it was."""
     for name, module in list(body.named_modules()):
-        if _is_adapted(module):
+        if is_adapted(module):
             body.set_submodule(name, cast(Any, module).get_base_layer())
     return body
 
@@ -133,7 +133,7 @@ def merged(model: CutModel) -> nn.Module:
     """A copy of the whole model with its adapters merged into the layers that they adapt; an `nn.Sequential` as one."""
     whole = copy.deepcopy(model.whole)
     for name, module in list(whole.named_modules()):
-        if _is_adapted(module):
+        if is_adapted(module):
             cast(Any, module).merge()
             whole.set_submodule(name, cast(Any, module).get_base_layer())
     return whole.plain() if isinstance(whole, Stack) else whole
@@ -176,7 +176,7 @@ def export(model: CutModel, folder: Path, label_names: Sequence[str] = (), *, pa
         cast(Any, whole).save_pretrained(folder)
 
 
-def _is_adapted(module: nn.Module) -> bool:
+def is_adapted(module: nn.Module) -> bool:
     """Whether PEFT has put this layer in the place of another."""
     return is_of(module, "peft.tuners.tuners_utils", "BaseTunerLayer")
 
@@ -317,5 +317,5 @@ def _put(part: _Part, names: list[str], trained: BottomTrained, lora: Lora) -> N
 def _show(whole: nn.Module, part: _Part) -> None:
     """Put a part's adapters in the whole model too: blocks are shared, but modules outside of them are not."""
     for name, module in part.body.named_modules():
-        if _is_adapted(module):
+        if is_adapted(module):
             whole.set_submodule(name, module)

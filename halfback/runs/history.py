@@ -22,10 +22,14 @@ from torch import Tensor
 from halfback import config as configuration
 from halfback import json_reading
 from halfback.assembly import Built
+from halfback.assembly.again import Wanted
 from halfback.config import RunConfig
+from halfback.data.options import GIVEN
 from halfback.engine.kept import checked
 from halfback.engine.tensors import feed, trained_above
 from halfback.errors import UserError, first_line, shown
+from halfback.models.loading import HeadKind
+from halfback.runs.naming import shown_name
 from halfback.runs.tokens import Tokens, tokens_of
 
 FILE = "history.safetensors"
@@ -113,15 +117,16 @@ def write(built: Built, path: Path, *, with_top: bool = True) -> Told:
     tensors |= {f"exact.{name}": agreed.replica.parameters[name].detach() for name in agreed.replica.exact}
     trained = {f"top.{name}": tensor.detach() for name, tensor in trained_above(server.party).items()}
     left: Left = "nothing" if not trained else "top" if with_top else "left out"
+    wanted = wanted_of(built)
     told = Told(
         format=_FORMAT,
         halfback=version("halfback"),
-        base=_name(config.model.name),
-        digest=built.fingerprint["model.name"],
-        head=_head(built),
-        labels=list(built.task.label_names),
-        channels=built.task.train.batch([0]).inputs["pixel_values"].shape[1] if built.tokenizer is None else 3,
-        config=_settings(config),
+        base=shown_name(built.ground.config.model.name),
+        digest=wanted.digest,
+        head=wanted.head,
+        labels=list(wanted.labels),
+        channels=wanted.channels,
+        config=_settings(built.ground.config),
         turns=agreed.turns,
         beside=left,
         tokens=None if built.tokenizer is None else tokens_of(built),
@@ -204,23 +209,21 @@ def _sum(text: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _head(built: Built) -> Literal["classifier", "verbaliser", "causal_lm", "image"]:
-    if built.tokenizer is None:
-        return "image"
-    if built.task.objective != "classification":
-        return "causal_lm"
-    return "classifier" if built.config.task.verbaliser is None else "verbaliser"
+def wanted_of(built: Built) -> Wanted:
+    """What the run asked of its model."""
+    if built.tokenizer is not None:
+        head: HeadKind = "classifier" if built.config.task.verbaliser is None else "verbaliser"
+        head, channels = head if built.task.objective == "classification" else "causal_lm", 3
+    elif built.config.model.name == GIVEN:
+        head, channels = "image", 3  # it is as it was given
+    else:
+        head, channels = "image", built.task.train.batch([0]).inputs["pixel_values"].shape[1]
+    return Wanted(head, tuple(built.task.label_names), channels, built.fingerprint["model.name"])
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
     """The settings that say how θ moves, and nothing of rows or machines."""
     whole = configuration.to_tree(config)
     kept = {key: whole[key] for key in _SECTIONS}
-    kept["model"] = kept["model"] | {"name": _name(config.model.name)}
+    kept["model"] = kept["model"] | {"name": shown_name(config.model.name)}
     return kept | {"task": {"name": config.task.name} | {key: whole["task"][key] for key in _OF_TASK}}
-
-
-def _name(name: str) -> str:
-    """A model's name as somebody else may read it: of a path, where it ends."""
-    is_path = Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).exists()
-    return Path(name).name if is_path else name

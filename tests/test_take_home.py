@@ -1,0 +1,208 @@
+"""Families × tasks × forms: whatever is taken home gives the logits of the run's own evaluation, on every row."""
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from command import digits, halfback, refusal
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from halfback.assembly import Built
+from halfback.models.loading import ModelRequest, load_model
+from halfback.models.resnet import ResNet, file_names
+from halfback.runs.opening import reload
+from halfback.runs.tokens import tokens_of
+
+sys.path.insert(0, str(Path(__file__).parent / "models"))
+import test_export
+from test_export import TOKENIZERS, model
+from tiny_models import CONFIGS, DECODERS, ENCODERS, resnet
+
+table = test_export.table
+TASKS = {
+    "classes": ["bottom.lr=0.1"],
+    "words": ["task.template={text} w0", "task.verbaliser=[w1, w2]"],
+    "texts": ["task.objective=causal_lm", "task.label=null"],
+}
+# One of each family and each way through it: the others have the same layout, and `slow` tries them all.
+FAMILIES = {"bert": "classes", "roberta": "classes", "gpt2": "classes", "llama": "words", "opt": "texts"}
+ALL = [*((name, "classes") for name in ENCODERS), *((name, task) for name in DECODERS for task in TASKS)]
+CASES = [
+    *((name, task) for name, task in FAMILIES.items()),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if FAMILIES.get(case[0]) != case[1]),
+]
+
+
+def texts(folder: Path, table: Path, name: str, task: str, *settings: str) -> Path:
+    """A run of three steps with a tiny model of a family on the table; its folder."""
+    kind = "AutoModelForSequenceClassification" if task == "classes" else "AutoModelForCausalLM"
+    (folder / "base").mkdir()
+    model(folder / "base", name, kind)
+    TOKENIZERS["frames" if name in ENCODERS else "pads"](folder / "base")
+    own = [*test_export.settings(folder / "base", table), "steps=3", "bottom.optimizer=sgd", "eval_every=3"]
+    said = halfback(*digits(folder / "run", *own, *TASKS[task], *settings))
+    assert said.status == 0, said.err
+    return folder / "run"
+
+
+def exported(run: Path, *how: str) -> Path:
+    out = run.parent / "-".join(("home", *how))
+    said = halfback("export", run, *how, "--out", out)
+    assert said.status == 0, said.err
+    return out
+
+
+def pictures(folder: Path) -> Path:
+    dice = random.Random(0)
+    for row in range(24):
+        place = folder / "pictures" / ("red" if row % 2 else "blue")
+        place.mkdir(parents=True, exist_ok=True)
+        colour = (200, dice.randrange(90), 40) if row % 2 else (40, dice.randrange(90), 200)
+        Image.new("RGB", (10, 12), colour).save(place / f"{row}.png")
+    return folder / "pictures"
+
+
+def images(folder: Path, name: str, *settings: str) -> Path:
+    """As `texts`, of the ViT family or with a ResNet, on pictures."""
+    base = folder / ("base" if name == "vit" else f"{name}.safetensors")
+    torch.manual_seed(0)
+    if name == "vit":
+        transformers.ViTForImageClassification(CONFIGS["vit"]).save_pretrained(base)
+    else:
+        whole = resnet(name, num_labels=2)
+        save_file({file_names(whole)[key]: tensor for key, tensor in whole.state_dict().items()}, base)
+    own = [f"task.train={pictures(folder)}", "task.name=images", "task.image_size=8", "task.train_rows=null"]
+    own += ["task.validation_rows=null", f"model.name={base}", "bottom.train=lora", "top.train=lora", "lora.rank=2"]
+    said = halfback(
+        *digits(folder / "run", *own, "bottom.lr=1e-3", "top.lr=0.05", "batch_size=4", "clients=2", *settings)
+    )
+    assert said.status == 0, said.err
+    return folder / "run"
+
+
+def base_of(built: Built, run: Path) -> nn.Module:
+    """What a user has before any adapter: the base with a head for so many classes, its values not yet trained."""
+    whole: Any = built.model.whole
+    if isinstance(whole, ResNet):
+        file = str(run.parent / f"{whole.config.name}.safetensors")
+        return load_model(file, ModelRequest("image", num_labels=2, seed=99))[0]
+    kind = type(whole)
+    base = kind.from_pretrained(run.parent / "base", num_labels=whole.config.num_labels, ignore_mismatched_sizes=True)
+    base.config.pad_token_id = padding(built)
+    return base.eval()
+
+
+def padding(built: Built) -> int:
+    """The token that fills rows up, of the exported tokenizer."""
+    if built.tokenizer is None:
+        return 0
+    return tokens_of(built).pad if built.model.family.kind == "decoder" else built.tokenizer.pad_token_id
+
+
+@torch.no_grad()
+def own_logits(built: Built) -> Tensor:
+    """Of every validation row, as the run's evaluation takes them."""
+    rows = built.task.validation.batch(range(len(built.task.validation)))
+    return built.model.logits(rows.inputs, rows.scored)
+
+
+def batches(built: Built) -> list[dict[str, Tensor]]:
+    """Every validation row as a user would feed it: images, or texts of the run's tokens filled up on the right."""
+    split = built.task.validation
+    if built.tokenizer is None:
+        return [split.batch(range(len(split))).inputs]
+    rows = [split.batch([row]).inputs for row in range(len(split))]
+    fill, found = {"input_ids": padding(built), "token_type_ids": 0}, []
+    for some in (rows[:1], rows[1:]):  # one alone, and the others in a padded batch
+        lengths = torch.cat([row["lengths"] for row in some])
+        names = [name for name in some[0] if name != "lengths"]
+        padded = {
+            name: nn.utils.rnn.pad_sequence([row[name] for row in some], batch_first=True, padding_value=fill[name])
+            for name in names
+        }
+        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        found.append(padded | {"attention_mask": mask})
+    return found
+
+
+def as_the_run(built: Built, logits: list[Tensor]) -> Tensor:
+    """A model's logits of `batches` as the run takes them: (rows, classes), or those of the tokens that are scored."""
+    if not hasattr(built.model.whole, "lm_head"):
+        return torch.cat(logits)
+    masks = [batch["attention_mask"] for batch in batches(built)]
+    if built.config.task.verbaliser is not None:
+        words = list(built.model.top.verbaliser)  # type: ignore[union-attr, arg-type]
+        last = [own[torch.arange(len(own)), mask.sum(1) - 1] for own, mask in zip(logits, masks, strict=True)]
+        return torch.cat(last)[:, words]
+    tokens = torch.cat([own[mask.bool()] for own, mask in zip(logits, masks, strict=True)])
+    rows = built.task.validation.batch(range(len(built.task.validation)))
+    return tokens[rows.scored]
+
+
+@torch.no_grad()
+def given_by(found: nn.Module, built: Built) -> Tensor:
+    logits = []
+    for batch in batches(built):
+        output = found(**batch)
+        logits.append(output if isinstance(output, Tensor) else output.logits)
+    return as_the_run(built, logits)
+
+
+def adapted(base: nn.Module, folder: Path) -> nn.Module:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+def assert_logits(found: Tensor, built: Built, tolerance: float = 1e-5) -> None:
+    """Rows that are padded, and weights that are merged, add float32 numbers in another order: a few units of 1e-7."""
+    torch.testing.assert_close(found, own_logits(built), rtol=0, atol=tolerance)
+
+
+def assert_adapter(run: Path, *how: str) -> Path:
+    built, folder = reload(run), exported(run, "--adapter", *how)
+    base = base_of(built, run)
+    with pytest.raises(AssertionError):  # the test would notice an adapter that does nothing
+        assert_logits(given_by(base, built), built)
+    for name in ("bottom", "top") if "--parts" in how else (".",):
+        put: Any = adapted(base, folder / name)
+        base = put.merge_and_unload() if "--parts" in how else put
+    assert_logits(given_by(base, built), built)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "task"), CASES)
+def test_an_adapter_of_texts(name: str, task: str, table: Path, tmp_path: Path) -> None:
+    run = texts(tmp_path, table, name, task)
+    assert_adapter(run)
+    assert_adapter(run, "--parts")
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet8"])
+def test_an_adapter_of_images(name: str, tmp_path: Path) -> None:
+    run = images(tmp_path, name)
+    assert_adapter(run)
+    assert_adapter(run, "--parts")
+
+
+@pytest.mark.parametrize("trained", ["lora_b", "ia3", "bias", "norm", "none"])
+def test_other_ways_to_train_a_bottom(trained: str, table: Path, tmp_path: Path) -> None:
+    algorithm = ["algorithm.name=frozen_bottom"] if trained == "none" else []
+    run = texts(tmp_path, table, "bert", "classes", f"bottom.train={trained}", *algorithm)
+    if trained == "ia3":
+        line = refusal(halfback("export", run, "--adapter", "--out", tmp_path / "home"))
+        assert line.endswith("don't go into one adapter; use --adapter --parts")
+    else:
+        assert_adapter(run)
+    if trained in ("lora_b", "ia3"):
+        assert_adapter(run, "--parts")
+    else:
+        line = refusal(halfback("export", run, "--adapter", "--parts", "--out", tmp_path / "home"))
+        assert f"bottom.train={trained}" in line
+        assert line.endswith("use --adapter alone")
