@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from halfback.assembly import Built
 from halfback.models.loading import ModelRequest, load_model
 from halfback.models.resnet import ResNet, file_names
+from halfback.runs.applying import rebuilt
+from halfback.runs.history import read
 from halfback.runs.opening import reload
 from halfback.runs.tokens import tokens_of
 
@@ -44,7 +46,7 @@ def texts(folder: Path, table: Path, name: str, task: str, *settings: str) -> Pa
     kind = "AutoModelForSequenceClassification" if task == "classes" else "AutoModelForCausalLM"
     (folder / "base").mkdir()
     model(folder / "base", name, kind)
-    TOKENIZERS["frames" if name in ENCODERS else "pads"](folder / "base")
+    TOKENIZERS["frames" if name in ENCODERS else "has neither" if name == "qwen2" else "pads"](folder / "base")
     own = [*test_export.settings(folder / "base", table), "steps=3", "bottom.optimizer=sgd", "eval_every=3"]
     said = halfback(*digits(folder / "run", *own, *TASKS[task], *settings))
     assert said.status == 0, said.err
@@ -177,18 +179,69 @@ def assert_adapter(run: Path, *how: str) -> Path:
     return folder
 
 
+def assert_merged(run: Path) -> None:
+    built, folder = reload(run), exported(run)
+    whole: Any = built.model.whole
+    if isinstance(whole, ResNet):
+        again, _ = load_model(str(folder), ModelRequest("image", num_labels=2, seed=99))
+    else:
+        again = type(whole).from_pretrained(folder).eval()
+    assert_logits(given_by(again, built), built)
+
+
+def assert_graph(run: Path) -> None:
+    import onnxruntime
+
+    built, folder = reload(run), exported(run, "--onnx")
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    data = (folder / "model.onnx").read_bytes()
+    assert b".py" not in data  # no trace of where it was made
+    takes = {value.name for value in session.get_inputs()}
+    assert takes <= {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
+    logits = []
+    for batch in batches(built):
+        given = {name: batch.get(name, torch.zeros_like(next(iter(batch.values())))).numpy() for name in takes}
+        logits.append(torch.from_numpy(session.run(["logits"], given)[0]))
+    # Another library's kernels: products of float32 in another order, through every block.
+    assert_logits(as_the_run(built, logits), built, 1e-4)
+
+
+def assert_history(run: Path) -> None:
+    built, folder = reload(run), exported(run, "--history")
+    base = run.parent / "base"
+    again = rebuilt(read(folder), str(base if base.exists() else run.parent / "resnet8.safetensors"))
+    rows = built.task.validation.batch(range(len(built.task.validation)))
+    with torch.no_grad():
+        assert torch.equal(again.model.logits(rows.inputs, rows.scored), own_logits(built))
+
+
 @pytest.mark.parametrize(("name", "task"), CASES)
-def test_an_adapter_of_texts(name: str, task: str, table: Path, tmp_path: Path) -> None:
+def test_texts(name: str, task: str, table: Path, tmp_path: Path) -> None:
     run = texts(tmp_path, table, name, task)
+    assert_merged(run)
+    assert_history(run)
     assert_adapter(run)
     assert_adapter(run, "--parts")
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet8"])
-def test_an_adapter_of_images(name: str, tmp_path: Path) -> None:
+def test_images(name: str, tmp_path: Path) -> None:
     run = images(tmp_path, name)
+    assert_merged(run)
+    assert_history(run)
     assert_adapter(run)
     assert_adapter(run, "--parts")
+
+
+GRAPHS = [("bert", "classes"), ("resnet8", "images"), ("vit", "images"), *ALL[1:]]  # each takes seconds to make
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [case if place < 2 else pytest.param(*case, marks=pytest.mark.slow) for place, case in enumerate(GRAPHS)],
+)
+def test_graphs(name: str, task: str, table: Path, tmp_path: Path) -> None:
+    assert_graph(images(tmp_path, name) if task == "images" else texts(tmp_path, table, name, task))
 
 
 @pytest.mark.parametrize("trained", ["lora_b", "ia3", "bias", "norm", "none"])

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from halfback.assembly import Built
 from halfback.assembly.given import Given
 from halfback.errors import UserError, offer
-from halfback.runs import exporting_adapter, exporting_model, history
+from halfback.runs import exporting_adapter, exporting_model, exporting_onnx, history
 from halfback.runs.opening import reload
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ def export(folder: Path, out: Path, wanted: Wanted, given: Given | None = None) 
                 exporting_model.write(built, made)
             case "adapter":
                 exporting_adapter.write(built, made, parts=wanted.parts)
+            case "onnx":
+                exporting_onnx.write(built, made)
             case "history":
                 _history(built, made, wanted)
 
