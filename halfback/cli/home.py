@@ -41,9 +41,14 @@ def export(
         raise UserError(f"{' '.join(f'--{form}' for form in chosen)}: one of them is allowed")
     if private and push is None:
         raise UserError("--private is for --push")
+    if push is not None:
+        from halfback.runs import exporting_push
+
+        exporting_push.check_name(push)
     form = chosen[0] if chosen else "merged"
-    found = run.load(folder)
-    print(found.export(out, form, parts=parts, top=not without_top))
+    print(run.load(folder).export(out, form, parts=parts, top=not without_top))
+    if push is not None:
+        print(exporting_push.push(out, push, private=private))
 
 
 def apply(

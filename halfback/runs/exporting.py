@@ -1,6 +1,7 @@
 """What a run gives to take home: its model whole, its adapters, a graph, or the history of its slopes."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -8,7 +9,9 @@ from typing import Literal, get_args
 from halfback.assembly import Built
 from halfback.assembly.given import Given
 from halfback.errors import UserError, offer
-from halfback.runs import exporting_adapter, exporting_model, exporting_onnx, history
+from halfback.runs import exporting_adapter, exporting_card, exporting_model, exporting_onnx, history
+from halfback.runs import exporting_snippets as snippets
+from halfback.runs.exporting_card import Said
 from halfback.runs.opening import reload
 
 log = logging.getLogger(__name__)
@@ -50,21 +53,48 @@ def export(folder: Path, out: Path, wanted: Wanted, given: Given | None = None) 
         raise UserError(f"--out {out} exists already; name a new folder")
     built = reload(folder, given)
     with exporting_model.new_folder(out) as made:
-        match wanted.form:
-            case "merged":
-                exporting_model.write(built, made)
-            case "adapter":
-                exporting_adapter.write(built, made, parts=wanted.parts)
-            case "onnx":
-                exporting_onnx.write(built, made)
-            case "history":
-                _history(built, made, wanted)
+        exporting_card.write(built, folder, _FORMS[wanted.form](built, made, wanted), made)
 
 
-def _history(built: Built, folder: Path, wanted: Wanted) -> None:
-    told, path = history.write(built, folder / history.FILE, with_top=wanted.top), folder / history.FILE
-    log.info(
-        "%s: %d steps, %.1f KB", history.FILE, len(built.federation.server.party.agreed.rows), path.stat().st_size / 1e3
+def _merged(built: Built, folder: Path, _: Wanted) -> Said:
+    exporting_model.write(built, folder)
+    return Said("The whole model: both parts joined, adapters merged into the weights.", snippets.of_model(built))
+
+
+def _adapter(built: Built, folder: Path, wanted: Wanted) -> Said:
+    found = exporting_adapter.write(built, folder, parts=wanted.parts)
+    what = "Two adapters, one of the devices' part and one of the rest" if found else "An adapter"
+    limits = ["It needs the base that it began from, with the same weights; put on another one it gives other logits."]
+    return Said(f"{what}, for a base model that isn't in here.", snippets.of_adapter(built, found), limits)
+
+
+def _onnx(built: Built, folder: Path, _: Wanted) -> Said:
+    exporting_onnx.write(built, folder)
+    what = "The whole model as one graph of ONNX, for batches of any size and texts of any length."
+    return Said(
+        what, snippets.of_graph(built), ["It computes logits; what chooses from them is up to whoever runs it."]
     )
+
+
+def _history(built: Built, folder: Path, wanted: Wanted) -> Said:
+    told, path = history.write(built, folder / history.FILE, with_top=wanted.top), folder / history.FILE
+    steps = len(built.federation.server.party.agreed.rows)
+    log.info("%s: the slopes of %d steps, %.1f KB", history.FILE, steps, path.stat().st_size / 1e3)
+    limits = ["It rebuilds the model's bits on the base that it began from, and is refused on any other."]
     if told.beside == "left out":
+        limits.append("What the server trained by gradients is left out: without it the model is not what the run had.")
         log.info("it has what the devices trained; what the server trained by gradients is left out")
+    elif told.beside == "top":
+        limits.append("What the server trained has no slopes: its tensors are in the file as they are.")
+    what = (
+        f"The history of a fine-tune: what it began from, and the {steps} steps of slopes that its clients agreed on."
+    )
+    return Said(what, snippets.of_history(built), limits)
+
+
+_FORMS: dict[Form, Callable[[Built, Path, Wanted], Said]] = {
+    "merged": _merged,
+    "adapter": _adapter,
+    "onnx": _onnx,
+    "history": _history,
+}
