@@ -95,7 +95,8 @@ def test_an_export_arrives_as_it_is(run: Path, hub: Any, at: Callable[[int, str 
     said = halfback("export", run, "--history", "--out", out, "--push", "me/films", "--private")
     assert said.status == 0, said.err
     assert said.out.splitlines()[-1] == f"http://127.0.0.1:{hub.server_port}/me/films"
-    assert [(made["name"], made["organization"], made["private"]) for made in hub.made] == [("films", "me", True)]
+    made = [(one["name"], one["organization"], one["visibility"]) for one in hub.made]
+    assert made == [("films", "me", "private")]
     assert hub.files == {path.name: path.read_bytes() for path in out.iterdir()}
     assert hub.files.keys() == {"README.md", "history.safetensors"}
 

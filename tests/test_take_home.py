@@ -1,7 +1,10 @@
 """Families × tasks × forms: whatever is taken home gives the logits of the run's own evaluation, on every row."""
 
+import contextlib
 import random
+import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 import transformers
 from command import digits, halfback, refusal
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -54,9 +58,19 @@ def texts(folder: Path, table: Path, name: str, task: str, *settings: str) -> Pa
 
 
 def exported(run: Path, *how: str) -> Path:
+    """A form of a run; its card tells no place, and its lines run in its folder as they stand."""
     out = run.parent / "-".join(("home", *how))
     said = halfback("export", run, *how, "--out", out)
     assert said.status == 0, said.err
+    card = ModelCard.load(out / "README.md")
+    assert card.data.to_dict()["model-index"][0]["results"][0]["metrics"][0]["value"] is not None
+    assert all(place not in card.content for place in (str(run.parent), str(run.parent.parent), str(Path.cwd())))
+    (code,) = re.findall(r"```python\n(.*?)\n```", card.text, re.DOTALL)
+    with tempfile.TemporaryDirectory() as place:
+        for path in (*out.iterdir(), *run.parent.glob("base"), *run.parent.glob("*.safetensors")):
+            (Path(place) / path.name).symlink_to(path)
+        with contextlib.chdir(place):
+            exec(compile(code, "README.md", "exec"), {})
     return out
 
 

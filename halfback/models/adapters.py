@@ -153,27 +153,38 @@ def export(model: CutModel, folder: Path, label_names: Sequence[str] = (), *, pa
     if not isinstance(whole, ResNet) and not is_of(whole, "transformers.modeling_utils", "PreTrainedModel"):
         save_model(whole, str(folder / "model.safetensors"))
         return
-    last = cast(Top, model.head or model.top)
-    config: Any = whole.config
-    classes: dict[str, Any] = {}
-    if len(label_names) == config.num_labels and last.verbaliser is None:
-        classes = {"id2label": dict(enumerate(label_names)), "label2id": {n: row for row, n in enumerate(label_names)}}
+    settings = settle(model, whole, label_names, pad=pad)
     if isinstance(whole, ResNet):
         names = file_names(whole)
         save_file(
             {names[name]: tensor.contiguous() for name, tensor in whole.state_dict().items()},
             folder / "model.safetensors",
         )
-        (folder / "config.json").write_text(json.dumps(asdict(whole.config) | classes, indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(asdict(whole.config) | settings, indent=2) + "\n")
         return
-    if classes:
-        classes["problem_type"] = "single_label_classification"
-    if pad is not None:
-        classes["pad_token_id"] = pad
-    for key, value in classes.items():
-        setattr(config, key, value)
     with quiet():
         cast(Any, whole).save_pretrained(folder)
+
+
+def settle(model: CutModel, whole: Any, label_names: Sequence[str], *, pad: int | None = None) -> dict[str, Any]:
+    """Says in the settings of a merged model, which are returned, what its classes are and which token pads its rows.
+
+    A ResNet's settings don't change: they are returned alone.
+    """
+    last = cast(Top, model.head or model.top)
+    settings: dict[str, Any] = {}
+    if len(label_names) == whole.config.num_labels and last.verbaliser is None:
+        settings["id2label"] = dict(enumerate(label_names))
+        settings["label2id"] = {name: row for row, name in enumerate(label_names)}
+    if isinstance(whole, ResNet):
+        return settings
+    if settings:
+        settings["problem_type"] = "single_label_classification"
+    if pad is not None:
+        settings["pad_token_id"] = pad
+    for key, value in settings.items():
+        setattr(whole.config, key, value)
+    return settings
 
 
 def is_adapted(module: nn.Module) -> bool:

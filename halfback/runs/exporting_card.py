@@ -141,7 +141,7 @@ def _data(built: Built) -> list[tuple[str, str]]:
         ("clients", "one machine with all rows" if pooled else f"{config.clients}, partition {shared}"),
     ]
     if not pooled:
-        said.append(("rows of a client", f"{rows[0]} to {rows[-1]}"))
+        said.append(("rows of a client", f"{count(rows[0])} to {count(rows[-1])}"))
     if built.task.label_names:
         names = [_text(name) for name in built.task.label_names[:20]]
         said.append(("classes", ", ".join(names) + (", …" if len(built.task.label_names) > 20 else "")))

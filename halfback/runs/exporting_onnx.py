@@ -9,7 +9,7 @@ from torch import Tensor
 
 from halfback.assembly import Built
 from halfback.errors import UserError
-from halfback.models.adapters import merged
+from halfback.models.adapters import merged, settle
 from halfback.models.running import Top
 from halfback.packaging import check_installed
 from halfback.packaging.whole import run_of, write_graph
@@ -30,7 +30,8 @@ def write(built: Built, folder: Path) -> None:
     """
     check_installed("--onnx", device=False)
     model: Any = merged(built.model).cpu()
-    settled, image, names = None, None, ["pixel_values"]
+    settled: Any = None
+    image, names = None, ["pixel_values"]
     if built.tokenizer is None:
         image = built.task.validation.batch([0, 0]).inputs["pixel_values"]
     else:
@@ -38,15 +39,17 @@ def write(built: Built, folder: Path) -> None:
         names = ["input_ids", "attention_mask", *(["token_type_ids"] if types else [])]
         tokens = reading.tokens_of(built)
         settled = reading.settled(built.tokenizer, tokens)
-        if built.model.family.kind == "decoder":
-            model.config.pad_token_id = settled.pad_token_id  # by which its classifier finds the last token of a row
+    if hasattr(model, "save_pretrained"):
+        decoder = settled is not None and built.model.family.kind == "decoder"
+        # By its padding a decoder's classifier finds the last token of a row.
+        settle(built.model, model, built.task.label_names, pad=settled.pad_token_id if decoder else None)
     write_graph(model, folder / FILE, names, image)
     if settled is not None:
         settled.save_pretrained(folder)
     if built.processor is not None:
         built.processor.save_pretrained(folder)
-    if (config := getattr(model, "config", None)) is not None and hasattr(config, "save_pretrained"):
-        config.save_pretrained(folder)
+    if hasattr(model, "save_pretrained"):
+        model.config.save_pretrained(folder)
     _hold(built, folder / FILE, 0 if settled is None else settled.pad_token_id)
 
 
