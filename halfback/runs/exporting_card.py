@@ -15,7 +15,7 @@ from halfback.errors import UserError, one_line
 from halfback.models.adapters import trainable
 from halfback.report.tables import count, number, size
 from halfback.runs.exporting_snippets import Loading
-from halfback.runs.folder import BESIDE
+from halfback.runs.folder import BESIDE, COHORTS
 from halfback.runs.naming import hub_name, is_path, shown_name
 from halfback.telemetry.records import RECORDS, SUMMARY, Record, read_records, read_summary
 
@@ -72,7 +72,7 @@ def write(built: Built, run: Path, said: Said, folder: Path) -> None:
         tags=["halfback", "split-learning", "federated-learning", config.algorithm.name],
         pipeline_tag=task,
         model_name=title,
-        eval_results=results,
+        eval_results=results or None,
     )
     body = "\n\n".join(_sections(built, run, records, said, title))
     ModelCard(f"---\n{told.to_yaml()}\n---\n\n{body}\n").save(folder / FILE)
@@ -87,7 +87,7 @@ def _sections(built: Built, run: Path, records: Sequence[Record], said: Said, ti
     yield (f"{said.what} It was fine-tuned with halfback: {_method(built)}, over {steps} steps.{unfinished}")
     yield f"## How to load it\n\n`pip install {loading.needs}`, then in this folder:\n\n```python\n{loading.code}\n```"
     yield f"## Result\n\n{_results(built, run, records)}"
-    yield f"## Data\n\n{_table(_data(built))}"
+    yield f"## Data\n\n{_table(_data(built, deployed=(run / COHORTS).exists()))}"
     yield f"## Training\n\n{_table(_training(built))}"
     yield f"## What it cost\n\n{_table(_cost(built, run, records))}"
     limits = [*said.limits, *_limits(built)]
@@ -126,7 +126,8 @@ def _value(built: Built, value: float | None) -> str:
     return f"{value:.2f} ± {error:.2f} %"
 
 
-def _data(built: Built) -> list[tuple[str, str]]:
+def _data(built: Built, *, deployed: bool) -> list[tuple[str, str]]:
+    """`deployed`: the clients' rows are on their machines, and nobody here knows how many they are."""
     config, sources = built.config, built.clients.sources.values()
     rows = sorted(len(source) for source in sources)
     shared = config.partition.name + (
@@ -136,11 +137,11 @@ def _data(built: Built) -> list[tuple[str, str]]:
     said = [
         ("data", _data_name(built)),
         ("objective", built.task.objective),
-        ("training rows", count(len(built.task.train))),
+        ("training rows", "on the clients' machines" if deployed else count(len(built.task.train))),
         ("validation rows", count(len(built.task.validation))),
         ("clients", "one machine with all rows" if pooled else f"{config.clients}, partition {shared}"),
     ]
-    if not pooled:
+    if not pooled and not deployed:
         said.append(("rows of a client", f"{count(rows[0])} to {count(rows[-1])}"))
     if built.task.label_names:
         names = [_text(name) for name in built.task.label_names[:20]]

@@ -102,7 +102,9 @@ def write(built: Built, path: Path, *, with_top: bool = True) -> Told:
     config, server = built.config, built.federation.server
     needs, agreed = server.algorithm.needs, server.party.agreed
     if not needs.agreement.keeps_history:
-        why = f"its clients agree by {needs.agreement.name}" if needs.agreement.moves else "its devices train nothing"
+        agreement = needs.agreement
+        why = f"its clients agree by {agreement.name}" if agreement.moves else "its devices train nothing"
+        why = "one machine trains alone" if agreement.pools else why
         raise UserError(
             f"--history: algorithm.name={config.algorithm.name} keeps no history of slopes ({why}); "
             "use --adapter, or --merged"
