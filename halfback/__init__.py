@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from halfback.parties.protocol import Algorithm as Algorithm
     from halfback.parties.server import Server as Server
     from halfback.report.page import write_report as write_report
+    from halfback.runs.applying import apply as apply
     from halfback.runs.comparison import Comparison as Comparison
     from halfback.runs.comparison import compare as compare
     from halfback.runs.evaluating import Scores as Scores
@@ -71,6 +72,7 @@ _PLACES = {
     "UserError": "errors",
     "Variant": "runs.variants",
     "algorithm": "algorithms",
+    "apply": "runs.applying",
     "codec": "codecs",
     "compare": "runs.comparison",
     "controller": "controllers",

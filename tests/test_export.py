@@ -23,7 +23,7 @@ from halfback.assembly import build, build_client
 from halfback.assembly.sources import Seat
 from halfback.errors import UserError
 from halfback.models.adapters import trainable
-from halfback.runs import exporting, generation
+from halfback.runs import exporting_model, generation
 from halfback.telemetry.records import read_records
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
@@ -99,7 +99,7 @@ def exported(folder: Path, table: Path, *more: str) -> tuple[Any, Any, Any, list
     for part in (built.model.bottom, built.model.top):
         for parameter in trainable(part).values():
             parameter.data += 0.1 * torch.randn_like(parameter)
-    exporting.write(built, folder / "model")
+    exporting_model.write(built, folder / "model")
     kind = "CausalLM" if hasattr(built.model.whole, "lm_head") else "SequenceClassification"
     plain = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(folder / "model").eval()
     own = transformers.AutoTokenizer.from_pretrained(folder / "model")

@@ -1,4 +1,4 @@
-"""Commands about runs: train, resume, compare, report, export, package."""
+"""Commands about runs: train, resume, compare, report, package."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from halfback.cli.completing import recipe_or_setting
 from halfback.cli.dry import show_costs
-from halfback.cli.printing import checkpoint_of, console, parsed, print_closing, print_table, recipe_and_settings
+from halfback.cli.printing import console, parsed, print_closing, print_table, recipe_and_settings
 from halfback.errors import one_line
 from halfback.runs.heartbeat import working
 
@@ -145,22 +145,6 @@ def report(
     from halfback.report.page import write_report
 
     print(write_report(folders, out or folders[0] / "report.html"))
-
-
-def export(
-    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[Path, typer.Option(help="Folder of the model.")],
-    checkpoint: Annotated[
-        str, typer.Option(metavar="last|best", help="Which of a run's; best where it ran with keep_best=true.")
-    ] = "last",
-) -> None:
-    """Write the fine-tuned model, both parts joined and adapters merged, as a folder that `model.name` takes.
-
-    Transformers loads it too, but for our ResNets.
-    """
-    from halfback.runs import run
-
-    print(run.load(folder).export(out, checkpoint=checkpoint_of(checkpoint)))
 
 
 def package(

@@ -160,22 +160,34 @@ class Run:
             rows = None if data is None else own.read(data, answers=True)
             return scored(own, rows, generated=generated, told=told)
 
-    def export(self, out: str | Path, *, checkpoint: Which = "last") -> Path:
-        """Writes the model, and the tokenizer that gives it the run's tokens, as a new folder.
-
-        Transformers loads it, but for our ResNets; `model.name` takes it.
+    def export(
+        self,
+        out: str | Path,
+        form: exporting.Form = "merged",
+        *,
+        parts: bool = False,
+        top: bool = True,
+        checkpoint: Which = "last",
+    ) -> Path:
+        """Writes what was trained as a new folder, with a model card.
 
         Args:
             out: the folder, which is not there yet.
+            form: "merged", the whole model, which Transformers loads (but for our ResNets) and `model.name` takes;
+                "adapter", what PEFT puts on the base; "onnx", the whole model as one graph; "history", a small file
+                from which `apply` rebuilds the model on its base.
+            parts: of an adapter, a folder each for the device's part and the server's.
+            top: of a history, with what the server trained by gradients, of which there are no slopes.
             checkpoint: as for `model`.
 
         Returns:
             The folder.
 
         Raises:
-            UserError: `out` is there already or can't be written, or the run has no checkpoint.
+            UserError: `out` is there already or can't be written, or the run has no checkpoint, or can't be had in
+                this form.
         """
-        exporting.export(self.folder, Path(out), self._given, checkpoint)
+        exporting.export(self.folder, Path(out), exporting.Wanted(form, parts, top, checkpoint), self._given)
         return Path(out)
 
     def generate(
