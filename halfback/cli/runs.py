@@ -165,6 +165,8 @@ def package(
 
     recipe, given = recipe_and_settings(settings)
     changes = parsed(given) | ({} if weights is None else {"bottom.weights": weights})
-    for what, error in make(recipe, out, client=client, **changes).items():
+    with working("packaging"):
+        made = make(recipe, out, client=client, **changes)
+    for what, error in made.items():
         print(f"{what}: {error:.1e} of the largest value beside the reference")
     print(out)

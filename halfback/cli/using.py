@@ -155,7 +155,7 @@ def _draw(scores: "Scores", picture: Path) -> None:
         raise UserError(f"--picture {picture}: there are no classes to be confused")
     from halfback.errors import of_extra
 
-    with of_extra("report"):
+    with of_extra("metrics"):
         from halfback.report.confusion import draw
     draw([each.name for each in scores.classes], scores.confusion, picture)
 

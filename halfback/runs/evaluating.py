@@ -49,7 +49,7 @@ class Scores:
         accuracy: in percent, of a classifier, else None.
         macro_f1: mean F1 in percent of the classes that occur, in the rows or in what was said of them; else None.
         classes: each class, of a classifier.
-        confusion: rows of class i that were said to be of class j, at [i][j]; empty where there are no classes.
+        confusion: rows of class i that were said to be of class j, at `[i][j]`; empty where there are no classes.
         generation: BLEU and chrF, where something was generated, else None.
     """
 

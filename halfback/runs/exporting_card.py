@@ -1,10 +1,11 @@
 """The model card of what is exported, written from the run's own record; it names no place of this machine."""
 
+import logging
 import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from halfback.report.tables import count, number, size
 from halfback.runs.exporting_snippets import Loading
 from halfback.runs.folder import BESIDE, COHORTS
 from halfback.runs.naming import hub_name, is_path, shown_name
+from halfback.runs.summary import versions_here
 from halfback.telemetry.records import RECORDS, SUMMARY, Record, read_records, read_summary
+
+log = logging.getLogger(__name__)
 
 FILE = "README.md"
 _OWN = {"csv": "a table of one's own", "images": "a folder of images of one's own", GIVEN: "rows given in Python"}
@@ -40,7 +44,10 @@ class Said:
 
 
 def write(built: Built, run: Path, said: Said, folder: Path) -> None:
-    """Writes `README.md` into the folder of an export of the run in `run`."""
+    """Writes `README.md` into the folder of an export of the run in `run`, where the hub's client is installed."""
+    if find_spec("huggingface_hub") is None:  # it says what a card may hold
+        log.info("no model card is written; with `pip install huggingface-hub` one is")
+        return
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     config, records = built.ground.config, read_records(run)
@@ -207,7 +214,7 @@ def _limits(built: Built) -> list[str]:
 def _versions(run: Path) -> dict[str, str]:
     if (run / SUMMARY).exists():
         return {str(name): str(found) for name, found in read_summary(run)["versions"].items()}
-    return {name: version(name) for name in ("halfback", "torch", "transformers", "peft")}
+    return versions_here()
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

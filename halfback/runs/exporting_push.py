@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from halfback.errors import UserError, first_line
+from halfback.errors import UserError, first_line, of_extra
 
 
 def check_name(repo: str) -> None:
@@ -11,8 +11,9 @@ def check_name(repo: str) -> None:
     Raises:
         UserError: says what is allowed.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
+    with of_extra("hub"):
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(repo)

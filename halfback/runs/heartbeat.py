@@ -30,6 +30,7 @@ def working(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], o
         return
     line = Line(sys.stderr)
     line.begin()
+    line.works(what)
     try:
         yield lambda done, total: line.works(f"{what} {done}/{total} rows")
     finally:
@@ -80,6 +81,11 @@ class Line:
             self._stands = lambda: line + self._pace(step, steps, at)
             if is_due:
                 self._say(line)
+
+    def says(self, line: str) -> None:
+        """Something that is said at once."""
+        with self._lock:
+            self._say(line)
 
     def works(self, at: str) -> None:
         """What it is at, for whoever asks before it stands elsewhere."""

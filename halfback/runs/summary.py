@@ -188,15 +188,15 @@ def summary_of(built: Built, out: Path, ended: str | None = None) -> Summary:
             bottom=sum(p.numel() for p in trainable(model.bottom).values()) if needs.agreement.moves else 0,
             top=sum(p.numel() for part in (model.top, model.head) if part for p in trainable(part).values()),
         ),
-        versions=_versions("halfback", "torch", "transformers", "peft"),
+        versions=versions_here(),
         ended=ended,
     )
 
 
-def _versions(*names: str) -> dict[str, str]:
-    """Of those packages that are installed."""
+def versions_here() -> dict[str, str]:
+    """Of those packages on which a run's numbers depend, and which are installed."""
     found = {}
-    for name in names:
+    for name in ("halfback", "torch", "transformers", "peft"):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
