@@ -207,6 +207,8 @@ def test_a_log_is_never_silent_for_long(
             capsys,
             r"step 2/4  loss 0.500  accuracy –  up 0 B down 0 B  0\.\d+ s a step  \d s left  \(\d+ s so far\)",
         )
+        bars.rows(run.config, 512, 872)
+        heard(capsys, r"step 2/4 .* left  evaluating 512/872 rows  \(\d+ s so far\)")
     capsys.readouterr()
     time.sleep(1.0)
     assert capsys.readouterr().out == ""

@@ -13,7 +13,7 @@ from typing import TextIO, final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_FIRST, _SILENCE = 4.0, 28.0  # seconds without a line until there is one, at the beginning and from then on
+_FIRST, _SILENCE = 2.5, 28.0  # seconds without a line until there is one, at the beginning and from then on
 
 
 @contextmanager
