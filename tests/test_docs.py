@@ -31,7 +31,7 @@ _SCRIPT = r"^## (.*?)\n(?:[^`#]*\n)?```python\n(.*?)^```"
 # Pages whose scripts run as they stand; of others a script is a piece of something larger, and tests of that run it.
 SCRIPTS = {
     f"{name}, {title}": script
-    for name in ("docs/python.md", "docs/own_models_and_data.md", "docs/tutorials/own_model.md")
+    for name in ("docs/python.md", "docs/own_models_and_data.md", "docs/use.md", "docs/tutorials/own_model.md")
     for title, script in re.findall(
         r"^## (.*?)\n(?:[^`#]*\n)?```python\n(.*?)^```", PAGES.get(name, ""), re.DOTALL | re.MULTILINE
     )

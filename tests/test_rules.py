@@ -158,6 +158,16 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["top={optimizer: apollo, options: {rank: 4}}"],
         "top.options.rank with top.optimizer=apollo_mini: it has no such option; set it to null",
     ),
+    "milestones of another schedule": (
+        ["bottom.milestones=[10, 20]"],
+        ["bottom.milestones=[10, 20]", "bottom.schedule=multistep"],
+        "bottom.schedule=constant with bottom.milestones=[10, 20]: milestones and schedule=multistep go together; set",
+    ),
+    "milestones out of order": (
+        ["top.milestones=[20, 20]", "top.schedule=multistep"],
+        ["top.milestones=[20, 21]", "top.schedule=multistep"],
+        "top.milestones=[20, 20]: steps from 1 on in rising order are allowed, each once",
+    ),
     "clipping what is never there at once": (
         ["top={optimizer: adalomo, clip: 1.0}"],
         ["top={optimizer: adafactor, clip: 1.0}"],
