@@ -103,6 +103,9 @@ def test_the_best_model_is_kept_and_used(whole: hb.Run, tmp_path: Path) -> None:
     weights = [(tmp_path / which / "model.safetensors").read_bytes() for which in ("best", "last")]
     assert weights[0] != weights[1]
     assert whole.summary.metric.best == best
+    for which, record in (("best", whole.records[place]), ("last", whole.records[-1])):
+        card = (tmp_path / which / "README.md").read_text(encoding="utf-8")
+        assert f"at step {record.step}, with one seed" in card
 
 
 @pytest.mark.parametrize("step", [3, 8])

@@ -8,11 +8,14 @@ from typing import Literal, get_args
 
 from halfback.assembly import Built
 from halfback.assembly.given import Given
+from halfback.engine import checkpoint
 from halfback.errors import UserError, offer
 from halfback.runs import exporting_adapter, exporting_card, exporting_model, exporting_onnx, history
 from halfback.runs import exporting_snippets as snippets
 from halfback.runs.exporting_card import Said
+from halfback.runs.folder import BEST
 from halfback.runs.opening import Which, reload
+from halfback.telemetry.records import read_records
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +57,10 @@ def export(folder: Path, out: Path, wanted: Wanted, given: Given | None = None) 
     if out.exists():
         raise UserError(f"--out {out} exists already; name a new folder")
     built = reload(folder, given, wanted.checkpoint)
+    best = checkpoint.rounds(folder / BEST) if wanted.checkpoint == "best" else []
+    records = [record for record in read_records(folder) if not best or record.round <= best[-1]]
     with exporting_model.new_folder(out) as made:
-        exporting_card.write(built, folder, _FORMS[wanted.form](built, made, wanted), made)
+        exporting_card.write(built, (folder, records), _FORMS[wanted.form](built, made, wanted), made)
 
 
 def _merged(built: Built, folder: Path, _: Wanted) -> Said:

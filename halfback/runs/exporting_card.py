@@ -43,14 +43,17 @@ class Said:
     limits: Sequence[str] = ()
 
 
-def write(built: Built, run: Path, said: Said, folder: Path) -> None:
-    """Writes `README.md` into the folder of an export of the run in `run`, where the hub's client is installed."""
+def write(built: Built, ran: tuple[Path, Sequence[Record]], said: Said, folder: Path) -> None:
+    """Writes `README.md` into the folder of an export, where the hub's client is installed.
+
+    `ran`: the folder of the run, and its records up to the checkpoint that is exported.
+    """
     if find_spec("huggingface_hub") is None:  # it says what a card may hold
         log.info("no model card is written; with `pip install huggingface-hub` one is")
         return
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    config, records = built.ground.config, read_records(run)
+    (run, records), config = ran, built.ground.config
     model, data = shown_name(config.model.name), _data_name(built)
     title = f"{model} on {data}"
     metric = built.task.metric
@@ -111,25 +114,26 @@ def _method(built: Built) -> str:
 def _results(built: Built, run: Path, records: Sequence[Record]) -> str:
     metric, rows = built.task.metric, len(built.task.validation)
     lines = [f"| | {metric} before | {metric} |", "| --- | ---: | ---: |"]
-    lines.append(f"| this model | {_value(built, records[0].metric)} | {_value(built, records[-1].metric)} |")
+    lines.append(f"| this model | {_value(built, records[0])} | {_value(built, records[-1])} |")
     for name in built.config.beside:
         other = run / BESIDE / name
         if (other / RECORDS).exists() and (found := read_records(other)):
-            cells = f"{_value(built, found[0].metric)} | {_value(built, found[-1].metric)}"
+            cells = f"{_value(built, found[0])} | {_value(built, found[-1])}"
             lines.append(f"| beside it: {name}, on the same work | {cells} |")
     spread = " ± is one standard error of a share of so many rows." if metric == "accuracy" else ""
-    lines.append(
-        f"\nOn {count(rows)} validation rows, at step {records[-1].step}, with one seed ({built.config.seed}).{spread}"
-    )
+    before = "" if records[0].rows is None else f" (before training on {count(records[0].rows)} of them)"
+    when = f"at step {records[-1].step}, with one seed ({built.config.seed})"
+    lines.append(f"\nOn {count(rows)} validation rows{before}, {when}.{spread}")
     return "\n".join(lines)
 
 
-def _value(built: Built, value: float | None) -> str:
+def _value(built: Built, record: Record) -> str:
+    value, rows = record.metric, record.rows or len(built.task.validation)
     if value is None or not math.isfinite(value):
         return "–"
     if built.task.metric != "accuracy":
         return number(value)
-    error = 100 * math.sqrt(max(value / 100 * (1 - value / 100), 0) / len(built.task.validation))
+    error = 100 * math.sqrt(max(value / 100 * (1 - value / 100), 0) / rows)
     return f"{value:.2f} ± {error:.2f} %"
 
 
