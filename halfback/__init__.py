@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from halfback.parties.protocol import Algorithm as Algorithm
     from halfback.parties.server import Server as Server
     from halfback.report.page import write_report as write_report
+    from halfback.runs.applying import apply as apply
     from halfback.runs.comparison import Comparison as Comparison
     from halfback.runs.comparison import compare as compare
+    from halfback.runs.evaluating import Scores as Scores
     from halfback.runs.package import package as package
     from halfback.runs.plan import Plan as Plan
     from halfback.runs.plan import plan as plan
@@ -64,11 +66,13 @@ _PLACES = {
     "Run": "runs.run",
     "RunConfig": "config",
     "RunState": "runs.training",
+    "Scores": "runs.evaluating",
     "Server": "parties.server",
     "Summary": "runs.summary",
     "UserError": "errors",
     "Variant": "runs.variants",
     "algorithm": "algorithms",
+    "apply": "runs.applying",
     "codec": "codecs",
     "compare": "runs.comparison",
     "controller": "controllers",

@@ -57,7 +57,7 @@ from halfback.zeroth.directions import (
     seed_for,
     seeds_under,
 )
-from halfback.zeroth.replay import Replica, RowForm, schedule
+from halfback.zeroth.replay import Falls, Replica, RowForm, schedule
 from halfback.zeroth.update import UpdateRule
 
 FOLDER = Path(__file__).resolve().parent / "vectors"
@@ -130,7 +130,8 @@ RULES: dict[str, Json] = {
     "adamw-decay-clip": {"optimizer": "adamw", "weight_decay": 0.1, "clip": 3.0},
     "momentum-decay-normalize": {"optimizer": "momentum", "weight_decay": 0.1, "normalize": True},
 }
-SCHEDULES = [("constant", 0, 9), ("constant", 3, 9), ("linear", 2, 9), ("cosine", 2, 9)]
+SCHEDULES = [("constant", 0, 9), ("constant", 3, 9), ("linear", 2, 9), ("cosine", 2, 9), ("multistep", 2, 9)]
+FALLS = Falls((3, 4, 7), 0.3)  # of the multistep schedule
 
 
 def start(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -147,7 +148,7 @@ def _case(rule: Json, rows: Tensor, steps: Sequence[int], **how: Any) -> Json:
         {name: start(name, size) for name, size in shapes.items()},
         UpdateRule(lr=0.01, **rule),
         Directions(seeds_under(17, "direction", "bottom"), how.get("law", "rademacher")),
-        schedule=schedule(shape, warmup=warmup, total=total),
+        schedule=schedule(shape, warmup=warmup, total=total, falls=FALLS),
         form=form,
     )
     replica.replay(0, rows, list(steps))
@@ -157,7 +158,7 @@ def _case(rule: Json, rows: Tensor, steps: Sequence[int], **how: Any) -> Json:
         "rule": {"lr": 0.01} | rule,
         "law": how.get("law", "rademacher"),
         "seed_path": [17, "direction", "bottom"],
-        "schedule": {"shape": shape, "warmup": warmup, "total": total},
+        "schedule": {"shape": shape, "warmup": warmup, "total": total} | _falls(shape),
         "shapes": {name: list(size) for name, size in shapes.items()},
         "groups": None if form.groups is None else [list(names) for names in form.groups],
         "exact": list(form.exact),
@@ -165,6 +166,11 @@ def _case(rule: Json, rows: Tensor, steps: Sequence[int], **how: Any) -> Json:
         "steps": list(steps),
         "result": result,
     }
+
+
+def _falls(shape: str) -> Json:
+    """What a multistep schedule has beside the others."""
+    return {"milestones": list(FALLS.milestones), "gamma": FALLS.gamma} if shape == "multistep" else {}
 
 
 def _held(tensors: Mapping[str, Tensor]) -> Json:
@@ -198,8 +204,9 @@ def replays() -> Json:
             "shape": shape,
             "warmup": warmup,
             "total": total,
-            "factors": [schedule(shape, warmup=warmup, total=total)(step).hex() for step in range(12)],
-        }  # type: ignore[arg-type]
+            "factors": [schedule(shape, warmup=warmup, total=total, falls=FALLS)(step).hex() for step in range(12)],
+        }
+        | _falls(shape)
         for shape, warmup, total in SCHEDULES
     ]
     return {"schedules": factors, "cases": cases}

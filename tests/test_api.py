@@ -19,7 +19,7 @@ from rich.console import Console
 
 import halfback as hb
 from halfback.engine import checkpoint
-from halfback.runs import progress
+from halfback.runs import heartbeat, progress
 from halfback.testing.small import SMALL
 
 TASK = {"name": "digits", "train_rows": 120, "validation_rows": 60}
@@ -194,8 +194,8 @@ def test_a_log_is_never_silent_for_long(
     run: hb.Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before the first step, and within one that is long, it says where the run is and how long it will take."""
-    monkeypatch.setattr(progress, "_FIRST", 0.1)
-    monkeypatch.setattr(progress, "_SILENCE", 0.2)
+    monkeypatch.setattr(heartbeat, "_FIRST", 0.1)
+    monkeypatch.setattr(heartbeat, "_SILENCE", 0.2)
     bars = progress.Bars(Console(file=io.StringIO()))
     with bars:
         heard(capsys, r"getting ready  \(\d s so far\)")
@@ -207,10 +207,12 @@ def test_a_log_is_never_silent_for_long(
             capsys,
             r"step 2/4  loss 0.500  accuracy –  up 0 B down 0 B  0\.\d+ s a step  \d s left  \(\d+ s so far\)",
         )
+        bars.rows(run.config, 512, 872)
+        heard(capsys, r"step 2/4 .* left  evaluating 512/872 rows  \(\d+ s so far\)")
     capsys.readouterr()
     time.sleep(1.0)
     assert capsys.readouterr().out == ""
-    assert [progress.spoken(seconds) for seconds in (0.4, 59, 61, 3725)] == ["0 s", "59 s", "1 min 1 s", "1 h 2 min"]
+    assert [heartbeat.spoken(seconds) for seconds in (0.4, 59, 61, 3725)] == ["0 s", "59 s", "1 min 1 s", "1 h 2 min"]
 
 
 def heard(capsys: pytest.CaptureFixture[str], pattern: str) -> None:

@@ -226,7 +226,7 @@ def test_defaults_are_said_in_full(recipe: str) -> None:
     """The file in a run's folder names every setting, so that a later default changes nothing."""
     tree = config.to_tree(config.resolve(recipe))
     assert set(tree) == set(config.RunConfig.model_fields)
-    assert tree["top"] == config.TopConfig().model_dump()
+    assert tree["top"] == config.TopConfig().model_dump(mode="json")
 
 
 def test_without_a_recipe() -> None:

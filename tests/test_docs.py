@@ -31,7 +31,7 @@ _SCRIPT = r"^## (.*?)\n(?:[^`#]*\n)?```python\n(.*?)^```"
 # Pages whose scripts run as they stand; of others a script is a piece of something larger, and tests of that run it.
 SCRIPTS = {
     f"{name}, {title}": script
-    for name in ("docs/python.md", "docs/own_models_and_data.md", "docs/tutorials/own_model.md")
+    for name in ("docs/python.md", "docs/own_models_and_data.md", "docs/use.md", "docs/tutorials/own_model.md")
     for title, script in re.findall(
         r"^## (.*?)\n(?:[^`#]*\n)?```python\n(.*?)^```", PAGES.get(name, ""), re.DOTALL | re.MULTILINE
     )
@@ -114,9 +114,9 @@ def _check(words: list[str]) -> None:
             resolve_values(recipe, parsed(given))
 
 
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+def test_the_site_is_built_without_a_warning() -> None:
     pytest.importorskip("zensical", reason="the extra docs is not installed")
-    build = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(ROOT / "mkdocs.yml")]
+    build = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     done = subprocess.run(build, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -23,7 +23,7 @@ from halfback.assembly import build, build_client
 from halfback.assembly.sources import Seat
 from halfback.errors import UserError
 from halfback.models.adapters import trainable
-from halfback.runs import exporting, generation
+from halfback.runs import exporting_model, generation
 from halfback.telemetry.records import read_records
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
@@ -99,7 +99,7 @@ def exported(folder: Path, table: Path, *more: str) -> tuple[Any, Any, Any, list
     for part in (built.model.bottom, built.model.top):
         for parameter in trainable(part).values():
             parameter.data += 0.1 * torch.randn_like(parameter)
-    exporting.write(built, folder / "model")
+    exporting_model.write(built, folder / "model")
     kind = "CausalLM" if hasattr(built.model.whole, "lm_head") else "SequenceClassification"
     plain = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(folder / "model").eval()
     own = transformers.AutoTokenizer.from_pretrained(folder / "model")
@@ -224,7 +224,8 @@ def test_a_model_that_writes(name: str, table: Path, tmp_path: Path) -> None:
     last = own("w0", add_special_tokens=False)["input_ids"][-1]  # no end of text
     assert batch["input_ids"][:, -1].tolist() == [last] * len(texts)
     written = plain.generate(**batch, do_sample=False, max_new_tokens=6)[:, batch["input_ids"].shape[1] :]
-    said = generation.respond(built.model.whole, built.tokenizer, texts, built.config.task, 4)
+    writer = generation.Writer(built.model.whole, built.tokenizer, built.config.task, 4)
+    said = generation.respond(writer, texts)
     assert [own.decode(row, skip_special_tokens=True).strip() for row in written] == said
     assert plain.generation_config.eos_token_id == own.convert_tokens_to_ids("</s>")
 
@@ -296,7 +297,8 @@ def test_a_text_to_continue_with_tokens_that_the_model_does_not_have(table: Path
     model(tmp_path, "llama", "AutoModelForCausalLM")
     TOKENIZERS["pads with a new one"](tmp_path)
     built, *_ = exported(tmp_path, table, "task.objective=causal_lm", "task.label=null")
-    how = (replace(built.config.task, max_new_tokens=2), 4)
-    assert len(generation.respond(built.model.whole, built.tokenizer, ["w1 w2", "w3"], *how)) == 2
+    options = replace(built.config.task, max_new_tokens=2)
+    writer = generation.Writer(built.model.whole, built.tokenizer, options, 4)
+    assert len(generation.respond(writer, ["w1 w2", "w3"])) == 2
     with pytest.raises(UserError, match=r"the text: the tokenizer reads '\[NEW\]' as token 64, the model has 0 to 63"):
-        generation.respond(built.model.whole, built.tokenizer, ["w1 [NEW]"], *how)
+        generation.respond(writer, ["w1 [NEW]"])

@@ -213,6 +213,16 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["top={optimizer: apollo, options: {rank: 4}}"],
         "top.options.rank with top.optimizer=apollo_mini: it has no such option; set it to null",
     ),
+    "milestones of another schedule": (
+        ["bottom.milestones=[10, 20]"],
+        ["bottom.milestones=[10, 20]", "bottom.schedule=multistep"],
+        "bottom.schedule=constant with bottom.milestones=[10, 20]: milestones and schedule=multistep go together; set",
+    ),
+    "milestones out of order": (
+        ["top.milestones=[20, 20]", "top.schedule=multistep"],
+        ["top.milestones=[20, 21]", "top.schedule=multistep"],
+        "top.milestones=[20, 20]: steps from 1 on in rising order are allowed, each once",
+    ),
     "clipping what is never there at once": (
         ["top={optimizer: adalomo, clip: 1.0}"],
         ["top={optimizer: adafactor, clip: 1.0}"],
@@ -436,8 +446,13 @@ def test_the_first_difference_of_two_configurations() -> None:
     assert first_difference(one, same) is None
     assert first_difference(one, other) == ("steps", 300, 1)
     assert first_difference(one, {**same, "deployment": {}}) is None
-    before = {key: value for key, value in same.items() if key not in ("client", "threads", "one_pass")}
+    before = {key: value for key, value in same.items() if key not in ("client", "threads", "one_pass", "sinks")}
     assert first_difference(one, before) is None, "settings that came later are at their defaults"
+    older = {key: value for key, value in same.items() if key not in ("attack", "server_step")}
+    for section, setting in (("bottom", "batch_norm"), ("robust", "liars"), ("task", "augment")):
+        older[section] = {name: value for name, value in same[section].items() if name != setting}
+    assert first_difference(one, older) is None, "in sections too"
+    assert first_difference(one, older | {"bottom": older["bottom"] | {"lr": 7.0}}) is not None
     later = one.model_copy(update={"client": one.client.model_copy(update={"rows_at_once": 2})})
     assert first_difference(later, before) == (
         "client",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from halfback.zeroth.replay import Shape, schedule
+from halfback.zeroth.replay import Falls, Shape, schedule
 
 TOTAL = 20
 
@@ -27,6 +27,18 @@ def factors(make: object, warmup: int) -> list[float]:
 def test_behind_the_warm_up_it_is_transformers_schedule(shape: Shape, theirs: object, warmup: int) -> None:
     ours = [schedule(shape, warmup=warmup, total=TOTAL)(step) for step in range(TOTAL)]
     assert ours[warmup:] == pytest.approx(factors(theirs, warmup)[warmup:], rel=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_multistep_is_torchs_from_milestone_to_milestone(warmup: int) -> None:
+    def theirs(optimizer: torch.optim.Optimizer, _: int, __: int) -> object:
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [4, 9, 10], gamma=0.3)
+
+    rate = schedule("multistep", warmup=warmup, total=TOTAL, falls=Falls((4, 9, 10), 0.3))
+    ours = [rate(step) for step in range(TOTAL)]
+    # Ours begins each product anew, theirs goes on with the last rate.
+    assert ours[warmup:] == pytest.approx(factors(theirs, warmup)[warmup:], rel=1e-12)
+    assert ours[-1] == pytest.approx(0.3**3)
 
 
 def test_the_warm_up_is_a_line_without_a_step_at_rate_zero() -> None:

@@ -12,7 +12,7 @@ from halfback_device.methods import METHODS
 from halfback_device.replay import Replica, RowForm
 from halfback_device.seeds import Directions, seeds_under
 from halfback_device.slopes import Probe
-from halfback_device.update import UpdateRule, schedule
+from halfback_device.update import Falls, UpdateRule, schedule
 
 # Slopes of a step, where the recipe leaves them to the method.
 _DIRECTIONS = {"ho_sfl": 2, "ho_sfl_pipelined": 2, "hosl": 10, "zo_sfl": 1}
@@ -52,7 +52,7 @@ class Plan:
         method: the algorithm's name.
         probe: how it takes slopes.
         exact_blocks: the last blocks whose gradient it takes exactly, from the first that has parameters of it on.
-        rule: how agreed slopes move θ. law: of the directions.
+        rule: how agreed slopes move θ. falls: of a multistep schedule. law: of the directions.
         seed: of the run. batch_size: rows of a batch. clients: of the run.
         steps: of the run; steps_per_round: at most, of a round.
         has_head: the head and the labels are on the device (U-shape).
@@ -67,6 +67,7 @@ class Plan:
     rule: UpdateRule
     law: Any
     shape: Any
+    falls: Falls
     warmup: int
     seed: int
     batch_size: int
@@ -164,7 +165,8 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
         exact_blocks=_noted(manifest),
         rule=_rule(config),
         law=_one_of(config, "bottom.law", ("rademacher", "gaussian")),
-        shape=_one_of(config, "bottom.schedule", ("constant", "linear", "cosine")),
+        shape=_one_of(config, "bottom.schedule", ("constant", "linear", "cosine", "multistep")),
+        falls=_falls(config),
         warmup=_whole(config, "bottom.warmup", 0),
         seed=_whole(config, "seed", 0, (1 << 63) - 1),
         batch_size=_whole(config, "batch_size", 1),
@@ -211,13 +213,22 @@ def _rule(config: Any) -> UpdateRule:
     )
 
 
+def _falls(config: Any) -> Falls:
+    milestones, gamma = at(config, "bottom.milestones", []), at(config, "bottom.gamma", 0.1)
+    if not isinstance(milestones, list) or not all(type(each) is int and each >= 0 for each in milestones):
+        raise PackageError(f"bottom.milestones={milestones!r:.60}: a list of steps is allowed")
+    if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 0 < gamma <= 1:
+        raise PackageError(f"bottom.gamma={gamma!r:.40}: above 0, up to 1, is allowed")
+    return Falls(milestones, gamma)
+
+
 def replica_of(plan: Plan, manifest: Mapping[str, Any], theta: Mapping[str, Any]) -> Replica:
     """θ as a run begins with it, and what moves it."""
     return Replica(
         theta,
         plan.rule,
         Directions(seeds_under(plan.seed, "direction", "bottom"), plan.law),
-        schedule=schedule(plan.shape, warmup=plan.warmup, total=plan.steps),
+        schedule=schedule(plan.shape, warmup=plan.warmup, total=plan.steps, falls=plan.falls),
         form=RowForm(manifest.get("groups"), manifest["exact"]),
     )
 

@@ -17,6 +17,7 @@ from halfback_device.messages import Array
 _PIECE = 4096  # values that are Python's own at once
 
 Schedule = Callable[[int], float]
+Shape = Literal["constant", "linear", "cosine", "multistep"]
 
 
 def constant(step: int) -> float:
@@ -24,20 +25,36 @@ def constant(step: int) -> float:
     return 1.0
 
 
-def schedule(shape: Literal["constant", "linear", "cosine"], *, warmup: int, total: int) -> Schedule:
+@dataclass(frozen=True)
+class Falls:
+    """The steps from which on a multistep schedule's factor is `gamma` times what it was before, in rising order."""
+
+    milestones: Sequence[int] = ()
+    gamma: float = 0.1
+
+
+NEVER = Falls()
+
+
+def schedule(shape: Shape, *, warmup: int, total: int, falls: Falls = NEVER) -> Schedule:
     """Step from 0 on → factor of the learning rate.
 
     It rises in a line over the first `warmup` steps, and then stays at 1, or falls to 0 at step `total` in a line or a
-    half cosine.
+    half cosine, or by a factor at each milestone.
     """
-    return partial(_factor, shape, warmup, total)
+    return partial(_factor, shape, warmup, total, falls)
 
 
-def _factor(shape: str, warmup: int, total: int, step: int) -> float:
+def _factor(shape: str, warmup: int, total: int, falls: Falls, step: int) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if shape == "constant":
         return 1.0
+    if shape == "multistep":
+        factor = 1.0
+        for milestone in falls.milestones:
+            factor *= falls.gamma if step >= milestone else 1.0
+        return factor
     gone = min((step - warmup) / max(total - warmup, 1), 1.0)
     return 1 - gone if shape == "linear" else (1 + math.cos(math.pi * gone)) / 2
 

@@ -20,7 +20,7 @@ from halfback_device.link import End
 from halfback_device.replay import Replica, RowForm
 from halfback_device.seeds import Directions, name_number, seed_for, seeds_under
 from halfback_device.stream import read_frame, write_frame
-from halfback_device.update import UpdateRule, schedule
+from halfback_device.update import Falls, Schedule, UpdateRule, schedule
 from halfback_device.wire import Most, pack, unpack
 
 REPLAY, WIRE, CODECS, TEMPORAL = vectors("replay"), vectors("wire"), vectors("codecs"), vectors("temporal")
@@ -53,9 +53,14 @@ def test_directions(case: Any) -> None:
     assert same(made.reshape(-1)[-3:], case["last"])
 
 
+def schedule_of(case: Any) -> Schedule:
+    falls = Falls(case.get("milestones", ()), case.get("gamma", 0.1))
+    return schedule(case["shape"], warmup=case["warmup"], total=case["total"], falls=falls)
+
+
 def test_schedules() -> None:
     for case in REPLAY["schedules"]:
-        factor = schedule(case["shape"], warmup=case["warmup"], total=case["total"])
+        factor = schedule_of(case)
         assert [factor(step).hex() for step in range(12)] == case["factors"]
 
 
@@ -68,7 +73,7 @@ def replica_of(case: Any) -> Replica:
         start,
         UpdateRule(**case["rule"]),
         Directions(seeds_under(*case["seed_path"]), case["law"]),
-        schedule=schedule(shape["shape"], warmup=shape["warmup"], total=shape["total"]),
+        schedule=schedule_of(shape),
         form=RowForm(case["groups"], case["exact"]),
     )
 

@@ -3,10 +3,10 @@
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,12 +23,23 @@ from halfback.assembly.sources import client_sources, pooled_source
 from halfback.assembly.whole import load, pretrain_whole
 from halfback.config import RunConfig
 from halfback.data.encode import EncodedTask
+from halfback.data.sources import Preparation
 from halfback.engine.federation import Federation
 from halfback.engine.links import CACHES
 from halfback.engine.server_side import ServerSide
 from halfback.models.cut import CutModel, check_cut
 from halfback.models.objectives import Evaluation, evaluate
 from halfback.parties.attack import Liars
+from halfback.zeroth.directions import seed_for
+
+OnRows = Callable[[int, int], object]
+"""Called while rows are worked through: how many are done, and how many there are."""
+
+
+class Evaluate(Protocol):
+    """What evaluates a run's model as it is."""
+
+    def __call__(self, rows: int | None = None, told: OnRows | None = None) -> Evaluation: ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,9 @@ class Built:
 
     tokenizer: None for images. processor: None for all but images in colour. fingerprint: what the run is about.
     ground: what the parties stand on. clients: what the federation's are made of. skipped_rows: left out on request.
+    evaluate: on all validation rows, or on so many, drawn with the run's seed, the same for every algorithm; it tells
+        how many rows are done, of how many.
+    how: the model wants the task's images.
     """
 
     config: RunConfig
@@ -47,8 +61,9 @@ class Built:
     federation: Federation
     ground: Ground
     clients: Clients
-    evaluate: Callable[[], Evaluation]
+    evaluate: "Evaluate"
     fingerprint: Mapping[str, str]
+    how: Preparation
     skipped_rows: int = 0
 
 
@@ -94,8 +109,9 @@ def build(
         Federation(side, clients.side, one_pass=one_pass_of(config, device)),
         ground,
         clients,
-        partial(_evaluate, config, side, ground.model, loaded.task, device),
+        _Evaluating(config, side, ground.model, loaded.task, device),
         about,
+        loaded.how,
         loaded.raw.skipped_rows,
     )
 
@@ -106,15 +122,30 @@ def clear_scratch(scratch: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _evaluate(
-    config: RunConfig, server: ServerSide, model: CutModel, task: EncodedTask, device: torch.device
-) -> Evaluation:
-    server.agreed_bottom()
-    split = task.validation
+@dataclass(frozen=True)
+class _Evaluating:
+    config: RunConfig
+    server: ServerSide
+    model: CutModel
+    task: EncodedTask
+    device: torch.device
 
-    def results() -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in torch.arange(len(split)).split(config.eval_batch_size):
-            batch = split.batch(rows).to(device)
-            yield model.logits(batch.inputs, batch.scored), batch.labels
+    def __call__(self, rows: int | None = None, told: OnRows | None = None) -> Evaluation:
+        self.server.agreed_bottom()
+        task, split = self.task, self.task.validation
+        chosen = torch.arange(len(split))
+        if rows is not None:
+            stream = np.random.SeedSequence([seed_for(self.config.seed, "first evaluation")])
+            drawn = np.random.Generator(np.random.Philox(stream)).choice(len(split), size=rows, replace=False)
+            chosen = torch.from_numpy(np.sort(drawn))
 
-    return evaluate(task.objective, results(), task.own_loss, task.own_metric)
+        def results() -> Iterator[tuple[Tensor, Tensor]]:
+            done = 0
+            for some in chosen.split(self.config.eval_batch_size):
+                if told is not None:
+                    told(done, len(chosen))
+                batch = split.batch(some).to(self.device)
+                yield self.model.logits(batch.inputs, batch.scored), batch.labels
+                done += len(some)
+
+        return evaluate(task.objective, results(), task.own_loss, task.own_metric)

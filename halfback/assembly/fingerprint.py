@@ -32,14 +32,19 @@ def fingerprint(whole: nn.Module, task: EncodedTask, sources: Sequence[ClientDat
 
     All bytes count, of weights once where layers share them; a second for two gigabytes or more.
     """
-    weights = [(n, t) for n, t in (*whole.named_parameters(), *whole.named_buffers()) if not t.is_meta]
     prompts = [(prompt.tokens, prompt.references) for prompt in task.prompts]
     return {
-        "model.name": _digest(weights, _settings(whole)),
+        "model.name": of_model(whole),
         "task.train": _digest(task.train.contents().items(), [task.objective, task.label_names]),
         "task.validation": _digest(task.validation.contents().items(), prompts),
         "partition": _digest((str(n), torch.from_numpy(source.rows)) for n, source in enumerate(sources)),
     }
+
+
+def of_model(whole: nn.Module) -> str:
+    """The digest of a model's weights, as far as they are held, and of its settings."""
+    weights = [(n, t) for n, t in (*whole.named_parameters(), *whole.named_buffers()) if not t.is_meta]
+    return _digest(weights, _settings(whole))
 
 
 def check_same(kept: Mapping[str, str], now: Mapping[str, str], run: object) -> None:

@@ -94,8 +94,28 @@ def lay(
         UserError: a setting trains nothing on a device, or asks for blocks that the model has not.
     """
     task, ids = loaded.task, verbaliser_ids(config.task.verbaliser, loaded.tokenizer)
+    levels, part, theta = begun(config, algorithm, loaded.whole, device, ids, len(task.label_names))
+    model = levels[max(levels)]
+    own = model if client is None else levels[config.model.cut_of(client)]
+    form, head = form_at(own, config, task, device), _head(own, task, device)
+    norms = [norm for module in _normed(config, part).values() for norm in batch_norms(module).values()]
+    return Ground(config, algorithm, device, task, levels, part, theta, head, form, norms)
+
+
+def begun(
+    config: RunConfig,
+    algorithm: Algorithm,
+    whole: nn.Module,
+    device: torch.device,
+    verbaliser: Sequence[int] | None,
+    classes: int,
+) -> tuple[dict[int, CutModel], Bottom | LocalModel, Replica]:
+    """The model at each of the clients' cuts, what θ belongs to, and θ as it begins; of the rows it takes nothing.
+
+    `verbaliser`: token ids, one a class, where there is one; `classes`: how many the task has. Raises as `lay` does.
+    """
     cuts = sorted({config.model.cut_of(client) for client in range(config.clients)})
-    model = cut(place(loaded.whole, device), cuts[-1], head=config.model.head, verbaliser=ids)
+    model = cut(place(whole, device), cuts[-1], head=config.model.head, verbaliser=verbaliser)
     if config.bottom.weights == "int8":
         untie(model)
     set_trainable(
@@ -108,13 +128,9 @@ def lay(
     if config.bottom.weights == "int8":
         quantise(model.bottom)
     levels = {at: recut(model, at, head=config.model.head) for at in cuts[:-1]} | {model.at: model}
-    part = _part(config, algorithm, model, task)
+    part = _part(config, algorithm, model, classes)
     place(part, device)
-    theta = _theta(config, algorithm, part, [levels[at] for at in cuts])
-    own = model if client is None else levels[config.model.cut_of(client)]
-    form, head = form_at(own, config, task, device), _head(own, task, device)
-    norms = [norm for module in _normed(config, part).values() for norm in batch_norms(module).values()]
-    return Ground(config, algorithm, device, task, levels, part, theta, head, form, norms)
+    return levels, part, _theta(config, algorithm, part, [levels[at] for at in cuts])
 
 
 def _normed(config: RunConfig, part: Bottom | LocalModel) -> dict[str, nn.Module]:
@@ -140,7 +156,7 @@ def _statistics(config: RunConfig, part: Bottom | LocalModel) -> dict[str, Tenso
     }
 
 
-def _part(config: RunConfig, algorithm: Algorithm, model: CutModel, task: EncodedTask) -> Bottom | LocalModel:
+def _part(config: RunConfig, algorithm: Algorithm, model: CutModel, classes: int) -> Bottom | LocalModel:
     """What θ belongs to."""
     match algorithm.needs.holds:
         case "bottom":
@@ -151,7 +167,7 @@ def _part(config: RunConfig, algorithm: Algorithm, model: CutModel, task: Encode
             head = auxiliary(
                 model,
                 config.model.auxiliary,
-                num_labels=len(task.label_names),
+                num_labels=classes,
                 trained=config.top.train,
                 lora=config.lora,
                 seed=seed_for(config.seed, "auxiliary"),

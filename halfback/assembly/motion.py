@@ -10,7 +10,7 @@ from halfback.optimizers.base import Settings
 from halfback.optimizers.table import TABLE, check_installed
 from halfback.parties.holdings import Descent
 from halfback.zeroth.directions import Directions, seed_for, seeds_under
-from halfback.zeroth.replay import PLAIN, Replica, RowForm, Schedule, schedule
+from halfback.zeroth.replay import PLAIN, Falls, Replica, RowForm, Schedule, schedule
 from halfback.zeroth.update import Replayed, UpdateRule
 
 
@@ -70,4 +70,5 @@ def make_descent(
 
 def make_schedule(config: RunConfig, part: BottomConfig | TopConfig) -> Schedule:
     """The learning rate's factor by the run's step."""
-    return schedule(part.schedule, warmup=part.warmup, total=config.steps)
+    falls = Falls(part.milestones, part.gamma)
+    return schedule(part.schedule, warmup=part.warmup, total=config.steps, falls=falls)

@@ -112,20 +112,20 @@ def _load_model(config: RunConfig, raw: RawTask, given: Given, held: Held | None
         in_channels=raw.in_channels or 3,
         label_names=raw.label_names,
     )
-    whole, tokenizer = load_model(_in_data_folder(config.model.name), asked, held=held)
+    whole, tokenizer = load_model(in_data_folder(config.model.name), asked, held=held)
     return whole, tokenizer if given.tokenizer is None or tokenizer is None else settled_tokenizer(given, whole)
 
 
 def has_weights(config: ModelConfig) -> bool:
     """Whether the weights of the model are in files here, or can be fetched; not so for a folder that has none."""
-    return files_here(_in_data_folder(config.name))
+    return files_here(in_data_folder(config.name))
 
 
 def preparation(config: ModelConfig, options: TaskOptions) -> Preparation:
     """How the model wants the task's images; UserError for a preprocessor that can't be used, or not for this size."""
     if config.name == GIVEN or not has_colour_images(options):
         return Preparation()
-    name = _in_data_folder(config.name)
+    name = in_data_folder(config.name)
     return Preparation(own_processor(name, options.image_size), own_size(name))
 
 
@@ -160,7 +160,7 @@ def check_rows(loaded: Loaded, config: RunConfig) -> None:
         check_known(whole, loaded.tokenizer, token, f"model.name={config.model.name}")
 
 
-def _in_data_folder(name: str) -> str:
+def in_data_folder(name: str) -> str:
     """A name that begins with `$HALFBACK_DATA/` as a path where the data sets are; any other name as it is."""
     marker, _, rest = name.partition("/")
     if marker != "$HALFBACK_DATA":
@@ -183,21 +183,7 @@ def pretrain_whole(
     settings = config.model.pretrain
     assert settings is not None
     if kept is not None and kept.exists():
-        try:
-            if not kept.is_file():  # a pipe would never end
-                raise OSError("it is not a file")
-            tensors = load_file(kept)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{kept} can't be read: {first_line(error)}") from None
-        own = {name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
-        found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        for name in own | found:
-            if own.get(name) != found.get(name):
-                raise UserError(
-                    f"{kept} is not of this model: tensor {name!r} is missing, unknown, or of another shape"
-                )
-        model.load_state_dict(tensors)
-        check_finite(str(kept), model)
+        load_pretrained(model, kept)
         return
     raw = load_task(TaskOptions(settings.task), seed=seed_for(config.seed, "task"), how=how)
     classes, allowed = len(raw.label_names), len(target.label_names)
@@ -222,3 +208,20 @@ def pretrain_whole(
         except (OSError, SafetensorError) as error:
             unfinished.unlink(missing_ok=True)
             raise UserError(f"{kept} can't be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+def load_pretrained(model: nn.Module, kept: Path) -> None:
+    """Loads in place what a run has kept of its pretraining; UserError where that is damaged or another model's."""
+    try:
+        if not kept.is_file():  # a pipe would never end
+            raise OSError("it is not a file")
+        tensors = load_file(kept)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{kept} can't be read: {first_line(error)}") from None
+    own = {name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    for name in own | found:
+        if own.get(name) != found.get(name):
+            raise UserError(f"{kept} is not of this model: tensor {name!r} is missing, unknown, or of another shape")
+    model.load_state_dict(tensors)
+    check_finite(str(kept), model)

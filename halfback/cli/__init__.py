@@ -5,13 +5,14 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from halfback.cli import health, listing, plans, runs, sites
+from halfback.cli import health, home, listing, plans, runs, sites, using
 from halfback.cli.printing import console
 from halfback.errors import HalfbackError, Interrupted, one_line, shown
 
@@ -101,9 +102,10 @@ def options(
     pass
 
 
-_GROUPS = {
+_GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Train": (runs.train, runs.resume, runs.compare, runs.report),
-    "Use what was trained": (runs.generate, runs.export),
+    "Use what was trained": (using.predict, using.evaluate, using.generate),
+    "Take it home": (home.export, home.apply),
     "Say before what it costs": (plans.plan, plans.profile),
     "On other machines": (sites.deploy, runs.replay, runs.package),
     "What there is to name": (

@@ -7,6 +7,7 @@ import typer
 
 from halfback.cli.completing import recipe_or_setting
 from halfback.cli.printing import console, parsed, print_table, recipe_and_settings
+from halfback.runs.heartbeat import working
 
 
 def plan(
@@ -36,11 +37,12 @@ def plan(
     explain: Annotated[bool, typer.Option("--explain", help="Say what binds, class by class.")] = False,
 ) -> None:
     """Say what a recipe would cost on a fleet with each cut, method, codec and precision, and which to take."""
-    from halfback.report.planned import NOTE, pilot_note, pilot_table, plan_table
-    from halfback.runs.plan import plan as planned
+    with working("planning"):
+        from halfback.report.planned import NOTE, pilot_note, pilot_table, plan_table
+        from halfback.runs.plan import plan as planned
 
-    recipe, given = recipe_and_settings(settings)
-    found = planned(recipe, devices=devices, target=target, pilot=pilot, **parsed(given))
+        recipe, given = recipe_and_settings(settings)
+        found = planned(recipe, devices=devices, target=target, pilot=pilot, **parsed(given))
     print_table(*plan_table(found.values))
     console.print(NOTE, markup=False, highlight=False)
     if found.values["pilot"]:
@@ -76,7 +78,8 @@ def profile(
     config = configuration.resolve(recipe, given)
     check_name(name)
     link = Link(up_megabits=up, down_megabits=down, latency_seconds=latency)
-    rates = measured(config, seconds=seconds)
+    with working("measuring"):
+        rates = measured(config, seconds=seconds)
     write_fleet(fleet_of(rates, link, name=name, recipe=recipe or config.model.name), out)
     ahead, back = rates.bottom.forward / 1e9, rates.top.backward / 1e9
     print(f"{ahead:.3g} · 10^9 operations a second forward, {back:.3g} back: {out}")

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich import get_console
 from rich.table import Table
 
-from halfback.errors import one_line
+from halfback.errors import UserError, offer, one_line
 
 if TYPE_CHECKING:
+    from halfback.runs.opening import Which
     from halfback.runs.summary import Summary
 
 console = get_console()
@@ -28,6 +29,13 @@ def parsed(settings: list[str]) -> dict[str, Any]:
     from halfback.config import parse_override
 
     return dict(parse_override(setting) for setting in settings)
+
+
+def checkpoint_of(name: str) -> "Which":
+    """Which checkpoint of a run an option names."""
+    if name not in ("last", "best"):
+        raise UserError(f"--checkpoint {name}: {offer(name, ('last', 'best'))}")
+    return cast("Which", name)
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""Commands about runs: train, resume, compare, report, generate, export, package."""
+"""Commands about runs: train, resume, compare, report, package."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 from halfback.cli.completing import recipe_or_setting
+from halfback.cli.dry import show_costs
 from halfback.cli.printing import console, parsed, print_closing, print_table, recipe_and_settings
 from halfback.errors import one_line
+from halfback.runs.heartbeat import working
 
 
 def train(
@@ -26,13 +28,21 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the run that OUT holds; any other folder is refused.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the configuration and what it would cost; train and write nothing.")
+    ] = False,
 ) -> None:
     """Fine-tune: a shipped recipe or a YAML file, with settings changed by key=value (see docs/quick_start.md)."""
     from halfback import config as configuration
-    from halfback.runs import run
 
     recipe, given = recipe_and_settings(settings or [])
     config = configuration.resolve(recipe, given)
+    if dry_run:
+        show_costs(config)
+        return
+    with working("getting ready"):
+        from halfback.runs import run
+
     folder = out or Path("runs") / (Path(recipe).stem if recipe else config.algorithm.name)
     trained = run.train(config, folder, overwrite=overwrite)
     print_closing([trained.summary, *(other.summary for other in trained.beside)], folder)
@@ -40,7 +50,8 @@ def train(
 
 def resume(folder: Annotated[Path, typer.Argument(help="Folder of a run that was interrupted.")]) -> None:
     """Continue a run from its last checkpoint, bit for bit."""
-    from halfback.runs import run
+    with working("getting ready"):
+        from halfback.runs import run
 
     trained = run.load(folder).resume()
     print_closing([trained.summary, *(other.summary for other in trained.beside)], folder)
@@ -59,7 +70,7 @@ def replay(
     from halfback.runs.repeating import repeat
 
     with following(None, progress=True) as told:
-        found = repeat(folder, out, parsed(settings or []), on_round=told)
+        found = repeat(folder, out, parsed(settings or []), on_round=told.on_round)
     if found.differ:
         first = "" if found.row is None else f"; the first other row of the history is number {found.row}"
         print(f"{len(found.differ)} of {found.tensors} tensors differ from {folder}, as {found.differ[0]}{first}")
@@ -136,32 +147,6 @@ def report(
     print(write_report(folders, out or folders[0] / "report.html"))
 
 
-def generate(
-    folder: Annotated[Path, typer.Argument(help="Folder of a run with task.objective generation or causal_lm.")],
-    texts: Annotated[list[str], typer.Argument(help="What to continue; the task's template is put around it.")],
-    beams: Annotated[int | None, typer.Option(min=1, help="1 is greedy; by default the run's task.beams.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="By default the run's task.max_new_tokens.")] = None,
-) -> None:
-    """Print what the fine-tuned model writes behind each text."""
-    from halfback.runs import run
-
-    for written in run.load(folder).generate(texts, beams=beams, max_new_tokens=max_new_tokens):
-        print(written)
-
-
-def export(
-    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[Path, typer.Option(help="Folder of the model.")],
-) -> None:
-    """Write the fine-tuned model, both parts joined and adapters merged, as a folder that `model.name` takes.
-
-    Transformers loads it too, but for our ResNets.
-    """
-    from halfback.runs import run
-
-    print(run.load(folder).export(out))
-
-
 def package(
     settings: Annotated[
         list[str],
@@ -180,6 +165,8 @@ def package(
 
     recipe, given = recipe_and_settings(settings)
     changes = parsed(given) | ({} if weights is None else {"bottom.weights": weights})
-    for what, error in make(recipe, out, client=client, **changes).items():
+    with working("packaging"):
+        made = make(recipe, out, client=client, **changes)
+    for what, error in made.items():
         print(f"{what}: {error:.1e} of the largest value beside the reference")
     print(out)

@@ -64,6 +64,8 @@ def deploy(
     with Bars(console) as bars:
         summary = deploying(config, called, folder, to, on_round=bars)
     print_closing([summary], folder)
+    if summary.ended is not None:
+        console.print(summary.ended, soft_wrap=True, markup=False, highlight=False)
 
 
 def _with_clients(config: "RunConfig", recipe: str | None, given: list[str], devices: int) -> "RunConfig":

@@ -124,6 +124,22 @@ class Chosen:
         return None
 
     @property
+    def misplaced_milestones(self) -> str | None:
+        """The schedule that should have milestones and has none, or the other way round; None where there is none."""
+        for side, part in (("bottom", self.config.bottom), ("top", self.config.top)):
+            if (part.schedule == "multistep") != bool(part.milestones):
+                return f"{side}.schedule={part.schedule} with {side}.milestones={list(part.milestones)}"
+        return None
+
+    @property
+    def disordered_milestones(self) -> str | None:
+        """Milestones that are no steps in rising order; None where all are."""
+        for side, part in (("bottom", self.config.bottom), ("top", self.config.top)):
+            if list(part.milestones) != sorted({max(step, 1) for step in part.milestones}):
+                return f"{side}.milestones={list(part.milestones)}"
+        return None
+
+    @property
     def mixes_cuts(self) -> bool:
         """Whether clients have different cuts."""
         return len({self.config.model.cut_of(client) for client in range(self.config.clients)}) > 1

@@ -40,6 +40,18 @@ OF_OPTIMIZERS: tuple[Rule[Chosen], ...] = (
         lambda f: f"{f.foreign_option}: it has no such option; set it to null",
     ),
     Rule(
+        "milestones of another schedule",
+        lambda f: f.misplaced_milestones is not None,
+        lambda f: (
+            f"{f.misplaced_milestones}: milestones and schedule=multistep go together; set both, or leave both away"
+        ),
+    ),
+    Rule(
+        "milestones out of order",
+        lambda f: f.disordered_milestones is not None,
+        lambda f: f"{f.disordered_milestones}: steps from 1 on in rising order are allowed, each once",
+    ),
+    Rule(
         "clipping what is never there at once",
         lambda f: f.unclipped is not None,
         lambda f: (

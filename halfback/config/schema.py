@@ -141,7 +141,12 @@ class BottomConfig(_Section):
     weight_decay: float = Field(default=0.0, ge=0, le=1e4)
     """Share of a weight that a step takes away, times the learning rate (AdamW and its relatives)."""
     schedule: Shape = "constant"
-    """How the learning rate goes on behind the warm-up, to nothing at the last step unless it is constant."""
+    """How the learning rate goes on behind the warm-up: constant, to nothing at the last step in a line or a half
+    cosine, or in falls at `milestones`."""
+    milestones: tuple[int, ...] = ()
+    """Steps at which a multistep schedule multiplies the learning rate by `gamma`, in rising order."""
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    """What the learning rate is multiplied by at each milestone."""
     warmup: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises."""
     clip: float | None = Field(default=None, gt=0)
@@ -170,6 +175,10 @@ class TopConfig(_Section):
     """Share of a weight that a step takes away, times the learning rate (AdamW and its relatives)."""
     schedule: Shape = "constant"
     """As `bottom.schedule`."""
+    milestones: tuple[int, ...] = ()
+    """As `bottom.milestones`."""
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    """As `bottom.gamma`."""
     warmup: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises."""
     clip: float | None = Field(default=None, gt=0)
@@ -262,6 +271,24 @@ class DeploymentConfig(_Section):
     `deadline` alone."""
 
 
+class EarlyStoppingConfig(_Section):
+    """When a run ends before its steps are done, because it gets no better."""
+
+    patience: int | None = Field(default=None, ge=1, le=_MANY)
+    """Evaluations in a row without a better metric after which the run ends; null for never."""
+    min_delta: float = Field(default=0.0, ge=0, le=1e9)
+    """How much better counts as better, in the metric's own unit (percent of accuracy, perplexity)."""
+
+
+class BudgetConfig(_Section):
+    """What a run may cost: it ends behind the round that uses one of these up."""
+
+    bytes: int | None = Field(default=None, ge=1, lt=1 << 63)
+    """Bytes that all clients send and receive together; null for any number."""
+    seconds: float | None = Field(default=None, gt=0, le=1e9)
+    """Seconds of the run, evaluations included, pauses not; null for any number."""
+
+
 class RunConfig(_Section):
     """One run."""
 
@@ -294,12 +321,18 @@ class RunConfig(_Section):
     """All that is random follows from it."""
     eval_every: int = Field(default=50, ge=1, le=_MANY)
     """Rounds between two evaluations."""
+    first_eval_rows: int | None = Field(default=512, ge=1, le=_MANY)
+    """Validation rows, drawn with the run's seed, that the evaluation before the first step is over; null for all."""
     eval_batch_size: int = Field(default=128, ge=1, le=_MANY)
     """Rows at once in an evaluation."""
     checkpoint_every: int = Field(default=50, ge=1, le=_MANY)
     """Rounds between two checkpoints."""
     checkpoint_seconds: float = Field(default=60, gt=0, le=1e9)
     """Seconds after which there is a checkpoint behind the next round, so that a kill costs no more work than these."""
+    keep_best: bool = False
+    """Keep the model of the best evaluation over all validation rows too, beside the last checkpoint."""
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    budget: BudgetConfig = BudgetConfig()
     memory_every: int = Field(default=100, ge=1, le=_MANY)
     """Rounds between two in which memory is measured; measuring slows a round down."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
 from halfback.config import RunConfig, Tree, from_tree, parse_override, read_recipe, to_tree
@@ -76,11 +77,11 @@ def text_of(path: str, value: Any) -> str:
 def first_difference(ours: RunConfig, theirs: Tree) -> tuple[str, Any, Any] | None:
     """The first setting in which a configuration differs from the settings of another, with our value and theirs.
 
-    What theirs don't name is at its default: it became a setting later. `deployment` doesn't count: how long a server
-    waits for clients changes nothing of what is trained.
+    What theirs don't name is at its default, in a section too: it became a setting later. `deployment` doesn't count:
+    how long a server waits for clients changes nothing of what is trained.
     """
     for key, value in to_tree(ours).items():
-        was = theirs[key] if key in theirs else _default(key)
+        was = _completed(key, theirs[key]) if key in theirs else _default(key)
         if key != "deployment" and value != was:
             return key, value, was
     return None
@@ -89,9 +90,20 @@ def first_difference(ours: RunConfig, theirs: Tree) -> tuple[str, Any, Any] | No
 def _default(key: str) -> Any:
     """Of a setting, as a tree has it; None of one that has no default."""
     found = RunConfig.model_fields[key].get_default(call_default_factory=True)
-    if isinstance(found, BaseModel):
-        return found.model_dump(mode="json")
-    return None if found is PydanticUndefined else found
+    return None if found is PydanticUndefined else TypeAdapter(type(found)).dump_python(found, mode="json")
+
+
+def _completed(key: str, section: Any) -> Any:
+    """A section of a tree with the defaults of what it doesn't name; any other value, and what is none, as it is."""
+    kind: Any = RunConfig.model_fields[key].annotation
+    is_section = is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel))
+    if not is_section or not isinstance(section, dict):
+        return section
+    try:
+        adapter = TypeAdapter(kind)
+        return adapter.dump_python(adapter.validate_python(section), mode="json") | section
+    except (ValidationError, UserError):
+        return section
 
 
 def _opened(path: str, value: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,18 +70,46 @@ def image_folder(path: str, *, size: int | None) -> Source:
         raise UserError(f"folder {path!r} has a class whose name is no text: {foreign!r}")
     check_alike(names, lambda number: f"class {number + 1}", where=f"folder {path!r}")
 
-    def read_row(row: int) -> Image.Image:
-        if not files[row].is_file():  # a link to nothing, or a pipe, which would never end
-            raise UserError(f"image {str(files[row])!r} can't be read: it is not there, or no file")
-        return read_picture(lambda: Image.open(io.BytesIO(files[row].read_bytes())), str(files[row]))
-
     return Source(
         where=f"folder {path!r}",
         size=len(files),
         labels=[file.relative_to(folder).parts[0] for file in files],
         names=names,
-        images=lambda rows, how: _decode(rows, read_row, how=how, size=size),
+        images=lambda rows, how: _decode(rows, partial(_opened, files), how=how, size=size),
     )
+
+
+def loose_images(path: str, *, size: int | None) -> tuple[Source, list[str]]:
+    """An image, or all those below a folder, without classes, and their names from there.
+
+    What is hidden is left out, as in `image_folder`.
+
+    Raises:
+        UserError: there is no such file or folder, or no image in it.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise UserError(f"{path!r} is no image and no folder of images: it does not exist")
+    try:
+        files = sorted(_images_below(place), key=str) if place.is_dir() else [place]
+    except OSError as error:
+        raise UserError(f"folder {path!r} can't be read: {error.strerror}: {error.filename!r}") from error
+    if not files:
+        raise UserError(f"folder {path!r} holds no images")
+    names = [str(file.relative_to(place)) if place.is_dir() else path for file in files]
+    source = Source(
+        where=f"{'folder' if place.is_dir() else 'image'} {path!r}",
+        size=len(files),
+        labels=[],
+        images=lambda rows, how: _decode(rows, partial(_opened, files), how=how, size=size),
+    )
+    return source, names
+
+
+def _opened(files: Sequence[Path], row: int) -> Image.Image:
+    if not files[row].is_file():  # a link to nothing, or a pipe, which would never end
+        raise UserError(f"image {str(files[row])!r} can't be read: it is not there, or no file")
+    return read_picture(lambda: Image.open(io.BytesIO(files[row].read_bytes())), str(files[row]))
 
 
 def _images_below(folder: Path) -> Iterator[Path]:

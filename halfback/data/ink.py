@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from halfback.data.sources import Source
@@ -31,6 +32,29 @@ def mnist() -> tuple[Source, Source]:
     images = torch.from_numpy(pixels).float().view(-1, 1, 28, 28) / 255
     # MNIST's ink lies in the middle 20x20; the digits' ink fills its box, so the empty border goes.
     return _ink("mnist", images[:, :, 4:24, 4:24], labels, validation=500)
+
+
+def ink_of(picture: Image.Image) -> np.ndarray:
+    """A picture of a digit (RGB) as these sets have theirs: (1, 16, 16) float32, the ink filling its box, normalised.
+
+    The border tells the ground from the ink, so the ink may be dark on light or light on dark.
+    """
+    grey = np.asarray(picture.convert("L"), dtype=np.float32) / 255
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    ink = torch.from_numpy(1 - grey if np.median(border) > 0.5 else grey)
+    rows, columns = (ink > 0.2).any(1).nonzero(), (ink > 0.2).any(0).nonzero()
+    if len(rows):
+        ink = ink[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
+    side = max(ink.shape)
+    above, left = (side - ink.shape[0]) // 2, (side - ink.shape[1]) // 2
+    ink = F.pad(ink, (left, side - ink.shape[1] - left, above, side - ink.shape[0] - above))
+    return normalised(ink[None, None])[0].numpy()
+
+
+def normalised(images: Tensor) -> Tensor:
+    """Ink (N, 1, H, W) of 0 to 1 as (N, 1, 16, 16), as a model takes it."""
+    images = F.interpolate(images, size=(INK_SIZE, INK_SIZE), mode="bilinear", antialias=True, align_corners=False)
+    return (images - INK_MEAN) / INK_STD
 
 
 def read_packaged(package: str, file: str) -> tuple[np.ndarray, np.ndarray]:
@@ -86,8 +110,7 @@ def _share_out(wanted: int, counts: np.ndarray, random: np.random.RandomState) -
 
 
 def _ink(name: str, images: Tensor, labels: np.ndarray, *, validation: int) -> tuple[Source, Source]:
-    images = F.interpolate(images, size=(INK_SIZE, INK_SIZE), mode="bilinear", antialias=True, align_corners=False)
-    images = (images - INK_MEAN) / INK_STD
+    images = normalised(images)
 
     def part(rows: np.ndarray, where: str) -> Source:
         return Source(

@@ -56,11 +56,11 @@ def own_sources(data: Data, options: TaskOptions) -> tuple[Source, Source | None
 
 def _source(rows: Any, where: str, options: TaskOptions) -> Source:
     second = options.target or "target" if options.objective == "generation" else options.label or "label"
-    table, inputs = _table(rows, where, (options.text or _INPUTS[0], second))
+    table, inputs = table_of(rows, where, (options.text or _INPUTS[0], second))
     if not table.size:
         raise UserError(f"{where} is empty: it has no rows")
     name = options.text or next((name for name in _INPUTS if name in inputs), _INPUTS[0])
-    if name.strip() in inputs and not isinstance(first := inputs[name.strip()][0], str) and _is_array(first):
+    if name.strip() in inputs and holds_arrays(inputs[name.strip()]):
         return _of_tensors(table, inputs[name.strip()], name, options)
     return own_source(table, replace(options, text=name))
 
@@ -72,14 +72,7 @@ def _of_tensors(table: Table, values: Sequence[Any], name: str, options: TaskOpt
         raise UserError(f"task.pair={options.pair!r} has no meaning for tensors, which {table.where} has")
     label = options.label or "label"
     labels, names = labels_of(replace(table, columns={label: column_of(table, label)}), label, None)
-    tensors = [_tensor(values[row], f"{row_of(row)}, column {name!r} of {table.where}") for row in range(table.size)]
-    for row, tensor in enumerate(tensors):
-        if tensor.shape != tensors[0].shape:
-            raise UserError(
-                f"{row_of(row)}, column {name!r} of {table.where} has shape {tuple(tensor.shape)}; that of the first "
-                f"row, {tuple(tensors[0].shape)}, is allowed"
-            )
-    images = torch.stack(tensors)
+    images = stacked(table, values, name)
     return Source(
         where=table.where,
         size=table.size,
@@ -89,7 +82,19 @@ def _of_tensors(table: Table, values: Sequence[Any], name: str, options: TaskOpt
     )
 
 
-def _table(rows: Any, where: str, pair: tuple[str, str]) -> tuple[Table, Mapping[str, Sequence[Any]]]:
+def stacked(table: Table, values: Sequence[Any], name: str) -> Tensor:
+    """The tensors of a column as one (rows, …) float32; UserError where they are no arrays, or not of one shape."""
+    tensors = [_tensor(values[row], f"{row_of(row)}, column {name!r} of {table.where}") for row in range(table.size)]
+    for row, tensor in enumerate(tensors):
+        if tensor.shape != tensors[0].shape:
+            raise UserError(
+                f"{row_of(row)}, column {name!r} of {table.where} has shape {tuple(tensor.shape)}; that of the first "
+                f"row, {tuple(tensors[0].shape)}, is allowed"
+            )
+    return torch.stack(tensors)
+
+
+def table_of(rows: Any, where: str, pair: tuple[str, str]) -> tuple[Table, Mapping[str, Sequence[Any]]]:
     """The rows as texts under named columns, and the same columns as they came; `pair`: names of (input, label)."""
     if _is(rows, "datasets", "Dataset"):
         plain = rows.with_format(None)
@@ -157,6 +162,11 @@ def _is(rows: Any, module: str, name: str) -> bool:
 
 def _is_column(column: Any) -> bool:
     return not isinstance(column, str | bytes) and hasattr(column, "__getitem__") and hasattr(column, "__len__")
+
+
+def holds_arrays(column: Sequence[Any]) -> bool:
+    """Whether a column's cells are arrays and no texts, by the first of them."""
+    return not isinstance(column[0], str) and _is_array(column[0])
 
 
 def _is_array(value: Any) -> bool:

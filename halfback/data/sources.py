@@ -161,7 +161,7 @@ def text_source(table: Table, columns: Columns, *, names: Sequence[str] | None =
     wanted = [column for column in (text, pair, label, target) if column is not None]
     table = replace(table, columns={column: column_of(table, column) for column in wanted})
     if skip:
-        table = _whole_rows(table, [text] if target is None else [text, target], pair, label)
+        table, _ = whole_rows(table, [text] if target is None else [text, target], pair, label)
     labels, declared = ([], None) if label is None else labels_of(table, label, names)
     return Source(
         where=table.where,
@@ -198,7 +198,12 @@ def column_of(table: Table, name: str) -> Sequence[Cell]:
     return table.columns[name.strip()]
 
 
-def _whole_rows(table: Table, texts: Sequence[str], pair: str | None, label: str | None) -> Table:
+def whole_rows(table: Table, texts: Sequence[str], pair: str | None, label: str | None) -> tuple[Table, list[int]]:
+    """The rows that lack none of these columns, and which they are; how many are left out is logged.
+
+    Raises:
+        UserError: none is left.
+    """
     bad = {row for column in texts for row, cell in enumerate(table.columns[column]) if is_blank(cell)}
     if pair is not None:
         bad |= {row for row, cell in enumerate(table.columns[pair]) if cell is None}
@@ -209,7 +214,8 @@ def _whole_rows(table: Table, texts: Sequence[str], pair: str | None, label: str
         raise UserError(f"{table.where} has no whole row: task.skip_bad_rows skips all {rows}")
     if skipped:
         log.info("%s: %d of %d rows are not whole and are skipped (task.skip_bad_rows)", table.where, skipped, rows)
-    return replace(table.take([row for row in range(table.size) if row not in bad]), skipped=skipped)
+    kept = [row for row in range(table.size) if row not in bad]
+    return replace(table.take(kept), skipped=skipped), kept
 
 
 def reason(error: BaseException) -> str:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from halfback.errors import UserError, one_line
-from halfback.runs.folder import CHECKPOINT, COHORTS, CONFIG, PRETRAINED, REPORT
+from halfback.runs.folder import BEST, CHECKPOINT, COHORTS, CONFIG, PRETRAINED, REPORT
 from halfback.telemetry.records import RECORDS, SUMMARY
 
 SEATS, EVENTS, ENDED = "seats.json", "events.jsonl", "ended.json"
@@ -21,6 +21,8 @@ HANDED_OUT = (
     PRETRAINED,
     f"{CHECKPOINT}/round-*/tensors.safetensors",
     f"{CHECKPOINT}/round-*/values.json",
+    f"{BEST}/round-*/tensors.safetensors",
+    f"{BEST}/round-*/values.json",
     "tensorboard/events.out.tfevents.*",
     "wandb/offline-run-*/run-*.wandb",
     "mlflow.db",

@@ -68,7 +68,7 @@ def set_trainable(model: CutModel, *, bottom: BottomTrained, top: Trained, lora:
     Adapters are float32 and start from (`seed`, name), so a block's start does not depend on where the model is cut.
     Raises UserError for a target that no module of bottom or top has, or one of them with nothing to train.
     """
-    if any(_is_adapted(module) for module in model.whole.modules()):
+    if any(is_adapted(module) for module in model.whole.modules()):
         raise ValueError("set_trainable was called before on this model")
     if not 1 <= lora.rank <= _LARGEST_RANK:
         raise UserError(f"LoRA rank is {lora.rank}; 1 to {_LARGEST_RANK} is allowed")
@@ -103,7 +103,7 @@ def set_trainable_copy(part: Top, trained: Trained, lora: Lora, seed: int) -> No
 def without_adapters(body: nn.Module) -> nn.Module:
     """The same modules with each adapted layer replaced, in place, by the layer that it adapts, as it was."""
     for name, module in list(body.named_modules()):
-        if _is_adapted(module):
+        if is_adapted(module):
             body.set_submodule(name, cast(Any, module).get_base_layer())
     return body
 
@@ -136,7 +136,7 @@ def merged(model: CutModel) -> nn.Module:
     """A copy of the whole model with its adapters merged into the layers that they adapt; an `nn.Sequential` as one."""
     whole = copy.deepcopy(model.whole)
     for name, module in list(whole.named_modules()):
-        if _is_adapted(module):
+        if is_adapted(module):
             cast(Any, module).merge()
             whole.set_submodule(name, cast(Any, module).get_base_layer())
     return whole.plain() if isinstance(whole, Stack) else whole
@@ -156,30 +156,41 @@ def export(model: CutModel, folder: Path, label_names: Sequence[str] = (), *, pa
     if not isinstance(whole, ResNet) and not is_of(whole, "transformers.modeling_utils", "PreTrainedModel"):
         save_model(whole, str(folder / "model.safetensors"))
         return
-    last = cast(Top, model.head or model.top)
-    config: Any = whole.config
-    classes: dict[str, Any] = {}
-    if len(label_names) == config.num_labels and last.verbaliser is None:
-        classes = {"id2label": dict(enumerate(label_names)), "label2id": {n: row for row, n in enumerate(label_names)}}
+    settings = settle(model, whole, label_names, pad=pad)
     if isinstance(whole, ResNet):
         names = file_names(whole)
         save_file(
             {names[name]: tensor.contiguous() for name, tensor in whole.state_dict().items()},
             folder / "model.safetensors",
         )
-        (folder / "config.json").write_text(json.dumps(asdict(whole.config) | classes, indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(asdict(whole.config) | settings, indent=2) + "\n")
         return
-    if classes:
-        classes["problem_type"] = "single_label_classification"
-    if pad is not None:
-        classes["pad_token_id"] = pad
-    for key, value in classes.items():
-        setattr(config, key, value)
     with quiet():
         cast(Any, whole).save_pretrained(folder)
 
 
-def _is_adapted(module: nn.Module) -> bool:
+def settle(model: CutModel, whole: Any, label_names: Sequence[str], *, pad: int | None = None) -> dict[str, Any]:
+    """Says in the settings of a merged model, which are returned, what its classes are and which token pads its rows.
+
+    A ResNet's settings don't change: they are returned alone.
+    """
+    last = cast(Top, model.head or model.top)
+    settings: dict[str, Any] = {}
+    if len(label_names) == whole.config.num_labels and last.verbaliser is None:
+        settings["id2label"] = dict(enumerate(label_names))
+        settings["label2id"] = {name: row for row, name in enumerate(label_names)}
+    if isinstance(whole, ResNet):
+        return settings
+    if settings:
+        settings["problem_type"] = "single_label_classification"
+    if pad is not None:
+        settings["pad_token_id"] = pad
+    for key, value in settings.items():
+        setattr(whole.config, key, value)
+    return settings
+
+
+def is_adapted(module: nn.Module) -> bool:
     """Whether PEFT has put this layer in the place of another."""
     return is_of(module, "peft.tuners.tuners_utils", "BaseTunerLayer")
 
@@ -321,5 +332,5 @@ def _put(part: _Part, names: list[str], trained: BottomTrained, lora: Lora) -> N
 def _show(whole: nn.Module, part: _Part) -> None:
     """Put a part's adapters in the whole model too: blocks are shared, but modules outside of them are not."""
     for name, module in part.body.named_modules():
-        if _is_adapted(module):
+        if is_adapted(module):
             whole.set_submodule(name, module)

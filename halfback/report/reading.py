@@ -9,7 +9,7 @@ from halfback.errors import UserError, shown
 from halfback.json_reading import check_bytes, check_numbers, parse, text_of
 
 _ALWAYS = ("step", "up_bytes", "down_bytes", "wall_seconds")
-_OFTEN = ("train_loss", "validation_loss", "metric")  # null where there is none
+_OFTEN = ("train_loss", "validation_loss", "metric", "rows")  # null where there is none
 _TOTALS = (
     "train_loss",
     "up_bytes",
@@ -108,7 +108,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: {key} must be an object, not {shown(summary.get(key))}")
     check_numbers(summary, {*_MEASURES, "seed"} - {"train_loss"}, f"{path}: ", least=0)
     check_numbers(summary, ("train_loss",), f"{path}: ")
-    check_numbers(summary["metric"], ("initial", "final", "best"), f"{path}: metric.")
+    check_numbers(summary["metric"], ("initial", "final", "best", "initial_rows"), f"{path}: metric.")
     check_numbers(summary["trainable_parameters"], ("bottom", "top"), f"{path}: trainable_parameters.", least=0)
     if not isinstance(summary.get("generation") or {}, dict):
         raise UserError(f"{path}: generation must be an object or null, not {shown(summary['generation'])}")
@@ -122,6 +122,6 @@ def _summary_so_far(records: list[dict[str, Any]]) -> dict[str, Any]:
     last = records[-1]
     return {
         "steps": last["step"],
-        "metric": {"initial": records[0]["metric"], "final": last["metric"]},
+        "metric": {"initial": records[0]["metric"], "final": last["metric"], "initial_rows": records[0].get("rows")},
         **{key: last.get(key) for key in _TOTALS},
     }

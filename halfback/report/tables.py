@@ -26,7 +26,7 @@ def measures(summaries: Sequence[dict[str, Any]]) -> list[Measure]:
         (
             f"{metric}, before",
             "on the validation rows, before the first step",
-            lambda run: number(run.get("metric", {}).get("initial")),
+            _initial,
         ),
         (
             f"{metric}, final",
@@ -104,6 +104,13 @@ def default_labels(summaries: Sequence[dict[str, Any]]) -> list[str]:
         name if algorithms.count(name) == 1 else f"{name} (seed {summary.get('seed', NOTHING)})"
         for name, summary in zip(algorithms, summaries, strict=True)
     ]
+
+
+def _initial(summary: dict[str, Any]) -> str:
+    """The metric before training, with the rows that it is over where these are not all."""
+    found = summary.get("metric", {})
+    over = "" if found.get("initial_rows") is None else f" ({found['initial_rows']:,} rows)"
+    return f"{number(found.get('initial'))}{over}"
 
 
 def _generated(summary: dict[str, Any], key: str) -> Any:

@@ -140,11 +140,25 @@ class _Work:
         """The cell in folder `place`/`label`-`name` (by default the seed) with `changes` of its settings."""
         variant = self.methods[label]
         made = (f"algorithm.name={variant.algorithm}", f"seed={seed}", "beside=[]", "per_algorithm={}")
-        settings = (*self.request.settings, *variant.settings, *changes, *made)
+        whole = "first_eval_rows=null"  # what methods gained is told from the first evaluation
+        settings = (*self.request.settings, *variant.settings, *changes, *made, whole)
         recipe = self.request.recipe
         config = configuration.resolve(recipe, settings)
+        _check_whole(config)
         folder = self.request.out / place / quote(f"{label}-{name or seed}", safe="=:,+[]{} ")
         return Cell(label, settings if recipe is None else (recipe, *settings), config, folder)
+
+
+def _check_whole(config: RunConfig) -> None:
+    """Refuses runs that may end too soon: what is compared at equal steps has taken them."""
+    asked = {
+        "early_stopping.patience": config.early_stopping.patience,
+        "budget.bytes": config.budget.bytes,
+        "budget.seconds": config.budget.seconds,
+    }
+    for setting, value in asked.items():
+        if value is not None:
+            raise UserError(f"{setting}={value:g}: runs are compared at equal steps; use {setting}=null here")
 
 
 def _check_out(out: Path) -> None:

@@ -25,9 +25,10 @@ from halfback.runs.folder import (
     taken,
 )
 from halfback.runs.folder import begin as begin_folder
+from halfback.runs.interrupts import Asked
 from halfback.runs.locks import alone
 from halfback.runs.opening import Caller, Opening
-from halfback.runs.training import Asked, Training
+from halfback.runs.training import Training
 
 
 def begin(config: RunConfig, out: Path, caller: Caller, *, overwrite: bool = False) -> None:
@@ -38,7 +39,7 @@ def begin(config: RunConfig, out: Path, caller: Caller, *, overwrite: bool = Fal
             then as it was before.
     """
     check_free(out, overwrite=overwrite)
-    for each in (config, *(_beside(config, name) for name in config.beside)):
+    for each in (config, *(beside_of(config, name) for name in config.beside)):
         devices.check(each)  # what is wrong with any of them is said before anything runs
         simulated.check(each)
     place = out.resolve()  # it is renamed below, also where it is the current folder
@@ -77,6 +78,11 @@ def run_deployed(config: RunConfig, out: Path, caller: Caller) -> None:
     write_report([out], out / REPORT)
 
 
+def beside_of(config: RunConfig, name: str) -> RunConfig:
+    """The same work with another algorithm, one of those in the setting `beside`."""
+    return configuration.from_tree(configuration.to_tree(config), {"algorithm.name": name, "beside": []})
+
+
 def same_work(one: RunConfig, other: RunConfig) -> bool:
     """Whether two configurations have the same rows, shared out alike, and begin from the same weights."""
     parts = [
@@ -97,7 +103,7 @@ def _carry_out(config: RunConfig, opening: Opening, training: Training | None) -
     kept = checkpoint.values_of(out / CHECKPOINT) if config.beside else None
     start = opening.start if not kept or kept.get("start") is None else Path(kept["start"])
     for name in config.beside:
-        folder, other = out / BESIDE / name, _beside(config, name)
+        folder, other = out / BESIDE / name, beside_of(config, name)
         make(folder)
         like = kept["fingerprint"] if kept and same_work(config, other) else None
         caller = dataclasses.replace(opening.caller, like=like)
@@ -111,11 +117,6 @@ def _carry_out(config: RunConfig, opening: Opening, training: Training | None) -
                 f"{name}, beside the finished {config.algorithm.name}: {error} (see {out / REPORT})"
             ) from None
         write_report([out], out / REPORT)
-
-
-def _beside(config: RunConfig, name: str) -> RunConfig:
-    """The same work with another algorithm."""
-    return configuration.from_tree(configuration.to_tree(config), {"algorithm.name": name, "beside": []})
 
 
 @contextmanager

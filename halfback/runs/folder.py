@@ -12,7 +12,7 @@ from halfback.errors import UserError
 from halfback.runs.locks import alone
 from halfback.telemetry.records import writing
 
-CONFIG, CHECKPOINT, BESIDE = "config.yaml", "checkpoint", "beside"
+CONFIG, CHECKPOINT, BEST, BESIDE = "config.yaml", "checkpoint", "best", "beside"
 PRETRAINED, REPORT = "pretrained.safetensors", "report.html"
 COHORTS = "cohorts.jsonl"  # of a deployed run, and of one that repeats it: who took part in each round
 

@@ -1,6 +1,10 @@
-"""A comparison while it runs: a table on a terminal or in a notebook, one plain line a cell that is over elsewhere."""
+"""A comparison while it runs: a table on a terminal or in a notebook; elsewhere a line for each cell that is over.
+
+Where that takes long there is a line about the one that runs.
+"""
 
 import math
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +13,7 @@ from rich.table import Table
 
 from halfback.report.tables import NOTHING, number, seconds, short_size
 from halfback.runs.cells import Cell, State
+from halfback.runs.heartbeat import Line
 from halfback.telemetry.records import Record
 
 _COLUMNS = ("cell", "state", "step", "loss", "metric", "bytes", "fleet s")
@@ -23,15 +28,20 @@ class LiveTable:
         self._rows: dict[str, list[str]] = {}
         self._metrics: dict[str, float] = {}
         self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4, transient=True)
+        self._line = Line(sys.stdout)
 
     def __enter__(self) -> "LiveTable":
         if self._is_live:
             self._live.start()
+        else:
+            self._line.begin()
         return self
 
     def __exit__(self, *_: Any) -> None:
         if self._is_live:
             self._live.stop()
+        else:
+            self._line.end()
 
     def __call__(self, cell: Cell, state: State, step: int, record: Record | None) -> None:
         name = f"{cell.folder.parent.name}/{cell.folder.name}"
@@ -45,10 +55,14 @@ class LiveTable:
         size = NOTHING if record is None else short_size(record.up_bytes + record.down_bytes)
         on_fleet = "" if record is None or record.simulated_seconds is None else seconds(record.simulated_seconds)
         self._rows[name] = [name, state, f"{step:,}/{cell.config.steps:,}", loss, metric, size, on_fleet]
-        if not self._is_live and state in ("kept", "finished", "diverged"):
+        if self._is_live:
+            return
+        if state == "running":
+            self._line.stands(name, step, cell.config.steps, f"loss {loss}  metric {metric}", is_due=False)
+        elif state in ("kept", "finished", "diverged"):
             end = f"after step {step}" if state == "diverged" else f"loss {loss}  metric {metric}  bytes {size}"
             end += f"  fleet {on_fleet} s" if on_fleet else ""
-            print(f"{name}  {state}  {end}", flush=True)
+            self._line.says(f"{name}  {state}  {end}")
 
     def _table(self) -> Table:
         """As many rows as the terminal has lines for: those that are over scroll out first."""

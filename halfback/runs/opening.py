@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -23,11 +23,13 @@ from halfback.runs import devices, simulated, standing
 from halfback.runs.folder import CHECKPOINT, COHORTS, PRETRAINED, config_of
 from halfback.runs.locks import unchanging
 from halfback.runs.summary import Summary, summary_of
-from halfback.runs.training import Engine, OnRound, Training
+from halfback.runs.training import Engine, OnRound, Told, Training
 from halfback.telemetry.records import SUMMARY, write_summary
 
 log = logging.getLogger(__name__)
 
+Which = Literal["last", "best"]
+"""Of a run's checkpoints: where it stands, or that of its best evaluation, where it keeps that."""
 Found = tuple[int, dict[str, Tensor], dict[str, Any]]
 """A checkpoint: its round, tensors and plain values."""
 
@@ -37,7 +39,7 @@ class Caller:
     """What a run's caller gives beside its configuration; none of it is in the run's folder.
 
     Attributes:
-        on_round: who is told of each round.
+        on_round: who is told of each round. on_rows: who is told how far an evaluation is.
         given: parts that are Python objects, which the configuration calls "given".
         like: the fingerprint of a run that this one is to be compared with.
         pretrained: weights that another run of the same pretraining made; the file is copied.
@@ -46,6 +48,7 @@ class Caller:
     """
 
     on_round: OnRound | None = None
+    on_rows: Callable[[RunConfig, int, int], object] | None = None
     given: Given | None = None
     like: Mapping[str, str] | None = None
     pretrained: Path | None = None
@@ -106,12 +109,16 @@ class Opening:
             here = self._placed(config, found)
             clock = simulated.clock_of(here, self.caller.given or NOTHING, self.out, self._start(found))
             built.federation.tap = None if clock is None else clock.hear
-        training = Training(built, self.out, engine, self._start(found), self.caller.on_round, clock)
+        training = Training(built, self.out, engine, self._start(found), self._told, clock)
         if found is None:
             training.begin()
         else:
             training.load(*found)
         return training
+
+    @property
+    def _told(self) -> Told:
+        return Told(self.caller.on_round, self.caller.on_rows)
 
     def _attendance(self, config: RunConfig) -> Attendance | None:
         """Who takes part in each round of a run that repeats another one."""
@@ -124,14 +131,18 @@ class Opening:
         config = config_of(self.out)
         found = standing.load(config, self.out)
         if found is not None and (self.out / SUMMARY).exists():
-            if found[2]["step"] < config.steps:
+            if found[2]["step"] < config.steps and found[2].get("ended") is None:
                 raise UserError(f"{self.out / SUMMARY} is there, but the checkpoint is that of step {found[2]['step']}")
-            log.info("%s: complete", self.out)
+            log.info("%s: complete%s", self.out, _said(found[2]))
             return standing.finished(config, self.out)
         if found is None:
             _check_place(self.out / CHECKPOINT)
         else:
-            log.info("%s: continuing from step %d of %d", self.out, found[2]["step"], config.steps)
+            over = found[2].get("ended")
+            if over is None:
+                log.info("%s: continuing from step %d of %d", self.out, found[2]["step"], config.steps)
+            else:
+                log.info("%s: %s; what is left is its summary", self.out, over)
         return self.finished(self.training(config, found))
 
     def finished(self, training: Training) -> Summary:
@@ -142,7 +153,7 @@ class Opening:
             except Diverged as error:
                 error.after_step = training.step
                 raise
-            summary = summary_of(training.built, self.out)
+            summary = summary_of(training.built, self.out, training.ended)
             training.finish(summary.to_dict())
             write_summary(self.out, summary.to_dict())
         return summary
@@ -153,25 +164,37 @@ class Opening:
         return None if found[2].get("start") is None else Path(found[2]["start"])
 
 
-def reload(out: Path, given: Given | None = None) -> Built:
-    """The model and the parties as the last checkpoint in `out` left them.
+def reload(out: Path, given: Given | None = None, which: Which = "last") -> Built:
+    """The model and the parties as a checkpoint in `out` left them: the last one, or that of the best evaluation.
 
     Raises:
-        UserError: `out` holds no run, or no checkpoint of its configuration.
+        UserError: `out` holds no run, or no such checkpoint of its configuration.
     """
+    if which not in get_args(Which):
+        raise UserError(f"checkpoint={which}: {' or '.join(get_args(Which))} is allowed")
     config = config_of(out)
     with unchanging(out):
-        found = standing.load(config, out)
+        if which == "best" and not config.keep_best:
+            raise UserError(f"{out} kept no best checkpoint: it ran with keep_best=false; the last one is there")
+        found = standing.load(config, out) if which == "last" else standing.load_best(config, out)
         if found is None:
-            raise UserError(f"{out} has no checkpoint yet; continue it with `halfback resume {out}`")
+            way = f"continue it with `halfback resume {out}`"
+            raise UserError(f"{out} has no {'best ' if which == 'best' else ''}checkpoint yet; {way}")
         built = Opening(out, out / PRETRAINED, caller=Caller(given=given)).built(config, found)
-        if "deployment" in found[2]:  # the clients' own states are where they are, and a model is the server's to tell
+        if (
+            which == "best" or "deployment" in found[2]
+        ):  # the clients' own states are where they are, and a model is the server's to tell
             with going_on():
                 load_server(built.federation.server, found[1], found[2])
         else:
             built.federation.load_state(found[1], found[2])
     built.federation.server.agreed_bottom()
     return built
+
+
+def _said(values: Mapping[str, Any]) -> str:
+    """Why a run is over before its steps are done, behind a word about it."""
+    return "" if values.get("ended") is None else f", {values['ended']}; a new run may have other settings"
 
 
 def _check_place(folder: Path) -> None:

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from halfback.config import RunConfig
+from halfback.config.schema import BudgetConfig, EarlyStoppingConfig
 from halfback.data.tasks import objective_of
 from halfback.errors import UserError
 from halfback.models.objectives import better
@@ -110,6 +111,9 @@ def _curve(config: RunConfig, fleet: str, steps: int, seed: int) -> Curve:
         "fleet": fleet,
         "eval_every": max(1, steps // config.steps_per_round // _EVALUATIONS),
         "beside": (),
+        "first_eval_rows": None,  # where a curve begins
+        "early_stopping": EarlyStoppingConfig(),
+        "budget": BudgetConfig(),
     }
     with tempfile.TemporaryDirectory(prefix="halfback-pilot-") as folder:
         run = train(config.model_copy(update=changes), Path(folder) / "run", progress=False)

@@ -55,7 +55,12 @@ def repeat(source: Path, out: Path, changes: Mapping[str, Any], *, on_round: OnR
     config = configuration.from_tree(configuration.to_tree(config_of(source)), dict(changes))
     if not (source / SUMMARY).exists():
         raise UserError(f"{source} is not finished")
-    recorded, due = rounds_of(source / COHORTS, config.clients), math.ceil(config.steps / config.steps_per_round)
+    kept = checkpoint.values_of(source / CHECKPOINT) or {}
+    over = kept.get("ended") is not None
+    if over and config.budget.seconds is not None:
+        raise UserError(f"{source} {kept['ended']}: a budget of seconds ends no run at the same step again")
+    steps = kept.get("step", config.steps) if over else config.steps
+    recorded, due = rounds_of(source / COHORTS, config.clients), math.ceil(steps / config.steps_per_round)
     if len(recorded) != due:
         raise UserError(f"{source / COHORTS} has {len(recorded)} rounds, {due} are due")
     weights = source / PRETRAINED

@@ -1,6 +1,5 @@
 """Runs from Python: `train` and `load` give a `Run`, which goes on, is looked at, exported, and asked to write."""
 
-import dataclasses
 import shutil
 import tempfile
 import weakref
@@ -16,17 +15,22 @@ from halfback.config.values import Config, resolve_values
 from halfback.data.own import Data
 from halfback.errors import HalfbackError, UserError
 from halfback.models.adapters import merged
-from halfback.models.objectives import Evaluation, Loss, Metric
-from halfback.runs import execution, exporting, generation, standing
+from halfback.models.objectives import Loss, Metric
+from halfback.runs import execution, exporting, standing
+from halfback.runs.evaluating import Scores, scored
 from halfback.runs.folder import (
     BESIDE,
     CONFIG,
     config_of,
 )
-from halfback.runs.opening import Caller, reload
+from halfback.runs.heartbeat import working
+from halfback.runs.opening import Caller, Which, reload
+from halfback.runs.predicting import predictions
 from halfback.runs.progress import following
+from halfback.runs.subject import subject
 from halfback.runs.summary import Summary
 from halfback.runs.training import OnRound
+from halfback.runs.writing import asked, written
 from halfback.telemetry.records import RECORDS, SUMMARY, Record, read_records
 
 
@@ -98,70 +102,125 @@ class Run:
             UserError: the checkpoint is damaged, or a file that the run began with has changed.
         """
         with following(on_round, progress=progress) as told:
-            execution.resume(self.folder, Caller(on_round=told, given=self._given))
+            execution.resume(self.folder, Caller(on_round=told.on_round, on_rows=told.on_rows, given=self._given))
         return self
 
-    def model(self) -> nn.Module:
-        """The whole model as the last checkpoint left it, both parts joined and adapters merged into the weights.
+    def model(self, *, checkpoint: Which = "last") -> nn.Module:
+        """The whole model as a checkpoint left it, both parts joined and adapters merged into the weights.
+
+        Args:
+            checkpoint: `last`, or `best`: that of the best evaluation, where the run has `keep_best`.
 
         Returns:
             The model of Transformers, or the module, that the run began with; in eval mode, on the run's device.
         """
-        return merged(reload(self.folder, self._given).model)
+        return merged(reload(self.folder, self._given, checkpoint).model)
 
-    def evaluate(self) -> Evaluation:
-        """Evaluates the last checkpoint's model on all validation rows.
+    def predict(self, data: Any, *, checkpoint: Which = "last", progress: bool = True) -> list[dict[str, Any]]:
+        """What the trained model says of rows; they are read as the run read its own.
+
+        Args:
+            data: the path of a CSV, JSON or JSONL file, of an image or of a folder of images, or rows in a form that
+                `Data` takes; labels are not needed, so a list of texts will do, or an array of tensors.
+            checkpoint: as for `model`.
+            progress: whether to show how far it is.
 
         Returns:
-            The mean loss, and the metric.
+            A dict for each row in turn: what came with it, and with a classifier `predicted` (the class) and
+            `probability_CLASS` of each class, with a language model `perplexity` (None for a text of one token), with
+            a model that writes `generated`.
+
+        Raises:
+            UserError: the rows can't be read so, or the model can't take them.
         """
-        return reload(self.folder, self._given).evaluate()
+        with working("predicting", shown=progress) as told:
+            own = subject(self.folder, self._given, which=checkpoint)
+            return list(predictions(own, own.read(data, answers=False), told))
 
-    def export(self, out: str | Path) -> Path:
-        """Writes the model, and the tokenizer that gives it the run's tokens, as a new folder.
+    def evaluate(
+        self, data: Any = None, *, generated: int | None = None, checkpoint: Which = "last", progress: bool = True
+    ) -> Scores:
+        """How good the trained model is.
 
-        Transformers loads it, but for our ResNets; `model.name` takes it.
+        Args:
+            data: rows with their answers, as for `predict`; None for the run's own validation rows.
+            generated: different inputs that a model which writes continues, for BLEU and chrF; by default the run's
+                `task.generated_rows`, and of other rows all.
+            checkpoint: as for `model`.
+            progress: whether to show how far it is.
+
+        Returns:
+            The mean loss, the metric, and what there is beside it; on the run's own rows the metric is the record's.
+
+        Raises:
+            UserError: the rows can't be read so, or have a label that the run doesn't know.
+        """
+        with working("evaluating", shown=progress) as told:
+            own = subject(self.folder, self._given, which=checkpoint)
+            rows = None if data is None else own.read(data, answers=True)
+            return scored(own, rows, generated=generated, told=told)
+
+    def export(
+        self,
+        out: str | Path,
+        form: exporting.Form = "merged",
+        *,
+        parts: bool = False,
+        top: bool = True,
+        checkpoint: Which = "last",
+    ) -> Path:
+        """Writes what was trained as a new folder, with a model card.
 
         Args:
             out: the folder, which is not there yet.
+            form: "merged", the whole model, which Transformers loads (but for our ResNets) and `model.name` takes;
+                "adapter", what PEFT puts on the base; "onnx", the whole model as one graph; "history", a small file
+                from which `apply` rebuilds the model on its base.
+            parts: of an adapter, a folder each for the device's part and the server's.
+            top: of a history, with what the server trained by gradients, of which there are no slopes.
+            checkpoint: as for `model`.
 
         Returns:
             The folder.
 
         Raises:
-            UserError: `out` is there already or can't be written, or the run has no checkpoint.
+            UserError: `out` is there already or can't be written, or the run has no checkpoint, or can't be had in
+                this form.
         """
-        exporting.export(self.folder, Path(out), self._given)
+        exporting.export(self.folder, Path(out), exporting.Wanted(form, parts, top, checkpoint), self._given)
         return Path(out)
 
     def generate(
-        self, texts: Sequence[str], *, beams: int | None = None, max_new_tokens: int | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        beams: int | None = None,
+        max_new_tokens: int | None = None,
+        checkpoint: Which = "last",
+        **drawn: Any,
     ) -> list[str]:
         """What the fine-tuned model writes behind each text, once the task's template is put around it.
+
+        Nothing is drawn at random unless one of `drawn` is given; then a text's continuations follow from the seed and
+        the text alone.
 
         Args:
             texts: what to continue.
             beams: of the beam search, 1 for greedy decoding; by default the run's `task.beams`.
             max_new_tokens: the longest continuation; by default the run's `task.max_new_tokens`.
+            checkpoint: as for `model`.
+            **drawn: `temperature` (above 0; 1 unless given), `top_k` and `top_p` (only the so many likeliest tokens,
+                or those of this probability together), `seed` (0 unless given), and `samples` (continuations of each
+                text, 1 unless given).
 
         Returns:
-            What comes behind each text, in their order.
+            What comes behind each text, in their order; several samples of a text stand one behind the other.
 
         Raises:
-            UserError: the run's model is a classifier, or a text is blank or too long.
+            UserError: the run's model is a classifier, a text is blank or too long, or a value is out of range.
         """
-        chosen = {"beams": beams, "max_new_tokens": max_new_tokens}
-        changes: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-        for key, value in changes.items():
-            if value < 1:
-                raise UserError(f"{key}={value}: 1 or more are allowed")
-        built = reload(self.folder, self._given)
-        if built.task.objective == "classification":
-            raise UserError(
-                f"{self.folder} holds a classifier; generate takes runs with task.objective=generation or causal_lm"
-            )
-        options = dataclasses.replace(built.config.task, **changes)
-        return generation.respond(built.model.whole, built.tokenizer, texts, options, built.config.eval_batch_size)
+        how = asked(beams, max_new_tokens, drawn)
+        return written(subject(self.folder, self._given, which=checkpoint), texts, how)
 
 
 def train(
@@ -209,7 +268,7 @@ def train(
     given = Given(model, tokenizer, data, loss, metric)
     resolved = resolve_values(config, settings | settings_of(given))
     with following(on_round, progress=progress) as told:
-        caller = Caller(on_round=told, given=given)
+        caller = Caller(on_round=told.on_round, on_rows=told.on_rows, given=given)
         if out is None:
             return _in_memory(resolved, caller)
         place = Path(out).resolve()  # also where `out` is the current folder, and is replaced

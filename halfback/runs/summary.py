@@ -18,13 +18,16 @@ from halfback.telemetry.records import read_records
 class Metric:
     """A run's metric on its validation rows: before the first step, at the end, and the best of all evaluations.
 
-    `name` says what it is: accuracy in percent, or perplexity. None is a number that was not finite.
+    `name` says what it is: accuracy in percent, or perplexity. None is a number that was not finite. `initial_rows` is
+    how many validation rows the first evaluation was over (`first_eval_rows`), None where it was over all like the
+    others; over fewer it is none of those of which `best` is the best.
     """
 
     name: str
     initial: float | None
     final: float | None
     best: float | None
+    initial_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Summary:
         head: blocks of the head on the device in the U-shape, else None.
         clients: of the run.
         sampled_clients: of a round.
-        steps: optimiser steps, of one batch of each sampled client.
+        steps: optimiser steps that were taken, of one batch of each sampled client.
         seed: that everything random follows from.
         metric: on the validation rows.
         train_loss: of the last rounds.
@@ -81,6 +84,7 @@ class Summary:
         slopes: how they were taken, and in what precision where the weights have less; None where none were.
         trainable_parameters: of each part.
         versions: package → version that the run was made with.
+        ended: why the run was over before its steps were done; None where it took all of them.
     """
 
     algorithm: str
@@ -111,6 +115,7 @@ class Summary:
     slopes: str | None
     trainable_parameters: Parts
     versions: dict[str, str]
+    ended: str | None = None
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "Summary":
@@ -139,18 +144,19 @@ class Summary:
         return asdict(self)
 
 
-def summary_of(built: Built, out: Path) -> Summary:
-    """The summary of a run that has just ended in the folder `out`, which holds its records."""
+def summary_of(built: Built, out: Path, ended: str | None = None) -> Summary:
+    """The summary of a run that is over in the folder `out`, which holds its records; `ended`: why it was, too soon."""
     config, server, model = built.config, built.federation.server, built.model
     records = read_records(out)
-    metrics = [record.metric for record in records if record.metric is not None]
+    metrics = [record.metric for record in records if record.metric is not None and record.rows is None]
     best = metrics[0]
     for metric in metrics:
         best = metric if better(built.task.objective, metric, best) else best
     last, meters = records[-1], server.meters
     needs = server.algorithm.needs
     server.agreed_bottom()  # which `model.whole` shares
-    written = generation.score(model.whole, built.tokenizer, built.task.prompts, config.task, config.eval_batch_size)
+    writer = generation.Writer(model.whole, built.tokenizer, config.task, config.eval_batch_size)
+    written = generation.score(writer, built.task.prompts)
     return Summary(
         algorithm=config.algorithm.name,
         task=config.task.name,
@@ -160,9 +166,9 @@ def summary_of(built: Built, out: Path) -> Summary:
         head=config.model.head,
         clients=config.clients,
         sampled_clients=config.sampled_clients,
-        steps=config.steps,
+        steps=last.step,
         seed=config.seed,
-        metric=Metric(built.task.metric, metrics[0], metrics[-1], best),
+        metric=Metric(built.task.metric, records[0].metric, metrics[-1], best, records[0].rows),
         train_loss=last.train_loss,
         up_bytes=last.up_bytes,
         down_bytes=last.down_bytes,
@@ -182,14 +188,15 @@ def summary_of(built: Built, out: Path) -> Summary:
             bottom=sum(p.numel() for p in trainable(model.bottom).values()) if needs.agreement.moves else 0,
             top=sum(p.numel() for part in (model.top, model.head) if part for p in trainable(part).values()),
         ),
-        versions=_versions("halfback", "torch", "transformers", "peft"),
+        versions=versions_here(),
+        ended=ended,
     )
 
 
-def _versions(*names: str) -> dict[str, str]:
-    """Of those packages that are installed."""
+def versions_here() -> dict[str, str]:
+    """Of those packages on which a run's numbers depend, and which are installed."""
     found = {}
-    for name in names:
+    for name in ("halfback", "torch", "transformers", "peft"):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -2,11 +2,10 @@
 
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +16,15 @@ from halfback import config as configuration
 from halfback.assembly import Built, clear_scratch
 from halfback.config import RunConfig
 from halfback.engine import checkpoint
+from halfback.engine.state import state_of_server
 from halfback.errors import CohortLost, Diverged, UserError
 from halfback.parties.holdings import Round
 from halfback.planning.clock import Clock
 from halfback.runs import standing
-from halfback.runs.folder import CHECKPOINT
-from halfback.telemetry.records import Record, truncate_records
+from halfback.runs.folder import BEST, CHECKPOINT
+from halfback.runs.interrupts import Asked, Interrupts
+from halfback.runs.stopping import Watch
+from halfback.telemetry.records import Record, read_records, truncate_records
 from halfback.telemetry.sinks import Sink, sinks_of
 
 _STEPS_BACK = 20  # to one checkpoint in a row, until a run with lost clients gives up
@@ -70,6 +72,19 @@ OnRound = Callable[[RunState], object]
 """Called behind every round, and once before the first; an exception from it stops the run, which can go on."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """Who is told how a run goes.
+
+    Attributes:
+        on_round: of each round.
+        on_rows: within an evaluation, of the run's configuration, the rows that are done, and how many there are.
+    """
+
+    on_round: OnRound | None = None
+    on_rows: Callable[[RunConfig, int, int], object] | None = None
+
+
 class Engine(Protocol):
     """What carries a run's rounds: the federation in one process, or its server with clients elsewhere."""
 
@@ -89,7 +104,7 @@ class Training:
         out: Path,
         engine: Engine,
         start: Path | None,
-        on_round: OnRound | None,
+        told: Told,
         clock: Clock | None = None,
     ) -> None:
         """`start`: the folder that the configuration's relative paths are from, None where nobody needs to know.
@@ -101,7 +116,7 @@ class Training:
         self.out = out
         self.engine = engine
         self.start = start
-        self.on_round = on_round
+        self.told = told
         self.clock = clock
         self.round = 0
         self.step = 0
@@ -113,23 +128,34 @@ class Training:
         self.saved = -1  # the round of the last checkpoint
         self.saved_at = self.started
         self.steps_back = 0  # in a row, to the same checkpoint
+        self.ended: str | None = None  # why, where it is over before its steps are done
+        self.watch = Watch(self.config, built.task.objective)
 
     def begin(self) -> None:
         """The first record and the first checkpoint, before anything is trained."""
         truncate_records(self.out, -1)
-        self.first = self._evaluated()
+        rows, chosen = len(self.built.task.validation), self.config.first_eval_rows
+        self.first = self._evaluated(None if chosen is None or chosen >= rows else chosen)
         self.save()
+        if self.watch.saw(self.first):
+            self._keep_best()
 
     def load(self, round_number: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Goes on from a checkpoint, as `checkpoint.load` has it."""
         self.engine.load_state(tensors, values)
         self.round, self.step, self.losses = round_number, values["step"], values["losses"]
-        self.saved = round_number
+        self.saved, self.ended = round_number, values.get("ended")
         if self.clock is not None:
             self.clock.seconds = values["simulated_seconds"]
             self.clock.void()
         self.seconds_before, self.started = values["wall_seconds"], time.perf_counter()
         truncate_records(self.out, round_number)
+        self.watch = Watch(self.config, self.built.task.objective)
+        for record in read_records(self.out):
+            self.watch.saw(record)
+        # What ended it may have come between this checkpoint and its copy.
+        if self.watch.round == self.round and checkpoint.rounds(self.out / BEST) != [self.round]:
+            self._keep_best()
 
     def to_the_end(self) -> None:
         """All rounds that are left.
@@ -137,10 +163,10 @@ class Training:
         Ctrl-C, SIGTERM, or an exception of whoever is told of a round, leaves a checkpoint of the last whole round.
         """
         rounds = math.ceil(self.config.steps / self.config.steps_per_round)
-        with _Interrupts() as interrupts:
+        with Interrupts() as interrupts:
             if self.first is not None:
                 self._tell(self.first)
-            while self.round < rounds:
+            while self.round < rounds and self.ended is None:
                 try:
                     self._run_round(rounds)
                 except CohortLost as error:
@@ -157,7 +183,12 @@ class Training:
                 f"step {self.step}: {broken[0]} is not finite; lower the learning rates (top.lr, bottom.lr) or clip "
                 "(top.clip, bottom.clip). The last checkpoint is kept"
             )
-        values |= {
+        checkpoint.save(self.out / CHECKPOINT, self.round, tensors, values | self._standing())
+        self.saved, self.steps_back, self.saved_at = self.round, 0, time.perf_counter()
+
+    def _standing(self) -> dict[str, Any]:
+        """What a checkpoint says beside the engine's own values."""
+        return {
             "config": configuration.to_tree(self.config),
             "step": self.step,
             "losses": self.losses,
@@ -165,9 +196,8 @@ class Training:
             "simulated_seconds": self._simulated(),
             "fingerprint": dict(self.built.fingerprint),
             "start": None if self.start is None else str(self.start),
+            "ended": self.ended,
         }
-        checkpoint.save(self.out / CHECKPOINT, self.round, tensors, values)
-        self.saved, self.steps_back, self.saved_at = self.round, 0, time.perf_counter()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Tells whoever has the records what the run came to."""
@@ -190,20 +220,49 @@ class Training:
         self.losses.append(loss)
         self.round += 1
         self.step += steps
-        last = self.round == rounds
+        if self.round < rounds:
+            self.ended = self._spent()
+        last = self.round == rounds or self.ended is not None
         is_due = last or self.round % config.eval_every == 0
         record = self._evaluated() if is_due else self._record(None, None)
         server.steer(round, train_loss=loss, validation_loss=record.validation_loss)
+        is_best = is_due and self.watch.saw(record)
+        if not last and self.watch.is_over:
+            self.ended, last = self._says(self.watch.why(self.built.task.metric)), True
         is_late = time.perf_counter() - self.saved_at > config.checkpoint_seconds
-        if last or is_late or self.round % config.checkpoint_every == 0:
+        if last or is_late or (is_best and config.keep_best) or self.round % config.checkpoint_every == 0:
             self.save()
+        if is_best:
+            self._keep_best()
+        if self.ended is not None:
+            log.info("%s: %s", self.out, self.ended)
         self._tell(record)
 
+    def _spent(self) -> str | None:
+        """What of its budget the run has used up, and so is over; None where it goes on."""
+        budget, ledger = self.config.budget, self.built.federation.server.ledger
+        used, seconds = ledger.total("up") + ledger.total("down"), self._seconds()
+        if budget.bytes is not None and used >= budget.bytes:
+            return self._says(f"{used:,} bytes have used up budget.bytes={budget.bytes:,}")
+        if budget.seconds is not None and seconds >= budget.seconds:
+            return self._says(f"{seconds:.1f} seconds have used up budget.seconds={budget.seconds:g}")
+        return None
+
+    def _says(self, why: str) -> str:
+        return f"ended at step {self.step} of {self.config.steps}: {why}"
+
+    def _keep_best(self) -> None:
+        """Keeps the model as it is now, behind the checkpoint of this round; what clients hold is none of it."""
+        if not self.config.keep_best:
+            return
+        tensors, values = state_of_server(self.built.federation.server)
+        checkpoint.save(self.out / BEST, self.round, tensors, values | {"clients": {}} | self._standing())
+
     def _tell(self, record: Record) -> None:
-        if self.on_round is None:
+        if self.told.on_round is None:
             return
         try:
-            self.on_round(RunState(self.config, self.built.task.metric, record))
+            self.told.on_round(RunState(self.config, self.built.task.metric, record))
         except BaseException:  # whoever is told may end the run, which goes on from here
             self._keep()
             raise
@@ -216,7 +275,7 @@ class Training:
         except CohortLost as error:  # the run ends here, and goes on from the checkpoint before
             log.info("%s; the last checkpoint is that of round %d", error, self.saved)
 
-    def _record(self, validation_loss: float | None, metric: float | None) -> Record:
+    def _record(self, validation_loss: float | None, metric: float | None, rows: int | None = None) -> Record:
         server = self.built.federation.server
         meters = server.meters
         return Record(
@@ -234,16 +293,18 @@ class Training:
             forward_passes=meters.forward_passes,
             thresholds=server.thresholds(),
             simulated_seconds=self._simulated(),
+            rows=rows,
         )
 
-    def _evaluated(self) -> Record:
-        """The record of an evaluation, which is written."""
-        result = self.built.evaluate()
+    def _evaluated(self, rows: int | None = None) -> Record:
+        """The record of an evaluation, on all validation rows or on so many, which is written."""
+        on_rows = self.told.on_rows
+        result = self.built.evaluate(rows, None if on_rows is None else partial(on_rows, self.config))
         if not math.isfinite(result.loss):
             raise Diverged(
                 f"step {self.step}: the validation loss is {result.loss}; lower the learning rates (top.lr, bottom.lr)"
             )
-        record = self._record(result.loss, result.metric)
+        record = self._record(result.loss, result.metric, rows)
         for sink in self._open_sinks():
             sink.write(record)
         self.losses = []
@@ -277,50 +338,3 @@ class Training:
         for sink in self.sinks:
             sink.close()
         self.sinks = []
-
-
-class Asked(KeyboardInterrupt):
-    """A signal has ended a run behind a round.
-
-    Attributes:
-        step: that is done, and in the checkpoint.
-        signal: its number.
-    """
-
-    def __init__(self, step: int, number: int) -> None:
-        """Says what was asked, and when."""
-        super().__init__(f"asked to stop at step {step}")
-        self.step, self.signal = step, number
-
-
-class _Interrupts:
-    """Ctrl-C or SIGTERM while a run goes: the first ends it behind the round, the next at once.
-
-    Only where the signal does what it does by itself, in Python: nobody else's handler is touched.
-
-    Attributes:
-        asked: the number of the signal that came; 0 as long as none did.
-    """
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "_Interrupts":
-        if threading.current_thread() is threading.main_thread():
-            for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-                if signal.getsignal(number) is usual:
-                    self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._put_back()
-
-    def _put_back(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _: object) -> None:
-        self.asked = number
-        self._put_back()
-        log.info("stopping behind this round; once more stops at once, at the last checkpoint")

@@ -9,7 +9,13 @@ from halfback.errors import UserError
 
 RATES = ("bottom.lr", "top.lr")  # which `lr` stands for
 # What a comparison sets itself, and the option that it follows from.
-_MADE = {"algorithm.name": "--algorithms", "seed": "--seeds", "beside": "--algorithms", "per_algorithm": "--algorithms"}
+_MADE = {
+    "algorithm.name": "--algorithms",
+    "seed": "--seeds",
+    "beside": "--algorithms",
+    "per_algorithm": "--algorithms",
+    "first_eval_rows": "none, since what methods gain is told from all rows",
+}
 
 
 @dataclass(frozen=True)

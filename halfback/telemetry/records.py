@@ -48,10 +48,11 @@ SUMMARY_KEYS = frozenset(
         "slopes",
         "trainable_parameters",
         "versions",
+        "ended",
     }
 )
 _NESTED_KEYS = {
-    "metric": frozenset({"name", "initial", "final", "best"}),
+    "metric": frozenset({"name", "initial", "final", "best", "initial_rows"}),
     "bytes_by_kind": frozenset({"up", "down"}),
     "trainable_parameters": frozenset({"bottom", "top"}),
     "generation": frozenset({"bleu", "chrf", "rows", "decoding"}),  # null where nothing was generated
@@ -64,8 +65,8 @@ _NUMBERS = (
 _COUNTS = ("round", "step", "up_bytes", "down_bytes", "forward_passes")
 _SECONDS = ("client_seconds", "server_seconds", "wire_seconds", "wall_seconds", "simulated_seconds")
 _MAY_BE_INFINITE = ("train_loss", "validation_loss", "metric")  # and are null then
-_MAY_BE_NULL = (*_MAY_BE_INFINITE, "simulated_seconds")
-_SINCE = {"simulated_seconds"}  # may be missing: records from before there were fleets lack it
+_MAY_BE_NULL = (*_MAY_BE_INFINITE, "simulated_seconds", "rows")
+_SINCE = {"simulated_seconds", "rows"}  # may be missing: records from before there were fleets, or such evaluations
 _MOST_COUNT = 1 << 63  # below it; what other readers of JSON hold too
 
 
@@ -88,6 +89,7 @@ class Record:
         forward_passes: of what a client holds on one batch, all clients together.
         thresholds: by link that reuses values, the similarity below which a sample is sent until the next round.
         simulated_seconds: that all this would have taken on the devices and links of the run's fleet; None without one.
+        rows: validation rows that the evaluation was over, where it was not over all of them; else None.
     """
 
     round: int
@@ -104,6 +106,7 @@ class Record:
     forward_passes: int
     thresholds: dict[str, float]
     simulated_seconds: float | None = None
+    rows: int | None = None
 
     def to_json(self) -> str:
         """Writes the record down.
@@ -153,7 +156,7 @@ def _check_values(found: dict[str, Any]) -> None:
         if name == "thresholds":
             if not isinstance(value, dict) or not all(_is_number(threshold) for threshold in value.values()):
                 raise UserError(f"a record's thresholds must be numbers by link, not {shown(value)}")
-        elif name in _COUNTS:
+        elif name in _COUNTS or (name == "rows" and value is not None):
             if type(value) is not int or not 0 <= value < _MOST_COUNT:
                 raise UserError(f"a record's {name} must be a number from 0 to 2^63 - 1, not {shown(value)}")
         elif not (_is_number(value) or (value is None and name in _MAY_BE_NULL)):
@@ -236,10 +239,15 @@ def read_summary(folder: Path) -> dict[str, Any]:
         summary.setdefault("skipped_rows", 0)  # of a run from before rows could be skipped
         summary.setdefault("slopes", None)  # of a run from before it was said
         summary.setdefault("simulated_seconds", None)  # of a run from before there were fleets
+        summary.setdefault("ended", None)  # of a run from before one could end too soon
+        if isinstance(summary.get("metric"), dict):
+            summary["metric"].setdefault("initial_rows", None)  # of a run whose evaluations were all over all rows
     _check_summary(summary, str(path))
     check_numbers(summary, _NUMBERS, f"{path}: ", least=0)
     check_numbers(summary, ("train_loss",), f"{path}: ")
-    check_numbers(summary["metric"], ("initial", "final", "best"), f"{path}: metric.")
+    check_numbers(summary["metric"], ("initial", "final", "best", "initial_rows"), f"{path}: metric.")
+    if not isinstance(summary["ended"], str | None):
+        raise UserError(f"{path}: ended must be a text or null, not {shown(summary['ended'])}")
     check_numbers(summary["generation"] or {}, ("bleu", "chrf"), f"{path}: generation.")
     return dict(summary)
 

@@ -26,7 +26,7 @@ def test_rates_follow_the_runs_step(row: Row, monkeypatch: pytest.MonkeyPatch) -
     """
     asked: dict[str, list[int]] = {"linear": [], "cosine": []}  # of the bottom, and of the top
 
-    def schedule(shape: str, *, warmup: int, total: int) -> Callable[[int], float]:
+    def schedule(shape: str, *, total: int, **_: object) -> Callable[[int], float]:
         assert total == ROUNDS * STEPS, "the length of the run in its own steps"
 
         def factor(step: int) -> float:

@@ -31,7 +31,7 @@ from halfback.zeroth.directions import (
 from halfback.zeroth.update import UpdateRule
 
 Schedule = Callable[[int], float]
-Shape = Literal["constant", "linear", "cosine"]
+Shape = Literal["constant", "linear", "cosine", "multistep"]
 
 
 def constant(step: int) -> float:
@@ -39,20 +39,42 @@ def constant(step: int) -> float:
     return 1.0
 
 
-def schedule(shape: Shape, *, warmup: int, total: int) -> Callable[[int], float]:
+@dataclass(frozen=True)
+class Falls:
+    """Where a multistep schedule falls.
+
+    Attributes:
+        milestones: steps from which on the learning rate is `gamma` times what it was before, in rising order.
+        gamma: above 0, up to 1.
+    """
+
+    milestones: Sequence[int] = ()
+    gamma: float = 0.1
+
+
+NEVER = Falls()
+
+
+def schedule(shape: Shape, *, warmup: int, total: int, falls: Falls = NEVER) -> Callable[[int], float]:
     """Step from 0 on → factor of the learning rate.
 
     It rises in a line over the first `warmup` steps, and then stays at 1, or falls to 0 at step `total` in a line or a
-    half cosine (Loshchilov and Hutter, arXiv 1608.03983, without restarts).
+    half cosine (Loshchilov and Hutter, arXiv 1608.03983, without restarts), or by a factor at each milestone (torch's
+    MultiStepLR). That product is taken factor by factor, so that whoever takes it has its bits.
     """
-    return partial(_factor, shape, warmup, total)
+    return partial(_factor, shape, warmup, total, falls)
 
 
-def _factor(shape: Shape, warmup: int, total: int, step: int) -> float:
+def _factor(shape: Shape, warmup: int, total: int, falls: Falls, step: int) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if shape == "constant":
         return 1.0
+    if shape == "multistep":
+        factor = 1.0
+        for milestone in falls.milestones:
+            factor *= falls.gamma if step >= milestone else 1.0
+        return factor
     gone = min((step - warmup) / max(total - warmup, 1), 1.0)
     return 1 - gone if shape == "linear" else (1 + math.cos(math.pi * gone)) / 2
 

@@ -46,7 +46,7 @@ def test_the_documented_example_shows_and_passes(tmp_path: Path) -> None:
     _install(tmp_path, _block("python"))
     listed = _halfback(tmp_path, "algorithms").stdout
     assert "sign_sfl          Sign-SFL: first-order split learning whose devices move by the sign" in listed
-    assert "[rate=0.0001]" in listed
+    assert "algorithm.rate=number   (default 0.0001)" in _halfback(tmp_path, "algorithms", "sign_sfl").stdout
     # The rate is the move of every weight: the default is one for a model that learnt something before.
     said = _halfback(tmp_path, "conformance", "sign_sfl", "algorithm.rate=1e-3")
     assert said.returncode == 0, said.stdout + said.stderr

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import halfback as hb
 from halfback import config as configuration
 from halfback.assembly import build_client
 from halfback.assembly.sources import Seat
@@ -15,6 +16,7 @@ from halfback.deploy.serving import ENDED, RUN, Surroundings, serve
 from halfback.deploy.site import SiteConfig
 from halfback.engine.attendance import rounds_of
 from halfback.engine.remote.frames import Frame
+from halfback.telemetry.records import read_summary
 from halfback.testing import small
 from halfback.wire.messages import Slopes
 from halfback.wire.packing import unpack
@@ -113,3 +115,28 @@ def test_a_run_that_can_not_be_repeated(left: Path, tmp_path: Path, missing: str
 def test_what_gateways_have_counted_is_written_at_each_evaluation(left: Path) -> None:
     lines = [json.loads(line) for line in (left / "gateways.jsonl").read_text().splitlines()]
     assert lines == [{"round": number, "site": "one", "devices": 2.0, "late_total": 1.0} for number in (0, 3, STEPS)]
+
+
+@pytest.mark.parametrize("asked", [{"budget__bytes": 1}, {"early_stopping__patience": 1}, {"budget__seconds": 1e-6}])
+def test_a_deployed_run_may_end_before_its_steps_are_done(asked: dict[str, Any], tmp_path: Path) -> None:
+    """Its server ends it; it is finished, says why, hands out its best, and is repeated up to there."""
+    still = {"bottom__lr": 1e-30, "top__lr": 1e-30, "bottom__optimizer": "sgd", "top__optimizer": "sgd"}
+    usual = {"clients": 2, "sampled_clients": 2, "steps": STEPS, "eval_every": 1, "batch_size": 4, "keep_best": True}
+    config = small.images("ho_sfl", **(usual | still | asked))
+    carrier = Sites(lambda n: build_client(config, Seat(n, False, ())).side, 2, tmp_path / "clients")
+    try:
+        assert _served(tmp_path, config, carrier) == {"how": "finished", "why": ""}
+    finally:
+        carrier.close()
+    folder = tmp_path / "job" / RUN
+    summary = read_summary(folder)
+    assert summary["steps"] == 1
+    assert summary["ended"].startswith(f"ended at step 1 of {STEPS}: ")
+    assert [path.name for path in (folder / "best").iterdir()] == ["round-00000000"]
+    assert hb.load(folder).evaluate(checkpoint="best", progress=False).metric == summary["metric"]["best"]
+    said = halfback("replay", folder, "--out", tmp_path / "again")
+    if "budget__seconds" in asked:
+        assert "a budget of seconds ends no run at the same step again" in said.err
+        return
+    assert said.status == 0, said
+    assert read_summary(tmp_path / "again")["steps"] == 1

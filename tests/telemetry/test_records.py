@@ -26,11 +26,12 @@ RECORD = Record(3, 30, 0.5, None, 0.25, 1 << 40, 7, 1.5, 0.25, 0.0, 2.0, 120, {"
 def summary() -> dict:
     return {
         **dict.fromkeys(SUMMARY_KEYS, 1),
-        "metric": {"name": "accuracy", "initial": 0.1, "final": 0.9, "best": math.nan},
+        "metric": {"name": "accuracy", "initial": 0.1, "final": 0.9, "best": math.nan, "initial_rows": 5},
         "bytes_by_kind": {"up": {"Slopes": {"slopes": 8}}, "down": {}},
         "trainable_parameters": {"bottom": 1, "top": 2},
         "generation": {"bleu": 31.5, "chrf": 55.0, "rows": 20, "decoding": "greedy, up to 64 tokens"},
         "versions": {"torch": "2.13"},
+        "ended": None,
     }
 
 
@@ -160,7 +161,7 @@ def test_missing_and_corrupt_records_are_the_users_to_mend(tmp_path: Path) -> No
 def test_a_summary_comes_back_with_null_for_what_json_cannot_hold(tmp_path: Path) -> None:
     write_summary(tmp_path, summary())
     back = read_summary(tmp_path)
-    assert back.pop("metric") == {"name": "accuracy", "initial": 0.1, "final": 0.9, "best": None}
+    assert back.pop("metric") == {"name": "accuracy", "initial": 0.1, "final": 0.9, "best": None, "initial_rows": 5}
     assert back == {key: value for key, value in summary().items() if key != "metric"}
     assert os.listdir(tmp_path) == ["summary.json"]
 
