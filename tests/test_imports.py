@@ -31,7 +31,15 @@ ARROWS: dict[str, set[str]] = {
     "report": {"json_reading"},
     "parties": {"wire.messages", "zeroth", "models", "optimizers.base"},
     "algorithms": {"parties", "registry", "wire.messages", "zeroth", "models"},
-    "config": {"algorithms", "parties", "data.options", "models.adapters", "optimizers.table", "zeroth"},
+    "config": {
+        "algorithms",
+        "parties",
+        "data.options",
+        "masking.settings",
+        "models.adapters",
+        "optimizers.table",
+        "zeroth",
+    },
     "engine": {
         "masking",
         "parties",

@@ -10,13 +10,14 @@ from pydantic import TypeAdapter
 
 from halfback.config.schema import RunConfig
 from halfback.data.options import TaskOptions
+from halfback.masking.settings import Secure
 from halfback.models.adapters import Lora
 from halfback.parties.attack import Attack
 from halfback.parties.cohort import Robust
 from halfback.parties.server_step import ServerStep
 
 _ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
-_PLAIN: dict[str, type] = {kind.__name__: kind for kind in (TaskOptions, Lora, Robust, Attack, ServerStep)}
+_PLAIN: dict[str, type] = {kind.__name__: kind for kind in (TaskOptions, Lora, Robust, Attack, ServerStep, Secure)}
 
 
 @dataclass(frozen=True)

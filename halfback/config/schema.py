@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from halfback.data.options import TaskOptions
+from halfback.masking.settings import Secure
 from halfback.models.adapters import BottomTrained, Lora
 from halfback.parties.attack import Attack
 from halfback.parties.cohort import Robust
@@ -236,24 +237,6 @@ class ClientConfig(_Section):
     """In a simulation, what clients run on: PyTorch, or a device package in `halfback-device`; see docs/devices.md."""
 
 
-class SecureConfig(_Section):
-    """Whether the server learns of what clients say of θ the cohort's sum alone; see docs/privacy.md."""
-
-    sum: bool = False
-    """Slopes, exact gradients and weights go up behind masks that fall away in the sum; needs `halfback[secure]`."""
-    threshold: int | None = Field(default=None, ge=2, le=_CLIENTS)
-    """Clients of a cohort that have to stay for a sum, more than half of it; fewer learn nothing of one another's
-    secrets. Null: two thirds, and 3 or more."""
-    bits: Literal[32, 64] = 64
-    """Of the whole numbers that values are sent as; 32 halve the bytes and leave fewer digits behind the point."""
-    range: float = Field(default=1024.0, gt=0, le=1 << 20)
-    """Largest size of a value; a larger one is an error of the client that has it."""
-
-    def threshold_of(self, cohort: int) -> int:
-        """Clients that have to stay, of a cohort of so many."""
-        return max(-(-2 * cohort // 3), 3) if self.threshold is None else self.threshold
-
-
 class DeploymentConfig(_Section):
     """What the server does about clients on other machines that are late or gone; see docs/deploy.md."""
 
@@ -304,7 +287,7 @@ class RunConfig(_Section):
     robust: Robust = Robust()
     attack: Attack = Attack()
     server_step: ServerStep = ServerStep()
-    secure: SecureConfig = SecureConfig()
+    secure: Secure = Secure()
     client: ClientConfig = ClientConfig()
     deployment: DeploymentConfig = DeploymentConfig()
     clients: int = Field(default=10, ge=1, le=_CLIENTS)
