@@ -156,7 +156,7 @@ def test_a_disk_that_fills_while_a_memory_is_written(tmp_path: Path) -> None:
     assert halfback("resume", out).status == 0
 
 
-@pytest.mark.parametrize(("size", "named"), [(10, "can't be written"), (2_000, "checkpoint of round 0")])
+@pytest.mark.parametrize(("size", "named"), [(10, "can't be written"), (6_000, "checkpoint of round 0")])
 def test_a_disk_that_is_full_from_the_start_leaves_nothing(tmp_path: Path, size: int, named: str) -> None:
     with largest_file(size):
         said = halfback(*digits(tmp_path / "run"))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from halfback.runs.subject import Subject
 
 _SHOWN = 20  # rows of a table on a terminal
+_LIKE_A_FILE = re.compile(r"\S*[\w-]\.[A-Za-z][A-Za-z0-9]{1,4}|\S*/\S*")
 _FILES = (".csv", ".json", ".jsonl", ".csv.gz", ".json.gz", ".jsonl.gz")
 
 Which = Annotated[
@@ -91,6 +93,9 @@ def _rows(own: "Subject", data: list[str]) -> "Rows":
         if len(data) > 1:
             raise UserError(f"{own.where} takes images: name one file or folder")
         return own.read(data[0], answers=False)
+    for each in data:
+        if _LIKE_A_FILE.fullmatch(each):
+            raise UserError(f"{each}: there is no such file or folder, and a text with a file's name is none")
     return predicting.of_texts(own, data)
 
 

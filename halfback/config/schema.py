@@ -125,7 +125,7 @@ class BottomConfig(_Section):
     """How the device's part is trained."""
 
     train: BottomTrained = "lora"
-    """What of it; see `models.adapters.set_trainable`."""
+    """LoRA adapters (`lora_b`: their B alone), (IA)³ factors, biases, norms, all weights, or nothing."""
     batch_norm: Literal["frozen", "train"] = "frozen"
     """`train`: a pass that devices backpropagate takes its batch's own mean and variance, and the running ones, which
     evaluation takes, follow and are averaged with the weights; for methods whose devices backpropagate."""

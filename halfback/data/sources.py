@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FEW_CLASSES = 20  # each may have one row alone; of more classes most should have several
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -85,13 +87,19 @@ def class_names(source: Source) -> list[str]:
     """The classes in order: as declared, else whole numbers by value, else by text.
 
     Raises:
-        UserError: there are fewer than two, or two that would be one if they were written alike.
+        UserError: there are fewer than two, or two that would be one if they were written alike, or nearly as many as
+            rows.
     """
     if source.names is None:
         check_alike(source.labels, source.place, where=source.where)
     names = source.names or in_order(set(source.labels))
     if len(names) < 2:
         raise UserError(f"{source.where} has one class only ({names[0]!r}); classification needs at least two")
+    if len(names) > max(_FEW_CLASSES, source.size / 2):
+        raise UserError(
+            f"{source.where} has {len(names)} different labels in {source.size} rows: is task.label the column of "
+            "classes?"
+        )
     return names
 
 

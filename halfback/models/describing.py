@@ -65,4 +65,4 @@ def _facts(family: Family) -> dict[str, str]:
 
 
 def _cuts(blocks: int) -> dict[str, str]:
-    return {"blocks": str(blocks), "model.cut": f"0 to {blocks}"}
+    return {"blocks": str(blocks), "model.cut": f"1 to {blocks}"}

@@ -119,7 +119,7 @@ def curves(lines: Sequence[Line], axes: Axes, title: str, caption: str = "") -> 
     across = [x for line in lines for x in line.x]
     horizontal = _fitted(min(across) if log_x else 0, max(across), log=log_x, margin=0)
     low, high = _extent(lines, 0.0)
-    for beginning in _BEGINNINGS:
+    for beginning in _BEGINNINGS if len(lines) > 1 else ():  # of one curve all is shown
         late_low, late_high = _extent(lines, beginning)
         if not late_low < late_high or (late_high - late_low) * 2 > high - low:
             break

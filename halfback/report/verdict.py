@@ -147,10 +147,12 @@ def verdict(methods: Sequence[Method], metric: Metric, task: str) -> Verdict:
         return Verdict(f"{mine.label} came to no result on {task}: {why}.")
     rest = _beside(mine, methods, metric)
     said = f"{mine.label} ended at {metric.said(mine.final)} on {task}{_from(mine, metric)}"
-    if not rest:
-        return Verdict(f"{said}. {_alone(mine)}".strip(), _care(mine, methods, metric))
-    said += f"{_beside_said(mine, rest, metric)}. {_costs(mine, rest[0])}"
-    return Verdict(said.strip(), _care(mine, methods, metric))
+    if rest:
+        said += _beside_said(mine, rest, metric)
+    if mine.initial is not None and (mine.final <= mine.initial if metric.rises else mine.final >= mine.initial):
+        nothing = "It is no better than before training: with these settings it learned nothing that the metric shows."
+        return Verdict(f"{said}. {nothing}", _care(mine, methods, metric))
+    return Verdict(f"{said}. {_costs(mine, rest[0]) if rest else _alone(mine)}".strip(), _care(mine, methods, metric))
 
 
 def tiles(methods: Sequence[Method], metric: Metric) -> list[Tile]:

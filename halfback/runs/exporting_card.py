@@ -133,7 +133,9 @@ def _value(built: Built, record: Record) -> str:
         return "–"
     if built.task.metric != "accuracy":
         return number(value)
-    error = 100 * math.sqrt(max(value / 100 * (1 - value / 100), 0) / rows)
+    # Of two more rows of each kind (Agresti and Coull): where all are right, that doesn't make it certain.
+    share = (value / 100 * rows + 2) / (rows + 4)
+    error = 100 * math.sqrt(share * (1 - share) / (rows + 4))
     return f"{value:.2f} ± {error:.2f} %"
 
 

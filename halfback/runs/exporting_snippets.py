@@ -63,7 +63,9 @@ model, _ = load_model(base, ModelRequest({_request(built)}))"""
     else:
         kind = _auto_class(built)
         first, base_lines, options = _base(built)
-        classes = f", num_labels={whole.config.num_labels}" if kind != "AutoModelForCausalLM" else ""
+        named = f", id2label={dict(enumerate(built.task.label_names))!r}" if built.task.label_names else ""
+        count = f", num_labels={whole.config.num_labels}"
+        classes = (named or count) if kind != "AutoModelForCausalLM" else ""
         mismatched = ", ignore_mismatched_sizes=True" if classes else ""
         imports = f"{first}import torch\nfrom peft import PeftModel\nfrom transformers import {_imports(built, kind)}"
         base = f"{FOLDER}\n{base_lines}\nmodel = {kind}.from_pretrained(base{options}{classes}{mismatched})"

@@ -91,7 +91,8 @@ def _machine() -> Iterator[Finding]:
     if named is not None and not Path(named).is_dir():
         yield Finding("machine", "data", "wrong", f"HALFBACK_DATA={named} is no folder")
     else:
-        place = f"in {named}" if named else "in ../shared/data" if data_folder(".") else "from the hub"
+        elsewhere = "in ../shared/data" if data_folder(".") else "from the hub, with the extra hub"
+        place = f"in {named}" if named else elsewhere
         yield Finding("machine", "data", "ok", f"named data sets are taken {place}")
 
 
