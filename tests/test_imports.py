@@ -73,6 +73,20 @@ ARROWS: dict[str, set[str]] = {
         "telemetry",
         "zeroth.native",
     },
+    "auditing": {
+        "assembly",
+        "codecs",
+        "config",
+        "data",
+        "engine",
+        "models",
+        "parties",
+        "report",
+        "runs",
+        "telemetry.records",
+        "wire.messages",
+        "zeroth",
+    },
     "packaging": {
         "assembly",
         "config",
@@ -127,6 +141,7 @@ ARROWS: dict[str, set[str]] = {
     "cli": {
         "algorithms",
         "assembly",
+        "auditing",
         "codecs",
         "config",
         "controllers",
@@ -140,6 +155,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "__main__": {"cli"},
     "__init__": {
+        "auditing",
         "codecs",
         "controllers",
         "data.own",

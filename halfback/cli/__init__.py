@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from halfback.cli import health, listing, plans, runs, sites
+from halfback.cli import audits, health, listing, plans, runs, sites
 from halfback.cli.printing import console
 from halfback.errors import HalfbackError, Interrupted, one_line, shown
 
@@ -110,7 +110,7 @@ _GROUPS = {
         *(listing.recipes, listing.algorithms, listing.tasks, listing.models, listing.codecs, listing.controllers),
         listing.keys,
     ),
-    "Is all well": (health.doctor, listing.conformance),
+    "Is all well": (health.doctor, listing.conformance, audits.audit),
 }
 for group, commands in _GROUPS.items():
     for command in commands:

@@ -53,7 +53,7 @@ class Bars:
         )
         self._tasks: dict[str, TaskID] = {}
         self._metric: dict[str, str] = {}
-        self._line = _Line()
+        self._line = Line()
 
     def __enter__(self) -> "Bars":
         if self._is_live:
@@ -88,8 +88,8 @@ class Bars:
 
 
 @final
-class _Line:
-    """Plain lines of a run, by a thread of its own where nothing else says one."""
+class Line:
+    """Plain lines of work that takes long, by a thread of its own where nothing else says one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -105,6 +105,13 @@ class _Line:
 
     def end(self) -> None:
         self._over.set()
+
+    def at(self, what: str) -> None:
+        """What is done now; said at once if nothing was said for a little while."""
+        with self._lock:
+            self._stands = lambda: what
+            if not self._has_said or time.monotonic() - self._said > _FIRST:
+                self._say(what)
 
     def stands(self, name: str, step: int, steps: int, now: str, *, is_due: bool) -> None:
         """Where a run stands; said at once if it is due."""
