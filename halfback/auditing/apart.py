@@ -55,20 +55,16 @@ def apart(built: Built, seed: int, most: int) -> Apart:
     )
 
 
-def halves(split: Split) -> tuple[Split, Split]:
-    """The first half of some rows, and the others."""
-    middle = len(split) // 2
-    return split.take(range(middle)), split.take(range(middle, len(split)))
-
-
 def first_rows(split: Split, most: int) -> Split:
     """The first rows, this many at most."""
     return split.take(range(min(most, len(split))))
 
 
-def owners(lengths: Tensor) -> Tensor:
-    """The number of the row that each token belongs to."""
-    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths.long())
+def pooled(values: Tensor, lengths: Tensor | None) -> Tensor:
+    """One vector for each row: of a text the sum over its tokens, of an image all that there is."""
+    if lengths is None:
+        return values.flatten(1)
+    return torch.stack([part.sum(dim=0) for part in values.split(lengths.tolist())])
 
 
 def _drawn(rows: Sequence[int], most: int, generator: torch.Generator) -> list[int]:

@@ -1,4 +1,4 @@
-"""What arrives at the server of activations, by cut and by how they travel: encoded, decoded, and with noise on them."""
+"""What arrives at the server of activations, by cut and by how they travel: encoded, decoded, with noise on them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +50,8 @@ class Arrived:
 
 def cuts_of(built: Built, chosen: Sequence[int] | None) -> list[int]:
     """The cuts that are looked at: those that were chosen, else the recipe's own, the first, the last, some between."""
-    last = built.model.blocks - (built.config.model.head or 0)
+    head = built.config.model.head
+    last = built.model.blocks - (0 if head is None else head + 1)  # a middle has a block or more
     if chosen is not None:
         return sorted(set(chosen))
     own = set(built.ground.levels)

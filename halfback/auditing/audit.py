@@ -171,8 +171,8 @@ def _attacked(seat: Seat, cuts: Sequence[int], clock: Clock) -> tuple[list[Findi
     """All attacks, each with a share of the time; that on labels is the last, since the run goes on meanwhile."""
     found: list[Finding] = []
     notes: list[str] = []
-    for attack, share in ((membership, 0.1), (slopes, 0.1)):
-        more, said = attack(seat, clock.part(share))
+    for attack in (membership, slopes):
+        more, said = attack(seat)
         found, notes = [*found, *more], [*notes, *said]
     by_cut = images if seat.built.task.train.longest() == 0 else tokens
     if _sends_activations(seat):

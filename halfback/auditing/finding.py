@@ -100,6 +100,11 @@ def true_positives(positives: Tensor, negatives: Tensor, rate: float) -> float:
     return float((positives.double() > threshold).double().mean())
 
 
+def counted(values: int) -> str:
+    """How many values a trained attack has, for its name."""
+    return f"{values / 1e6:.3g} M values" if values >= 1e6 else f"{values / 1e3:.3g} k values"
+
+
 def values_of(finding: Finding) -> dict[str, Any]:
     """A finding as plain values, with what follows from them."""
     return {**vars(finding), "fence": finding.fence, "conclusion": finding.conclusion}

@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from halfback.auditing.apart import first_rows
 from halfback.auditing.arrivals import arrive, form_of, level_at, ways_of
 from halfback.auditing.clock import Clock
-from halfback.auditing.finding import Finding
+from halfback.auditing.finding import Finding, counted
 from halfback.auditing.seat import Seat
 from halfback.data.batches import Split
 
 _VICTIMS, _JUDGED_ROWS = 128, 128
-_WIDTH = 48  # channels inside the decoder
+_WIDTH = 32  # channels inside the decoder
 _BATCH = 32
 _MARGIN, _PLANTED = 1.0, 3.0  # decibels above the mean image: that a leak has, and that a planted one must have
 _WINDOW = 7
+_MOST_HELD = 64
 
 
 class Decoder(nn.Module):
-    """Activations (B, C, H, W), or (B, T, C) of patches, to images: three convolutions, the last one to finer pixels."""
+    """Activations (B, C, H, W), or (B, T, C) of patches, to images: three convolutions, the last to finer pixels."""
 
     def __init__(self, shape: Sequence[int], image: Sequence[int]) -> None:
         super().__init__()
@@ -57,27 +58,30 @@ def images(seat: Seat, cuts: Sequence[int], clock: Clock) -> list[Finding]:
     theirs, mine = _pixels(victims), _pixels(own)
     span, mean = float(mine.max() - mine.min()), mine.mean(dim=0, keepdim=True)
     chance = psnr(mean.expand_as(theirs), theirs, span)
+    ways = ways_of(seat.built, form_of(seat.built, level_at(seat.built, cuts[0])))
+    cells = len(cuts) * (len(ways) + 1) + 1  # the first way of a cut has twice the time, what is planted once
     seat.tell("images: a planted leak")
-    decoder, _ = _trained(-mine, mine, clock.part(0.1), seat.generator)  # an image's negative: nothing of it is lost
+    decoder, _ = _trained(-mine, mine, clock.part(1 / cells), seat.generator)  # its negative: nothing of it is lost
     planted = psnr(_read(decoder, -theirs), theirs, span)
     found = []
     for place, cut in enumerate(cuts):
         level, at = level_at(seat.built, cut), clock.part(1 / (len(cuts) - place))
         form = form_of(seat.built, level)
         hidden, own_hidden = seat.hidden(level, victims), seat.hidden(level, own)
-        ways = ways_of(seat.built, form)
-        for number, way in enumerate(ways):
+        decoder = None
+        for number, way in enumerate(ways_of(seat.built, form)):
             seat.tell(f"images: cut {cut}, {way.name}")
             came = arrive(way, form, hidden, None, seat.generator)
             ours = arrive(way, form, own_hidden, None, seat.generator).hidden
-            decoder, values = _trained(ours.cpu(), mine, at.part(1 / (len(ways) - number)), seat.generator)
+            time = at.part((2 if decoder is None else 1) / (len(ways) + (decoder is None) - number))
+            decoder, values = _trained(ours.cpu(), mine, time, seat.generator, decoder)
             made = _read(decoder, came.hidden.cpu())
             noise = torch.randn(came.hidden.shape, generator=seat.generator) * came.hidden.cpu().std()
             judged = first_rows(own, _JUDGED_ROWS)
             found.append(
                 Finding(
                     about="images",
-                    how=f"trained decoder of {values / 1e3:.3g} k values",
+                    how=f"trained decoder of {counted(values)}",
                     measure="PSNR",
                     value=psnr(made, theirs, span),
                     chance=chance,
@@ -131,25 +135,32 @@ def _pixels(split: Split) -> Tensor:
     return split.batch(range(len(split))).inputs["pixel_values"].float()
 
 
-def _trained(hidden: Tensor, wanted: Tensor, clock: Clock, generator: torch.Generator) -> tuple[nn.Module, int]:
-    """A decoder trained until its time is over, and how many values it has; kept is what is best on a tenth of rows."""
+def _trained(
+    hidden: Tensor, wanted: Tensor, clock: Clock, generator: torch.Generator, start: nn.Module | None = None
+) -> tuple[nn.Module, int]:
+    """A decoder trained until its time is over, and how many values it has; kept is what is best on a tenth of rows.
+
+    `start`: one of the same cut, from which it begins.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         decoder = Decoder(hidden.shape[1:], wanted.shape[1:])
-    mean, scale = hidden.mean(), hidden.std() + 1e-6
-    module = nn.Sequential(_Scaled(mean, scale), decoder)
+    module = nn.Sequential(_Scaled(hidden.mean(), hidden.std() + 1e-6), decoder)
+    if start is not None:
+        decoder.load_state_dict(start[1].state_dict())  # type: ignore[index]
     held = torch.arange(len(hidden)) % 10 == 0
+    judged = held.nonzero().squeeze(1)[:_MOST_HELD]
     own, pixels = hidden[~held], wanted[~held]
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
     best, kept = math.inf, {name: value.clone() for name, value in module.state_dict().items()}
     while clock.left:
-        for _ in range(16):
+        for _ in range(8):
             rows = torch.randint(len(own), (_BATCH,), generator=generator)
             loss = F.mse_loss(module(own[rows]), pixels[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        error = float(F.mse_loss(_read(module, hidden[held]), wanted[held]))
+        error = float(F.mse_loss(_read(module, hidden[judged]), wanted[judged]))
         if error < best:
             best, kept = error, {name: value.clone() for name, value in module.state_dict().items()}
     module.load_state_dict(kept)
@@ -157,6 +168,9 @@ def _trained(hidden: Tensor, wanted: Tensor, clock: Clock, generator: torch.Gene
 
 
 class _Scaled(nn.Module):
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, mean: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", mean)

@@ -43,6 +43,9 @@ class Trained:
 
 
 class _Inverter(nn.Module):
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, mean: Tensor, scale: Tensor, linear: Tensor) -> None:
         super().__init__()
         width, out = linear.shape

@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from halfback.auditing.apart import first_rows
+from halfback.auditing.apart import first_rows, pooled
 from halfback.auditing.clock import Clock
 from halfback.auditing.finding import Finding, rate_margin
 from halfback.auditing.listening import Heard, listened
 from halfback.auditing.seat import Seat
-from halfback.models.packing import parts
 from halfback.parties.client_feedback import head_gradient
 from halfback.parties.holdings import Head
 from halfback.wire.messages import HeadGradient, MiddleActivations
@@ -134,8 +133,7 @@ def by_trial(head: Head, case: Case, classes: int) -> Tensor:
     for label in range(classes):
         losses, hidden, _ = _losses(head, case, label)
         (gradient,) = torch.autograd.grad(losses.mean(), hidden)
-        apart = (gradient - case.came.gradient).square().flatten(1).sum(dim=1)
-        distances.append(torch.stack([apart[rows].sum() for rows in parts(apart, case.lengths)]))
+        distances.append(pooled((gradient - case.came.gradient).square(), case.lengths).sum(dim=1))
     return torch.stack(distances).argmin(dim=0).cpu()
 
 
@@ -174,10 +172,7 @@ def by_loss(head: Head, case: Case, classes: int) -> Tensor:
 
 def _by_clusters(cases: Sequence[Case], classes: int, generator: torch.Generator) -> list[Tensor]:
     """As many clusters of the rows' gradients as there are classes; what is known is the label of a row in each."""
-    rows = [
-        torch.stack([case.came.gradient[at].flatten(1).sum(dim=0) for at in parts(case.came.gradient, case.lengths)])
-        for case in cases
-    ]
+    rows = [pooled(case.came.gradient, case.lengths) for case in cases]
     together = torch.cat(rows).float().cpu()
     truth = torch.cat([case.labels for case in cases])
     guessed = named_clusters(together, truth, classes, generator)
@@ -238,5 +233,3 @@ def _noisy(came: HeadGradient, generator: torch.Generator) -> HeadGradient:
         return (noise * tensor.float().square().mean().sqrt()).to(tensor.dtype)
 
     return replace(came, gradient=of(came.gradient), head=tuple(of(tensor) for tensor in came.head))
-
-

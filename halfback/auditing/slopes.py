@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from halfback.auditing.apart import first_rows
-from halfback.auditing.clock import Clock
 from halfback.auditing.finding import Finding, auc, auc_margin
 from halfback.auditing.seat import Seat
 from halfback.data.batches import Split
@@ -23,7 +22,7 @@ _TRIALS = 4000
 _FOUND = 0.95  # of the planted game: the row is alone in its batch
 
 
-def slopes(seat: Seat, clock: Clock) -> tuple[list[Finding], list[str]]:
+def slopes(seat: Seat) -> tuple[list[Finding], list[str]]:
     """Plays the game with the recipe's directions and batch; says so where no slopes are sent."""
     built = seat.built
     needs = built.ground.algorithm.needs
@@ -38,11 +37,11 @@ def slopes(seat: Seat, clock: Clock) -> tuple[list[Finding], list[str]]:
     found = []
     planted = play(table, 1, seat.generator)
     control = play(torch.randn(table.shape, generator=seat.generator), size, seat.generator, others_only=True)
-    for how, many in ((f"the {probe.directions} slopes of one step", size), ("the same, of a batch of one row", 1)):
+    for many in (size, 1):
         found.append(
             Finding(
                 about="rows by slopes",
-                how=f"{how}, which of two rows is in it",
+                how=f"which of 2 rows is in a batch of {many}, by {probe.directions} slopes",
                 measure="AUC",
                 value=play(table, many, seat.generator),
                 chance=0.5,

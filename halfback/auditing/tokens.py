@@ -15,7 +15,7 @@ from torch import Tensor
 from halfback.auditing.apart import first_rows
 from halfback.auditing.arrivals import Arrived, Way, arrive, form_of, level_at, ways_of
 from halfback.auditing.clock import Clock
-from halfback.auditing.finding import Finding, rate_margin
+from halfback.auditing.finding import Finding, counted, rate_margin
 from halfback.auditing.inverter import Trained, trained
 from halfback.auditing.seat import Seat
 from halfback.data.batches import Batch, Split
@@ -131,7 +131,7 @@ def _at_cut(seat: Seat, texts: _Texts, table: Tensor, cut: int, clock: Clock) ->
 
 
 def _named(inverter: Trained) -> str:
-    return f"trained inverter of {inverter.values / 1e6:.3g} M values"
+    return f"trained inverter of {counted(inverter.values)}"
 
 
 @torch.no_grad()
@@ -169,7 +169,8 @@ def _embedded(words: Bottom, numbers: Tensor, length: int) -> Tensor:
     device = next(words.parameters()).device
     lengths = torch.full((len(numbers),), length, dtype=torch.int64)
     inputs = {"input_ids": numbers.repeat_interleave(length).to(device), "lengths": lengths.to(device)}
-    return words(inputs).float().cpu().view(len(numbers), length, -1)
+    found: Tensor = words(inputs).float().cpu()
+    return found.view(len(numbers), length, -1)
 
 
 def _planted(seat: Seat, words: Bottom, texts: _Texts, table: Tensor) -> tuple[float, float]:
@@ -228,5 +229,3 @@ def _vocabulary(seat: Seat) -> int:
 
 def _whole(split: Split) -> Batch:
     return split.batch(range(len(split)))
-
-

@@ -22,13 +22,14 @@ def audit(
     ],
     out: Annotated[Path, typer.Option(help="Folder for audit.html and audit.json.")],
     minutes: Annotated[
-        float, typer.Option(min=0.05, max=1440, help="That the attacks may take, about: more make trained ones stronger.")
+        float,
+        typer.Option(min=0.05, max=1440, help="That attacks may take, about: more make them stronger."),
     ] = 5.0,
     cuts: Annotated[
         str | None, typer.Option(help="Cuts to look at, as 1,2,5; by default the recipe's and a few others.")
     ] = None,
 ) -> None:
-    """Attack your own set-up from the server's seat: what it reads of tokens, images, labels, members (docs/privacy.md)."""
+    """Attack your own set-up from the server's seat, on this machine: what is read of rows (see docs/privacy.md)."""
     print("audit: getting ready", flush=True)
     from halfback.auditing.audit import PAGE
     from halfback.auditing.audit import audit as audited

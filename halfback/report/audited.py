@@ -9,7 +9,7 @@ from halfback.report.rendering import Table, write_page
 from halfback.report.tables import NOTHING, number, short_size
 
 Finding = Mapping[str, Any]
-HEADER = ["", "attack", "cut", "sent as", "came to", "chance", "planted", "a row", "quality", ""]
+HEADER = ["", "attack", "cut", "sent as", "came to", "chance", "planted", "a row", "quality", "so"]
 NOTE = (
     "Came to: the share that was recovered, the area under the curve (a half is chance), or decibels. Chance: what the "
     "attack comes to without listening. Planted: the same attack where a leak was planted; one that misses it proves "
@@ -80,10 +80,15 @@ def sentences(audit: Mapping[str, Any]) -> list[str]:
             said.append(f"{_capital(about)}: no conclusion, since the attack did not pass its own fences.")
             continue
         own = [finding for finding in plain if finding["cut"] in (None, audit["cut"])] or plain
-        said.append(_worst(about, max(own, key=lambda f: f["value"])))
+        # Of what has no cut the first one is the recipe's own case.
+        said.append(_worst(about, own[0] if own[0]["cut"] is None and about != "labels" else _largest(own)))
         if failed := len(of) - len(sound):
             said.append(f"{_capital(about)}: {failed} of {len(of)} attacks did not pass their own fences.")
     return [*said, *audit["notes"]]
+
+
+def _largest(findings: Sequence[Finding]) -> Finding:
+    return max(findings, key=lambda finding: float(finding["value"]))
 
 
 def _worst(about: str, finding: Finding) -> str:
@@ -122,7 +127,7 @@ def write_audit(audit: Mapping[str, Any], out: Path) -> Path:
         "drawn": drawn,
         "costs": costs,
         "bought": bought,
-        "table_": Table("All attacks", ["about", *header[1:-1], "conclusion"], body, words=4, note=NOTE),
+        "table_": Table("All attacks", ["about", *header[1:]], body, words=4, note=NOTE),
         "rates": RATES,
     }
     return write_page("audit.html", values, out)
@@ -150,9 +155,9 @@ def _against(audit: Mapping[str, Any]) -> tuple[list[str], list[Chart]]:
     strongest: dict[tuple[str, int, str], Finding] = {}
     for finding in audit["findings"]:
         if finding["cut"] is not None and not finding["fence"]:
-            key = (finding["about"], finding["cut"], finding["sent"])
-            if key not in strongest or finding["value"] > strongest[key]["value"]:
-                strongest[key] = finding
+            at = (finding["about"], finding["cut"], finding["sent"])
+            if at not in strongest or finding["value"] > strongest[at]["value"]:
+                strongest[at] = finding
     found = list(strongest.values())
     cuts = sorted({finding["cut"] for finding in found})
     drawn = []
