@@ -61,14 +61,14 @@ def images(seat: Seat, cuts: Sequence[int], clock: Clock) -> list[Finding]:
     ways = ways_of(seat.built, form_of(seat.built, level_at(seat.built, cuts[0])))
     cells = len(cuts) * (len(ways) + 1) + 1  # the first way of a cut has twice the time, what is planted once
     seat.tell("images: a planted leak")
-    decoder, _ = _trained(-mine, mine, clock.part(1 / cells), seat.generator)  # its negative: nothing of it is lost
-    planted = psnr(_read(decoder, -theirs), theirs, span)
+    negative, _ = _trained(-mine, mine, clock.part(1 / cells), seat.generator)  # nothing of an image is lost in it
+    planted = psnr(_read(negative, -theirs), theirs, span)
     found = []
     for place, cut in enumerate(cuts):
         level, at = level_at(seat.built, cut), clock.part(1 / (len(cuts) - place))
         form = form_of(seat.built, level)
         hidden, own_hidden = seat.hidden(level, victims), seat.hidden(level, own)
-        decoder = None
+        decoder: nn.Module | None = None
         for number, way in enumerate(ways_of(seat.built, form)):
             seat.tell(f"images: cut {cut}, {way.name}")
             came = arrive(way, form, hidden, None, seat.generator)

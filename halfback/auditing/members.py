@@ -62,7 +62,7 @@ def _by_heart(seat: Seat) -> tuple[Tensor, Tensor]:
     features = (rows @ mixed).relu()
     labels = torch.randint(2, (len(rows),), generator=generator)
     half = len(rows) // 2
-    wanted = _SURE * (2.0 * F.one_hot(labels[:half], 2) - 1)
+    wanted = _SURE * (2 * F.one_hot(labels[:half], 2).double() - 1)
     fitted = torch.linalg.lstsq(features[:half], wanted, driver="gelsd").solution
     losses = F.cross_entropy(features @ fitted, labels, reduction="none")
     return losses[:half], losses[half:]
