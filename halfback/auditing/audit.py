@@ -172,7 +172,7 @@ def _attacked(seat: Seat, cuts: Sequence[int], clock: Clock) -> tuple[list[Findi
     found: list[Finding] = []
     notes: list[str] = []
     for attack in (membership, slopes):
-        more, said = attack(seat)
+        more, said = attack(seat, clock.part(0.08))
         found, notes = [*found, *more], [*notes, *said]
     by_cut = images if seat.built.task.train.longest() == 0 else tokens
     if _sends_activations(seat):

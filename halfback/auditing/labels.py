@@ -53,7 +53,7 @@ def labels(seat: Seat, clock: Clock) -> tuple[list[Finding], list[str]]:
         return [], ["Labels: a language model's are the text itself, so they are what its tokens are."]
     if head is None:
         heard = next(listened(built, 1))
-        said = heard.said.get("Activations")
+        said = heard.up.get("Activations")
         if said is not None and said.labels is not None:
             return [], ["Labels: sent in the clear with the activations; only the U-shape (model.head) keeps them."]
         return [], ["Labels: neither they nor a gradient at a second cut are sent, so no attack here reads them."]
@@ -207,7 +207,7 @@ def _separable(classes: int, seat: Seat) -> float:
 
 def _case(seat: Seat, heard: Heard) -> Case:
     batch = seat.built.federation.client(heard.client).party.feed.data.batch(heard.number)
-    up, sent, came = (heard.said[name] for name in ("Activations", "MiddleActivations", "HeadGradient"))
+    up, sent, came = heard.up["Activations"], heard.down["MiddleActivations"], heard.up["HeadGradient"]
     lengths = None if up.lengths is None else up.lengths.long()
     return Case(sent, came, lengths, batch.labels.cpu())
 

@@ -14,6 +14,8 @@ from halfback.parties.protocol import Conversation
 from halfback.parties.server import Server
 from halfback.wire.messages import Message, parts_of
 
+_Parts = tuple[dict[str, Any], dict[str, Any]]  # up and down
+
 
 @dataclass(frozen=True)
 class Heard:
@@ -22,12 +24,14 @@ class Heard:
     Attributes:
         client: its number.
         number: of the batch among the client's.
-        said: parts of messages by the names of their kinds; the last of each kind.
+        up: parts of what the client said, by the names of their kinds; the last of each kind.
+        down: parts of what it was told, likewise, as it decoded them.
     """
 
     client: int
     number: int
-    said: dict[str, Any]
+    up: dict[str, Any]
+    down: dict[str, Any]
 
 
 def listened(built: Built, rounds: int) -> Iterator[Heard]:
@@ -38,14 +42,14 @@ def listened(built: Built, rounds: int) -> Iterator[Heard]:
         with _listening(built, cohort) as heard:
             cursors = {client: federation.client(client).party.feed.cursor for client in cohort}
             federation.run_round(Round(number, 1, number), measure_memory=False)
-        yield from (Heard(client, cursors[client], heard[client]) for client in cohort)
+        yield from (Heard(client, cursors[client], *heard[client]) for client in cohort)
 
 
 @contextmanager
-def _listening(built: Built, cohort: list[int]) -> Iterator[dict[int, dict[str, Any]]]:
+def _listening(built: Built, cohort: list[int]) -> Iterator[dict[int, _Parts]]:
     """Every party has a listener in the place of its algorithm while this is open."""
     sides: list[Any] = [built.federation.server, *(built.federation.client(client) for client in cohort)]
-    heard: dict[int, dict[str, Any]] = {client: {} for client in cohort}
+    heard: dict[int, _Parts] = {client: ({}, {}) for client in cohort}
     algorithm = built.federation.server.algorithm
     for side in sides:
         side.algorithm = _Listener(algorithm, heard)
@@ -63,7 +67,7 @@ class _Listener:
     The server encodes the latter, so it knows what is decoded.
     """
 
-    def __init__(self, algorithm: Any, heard: dict[int, dict[str, Any]]) -> None:
+    def __init__(self, algorithm: Any, heard: dict[int, _Parts]) -> None:
         self._algorithm, self._heard = algorithm, heard
 
     def __getattr__(self, name: str) -> Any:
@@ -72,7 +76,7 @@ class _Listener:
     def answer(self, server: Server, messages: Mapping[int, Message]) -> Mapping[int, Message]:
         """The algorithm's own."""
         for client, message in messages.items():
-            self._note(client, message)
+            self._note(self._heard[client][0], message)
         answers: Mapping[int, Message] = self._algorithm.answer(server, messages)
         return answers
 
@@ -85,11 +89,12 @@ class _Listener:
             except StopIteration:
                 return
             reply = yield message
-            self._note(client.id, reply)
+            self._note(self._heard[client.id][1], reply)
 
-    def _note(self, client: int, message: Any) -> None:
+    @staticmethod
+    def _note(noted: dict[str, Any], message: Any) -> None:
         for part in parts_of(message):
-            self._heard[client][type(part).__name__] = _copied(part)
+            noted[type(part).__name__] = _copied(part)
 
 
 def _copied(part: Any) -> Any:

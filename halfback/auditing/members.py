@@ -10,24 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halfback.auditing.apart import first_rows, pooled
+from halfback.auditing.clock import Clock
 from halfback.auditing.finding import Finding, auc, auc_margin, true_positives
 from halfback.auditing.seat import Seat
 
-_ROWS = 500  # of each kind; a language model's are run one by one
-_TOKEN_ROWS = 100
+_ROWS = 500  # of each kind, at most
 _PLANTED_ROWS, _FEATURES = 32, 1024
 _FOUND = 0.9  # of the planted area: a model's that knows its rows by heart
-_SURE = 10.0  # of its logits
+_SURE, _CLASSES = 10.0, 32  # of its logits; and so many that hardly another row is right by luck
 
 
-def membership(seat: Seat) -> tuple[list[Finding], list[str]]:
+def membership(seat: Seat, clock: Clock) -> tuple[list[Finding], list[str]]:
     """Tells training rows from validation rows; says so where nothing was trained yet."""
     if not seat.is_trained:
         return [], ["Membership: a recipe has trained on nobody's rows yet; audit a run's folder for it."]
-    rows = _ROWS if seat.built.task.objective == "classification" else _TOKEN_ROWS
     seat.tell("membership: losses of rows that were trained on, and of others")
-    inside = seat.losses(first_rows(seat.rows.victims, rows))
-    outside = seat.losses(first_rows(seat.rows.own, rows))
+    inside, outside = (
+        seat.losses(seat.affordable(split, 0.4 * clock.seconds, _ROWS)) for split in (seat.rows.victims, seat.rows.own)
+    )
     by_heart = _by_heart(seat)
     drawn = torch.rand(len(inside) + len(outside), generator=seat.generator)
     finding = Finding(
@@ -60,9 +60,9 @@ def _by_heart(seat: Seat) -> tuple[Tensor, Tensor]:
     generator = seat.generator
     mixed = torch.randn(rows.shape[1], _FEATURES, generator=generator, dtype=torch.float64) / rows.shape[1] ** 0.5
     features = (rows @ mixed).relu()
-    labels = torch.randint(2, (len(rows),), generator=generator)
+    labels = torch.randint(_CLASSES, (len(rows),), generator=generator)
     half = len(rows) // 2
-    wanted = _SURE * (2 * F.one_hot(labels[:half], 2).double() - 1)
+    wanted = _SURE * F.one_hot(labels[:half], _CLASSES).double()
     fitted = torch.linalg.lstsq(features[:half], wanted, driver="gelsd").solution
     losses = F.cross_entropy(features @ fitted, labels, reduction="none")
     return losses[:half], losses[half:]

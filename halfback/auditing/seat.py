@@ -1,6 +1,7 @@
 """What an attacker on the server's seat has: the run as the server knows it, rows of its own, and some time."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halfback.assembly import Built
-from halfback.auditing.apart import Apart
+from halfback.auditing.apart import Apart, first_rows
 from halfback.data.batches import Split
 from halfback.models.cut import CutModel
 from halfback.models.objectives import evaluate, loss_of
 from halfback.models.running import Top
 
 _AT_ONCE = 32  # rows of a forward pass
+_FEWEST = 16  # rows that tell how long one takes
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class Seat:
             logits = level.head(level.top(hidden, lengths), lengths, batch.scored)
         found = evaluate(task.objective, [(logits, batch.labels)], task.own_loss, task.own_metric).metric
         return found if math.isfinite(found) else None
+
+    def affordable(self, split: Split, seconds: float, most: int) -> Split:
+        """The first rows, as many as the whole model takes the losses of in so much time, but no fewer than a few."""
+        some = first_rows(split, _FEWEST)
+        begun = time.perf_counter()
+        self.losses(some)
+        each = (time.perf_counter() - begun) / len(some)
+        return first_rows(split, max(2 * _FEWEST, min(most, int(seconds / each))))
 
     @torch.no_grad()
     def losses(self, split: Split) -> Tensor:

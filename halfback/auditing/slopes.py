@@ -10,19 +10,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from halfback.auditing.apart import first_rows
+from halfback.auditing.clock import Clock
 from halfback.auditing.finding import Finding, auc, auc_margin
 from halfback.auditing.seat import Seat
 from halfback.data.batches import Split
 from halfback.parties.client import Client
 from halfback.zeroth.slopes import Probe, perturbed
 
-_ROWS, _TOKEN_ROWS = 128, 32
+_ROWS = 128
 _TRIALS = 4000
 _FOUND = 0.95  # of the planted game: the row is alone in its batch
 
 
-def slopes(seat: Seat) -> tuple[list[Finding], list[str]]:
+def slopes(seat: Seat, clock: Clock) -> tuple[list[Finding], list[str]]:
     """Plays the game with the recipe's directions and batch; says so where no slopes are sent."""
     built = seat.built
     needs = built.ground.algorithm.needs
@@ -30,7 +30,7 @@ def slopes(seat: Seat) -> tuple[list[Finding], list[str]]:
     if probe is None or not probe.directions or not needs.replays:
         return [], ["Slopes: this method sends none."]
     client = built.clients.side(0).party
-    split = first_rows(seat.rows.own, _ROWS if built.task.objective == "classification" else _TOKEN_ROWS)
+    split = seat.affordable(seat.rows.own, clock.seconds / (2 * probe.directions + 1), _ROWS)
     seat.tell(f"slopes: of {len(split)} rows along {probe.directions} directions")
     table = of_rows(seat, client, split, probe)
     size = min(built.config.batch_size, len(split) - 1)

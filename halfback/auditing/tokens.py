@@ -22,7 +22,7 @@ from halfback.data.batches import Batch, Split
 from halfback.models.cut import before_blocks
 from halfback.models.running import Bottom
 
-_VICTIM_TOKENS = 1000
+_VICTIM_TOKENS = 400
 _JUDGED_ROWS = 128  # of the attacker's own, on which a trained model is evaluated
 _WORDS = 2048  # of the vocabulary, embedded at once
 _FOUND = 0.9  # of planted tokens
