@@ -49,8 +49,8 @@ def apart(built: Built, seed: int, most: int) -> Apart:
         )
     generator = torch.Generator().manual_seed(seed)
     return Apart(
-        train.take(_drawn(held, most, generator)),
-        validation.take(_drawn(free, most, generator)),
+        train.take(drawn(held, most, generator)),
+        validation.take(drawn(free, most, generator)),
         len(validation) - len(free),
     )
 
@@ -67,7 +67,8 @@ def pooled(values: Tensor, lengths: Tensor | None) -> Tensor:
     return torch.stack([part.sum(dim=0) for part in values.split(lengths.tolist())])
 
 
-def _drawn(rows: Sequence[int], most: int, generator: torch.Generator) -> list[int]:
+def drawn(rows: Sequence[int], most: int, generator: torch.Generator) -> list[int]:
+    """Some of the rows, this many at most."""
     return [rows[place] for place in torch.randperm(len(rows), generator=generator)[:most].tolist()]
 
 

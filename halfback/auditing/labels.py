@@ -20,7 +20,7 @@ from halfback.parties.client_feedback import head_gradient
 from halfback.parties.holdings import Head
 from halfback.wire.messages import HeadGradient, MiddleActivations
 
-_ROUNDS = 8
+_ROUNDS, _FEWEST = 8, 6  # of one step; and batches
 _LABELLINGS = 1 << 17  # of a batch, that are tried for its loss
 _FOUND = 0.9  # of planted labels
 TRIAL = "each class, through the head that the server sent"
@@ -63,7 +63,7 @@ def labels(seat: Seat, clock: Clock) -> tuple[list[Finding], list[str]]:
     for heard in listened(built, _ROUNDS):
         seat.tell(f"labels: a batch of client {heard.client}")
         cases.append(_case(seat, heard))
-        if not clock.left:
+        if not clock.left and len(cases) >= _FEWEST:
             break
     truth = torch.cat([case.labels for case in cases])
     common = int(seat.rows.own.labels.mode().values)

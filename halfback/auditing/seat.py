@@ -17,7 +17,7 @@ from halfback.models.objectives import evaluate, loss_of
 from halfback.models.running import Top
 
 _AT_ONCE = 32  # rows of a forward pass
-_FEWEST = 16  # rows that tell how long one takes
+_TIMED, _FEWEST = 4, 16  # rows that tell how long one takes; and that are taken however long it does
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Seat:
 
     def affordable(self, split: Split, seconds: float, most: int) -> Split:
         """The first rows, as many as the whole model takes the losses of in so much time, but no fewer than a few."""
-        some = first_rows(split, _FEWEST)
+        some = first_rows(split, _TIMED)
         begun = time.perf_counter()
         self.losses(some)
         each = (time.perf_counter() - begun) / len(some)
-        return first_rows(split, max(2 * _FEWEST, min(most, int(seconds / each))))
+        return first_rows(split, max(_FEWEST, min(most, int(seconds / each))))
 
     @torch.no_grad()
     def losses(self, split: Split) -> Tensor:

@@ -61,6 +61,7 @@ class _Cell:
     read: float
     control: float
     quality: float | None
+    steps: int
 
 
 @torch.no_grad()
@@ -98,6 +99,7 @@ def tokens(seat: Seat, cuts: Sequence[int], clock: Clock) -> list[Finding]:
                     sent=cell.way.name,
                     row_bytes=cell.came.row_bytes,
                     quality=cell.quality,
+                    beside={} if how == NEAREST else {"training steps": float(cell.steps)},
                 )
             )
     return found
@@ -126,7 +128,7 @@ def _at_cut(seat: Seat, texts: _Texts, table: Tensor, cut: int, clock: Clock) ->
             control = texts.share(inverter.read(noise))
         quality = seat.quality(level, judged, own[0][: int(_whole(judged).inputs["lengths"].sum())])
         read = texts.share(inverter.read(came.hidden.cpu()))
-        cells.append(_Cell(cut, way, came, _named(inverter), read, control, quality))
+        cells.append(_Cell(cut, way, came, _named(inverter), read, control, quality, inverter.steps))
     return cells
 
 

@@ -83,8 +83,8 @@ def test_training_reads_what_no_linear_map_reads() -> None:
     for seconds in (0.0, 2.0):
         inverter = trained(hidden[:2700], tokens[:2700], table, Clock(seconds), generator())
         right[seconds] = float((inverter.read(hidden[2700:]) == tokens[2700:]).double().mean())
-    assert right[0.0] < 0.3
-    assert right[2.0] > 0.6
+    assert right[0.0] < 0.6  # one of the two sides
+    assert right[2.0] > 0.8
 
 
 def test_clusters_are_named_by_one_row_each() -> None:
@@ -146,7 +146,7 @@ def test_no_row_is_on_both_sides(tiny_bert: Path, tmp_path: Path) -> None:
     lines = [f"the film is {word} {number % 20} a plot,{word}" for number in range(60) for word in ("fun", "dull")]
     (tmp_path / "rows.csv").write_text("\n".join(["text,label", *lines]))
     built = small.built(small.texts("ho_sfl", tiny_bert, tmp_path / "rows.csv", task__holdout=0.4))
-    with pytest.raises(UserError, match=r"^72 training rows and \d validation rows that are none of them"):
+    with pytest.raises(UserError, match=r"^\d+ training rows and 0 validation rows that are none of them"):
         apart(built, 0, 64)
 
 
