@@ -15,8 +15,8 @@ from halfback.auditing.clock import Clock
 
 _SCALE = 20.0  # of cosines, as logits
 _BATCH, _OTHERS = 256, 1024  # tokens of a step, and wrong tokens drawn beside those of the batch
-_HELD, _MOST_HELD = 10, 256  # every tenth token is held out, this many at most
-_LEGS = 4  # times that it is looked at on these
+_HELD, _MOST_HELD = 10, 128  # every tenth token is held out, this many at most
+_LEGS = 3  # times that it is looked at on these
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from halfback.models.running import Bottom
 
 _VICTIM_TOKENS = 400
 _JUDGED_ROWS = 128  # of the attacker's own, on which a trained model is evaluated
-_WORDS = 2048  # of the vocabulary, embedded at once
+_WORDS = 1024  # of the vocabulary, embedded at once
 _FOUND = 0.9  # of planted tokens
 _REPLACED = 0.5  # of the tokens in the attacker's second copy of its rows: words that its own texts lack
 _FORWARD = 0.3  # of the time, for the attacker's activations
@@ -69,7 +69,8 @@ def tokens(seat: Seat, cuts: Sequence[int], clock: Clock) -> list[Finding]:
     """Reads victims' tokens at each cut, however they travel; trained inverters for as long as the clock lets them."""
     words, count = before_blocks(seat.built.model), _vocabulary(seat)
     texts = _texts(seat, cuts, count, clock)
-    table = _embedded(words, torch.arange(count), 1)[:, 0]
+    # In pieces: a bottom lays texts out for attention, which takes more than its share of many short ones.
+    table = torch.cat([_embedded(words, part, 1)[:, 0] for part in torch.arange(count).split(_WORDS)])
     planted_near, planted_read = _planted(seat, words, texts, table)
     cells: list[_Cell] = []
     for place, cut in enumerate(cuts):
@@ -154,7 +155,7 @@ def nearest(words: Bottom, count: int, batch: Batch, arrived: Sequence[Tensor]) 
         places, longest = torch.zeros_like(places), 1
     seen = F.normalize(torch.stack([hidden.cpu() for hidden in arrived]), dim=2)
     best, guessed = torch.full(seen.shape[:2], -2.0), torch.zeros(seen.shape[:2], dtype=torch.int64)
-    for part in torch.arange(count).split(max(1, _WORDS * 16 // max(longest, 16))):
+    for part in torch.arange(count).split(max(1, _WORDS * 8 // max(longest, 8))):
         table = F.normalize(_embedded(words, part, longest), dim=2)
         for place in range(longest):
             at = (places == place).nonzero().squeeze(1)
