@@ -5,8 +5,6 @@ rows' slopes are spread, and of the device the P slopes of one step. It doesn't 
 guess is the likelier candidate, if slopes of rows are Gaussian. A half of the trials is right by chance.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ from halfback.data.batches import Split
 from halfback.parties.client import Client
 from halfback.zeroth.slopes import Probe, perturbed
 
-_ROWS = 128
+_ROWS = 128  # that stand for all
 _TRIALS = 4000
 _FOUND = 0.95  # of the planted game: the row is alone in its batch
 
@@ -33,7 +31,7 @@ def slopes(seat: Seat, clock: Clock) -> tuple[list[Finding], list[str]]:
     split = seat.affordable(seat.rows.own, clock.seconds / (2 * probe.directions + 1), _ROWS)
     seat.tell(f"slopes: of {len(split)} rows along {probe.directions} directions")
     table = of_rows(seat, client, split, probe)
-    size = min(built.config.batch_size, len(split) - 1)
+    size = built.config.batch_size
     found = []
     planted = play(table, 1, seat.generator)
     control = play(torch.randn(table.shape, generator=seat.generator), size, seat.generator, others_only=True)
@@ -86,12 +84,13 @@ def play(table: Tensor, size: int, generator: torch.Generator, *, others_only: b
     table = (table - table.mean(dim=0)) / scale
     spread = torch.cov(table.T).reshape(table.shape[1], -1)
     precision = torch.linalg.pinv(spread + 1e-6 * torch.eye(len(spread), dtype=torch.float64))
-    scores: Mapping[bool, list[Tensor]] = {True: [], False: []}
-    for trial in range(_TRIALS):
-        first, second, *others = torch.randperm(len(table), generator=generator)[: size + 1].tolist()
-        is_first = trial % 2 == 0
-        rows = others if others_only else [first if is_first else second, *others]
-        came = table[rows].mean(dim=0)
-        apart, middle = table[first] - table[second], (table[first] + table[second]) / (2 * size)
-        scores[is_first].append(apart @ precision @ (came - middle))
-    return auc(torch.stack(scores[True]), torch.stack(scores[False]))
+    first = torch.randint(len(table), (_TRIALS,), generator=generator)
+    second = (first + 1 + torch.randint(len(table) - 1, (_TRIALS,), generator=generator)) % len(table)
+    # With replacement: few rows stand for many, and must not give each other away by being left.
+    others = table[torch.randint(len(table), (_TRIALS, size), generator=generator)]
+    is_first = torch.arange(_TRIALS) % 2 == 0
+    if not others_only:
+        others[:, 0] = table[torch.where(is_first, first, second)]
+    apart, middle = table[first] - table[second], (table[first] + table[second]) / (2 * size)
+    scores = torch.einsum("tp,pq,tq->t", apart, precision, others.mean(dim=1) - middle)
+    return auc(scores[is_first], scores[~is_first])
