@@ -10,6 +10,7 @@ import pytest
 from command import halfback, process, refusal
 
 import halfback as hb
+from halfback.auditing.labels import LOSS
 from halfback.config import to_tree
 from halfback.errors import UserError
 from halfback.report.audited import audit_table
@@ -39,7 +40,10 @@ def test_a_server_reads_tokens_and_labels_but_not_through_much_noise(u_shape: hb
         assert max(each.value for each in drowned) < 0.35
     found = of(u_shape, "labels")
     assert len(found) == 4
-    assert all(each.conclusion == "leaks" and each.value > 0.9 for each in found)
+    by_how = {each.how: each for each in found}
+    loss = by_how.pop(LOSS)
+    assert all(each.conclusion == "leaks" and each.value > 0.9 for each in by_how.values())
+    assert loss.value > loss.chance + 0.1  # two labellings may have one loss, up to rounding
     assert all(each.planted >= each.needed and not each.fence for each in u_shape.findings)
     assert any("trained on nobody's rows yet" in sentence for sentence in u_shape.said)
 
