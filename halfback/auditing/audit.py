@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-import torch
-
 from halfback.assembly import Built, build
 from halfback.assembly.given import Given, settings_of
 from halfback.auditing.apart import apart
@@ -120,7 +118,6 @@ def audit(
     """
     if not 0 < minutes <= 24 * 60:
         raise UserError(f"minutes={minutes:g}: more than 0 and up to 1440 are allowed")
-    threads = torch.get_num_threads()
     with _telling(progress) as tell:
         clock = Clock(60 * minutes)
         tell("reading rows and model")
@@ -130,7 +127,6 @@ def audit(
         seat = Seat(built, rows, is_trained, tell)
         looked = _cuts(built, cuts)
         findings, notes = _attacked(seat, looked, clock)
-        torch.set_num_threads(threads)
     values = {
         "task": built.config.task.name,
         "model": Path(built.config.model.name).name,
