@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from halfback import testing as testing
     from halfback.algorithms import algorithm as algorithm
+    from halfback.auditing.audit import Audit as Audit
+    from halfback.auditing.audit import audit as audit
+    from halfback.auditing.finding import Finding as Finding
     from halfback.codecs import codec as codec
     from halfback.config import RunConfig as RunConfig
     from halfback.controllers import controller as controller
@@ -53,11 +56,13 @@ _MODULES = {"messages": "wire.messages", "testing": "testing"}  # public names t
 # The other public names, each with the module that has it.
 _PLACES = {
     "Algorithm": "parties.protocol",
+    "Audit": "auditing.audit",
     "Client": "parties.client",
     "Comparison": "runs.comparison",
     "CutModel": "models.cut",
     "Data": "data.own",
     "Diverged": "errors",
+    "Finding": "auditing.finding",
     "HalfbackError": "errors",
     "Interrupted": "errors",
     "PeerError": "errors",
@@ -73,6 +78,7 @@ _PLACES = {
     "Variant": "runs.variants",
     "algorithm": "algorithms",
     "apply": "runs.applying",
+    "audit": "auditing.audit",
     "codec": "codecs",
     "compare": "runs.comparison",
     "controller": "controllers",

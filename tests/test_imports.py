@@ -84,6 +84,20 @@ ARROWS: dict[str, set[str]] = {
         "telemetry",
         "zeroth.native",
     },
+    "auditing": {
+        "assembly",
+        "codecs",
+        "config",
+        "data",
+        "engine",
+        "models",
+        "parties",
+        "report",
+        "runs",
+        "telemetry.records",
+        "wire.messages",
+        "zeroth",
+    },
     "packaging": {
         "assembly",
         "config",
@@ -138,6 +152,7 @@ ARROWS: dict[str, set[str]] = {
     "cli": {
         "algorithms",
         "assembly",
+        "auditing",
         "codecs",
         "config",
         "controllers",
@@ -151,6 +166,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "__main__": {"cli"},
     "__init__": {
+        "auditing",
         "codecs",
         "controllers",
         "data.own",

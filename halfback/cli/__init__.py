@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from halfback.cli import health, home, listing, plans, runs, sites, using
+from halfback.cli import audits, health, home, listing, plans, runs, sites, using
 from halfback.cli.printing import console
 from halfback.errors import HalfbackError, Interrupted, one_line, shown
 
@@ -112,7 +112,7 @@ _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         *(listing.recipes, listing.algorithms, listing.tasks, listing.models, listing.codecs, listing.controllers),
         listing.keys,
     ),
-    "Is all well": (health.doctor, listing.conformance),
+    "Is all well": (health.doctor, listing.conformance, audits.audit),
 }
 for group, commands in _GROUPS.items():
     for command in commands:

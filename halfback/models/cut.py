@@ -151,6 +151,11 @@ def recut(model: CutModel, at: int, *, head: int | None = None) -> CutModel:
     return replace(model, bottom=bottom, top=top.eval(), at=at)
 
 
+def before_blocks(model: CutModel) -> Bottom:
+    """A bottom without a block: what enters the model's first block, which nobody hides behind any cut."""
+    return Bottom(_bottom_body(model.whole, model.family, 0), model.family).eval()
+
+
 def install(part: nn.Module, parameters: Mapping[str, Tensor]) -> None:
     """Puts other parameters in a part's places: objects are exchanged, so a graph keeps those it was built on.
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from report_folders import records, summary, write_run
 
+from halfback.report.audited import sentences, write_audit
 from halfback.report.comparison import initial_of, summarise
 from halfback.report.comparison_page import write_comparison
 from halfback.report.page import write_report
@@ -70,6 +71,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "alone": write_report([alone], root / "alone.html"),
         "many": write_report([many], root / "many.html"),
         "comparison": write_comparison(comparison(), root / "comparison.html"),
+        "audit": write_audit(audit(), root / "audit.html"),
     }
 
 
@@ -79,6 +81,35 @@ def percent(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         line | {"metric": 100 * line["metric"], "thresholds": {link: 0.9 + 0.001 * line["step"] for link in links}}
         for line in lines
     ]
+
+
+def audit() -> dict[str, Any]:
+    """As `audit.json` holds it: two attacks at three cuts by five ways, and one that failed its fence."""
+    found: list[dict[str, Any]] = [
+        {
+            "about": "tokens",
+            "how": how,
+            "measure": "recovered",
+            "value": 0.9 / (place + 1) ** 0.5 / cut**0.2,
+            "chance": 0.03,
+            "planted": 1.0,
+            "cut": cut,
+            "sent": sent,
+            "row_bytes": 18816.0 / (place + 1),
+            "quality": 80.0 + cut - place,
+            "fence": "",
+            "conclusion": "leaks",
+        }
+        for cut in (1, 2, 5)
+        for place, sent in enumerate(("float32", "int8", "projection 128", HOSTILE, "noise 4"))
+        for how in ("nearest embedding", "trained inverter of 738 k values")
+    ]
+    alone = {"about": "membership", "measure": "AUC", "cut": None, "sent": "", "row_bytes": None, "quality": None}
+    found.append(found[0] | alone | {"fence": "planted leak not found", "conclusion": "none"})
+    told = {"task": HOSTILE, "model": "all-minilm-l6-v2", "method": "ho_sfl", "shape": "plain", "is_trained": True}
+    rows = {"victim_rows": 2000, "own_rows": 400, "rows_left_out_as_equal": 3, "seconds": 295.3}
+    values = {**told, **rows, "cut": 2, "cuts": [1, 2, 5], "metric": "accuracy", "findings": found, "notes": [HOSTILE]}
+    return {**values, "said": sentences(values)}
 
 
 def comparison() -> dict[str, Any]:
@@ -122,7 +153,7 @@ def comparison() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", ["alone", "many", "comparison"])
+@pytest.mark.parametrize("name", ["alone", "many", "comparison", "audit"])
 def test_a_page_fits_and_says_everything(browser: Any, pages: dict[str, Path], name: str) -> None:
     address = pages[name].as_uri()
     for width, scheme in SIZES:
