@@ -78,6 +78,8 @@ def measures(summaries: Sequence[dict[str, Any]]) -> list[Measure]:
             lambda run: count(run.get("trainable_parameters", {}).get("top")),
         ),
     ]
+    if any(run.get("slopes") for run in summaries):
+        found.append(("slopes", "how devices took them", lambda run: str(run.get("slopes") or NOTHING)))
     if any(run.get("simulated_seconds") is not None for run in summaries):
         what = "that the run would have taken on the devices and links of its fleet"
         found.append(("seconds on the fleet", what, lambda run: seconds(run.get("simulated_seconds"))))

@@ -86,4 +86,4 @@ except Exception as error:
     print(type(error).__name__, error)
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout == "UserError controller.name='ddpg' needs TorchRL; run: pip install 'halfback[rl]'\n"
+    assert found.stdout == "UserError torchrl is not installed: pip install 'halfback[rl]'\n"
