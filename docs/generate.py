@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 from halfback.algorithms import algorithms
@@ -60,7 +61,11 @@ def commands() -> str:
         "Commands",
     ]
     written = subprocess.run(typer, capture_output=True, text=True, check=True, cwd=DOCS.parent).stdout
-    return BEGIN + "\n".join(line.rstrip() for line in written.strip().splitlines()) + "\n"
+    return BEGIN + "\n".join(_wrapped(line) for line in written.strip().splitlines()) + "\n"
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(line, 120, subsequent_indent="  " * line.startswith("* "), break_on_hyphens=False)
 
 
 PAGES = {"settings.md": settings, "commands.md": commands}

@@ -1,6 +1,5 @@
 """`audit`: all attacks on a run, or on what a recipe would begin with, as a typed result and a page."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,10 +23,9 @@ from halfback.data.own import Data
 from halfback.errors import UserError
 from halfback.models.cut import check_cut
 from halfback.report.audited import sentences, write_audit
-from halfback.runs.folder import CONFIG
+from halfback.runs.folder import CONFIG, as_json, write_results
 from halfback.runs.heartbeat import Line
 from halfback.runs.opening import reload
-from halfback.telemetry.records import replace_text
 
 PAGE, VALUES = "audit.html", "audit.json"
 _MOST_ROWS = 2000  # of each heap
@@ -76,15 +74,8 @@ class Audit:
         Raises:
             UserError: it can't be written.
         """
-        folder = Path(out)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is no folder")
-        write_audit(self.values, folder / PAGE)
-        try:
-            replace_text(folder / VALUES, json.dumps(self.values, indent=1, allow_nan=False) + "\n")
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written: {error.strerror}") from None
-        return folder
+        texts = {VALUES: as_json(self.values)}
+        return write_results(out, lambda folder: write_audit(self.values, folder / PAGE), texts)
 
 
 def audit(

@@ -14,11 +14,12 @@ from halfback.errors import UserError, offer, shown
 if TYPE_CHECKING:
     from halfback.config.keys import Key
 
+_Name = Annotated[str | None, typer.Argument(show_default=False, help="Say all of this one.")]
 _Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
 def algorithms(
-    name: Annotated[str | None, typer.Argument(show_default=False, help="Say all of this one.")] = None,
+    name: _Name = None,
     as_json: _Json = False,
 ) -> None:
     """The algorithms; of one what it does, its options and where it is written down."""
@@ -28,7 +29,7 @@ def algorithms(
 
 
 def codecs(
-    name: Annotated[str | None, typer.Argument(show_default=False, help="Say all of this one.")] = None,
+    name: _Name = None,
     as_json: _Json = False,
 ) -> None:
     """The codecs that a link may have; of one what it does, and its options."""
@@ -38,7 +39,7 @@ def codecs(
 
 
 def controllers(
-    name: Annotated[str | None, typer.Argument(show_default=False, help="Say all of this one.")] = None,
+    name: _Name = None,
     as_json: _Json = False,
 ) -> None:
     """What sets the thresholds of temporal reuse; of one what it does, and its options."""
@@ -62,7 +63,7 @@ def conformance(
 
 
 def tasks(
-    name: Annotated[str | None, typer.Argument(show_default=False, help="Say all of this one.")] = None,
+    name: _Name = None,
     as_json: _Json = False,
 ) -> None:
     """The tasks; of one the settings that it takes."""
@@ -97,7 +98,7 @@ def models(
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(show_default=False, help="Say all of this one.")] = None,
+    name: _Name = None,
     as_json: _Json = False,
 ) -> None:
     """The shipped recipes; of one its text."""

@@ -1,16 +1,18 @@
 """A run's folder: the names of what is in it, how it is begun, and how a new run takes the place of an old one."""
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from halfback import config as configuration
 from halfback.config import RunConfig
 from halfback.config.values import first_difference
 from halfback.errors import UserError
 from halfback.runs.locks import alone
-from halfback.telemetry.records import writing
+from halfback.telemetry.records import replace_text, writing
 
 CONFIG, CHECKPOINT, BEST, BESIDE = "config.yaml", "checkpoint", "best", "beside"
 PRETRAINED, REPORT = "pretrained.safetensors", "report.html"
@@ -106,3 +108,26 @@ def copy_file(source: Path, target: Path) -> None:
     with writing(target):
         shutil.copyfile(source, unfinished)
         unfinished.rename(target)
+
+
+def as_json(values: Any) -> str:
+    """The text of a file of values; a number that is not finite is none of them."""
+    return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+
+def write_results(out: str | Path, page: Callable[[Path], object], texts: Mapping[str, str]) -> Path:
+    """Writes what something came to into a folder, in the place of what was there: a page, and texts by file name.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is no folder")
+    page(folder)
+    try:
+        for name, text in texts.items():
+            replace_text(folder / name, text)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
+    return folder

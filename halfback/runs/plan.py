@@ -1,6 +1,5 @@
 """`plan`: before anything runs, what a recipe could be run as on a fleet, what each would cost, and which to take."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -18,8 +17,8 @@ from halfback.planning.steps import MEGA
 from halfback.planning.variants import NOTHING, variants
 from halfback.planning.work import Workload
 from halfback.report.planned import explained, write_plan
+from halfback.runs.folder import as_json, write_results
 from halfback.runs.pilot import piloted
-from halfback.telemetry.records import replace_text
 
 FLEET = "phones"  # where nothing says which
 PAGE, VALUES, RECIPE = "plan.html", "plan.json", "recommended.yaml"
@@ -62,16 +61,8 @@ class Plan:
         Raises:
             UserError: it can't be written.
         """
-        folder = Path(out)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is no folder")
-        write_plan(self.values, folder / PAGE)
-        try:
-            replace_text(folder / VALUES, json.dumps(self.values, indent=1, allow_nan=False) + "\n")
-            replace_text(folder / RECIPE, self.values["recommended"]["recipe"])
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written: {error.strerror}") from None
-        return folder
+        texts = {VALUES: as_json(self.values), RECIPE: self.values["recommended"]["recipe"]}
+        return write_results(out, lambda folder: write_plan(self.values, folder / PAGE), texts)
 
 
 def plan(
