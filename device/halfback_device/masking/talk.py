@@ -67,8 +67,8 @@ class Secrets:
 
     def __init__(self, client: int, rules: SumRules) -> None:
         self._me, self._rules = client, rules
-        self._mask, self._secret = new_secret(), new_secret()  # of its own mask, and of the masks that it shares
-        self._sealing, self._sharing = private_key(new_secret()), private_key(self._secret)
+        self._mask, sealing, self._secret = new_secret(), new_secret(), new_secret()
+        self._sealing, self._sharing = private_key(sealing), private_key(self._secret)
         self._roster: dict[int, bytes] = {}
         self._transcript = b""
         self._held: dict[int, bytes] = {}  # of each client whose shares came, both
