@@ -158,11 +158,6 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["secure.sum=true", "codecs.slopes_down=[int8]", "algorithm.exact_blocks=1"],
         "codecs.slopes_up: a sum of what codecs make is not what they make of a sum, and secure.sum=true sends whole",
     ),
-    "a secure sum on a fleet": (
-        ["secure.sum=true", "fleet=phones"],
-        ["fleet=phones"],
-        "fleet=phones: the bytes and exchanges of secure.sum=true are in no closed form yet; use fleet=null",
-    ),
     "threshold of a secure sum": (
         ["secure={sum: true, threshold: 2}", "sampled_clients=4"],
         ["secure={sum: true, threshold: 3}", "sampled_clients=4"],

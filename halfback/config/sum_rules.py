@@ -53,14 +53,6 @@ OF_SUMS: tuple[Rule[Chosen], ...] = (
         ),
     ),
     Rule(
-        "a secure sum on a fleet",
-        lambda f: f.config.secure.sum and f.config.fleet is not None,
-        lambda f: (
-            f"fleet={f.config.fleet}: the bytes and exchanges of secure.sum=true are in no closed form yet; use "
-            "fleet=null"
-        ),
-    ),
-    Rule(
         "threshold of a secure sum",
         lambda f: f.config.secure.sum and not _is_majority(f),
         lambda f: (

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfback import config as configuration
 from halfback.assembly.choices import sums_of
 from halfback.config import RunConfig
 from halfback.engine.attendance import Attended
@@ -18,7 +17,6 @@ from halfback.engine.remote.frames import Frame, Longest, read_question
 from halfback.engine.remote.presence import Terms
 from halfback.errors import CohortLost, PeerError, UserError
 from halfback.parties.holdings import Round
-from halfback.planning.work import Workload
 from halfback.testing import small
 from halfback.testing.remote import Sockets, deployed, run_over_sockets
 from halfback.testing.small import assert_equal_states
@@ -294,9 +292,3 @@ def test_the_server_takes_no_values_without_masks() -> None:
     keys = Masking(0, torch.tensor([1]), torch.zeros(1, 96, dtype=torch.uint8))
     with pytest.raises(PeerError, match="keys under another number"):
         run.server.answers({0: keys, 1: keys, 2: keys})
-
-
-def test_a_plan_refuses_such_a_recipe_in_one_line() -> None:
-    config = recipe("ho_sfl")
-    with pytest.raises(UserError, match=r"secure\.sum=true: its bytes and exchanges are in no closed form"):
-        Workload(configuration.from_tree(configuration.to_tree(config), {"secure.sum": False})).work(config)
