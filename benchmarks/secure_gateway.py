@@ -67,9 +67,12 @@ def main() -> None:
                 plain = recipe_of(place, cohort, chosen.steps, *method)
                 secure = recipe_of(place, cohort, chosen.steps, *method, "secure.sum=true")
                 found: list[tuple[tuple[float, float, float], tuple[float, float, float]]] = []
-                with crowd(place / "plain", plain, cohort) as (one, _), crowd(place / "secure", secure, cohort) as (
-                    other,
-                    _,
+                with (
+                    crowd(place / "plain", plain, cohort) as (one, _),
+                    crowd(place / "secure", secure, cohort) as (
+                        other,
+                        _,
+                    ),
                 ):
                     for pair in range(chosen.pairs):
                         without = step_of(deployed(plain, one, place, f"plain-{pair}"), cohort)
@@ -81,7 +84,8 @@ def main() -> None:
                 took = " → ".join(f"{each:.0f}" for each in seconds)
                 rows.append(f"| {name} | {cohort} | {' → '.join(ups)} | {' → '.join(downs)} | {took} | {spread} |")
                 print(rows[-1], flush=True)
-    print("\n| what is summed | cohort | bytes up | down | a step's ms | ÷ without |\n| --- | --- | --- | --- | --- | --- |")
+    print("\n| what is summed | cohort | bytes up | down | a step's ms | ÷ without |")
+    print("| --- | --- | --- | --- | --- | --- |")
     print("\n".join(rows))
 
 

@@ -568,7 +568,8 @@ def sums() -> Json:
     info = between(key, b"mask", 2, 5)
     text = next(drawn) + next(drawn)
     secret, powers = next(drawn), [next(drawn) for _ in range(3)]
-    with patch("Crypto.Protocol.SecretSharing.rng", lambda size, left=iter(powers): next(left)):
+    left = iter(powers)
+    with patch("Crypto.Protocol.SecretSharing.rng", lambda size: next(left)):
         shares = primitives.split(secret, threshold=4, count=6)
     return {
         "fixed_point": fixed,
@@ -580,9 +581,15 @@ def sums() -> Json:
             "shared": own.shared(peer.public, info).hex(),
         },
         "commitment": {"secret": secret.hex(), "commitment": primitives.commitment(secret).hex()},
-        "derived": {"secret": secret.hex(), "info": b"own mask".hex(), "key": primitives.derived(secret, b"own mask").hex()},
+        "derived": {
+            "secret": secret.hex(),
+            "info": b"own mask".hex(),
+            "key": primitives.derived(secret, b"own mask").hex(),
+        },
         "sealed": {"key": key.hex(), "text": text.hex(), "sealed": primitives.seal(key, text).hex()},
-        "streams": [{"key": key.hex(), "numbers": shown(_signed(primitives.stream(key, 5, bits)))} for bits in (32, 64)],
+        "streams": [
+            {"key": key.hex(), "numbers": shown(_signed(primitives.stream(key, 5, bits)))} for bits in (32, 64)
+        ],
         "shares": {
             "secret": secret.hex(),
             "coefficients": [power.hex() for power in powers],

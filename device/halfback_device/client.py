@@ -178,8 +178,8 @@ def _of_sums(config: Any) -> Any:
 
 def _other(key: str, come: Any, own: Any) -> PackageError:
     """That two recipes differ in what has this key."""
-    setting, here, packaged = _difference(key, at(come, key), at(own, key))
-    return PackageError(f"{setting}={here!r:.60} in this run, {packaged!r:.60} in the package; package this recipe anew")
+    setting, here, there = _difference(key, at(come, key), at(own, key))
+    return PackageError(f"{setting}={here!r:.60} in this run, {there!r:.60} in the package; package this recipe anew")
 
 
 def _difference(setting: str, come: Any, own: Any) -> tuple[str, Any, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -262,7 +263,8 @@ def product(one: int, other: int) -> int:
 def test_shares_of_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     case = SUMS["shares"]
     secret, powers = bytes.fromhex(case["secret"]), [bytes.fromhex(each) for each in case["coefficients"]]
-    monkeypatch.setattr("Crypto.Protocol.SecretSharing.rng", lambda size, left=iter(powers): next(left))
+    given = iter(powers)
+    monkeypatch.setattr("Crypto.Protocol.SecretSharing.rng", lambda size: next(given))
     made = primitives.split(secret, len(powers) + 1, len(case["shares"]))
     assert [share.hex() for share in made] == case["shares"]
     for number, share in enumerate(made, 1):  # and by the formula
@@ -276,9 +278,9 @@ def test_shares_of_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_conversations_of_a_sum(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = SUMS["conversations"][name]
     rules = case["rules"]
-    own, powers = ([bytes.fromhex(each) for each in given] for given in (case["secrets"], sum(case["coefficients"], [])))
-    monkeypatch.setattr("halfback_device.masking.talk.new_secret", lambda left=iter(own): next(left))
-    monkeypatch.setattr("Crypto.Protocol.SecretSharing.rng", lambda size, left=iter(powers): next(left))
+    own, powers = iter(case["secrets"]), chain.from_iterable(case["coefficients"])
+    monkeypatch.setattr("halfback_device.masking.talk.new_secret", lambda: bytes.fromhex(next(own)))
+    monkeypatch.setattr("Crypto.Protocol.SecretSharing.rng", lambda size: bytes.fromhex(next(powers)))
     known = SumRules(rules["threshold"], rules["bits"], rules["range"], rules["clients"], rules["by_rows"])
     talk = masked_talk(case["client"], case["rows"], unpack(bytes.fromhex(case["message"])), known)
     told: Any = None

@@ -8,7 +8,7 @@ byte in docs/protocol.md. All secrets are new, and end with the talk.
 import struct
 from collections.abc import Generator, Mapping
 from dataclasses import replace
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -42,7 +42,7 @@ from halfback_device.wire import described
 _KEYS, _SHARES, _OPENED = range(3)  # phases of `Masking`
 
 
-def masked_talk(client: int, rows: int, message: Message, rules: SumRules) -> Generator[Message, Message, Message]:
+def masked_talk(client: int, rows: int, message: Message, rules: SumRules) -> Generator[Message, Any, Message]:
     """What a client with so many rows says instead of a message; returns the last, which gets the message's answer.
 
     Raises:
@@ -150,7 +150,7 @@ def _share(rows: int, roster: Mapping[int, bytes]) -> float:
     if len(totals) != 1 or rows > min(totals):
         came = f"rows of all clients: {', '.join(map(str, sorted(totals)[:3]))}"
         raise PeerError("Masking.values", came, f"one number, {rows} or more, is allowed")
-    return rows / min(totals)
+    return rows / int(min(totals))
 
 
 def _masking(phase: int, rows: Mapping[int, bytes]) -> Masking:
