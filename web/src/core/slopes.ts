@@ -15,27 +15,29 @@ export type Weight = (name: string) => Tensor<"float32">;
 /** A forward pass, which asks for θ's values by name when it is about to use them. */
 export type Run = (weight: Weight) => Promise<Tensor<"float32">>;
 
-/**
- * How a device takes its slopes.
- *
- * `directions`: how many slopes a step takes, one for each seeded direction. `radius`: μ, how far weights are moved;
- * null for the default, see `settled`. `clip`: bound on the size of each sample's slope; null for no bound.
- */
-export interface Probe {
-  readonly directions: number;
-  readonly radius: number | null;
-  readonly estimator: "forward" | "central";
-  readonly clip: number | null;
-}
+/** How a device takes its slopes. */
+export class Probe {
+  /**
+   * `directions`: how many slopes a step takes, one for each seeded direction. `radius`: μ, how far weights are moved;
+   * null for the default, see `settled`. `clip`: bound on the size of each sample's slope; null for no bound.
+   */
+  constructor(
+    readonly directions: number,
+    readonly radius: number | null = null,
+    readonly estimator: "forward" | "central" = "forward",
+    readonly clip: number | null = null,
+  ) {}
 
-/** A probe whose radius is known. */
-export interface Settled extends Probe {
-  readonly radius: number;
-}
+  /** With a radius: where none was chosen, the default for these parameters. */
+  settled(parameters: Parameters): Probe {
+    return new Probe(this.directions, this.radius ?? defaultRadius(parameters), this.estimator, this.clip);
+  }
 
-/** With a radius: where none was chosen, the default for these parameters. */
-export function settled(probe: Probe, parameters: Parameters): Settled {
-  return { ...probe, radius: probe.radius ?? defaultRadius(parameters) };
+  /** The radius of a probe that is settled; RangeError of another. */
+  get moved(): number {
+    if (this.radius === null) throw new RangeError("a probe is settled before it moves anything");
+    return this.radius;
+  }
 }
 
 /** The default of μ for the parameters that directions move: 1e-4, or less for millions of them. */
@@ -73,17 +75,18 @@ export async function estimate(
   measured: Parameters,
   cotangent: Cotangent,
   seeds: Seeds,
-  probe: Settled,
+  probe: Probe,
 ): Promise<Float64Array> {
-  const moved = async (place: number, radius: number): Promise<Float64Array> =>
-    inner(cotangent.of, await run(perturbed(theta, measured, seeds, place, radius)), cotangent.lengths);
+  const moved = async (place: number, by: number): Promise<Float64Array> =>
+    inner(cotangent.of, await run(perturbed(theta, measured, seeds, place, by)), cotangent.lengths);
 
+  const radius = probe.moved;
+  const isForward = probe.estimator === "forward";
   const slopes = new Float64Array(seeds.length);
   for (let place = 0; place < seeds.length; place += 1) {
-    const ahead = await moved(place, probe.radius);
-    const isForward = probe.estimator === "forward";
-    const behind = isForward ? cotangent.base : await moved(place, -probe.radius);
-    const apart = isForward ? probe.radius : 2 * probe.radius;
+    const ahead = await moved(place, radius);
+    const behind = isForward ? cotangent.base : await moved(place, -radius);
+    const apart = isForward ? radius : 2 * radius;
     const each = ahead.map((value, sample) => (value - (behind[sample] as number)) / apart);
     slopes[place] = clipped(each, probe.clip).reduce((sum, value) => sum + value, 0);
   }
