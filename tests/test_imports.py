@@ -21,6 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "json_reading": set(),
     "zeroth": set(),
     "masking": set(),
+    "privacy": set(),
     "optimizers": set(),
     "wire": set(),
     "models": {"registry"},
