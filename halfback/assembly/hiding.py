@@ -22,9 +22,7 @@ def hiding_of(config: RunConfig, algorithm: Algorithm) -> Hiding | None:
     return Hiding(_rules(config, algorithm, privacy.noise or 0.0))
 
 
-def private_of(
-    config: RunConfig, algorithm: Algorithm, rows: Mapping[int, int], sampling: Sampler
-) -> Private | None:
+def private_of(config: RunConfig, algorithm: Algorithm, rows: Mapping[int, int], sampling: Sampler) -> Private | None:
     """The server's side, with the noise that the settings say or that follows from ε; None without noise.
 
     Args:
@@ -70,7 +68,8 @@ def _rules(config: RunConfig, algorithm: Algorithm, noise: float) -> PrivacyRule
     privacy, probe = config.privacy, algorithm.needs.probe
     directions = algorithm.needs.directions
     if privacy.unit == "sample":
-        assert probe is not None and probe.clip is not None, "by the rules"
+        assert probe is not None, "by the rules"
+        assert probe.clip is not None, "by the rules"
         bound = probe.clip * math.sqrt(directions)
     else:
         assert privacy.clip is not None, "by the rules"

@@ -64,7 +64,10 @@ class Private:
         most = max(_count(message) for message in messages.values())
         for client, message in messages.items():
             if (count := _count(message)) != most or count % steps:
-                field, allowed = name_of(kinds_of(message)), "as many as of the others, and of a whole step, are allowed"
+                field, allowed = (
+                    name_of(kinds_of(message)),
+                    "as many as of the others, and of a whole step, are allowed",
+                )
                 raise PeerError(field, f"{count} values", allowed, sender=client)
         shares = cohort.shares(messages) or [1 / len(messages)] * len(messages)
         self._sensitivity, parts = 0.0, {}

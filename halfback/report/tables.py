@@ -82,7 +82,11 @@ def measures(summaries: Sequence[dict[str, Any]]) -> list[Measure]:
         found.append(("slopes", "how devices took them", lambda run: str(run.get("slopes") or NOTHING)))
     if any(run.get("privacy") for run in summaries):
         found += [
-            ("ε", "what noise on what clients say of θ bounds (docs/privacy.md), at its δ, for each row or client", _epsilon),
+            (
+                "ε",
+                "what noise on what clients say of θ bounds (docs/privacy.md), at its δ, for each row or client",
+                _epsilon,
+            ),
             ("ε covers", "what it is about, and what not", lambda run: str(_of_noise(run, "covers") or NOTHING)),
         ]
     if any(run.get("simulated_seconds") is not None for run in summaries):
