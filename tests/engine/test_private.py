@@ -21,7 +21,7 @@ from halfback.errors import UserError
 from halfback.parties.holdings import Round
 from halfback.privacy.account import epsilon
 from halfback.privacy.rules import PrivacyRules
-from halfback.runs import execution
+from halfback.runs import execution, exporting_card
 from halfback.runs.opening import Caller
 from halfback.runs.training import RunState
 from halfback.telemetry.records import read_summary
@@ -230,6 +230,8 @@ def test_a_run_says_what_it_came_to(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     assert "3 at δ = 1e-05, each sample" in page
     assert "not the training losses that devices report" in page
+    ((_, said),) = exporting_card._noise(tmp_path / "run")
+    assert said.startswith("ε = 3 at δ = 1e-05 for each row: all that is said of θ")
 
 
 def test_what_a_kill_took_back_is_counted_and_its_noise_is_another(tmp_path: Path) -> None:
