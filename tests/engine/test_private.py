@@ -15,6 +15,7 @@ from torch import Tensor
 
 from halfback import config as configuration
 from halfback.engine import checkpoint
+from halfback.engine.attendance import Attended
 from halfback.engine.federation import Federation
 from halfback.engine.private import Hiding
 from halfback.errors import UserError
@@ -121,6 +122,24 @@ def test_shares_of_noise_are_enough_whoever_leaves(unit: Any) -> None:
         noise = torch.stack(sums).flatten() - stay * 0.05
         ratio = float((noise / (needed * math.sqrt(stay / 3))).square().sum())
         assert chi2.ppf(RARE, len(noise)) < ratio < chi2.ppf(1 - RARE, len(noise))
+
+
+@pytest.mark.parametrize(("leaves", "summed"), [(3, 4), (4, 5)])  # before its masked values, and behind them
+def test_the_noise_of_a_masked_sum_is_that_of_those_in_it(leaves: int, summed: int) -> None:
+    """Five clients, a threshold of four, one of which leaves in every round; slopes are nothing beside this noise."""
+    noise, rounds = 1000.0, 15
+    changes: dict[str, Any] = {"secure__sum": True, "privacy__where": "distributed", "privacy__noise": noise}
+    own = private(clients=5, sampled_clients=5, algorithm__clip_samples=1e-3, bottom__lr=1e-9, **changes)
+    run = small.built(own).federation
+    run.attendance = {n: Attended(n, (0, 1, 2, 3, 4), {n % 5: leaves}) for n in range(rounds)}
+    small.run(run, rounds)
+    found = torch.stack(run.server.party.agreed.rows).double().flatten()
+    expected = noise * 2 * 1e-3 * math.sqrt(P) / B * math.sqrt(summed / 4) / summed
+    ratio = float((found / expected).square().sum())
+    assert chi2.ppf(RARE, len(found)) < ratio < chi2.ppf(1 - RARE, len(found))
+    side = run.server.private
+    assert side is not None
+    assert side.spent.steps == rounds
 
 
 def test_a_client_clips_each_step_and_counts_rows_alike() -> None:
