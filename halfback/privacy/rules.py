@@ -39,8 +39,8 @@ class PrivacyRules:
     def counts(self, rows: int) -> float:
         """What a client's values are multiplied by, of a batch with so many rows.
 
-        They are a mean over these. Each row counts as in a batch of full size, or noise would have to be as large as the
-        smallest batch needs.
+        They are a mean over these. Each row counts as in a batch of full size, or noise would have to be as large as
+        the smallest batch needs.
         """
         return rows / self.size if self.unit == "sample" else 1.0
 

@@ -93,9 +93,9 @@ def test_a_client_moves_the_mean_by_no_more_than_its_clip() -> None:
 
 
 @pytest.mark.parametrize("clients", [1, 2])
-@pytest.mark.parametrize(("batch", "rows"), [(2, 8), (3, 6)])  # of clients with 30 rows: the fourth has what is left
+@pytest.mark.parametrize(("batch", "rows"), [(2, 8), (3, 6)])  # of 30 rows
 def test_central_noise_has_the_stated_variance(clients: int, batch: int, rows: int) -> None:
-    """What the server agrees on in many steps, against the mean of what clients said, in which each row counts alike."""
+    """What the server agrees on in many steps, against the mean of what clients said; each row counts alike."""
     server = small.built(private(sampled_clients=clients, privacy__noise=0.8)).federation.server
     values, found = torch.tensor([0.1, -0.2, 0.05]), []
     for step in range(400):
