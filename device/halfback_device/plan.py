@@ -101,6 +101,7 @@ def check_recipe(config: Any) -> None:
         raise PackageError(f"model.head={head!r}: of {name} a device can't do the U-shape")
     _one_of(config, "model.dtype", ("float32",))
     sums_of(config)
+    check_noise(config)
     if at(config, "client.memory") is not None:
         raise PackageError("client.memory: a device counts its whole process; use client.rows_at_once")
     blocks = at(config, "algorithm.exact_blocks", 0)
@@ -137,6 +138,17 @@ def sums_of(config: Any) -> SumRules | None:
     if at(config, "secure.threshold") is not None:
         threshold = _whole(config, "secure.threshold", cohort // 2 + 1, cohort)
     return SumRules(threshold, bits, largest, cohort, at(config, "algorithm.aggregation") == "rows")
+
+
+def check_noise(config: Any) -> None:
+    """Refuses a recipe by which clients clip or add noise to what they say of a step: a device clips rows alone.
+
+    Raises:
+        PackageError: names the setting.
+    """
+    for name, value in (("unit", "client"), ("where", "distributed")):
+        if at(config, f"privacy.{name}") == value:
+            raise PackageError(f"privacy.{name}={value}: a device clips rows, not all that it says, and adds no noise")
 
 
 def check_client(config: Any, client: int) -> None:

@@ -40,6 +40,7 @@ EXTRAS = {
     "rl": "the controller ddpg",
     "optimizers": "the optimiser adamw8bit",
     "secure": "secure sums (secure.sum)",
+    "private": "the account of noise (privacy)",
     "tensorboard": "the sink tensorboard",
     "wandb": "the sink wandb",
     "mlflow": "the sink mlflow",

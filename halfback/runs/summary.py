@@ -10,6 +10,8 @@ from typing import Any
 from halfback.assembly import Built
 from halfback.models.adapters import trainable
 from halfback.models.objectives import better
+from halfback.privacy.account import epsilon
+from halfback.privacy.settings import Unit
 from halfback.runs import generation
 from halfback.telemetry.records import read_records
 
@@ -49,6 +51,35 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What the noise of a private run came to.
+
+    Attributes:
+        epsilon: at `delta`, of the `unit` (`sample` or `client`) that was part of most releases.
+        delta: the δ.
+        unit: whose presence is hidden; neighbours have another row, or another client's rows, in its place.
+        noise: the noise multiplier.
+        releases: of which that unit was part.
+        where: `central` or `distributed`.
+        covers: what the ε is about, in words, and what not.
+    """
+
+    epsilon: float
+    delta: float
+    unit: Unit
+    noise: float
+    releases: int
+    where: str
+    covers: str
+
+    @property
+    def said(self) -> str:
+        """All of it in a line."""
+        unit = "row" if self.unit == "sample" else "client"
+        return f"ε = {self.epsilon:.3g} at δ = {self.delta:g} for each {unit}: {self.covers}"
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a finished run came to: `summary.json`, by the same names.
 
@@ -81,6 +112,7 @@ class Summary:
         simulated_seconds: that the run would have taken on the devices and links of its fleet; None without one.
         forward_passes: of what a client holds on one batch, all clients together.
         generation: of runs with `task.generated_rows`, else None.
+        privacy: of runs with noise on what clients say of θ, else None.
         slopes: how they were taken, and in what precision where the weights have less; None where none were.
         trainable_parameters: of each part.
         versions: package → version that the run was made with.
@@ -116,6 +148,7 @@ class Summary:
     trainable_parameters: Parts
     versions: dict[str, str]
     ended: str | None = None
+    privacy: Spent | None = None
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "Summary":
@@ -127,11 +160,12 @@ class Summary:
         Returns:
             The summary.
         """
-        written = found["generation"]
+        written, spent = found["generation"], found.get("privacy")
         nested = {
             "metric": Metric(**found["metric"]),
             "trainable_parameters": Parts(**found["trainable_parameters"]),
             "generation": None if written is None else Written(**written),
+            "privacy": None if spent is None else Spent(**spent),
         }
         return cls(**{**found, **nested})
 
@@ -190,7 +224,20 @@ def summary_of(built: Built, out: Path, ended: str | None = None) -> Summary:
         ),
         versions=versions_here(),
         ended=ended,
+        privacy=_spent(built),
     )
+
+
+def _spent(built: Built) -> Spent | None:
+    private, privacy = built.federation.server.private, built.config.privacy
+    if private is None:
+        return None
+    noise, releases = private.rules.noise, private.spent.most
+    found, needs = epsilon(releases, noise, privacy.delta), built.federation.server.algorithm.needs
+    covers = "what slopes say of it, and not activations, labels, losses, nor the server's part trained on them"
+    if needs.holds == "whole":
+        covers = "all that is said of θ, and the model; not the training losses that devices report"
+    return Spent(found, privacy.delta, private.rules.unit, noise, releases, privacy.where, covers)
 
 
 def versions_here() -> dict[str, str]:

@@ -45,6 +45,7 @@ SUMMARY_KEYS = frozenset(
         "simulated_seconds",
         "forward_passes",
         "generation",
+        "privacy",
         "slopes",
         "trainable_parameters",
         "versions",
@@ -56,7 +57,9 @@ _NESTED_KEYS = {
     "bytes_by_kind": frozenset({"up", "down"}),
     "trainable_parameters": frozenset({"bottom", "top"}),
     "generation": frozenset({"bleu", "chrf", "rows", "decoding"}),  # null where nothing was generated
+    "privacy": frozenset({"epsilon", "delta", "unit", "noise", "releases", "where", "covers"}),  # null without noise
 }
+_MAY_BE_NOTHING = ("generation", "privacy")
 _NUMBERS = (
     *("steps", "seed", "up_bytes", "down_bytes", "client_peak_bytes", "client_inference_peak_bytes"),
     *("server_peak_bytes", "client_seconds", "server_seconds", "wire_seconds", "wall_seconds", "forward_passes"),
@@ -239,6 +242,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         summary.setdefault("skipped_rows", 0)  # of a run from before rows could be skipped
         summary.setdefault("slopes", None)  # of a run from before it was said
         summary.setdefault("simulated_seconds", None)  # of a run from before there were fleets
+        summary.setdefault("privacy", None)  # of a run from before there was noise
         summary.setdefault("ended", None)  # of a run from before one could end too soon
         if isinstance(summary.get("metric"), dict):
             summary["metric"].setdefault("initial_rows", None)  # of a run whose evaluations were all over all rows
@@ -249,6 +253,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if not isinstance(summary["ended"], str | None):
         raise UserError(f"{path}: ended must be a text or null, not {shown(summary['ended'])}")
     check_numbers(summary["generation"] or {}, ("bleu", "chrf"), f"{path}: generation.")
+    check_numbers(summary["privacy"] or {}, ("epsilon", "delta", "noise", "releases"), f"{path}: privacy.", least=0)
     return dict(summary)
 
 
@@ -257,7 +262,7 @@ def _check_summary(summary: Any, where: str) -> None:
         raise UserError(f"{where} must be an object, not {type(summary).__name__}")
     _check_keys(summary, SUMMARY_KEYS, where)
     for key, allowed in _NESTED_KEYS.items():
-        if key == "generation" and summary[key] is None:
+        if key in _MAY_BE_NOTHING and summary[key] is None:
             continue
         if not isinstance(summary[key], dict):
             raise UserError(f"{where}: {key} must be an object, not {shown(summary[key])}")

@@ -29,6 +29,7 @@ def summary() -> dict:
         "metric": {"name": "accuracy", "initial": 0.1, "final": 0.9, "best": math.nan, "initial_rows": 5},
         "bytes_by_kind": {"up": {"Slopes": {"slopes": 8}}, "down": {}},
         "trainable_parameters": {"bottom": 1, "top": 2},
+        "privacy": None,
         "generation": {"bleu": 31.5, "chrf": 55.0, "rows": 20, "decoding": "greedy, up to 64 tokens"},
         "versions": {"torch": "2.13"},
         "ended": None,

@@ -1,0 +1,1 @@
+"""Differential privacy: what noise costs, and how much of it was spent."""
