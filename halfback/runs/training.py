@@ -294,6 +294,7 @@ class Training:
             thresholds=server.thresholds(),
             simulated_seconds=self._simulated(),
             rows=rows,
+            activations_epsilon=None if (spent := server.private_activations()) is None else spent.epsilon,
         )
 
     def _evaluated(self, rows: int | None = None) -> Record:

@@ -49,6 +49,7 @@ SUMMARY_KEYS = frozenset(
         "trainable_parameters",
         "versions",
         "ended",
+        "private_activations",
     }
 )
 _NESTED_KEYS = {
@@ -56,7 +57,10 @@ _NESTED_KEYS = {
     "bytes_by_kind": frozenset({"up", "down"}),
     "trainable_parameters": frozenset({"bottom", "top"}),
     "generation": frozenset({"bleu", "chrf", "rows", "decoding"}),  # null where nothing was generated
+    # null without the codec `private`
+    "private_activations": frozenset({"epsilon", "delta", "noise", "clip", "releases"}),
 }
+_MAY_BE_NO_OBJECT = ("generation", "private_activations")
 _NUMBERS = (
     *("steps", "seed", "up_bytes", "down_bytes", "client_peak_bytes", "client_inference_peak_bytes"),
     *("server_peak_bytes", "client_seconds", "server_seconds", "wire_seconds", "wall_seconds", "forward_passes"),
@@ -64,9 +68,9 @@ _NUMBERS = (
 )
 _COUNTS = ("round", "step", "up_bytes", "down_bytes", "forward_passes")
 _SECONDS = ("client_seconds", "server_seconds", "wire_seconds", "wall_seconds", "simulated_seconds")
-_MAY_BE_INFINITE = ("train_loss", "validation_loss", "metric")  # and are null then
-_MAY_BE_NULL = (*_MAY_BE_INFINITE, "simulated_seconds", "rows")
-_SINCE = {"simulated_seconds", "rows"}  # may be missing: records from before there were fleets, or such evaluations
+_MAY_BE_INFINITE = ("train_loss", "validation_loss", "metric", "activations_epsilon")  # and are null then
+_SINCE = {"simulated_seconds", "rows", "activations_epsilon"}  # may be missing: of records from before there were such
+_MAY_BE_NULL = (*_MAY_BE_INFINITE, *_SINCE)
 _MOST_COUNT = 1 << 63  # below it; what other readers of JSON hold too
 
 
@@ -90,6 +94,7 @@ class Record:
         thresholds: by link that reuses values, the similarity below which a sample is sent until the next round.
         simulated_seconds: that all this would have taken on the devices and links of the run's fleet; None without one.
         rows: validation rows that the evaluation was over, where it was not over all of them; else None.
+        activations_epsilon: ε of the activations of the sample that was sent most often, with codec `private`; else None.
     """
 
     round: int
@@ -107,6 +112,7 @@ class Record:
     thresholds: dict[str, float]
     simulated_seconds: float | None = None
     rows: int | None = None
+    activations_epsilon: float | None = None
 
     def to_json(self) -> str:
         """Writes the record down.
@@ -240,6 +246,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         summary.setdefault("slopes", None)  # of a run from before it was said
         summary.setdefault("simulated_seconds", None)  # of a run from before there were fleets
         summary.setdefault("ended", None)  # of a run from before one could end too soon
+        summary.setdefault("private_activations", None)  # of a run from before there was noise on them
         if isinstance(summary.get("metric"), dict):
             summary["metric"].setdefault("initial_rows", None)  # of a run whose evaluations were all over all rows
     _check_summary(summary, str(path))
@@ -249,6 +256,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if not isinstance(summary["ended"], str | None):
         raise UserError(f"{path}: ended must be a text or null, not {shown(summary['ended'])}")
     check_numbers(summary["generation"] or {}, ("bleu", "chrf"), f"{path}: generation.")
+    numbers = ("epsilon", "delta", "noise", "clip", "releases")
+    check_numbers(summary["private_activations"] or {}, numbers, f"{path}: private_activations.", least=0)
     return dict(summary)
 
 
@@ -257,7 +266,7 @@ def _check_summary(summary: Any, where: str) -> None:
         raise UserError(f"{where} must be an object, not {type(summary).__name__}")
     _check_keys(summary, SUMMARY_KEYS, where)
     for key, allowed in _NESTED_KEYS.items():
-        if key == "generation" and summary[key] is None:
+        if key in _MAY_BE_NO_OBJECT and summary[key] is None:
             continue
         if not isinstance(summary[key], dict):
             raise UserError(f"{where}: {key} must be an object, not {shown(summary[key])}")
