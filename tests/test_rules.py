@@ -45,6 +45,7 @@ DIGITS = Pretraining("mnist", 1, 10, "digits", 1, 10)
 AUGMENTED = chosen("task.augment=[flip]")
 MISLABELLED = chosen("attack.name=label_flip")
 NORMED = "algorithm.name=split_lora", "bottom={batch_norm: train, train: full}", "top={batch_norm: train, train: full}"
+NOISY = "{name: private, clip: 1, epsilon: 8}"
 SPRY = "algorithm.name=spry", "sampled_clients=4", "robust.name=median"
 
 BEFORE: dict[str, tuple[list[str], list[str], str]] = {
@@ -182,6 +183,26 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["secure.sum=true", "deployment.min_cohort=3", "sampled_clients=5"],
         ["secure.sum=true", "deployment.min_cohort=4", "sampled_clients=5"],
         "deployment.min_cohort=3: a secure sum needs 4 of sampled_clients=5 (secure.threshold); use as many or more",
+    ),
+    "noise on another link than activations up": (
+        [f"codecs.gradient_down=[{NOISY}]"],
+        [f"codecs.activations_up=[{NOISY}]"],
+        "codecs.gradient_down: private clips each sample's activations on their way to the server, and is for activ",
+    ),
+    "similarities of what is private": (
+        [f"codecs.activations_up=[temporal, {NOISY}]"],
+        [f"codecs.activations_up=[{{name: temporal, every: 4}}, {NOISY}]"],
+        "codecs.activations_up: temporal decides by a sample's values what is sent, and tells how they changed, so pri",
+    ),
+    "a budget with nothing to use in its place": (
+        ["codecs.activations_up=[{name: private, clip: 1, epsilon: 8, budget: 9}]"],
+        ["codecs.activations_up=[{name: temporal, every: 1}, {name: private, clip: 1, epsilon: 8, budget: 9}]"],
+        "codecs.activations_up: a sample beyond private's budget isn't sent anew, so what came last of it has to be re",
+    ),
+    "noise on what follows from the batch": (
+        [*NORMED, f"codecs.activations_up=[{NOISY}]"],
+        [*NORMED],
+        "bottom.batch_norm=train: a sample's activations follow from all others of its batch, and private clips each",
     ),
     "exact blocks with a list of cuts": (
         ["algorithm.exact_blocks=1", "model.cut=[2, 2]"],
