@@ -79,24 +79,27 @@ def _drawn(
     curves: Sequence[Mapping[str, Any]], cuts: Sequence[int], what: tuple[str, str], axes: Axes, named: int
 ) -> Chart | None:
     found: list[tuple[str, int, float, float]] = []
-    joined, ringed = [], set()
+    joined, ringed, by_quality = [], set(), what[0] == "quality"
     for curve in curves:
         line = []
         for point in curve["points"]:
             x, y = (point[name] for name in what)
             if x is None or y is None:
                 continue
+            is_noise = point["sent"].startswith(NOISE)
             if point["sent"] == OWN:
                 ringed.add(len(found))
-            if not found or point["sent"].startswith(NOISE) or point is curve["points"][0]:
+            if is_noise or point is curve["points"][0]:
                 line.append(len(found))
+            # Noise takes no bytes, so beside bytes its points lie one above the other.
+            is_named = curve["cut"] == named and (by_quality or not is_noise)
             height = scaled(y, curve["measure"]) if what[1] == "leaked" else y
-            found.append((point["sent"] if curve["cut"] == named else "", cuts.index(curve["cut"]), x, height))
+            found.append((point["sent"] if is_named else "", cuts.index(curve["cut"]), x, height))
         joined.append(line)
     if len({x for _, _, x, _ in found}) < 2:
         return None
-    noise = "The line joins more and more noise" if what[0] == "quality" else ""
+    noise = "the line joins more and more noise" if by_quality else ""
     said = [f"Named at cut {named}", noise, "ringed is the recipe's own" if ringed else ""]
     caption = "; ".join(part for part in said if part) + "."
-    chart = points(found, ringed, axes, f"{axes.y} by {axes.x}", caption, joined if what[0] == "quality" else ())
-    return chart
+    title = f"{axes.y[:1].upper()}{axes.y[1:]} by {axes.x}"
+    return points(found, ringed, axes, title, caption, joined if by_quality else ())
