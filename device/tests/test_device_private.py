@@ -1,4 +1,4 @@
-"""Activations with noise on a device: clipped, drowned, counted before they go, and refused where that would be vain."""
+"""Activations with noise on a device: clipped, drowned, counted before they go, refused where it would be vain."""
 
 import json
 import math

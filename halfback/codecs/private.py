@@ -160,7 +160,9 @@ class PrivateSender:
         if spent := [self.is_spent(sample) for sample in whose]:
             told = torch.tensor(spent).repeat_interleave(torch.tensor(samples.rows)).to(matrix.device)
             matrix = matrix.masked_fill(told.unsqueeze(1), 0.0)  # noise on zeros says nothing of the sample
-        self._releases.add(self._client, [sample for sample, is_spent in zip(whose, spent, strict=True) if not is_spent])
+        self._releases.add(
+            self._client, [sample for sample, is_spent in zip(whose, spent, strict=True) if not is_spent]
+        )
         return self._chain.encode(matrix, samples.rows)
 
     def tensors(self) -> list[Tensor]:

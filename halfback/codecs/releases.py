@@ -1,4 +1,4 @@
-"""How often values of each sample went out: counted before they do, in a file that no kill and no checkpoint takes back.
+"""How often values of each sample went out: counted before they do, in a file that no kill takes back.
 
 A line of the file is a client and the samples of one message, and is on the disk before the message is made. So a step
 that is done again after a kill counts again, as it must: both times something went out, or may have.

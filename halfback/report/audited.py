@@ -144,7 +144,9 @@ def _by_cut(audit: Mapping[str, Any]) -> tuple[list[str], list[Chart]]:
         for order, way in enumerate(ways):
             here = [f for f in found if (f["about"], _kind(f), f["sent"]) == (about, kind, way)]
             if here:
-                lines.append(Line(way, order, [f["cut"] for f in here], [scaled(f["value"], f["measure"]) for f in here]))
+                lines.append(
+                    Line(way, order, [f["cut"] for f in here], [scaled(f["value"], f["measure"]) for f in here])
+                )
         if lines:
             axes = Axes("blocks before the cut", label_of(found[0]["measure"]))
             drawn.append(curves(lines, axes, f"{_capital(about)} by cut", f"By the {kind}."))

@@ -20,7 +20,7 @@ def curves_of(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 
     Returns:
         `about`, `cut`, `measure` and `points`: as it is and with more and more noise first, then the codecs; each has
-        `sent`, `leaked` (what the strongest attack came to), `quality` (None where nothing was trained) and `row_bytes`.
+        `sent`, `leaked` (what the strongest attack came to), `quality` (None where nothing was trained), `row_bytes`.
     """
     strongest: dict[tuple[str, int, str], Finding] = {}
     for finding in findings:

@@ -94,7 +94,7 @@ class Record:
         thresholds: by link that reuses values, the similarity below which a sample is sent until the next round.
         simulated_seconds: that all this would have taken on the devices and links of the run's fleet; None without one.
         rows: validation rows that the evaluation was over, where it was not over all of them; else None.
-        activations_epsilon: ε of the activations of the sample that was sent most often, with codec `private`; else None.
+        activations_epsilon: ε of the activations of the sample that was sent most often; None without noise on them.
     """
 
     round: int

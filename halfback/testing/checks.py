@@ -113,7 +113,7 @@ def _check_resume(chain: Sequence[str | Mapping[str, Any]], width: int, dtype: t
     assert len(parts) == len(resumed), f"{what}: a sender goes on otherwise from its state"
     if _adds_noise(chain):
         is_sent = parts[-1].numel() > 0
-        assert not (is_sent and _all_equal(parts, resumed)), f"{what}: a sender adds the same noise again behind its state"
+        assert not (is_sent and _all_equal(parts, resumed)), f"{what}: the same noise comes again behind a state"
     else:
         assert _all_equal(parts, resumed), f"{what}: a sender goes on otherwise from its state"
     backs = [end.decode(parts, samples) for end in (receiver, others[1])]

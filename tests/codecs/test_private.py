@@ -280,7 +280,10 @@ def test_what_would_promise_nothing_is_refused(chain: list[Any], says: str) -> N
 
 @pytest.mark.parametrize(
     ("chain", "says"),
-    [(["topk", SILENT], "what comes before private may send nothing beside"), (["int8", SILENT], "private takes floats")],
+    [
+        (["topk", SILENT], "what comes before private may send nothing beside"),
+        (["int8", SILENT], "private takes floats"),
+    ],
 )
 def test_what_would_go_around_the_noise_is_refused(chain: list[Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
