@@ -88,6 +88,10 @@ class CohortLost(HalfbackError):
     """Too few clients are left to finish a round; what it has done so far is void, the last checkpoint counts."""
 
 
+class BudgetSpent(HalfbackError):
+    """One more round would release more than a private run may; nothing of it has begun, and the run is over."""
+
+
 class Diverged(HalfbackError):
     """The loss or a slope is no longer finite; the message names the step, the sender and what may help.
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from halfback.assembly.ground import Ground, groups_of
+from halfback.assembly.hiding import hiding_of
 from halfback.assembly.motion import make_descent
 from halfback.assembly.room import rows_with_room
 from halfback.codecs.releases import Releases
@@ -62,7 +63,7 @@ class Clients:
         )
         side = ClientSide(ground.algorithm, client, ground.part, self.links, self.meters)
         side.norms, side.rows_at_once = ground.norms, config.client.rows_at_once
-        side.sums = self.links.bounds.sums
+        side.sums, side.hiding = self.links.bounds.sums, hiding_of(config, ground.algorithm)
         if config.client.memory is not None:
             if number not in self._rows:
                 trial = replace(self.links, releases=Releases())  # nothing of it leaves this process

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from halfback.assembly.ground import Ground, groups_of
+from halfback.assembly.hiding import private_of
 from halfback.assembly.motion import make_descent, make_replica
 from halfback.config.facts import Moved, Probed
 from halfback.config.rules import check
@@ -68,6 +69,7 @@ def server_side(
     side = ServerSide(ground.algorithm, server, part, sampling, links, controller)
     if links.bounds.sums is not None:
         side.sums = Sums(links.bounds.sums)
+    side.private = private_of(config, ground.algorithm, rows, sampling)
     return side
 
 

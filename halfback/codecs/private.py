@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from halfback.codecs.chain import Chain
-from halfback.codecs.noise import gaussian
 from halfback.codecs.protocol import Parts, Samples, State
 from halfback.codecs.releases import Releases
 from halfback.errors import UserError
 from halfback.privacy.account import epsilon as epsilon_of
 from halfback.privacy.account import noise_for
+from halfback.privacy.noise import noised
 
 _MOST = 1 << 40  # releases of a sample that a budget is looked for in
 
@@ -84,17 +85,17 @@ class Private:
         """ε, with `delta`, of a sample after so many releases; 0 of none."""
         return epsilon_of(releases, self.multiplier, self.delta) if releases else 0.0
 
-    def account(self, releases: int) -> "Spent":
+    def account(self, releases: int) -> "SpentOnActivations":
         """What so many releases of a sample come to."""
-        return Spent(self.spent(releases), self.delta, self.multiplier, self.clip, releases)
+        return SpentOnActivations(self.spent(releases), self.delta, self.multiplier, self.clip, releases)
 
     def bind(self, width: int, dtype: torch.dtype) -> "PrivateStage":
         """The stage for payloads of this width."""
-        return PrivateStage(width, self.clip, 2 * self.clip * self.multiplier)
+        return PrivateStage(width, self.clip, self.multiplier)
 
 
 @dataclass(frozen=True)
-class Spent:
+class SpentOnActivations:
     """What the sample that was sent most often has spent; it is of activations, not of slopes, lengths or labels.
 
     Attributes:
@@ -118,19 +119,19 @@ class PrivateStage:
 
     dtype, extras, by_sample = torch.float32, 0, True
 
-    def __init__(self, width: int, clip: float, deviation: float) -> None:
-        """`deviation`: of the noise on each value."""
+    def __init__(self, width: int, clip: float, noise: float) -> None:
+        """`noise`: the noise multiplier."""
         self.width = width
-        self._clip, self._deviation = clip, deviation
+        self._clip, self._noise = clip, noise
 
     def encode(self, matrix: Tensor) -> tuple[Tensor, Parts]:
         """Rows of one sample, (rows, width), with noise; in float64 up to the last rounding."""
-        values = matrix.detach().double().cpu()
-        norm = float(values.norm())
+        values = matrix.detach().double().cpu().numpy().ravel()
+        norm = float(np.linalg.norm(values))
         if norm > self._clip:
             values = values * (self._clip / norm)
-        noisy = values + self._deviation * gaussian(values.shape)
-        return noisy.float().to(matrix.device), ()
+        noisy = torch.from_numpy(noised(values, 2 * self._clip, self._noise)) if len(values) else matrix.flatten()
+        return noisy.view(matrix.shape).float().to(matrix.device), ()
 
     def decode(self, payload: Tensor, extras: Parts) -> Tensor:
         """As it came."""

@@ -24,6 +24,8 @@ class Method:
         averages: θ becomes a mean of the clients' at the end of a round.
         pools: one machine has the rows of all clients.
         slopes_meet: slopes of several clients come together, of which some may be false.
+        releases: what clients say of θ is slopes of the whole of it, of which one mean is agreed on at a time.
+        steps_alone: its devices take all steps of a round before they say anything.
         sums: the server needs of what clients say of θ the mean alone, and doesn't know each client's anyway.
         grouped: a device measures one of several groups of θ. one_by_one: clients' rounds follow one another.
         by_rows: a client counts by its rows. exact_blocks: whose gradient a device takes exactly, a number or "all".
@@ -43,6 +45,8 @@ class Method:
     averages: bool
     pools: bool
     slopes_meet: bool
+    releases: bool
+    steps_alone: bool
     sums: bool
     grouped: bool
     one_by_one: bool
@@ -76,6 +80,8 @@ def method_of(algorithm: Algorithm) -> Method:
         averages=needs.agreement.averages,
         pools=needs.agreement.pools,
         slopes_meet=meet,
+        releases=meet and needs.agreement.name == "slopes" and needs.agreement.groups is None,
+        steps_alone=needs.holds == "whole",
         sums=(meet or needs.agreement.averages) and needs.agreement.groups is None and not known,
         grouped=needs.agreement.groups is not None,
         one_by_one=needs.turns == "one_by_one",

@@ -22,6 +22,7 @@ from halfback.config.facts import (
 )
 from halfback.config.norm_rules import OF_NORMS
 from halfback.config.optimizer_rules import MOVED, OF_OPTIMIZERS
+from halfback.config.privacy_rules import HIDDEN_ROWS, OF_PRIVACY
 from halfback.config.private_rules import OF_PRIVATE
 from halfback.config.rule import Rule as Rule
 from halfback.config.sum_rules import OF_SUMS
@@ -115,6 +116,7 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
     *OF_COHORTS,
     *OF_SUMS,
     *OF_PRIVATE,
+    *OF_PRIVACY,
     Rule(
         "exact blocks with a list of cuts",
         lambda f: f.method.exact_blocks != 0 and not isinstance(f.config.model.cut, int),
@@ -253,7 +255,7 @@ _BOUNDARIES: tuple[Rule[Boundaries], ...] = (
 
 RULES: dict[type[Any], tuple[Rule[Any], ...]] = {
     Chosen: _BEFORE,
-    Rows: ROWS,
+    Rows: (*ROWS, *HIDDEN_ROWS),
     Pretraining: PRETRAINING,
     Trained: _TRAINED,
     Shallow: _SHALLOW,

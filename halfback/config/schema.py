@@ -11,6 +11,7 @@ from halfback.models.adapters import BottomTrained, Lora
 from halfback.parties.attack import Attack
 from halfback.parties.cohort import Robust
 from halfback.parties.server_step import ServerStep
+from halfback.privacy.settings import Privacy
 from halfback.zeroth.replay import Shape
 
 Tree = dict[str, Any]
@@ -288,6 +289,7 @@ class RunConfig(_Section):
     attack: Attack = Attack()
     server_step: ServerStep = ServerStep()
     secure: Secure = Secure()
+    privacy: Privacy = Privacy()
     client: ClientConfig = ClientConfig()
     deployment: DeploymentConfig = DeploymentConfig()
     clients: int = Field(default=10, ge=1, le=_CLIENTS)

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from halfback.errors import UserError, one_line
-from halfback.runs.folder import BEST, CHECKPOINT, COHORTS, CONFIG, PRETRAINED, REPORT
+from halfback.runs.folder import BEST, CHECKPOINT, COHORTS, CONFIG, PRETRAINED, RELEASES, REPORT
 from halfback.telemetry.records import RECORDS, SUMMARY
 
 SEATS, EVENTS, ENDED = "seats.json", "events.jsonl", "ended.json"
@@ -15,6 +15,7 @@ HANDED_OUT = (
     CONFIG,
     RECORDS,
     COHORTS,
+    RELEASES,
     GATEWAYS,
     SUMMARY,
     REPORT,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from halfback.engine.held import held
 from halfback.engine.link import blamed, charged, tensors_of
 from halfback.engine.links import Links
+from halfback.engine.private import Hiding
 from halfback.engine.sums import is_summed, masked_talk
 from halfback.engine.tensors import load_moments, load_optimizer_tensors, moments, optimizer_tensors, under
 from halfback.masking.rules import SumRules
@@ -41,6 +42,8 @@ class ClientSide:
         rows_at_once: rows of a batch that go through its part at a time; None for all.
         norms: batch norms of its part that train.
         sums: the rules by which a cohort adds up what its clients say of θ; None where the server hears each.
+        hiding: what clips what it says of θ, and adds its share of noise; None where rows are clipped, and the server
+            adds the noise.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class ClientSide:
         self.rows_at_once: int | None = None
         self.norms: Sequence[nn.BatchNorm2d] = ()
         self.sums: SumRules | None = None
+        self.hiding: Hiding | None = None
         self._links = links  # the folder of what its end remembers on disk goes with them
 
     def converse(self, round: Round, *, measure_memory: bool) -> Talk:
@@ -73,7 +77,10 @@ class ClientSide:
             forget_tables()  # it makes them anew, and is charged for them
             self._measure_inference(round)
         talk, reply = self.algorithm.client_round(self.party, round), None
+        batch = self.party.feed.cursor  # that it says something of θ of
         while (message := self._speak(talk, reply, memory)) is not None:
+            if self.hiding is not None and is_summed(message):
+                message, batch = self._hidden(self.hiding, message, batch)
             if self.sums is not None and is_summed(message):
                 message = yield from self._masked(message, self.sums, memory)
             said = [self._said(message, memory)]
@@ -84,6 +91,11 @@ class ClientSide:
         self.near.take_seen()  # the server's end sees the same, and is asked for it
         if memory is not None:
             self.meters.client_peak_bytes = max(self.meters.client_peak_bytes, memory.peak_bytes)
+
+    def _hidden(self, hiding: Hiding, message: Message, batch: int) -> tuple[Message, int]:
+        """The message as it may be said, and the batch that the next such one is of."""
+        with self.meters.client.running():
+            return hiding.hidden(message, batch, len(self.party.feed.data))
 
     def _masked(
         self, message: Message, rules: SumRules, memory: MemoryMeter | None

@@ -72,8 +72,8 @@ class Federation:
         self.server.party.top.one_pass = joined = self.one_pass and not measure_memory
         with self.server.measuring(measure_memory):
             for together in self.server.turns(cohort):
-                self.server.begin(round, together)
                 sides = [self.client(number) for number in together]
+                self.server.begin(round, {side.party.id: side.party.feed.cursor for side in sides})
                 with one_pass(sides if joined and self._speak_in_step else ()) as joint:
                     talks = {s.party.id: s.converse(round, measure_memory=measure_memory) for s in sides}
                     self._carry(talks, joint, attended)

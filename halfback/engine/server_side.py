@@ -9,13 +9,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from halfback.codecs.private import Spent
+from halfback.codecs.private import SpentOnActivations
 from halfback.codecs.protocol import Seen
 from halfback.controllers.protocol import Controller, LinkUse, Observation
 from halfback.engine.link import End, blamed, charged, tensors_of
 from halfback.engine.links import Links
+from halfback.engine.private import Private
 from halfback.engine.sampling import Sampler
-from halfback.engine.sums import Sums
+from halfback.engine.sums import Sums, is_summed
 from halfback.engine.tensors import moments, optimizer_tensors
 from halfback.errors import PeerError
 from halfback.models.cut import install
@@ -45,6 +46,7 @@ class ServerSide:
         meters: what the run cost so far.
         liars: what the server hears in the place of what some clients say, where lies are studied; else None.
         sums: what adds up what clients say of θ behind masks; None where the server hears each.
+        private: the account of noise on what clients say of θ, and the noise where the server adds it; None without.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class ServerSide:
         self.meters = Meters()
         self.liars: Liars | None = None
         self.sums: Sums | None = None
+        self.private: Private | None = None
         self._memory: MemoryMeter | None = None
         self._greetings: dict[int, Caches] = {}
 
@@ -85,12 +88,20 @@ class ServerSide:
         """The clients of a cohort, together or one after another, as the method wants it."""
         return [[number] for number in cohort] if self.algorithm.needs.turns == "one_by_one" else [list(cohort)]
 
-    def begin(self, round: Round, together: Sequence[int]) -> None:
-        """A round of these clients begins: links that remember samples compare first what they remember."""
+    def begin(self, round: Round, cursors: Mapping[int, int]) -> None:
+        """A round of these clients begins, by the number of each one's next batch.
+
+        Links that remember samples compare first what they remember.
+
+        Raises:
+            BudgetSpent: a private run may release no more; nothing has begun.
+        """
+        if self.private is not None:
+            self.private.begin(round, cursors)
         self.party.begin(round)
         if self.sums is not None:
             self.sums.begin()
-        greetings = {number: self.end(number).hello(self.thresholds()) for number in together}
+        greetings = {number: self.end(number).hello(self.thresholds()) for number in cursors}
         self._greetings = {number: greeting for number, greeting in greetings.items() if greeting is not None}
 
     def end(self, client: int) -> End:
@@ -155,11 +166,18 @@ class ServerSide:
             with self.meters.wire.running():
                 if (told := self.sums.answers(messages)) is not None:
                     return told
+                if self.private is not None:
+                    self.private.spend(self.sums.summed, self.party.cohort)
                 messages = self.sums.mean(messages, tuple(self.party.agreed.replica.parameters.values()))
         if self.party.top.above:  # it runs blocks of θ, as its own replica has them
             install(self.part, self.party.agreed.replica.parameters)
         if self.liars is not None:
             messages = self.liars.heard(self.party, messages)
+        if self.private is not None and is_summed(next(iter(messages.values()))):
+            with self.meters.server.running():
+                if self.sums is None:
+                    self.private.spend(messages, self.party.cohort)
+                messages = self.private.noisy(messages, self.party.cohort)
         with self.meters.server.running(), charged(self._memory), training(self.party.top.norms):
             return self.algorithm.answer(self.party, messages)
 
@@ -209,7 +227,7 @@ class ServerSide:
         install(self.part, self.party.agreed.replica.parameters)
         return self.bottom
 
-    def private_activations(self) -> Spent | None:
+    def private_activations(self) -> SpentOnActivations | None:
         """What the noise on activations has come to for the sample that was sent most often; None without noise."""
         return None if (private := self.links.private) is None else private.account(self.meters.releases)
 

@@ -41,13 +41,13 @@ def masked_talk(client: int, message: Message, rules: SumRules) -> Generator[Mes
     """
     from halfback.masking.participant import Participant  # it needs an extra, which few runs do
 
-    values = [rules.fixed.encode(each, name_of([type(part)])) for part in parts_of(message) for each in _said(part)]
+    values = [rules.fixed.encode(each, name_of([type(part)])) for part in parts_of(message) for each in said_of(part)]
     own = Participant(client, rules)
     roster = _rows((yield _masking(_KEYS, {client: own.keys})), _KEYS)
     sealed = _rows((yield _masking(_SHARES, own.shares(roster))), _SHARES)
     own.take(sealed)
     hidden = own.masked(np.concatenate(values))
-    asked = _rows((yield _put(message, hidden)), _OPENED)
+    asked = _rows((yield put(message, hidden)), _OPENED)
     return _masking(_OPENED, own.opened(list(asked)))
 
 
@@ -100,6 +100,11 @@ class Sums:
                 self._opened = said
                 return None
 
+    @property
+    def summed(self) -> Mapping[int, Message]:
+        """What the clients have said whose values are in the sum, masked."""
+        return self._said
+
     def mean(self, messages: Mapping[int, Message], theta: Sequence[Tensor]) -> dict[int, Message]:
         """What each of the clients that are left has said, with the mean in the place of its own values.
 
@@ -111,7 +116,7 @@ class Sums:
         mean = self._rules.fixed.mean(total, count)
         said = {client: self._said[client] for client in messages}
         self.begin()
-        return {client: _put(message, mean, theta) for client, message in said.items()}
+        return {client: put(message, mean, theta) for client, message in said.items()}
 
     def _take_masked(self, messages: Mapping[int, Message]) -> dict[int, Message]:
         if self._due != _VALUES:
@@ -152,8 +157,8 @@ def _rows(message: Any, phase: int, sender: Peer = "server") -> dict[int, bytes]
     return {client: row.tobytes() for client, row in zip(clients.tolist(), rows, strict=True)}
 
 
-def _said(part: Part) -> Sequence[Tensor]:
-    """The values of θ in a message."""
+def said_of(part: Part) -> Sequence[Tensor]:
+    """The values of θ in a part of a message."""
     match part:
         case Slopes() | Exact():
             return (part.values,)
@@ -164,17 +169,17 @@ def _said(part: Part) -> Sequence[Tensor]:
 
 
 def _form(part: Part) -> tuple[Any, ...]:
-    return (type(part), *(tuple(each.shape) for each in _said(part)))
+    return (type(part), *(tuple(each.shape) for each in said_of(part)))
 
 
 def _flat(message: Message) -> Tensor:
-    parts = [each.reshape(-1) for part in parts_of(message) for each in _said(part)]
+    parts = [each.reshape(-1) for part in parts_of(message) for each in said_of(part)]
     if len({part.dtype for part in parts}) > 1:
         return torch.empty(0)  # floats, which nobody masks
     return torch.cat(parts)
 
 
-def _put(message: Message, values: Ring | Tensor, theta: Sequence[Tensor] = ()) -> Message:
+def put(message: Message, values: Ring | Tensor, theta: Sequence[Tensor] = ()) -> Message:
     """The message with these values, one behind the other, in the place of its own.
 
     Masked ones become a tensor of whole numbers with a sign, of which the wire has the dtypes; means become what the
@@ -186,7 +191,7 @@ def _put(message: Message, values: Ring | Tensor, theta: Sequence[Tensor] = ()) 
     at = 0
     for part in parts_of(message):
         tensors = []
-        for place, own in enumerate(_said(part)):
+        for place, own in enumerate(said_of(part)):
             new = values[at : at + own.numel()].reshape(own.shape)
             at += own.numel()
             if values.dtype == torch.float64:

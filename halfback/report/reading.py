@@ -113,6 +113,9 @@ def _read_summary(path: Path) -> dict[str, Any]:
     if not isinstance(summary.get("generation") or {}, dict):
         raise UserError(f"{path}: generation must be an object or null, not {shown(summary['generation'])}")
     check_numbers(summary.get("generation") or {}, ("bleu", "chrf", "rows"), f"{path}: generation.")
+    if not isinstance(summary.get("privacy") or {}, dict):
+        raise UserError(f"{path}: privacy must be an object or null, not {shown(summary['privacy'])}")
+    check_numbers(summary.get("privacy") or {}, ("epsilon", "delta", "noise", "releases"), f"{path}: privacy.", least=0)
     check_bytes(summary["bytes_by_kind"], f"{path}: bytes_by_kind")
     return summary
 

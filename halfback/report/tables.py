@@ -83,6 +83,15 @@ def measures(summaries: Sequence[dict[str, Any]]) -> list[Measure]:
     if any(run.get("private_activations") for run in summaries):
         what = "of the activations of the sample that was sent most often; labels, lengths and slopes are not in it"
         found.append(("ε of activations", what, _spent))
+    if any(run.get("privacy") for run in summaries):
+        found += [
+            (
+                "ε",
+                "what noise on what clients say of θ bounds (docs/privacy.md), at its δ, for each row or client",
+                _epsilon,
+            ),
+            ("ε covers", "what it is about, and what not", lambda run: str(_of_noise(run, "covers") or NOTHING)),
+        ]
     if any(run.get("simulated_seconds") is not None for run in summaries):
         what = "that the run would have taken on the devices and links of its fleet"
         found.append(("seconds on the fleet", what, lambda run: seconds(run.get("simulated_seconds"))))
@@ -124,6 +133,19 @@ def _initial(summary: dict[str, Any]) -> str:
     found = summary.get("metric", {})
     over = "" if found.get("initial_rows") is None else f" ({found['initial_rows']:,} rows)"
     return f"{number(found.get('initial'))}{over}"
+
+
+def _of_noise(run: dict[str, Any], key: str) -> Any:
+    return (run.get("privacy") or {}).get(key)
+
+
+def _epsilon(run: dict[str, Any]) -> str:
+    """ε, its δ, and whose it is, with the releases that it is of."""
+    if not run.get("privacy"):
+        return NOTHING
+    found = {key: _of_noise(run, key) for key in ("epsilon", "delta", "unit", "noise", "releases", "where")}
+    noise = f"{found['where']} noise {number(found['noise'])}, {count(found['releases'])} releases"
+    return f"{number(found['epsilon'])} at δ = {found['delta']:g}, each {found['unit']} ({noise})"
 
 
 def _generated(summary: dict[str, Any], key: str) -> Any:

@@ -16,6 +16,7 @@ from halfback.telemetry.records import replace_text, writing
 
 CONFIG, CHECKPOINT, BEST, BESIDE = "config.yaml", "checkpoint", "best", "beside"
 PRETRAINED, REPORT = "pretrained.safetensors", "report.html"
+RELEASES = "releases.jsonl"  # of a private run: what its account is of
 COHORTS = "cohorts.jsonl"  # of a deployed run, and of one that repeats it: who took part in each round
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from halfback.assembly import Built
-from halfback.codecs.private import Spent
+from halfback.codecs.private import SpentOnActivations
 from halfback.models.adapters import trainable
 from halfback.models.objectives import better
+from halfback.privacy.account import epsilon
+from halfback.privacy.settings import Unit
 from halfback.runs import generation
 from halfback.telemetry.records import read_records
 
@@ -50,6 +52,35 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What the noise of a private run came to.
+
+    Attributes:
+        epsilon: at `delta`, of the `unit` (`sample` or `client`) that was part of most releases.
+        delta: the δ.
+        unit: whose presence is hidden; neighbours have another row, or another client's rows, in its place.
+        noise: the noise multiplier.
+        releases: of which that unit was part.
+        where: `central` or `distributed`.
+        covers: what the ε is about, in words, and what not.
+    """
+
+    epsilon: float
+    delta: float
+    unit: Unit
+    noise: float
+    releases: int
+    where: str
+    covers: str
+
+    @property
+    def said(self) -> str:
+        """All of it in a line."""
+        unit = "row" if self.unit == "sample" else "client"
+        return f"ε = {self.epsilon:.3g} at δ = {self.delta:g} for each {unit}: {self.covers}"
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a finished run came to: `summary.json`, by the same names.
 
@@ -82,6 +113,7 @@ class Summary:
         simulated_seconds: that the run would have taken on the devices and links of its fleet; None without one.
         forward_passes: of what a client holds on one batch, all clients together.
         generation: of runs with `task.generated_rows`, else None.
+        privacy: of runs with noise on what clients say of θ, else None.
         slopes: how they were taken, and in what precision where the weights have less; None where none were.
         trainable_parameters: of each part.
         versions: package → version that the run was made with.
@@ -118,7 +150,8 @@ class Summary:
     trainable_parameters: Parts
     versions: dict[str, str]
     ended: str | None = None
-    private_activations: Spent | None = None
+    private_activations: SpentOnActivations | None = None
+    privacy: Spent | None = None
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "Summary":
@@ -130,12 +163,13 @@ class Summary:
         Returns:
             The summary.
         """
-        written, spent = found["generation"], found.get("private_activations")
+        written, spent, of_activations = (found.get(key) for key in ("generation", "privacy", "private_activations"))
         nested = {
             "metric": Metric(**found["metric"]),
             "trainable_parameters": Parts(**found["trainable_parameters"]),
             "generation": None if written is None else Written(**written),
-            "private_activations": None if spent is None else Spent(**spent),
+            "private_activations": None if of_activations is None else SpentOnActivations(**of_activations),
+            "privacy": None if spent is None else Spent(**spent),
         }
         return cls(**{**found, **nested})
 
@@ -195,7 +229,20 @@ def summary_of(built: Built, out: Path, ended: str | None = None) -> Summary:
         versions=versions_here(),
         ended=ended,
         private_activations=server.private_activations(),
+        privacy=_spent(built),
     )
+
+
+def _spent(built: Built) -> Spent | None:
+    private, privacy = built.federation.server.private, built.config.privacy
+    if private is None:
+        return None
+    noise, releases = private.rules.noise, private.spent.most
+    found, needs = epsilon(releases, noise, privacy.delta), built.federation.server.algorithm.needs
+    covers = "what slopes say of it, and not activations, labels, losses, nor the server's part trained on them"
+    if needs.holds == "whole":
+        covers = "all that is said of θ, and the model; not the training losses that devices report"
+    return Spent(found, privacy.delta, private.rules.unit, noise, releases, privacy.where, covers)
 
 
 def versions_here() -> dict[str, str]:

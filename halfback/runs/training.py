@@ -17,11 +17,11 @@ from halfback.assembly import Built, clear_scratch
 from halfback.config import RunConfig
 from halfback.engine import checkpoint
 from halfback.engine.state import state_of_server
-from halfback.errors import CohortLost, Diverged, UserError
+from halfback.errors import BudgetSpent, CohortLost, Diverged, UserError
 from halfback.parties.holdings import Round
 from halfback.planning.clock import Clock
 from halfback.runs import standing
-from halfback.runs.folder import BEST, CHECKPOINT
+from halfback.runs.folder import BEST, CHECKPOINT, RELEASES
 from halfback.runs.interrupts import Asked, Interrupts
 from halfback.runs.stopping import Watch
 from halfback.telemetry.records import Record, read_records, truncate_records
@@ -133,6 +133,7 @@ class Training:
 
     def begin(self) -> None:
         """The first record and the first checkpoint, before anything is trained."""
+        self._keep_account(0)
         truncate_records(self.out, -1)
         rows, chosen = len(self.built.task.validation), self.config.first_eval_rows
         self.first = self._evaluated(None if chosen is None or chosen >= rows else chosen)
@@ -142,6 +143,7 @@ class Training:
 
     def load(self, round_number: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Goes on from a checkpoint, as `checkpoint.load` has it."""
+        self._keep_account(values["step"])
         self.engine.load_state(tensors, values)
         self.round, self.step, self.losses = round_number, values["step"], values["losses"]
         self.saved, self.ended = round_number, values.get("ended")
@@ -171,6 +173,8 @@ class Training:
                     self._run_round(rounds)
                 except CohortLost as error:
                     self._go_back(error)
+                except BudgetSpent as error:
+                    self._end_here(error)
                 if interrupts.asked:
                     self._keep()
                     raise Asked(self.step, interrupts.asked)
@@ -237,6 +241,26 @@ class Training:
         if self.ended is not None:
             log.info("%s: %s", self.out, self.ended)
         self._tell(record)
+
+    def _end_here(self, error: BudgetSpent) -> None:
+        """The run is over behind the round before, since a private one may release no more."""
+        if self.round == 0:
+            raise UserError(f"nothing was trained: {error}")
+        self.ended = self._says(str(error))
+        log.info("%s: %s", self.out, self.ended)
+        record = self._evaluated() if self.losses else None
+        is_best = record is not None and self.watch.saw(record)
+        self.save()
+        if is_best:
+            self._keep_best()
+        if record is not None:
+            self._tell(record)
+
+    def _keep_account(self, step: int) -> None:
+        """Of a private run: goes on with what was released, which no step back takes back."""
+        private = self.built.federation.server.private
+        if private is not None and not private.spent.is_kept:
+            private.spent.keep(self.out / RELEASES, step)
 
     def _spent(self) -> str | None:
         """What of its budget the run has used up, and so is over; None where it goes on."""

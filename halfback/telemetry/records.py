@@ -45,6 +45,7 @@ SUMMARY_KEYS = frozenset(
         "simulated_seconds",
         "forward_passes",
         "generation",
+        "privacy",
         "slopes",
         "trainable_parameters",
         "versions",
@@ -57,10 +58,10 @@ _NESTED_KEYS = {
     "bytes_by_kind": frozenset({"up", "down"}),
     "trainable_parameters": frozenset({"bottom", "top"}),
     "generation": frozenset({"bleu", "chrf", "rows", "decoding"}),  # null where nothing was generated
-    # null without the codec `private`
-    "private_activations": frozenset({"epsilon", "delta", "noise", "clip", "releases"}),
+    "private_activations": frozenset({"epsilon", "delta", "noise", "clip", "releases"}),  # null without codec `private`
+    "privacy": frozenset({"epsilon", "delta", "unit", "noise", "releases", "where", "covers"}),  # null without noise
 }
-_MAY_BE_NO_OBJECT = ("generation", "private_activations")
+_MAY_BE_NOTHING = ("generation", "privacy", "private_activations")
 _NUMBERS = (
     *("steps", "seed", "up_bytes", "down_bytes", "client_peak_bytes", "client_inference_peak_bytes"),
     *("server_peak_bytes", "client_seconds", "server_seconds", "wire_seconds", "wall_seconds", "forward_passes"),
@@ -245,6 +246,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         summary.setdefault("skipped_rows", 0)  # of a run from before rows could be skipped
         summary.setdefault("slopes", None)  # of a run from before it was said
         summary.setdefault("simulated_seconds", None)  # of a run from before there were fleets
+        summary.setdefault("privacy", None)  # of a run from before there was noise
         summary.setdefault("ended", None)  # of a run from before one could end too soon
         summary.setdefault("private_activations", None)  # of a run from before there was noise on them
         if isinstance(summary.get("metric"), dict):
@@ -258,6 +260,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     check_numbers(summary["generation"] or {}, ("bleu", "chrf"), f"{path}: generation.")
     numbers = ("epsilon", "delta", "noise", "clip", "releases")
     check_numbers(summary["private_activations"] or {}, numbers, f"{path}: private_activations.", least=0)
+    check_numbers(summary["privacy"] or {}, ("epsilon", "delta", "noise", "releases"), f"{path}: privacy.", least=0)
     return dict(summary)
 
 
@@ -266,7 +269,7 @@ def _check_summary(summary: Any, where: str) -> None:
         raise UserError(f"{where} must be an object, not {type(summary).__name__}")
     _check_keys(summary, SUMMARY_KEYS, where)
     for key, allowed in _NESTED_KEYS.items():
-        if key in _MAY_BE_NO_OBJECT and summary[key] is None:
+        if key in _MAY_BE_NOTHING and summary[key] is None:
             continue
         if not isinstance(summary[key], dict):
             raise UserError(f"{where}: {key} must be an object, not {shown(summary[key])}")

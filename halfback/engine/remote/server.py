@@ -101,10 +101,12 @@ class RemoteServer:
         )
         if side.party.cohort.rows:  # by which clients count
             side.party.cohort.rows |= {number: self._presence.rows[number] for number in cohort}
+        if side.private is not None:
+            side.private.rows |= {number: self._presence.rows[number] for number in cohort}
         talks, losses = _Talks(round, measure_memory, set(cohort)), list[float]()
         with side.measuring(measure_memory):
             for together in side.turns(cohort):
-                side.begin(round, together)
+                side.begin(round, {number: self._cursors.get(number, 0) for number in together})
                 for number, report in self._converse(together, talks).items():
                     self._enter(number, report)
                     losses += report.losses

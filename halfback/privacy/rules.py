@@ -1,0 +1,53 @@
+"""How large what a row or a client says of θ may be, and how much noise that takes."""
+
+from dataclasses import dataclass
+
+from halfback.privacy.settings import Unit
+
+
+@dataclass(frozen=True)
+class PrivacyRules:
+    """What both sides of a private run know before it begins.
+
+    Attributes:
+        unit: whose presence is hidden.
+        bound: the largest L2 norm of what a row, or a client, says in one step: c·√P of slopes that are each bounded by
+            c, or `privacy.clip`.
+        noise: the noise multiplier.
+        size: rows of a batch, in the recipe.
+        directions: P.
+        sharers: where clients add the noise, how many of them must stay at least, so that shares of so many are enough;
+            None where the server adds it.
+    """
+
+    unit: Unit
+    bound: float
+    noise: float
+    size: int
+    directions: int
+    sharers: int | None = None
+
+    def sensitivity(self, rows: int) -> float:
+        """How far apart a client's message can be with one row (all rows) and with another in its place, in L2 norm.
+
+        Args:
+            rows: of the batch that it is of; its values are a mean over them.
+        """
+        return 2 * self.bound / (rows if self.unit == "sample" else 1)
+
+
+def rows_of_batch(number: int, rows: int, size: int) -> int:
+    """How many rows a batch has: a client's epoch is cut into batches of `size`, and the last may be smaller.
+
+    Args:
+        number: of the batch, from 0 over all epochs.
+        rows: of the client.
+        size: of a batch.
+    """
+    place = number % batches_of_epoch(rows, size)
+    return min(size, rows - place * size)
+
+
+def batches_of_epoch(rows: int, size: int) -> int:
+    """Batches in which each row of a client is once."""
+    return -(-rows // size)
