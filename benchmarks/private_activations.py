@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 HALFBACK_DATA=… python benchmarks/private_activations.py [--cut 5] [--seeds 0 1 2] [--steps 100]
 
 The recipe sst2-minilm with `frozen_bottom`, where activations, lengths and labels are all that a client says, so ε is
-of the whole run but for these two. A frozen bottom gives the same activations for the same text, so they are computed once
-and remembered; all else is a run as `halfback train` makes it. A line of JSON for each run goes to --out, and what is
-there already is not run again; then a table: the mean of the seeds and its standard error.
+of the whole run but for these two. A frozen bottom gives the same activations for the same text, so they are computed
+once and remembered; all else is a run as `halfback train` makes it. A line of JSON for each run goes to --out, and what
+is there already is not run again; then a table: the mean of the seeds and its standard error.
 """
 
 import argparse

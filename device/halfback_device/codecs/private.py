@@ -9,6 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -21,7 +22,41 @@ from halfback_device.messages import Array
 
 RELEASED = "released.txt"  # in a client's folder of one run
 _FRACTION = 2.0**-53
+_FINE = 20  # bits of the grid below the noise's standard deviation
 _MOST = 1 << 40  # releases of a sample that a budget is looked for in
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options.
+
+    Attributes:
+        clip: the largest L2 norm of a sample's values, all its rows as one vector.
+        noise: standard deviation in units of 2 · clip, or `epsilon` of one release in its place.
+        epsilon: see `noise`.
+        delta: of `epsilon` and of the budget.
+        budget: the largest ε of a sample over all its releases.
+    """
+
+    clip: float
+    noise: float | None = None
+    epsilon: float | None = None
+    delta: float = 1e-5
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        for option, least, most in (
+            ("clip", 0.0, 1e30),
+            ("noise", 1e-3, 1e6),
+            ("epsilon", 1e-3, 1e3),
+            ("delta", 0.0, 0.5),
+            ("budget", 0.0, 1e30),
+        ):
+            value = getattr(self, option)
+            if value is not None and not (_is_number(value) and least <= value <= most and value > 0):
+                raise PackageError(f"codec private: {option}={value!r:.40} is not allowed")
+        if (self.noise is None) == (self.epsilon is None):
+            raise PackageError("codec private: one of noise and epsilon is needed, and only one")
 
 
 @final
@@ -30,45 +65,23 @@ class Private:
 
     dtype, extras, by_sample = np.dtype(np.float32), 0, True
 
-    def __init__(
-        self,
-        width: int,
-        before: np.dtype[Any],
-        clip: float,
-        noise: float | None = None,
-        epsilon: float | None = None,
-        delta: float = 1e-5,
-        budget: float | None = None,
-    ) -> None:
-        """`noise`: standard deviation in units of 2 · clip, or `epsilon` of one release in its place.
-
-        `budget`: the largest ε of a sample over all its releases.
-        """
-        for option, value, least, most in (
-            ("clip", clip, 0.0, 1e30),
-            ("noise", noise, 1e-3, 1e6),
-            ("epsilon", epsilon, 1e-3, 1e3),
-            ("delta", delta, 0.0, 0.5),
-            ("budget", budget, 0.0, math.inf),
-        ):
-            if value is not None and not (_is_number(value) and least <= value <= most and value > 0):
-                raise PackageError(f"codec private: {option}={value!r:.40} is not allowed")
-        if (noise is None) == (epsilon is None):
-            raise PackageError("codec private: one of noise and epsilon is needed, and only one")
+    def __init__(self, width: int, before: np.dtype[Any], **options: Any) -> None:
+        """`options`: as `_Options` has them."""
+        own = _Options(**options)
         self.width = width
-        self.noise = float(noise) if noise is not None else noise_for(float(epsilon or 0), float(delta))
-        self._clip = float(clip)
-        self.limit = None if budget is None else _limit(self.noise, float(budget), float(delta))
+        self.noise = noise_for(own.epsilon, own.delta) if own.epsilon is not None else float(own.noise or 0)
+        self._clip = float(own.clip)
+        self.limit = None if own.budget is None else _limit(self.noise, own.budget, own.delta)
         if self.limit == 0:
-            raise PackageError(f"codec private: budget={budget!r:.40} is less than one release takes")
+            raise PackageError(f"codec private: budget={own.budget!r:.40} is less than one release takes")
 
     def encode(self, matrix: Array) -> tuple[Array, Parts]:
         """Rows of one sample, with noise; in float64 up to the last rounding."""
-        values = matrix.astype(np.float64)
+        values = matrix.astype(np.float64).ravel()
         norm = float(np.linalg.norm(values))
         if norm > self._clip:
             values *= self._clip / norm
-        return (values + 2 * self._clip * self.noise * gaussian(values.shape)).astype(np.float32), ()
+        return noised(values, 2 * self._clip, self.noise).reshape(matrix.shape).astype(np.float32), ()
 
     def decode(self, payload: Array, extras: Parts) -> Array:
         """As it came."""
@@ -143,14 +156,24 @@ class PrivateSender:
         """Nothing to load."""
 
 
-def gaussian(shape: tuple[int, ...]) -> Array:
+def gaussian(count: int) -> Array:
     """Independent values of N(0, 1) in float64, by Box and Muller (1958), from the operating system's numbers."""
-    count = math.prod(shape)
     half = (count + 1) // 2
     words = np.frombuffer(os.urandom(16 * half), dtype=np.uint64).reshape(2, half) >> np.uint64(11)
     radius = np.sqrt(-2.0 * np.log((words[0] + np.uint64(1)) * _FRACTION))
     angle = words[1] * (2.0 * math.pi * _FRACTION)
-    found: Array = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count].reshape(shape)
+    found: Array = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+    return found
+
+
+def noised(values: Array, sensitivity: float, noise: float) -> Array:
+    """Values with noise, both on a grid that follows from the noise alone: so no low bit tells of a value.
+
+    What rounding (n,) values adds to the sensitivity is counted.
+    """
+    grid = 2.0 ** (math.floor(math.log2(noise * sensitivity)) - _FINE)
+    deviation = noise * (sensitivity + grid * math.sqrt(len(values)))
+    found: Array = (np.round(values / grid) + np.round(deviation / grid * gaussian(len(values)))) * grid
     return found
 
 
