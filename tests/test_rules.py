@@ -44,8 +44,11 @@ IMAGES = replace(TEXTS, longest=0, longest_prompt=0, positions=None, size=(32, 3
 DIGITS = Pretraining("mnist", 1, 10, "digits", 1, 10)
 AUGMENTED = chosen("task.augment=[flip]")
 MISLABELLED = chosen("attack.name=label_flip")
+HIDDEN = chosen("algorithm.clip_samples=1.0", "privacy={unit: sample, noise: 1.0}")
 NORMED = "algorithm.name=split_lora", "bottom={batch_norm: train, train: full}", "top={batch_norm: train, train: full}"
 NOISY = "{name: private, clip: 1, epsilon: 8}"
+ROW = "algorithm.clip_samples=1.0", "privacy.unit=sample", "privacy.noise=1.0"
+ALL_ROWS = ("privacy={unit: client, noise: 1.0, clip: 1.0}",)
 SPRY = "algorithm.name=spry", "sampled_clients=4", "robust.name=median"
 
 BEFORE: dict[str, tuple[list[str], list[str], str]] = {
@@ -204,6 +207,76 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         [*NORMED],
         "bottom.batch_norm=train: a sample's activations follow from all others of its batch, and private clips each",
     ),
+    "noise for nobody": (
+        ["privacy.noise=1.0"],
+        [*ROW],
+        "privacy.noise=1: nothing is hidden without privacy.unit; use privacy.unit=sample or client",
+    ),
+    "noise and an epsilon": (
+        [*ROW, "privacy.epsilon=8"],
+        [*ROW, "privacy.noise=null", "privacy.epsilon=8"],
+        "privacy.noise=1.0, privacy.epsilon=8.0: one follows from the other; set one of the two",
+    ),
+    "noise on what is no mean of slopes": (
+        [*ALL_ROWS, "algorithm.name=sfl_v1"],
+        [*ALL_ROWS, "algorithm.name=zo_sfl"],
+        "privacy.unit=client: sfl_v1 doesn't agree on one mean of slopes a step; use privacy.unit=null, or one of ",
+    ),
+    "noise where cuts differ": (
+        [*ROW, "model.cut=[1, 2]"],
+        [*ROW, "model.cut=[2, 2]"],
+        "model.cut=[1, 2]: with privacy.unit=sample all clients measure the same part of θ; use one cut",
+    ),
+    "noise with a defence against liars": (
+        [*ROW, "robust.name=median"],
+        [*ROW, "robust.name=none"],
+        "robust.name=median: how much one client can move it is not bounded as that of a mean is, which privacy count",
+    ),
+    "noise on what codecs make": (
+        [*ALL_ROWS, "codecs.slopes_up=[int8]", "algorithm.exact_blocks=1"],
+        [*ALL_ROWS, "codecs.slopes_down=[int8]", "algorithm.exact_blocks=1"],
+        "codecs.slopes_up: what a codec makes of clipped values may be larger than these; leave it empty",
+    ),
+    "rows without a clip": (
+        ["privacy={unit: sample, noise: 1.0}"],
+        [*ROW],
+        "algorithm.clip_samples=None: privacy.unit=sample needs a bound of each row's slopes",
+    ),
+    "rows with exact blocks": (
+        [*ROW, "algorithm.exact_blocks=1"],
+        [*ALL_ROWS, "algorithm.exact_blocks=1"],
+        "algorithm.exact_blocks=1: a device takes a batch's exact gradient in one backward pass, not each row's, so th",
+    ),
+    "rows in several steps of a device's own": (
+        [*ROW, "algorithm.name=decomfl", "steps_per_round=2"],
+        [*ROW, "steps_per_round=2"],
+        "steps_per_round=2: in decomfl a device moves by its own slopes, so one row changes all later ones of its roun",
+    ),
+    "rows that a norm mixes": (
+        [*ROW, "top={batch_norm: train, train: full}"],
+        [*ALL_ROWS, "top={batch_norm: train, train: full}"],
+        "top.batch_norm=train: a row's slopes then depend on its batch, and clipping each bounds nothing; use batch_no",
+    ),
+    "the clip of the other unit": (
+        [*ROW, "privacy.clip=1.0"],
+        [*ALL_ROWS],
+        "privacy.clip=1: of privacy.unit=sample the bound is algorithm.clip_samples; use privacy.clip=null",
+    ),
+    "clients on device packages that clip": (
+        [*ALL_ROWS, "client.runtime=device"],
+        [*ROW, "client.runtime=device"],
+        "client.runtime=device: a device package clips rows, not all that it says of a step; use privacy.unit=sample,",
+    ),
+    "shares of noise in the clear": (
+        [*ROW, "privacy.where=distributed"],
+        [*ROW, "privacy.where=distributed", "secure.sum=true"],
+        "privacy.where=distributed: a client's share of the noise hides nothing by itself; set secure.sum=true, or use",
+    ),
+    "shares of a noise that nobody knows yet": (
+        [*ROW, "privacy={where: distributed, epsilon: 8, unit: sample}", "secure.sum=true"],
+        [*ROW, "privacy={where: central, epsilon: 8, unit: sample}", "secure.sum=true"],
+        "privacy.epsilon=8: which noise it takes depends on the rows of all clients, which none of them knows; with p",
+    ),
     "exact blocks with a list of cuts": (
         ["algorithm.exact_blocks=1", "model.cut=[2, 2]"],
         ["algorithm.exact_blocks=0", "model.cut=[2, 2]"],
@@ -355,6 +428,11 @@ AFTER: dict[str, tuple[Any, Any, str]] = {
         replace(IMAGES, padding=32),
         replace(IMAGES, padding=31),
         "task.augment: crop with padding=32: images are 32×32, so 1 to 31 are allowed",
+    ),
+    "rows whose losses are not apart": (
+        replace(IMAGES, config=HIDDEN, classes=0),
+        replace(IMAGES, config=HIDDEN, classes=10),
+        "privacy.unit=sample: in digits a row's part in its batch's loss depends on the others, so clipping each boun",
     ),
     "pretraining on other images": (
         replace(DIGITS, channels=None, target_channels=None),

@@ -96,6 +96,7 @@ def check_recipe(config: Any) -> None:
         raise PackageError(f"model.head={head!r}: of {name} a device can't do the U-shape")
     _one_of(config, "model.dtype", ("float32",))
     check_sums(config)
+    check_noise(config)
     if at(config, "client.memory") is not None:
         raise PackageError("client.memory: a device counts its whole process; use client.rows_at_once")
     blocks = at(config, "algorithm.exact_blocks", 0)
@@ -115,6 +116,17 @@ def check_sums(config: Any) -> None:
     """
     if at(config, "secure.sum", False):
         raise PackageError("secure.sum=true: a device has no keys for it; it would say its slopes as they are")
+
+
+def check_noise(config: Any) -> None:
+    """Refuses a recipe by which clients clip or add noise to what they say of a step: a device clips rows alone.
+
+    Raises:
+        PackageError: names the setting.
+    """
+    for name, value in (("unit", "client"), ("where", "distributed")):
+        if at(config, f"privacy.{name}") == value:
+            raise PackageError(f"privacy.{name}={value}: a device clips rows, not all that it says, and adds no noise")
 
 
 def check_client(config: Any, client: int) -> None:

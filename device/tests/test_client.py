@@ -157,6 +157,7 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("config.task.max_length", 12), "task.max_length=12"),
         (_set("config.partition.alpha", 0.1), "partition.alpha=0.1"),
         (_set("config.secure", {"sum": True}), "secure.sum=true: a device has no keys for it"),
+        (_set("config.privacy", {"unit": "client"}), "privacy.unit=client: a device clips rows"),
         (_set("config", {}), "Prepare.client"),
         (_set("client", 3), "Prepare.client"),
         (_set("label_names", ["positive", "negative"]), "classes"),

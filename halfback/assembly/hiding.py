@@ -68,7 +68,8 @@ def _rules(config: RunConfig, algorithm: Algorithm, noise: float) -> PrivacyRule
     privacy, probe = config.privacy, algorithm.needs.probe
     directions = algorithm.needs.directions
     if privacy.unit == "sample":
-        assert probe is not None and probe.clip is not None, "by the rules"
+        assert probe is not None, "by the rules"
+        assert probe.clip is not None, "by the rules"
         bound = probe.clip * math.sqrt(directions)
     else:
         assert privacy.clip is not None, "by the rules"

@@ -15,9 +15,11 @@ from halfback.models.adapters import Lora
 from halfback.parties.attack import Attack
 from halfback.parties.cohort import Robust
 from halfback.parties.server_step import ServerStep
+from halfback.privacy.settings import Privacy
 
 _ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
-_PLAIN: dict[str, type] = {kind.__name__: kind for kind in (TaskOptions, Lora, Robust, Attack, ServerStep, Secure)}
+_SECTIONS = (TaskOptions, Lora, Robust, Attack, ServerStep, Secure, Privacy)
+_PLAIN: dict[str, type] = {kind.__name__: kind for kind in _SECTIONS}
 
 
 @dataclass(frozen=True)

@@ -67,16 +67,16 @@ OF_PRIVACY: tuple[Rule[Chosen], ...] = (
         "rows in several steps of a device's own",
         lambda f: _unit(f) == "sample" and f.method.steps_alone and f.config.steps_per_round > 1,
         lambda f: (
-            f"steps_per_round={f.config.steps_per_round}: in {f.config.algorithm.name} a device moves by its own slopes, "
-            "so one row changes all later ones of its round; use privacy.unit=client, or steps_per_round=1"
+            f"steps_per_round={f.config.steps_per_round}: in {f.config.algorithm.name} a device moves by its own "
+            "slopes, so one row changes all later ones of its round; use privacy.unit=client, or steps_per_round=1"
         ),
     ),
     Rule(
         "rows that a norm mixes",
         lambda f: _unit(f) == "sample" and f.normed != [],
         lambda f: (
-            f"{f.normed[0]}.batch_norm=train: a row's slopes then depend on its batch, and clipping each bounds nothing; "
-            "use batch_norm=frozen, or privacy.unit=client"
+            f"{f.normed[0]}.batch_norm=train: a row's slopes then depend on its batch, and clipping each bounds "
+            "nothing; use batch_norm=frozen, or privacy.unit=client"
         ),
     ),
     Rule(
@@ -85,8 +85,8 @@ OF_PRIVACY: tuple[Rule[Chosen], ...] = (
         lambda f: (
             "privacy.clip=None: privacy.unit=client needs a bound of what a client says in a step"
             if _unit(f) == "client"
-            else f"privacy.clip={f.config.privacy.clip:g}: of privacy.unit=sample the bound is algorithm.clip_samples; use "
-            "privacy.clip=null"
+            else f"privacy.clip={f.config.privacy.clip:g}: of privacy.unit=sample the bound is algorithm.clip_samples; "
+            "use privacy.clip=null"
         ),
     ),
     Rule(

@@ -55,6 +55,8 @@ def repeat(source: Path, out: Path, changes: Mapping[str, Any], *, on_round: OnR
     config = configuration.from_tree(configuration.to_tree(config_of(source)), dict(changes))
     if not (source / SUMMARY).exists():
         raise UserError(f"{source} is not finished")
+    if config.privacy.unit is not None:
+        raise UserError(f"{source} is private (privacy.unit): its noise was drawn once, so nobody can repeat it")
     kept = checkpoint.values_of(source / CHECKPOINT) or {}
     over = kept.get("ended") is not None
     if over and config.budget.seconds is not None:

@@ -1,13 +1,35 @@
-"""Whether a run gets better: which of its evaluations is the best, and when there has been none better for too long.
+"""When a run ends before its steps are done: it gets no better, or has used up a budget.
 
-All of it follows from the records, which a run that is continued has as they were.
+Whether it gets better follows from the records, which a run that is continued has as they were.
 """
 
+from pathlib import Path
 from typing import final
 
+from halfback.assembly import Built
 from halfback.config import RunConfig
+from halfback.config.schema import BudgetConfig
+from halfback.engine.server_side import ServerSide
 from halfback.models.objectives import Objective, better
+from halfback.runs.folder import RELEASES
 from halfback.telemetry.records import Record
+
+
+def used_up(budget: BudgetConfig, server: ServerSide, seconds: float) -> str | None:
+    """Which budget the bytes of all links, or so many seconds, have used up; None where neither has."""
+    used = server.ledger.total("up") + server.ledger.total("down")
+    if budget.bytes is not None and used >= budget.bytes:
+        return f"{used:,} bytes have used up budget.bytes={budget.bytes:,}"
+    if budget.seconds is not None and seconds >= budget.seconds:
+        return f"{seconds:.1f} seconds have used up budget.seconds={budget.seconds:g}"
+    return None
+
+
+def keep_account(built: Built, out: Path, step: int) -> None:
+    """Of a private run in `out`, at a step: goes on with what was released, which no step back takes back."""
+    private = built.federation.server.private
+    if private is not None and not private.spent.is_kept:
+        private.spent.keep(out / RELEASES, step)
 
 
 @final

@@ -21,9 +21,9 @@ from halfback.errors import BudgetSpent, CohortLost, Diverged, UserError
 from halfback.parties.holdings import Round
 from halfback.planning.clock import Clock
 from halfback.runs import standing
-from halfback.runs.folder import BEST, CHECKPOINT, RELEASES
+from halfback.runs.folder import BEST, CHECKPOINT
 from halfback.runs.interrupts import Asked, Interrupts
-from halfback.runs.stopping import Watch
+from halfback.runs.stopping import Watch, keep_account, used_up
 from halfback.telemetry.records import Record, read_records, truncate_records
 from halfback.telemetry.sinks import Sink, sinks_of
 
@@ -133,7 +133,7 @@ class Training:
 
     def begin(self) -> None:
         """The first record and the first checkpoint, before anything is trained."""
-        self._keep_account(0)
+        keep_account(self.built, self.out, 0)
         truncate_records(self.out, -1)
         rows, chosen = len(self.built.task.validation), self.config.first_eval_rows
         self.first = self._evaluated(None if chosen is None or chosen >= rows else chosen)
@@ -143,7 +143,7 @@ class Training:
 
     def load(self, round_number: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Goes on from a checkpoint, as `checkpoint.load` has it."""
-        self._keep_account(values["step"])
+        keep_account(self.built, self.out, values["step"])
         self.engine.load_state(tensors, values)
         self.round, self.step, self.losses = round_number, values["step"], values["losses"]
         self.saved, self.ended = round_number, values.get("ended")
@@ -248,29 +248,15 @@ class Training:
             raise UserError(f"nothing was trained: {error}")
         self.ended = self._says(str(error))
         log.info("%s: %s", self.out, self.ended)
-        record = self._evaluated() if self.losses else None
-        is_best = record is not None and self.watch.saw(record)
+        record = self._evaluated() if self.losses else None  # else there was an evaluation behind that round
         self.save()
-        if is_best:
+        if record is not None and self.watch.saw(record):
             self._keep_best()
-        if record is not None:
-            self._tell(record)
-
-    def _keep_account(self, step: int) -> None:
-        """Of a private run: goes on with what was released, which no step back takes back."""
-        private = self.built.federation.server.private
-        if private is not None and not private.spent.is_kept:
-            private.spent.keep(self.out / RELEASES, step)
 
     def _spent(self) -> str | None:
         """What of its budget the run has used up, and so is over; None where it goes on."""
-        budget, ledger = self.config.budget, self.built.federation.server.ledger
-        used, seconds = ledger.total("up") + ledger.total("down"), self._seconds()
-        if budget.bytes is not None and used >= budget.bytes:
-            return self._says(f"{used:,} bytes have used up budget.bytes={budget.bytes:,}")
-        if budget.seconds is not None and seconds >= budget.seconds:
-            return self._says(f"{seconds:.1f} seconds have used up budget.seconds={budget.seconds:g}")
-        return None
+        why = used_up(self.config.budget, self.built.federation.server, self._seconds())
+        return None if why is None else self._says(why)
 
     def _says(self, why: str) -> str:
         return f"ended at step {self.step} of {self.config.steps}: {why}"
