@@ -103,6 +103,7 @@ def test_over_sockets_the_server_hears_of_the_worst_sample(tmp_path: Path) -> No
     assert here.server.meters.releases == 3
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_counts_what_it_does_again(tmp_path: Path) -> None:
     out = tmp_path / "run"
     noisy = "[{name: temporal, every: 2}, {name: private, clip: 5, epsilon: 8, budget: 22}]"
