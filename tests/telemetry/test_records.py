@@ -45,7 +45,7 @@ def test_what_noise_on_activations_came_to_is_whole_numbers_or_null(tmp_path: Pa
     assert read_summary(tmp_path)["private_activations"] is None
     spent = summary()["private_activations"] | {"epsilon": -1.0}
     write_summary(tmp_path, summary() | {"private_activations": spent})
-    with pytest.raises(UserError, match="private_activations.epsilon"):
+    with pytest.raises(UserError, match=r"private_activations\.epsilon"):
         read_summary(tmp_path)
 
 
