@@ -267,6 +267,11 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         [*ROW, "client.runtime=device"],
         "client.runtime=device: a device package clips rows, not all that it says of a step; use privacy.unit=sample,",
     ),
+    "noise on coarse numbers": (
+        [*ROW, "secure={sum: true, bits: 32}"],
+        [*ROW, "secure={sum: true, bits: 64}"],
+        "secure.bits=32: how far rounding moves clipped values is not counted in ε; with privacy.unit use secure.bits=64",
+    ),
     "shares of noise in the clear": (
         [*ROW, "privacy.where=distributed"],
         [*ROW, "privacy.where=distributed", "secure.sum=true"],

@@ -52,7 +52,8 @@ def slopes(seat: Seat, clock: Clock) -> tuple[list[Finding], list[str]]:
                 beside={"rows of the batch": float(many), "directions": float(probe.directions)},
             )
         )
-    return found, []
+    hidden = built.config.privacy.unit is not None
+    return found, ["Slopes: as without the noise of privacy.unit, whose ε bounds any attack."] if hidden else []
 
 
 @torch.no_grad()

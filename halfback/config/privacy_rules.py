@@ -98,6 +98,14 @@ OF_PRIVACY: tuple[Rule[Chosen], ...] = (
         ),
     ),
     Rule(
+        "noise on coarse numbers",
+        lambda f: f.config.privacy.unit is not None and f.config.secure.sum and f.config.secure.bits < 64,
+        lambda f: (
+            f"secure.bits={f.config.secure.bits}: how far rounding moves clipped values is not counted in ε; with "
+            "privacy.unit use secure.bits=64"
+        ),
+    ),
+    Rule(
         "shares of noise in the clear",
         lambda f: f.config.privacy.where == "distributed" and not f.config.secure.sum,
         lambda f: (

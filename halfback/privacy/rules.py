@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from halfback.privacy.settings import Unit
 
+_ROUNDING = 2.0**-22  # of a mean that is said in float32, beside the bound of its values
+
 
 @dataclass(frozen=True)
 class PrivacyRules:
@@ -33,7 +35,7 @@ class PrivacyRules:
         Args:
             rows: of the batch that it is of; its values are a mean over them.
         """
-        return 2 * self.bound / (rows if self.unit == "sample" else 1)
+        return 2 * self.bound * (1 / (rows if self.unit == "sample" else 1) + _ROUNDING)
 
 
 def rows_of_batch(number: int, rows: int, size: int) -> int:

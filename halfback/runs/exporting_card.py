@@ -18,7 +18,7 @@ from halfback.report.tables import count, number, size
 from halfback.runs.exporting_snippets import Loading
 from halfback.runs.folder import BESIDE, COHORTS
 from halfback.runs.naming import hub_name, is_path, shown_name
-from halfback.runs.summary import versions_here
+from halfback.runs.summary import Spent, versions_here
 from halfback.telemetry.records import RECORDS, SUMMARY, Record, read_records, read_summary
 
 log = logging.getLogger(__name__)
@@ -98,11 +98,17 @@ def _sections(built: Built, run: Path, records: Sequence[Record], said: Said, ti
     yield f"## How to load it\n\n`pip install {loading.needs}`, then in this folder:\n\n```python\n{loading.code}\n```"
     yield f"## Result\n\n{_results(built, run, records)}"
     yield f"## Data\n\n{_table(_data(built, deployed=(run / COHORTS).exists()))}"
-    yield f"## Training\n\n{_table(_training(built))}"
+    yield f"## Training\n\n{_table([*_training(built), *_noise(run)])}"
     yield f"## What it cost\n\n{_table(_cost(built, run, records))}"
     limits = [*said.limits, *_limits(built)]
     yield "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
     yield f"## Versions\n\n{', '.join(f'{name} {number}' for name, number in _versions(run).items())}"
+
+
+def _noise(run: Path) -> list[tuple[str, str]]:
+    """What the noise of a private run that is over came to; nothing of any other."""
+    spent = read_summary(run)["privacy"] if (run / SUMMARY).exists() else None
+    return [] if spent is None else [("differential privacy", Spent(**spent).said)]
 
 
 def _method(built: Built) -> str:

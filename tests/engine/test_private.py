@@ -21,7 +21,7 @@ from halfback.errors import UserError
 from halfback.parties.holdings import Round
 from halfback.privacy.account import epsilon
 from halfback.privacy.rules import PrivacyRules
-from halfback.runs import execution
+from halfback.runs import execution, exporting_card
 from halfback.runs.opening import Caller
 from halfback.runs.training import RunState
 from halfback.telemetry.records import read_summary
@@ -77,7 +77,7 @@ def test_a_row_moves_the_mean_by_no_more_than_the_sensitivity(algorithm: str, si
     side = run.server.private
     assert side is not None
     bound = side.rules.sensitivity(size) / 4
-    assert bound == 2 * CLIP * math.sqrt(P) / size / 4
+    assert bound == pytest.approx(2 * CLIP * math.sqrt(P) / size / 4, rel=1e-5)
     assert 0 < worst <= bound * (1 + 1e-5)
 
 
@@ -230,6 +230,8 @@ def test_a_run_says_what_it_came_to(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     assert "3 at δ = 1e-05, each sample" in page
     assert "not the training losses that devices report" in page
+    ((_, said),) = exporting_card._noise(tmp_path / "run")
+    assert said.startswith("ε = 3 at δ = 1e-05 for each row: all that is said of θ")
 
 
 def test_what_a_kill_took_back_is_counted_and_its_noise_is_another(tmp_path: Path) -> None:

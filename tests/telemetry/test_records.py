@@ -30,9 +30,9 @@ def summary() -> dict:
         "bytes_by_kind": {"up": {"Slopes": {"slopes": 8}}, "down": {}},
         "trainable_parameters": {"bottom": 1, "top": 2},
         "private_activations": {"epsilon": 8.0, "delta": 1e-5, "noise": 0.6, "clip": 1.0, "releases": 1},
+        "privacy": None,
         "generation": {"bleu": 31.5, "chrf": 55.0, "rows": 20, "decoding": "greedy, up to 64 tokens"},
         "versions": {"torch": "2.13"},
-        "privacy": None,
         "ended": None,
     }
 
