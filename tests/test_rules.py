@@ -270,7 +270,7 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
     "noise on coarse numbers": (
         [*ROW, "secure={sum: true, bits: 32}"],
         [*ROW, "secure={sum: true, bits: 64}"],
-        "secure.bits=32: how far rounding moves clipped values is not counted in ε; with privacy.unit use secure.bits=64",
+        "secure.bits=32: how far rounding moves clipped values is not counted in ε; with privacy.unit use",
     ),
     "shares of noise in the clear": (
         [*ROW, "privacy.where=distributed"],

@@ -15,9 +15,9 @@ _SLACK = 1e-9  # of ε, which is the root of an equation
 
 
 def hiding_of(config: RunConfig, algorithm: Algorithm) -> Hiding | None:
-    """What a client does to its messages; None where the rows' clip is all, and the server adds the noise."""
+    """What a client does to its messages; None where the rows' clip is all, and the server does the rest."""
     privacy = config.privacy
-    if privacy.unit is None or (privacy.unit == "sample" and privacy.where == "central"):
+    if privacy.unit is None or (privacy.unit == "sample" and not config.secure.sum):
         return None
     return Hiding(_rules(config, algorithm, privacy.noise or 0.0))
 
@@ -76,4 +76,4 @@ def _rules(config: RunConfig, algorithm: Algorithm, noise: float) -> PrivacyRule
         bound = privacy.clip
     assert privacy.unit is not None
     sharers = config.secure.threshold_of(config.sampled_clients) if privacy.where == "distributed" else None
-    return PrivacyRules(privacy.unit, bound, noise, config.batch_size, directions, sharers)
+    return PrivacyRules(privacy.unit, bound, noise, config.batch_size, directions, config.secure.sum, sharers)

@@ -41,7 +41,8 @@ class Private:
         self.rows = dict(rows)
         self._enough = enough
         self._next: dict[int, int] = {}
-        self._sensitivity = math.inf
+        self._counts: dict[int, float] = {}  # of the clients of the release that was written down
+        self._largest = math.inf  # share of one of them
 
     def begin(self, round: Round, cursors: Mapping[int, int]) -> None:
         """A round begins of these clients, by the number of each one's next batch.
@@ -70,13 +71,12 @@ class Private:
                 )
                 raise PeerError(field, f"{count} values", allowed, sender=client)
         shares = cohort.shares(messages) or [1 / len(messages)] * len(messages)
-        self._sensitivity, parts = 0.0, {}
-        for client, share in zip(messages, shares, strict=True):
-            first, rows = self._next[client], self.rows[client]
+        self._largest, self._counts = max(shares), {}
+        parts = {client: Part(self._next[client], steps, self.rows[client]) for client in messages}
+        for client, part in parts.items():
             self._next[client] += steps
-            parts[client] = Part(first, steps, rows)
-            least = min(rows_of_batch(first + step, rows, self.rules.size) for step in range(steps))
-            self._sensitivity = max(self._sensitivity, share * self.rules.sensitivity(least))
+            there = rows_of_batch(part.first, part.rows, self.rules.size)
+            self._counts[client] = 1.0 if self.rules.masked else self.rules.counts(there)
         self.spent.add(parts)
 
     def noisy(self, messages: Mapping[int, Message], cohort: Cohort) -> Mapping[int, Message]:
@@ -87,20 +87,24 @@ class Private:
         """
         if self.rules.sharers is not None:
             return messages
-        said = {client: _flat(message) for client, message in messages.items()}
+        said = {client: _flat(message) * self._counts[client] for client, message in messages.items()}
         if wrong := [client for client, values in said.items() if not bool(values.isfinite().all())]:
             raise Diverged("slopes", "are not finite", "lower bottom.lr or top.lr", sender=wrong[0])
         agreed = mean(torch.stack(list(said.values())), cohort.shares(messages))
         # Of several steps at once each is a release of its own, with the noise of one.
         steps = _steps(next(iter(messages.values())), self.rules)
         pieces = agreed.numpy().reshape(steps, -1)
-        noisy = np.concatenate([noised(piece, self._sensitivity, self.rules.noise) for piece in pieces])
+        sensitivity = self._largest * self.rules.sensitivity
+        noisy = np.concatenate([noised(piece, sensitivity, self.rules.noise) for piece in pieces])
         return {client: put(message, torch.from_numpy(noisy)) for client, message in messages.items()}
 
 
 @final
 class Hiding:
-    """A client's side: what it says of a step is clipped, and has its share of the noise where clients add it."""
+    """A client's side: what it says of a step is clipped, and has its share of the noise where clients add it.
+
+    Behind masks nobody else knows which batch its values are of, so it also has them count by their rows.
+    """
 
     def __init__(self, rules: PrivacyRules) -> None:
         self._rules = rules
@@ -125,11 +129,10 @@ class Hiding:
         for piece in values.numpy().reshape(steps, -1):
             if rules.unit == "client":
                 piece = piece * min(1.0, rules.bound / max(float(np.linalg.norm(piece)), 1e-300))
-            elif rules.sharers is not None:
-                # Nobody knows the others' batches, so all have one sensitivity: rows count as in a batch of full size.
-                piece = piece * (there / rules.size)
+            else:
+                piece = piece * rules.counts(there)
             if rules.sharers is not None:
-                piece = noised(piece, rules.sensitivity(rules.size), rules.noise / math.sqrt(rules.sharers))
+                piece = noised(piece, rules.sensitivity, rules.noise / math.sqrt(rules.sharers))
             pieces.append(piece)
         return put(message, torch.from_numpy(np.concatenate(pieces))), batch + steps
 

@@ -18,6 +18,7 @@ class PrivacyRules:
         noise: the noise multiplier.
         size: rows of a batch, in the recipe.
         directions: P.
+        masked: the server hears sums of clients alone.
         sharers: where clients add the noise, how many of them must stay at least, so that shares of so many are enough;
             None where the server adds it.
     """
@@ -27,15 +28,21 @@ class PrivacyRules:
     noise: float
     size: int
     directions: int
+    masked: bool = False
     sharers: int | None = None
 
-    def sensitivity(self, rows: int) -> float:
-        """How far apart a client's message can be with one row (all rows) and with another in its place, in L2 norm.
+    @property
+    def sensitivity(self) -> float:
+        """How far apart a client's values can be with one row (all rows) and with another in its place, in L2 norm."""
+        return 2 * self.bound * (1 / (self.size if self.unit == "sample" else 1) + _ROUNDING)
 
-        Args:
-            rows: of the batch that it is of; its values are a mean over them.
+    def counts(self, rows: int) -> float:
+        """What a client's values are multiplied by, of a batch with so many rows.
+
+        They are a mean over these. Each row counts as in a batch of full size, or noise would have to be as large as
+        the smallest batch needs.
         """
-        return 2 * self.bound * (1 / (rows if self.unit == "sample" else 1) + _ROUNDING)
+        return rows / self.size if self.unit == "sample" else 1.0
 
 
 def rows_of_batch(number: int, rows: int, size: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from halfback import config as configuration
 from halfback.engine import checkpoint
+from halfback.engine.attendance import Attended
 from halfback.engine.federation import Federation
 from halfback.engine.private import Hiding
 from halfback.errors import UserError
@@ -76,7 +77,7 @@ def test_a_row_moves_the_mean_by_no_more_than_the_sensitivity(algorithm: str, si
         worst = max(worst, float((first_mean(quiet(other)) - plain).norm()))
     side = run.server.private
     assert side is not None
-    bound = side.rules.sensitivity(size) / 4
+    bound = side.rules.sensitivity / 4
     assert bound == pytest.approx(2 * CLIP * math.sqrt(P) / size / 4, rel=1e-5)
     assert 0 < worst <= bound * (1 + 1e-5)
 
@@ -92,17 +93,18 @@ def test_a_client_moves_the_mean_by_no_more_than_its_clip() -> None:
 
 
 @pytest.mark.parametrize("clients", [1, 2])
-@pytest.mark.parametrize(("batch", "rows"), [(2, 8), (3, 6)])  # of a client with 30 rows: the fourth has what is left
+@pytest.mark.parametrize(("batch", "rows"), [(2, 8), (3, 6)])  # of 30 rows
 def test_central_noise_has_the_stated_variance(clients: int, batch: int, rows: int) -> None:
-    """What the server agrees on in many steps, against the mean of what clients said, as large as the batch needs."""
+    """What the server agrees on in many steps, against the mean of what clients said; each row counts alike."""
     server = small.built(private(sampled_clients=clients, privacy__noise=0.8)).federation.server
     values, found = torch.tensor([0.1, -0.2, 0.05]), []
     for step in range(400):
-        server.begin(Round(step, 1, step), {0: batch} | {other: 0 for other in range(1, clients)})
+        server.begin(Round(step, 1, step), dict.fromkeys(range(clients), batch))
         server.answers({client: Slopes(step, values) for client in range(clients)})
-        found.append(server.party.agreed.rows[-1] - values)
+        found.append(server.party.agreed.rows[-1] - values * rows / B)
     noise = torch.stack(found).flatten()
-    expected = 0.8 * 2 * CLIP * math.sqrt(P) / rows / clients
+    assert float(noise.mean().abs()) < 7 * 0.8 * 2 * CLIP * math.sqrt(P) / B / clients / math.sqrt(len(noise))
+    expected = 0.8 * 2 * CLIP * math.sqrt(P) / B / clients
     ratio = float((noise / expected).square().sum())
     assert chi2.ppf(RARE, len(noise)) < ratio < chi2.ppf(1 - RARE, len(noise))
 
@@ -112,7 +114,7 @@ def test_shares_of_noise_are_enough_whoever_leaves(unit: Any) -> None:
     """Of five clients with a threshold of three: the sum of those who stay has the noise of three shares or more."""
     rules = PrivacyRules(unit, CLIP * math.sqrt(P) if unit == "sample" else 0.7, 1.5, B, P, sharers=3)
     said = Slopes(4, torch.full((P,), 0.05))
-    needed = rules.noise * rules.sensitivity(B)
+    needed = rules.noise * rules.sensitivity
     for stay in (3, 4, 5):
         sums = []
         for _ in range(600):
@@ -121,6 +123,24 @@ def test_shares_of_noise_are_enough_whoever_leaves(unit: Any) -> None:
         noise = torch.stack(sums).flatten() - stay * 0.05
         ratio = float((noise / (needed * math.sqrt(stay / 3))).square().sum())
         assert chi2.ppf(RARE, len(noise)) < ratio < chi2.ppf(1 - RARE, len(noise))
+
+
+@pytest.mark.parametrize(("leaves", "summed"), [(3, 4), (4, 5)])  # before its masked values, and behind them
+def test_the_noise_of_a_masked_sum_is_that_of_those_in_it(leaves: int, summed: int) -> None:
+    """Five clients, a threshold of four, one of which leaves in every round; slopes are nothing beside this noise."""
+    noise, rounds = 1000.0, 15
+    changes: dict[str, Any] = {"secure__sum": True, "privacy__where": "distributed", "privacy__noise": noise}
+    own = private(clients=5, sampled_clients=5, algorithm__clip_samples=1e-3, bottom__lr=1e-9, **changes)
+    run = small.built(own).federation
+    run.attendance = {n: Attended(n, (0, 1, 2, 3, 4), {n % 5: leaves}) for n in range(rounds)}
+    small.run(run, rounds)
+    found = torch.stack(run.server.party.agreed.rows).double().flatten()
+    expected = noise * 2 * 1e-3 * math.sqrt(P) / B * math.sqrt(summed / 4) / summed
+    ratio = float((found / expected).square().sum())
+    assert chi2.ppf(RARE, len(found)) < ratio < chi2.ppf(1 - RARE, len(found))
+    side = run.server.private
+    assert side is not None
+    assert side.spent.steps == rounds
 
 
 def test_a_client_clips_each_step_and_counts_rows_alike() -> None:
@@ -135,6 +155,14 @@ def test_a_client_clips_each_step_and_counts_rows_alike() -> None:
     assert isinstance(clipped, Both)
     assert batch == 3
     assert torch.allclose(torch.cat([clipped.first.values, clipped.second.values]).norm(), torch.tensor(0.5))
+
+
+def test_behind_masks_a_client_has_the_rows_of_a_smaller_batch_count_alike() -> None:
+    """The fourth batch of 30 rows has six; without masks the server does it."""
+    masked = PrivacyRules("sample", 1.0, 1.0, B, P, masked=True)
+    hidden, _ = Hiding(masked).hidden(Slopes(0, torch.full((P,), 0.8)), 3, 30)
+    assert isinstance(hidden, Slopes)
+    assert torch.allclose(hidden.values, torch.full((P,), 0.6))
 
 
 def test_over_sockets_with_masks_the_noise_is_there_and_written_down(tmp_path: Path) -> None:
@@ -184,7 +212,7 @@ def test_an_attacker_tells_two_rows_apart_without_noise_and_no_better_than_allow
     two = first_mean(quiet(with_other_rows(small.built(config).federation, client, {place: -2.0})))
     side = small.built(config).federation.server.private
     assert side is not None
-    trials, sensitivity = 4000, side.rules.sensitivity(2)
+    trials, sensitivity = 4000, side.rules.sensitivity
     assert float((one - two).norm()) > 0.3 * sensitivity  # the clip cuts, so the pair is near the worst one
 
     still = _told_apart((one, two), lambda mean: mean.numpy(), 2)
