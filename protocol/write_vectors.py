@@ -437,6 +437,8 @@ def temporal() -> Json:
         "bfloat16": ([{"name": "temporal", "projection": None}], 0.9),
         "float32-sketched": ([{"name": "temporal", "cache": "float32", "projection": 4}], 0.9),
         "int8-capped": ([{"name": "temporal", "cache": "int8", "cap_mb": 6e-5}, "int8"], 0.9),
+        "every-other": ([{"name": "temporal", "every": 2}, "int8"], 0.9),
+        "every-capped": ([{"name": "temporal", "cache": "int8", "cap_mb": 6e-5, "every": 3}], 0.9),
         "cast-behind": ([{"name": "temporal"}, {"name": "cast", "dtype": "float16"}], 0.95),
     }
     return {name: _conversation(chosen, threshold) for name, (chosen, threshold) in cases.items()}
@@ -523,10 +525,12 @@ def frames_and_streams() -> Json:
     stream.write_frame(_Sink(written), one)  # type: ignore[arg-type]
     return {
         "questions": [
-            {"header": frames.frame(each).header, "fields": json.loads(each.model_dump_json())} for each in questions
+            {"header": frames.frame(each).header, "fields": json.loads(each.model_dump_json(exclude_none=True))}
+            for each in questions
         ],
         "replies": [
-            {"header": frames.frame(each).header, "fields": json.loads(each.model_dump_json())} for each in replies
+            {"header": frames.frame(each).header, "fields": json.loads(each.model_dump_json(exclude_none=True))}
+            for each in replies
         ],
         "refused_questions": wrong,
         "stream": {"header": one.header, "body": one.body.hex(), "hex": b"".join(written).hex()},

@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "optimizers": set(),
     "wire": set(),
     "models": {"registry"},
-    "codecs": {"registry"},
+    "codecs": {"privacy", "registry"},
     "controllers": {"registry"},
     "data": {"registry"},
     "telemetry": {"json_reading"},
@@ -76,6 +76,7 @@ ARROWS: dict[str, set[str]] = {
     "runs": {
         "algorithms",
         "assembly",
+        "codecs.private",
         "config",
         "data",
         "engine",

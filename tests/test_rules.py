@@ -46,6 +46,7 @@ AUGMENTED = chosen("task.augment=[flip]")
 MISLABELLED = chosen("attack.name=label_flip")
 HIDDEN = chosen("algorithm.clip_samples=1.0", "privacy={unit: sample, noise: 1.0}")
 NORMED = "algorithm.name=split_lora", "bottom={batch_norm: train, train: full}", "top={batch_norm: train, train: full}"
+NOISY = "{name: private, clip: 1, epsilon: 8}"
 ROW = "algorithm.clip_samples=1.0", "privacy.unit=sample", "privacy.noise=1.0"
 ALL_ROWS = ("privacy={unit: client, noise: 1.0, clip: 1.0}",)
 SPRY = "algorithm.name=spry", "sampled_clients=4", "robust.name=median"
@@ -171,6 +172,26 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["secure.sum=true", "deployment.min_cohort=4", "sampled_clients=5"],
         "deployment.min_cohort=3: a secure sum needs 4 of sampled_clients=5 (secure.threshold); use as many or more",
     ),
+    "noise on another link than activations up": (
+        [f"codecs.gradient_down=[{NOISY}]"],
+        [f"codecs.activations_up=[{NOISY}]"],
+        "codecs.gradient_down: private clips each sample's activations on their way to the server, and is for activ",
+    ),
+    "similarities of what is private": (
+        [f"codecs.activations_up=[temporal, {NOISY}]"],
+        [f"codecs.activations_up=[{{name: temporal, every: 4}}, {NOISY}]"],
+        "codecs.activations_up: temporal decides by a sample's values what is sent, and tells how they changed, so pri",
+    ),
+    "a budget with nothing to use in its place": (
+        ["codecs.activations_up=[{name: private, clip: 1, epsilon: 8, budget: 9}]"],
+        ["codecs.activations_up=[{name: temporal, every: 1}, {name: private, clip: 1, epsilon: 8, budget: 9}]"],
+        "codecs.activations_up: a sample beyond private's budget isn't sent anew, so what came last of it has to be re",
+    ),
+    "noise on what follows from the batch": (
+        [*NORMED, f"codecs.activations_up=[{NOISY}]"],
+        [*NORMED],
+        "bottom.batch_norm=train: a sample's activations follow from all others of its batch, and private clips each",
+    ),
     "noise for nobody": (
         ["privacy.noise=1.0"],
         [*ROW],
@@ -244,7 +265,7 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
     "shares of noise by rows": (
         [*ROW, "privacy.where=distributed", "secure.sum=true", "algorithm.aggregation=rows"],
         [*ROW, "privacy.where=central", "secure.sum=true", "algorithm.aggregation=rows"],
-        "algorithm.aggregation=rows: with privacy.where=distributed each client's share of the noise would count by",
+        "algorithm.aggregation=rows: with privacy.where=distributed each client's share of the noise would count",
     ),
     "shares of a noise that nobody knows yet": (
         [*ROW, "privacy={where: distributed, epsilon: 8, unit: sample}", "secure.sum=true"],

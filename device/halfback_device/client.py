@@ -279,6 +279,7 @@ class _Client:
             wire_seconds=session.wire_seconds - told[2],
             peak_bytes=session.peak_bytes,
             inference_peak_bytes=session.inference_peak_bytes,
+            releases=session.released,
             losses=(),  # the server has them: of no method that a device takes part in is it the device that does
         )
 

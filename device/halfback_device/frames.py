@@ -100,6 +100,7 @@ class Done:
     peak_bytes: int
     inference_peak_bytes: int
     losses: tuple[float, ...]
+    releases: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ class Frame(NamedTuple):
 
 def frame(reply: Reply, body: bytes = b"") -> Frame:
     """The frame to send; its kind comes first in the header, by which a relay knows `Ready`."""
-    told = {"kind": type(reply).__name__.lower()} | {each.name: getattr(reply, each.name) for each in fields(reply)}
+    values = {each.name: getattr(reply, each.name) for each in fields(reply)}
+    told = {"kind": type(reply).__name__.lower()} | {name: each for name, each in values.items() if each is not None}
     return Frame(json.dumps(told, separators=(",", ":"), allow_nan=False), body)
 
 

@@ -12,6 +12,7 @@ from typing import Any, final
 import numpy as np
 
 from halfback_device.codecs import Chosen, make_receiver, make_sender
+from halfback_device.codecs.private import Releases
 from halfback_device.codecs.protocol import Parts, Receiver, Samples, Sender, State, finite
 from halfback_device.codecs.temporal import TemporalReceiver, TemporalSender, check_unique
 from halfback_device.errors import Diverged, PackageError, PeerError
@@ -37,11 +38,17 @@ class End:
     """
 
     def __init__(
-        self, codecs: Mapping[str, Chosen], forms: Mapping[str, LinkForm], bounds: Bounds, folder: Path | None = None
+        self,
+        codecs: Mapping[str, Chosen],
+        forms: Mapping[str, LinkForm],
+        bounds: Bounds,
+        folder: Path | None = None,
+        releases: Releases | None = None,
     ) -> None:
         """`codecs`: the chains by link, as the recipe has them; a link without one carries its values as they are.
 
-        `forms`: what these links carry; `folder`: where a cache on disk may keep its files.
+        `forms`: what these links carry; `folder`: where a cache on disk may keep its files; `releases`: where
+        `private` counts what goes out of samples.
 
         Raises:
             PackageError: a chain is none that this device can work with.
@@ -56,7 +63,7 @@ class End:
                 raise PackageError(f"codecs.{link}: the links of this run are {', '.join(forms)}")
             where, width = f"codecs.{link}", forms[link].width
             if link.endswith("_up"):
-                self._senders[link] = make_sender(chosen, width, where)
+                self._senders[link] = make_sender(chosen, width, where, releases)
             else:
                 own = None if folder is None else folder / link
                 self._receivers[link] = make_receiver(chosen, width, where, own)
@@ -177,7 +184,7 @@ class End:
             raise PeerError("sample ids", "none were said in this round yet, they are needed to decode")
         repeated = "sample_ids" in values and values["sample_ids"] is None
         rows = self._batch.tokens or (form.rows,) * len(self._batch.ids)
-        return Samples(None if repeated else self._batch.ids, rows)
+        return Samples(None, rows, self._batch.ids) if repeated else Samples(self._batch.ids, rows)
 
     def _ends(self) -> dict[str, Sender | Receiver]:
         return {**self._senders, **self._receivers}

@@ -14,6 +14,7 @@ from typing import Any, cast, final
 import numpy as np
 
 from halfback_device.batches import Feed, Ragged, Split
+from halfback_device.codecs.private import RELEASED, Releases
 from halfback_device.errors import DeviceError, PackageError, PeerError, running_graphs
 from halfback_device.facts import TOKENIZER
 from halfback_device.forms import HiddenForm, LinkForm, VectorForm, bounds_of
@@ -66,6 +67,7 @@ class Session:
             rows_at_once=plan.rows_at_once,
         )
         self._forms = self._forms_of()
+        self._releases = Releases(folder.parent / RELEASED)  # which is never emptied
         self.end = self._fresh_end()
         self.about = {"package": _digest_of(package.manifest), "rows": split.digest()}
         self.seconds = self.wire_seconds = 0.0
@@ -128,7 +130,14 @@ class Session:
             steps=plan.agreed_rows,
             masks=0 if plan.sums is None else plan.sums.told * plan.sums.most,
         )
-        return End(plan.codecs, self._forms, bounds, self._folder)
+        return End(plan.codecs, self._forms, bounds, self._folder, self._releases)
+
+    @property
+    def released(self) -> int | None:
+        """The most releases that any one sample had; None where nothing adds noise to activations."""
+        chain = self.plan.codecs.get("activations_up", ())
+        names = [each if isinstance(each, str) else each["name"] for each in chain]
+        return self._releases.most if "private" in names else None
 
     def begin(self) -> None:
         """Goes back to where the run began."""

@@ -261,7 +261,7 @@ def test_values_that_are_not_finite_are_not_encoded() -> None:
     [
         (
             {"activations_up": ["topk"]},
-            "codecs.activations_up: codec 'topk': a device has cast, int8, int4, sign, temp",
+            "codecs.activations_up: codec 'topk': a device has cast, int8, int4, sign, priv",
         ),
         ({"activations_up": [{"name": "int8", "bits": 3}]}, "codecs.activations_up: codec int8"),
         ({"activations_up": [{"name": "cast", "dtype": "float8"}]}, "codecs.activations_up: codec cast"),

@@ -143,3 +143,18 @@ def test_labels_stay_on_the_device_in_the_u_shape(tiny_bert: Path, sentences: Pa
         run.run(4)
         ends[mixture] = _agreed(run.thetas())
     _assert_close(ends, package.theta(), within=0.02)
+
+
+def test_the_server_hears_how_often_devices_released_a_sample(
+    base: Path, tiny_bert: Path, sentences: Path, tmp_path: Path
+) -> None:
+    chain = [{"name": "temporal", "every": 2}, {"name": "private", "clip": 5.0, "noise": 1.0}, "int8"]
+    config = run_of("ho_sfl", tiny_bert, sentences, codecs__activations_up=chain, clients=2, sampled_clients=2)
+    package = adapted(base, config, tmp_path / "package")
+    run = world(config, ["device", "device"], shared_rows(sentences), tmp_path / "run", lambda client: package)
+    run.run(12)
+    files = list((tmp_path / "run").rglob("released.txt"))
+    counts = [np.unique(np.array(file.read_text().split(), dtype=np.int64), return_counts=True)[1] for file in files]
+    assert len(files) == 2
+    assert run.federation.server.meters.releases == max(int(count.max()) for count in counts) > 1
+    _agreed(run.thetas())

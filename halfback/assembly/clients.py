@@ -1,12 +1,13 @@
 """Clients of one process: all of them beside a server, or one alone on a machine of its own."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from halfback.assembly.ground import Ground, groups_of
 from halfback.assembly.hiding import hiding_of
 from halfback.assembly.motion import make_descent
 from halfback.assembly.room import rows_with_room
+from halfback.codecs.releases import Releases
 from halfback.data.batches import ClientData
 from halfback.engine.client_side import ClientSide
 from halfback.engine.links import Links
@@ -65,8 +66,9 @@ class Clients:
         side.sums, side.hiding = self.links.bounds.sums, hiding_of(config, ground.algorithm)
         if config.client.memory is not None:
             if number not in self._rows:
+                trial = replace(self.links, releases=Releases())  # nothing of it leaves this process
                 self._rows[number] = rows_with_room(
-                    side, self.links, self.sources[number].longest, config.client.memory, history=config.steps
+                    side, trial, self.sources[number].longest, config.client.memory, history=config.steps
                 )
             side.rows_at_once = self._rows[number]
         return side

@@ -13,6 +13,7 @@ from halfback.assembly.choices import sums_of
 from halfback.assembly.motion import make_replica
 from halfback.assembly.whole import Loaded
 from halfback.codecs import Codec
+from halfback.codecs.releases import RELEASED, Releases
 from halfback.config import RunConfig
 from halfback.config.facts import Shallow, Trained, method_of
 from halfback.config.rules import check
@@ -293,5 +294,7 @@ def make_links(
     of_links = {client: _link_forms(form, ground.head, ground.theta.width(0)) for client, form in forms.items()}
     bounds = replace(bounds, sums=sums_of(config))
     links = Links(codecs, of_links, bounds, ground.task.train.longest(), ground.device, scratch)
+    if links.private is not None and scratch is not None:
+        links = replace(links, releases=Releases(scratch / RELEASED))
     links.check()
     return links

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,11 +31,13 @@ class Way:
         name: as a report has it.
         chain: of codecs; none where they are sent as they are.
         noise: standard deviation of Gaussian noise on them, in sizes of a token; 0 for none.
+        releases: how often a sample is sent with noise of its own (codec `private`); a server takes their mean.
     """
 
     name: str
     chain: tuple[Codec, ...] = ()
     noise: float = 0.0
+    releases: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def ways_of(built: Built, form: HiddenForm) -> list[Way]:
     ways.append(Way("temporal", (Temporal(),)))
     own = parse(built.config.codecs.activations_up or (), "codecs.activations_up")
     if own and own not in [way.chain for way in ways]:
-        ways.append(Way("the recipe's own", own))
+        ways.append(Way("the recipe's own", own, releases=max(1, built.federation.server.meters.releases)))
     return ways + [Way(f"noise {level:g}", noise=level) for level in NOISE]
 
 
@@ -90,7 +93,7 @@ def arrive(way: Way, form: HiddenForm, hidden: Tensor, lengths: Tensor | None, g
     """What arrives of activations.
 
     What remembers samples is looked at when they come for the second time, over weights that have not moved; its bytes
-    are the mean of both times.
+    are the mean of both times. What was sent with noise more than once is looked at as the mean of all times.
 
     Args:
         way: how they travel.
@@ -106,17 +109,18 @@ def arrive(way: Way, form: HiddenForm, hidden: Tensor, lengths: Tensor | None, g
         return Arrived(hidden.float() + scale * noise, hidden.nbytes / rows)
     if not way.chain:
         return Arrived(hidden.float(), hidden.nbytes / rows)
-    how: Mapping[str, object] = {"width": form.width, "dtype": form.dtype, "where": "codecs.activations_up"}
-    sender = make_sender(way.chain, **how)  # type: ignore[arg-type]
-    receiver = make_receiver(way.chain, **how, folder=None)  # type: ignore[arg-type]
+    how: Mapping[str, Any] = {"width": form.width, "dtype": form.dtype, "where": "codecs.activations_up"}
+    sender, receiver = make_sender(way.chain, **how), make_receiver(way.chain, **how, folder=None)
+    times = way.releases
     if isinstance(sender, TemporalSender):
-        sender.threshold = _NEAR
+        sender.threshold, times = _NEAR, 2
     each = (form.rows,) * rows if lengths is None else tuple(lengths.tolist())
     samples, matrix = Samples(tuple(range(rows)), each), form.matrix(hidden)
-    times = 2 if isinstance(sender, TemporalSender) else 1
-    sent = 0
+    sent, total = 0, torch.zeros(())
     for _ in range(times):
         parts = sender.encode(matrix, samples)
         sent += sum(part.nbytes for part in parts)
-        decoded = receiver.decode(parts, samples)
-    return Arrived(form.tensor(decoded).float(), sent / rows / times)
+        came = receiver.decode(parts, samples).float()
+        total = total.to(came) + came
+    seen = came if isinstance(sender, TemporalSender) else total / times
+    return Arrived(form.tensor(seen), sent / rows / times)

@@ -23,6 +23,7 @@ from halfback.data.own import Data
 from halfback.errors import UserError
 from halfback.models.cut import check_cut
 from halfback.report.audited import sentences, write_audit
+from halfback.report.tradeoffs import curves_of
 from halfback.runs.folder import CONFIG, as_json, write_results
 from halfback.runs.heartbeat import Line
 from halfback.runs.opening import reload
@@ -119,6 +120,7 @@ def audit(
         seat = Seat(built, rows, is_trained, tell)
         looked = _cuts(built, cuts)
         findings, notes = _attacked(seat, looked, clock)
+    plain = [values_of(finding) for finding in findings]
     values = {
         "task": built.config.task.name,
         "model": Path(built.config.model.name).name,
@@ -132,7 +134,8 @@ def audit(
         "own_rows": len(rows.own),
         "rows_left_out_as_equal": rows.doubled,
         "seconds": round(clock.spent, 1),
-        "findings": [values_of(finding) for finding in findings],
+        "findings": plain,
+        "curves": curves_of(plain),
         "notes": notes,
     }
     return Audit(findings, {**values, "said": sentences(values)})

@@ -11,8 +11,10 @@ import torch
 
 from halfback.codecs.chain import Chain
 from halfback.codecs.ends import FeedbackSender, Plain
+from halfback.codecs.private import Private, PrivateSender, private_of
 from halfback.codecs.protocol import Coding, Receiver, Sender, Stage
 from halfback.codecs.quantise import Cast, Int4, Int8, Sign
+from halfback.codecs.releases import Releases
 from halfback.codecs.sparsify import Projection, TopK
 from halfback.codecs.temporal import Temporal, TemporalReceiver, TemporalSender
 from halfback.errors import UserError
@@ -28,6 +30,7 @@ CODECS: Registry[type[Codec]] = Registry(
         "sign": Sign,
         "topk": TopK,
         "projection": Projection,
+        "private": Private,
         "temporal": Temporal,
     },
 )
@@ -39,12 +42,21 @@ def parse(chosen: Sequence[str | Mapping[str, Any]], where: str) -> tuple[Codec,
     """The codecs of a chain from names, or mappings with a `name` and options.
 
     Raises:
-        UserError: an unknown codec, option or value, or temporal behind another; names `where` and what is allowed.
+        UserError: an unknown codec, option or value, temporal behind another, or private where it can't stand; names
+            `where` and what is allowed.
     """
     codecs = tuple(parsed(CODECS, entry, where, "codec") for entry in chosen)
     if any(isinstance(codec, Temporal) for codec in codecs[1:]):
         raise UserError(f"{where}: temporal must be the first of its chain, and there only once")
+    if sum(isinstance(codec, Private) for codec in codecs) > 1:
+        raise UserError(f"{where}: private may be there only once: clip and noise are of all that is sent")
+    if private_of(codecs) is not None and _has_feedback(codecs):
+        raise UserError(f"{where}: feedback adds the next time what was lost, and with private that is the noise")
     return codecs
+
+
+def _has_feedback(codecs: Sequence[Codec]) -> bool:
+    return any(isinstance(codec, TopK | Sign) and codec.feedback for codec in codecs)
 
 
 def _chain(codecs: Sequence[Codec], width: int, dtype: torch.dtype, where: str) -> Chain:
@@ -57,6 +69,8 @@ def _chain(codecs: Sequence[Codec], width: int, dtype: torch.dtype, where: str) 
             raise UserError(
                 f"{where}: {type(codec).__name__.lower()} takes floats; what comes before it gives {values}"
             )
+        if isinstance(codec, Private) and any(stage.extras for stage in stages):
+            raise UserError(f"{where}: what comes before private may send nothing beside its values, as of topk places")
         try:
             stages.append(codec.bind(columns, values))
         except UserError as error:
@@ -65,17 +79,29 @@ def _chain(codecs: Sequence[Codec], width: int, dtype: torch.dtype, where: str) 
     return Chain(stages, width=width, dtype=dtype)
 
 
-def make_sender(codecs: Sequence[Codec], *, width: int, dtype: torch.dtype, where: str) -> Sender:
+def make_sender(
+    codecs: Sequence[Codec],
+    *,
+    width: int,
+    dtype: torch.dtype,
+    where: str,
+    releases: Releases | None = None,
+    client: int = 0,
+) -> Sender:
     """The sending end of a link for rows of `width` values of `dtype`.
+
+    `releases`: where `private` counts what goes out of the samples of `client`; None for a count of its own.
 
     Raises:
         UserError: a codec can't take what the one before it gives.
     """
-    chain = _chain(codecs, width, dtype, where)
-    feedback = any(isinstance(codec, TopK | Sign) and codec.feedback for codec in codecs)
-    inner = FeedbackSender(chain) if feedback else Plain(chain)
+    chain, private = _chain(codecs, width, dtype, where), private_of(codecs)
+    counting = None if private is None else PrivateSender(private, chain, releases or Releases(), client)
+    inner: Sender = counting or (FeedbackSender(chain) if _has_feedback(codecs) else Plain(chain))
     first = codecs[0] if codecs else None
-    return TemporalSender(first, inner, chain) if isinstance(first, Temporal) else inner
+    if not isinstance(first, Temporal):
+        return inner
+    return TemporalSender(first, inner, chain, None if counting is None else counting.is_spent)
 
 
 def make_receiver(

@@ -26,11 +26,12 @@ class Chain:
         """Bytes and number of the tensors that `encode` makes of so many rows."""
         return rows * self.row_bytes, self.parts
 
-    def encode(self, matrix: Tensor) -> Parts:
-        """The payload of the last stage, then the extras of each stage."""
+    def encode(self, matrix: Tensor, rows: Sequence[int] = ()) -> Parts:
+        """The payload of the last stage, then the extras of each stage; `rows`: of each sample, none for one sample."""
         extras: Parts = ()
         for stage in self.stages:
-            matrix, more = stage.encode(matrix)
+            by_sample = bool(rows) and getattr(stage, "by_sample", False)
+            matrix, more = _of_each(stage, matrix, rows) if by_sample else stage.encode(matrix)
             extras += more
         return (matrix, *extras)
 
@@ -50,3 +51,9 @@ class Chain:
             matrix = stage.decode(matrix, extras[mine:])
             extras = extras[:mine]
         return matrix.to(self.dtype)
+
+
+def _of_each(stage: Stage, matrix: Tensor, rows: Sequence[int]) -> tuple[Tensor, Parts]:
+    """What a stage makes of each sample's rows by themselves, one behind the other."""
+    payloads, extras = zip(*(stage.encode(piece) for piece in matrix.split(list(rows))), strict=True)
+    return torch.cat(payloads), tuple(torch.cat(of_each) for of_each in zip(*extras, strict=True))

@@ -19,7 +19,7 @@ class Plain:
 
     def encode(self, matrix: Tensor, samples: Samples) -> Parts:
         """The chain's tensors."""
-        return self._chain.encode(matrix)
+        return self._chain.encode(matrix, samples.rows)
 
     def decode(self, parts: Parts, samples: Samples) -> Tensor:
         """The matrix; raises as `Chain.decode`, and for values that are not finite, before anyone remembers them."""

@@ -45,10 +45,17 @@ class Samples:
         ids: a number for each sample, the same whenever the sample comes again; None for another matrix of the step's
             samples, such as a probe, which nobody should remember.
         rows: how many rows of the matrix each sample has.
+        again: the ids where `ids` is None, for whoever counts what goes out of each sample.
     """
 
     ids: tuple[int, ...] | None
     rows: tuple[int, ...]
+    again: tuple[int, ...] = ()
+
+    @property
+    def whose(self) -> tuple[int, ...]:
+        """The ids, be it the first matrix of these samples in a step or not."""
+        return self.again if self.ids is None else self.ids
 
 
 class Stage(Protocol):
@@ -58,6 +65,8 @@ class Stage(Protocol):
         width: columns of its payload.
         dtype: dtype of its payload.
         extras: tensors that it sends beside its payload.
+
+    A stage with a true attribute `by_sample` is handed the rows of one sample at a time when it encodes.
     """
 
     width: int

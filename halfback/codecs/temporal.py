@@ -11,7 +11,7 @@ included; the similarities travel with the skip map, so that a controller on the
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -40,6 +40,8 @@ class Temporal:
         projection: columns of the sender's sketch of a row; None compares the rows themselves.
         norm_guard: how far the norms may be apart, as a share of the remembered one.
         seed: of the projection.
+        every: send a sample when it comes for the first time and each so many times after that, whatever it holds: no
+            similarities are taken or sent. None compares.
     """
 
     cache: CacheDtype = "bfloat16"
@@ -48,8 +50,11 @@ class Temporal:
     projection: int | None = 64
     norm_guard: float = 0.2
     seed: int = 0
+    every: int | None = None
 
     def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise UserError(f"codec temporal: every={self.every}: 1 or more are allowed, or null to compare")
         if self.cap_mb is not None and not 0 < self.cap_mb * 1e6 < math.inf:
             raise UserError(f"codec temporal: cap_mb={self.cap_mb:g}: a positive number is allowed, or null")
         if self.projection is not None and self.projection < 1:
@@ -82,14 +87,19 @@ class Temporal:
 
 @final
 class TemporalSender:
-    """The end that compares. `inner` encodes what is sent and `chain` decodes it as the receiver will."""
+    """The end that compares, or counts. `inner` encodes what is sent and `chain` decodes it as the receiver will."""
 
-    def __init__(self, options: Temporal, inner: Sender, chain: Chain) -> None:
+    def __init__(
+        self, options: Temporal, inner: Sender, chain: Chain, is_spent: Callable[[int], bool] | None = None
+    ) -> None:
+        """`is_spent`: of a sample that may not be sent anew; None where all may."""
         self.threshold = 1.0
         self.seen: list[Seen] = []  # since somebody last took it
         self.cache = Cache(options.cap, None)
         self._options, self._inner, self._chain = options, inner, chain
-        columns = options.projection
+        self._is_spent = is_spent or (lambda sample: False)
+        self._visits: dict[int, int] = {}  # since a sample was sent, with `every`
+        columns = options.projection if options.every is None else None
         self._signs = (
             sparse_signs(chain.width, columns, options.seed) if columns is not None and columns < chain.width else None
         )
@@ -101,14 +111,16 @@ class TemporalSender:
         if samples.ids is not None:
             check_unique(samples.ids)
             for place, (sample, piece) in enumerate(zip(samples.ids, pieces, strict=True)):
-                if sample in self.cache:
+                if self._options.every is not None:
+                    skip[place] = not self._is_due(sample, len(piece), self._options.every)
+                elif sample in self.cache:
                     similarity[place], near = self._compare(self._sketch(piece), self.cache.get(sample)[0])
                     skip[place] = near and similarity[place] > self.threshold
         sent = [place for place, skipped in enumerate(skip) if not skipped]
         rows = tuple(samples.rows[place] for place in sent)
         ids = None if samples.ids is None else tuple(samples.ids[place] for place in sent)
         changed = torch.cat([pieces[place] for place in sent]) if sent else matrix[:0]
-        parts = self._inner.encode(changed, Samples(ids, rows))
+        parts = self._inner.encode(changed, Samples(ids, rows, samples.again))
         if samples.ids is not None:
             for place, skipped in enumerate(skip):
                 if skipped:
@@ -127,7 +139,20 @@ class TemporalSender:
             size = self._options.size(len(values), self._chain.width)
             self.cache.put(ids[place], (self._sketch(rounded),), size=size, check=check)
 
+    def _is_due(self, sample: int, rows: int, every: int) -> bool:
+        """Whether a sample is sent, by nothing that follows from its values."""
+        if sample not in self.cache or len(self.cache.get(sample)[0]) != rows:
+            self._visits[sample] = 0
+            return True
+        self._visits[sample] += 1
+        if self._visits[sample] < every or self._is_spent(sample):
+            return False
+        self._visits[sample] = 0
+        return True
+
     def _sketch(self, rows: Tensor) -> Tensor:
+        if self._options.every is not None:
+            return rows.new_zeros(len(rows), dtype=torch.bool)  # how many there are is all that is asked
         rows = rows.float()
         return rows if self._signs is None else rows @ self._signs.to(rows.device)
 
@@ -147,12 +172,14 @@ class TemporalSender:
         return [*self.cache.tensors(), *self._inner.tensors()]
 
     def state(self) -> State:
-        """The sketches, and what the inner end remembers."""
-        return _joined(self.cache.state(), self._inner.state())
+        """The sketches, what the inner end remembers, and visits since samples were sent."""
+        tensors, values = _joined(self.cache.state(), self._inner.state())
+        return tensors, values | ({} if self._options.every is None else {"visits": [*self._visits.items()]})
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continues from `state`."""
         _parted(tensors, values, self.cache, self._inner)
+        self._visits = {sample: visits for sample, visits in values.get("visits", ())}
 
 
 @final

@@ -117,8 +117,8 @@ OF_PRIVACY: tuple[Rule[Chosen], ...] = (
         "shares of noise by rows",
         lambda f: f.config.privacy.where == "distributed" and f.method.by_rows,
         lambda f: (
-            "algorithm.aggregation=rows: with privacy.where=distributed each client's share of the noise would count by "
-            "its rows too, and could be too small; use algorithm.aggregation=uniform, or privacy.where=central"
+            "algorithm.aggregation=rows: with privacy.where=distributed each client's share of the noise would count "
+            "by its rows too, and could be too small; use aggregation=uniform, or privacy.where=central"
         ),
     ),
     Rule(

@@ -23,6 +23,7 @@ from halfback.config.facts import (
 from halfback.config.norm_rules import OF_NORMS
 from halfback.config.optimizer_rules import MOVED, OF_OPTIMIZERS
 from halfback.config.privacy_rules import HIDDEN_ROWS, OF_PRIVACY
+from halfback.config.private_rules import OF_PRIVATE
 from halfback.config.rule import Rule as Rule
 from halfback.config.sum_rules import OF_SUMS
 from halfback.errors import UserError
@@ -114,6 +115,7 @@ _BEFORE: tuple[Rule[Chosen], ...] = (
     ),
     *OF_COHORTS,
     *OF_SUMS,
+    *OF_PRIVATE,
     *OF_PRIVACY,
     Rule(
         "exact blocks with a list of cuts",

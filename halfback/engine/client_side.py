@@ -169,6 +169,11 @@ class ClientSide:
             zeros = hidden.new_zeros(len(hidden), *head.sizes)
             head.module(zeros, batch.inputs.get("lengths"), batch.scored)
 
+    @property
+    def released(self) -> int | None:
+        """The most releases that any one sample of this process had; None where nothing adds noise."""
+        return None if self._links.private is None else self._links.releases.most
+
     def parts(self) -> list[nn.Module]:
         """What the client holds of the model: the part that θ belongs to first."""
         part = self.part if isinstance(self.part, LocalModel) else self.party.bottom

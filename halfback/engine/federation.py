@@ -77,6 +77,7 @@ class Federation:
                 with one_pass(sides if joined and self._speak_in_step else ()) as joint:
                     talks = {s.party.id: s.converse(round, measure_memory=measure_memory) for s in sides}
                     self._carry(talks, joint, attended)
+        self.server.meters.releases = max(self.server.meters.releases, self.server.links.releases.most)
         return self.server.take_losses([loss for n in cohort for loss in self.client(n).party.take_losses()])
 
     def _attended(self, round_number: int) -> Attended:

@@ -76,6 +76,7 @@ class EngineValues(BaseModel):
     seconds: tuple[Seconds, Seconds, Seconds]
     forward_passes: Count
     peaks: tuple[Count, Count, Count]
+    releases: Count = 0
     deployment: _Away | None = None
 
 

@@ -201,7 +201,7 @@ class End:
         batch = self._step()
         repeated = "sample_ids" in values and values["sample_ids"] is None
         rows = batch.tokens or (form.rows,) * len(batch.ids)
-        return Samples(None if repeated else batch.ids, rows)
+        return Samples(None, rows, batch.ids) if repeated else Samples(batch.ids, rows)
 
     def _step(self) -> _Batch:
         if self._batch is None:

@@ -1,7 +1,7 @@
 """What both ends of every client's link are made of: the chains of codecs that a recipe chose, and what they carry."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from halfback.codecs import Codec, make_receiver, make_sender
+from halfback.codecs.private import Private, private_of
 from halfback.codecs.protocol import Receiver, Sender, State
+from halfback.codecs.releases import Releases
 from halfback.codecs.sparsify import Projection, TopK
 from halfback.codecs.temporal import Temporal
 from halfback.engine.bounds import Bounds
@@ -67,6 +69,7 @@ class Links:
         longest: tokens of the longest row, for texts.
         device: where the tensors of received messages are put.
         scratch: where what is remembered on disk gets a temporary folder; None for the system's place.
+        releases: where `private` counts what the clients of this process send of their samples.
     """
 
     codecs: Mapping[str, tuple[Codec, ...]]
@@ -75,6 +78,7 @@ class Links:
     longest: int
     device: torch.device
     scratch: Path | None
+    releases: Releases = field(default_factory=Releases)
 
     def check(self) -> None:
         """Refuses, before anything is trained, a chain that can't work on its link.
@@ -87,6 +91,11 @@ class Links:
                 self._check(link, chain, forms)
             for side in ("client", "server"):
                 self._end(side, -1, forms)
+
+    @property
+    def private(self) -> Private | None:
+        """What adds noise to activations; None where nothing does."""
+        return private_of(self.codecs.get("activations_up", ()))
 
     def near(self, client: int) -> End:
         """The client's end of its link."""
@@ -116,7 +125,8 @@ class Links:
             if link == "slopes_down" and side == "server":
                 continue  # encoded already, by what `broadcast` makes
             if link.endswith("_up") == (side == "client"):
-                senders[link] = make_sender(chain, width=form.width, dtype=form.dtype, where=where)
+                how: dict[str, Any] = {"width": form.width, "dtype": form.dtype, "where": where}
+                senders[link] = make_sender(chain, **how, releases=self.releases, client=client)
             else:
                 own = Path(self._folder.name) / f"{client}-{link}" if self._folder is not None else None
                 receivers[link] = make_receiver(chain, width=form.width, dtype=form.dtype, where=where, folder=own)

@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from halfback.codecs.private import SpentOnActivations
 from halfback.codecs.protocol import Seen
 from halfback.controllers.protocol import Controller, LinkUse, Observation
 from halfback.engine.link import End, blamed, charged, tensors_of
@@ -225,6 +226,10 @@ class ServerSide:
         self.party.agreed.catch_up()
         install(self.part, self.party.agreed.replica.parameters)
         return self.bottom
+
+    def private_activations(self) -> SpentOnActivations | None:
+        """What the noise on activations has come to for the sample that was sent most often; None without noise."""
+        return None if (private := self.links.private) is None else private.account(self.meters.releases)
 
     def thresholds(self) -> dict[str, float]:
         """Of each link that reuses values, in the round to come."""

@@ -64,6 +64,7 @@ def state_of_server(side: ServerSide) -> State:
         "ledger": side.ledger.state_dict(),
         "seconds": [meters.client.seconds, meters.server.seconds, meters.wire.seconds],
         "forward_passes": meters.forward_passes,
+        "releases": meters.releases,
         "peaks": [meters.client_peak_bytes, meters.client_inference_peak_bytes, meters.server_peak_bytes],
     }
 
@@ -132,6 +133,8 @@ def load_server(
     meters.client.seconds, meters.server.seconds, meters.wire.seconds = values["seconds"]
     meters.forward_passes = values["forward_passes"]
     meters.client_peak_bytes, meters.client_inference_peak_bytes, meters.server_peak_bytes = values["peaks"]
+    # What was sent stays sent, also where a run goes back.
+    meters.releases = max(meters.releases, side.links.releases.most, values.get("releases", 0))
 
 
 def state_of_client(number: int, side: ClientSide, algorithm: Algorithm) -> State:

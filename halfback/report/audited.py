@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from halfback.report.charts import Axes, Chart, Line, curves, points
+from halfback.report.charts import Axes, Chart, Line, curves
 from halfback.report.rendering import Table, write_page
 from halfback.report.tables import NOTHING, number, short_size
+from halfback.report.tradeoffs import NOISE, OWN, drawn_tradeoffs, label_of, scaled
 
 Finding = Mapping[str, Any]
 HEADER = ["", "attack", "cut", "sent as", "came to", "chance", "planted", "a row", "quality", "so"]
@@ -20,8 +21,6 @@ RATES = (
     "There are rates alone in here, and no row, token or label of anybody: a report is made to be shown, and would "
     "otherwise be the leak that it looks for."
 )
-_NOISE = "noise "
-_SHAPES = {"recovered": "share recovered", "AUC": "area under the curve", "PSNR": "PSNR in decibels"}
 
 
 def audit_table(audit: Mapping[str, Any], *, every: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -34,7 +33,7 @@ def _chosen(findings: Sequence[Finding]) -> list[Finding]:
     """Of what has a cut the strongest attack on each, as it is sent plainly, and what lies lowest without noise."""
     chosen = [finding for finding in findings if finding["cut"] is None]
     for about, cut in dict.fromkeys((f["about"], f["cut"]) for f in findings if f["cut"] is not None):
-        here = [f for f in findings if (f["about"], f["cut"]) == (about, cut) and not f["sent"].startswith(_NOISE)]
+        here = [f for f in findings if (f["about"], f["cut"]) == (about, cut) and not f["sent"].startswith(NOISE)]
         strongest: dict[str, Finding] = {}
         for finding in here:
             known = strongest.get(finding["sent"])
@@ -75,13 +74,15 @@ def sentences(audit: Mapping[str, Any]) -> list[str]:
     for about in dict.fromkeys(finding["about"] for finding in audit["findings"]):
         of = [finding for finding in audit["findings"] if finding["about"] == about]
         sound = [finding for finding in of if not finding["fence"]]
-        plain = [finding for finding in sound if not finding["sent"].startswith(_NOISE)]
+        plain = [finding for finding in sound if not finding["sent"].startswith(NOISE)]
         if not plain:
             said.append(f"{_capital(about)}: no conclusion, since the attack did not pass its own fences.")
             continue
         own = [finding for finding in plain if finding["cut"] in (None, audit["cut"])] or plain
         # Of what has no cut the first one is the recipe's own case.
         said.append(_worst(about, own[0] if own[0]["cut"] is None and about != "labels" else _largest(own)))
+        if through := [finding for finding in own if finding["sent"] == OWN]:
+            said.append(_worst(about, _largest(through)))
         if failed := len(of) - len(sound):
             said.append(f"{_capital(about)}: {failed} of {len(of)} attacks did not pass their own fences.")
     return [*said, *audit["notes"]]
@@ -112,7 +113,7 @@ def write_audit(audit: Mapping[str, Any], out: Path) -> Path:
     """
     header, body = audit_table(audit, every=True)
     names, drawn = _by_cut(audit)
-    costs, bought = _against(audit)
+    costs, bought = drawn_tradeoffs(audit["curves"], audit["metric"], audit["cut"])
     values = {
         "title": f"What a server reads of {audit['task']}",
         "versions": "",
@@ -143,42 +144,15 @@ def _by_cut(audit: Mapping[str, Any]) -> tuple[list[str], list[Chart]]:
         for order, way in enumerate(ways):
             here = [f for f in found if (f["about"], _kind(f), f["sent"]) == (about, kind, way)]
             if here:
-                lines.append(Line(way, order, [f["cut"] for f in here], [_scaled(f) for f in here]))
+                lines.append(
+                    Line(way, order, [f["cut"] for f in here], [scaled(f["value"], f["measure"]) for f in here])
+                )
         if lines:
-            axes = Axes("blocks before the cut", _label(found[0]))
+            axes = Axes("blocks before the cut", label_of(found[0]["measure"]))
             drawn.append(curves(lines, axes, f"{_capital(about)} by cut", f"By the {kind}."))
     return ways, drawn
-
-
-def _against(audit: Mapping[str, Any]) -> tuple[list[str], list[Chart]]:
-    """What the strongest attack came to, for its bytes, and for what the model is worth on what arrives."""
-    strongest: dict[tuple[str, int, str], Finding] = {}
-    for finding in audit["findings"]:
-        if finding["cut"] is not None and not finding["fence"]:
-            at = (finding["about"], finding["cut"], finding["sent"])
-            if at not in strongest or finding["value"] > strongest[at]["value"]:
-                strongest[at] = finding
-    found = list(strongest.values())
-    cuts = sorted({finding["cut"] for finding in found})
-    drawn = []
-    for key, label, text in (("row_bytes", "bytes of a row", short_size), ("quality", audit["metric"], number)):
-        here = [finding for finding in found if finding[key] is not None]
-        if not here or len({finding[key] for finding in here}) < 2:
-            continue
-        placed = [("", cuts.index(f["cut"]), f[key], _scaled(f)) for f in here]
-        axes = Axes(label, _label(here[0]), x_text=text)
-        drawn.append(points(placed, set(), axes, f"{_label(here[0])} by {label}", "The strongest attack; by cut."))
-    return [f"cut {cut}" for cut in cuts], drawn
 
 
 def _kind(finding: Finding) -> str:
     """The attack without its size, which differs by cut."""
     return str(finding["how"]).partition(" of ")[0]
-
-
-def _label(finding: Finding) -> str:
-    return _capital(_SHAPES[finding["measure"]]) + (" in percent" if finding["measure"] == "recovered" else "")
-
-
-def _scaled(finding: Finding) -> float:
-    return float(finding["value"]) * (100 if finding["measure"] == "recovered" else 1)

@@ -154,11 +154,16 @@ def curves(lines: Sequence[Line], axes: Axes, title: str, caption: str = "") -> 
 
 
 def points(
-    found: Sequence[tuple[str, int, float, float]], ringed: set[int], axes: Axes, title: str, caption: str
+    found: Sequence[tuple[str, int, float, float]],
+    ringed: set[int],
+    axes: Axes,
+    title: str,
+    caption: str,
+    joined: Sequence[Sequence[int]] = (),
 ) -> Chart:
     """A figure of (name, order, x ≥ 0, y), with a ring around those at the places in `ringed`.
 
-    An empty name is no label. x is logarithmic where it spans a decade.
+    An empty name is no label. x is logarithmic where it spans a decade. `joined`: places between which a line runs.
     """
     across = [x for _, _, x, _ in found]
     log_x = min(across) > 0 and max(across) / min(across) > _LOG_RATIO
@@ -173,6 +178,10 @@ def points(
     if log_x:
         caption += " The horizontal axis is logarithmic."
     chart = _chart(title, caption, f"{axes.y} against {axes.x}. {told}", axes, horizontal, vertical)
+    for line in joined:
+        if len(line) > 1:
+            way = _path([found[place][2:] for place in line], horizontal, vertical)
+            chart.paths.append({"kind": "line", "order": found[line[0]][1], "d": way})
     for place, (_, order, x, y) in enumerate(found):
         spot = _path([(x, y)], horizontal, vertical)
         if place in ringed:

@@ -80,6 +80,9 @@ def measures(summaries: Sequence[dict[str, Any]]) -> list[Measure]:
     ]
     if any(run.get("slopes") for run in summaries):
         found.append(("slopes", "how devices took them", lambda run: str(run.get("slopes") or NOTHING)))
+    if any(run.get("private_activations") for run in summaries):
+        what = "of the activations of the sample that was sent most often; labels, lengths and slopes are not in it"
+        found.append(("ε of activations", what, _spent))
     if any(run.get("privacy") for run in summaries):
         found += [
             (
@@ -100,6 +103,14 @@ def measures(summaries: Sequence[dict[str, Any]]) -> list[Measure]:
             ("decoding", "how each token was chosen", lambda run: str(_generated(run, "decoding") or NOTHING)),
         ]
     return found
+
+
+def _spent(run: dict[str, Any]) -> str:
+    spent = run.get("private_activations")
+    if not spent:
+        return "no noise"
+    times = f"sent {count(spent.get('releases'))} times" if spent.get("releases") != 1 else "sent once"
+    return f"{number(spent.get('epsilon'))} at δ = {spent.get('delta'):g}, {times}"
 
 
 def metric_name(summaries: Sequence[dict[str, Any]]) -> str:

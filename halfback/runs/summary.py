@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from halfback.assembly import Built
+from halfback.codecs.private import SpentOnActivations
 from halfback.models.adapters import trainable
 from halfback.models.objectives import better
 from halfback.privacy.account import epsilon
@@ -117,6 +118,7 @@ class Summary:
         trainable_parameters: of each part.
         versions: package → version that the run was made with.
         ended: why the run was over before its steps were done; None where it took all of them.
+        private_activations: what the noise on activations came to (codec `private`); None without it.
     """
 
     algorithm: str
@@ -148,6 +150,7 @@ class Summary:
     trainable_parameters: Parts
     versions: dict[str, str]
     ended: str | None = None
+    private_activations: SpentOnActivations | None = None
     privacy: Spent | None = None
 
     @classmethod
@@ -160,11 +163,12 @@ class Summary:
         Returns:
             The summary.
         """
-        written, spent = found["generation"], found.get("privacy")
+        written, spent, of_activations = (found.get(key) for key in ("generation", "privacy", "private_activations"))
         nested = {
             "metric": Metric(**found["metric"]),
             "trainable_parameters": Parts(**found["trainable_parameters"]),
             "generation": None if written is None else Written(**written),
+            "private_activations": None if of_activations is None else SpentOnActivations(**of_activations),
             "privacy": None if spent is None else Spent(**spent),
         }
         return cls(**{**found, **nested})
@@ -224,6 +228,7 @@ def summary_of(built: Built, out: Path, ended: str | None = None) -> Summary:
         ),
         versions=versions_here(),
         ended=ended,
+        private_activations=server.private_activations(),
         privacy=_spent(built),
     )
 

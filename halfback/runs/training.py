@@ -286,8 +286,7 @@ class Training:
             log.info("%s; the last checkpoint is that of round %d", error, self.saved)
 
     def _record(self, validation_loss: float | None, metric: float | None, rows: int | None = None) -> Record:
-        server = self.built.federation.server
-        meters = server.meters
+        server, meters = self.built.federation.server, self.built.federation.server.meters
         return Record(
             round=self.round,
             step=self.step,
@@ -304,6 +303,7 @@ class Training:
             thresholds=server.thresholds(),
             simulated_seconds=self._simulated(),
             rows=rows,
+            activations_epsilon=None if (spent := server.private_activations()) is None else spent.epsilon,
         )
 
     def _evaluated(self, rows: int | None = None) -> Record:

@@ -197,7 +197,7 @@ class Meters:
     """What a run, or one client of it, cost so far.
 
     Seconds, on the clocks of clients, server and wire, and forward passes of clients add up; peaks, in bytes, are the
-    highest seen in a measured round.
+    highest seen in a measured round. `releases` are the most that any one sample had of its activations, with noise.
     """
 
     client: Stopwatch = field(default_factory=Stopwatch)
@@ -207,6 +207,7 @@ class Meters:
     client_peak_bytes: int = 0
     client_inference_peak_bytes: int = 0
     server_peak_bytes: int = 0
+    releases: int = 0
 
 
 class ForwardCounter:

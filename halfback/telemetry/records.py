@@ -50,6 +50,7 @@ SUMMARY_KEYS = frozenset(
         "trainable_parameters",
         "versions",
         "ended",
+        "private_activations",
     }
 )
 _NESTED_KEYS = {
@@ -57,9 +58,10 @@ _NESTED_KEYS = {
     "bytes_by_kind": frozenset({"up", "down"}),
     "trainable_parameters": frozenset({"bottom", "top"}),
     "generation": frozenset({"bleu", "chrf", "rows", "decoding"}),  # null where nothing was generated
+    "private_activations": frozenset({"epsilon", "delta", "noise", "clip", "releases"}),  # null without codec `private`
     "privacy": frozenset({"epsilon", "delta", "unit", "noise", "releases", "where", "covers"}),  # null without noise
 }
-_MAY_BE_NOTHING = ("generation", "privacy")
+_MAY_BE_NOTHING = ("generation", "privacy", "private_activations")
 _NUMBERS = (
     *("steps", "seed", "up_bytes", "down_bytes", "client_peak_bytes", "client_inference_peak_bytes"),
     *("server_peak_bytes", "client_seconds", "server_seconds", "wire_seconds", "wall_seconds", "forward_passes"),
@@ -67,9 +69,9 @@ _NUMBERS = (
 )
 _COUNTS = ("round", "step", "up_bytes", "down_bytes", "forward_passes")
 _SECONDS = ("client_seconds", "server_seconds", "wire_seconds", "wall_seconds", "simulated_seconds")
-_MAY_BE_INFINITE = ("train_loss", "validation_loss", "metric")  # and are null then
-_MAY_BE_NULL = (*_MAY_BE_INFINITE, "simulated_seconds", "rows")
-_SINCE = {"simulated_seconds", "rows"}  # may be missing: records from before there were fleets, or such evaluations
+_MAY_BE_INFINITE = ("train_loss", "validation_loss", "metric", "activations_epsilon")  # and are null then
+_SINCE = {"simulated_seconds", "rows", "activations_epsilon"}  # may be missing: of records from before there were such
+_MAY_BE_NULL = (*_MAY_BE_INFINITE, *_SINCE)
 _MOST_COUNT = 1 << 63  # below it; what other readers of JSON hold too
 
 
@@ -93,6 +95,7 @@ class Record:
         thresholds: by link that reuses values, the similarity below which a sample is sent until the next round.
         simulated_seconds: that all this would have taken on the devices and links of the run's fleet; None without one.
         rows: validation rows that the evaluation was over, where it was not over all of them; else None.
+        activations_epsilon: ε of the activations of the sample that was sent most often; None without noise on them.
     """
 
     round: int
@@ -110,6 +113,7 @@ class Record:
     thresholds: dict[str, float]
     simulated_seconds: float | None = None
     rows: int | None = None
+    activations_epsilon: float | None = None
 
     def to_json(self) -> str:
         """Writes the record down.
@@ -244,6 +248,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         summary.setdefault("simulated_seconds", None)  # of a run from before there were fleets
         summary.setdefault("privacy", None)  # of a run from before there was noise
         summary.setdefault("ended", None)  # of a run from before one could end too soon
+        summary.setdefault("private_activations", None)  # of a run from before there was noise on them
         if isinstance(summary.get("metric"), dict):
             summary["metric"].setdefault("initial_rows", None)  # of a run whose evaluations were all over all rows
     _check_summary(summary, str(path))
@@ -253,6 +258,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if not isinstance(summary["ended"], str | None):
         raise UserError(f"{path}: ended must be a text or null, not {shown(summary['ended'])}")
     check_numbers(summary["generation"] or {}, ("bleu", "chrf"), f"{path}: generation.")
+    numbers = ("epsilon", "delta", "noise", "clip", "releases")
+    check_numbers(summary["private_activations"] or {}, numbers, f"{path}: private_activations.", least=0)
     check_numbers(summary["privacy"] or {}, ("epsilon", "delta", "noise", "releases"), f"{path}: privacy.", least=0)
     return dict(summary)
 

@@ -260,6 +260,7 @@ def _curves(record: Record) -> dict[str, float]:
         "seconds/wall": record.wall_seconds,
         "seconds/simulated": record.simulated_seconds,
         "forward_passes": record.forward_passes,
+        "epsilon/activations": record.activations_epsilon,
         **{f"thresholds/{link}": threshold for link, threshold in record.thresholds.items()},
     }
     return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}

@@ -48,6 +48,29 @@ def test_a_server_reads_tokens_and_labels_but_not_through_much_noise(u_shape: hb
     assert any("trained on nobody's rows yet" in sentence for sentence in u_shape.said)
 
 
+@pytest.mark.parametrize(("noise", "reads"), [({"epsilon": 8}, False), ({"noise": 0.001}, True)])
+def test_what_noise_with_a_guarantee_hides(
+    noise: dict[str, float], reads: bool, tiny_bert: Path, sentences: Path
+) -> None:
+    """The attacks that read every token of float32 find no more than chance at ε = 8; with too little noise they do."""
+    chain = [{"name": "private", "clip": 20, **noise}]
+    config = small.texts("ho_sfl", tiny_bert, sentences, codecs__activations_up=chain, task__holdout=0.4)
+    audit = hb.audit(config, minutes=MINUTES, cuts=[1], progress=False)
+    plain, own = (of(audit, "tokens", sent=sent) for sent in ("float32", "the recipe's own"))
+    assert min(each.value for each in plain) > 0.95
+    assert all(not each.fence for each in (*plain, *own))
+    if reads:
+        assert max(each.value for each in own) > 0.9
+    else:
+        assert [each.conclusion for each in own] == ["not by this attack"] * 2
+        assert max(each.value - each.chance - each.margin for each in own) <= 0
+    assert any(said.startswith("Tokens at cut 1 (the recipe's own): recovered") for said in audit.said)
+    (curve,) = audit.values["curves"]
+    leaked = {point["sent"]: point["leaked"] for point in curve["points"]}
+    assert list(leaked)[:5] == ["float32", "noise 0.5", "noise 1", "noise 2", "noise 4"]
+    assert leaked["the recipe's own"] == max(each.value for each in own)
+
+
 def test_a_report_has_rates_and_nothing_of_anybodys_rows(u_shape: hb.Audit, tmp_path: Path) -> None:
     out = u_shape.write(tmp_path / "audit")
     written = json.loads((out / "audit.json").read_text())

@@ -8,7 +8,7 @@ import torch
 
 from halfback.assembly import Built
 from halfback.auditing.apart import apart
-from halfback.auditing.arrivals import arrive, form_of, level_at, ways_of
+from halfback.auditing.arrivals import Way, arrive, form_of, level_at, ways_of
 from halfback.auditing.clock import Clock
 from halfback.auditing.finding import Finding, auc, auc_margin, rate_margin, true_positives
 from halfback.auditing.images import psnr, ssim
@@ -18,6 +18,7 @@ from halfback.auditing.listening import listened
 from halfback.auditing.members import _by_heart
 from halfback.auditing.seat import Seat
 from halfback.auditing.slopes import of_rows, play
+from halfback.codecs import parse
 from halfback.errors import UserError
 from halfback.report.audited import sentences
 from halfback.testing import small
@@ -165,6 +166,20 @@ def test_what_arrives_is_what_a_link_carries(run: Built) -> None:
     error = {name: float((came.hidden - hidden).square().mean().sqrt() / hidden.std()) for name, came in ways.items()}
     assert error["float32"] == 0 < error["int8"] < error["projection 5"]
     assert error["noise 2"] == pytest.approx(2, rel=0.1)
+
+
+def test_noise_that_was_sent_several_times_is_looked_at_as_the_mean(run: Built) -> None:
+    form = form_of(run, level := level_at(run, 1))
+    batch = run.federation.client(0).party.feed.data.batch(0)
+    hidden = level.bottom(batch.inputs).detach()
+    chain = parse([{"name": "private", "clip": 1e6, "noise": 1e-3}], "codecs.activations_up")
+    errors = []
+    for releases in (1, 16):
+        came = arrive(Way("", chain, releases=releases), form, hidden, batch.inputs["lengths"], generator())
+        errors.append(float((came.hidden - hidden).square().mean().sqrt()))
+        assert came.row_bytes == hidden.nbytes / len(batch.labels)
+    assert errors[0] == pytest.approx(2e3, rel=0.1)
+    assert errors[1] == pytest.approx(2e3 / 4, rel=0.1)
 
 
 def finding(**changes: object) -> Finding:

@@ -29,11 +29,24 @@ def summary() -> dict:
         "metric": {"name": "accuracy", "initial": 0.1, "final": 0.9, "best": math.nan, "initial_rows": 5},
         "bytes_by_kind": {"up": {"Slopes": {"slopes": 8}}, "down": {}},
         "trainable_parameters": {"bottom": 1, "top": 2},
+        "private_activations": {"epsilon": 8.0, "delta": 1e-5, "noise": 0.6, "clip": 1.0, "releases": 1},
         "privacy": None,
         "generation": {"bleu": 31.5, "chrf": 55.0, "rows": 20, "decoding": "greedy, up to 64 tokens"},
         "versions": {"torch": "2.13"},
         "ended": None,
     }
+
+
+def test_what_noise_on_activations_came_to_is_whole_numbers_or_null(tmp_path: Path) -> None:
+    for wrong, said in (({"epsilon": 1.0}, "private_activations lacks"), (3, "private_activations must be an object")):
+        with pytest.raises(UserError, match=said):
+            write_summary(tmp_path, summary() | {"private_activations": wrong})
+    write_summary(tmp_path, summary() | {"private_activations": None})
+    assert read_summary(tmp_path)["private_activations"] is None
+    spent = summary()["private_activations"] | {"epsilon": -1.0}
+    write_summary(tmp_path, summary() | {"private_activations": spent})
+    with pytest.raises(UserError, match=r"private_activations\.epsilon"):
+        read_summary(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 
 from halfback_device.codecs.chain import Chain
 from halfback_device.codecs.ends import FeedbackSender, Plain
+from halfback_device.codecs.private import Private, PrivateSender, Releases
 from halfback_device.codecs.protocol import Receiver, Sender, Stage
 from halfback_device.codecs.stages import Cast, Int4, Int8, Sign
 from halfback_device.codecs.temporal import Temporal, TemporalReceiver, TemporalSender
@@ -16,7 +17,7 @@ from halfback_device.errors import PackageError
 Chosen = Sequence[str | Mapping[str, Any]]
 """A chain as a recipe has it: a codec's name, or a mapping with its `name` and options."""
 
-_STAGES: dict[str, Any] = {"cast": Cast, "int8": Int8, "int4": Int4, "sign": Sign}
+_STAGES: dict[str, Any] = {"cast": Cast, "int8": Int8, "int4": Int4, "sign": Sign, "private": Private}
 
 
 def entries(chosen: Chosen, where: str) -> list[tuple[str, dict[str, Any]]]:
@@ -59,20 +60,35 @@ def _chain(chosen: Chosen, width: int, where: str) -> tuple[Chain, bool, Tempora
             raise PackageError(f"{where}: {name} takes floats; what comes before it gives {values}")
         if name == "sign":
             feedback = bool(options.pop("feedback", True))
+        if name == "private" and any(stage.extras for stage in stages):
+            raise PackageError(f"{where}: what comes before private may send nothing beside its values")
         stages.append(_made(_STAGES[name], where, (name, options), columns, values))
         columns, values = stages[-1].width, stages[-1].dtype
     return Chain(stages, width), feedback, temporal
 
 
-def make_sender(chosen: Chosen, width: int, where: str) -> Sender:
+def make_sender(chosen: Chosen, width: int, where: str, releases: Releases | None = None) -> Sender:
     """The sending end of a link for rows of `width` float32 values.
 
+    `releases`: where `private` counts what goes out of samples; None for a count of its own.
+
     Raises:
-        PackageError: a codec is none that this device has, or can't take what the one before it gives.
+        PackageError: a codec is none that this device has, or can't take what the one before it gives; or `private`
+            stands where it would promise nothing.
     """
     chain, feedback, temporal = _chain(chosen, width, where)
-    inner = FeedbackSender(chain) if feedback else Plain(chain)
-    return inner if temporal is None else TemporalSender(temporal, inner, chain)
+    private = [stage for stage in chain.stages if isinstance(stage, Private)]
+    if private and (
+        len(private) > 1 or feedback or where != "codecs.activations_up" or (temporal and temporal.every is None)
+    ):
+        raise PackageError(
+            f"{where}: private is for activations_up, once, without feedback, and behind temporal with every alone"
+        )
+    counting = PrivateSender(private[0], chain, releases or Releases()) if private else None
+    inner: Sender = counting or (FeedbackSender(chain) if feedback else Plain(chain))
+    if temporal is None:
+        return inner
+    return TemporalSender(temporal, inner, chain, None if counting is None else counting.is_spent)
 
 
 def make_receiver(chosen: Chosen, width: int, where: str, folder: Path | None) -> Receiver:

@@ -20,7 +20,7 @@ class Plain:
 
     def encode(self, matrix: Array, samples: Samples) -> Parts:
         """The chain's arrays."""
-        return self._chain.encode(matrix)
+        return self._chain.encode(matrix, samples.rows)
 
     def decode(self, parts: Parts, samples: Samples) -> Array:
         """The matrix; raises as `Chain.decode`, and for values that are not finite, before anyone remembers them."""

@@ -29,10 +29,17 @@ class Samples:
         ids: a number for each sample, the same whenever the sample comes again; None for another matrix of the step's
             samples, such as a probe, which nobody should remember.
         rows: how many rows of the matrix each sample has.
+        again: the ids where `ids` is None, for whoever counts what goes out of each sample.
     """
 
     ids: tuple[int, ...] | None
     rows: tuple[int, ...]
+    again: tuple[int, ...] = ()
+
+    @property
+    def whose(self) -> tuple[int, ...]:
+        """The ids, be it the first matrix of these samples in a step or not."""
+        return self.again if self.ids is None else self.ids
 
     def split(self, matrix: Array) -> list[Array]:
         """Each sample's rows of the matrix, as views."""
@@ -46,6 +53,8 @@ class Stage(Protocol):
         width: columns of its payload.
         dtype: dtype of its payload; uint16 for bfloat16.
         extras: arrays that it sends beside its payload.
+
+    A stage with a true attribute `by_sample` is handed the rows of one sample at a time when it encodes.
     """
 
     width: int

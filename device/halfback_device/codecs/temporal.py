@@ -7,7 +7,7 @@ sends the rows through the rest of the chain and both ends remember the result.
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -34,6 +34,8 @@ class Temporal:
         projection: columns of the sender's sketch of a row; None compares the rows themselves.
         norm_guard: how far the norms may be apart, as a share of the remembered one.
         seed: of the projection.
+        every: send a sample when it comes for the first time and each so many times after that, whatever it holds; None
+            compares.
     """
 
     cache: Literal["float32", "bfloat16", "int8"] = "bfloat16"
@@ -42,6 +44,7 @@ class Temporal:
     projection: int | None = 64
     norm_guard: float = 0.2
     seed: int = 0
+    every: int | None = None
 
     def __post_init__(self) -> None:
         for option, is_right in (
@@ -51,6 +54,7 @@ class Temporal:
             ("projection", self.projection is None or self.projection >= 1),
             ("norm_guard", self.norm_guard >= 0),
             ("seed", 0 <= self.seed < 1 << 64),
+            ("every", self.every is None or self.every >= 1),
         ):
             if not is_right:
                 raise PackageError(f"codec temporal: {option}={getattr(self, option)} is not allowed")
@@ -67,13 +71,18 @@ class Temporal:
 
 @final
 class TemporalSender:
-    """The end that compares. `inner` encodes what is sent and `chain` decodes it as the receiver will."""
+    """The end that compares, or counts. `inner` encodes what is sent and `chain` decodes it as the receiver will."""
 
-    def __init__(self, options: Temporal, inner: Sender, chain: Chain) -> None:
+    def __init__(
+        self, options: Temporal, inner: Sender, chain: Chain, is_spent: Callable[[int], bool] | None = None
+    ) -> None:
+        """`is_spent`: of a sample that may not be sent anew; None where all may."""
         self.threshold = 1.0
         self.cache = Cache(options.cap, None)
         self._options, self._inner, self._chain = options, inner, chain
-        columns = options.projection
+        self._is_spent = is_spent or (lambda sample: False)
+        self._visits: dict[int, int] = {}  # since a sample was sent, with `every`
+        columns = options.projection if options.every is None else None
         self._signs = (
             sparse_signs(chain.width, columns, options.seed) if columns is not None and columns < chain.width else None
         )
@@ -85,14 +94,16 @@ class TemporalSender:
         if samples.ids is not None:
             check_unique(samples.ids)
             for place, (sample, piece) in enumerate(zip(samples.ids, pieces, strict=True)):
-                if sample in self.cache:
+                if self._options.every is not None:
+                    skip[place] = not self._is_due(sample, len(piece), self._options.every)
+                elif sample in self.cache:
                     similarity[place], near = self._compare(self._sketch(piece), self.cache.get(sample)[0])
                     skip[place] = near and similarity[place] > self.threshold
         sent = [place for place, skipped in enumerate(skip) if not skipped]
         rows = tuple(samples.rows[place] for place in sent)
         ids = None if samples.ids is None else tuple(samples.ids[place] for place in sent)
         changed = np.concatenate([pieces[place] for place in sent]) if sent else matrix[:0]
-        parts = self._inner.encode(changed, Samples(ids, rows))
+        parts = self._inner.encode(changed, Samples(ids, rows, samples.again))
         if samples.ids is not None:
             for place, skipped in enumerate(skip):
                 if skipped:
@@ -108,7 +119,20 @@ class TemporalSender:
             size = self._options.size(len(values), self._chain.width)
             self.cache.put(sample, (self._sketch(rounded).copy(),), size=size, check=check)
 
+    def _is_due(self, sample: int, rows: int, every: int) -> bool:
+        """Whether a sample is sent, by nothing that follows from its values."""
+        if sample not in self.cache or len(self.cache.get(sample)[0]) != rows:
+            self._visits[sample] = 0
+            return True
+        self._visits[sample] += 1
+        if self._visits[sample] < every or self._is_spent(sample):
+            return False
+        self._visits[sample] = 0
+        return True
+
     def _sketch(self, rows: Array) -> Array:
+        if self._options.every is not None:
+            return np.zeros(len(rows), dtype=np.uint8)  # how many there are is all that is asked
         return rows if self._signs is None else rows @ self._signs
 
     def _compare(self, now: Array, then: Array) -> tuple[float, bool]:
@@ -122,12 +146,14 @@ class TemporalSender:
         return min(max(cosine, -1.0), 1.0), abs(norm - before) <= self._options.norm_guard * before
 
     def state(self) -> State:
-        """The sketches, and what the inner end remembers."""
-        return _joined(self.cache.state(), self._inner.state())
+        """The sketches, what the inner end remembers, and visits since samples were sent."""
+        arrays, values = _joined(self.cache.state(), self._inner.state())
+        return arrays, values | ({} if self._options.every is None else {"visits": [*self._visits.items()]})
 
     def load_state(self, arrays: Mapping[str, Array], values: Mapping[str, Any]) -> None:
         """Continues from `state`."""
         _parted(arrays, values, self.cache, self._inner)
+        self._visits = {sample: visits for sample, visits in values.get("visits", ())}
 
 
 @final

@@ -134,6 +134,7 @@ class RemoteClient:
             peak_bytes=meters.client_peak_bytes,
             inference_peak_bytes=meters.client_inference_peak_bytes,
             losses=tuple(client.take_losses()),
+            releases=self._side.released,
         )
 
 

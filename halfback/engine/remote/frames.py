@@ -113,6 +113,8 @@ class Done(_Header):
     peak_bytes: _Bytes
     inference_peak_bytes: _Bytes
     losses: Annotated[tuple[_Loss, ...], Field(max_length=100_000)]
+    releases: _Count | None = None
+    """The most that any one of its samples had of its activations, with noise, so far; none without `private`."""
 
 
 class Saved(_Header):
@@ -167,7 +169,7 @@ class Frame(NamedTuple):
 
 def frame(header: Question | Reply, body: bytes = b"") -> Frame:
     """The frame to send."""
-    return Frame(header.model_dump_json(), body)
+    return Frame(header.model_dump_json(exclude_none=True), body)
 
 
 def read_question(header: str) -> Question:

@@ -277,6 +277,7 @@ class RemoteServer:
         meters.wire.seconds += report.wire_seconds
         meters.client_peak_bytes = max(meters.client_peak_bytes, report.peak_bytes)
         meters.client_inference_peak_bytes = max(meters.client_inference_peak_bytes, report.inference_peak_bytes)
+        meters.releases = max(meters.releases, report.releases or 0)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the server needs to go on; the clients have then written down their own.
