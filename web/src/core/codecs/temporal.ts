@@ -31,11 +31,15 @@ export class Temporal {
   readonly normGuard: number;
   /** Of the projection. */
   readonly seed: number | bigint;
+  /** Send a sample at its first visit and each so many after that, whatever it holds; null compares. */
+  readonly every: number | null;
 
   /** Options as a recipe has them; PackageError names one that is not allowed. A page remembers in memory alone. */
   constructor(options: Readonly<Record<string, unknown>>) {
-    const known = { cache: "bfloat16", cap_mb: null, where: "memory", projection: 64, norm_guard: 0.2, seed: 0 };
-    const { cache, cap_mb: cap, where, projection, norm_guard: guard, seed } = { ...known, ...options } as typeof known;
+    const remembered = { cache: "bfloat16", cap_mb: null, where: "memory" };
+    const known = { ...remembered, projection: 64, norm_guard: 0.2, seed: 0, every: null as number | null };
+    const all = { ...known, ...options } as typeof known;
+    const { cache, cap_mb: cap, where, projection, norm_guard: guard, seed, every } = all;
     const isWhole = typeof seed === "bigint" || Number.isSafeInteger(seed);
     const rules: Readonly<Record<string, boolean>> = {
       cache: ["float32", "bfloat16", "int8"].includes(cache),
@@ -44,6 +48,7 @@ export class Temporal {
       projection: projection === null || (Number.isSafeInteger(projection) && projection >= 1),
       norm_guard: isNumber(guard) && guard >= 0,
       seed: isWhole && seed >= 0 && seed < 2 ** 64,
+      every: every === null || (Number.isSafeInteger(every) && every >= 1),
     };
     for (const name of Object.keys(options)) {
       if (rules[name] === true) continue;
@@ -54,6 +59,7 @@ export class Temporal {
     this.projection = projection;
     this.normGuard = guard;
     this.seed = seed;
+    this.every = every;
   }
 
   /** Bytes that the receiver stores for a sample. */
@@ -66,11 +72,13 @@ function isNumber(value: unknown): value is number {
   return typeof value === "number";
 }
 
-/** The end that compares. `inner` encodes what is sent and `chain` decodes it as the receiver will. */
+/** The end that compares, or counts. `inner` encodes what is sent and `chain` decodes it as the receiver will. */
 export class TemporalSender implements Sender {
   threshold = 1;
   readonly cache: Cache;
   private readonly sketch: Sketch;
+  /** Of a sample since it was sent, with `every`. */
+  private visits = new Map<number, number>();
 
   constructor(
     private readonly options: Temporal,
@@ -87,7 +95,7 @@ export class TemporalSender implements Sender {
     const { ids, rows } = samples;
     if (ids !== null) checkUnique(ids);
     const compared = pieces.map((piece, place) => this.compare(piece, ids === null ? null : (ids[place] as number)));
-    const skip = compared.map(([similarity, isNear]) => isNear && similarity > this.threshold);
+    const skip = compared.map(([similarity, mayStay]) => mayStay && !(similarity <= this.threshold)); // NaN: not compared
     const sent = skip.flatMap((isSkipped, place) => (isSkipped ? [] : [place]));
     const own = sent.map((place) => pieces[place] as Matrix);
     const rowsSent = sent.map((place) => rows[place] as number);
@@ -109,13 +117,31 @@ export class TemporalSender implements Sender {
     sent.split(this.chain.decode(parts, sent.total)).forEach((values, place) => {
       const rounded = loaded(stored(values, this.options.cache));
       const size = this.options.size(values.shape[0] as number, this.chain.width);
-      this.cache.put(ids[place] as number, [copied(this.sketch.of(rounded))], size, sums[place] as number);
+      this.cache.put(ids[place] as number, [this.kept(rounded)], size, sums[place] as number);
     });
   }
 
-  /** Cosine of all rows of a sample, together, with what is remembered; and whether shape and norm allow reuse. */
+  /** Of a sample that was sent: with `every`, how many rows it has is all that is asked. */
+  private kept(values: Matrix): Matrix {
+    if (this.options.every === null) return copied(this.sketch.of(values));
+    return tensor("float32", [values.shape[0] as number, 0], new Float32Array());
+  }
+
+  /** Whether a sample is due, by nothing that follows from its values. */
+  private isDue(sample: number, rows: number, every: number): boolean {
+    const isHere = this.cache.has(sample) && this.cache.get(sample)[0]?.shape[0] === rows;
+    const visits = isHere ? (this.visits.get(sample) ?? 0) + 1 : 0;
+    const isDue = !isHere || visits >= every;
+    this.visits.set(sample, isDue ? 0 : visits);
+    return isDue;
+  }
+
+  /** Cosine of all rows of a sample, together, with what is remembered; and whether it may be reused. */
   private compare(piece: Matrix, sample: number | null): readonly [number, boolean] {
-    if (sample === null || !this.cache.has(sample)) return [NaN, false];
+    if (sample === null) return [NaN, false];
+    const { every } = this.options;
+    if (every !== null) return [NaN, !this.isDue(sample, piece.shape[0] as number, every)];
+    if (!this.cache.has(sample)) return [NaN, false];
     const [now, then] = [this.sketch.of(piece), this.cache.get(sample)[0] as Matrix];
     if (!sameShape(now.shape, then.shape)) return [NaN, false];
     const [norm, before] = [Math.sqrt(dot(now.data, now.data)), Math.sqrt(dot(then.data, then.data))];
@@ -126,11 +152,13 @@ export class TemporalSender implements Sender {
   }
 
   state(): State {
-    return joinedStates(this.cache.state(), this.inner.state());
+    const { arrays, values } = joinedStates(this.cache.state(), this.inner.state());
+    return { arrays, values: { ...(values as object), visits: [...this.visits] } };
   }
 
   loadState(state: State): void {
     partStates(state, this.cache, this.inner);
+    this.visits = new Map((state.values as { visits: [number, number][] }).visits);
   }
 }
 
