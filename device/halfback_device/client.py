@@ -33,7 +33,7 @@ from halfback_device.frames import (
 )
 from halfback_device.package import Package
 from halfback_device.party import Round
-from halfback_device.plan import OF_SHARED_ROWS, SAME, check_cut, check_sums, plan_of
+from halfback_device.plan import OF_SHARED_ROWS, SAME, check_cut, check_noise, check_sums, plan_of
 from halfback_device.session import Session, Talk
 from halfback_device.tables import RowError
 
@@ -166,6 +166,7 @@ def _check_order(manifest: Mapping[str, Any], order: Prepare, *, shared: bool) -
                 f"{setting}={come!r:.60} in this run, {own!r:.60} in the package; package this recipe anew"
             )
     check_sums(order.config)
+    check_noise(order.config)
     if list(order.label_names) != list(manifest["task"]["label_names"]):
         raise PackageError("the classes of this run are not the package's; package this recipe anew")
     check_cut(order.config, order.client, manifest["model"]["cut"])
