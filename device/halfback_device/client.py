@@ -33,7 +33,7 @@ from halfback_device.frames import (
 )
 from halfback_device.package import Package
 from halfback_device.party import Round
-from halfback_device.plan import OF_SHARED_ROWS, SAME, check_cut, plan_of
+from halfback_device.plan import OF_SHARED_ROWS, SAME, check_cut, check_noise, plan_of
 from halfback_device.session import Session, Talk
 from halfback_device.tables import RowError
 
@@ -164,6 +164,7 @@ def _check_order(manifest: Mapping[str, Any], order: Prepare, *, shared: bool) -
             raise _other(key, order.config, config)
     if _of_sums(order.config) != _of_sums(config):  # a server must not hear what was promised to be in a sum
         raise _other("secure", order.config, config)
+    check_noise(order.config)
     if list(order.label_names) != list(manifest["task"]["label_names"]):
         raise PackageError("the classes of this run are not the package's; package this recipe anew")
     check_cut(order.config, order.client, manifest["model"]["cut"])
