@@ -21,10 +21,12 @@ import halfback as hb
 APART = 1000  # the seed of the grid
 WORK: dict[str, tuple[str, dict[str, object]]] = {
     "digits": ("quickstart", {"algorithm.name": "decomfl", "beside": [], "eval_every": 1000}),
+    "everybody": ("quickstart", {"algorithm.name": "decomfl", "beside": [], "eval_every": 1000, "sampled_clients": 10}),
+    "split": ("quickstart", {"beside": [], "eval_every": 1000, "sampled_clients": 10}),
     "sst2": ("sst2-minilm", {"task.train_rows": 4000, "eval_every": 1000, "first_eval_rows": 16, "threads": 1}),
 }
-ROWS: dict[str, tuple[float, ...]] = {"digits": (10, 30, 100), "sst2": (0.01, 0.03)}
-CLIENTS: dict[str, tuple[float, ...]] = {"digits": (10, 40), "sst2": (0.003, 0.01, 0.03)}
+ROWS: dict[str, tuple[float, ...]] = {"digits": (10, 30, 100), "everybody": (10, 30, 100), "split": (0.3, 1, 3, 10), "sst2": (0.01, 0.03)}
+CLIENTS: dict[str, tuple[float, ...]] = {"digits": (10, 40), "everybody": (10, 40), "split": (1, 10), "sst2": (0.003, 0.01, 0.03)}
 
 
 class Runs:
@@ -77,7 +79,7 @@ def main() -> None:
         if unit == "sample" and arguments.work == "digits":
             table[f"clip {best:g} of rows, no noise"] = {"algorithm.clip_samples": best}
         table[f"each {unit}, clip {best:g}"] = private(unit, best)
-    if arguments.work == "sst2":
+    if arguments.work in ("sst2", "split"):
         table["frozen_bottom"] = {"algorithm.name": "frozen_bottom"}
     plain: list[float] = []
     for name, changes in table.items():
