@@ -114,6 +114,7 @@ class Serving:
         self._step, self._line = state.step, state.record.to_json()
         if state.metric is not None:
             loss = state.record.validation_loss
+            assert loss is not None, "there was an evaluation"
             accuracy = state.metric if state.metric_name == "accuracy" else None
             self.evaluated(Evaluation(step=state.step, loss=loss, accuracy=accuracy))
             for site, counts in self.counts().items():
