@@ -21,7 +21,7 @@ from halfback.deploy.here import at_server
 from halfback.deploy.seats import Place, seated
 from halfback.deploy.site import SiteConfig
 from halfback.engine import attendance
-from halfback.engine.remote.frames import Frame, Longest
+from halfback.engine.remote.frames import Evaluation, Frame, Longest
 from halfback.engine.remote.presence import Came, Carrier, Terms
 from halfback.engine.remote.server import RemoteServer
 from halfback.errors import HalfbackError, RowError, UserError
@@ -75,6 +75,7 @@ class Serving:
         self.seats = seated(folder / SEATS, sites, clients)
         self.away: dict[int, str] = {}
         self.silent: Callable[[], set[str]] = set
+        self.evaluated: Callable[[Evaluation], None] = lambda _: None  # hears of each evaluation
 
     def event(self, what: dict[str, Any]) -> None:
         """Something happened to a client, or to the run."""
@@ -112,6 +113,10 @@ class Serving:
         """Keeps what there is to tell of a round; who was asked to stop does so as the next one begins."""
         self._step, self._line = state.step, state.record.to_json()
         if state.metric is not None:
+            loss = state.record.validation_loss
+            assert loss is not None, "there was an evaluation"
+            accuracy = state.metric if state.metric_name == "accuracy" else None
+            self.evaluated(Evaluation(step=state.step, loss=loss, accuracy=accuracy))
             for site, counts in self.counts().items():
                 line = json.dumps({"round": state.record.round, "site": site, **counts})
                 with writing(self.folder / GATEWAYS), (self.folder / GATEWAYS).open("a", encoding="utf-8") as file:
@@ -207,7 +212,9 @@ def serve(name: object, tree: object, around: Surroundings) -> None:
                 serving.counts, serving.silent = sites.counts, sites.silent
                 carrier = _Heeding(sites, serving)
                 terms = Terms(asked.deadline, asked.min_cohort, asked.patience, asked.spare, asked.pace)
-                return remote_server(built, tree, carrier, _run_token(place), terms, serving.event)
+                server = remote_server(built, tree, carrier, _run_token(place), terms, serving.event)
+                serving.evaluated = lambda found: setattr(server, "evaluation", found)
+                return server
 
             execution.run_deployed(config, place, Caller(on_round=serving.on_round, engine=engine))
             ended = {"how": "finished", "why": ""}

@@ -35,11 +35,14 @@ def connected(address: str, token: str, tls: ssl.SSLContext, **options: Any) -> 
 class Place:
     """A gateway with its certificate, tokens and package below a folder."""
 
-    def __init__(self, folder: Path, package: Path, *, seats: int = SEATS, metrics: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, package: Path, *, seats: int = SEATS, metrics: int | None = None, page: Path | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.tls, self.certificate, self.key = certified(folder)
         self.tokens, self.seats = folder / "tokens.json", seats
-        self.gateway = Gateway(Terms("127.0.0.1", 0, self.certificate, self.key, seats, metrics), self.tokens, package)
+        terms = Terms("127.0.0.1", 0, self.certificate, self.key, seats, metrics, page)
+        self.gateway = Gateway(terms, self.tokens, package)
         self.address = f"wss://localhost:{self.gateway.port}/halfback/1"
 
     def token(self) -> str:

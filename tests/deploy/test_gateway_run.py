@@ -28,6 +28,7 @@ from halfback.deploy.tokens import add
 from halfback.errors import UserError
 from halfback.runs import run
 from halfback.runs.repeating import repeat
+from halfback.telemetry.records import read_records
 from halfback.testing import small
 from halfback_device.client import Device
 from halfback_device.data import Rows
@@ -92,6 +93,7 @@ class Joined(threading.Thread):
         self.address = f"wss://localhost:{here.site._gateway.port}/halfback/1"
         self.here, self.token, self.rows, self.folder, self.breaks = here, token, rows, folder, breaks
         self.replies, self.ended = 0, threading.Event()
+        self.told: dict[int, dict[str, Any]] = {}  # evaluations, by the step behind which they were
 
     def run(self) -> None:
         while not self.ended.wait(0.1):
@@ -118,6 +120,8 @@ class Joined(threading.Thread):
                     self.breaks = None
                     device._client._lock.close()  # type: ignore[union-attr]  # as the system does for a killed one
                     return
+                if (found := header.get("evaluation")) is not None:
+                    self.told[found["step"]] = found
                 reply = device.reply(json.dumps(header), body)
                 self.replies += 1
                 line.send(packed(reply.header, reply.body))
@@ -176,6 +180,11 @@ def test_devices_behind_two_gateways_have_the_bits_of_one_process(
     events = [json.loads(line) for line in (left / "events.jsonl").read_text().splitlines()]
     assert {event["site"] for event in events if event["event"] == "joined"} == {"one:0", "one:1", "two"}
     assert [event["site"] for event in events if event["event"] == "returned"] == ([] if breaks is None else ["one:1"])
+    # Each was told how the model did behind the evaluations that came before its last round, and nothing else by it.
+    records = {record.step: record for record in read_records(left) if record.step < STEPS}
+    assert all(device.told.keys() == records.keys() for device in joined)
+    found = {step: (told["loss"], told["accuracy"]) for step, told in joined[0].told.items()}
+    assert found == {step: (record.validation_loss, record.metric) for step, record in records.items()}
     if breaks is not None:
         again = repeat(left, tmp_path / "again", {"client.runtime": "device"}, on_round=None)
         assert (again.tensors > 10, again.differ) == (True, [])

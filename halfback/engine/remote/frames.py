@@ -9,7 +9,16 @@ says in `ancestry` which lineages led to it and after which round each was left.
 
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
 
 from halfback.errors import PeerError, one_line
 
@@ -36,6 +45,17 @@ class Ancestor(_Header):
     rounds: _Count
 
 
+class Evaluation(_Header):
+    """How well the model did on the server's validation rows after so many steps: what a device may show its owner.
+
+    `loss`: the mean. `accuracy`: in percent; None where the run has another metric.
+    """
+
+    step: _Count
+    loss: _Loss
+    accuracy: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None
+
+
 class Prepare(_Header):
     """Question, first of all: build your part of this run; in the body, weights to begin with, or none."""
 
@@ -59,6 +79,15 @@ class Open(_Header):
     steps: _Count
     cursor: _Count
     measure: bool
+    evaluation: Evaluation | None = None
+    """The last one, for whoever looks; nothing is computed from it. The field is left out where there is none."""
+
+    @model_serializer(mode="wrap")
+    def _told(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        told: dict[str, Any] = whole(self)
+        if self.evaluation is None:
+            del told["evaluation"]
+        return told
 
 
 class Say(_Header):

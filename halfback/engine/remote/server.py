@@ -26,6 +26,7 @@ from halfback.engine.kept import going_on
 from halfback.engine.remote.frames import (
     Ancestor,
     Done,
+    Evaluation,
     Frame,
     Longest,
     Open,
@@ -70,6 +71,7 @@ class RemoteServer:
 
     Attributes:
         attendance: who takes part in each round, where a run is repeated; None for those that are sampled and there.
+        evaluation: the last one, which clients are told as a round begins; None before there is any.
     """
 
     def __init__(self, side: ServerSide, carrier: Carrier, beginning: Beginning, terms: Terms, events: Events) -> None:
@@ -78,6 +80,7 @@ class RemoteServer:
         self._terms = terms
         self._events = events
         self.attendance: Attendance | None = None
+        self.evaluation: Evaluation | None = None
         self._presence = Presence(carrier, beginning, terms, events)
         self._paces = Paces(terms)
         self._lineage = secrets.token_hex(8)
@@ -195,6 +198,7 @@ class RemoteServer:
             steps=talks.round.steps,
             cursor=self._cursors.get(number, 0),
             measure=talks.measure_memory,
+            evaluation=self.evaluation,
         )
 
     def _asked(self, questions: Mapping[int, Frame], talks: _Talks) -> dict[int, tuple[Any, bytes]]:
