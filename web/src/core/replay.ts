@@ -206,8 +206,7 @@ export class Replica {
     keys.forEach((key, p) => {
       const made = p === 0 ? gradient : scratch;
       new Direction(key, tile.name, this.directions.law).write(made, tile.start, coefficients[p] as number);
-      if (p === 0) return;
-      for (let at = 0; at < gradient.length; at += 1) gradient[at] = (gradient[at] as number) + (made[at] as number);
+      if (p > 0) add(gradient, made);
     });
   }
 
@@ -255,6 +254,10 @@ export class Replica {
 
 const gradients = new Float32Array(TILE);
 const scratches = new Float32Array(TILE);
+
+function add(to: Float32Array, more: Float32Array): void {
+  for (let at = 0; at < to.length; at += 1) to[at] = (to[at] as number) + (more[at] as number);
+}
 
 /** Columns `start` to `stop` of each row, as views. */
 function parted(rows: Tensor<"float32">, start: number, stop: number): Float32Array[] {

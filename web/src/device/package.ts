@@ -58,11 +58,11 @@ export class Package {
   }
 
   /** The parameters that the device trains, as a run begins with them: name → an array of the caller's own. */
-  theta(): Map<string, Tensor> {
-    const found = new Map<string, Tensor>();
+  theta(): Map<string, Tensor<"float32">> {
+    const found = new Map<string, Tensor<"float32">>();
     for (const { name, shape } of this.manifest.theta) {
       const held = this.weights.get(`0.${name}`) as Tensor;
-      found.set(name, { dtype: "float32", shape: [...shape], data: (held.data as Float32Array).slice() });
+      found.set(name, { dtype: "float32", shape: [...shape], data: (held.data as Float32Array<ArrayBuffer>).slice() });
     }
     return found;
   }

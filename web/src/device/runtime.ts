@@ -18,6 +18,14 @@ import { type Package, dequantised } from "./package";
 type Floats = Tensor<"float32">;
 type Values = Record<string, Tensor>;
 
+ort.env.wasm.numThreads = 1;
+
+/** Before the first graph is loaded: threads of one operation, and where the runtime's own two files are. */
+export function setUp(threads: number, files: { readonly mjs: string; readonly wasm: string } | null): void {
+  ort.env.wasm.numThreads = threads;
+  if (files !== null) ort.env.wasm.wasmPaths = files;
+}
+
 /** A graph in a session: what it takes, by name. */
 export class Piece {
   /** The dtype of what it takes, by name. */

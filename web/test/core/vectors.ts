@@ -3,6 +3,7 @@
 import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex, hexToBytes } from "@noble/hashes/utils.js";
 
+import { plain, readJson } from "../../src/core/json";
 import { Encoded, FIELDS, type Kind, type Message, type Value, kindsOf, made, ofParts, partsOf, valuesOf } from "../../src/core/messages";
 import { type Dtype, type Tensor, bytesOf, ofBytes, sameShape } from "../../src/core/tensor";
 
@@ -16,7 +17,7 @@ const FILES = import.meta.glob<string>("../../../protocol/vectors/*.json", {
 export function vectors(name: string): any {
   const text = FILES[`../../../protocol/vectors/${name}.json`];
   if (text === undefined) throw new Error(`there are no vectors ${name}`);
-  return JSON.parse(text);
+  return plain(readJson(text)); // whose numbers of 64 bits keep their digits
 }
 
 export interface Shown {
