@@ -116,7 +116,8 @@ export class Split {
       labels.fill(IGNORED, first, first + (unscored[place] as number));
       first += tokens.of(place).length;
     }
-    const scored = BigInt64Array.from([...labels.keys()].filter((at) => at > 0 && labels[at] !== IGNORED), (at) => BigInt(at - 1));
+    const behind = [...labels.keys()].filter((at) => at > 0 && labels[at] !== IGNORED);
+    const scored = BigInt64Array.from(behind, (at) => BigInt(at - 1));
     return { inputs, labels: vector(labels), sampleIds, scored: vector(scored) };
   }
 

@@ -62,6 +62,7 @@ export interface Save {
   readonly kind: "save";
   readonly lineage: string;
   readonly rounds: number;
+  readonly evaluation?: Evaluation | null;
 }
 
 /**
@@ -278,19 +279,19 @@ function evaluation(value: Json, where: string): Evaluation | null {
   if (value === null) return null;
   const isRight = isObject(value) && Object.keys(value).sort().join() === "accuracy,loss,step";
   if (!isRight) throw wrong(where, value, "step, loss and accuracy are allowed");
-  const [step = null, loss = null, accuracy = null] = [value["step"], value["loss"], value["accuracy"]];
-  return {
-    step: count(step, `${where}.step`),
-    loss: within(loss, -LARGEST, LARGEST, `${where}.loss`),
-    accuracy: accuracy === null ? null : within(accuracy, 0, 100, `${where}.accuracy`),
-  };
+  const [loss, accuracy] = [numberOf(value["loss"]), numberOf(value["accuracy"])];
+  if (loss === null || Math.abs(loss) > LARGEST) {
+    throw wrong(`${where}.loss`, value["loss"] ?? null, "a number of float32 is allowed");
+  }
+  if (value["accuracy"] !== null && (accuracy === null || accuracy < 0 || accuracy > 100)) {
+    throw wrong(`${where}.accuracy`, value["accuracy"] ?? null, "0 to 100 is allowed");
+  }
+  return { step: count(value["step"] ?? null, where), loss, accuracy };
 }
 
-function within(value: Json, least: number, most: number, where: string): number {
-  const found = value instanceof Fraction ? value.value : typeof value === "bigint" ? Number(value) : value;
-  const isRight = typeof found === "number" && least <= found && found <= most;
-  if (!isRight) throw wrong(where, value, `${least} to ${most} is allowed`);
-  return found;
+function numberOf(value: Json | undefined): number | null {
+  if (value instanceof Fraction) return value.value;
+  return typeof value === "number" || typeof value === "bigint" ? Number(value) : null;
 }
 
 const LARGEST = 3.4028235e38; // of float32
@@ -308,5 +309,5 @@ const QUESTIONS: Readonly<Record<Question["kind"], Readonly<Record<string, Check
     evaluation,
   },
   say: { lineage: token, round: count, exchange: count },
-  save: { lineage: token, rounds: count },
+  save: { lineage: token, rounds: count, evaluation },
 };

@@ -1,5 +1,5 @@
 /**
- * NumPy's random generator on Philox4x64-10, as far as the order of batches needs it.
+ * NumPy's random generator on Philox4x64-10, as far as the order of batches and a sketch's signs need it.
  *
  * The streams are those of `numpy.random.Generator(numpy.random.Philox(…))` and of its `SeedSequence` (O'Neill's
  * seed_seq_fe); a permutation is its shuffle of the numbers from 0 on.
@@ -24,8 +24,16 @@ export class Random {
     return new Random(keyOf(entropy.flatMap(wordsOf)));
   }
 
-  /** A whole number from 0 to `most`, which is below 2^32: the first draw of as many bits that is no larger. */
-  upTo(most: number): number {
+  /** `integers(0, count)`, count below 2^32: Lemire, "Fast Random Integer Generation in an Interval" (2019). */
+  below(count: number): number {
+    let product = BigInt(this.word()) * BigInt(count);
+    const threshold = BigInt(2 ** 32 % count);
+    while ((product & HALF) < threshold) product = BigInt(this.word()) * BigInt(count);
+    return Number(product >> 32n);
+  }
+
+  /** A place of a shuffle, from 0 to `most`, which is below 2^32: the first draw of as many bits that is no larger. */
+  private upTo(most: number): number {
     if (most === 0) return 0;
     const mask = 0xffffffff >>> Math.clz32(most);
     let drawn = (this.word() & mask) >>> 0;

@@ -13,7 +13,7 @@ import { type Schedule, type UpdateRule, constant } from "./update";
 
 export type Parameters = ReadonlyMap<string, Tensor<"float32">>;
 
-/** Values that are moved at once, a multiple of a direction's alignment: gradient, values and moments stay in a cache. */
+/** Values moved at once, a multiple of a direction's alignment: gradient, values and moments stay in a cache. */
 const TILE = 1 << 14;
 
 /**

@@ -135,7 +135,8 @@ export function unpack(data: Uint8Array, most: Bound | null = null): Message {
   const reader = new Reader(data);
   const [first, second, version, code] = reader.bytes(HEADER, "header");
   if (first !== MAGIC[0] || second !== MAGIC[1] || version !== VERSION) {
-    throw new PeerError("header", `bytes ${first}, ${second} and version ${version}`, `HB version ${VERSION} is allowed`);
+    const came = `bytes ${first}, ${second} and version ${version}`;
+    throw new PeerError("header", came, `HB version ${VERSION} is allowed`);
   }
   const kinds = CODES[code ?? -1];
   if (kinds === undefined) {

@@ -8,7 +8,7 @@ import { ownSplit } from "./data";
 import type { Rows, State, Tell } from "./events";
 import { isTree, isWhole, shown } from "./facts";
 import { type Ask, type Listing, Packages, bytesOf, readListing } from "./fetch";
-import { BROKEN, type Line, Lost, TAKEN, Unwelcome, address, opened } from "./line";
+import { BROKEN, CLOSING, type Line, Lost, TAKEN, Unwelcome, address, opened } from "./line";
 import { Package } from "./package";
 import { Progress } from "./progress";
 import type { Store } from "./store";
@@ -72,7 +72,7 @@ export class Joining {
   }
 
   /**
-   * Connects, works, and comes again, until it leaves.
+   * Connects, works, and comes again, until it leaves, or the site closes behind a run that is finished.
    *
    * @throws Unwelcome where the token is refused; RowError where the rows can't be trained on.
    */
@@ -87,6 +87,7 @@ export class Joining {
         await this.takePart();
       } catch (error) {
         if (error instanceof Leaves) continue;
+        if (error instanceof Lost && error.code === CLOSING && this.progress.isFinished) return;
         // Of a token that is refused, and of rows that can't be trained on, coming again changes nothing.
         const isFinal = error instanceof Unwelcome || error instanceof RowError;
         if (isFinal || !(error instanceof DeviceError)) throw error;

@@ -13,7 +13,7 @@ export const PATH = "/halfback/1";
 /** Bytes of a file in one message. */
 export const PIECE = 1 << 20;
 /** Why a connection is closed. */
-export const [TAKEN, REVOKED, BROKEN, LONG] = [4001, 4003, 1008, 1009];
+export const [TAKEN, CLOSING, REVOKED, BROKEN, LONG] = [4001, 4002, 4003, 1008, 1009];
 const SPOKEN = "halfback";
 const OPENS = 20_000; // ms that a connection has to be opened
 const SILENT = 40_000; // ms in which nothing of what is to be sent goes, until the gateway is given up

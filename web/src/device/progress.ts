@@ -3,7 +3,7 @@
 import type { Frame } from "../core/frames";
 import { peakBytes } from "./memory";
 import type { Bytes, State, Tell } from "./events";
-import { at, isTree, isWhole } from "./facts";
+import { at, isWhole } from "./facts";
 import type { Package } from "./package";
 import type { Session } from "./session";
 
@@ -14,6 +14,8 @@ export class Progress {
   private told = 0;
   private from: Package | null = null;
   private steps = 0;
+  private isLast = false;
+  private evaluated = -1; // the step behind which the last evaluation was that the page knows
 
   constructor(private readonly tell: Tell) {}
 
@@ -40,6 +42,11 @@ export class Progress {
     });
   }
 
+  /** Whether this device has done its part of the run's last step. */
+  get isFinished(): boolean {
+    return this.shown === "finished";
+  }
+
   /** It is in this state, which the page has been told. */
   state(state: State): void {
     this.shown = state;
@@ -51,14 +58,21 @@ export class Progress {
     const kind = at(told, "kind");
     if (kind === "open" || kind === "say") this.turn("training");
     if (kind === "prepare") this.turn("preparing");
+    if (kind === "save") this.evaluation(told);
     if (kind !== "open") return;
     const [round, first, count] = [at(told, "round"), at(told, "first"), at(told, "steps")];
     if (isWhole(round) && isWhole(first) && isWhole(count)) {
+      this.isLast = first + count >= this.steps;
       this.tell({ type: "step", round, step: first, steps: this.steps });
     }
+    this.evaluation(told);
+  }
+
+  private evaluation(told: unknown): void {
     const evaluation = at(told, "evaluation", null);
     const [step, loss, accuracy] = [at(evaluation, "step"), at(evaluation, "loss"), at(evaluation, "accuracy")];
-    if (!isTree(evaluation) || !isWhole(step)) return;
+    if (!isWhole(step) || step === this.evaluated) return;
+    this.evaluated = step;
     const numbers = { ...(typeof loss === "number" && { loss }), ...(typeof accuracy === "number" && { accuracy }) };
     this.tell({ type: "evaluation", step, ...numbers });
   }
@@ -66,7 +80,7 @@ export class Progress {
   /** It was replied to with this header. */
   replied(header: string, session: Session | null): void {
     const kind = at(quietly(header), "kind");
-    if (kind === "done" || kind === "ready") this.turn("waiting");
+    if (kind === "done" || kind === "ready") this.turn(kind === "done" && this.isLast ? "finished" : "waiting");
     const [now, isRest] = [Date.now(), kind === "done" || kind === "refused"];
     if (session === null || (now - this.told < OFTEN && !isRest)) return;
     this.told = now;

@@ -85,11 +85,16 @@ export class Showing {
     const isOver = OVER.has(state);
     pause.hidden = byId("leave").hidden = isOver;
     byId("again").hidden = !isOver;
-    if (state === "finished") this.progress.value = this.progress.max;
+    if (state === "finished") this.done();
     if (state === "finished" || state === "left") byId("progress-text").textContent = detail || ENDS[state];
     const isWaiting = state === "connecting" || state === "preparing" || (state === "waiting" && !this.began);
     if (isWaiting) this.wait(detail || WAITS[state]);
     if (state !== "training") this.began = 0;
+  }
+
+  private done(): void {
+    this.progress.value = this.progress.max;
+    byId("tile-step").textContent = `${counted(this.progress.max)} / ${counted(this.progress.max)}`;
   }
 
   /** Says the state, aloud where it is a new one. */

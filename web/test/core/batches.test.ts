@@ -36,12 +36,23 @@ it("draws what NumPy draws", () => {
   expect(drawn).toEqual([7, 9, 11, 4, 0, 1, 2, 8, 3, 10, 6, 5]);
 });
 
+it("draws the whole numbers that NumPy draws", () => {
+  // numpy.random.Generator(numpy.random.Philox(key=9)).integers(0, 6, size=20)
+  const draws = new Random([9n, 0n]);
+  const drawn = Array.from({ length: 20 }, () => draws.below(6));
+  expect(drawn).toEqual([4, 1, 1, 4, 3, 2, 3, 5, 2, 4, 1, 4, 2, 3, 3, 5, 3, 5, 1, 0]);
+  // numpy.random.Generator(numpy.random.Philox(key=9)).integers(0, 3_000_000_000, size=6): many draws are refused
+  const far = new Random([9n, 0n]);
+  expect(Array.from({ length: 6 }, () => far.below(3_000_000_000))).toEqual([2388968509, 1626542428, 2529896351, 1498519340, 690582606, 1915095054]);
+});
+
 describe("texts", () => {
   const tokens = new Ragged([[5, 6, 7], [8], [9, 10]]);
 
   it("stand one behind the other", () => {
     const types = new Ragged([[0, 0, 1], [0], [0, 1]]);
-    const { inputs, labels, sampleIds, scored } = new Split({ ...numbered(3), tokens, tokenTypes: types }).batch([2, 0]);
+    const split = new Split({ ...numbered(3), tokens, tokenTypes: types });
+    const { inputs, labels, sampleIds, scored } = split.batch([2, 0]);
     expect([...(inputs["input_ids"]?.data ?? [])]).toEqual([9n, 10n, 5n, 6n, 7n]);
     expect([...(inputs["token_type_ids"]?.data ?? [])]).toEqual([0n, 1n, 0n, 0n, 1n]);
     expect([...(inputs["lengths"]?.data ?? [])]).toEqual([2n, 3n]);
@@ -66,10 +77,11 @@ it("makes values of pixels in float32", () => {
   };
   const f = Math.fround;
   const pixels = [10, 40, 20, 50, 30, 255];
-  const [mean, std] = [form.mean, form.std].map((each) => each.flatMap((value) => [f(value), f(value)])) as [number[], number[]];
-  expect(of(form)).toEqual(pixels.map((pixel, at) => f(f(f(pixel / 255) - (mean[at] as number)) / (std[at] as number))));
-  const scaled = pixels.map((pixel, at) => f(f(f(pixel * 0.00392) - (mean[at] as number)) / (std[at] as number)));
-  expect(of({ ...form, scale: 0.00392 })).toEqual(scaled);
+  const each = (of: readonly number[], at: number): number => f(of[at >> 1] as number); // two pixels of a colour
+  const wanted = (scaled: (pixel: number) => number): number[] =>
+    pixels.map((pixel, at) => f(f(f(scaled(pixel)) - each(form.mean, at)) / each(form.std, at)));
+  expect(of(form)).toEqual(wanted((pixel) => pixel / 255));
+  expect(of({ ...form, scale: 0.00392 })).toEqual(wanted((pixel) => pixel * 0.00392));
 });
 
 it("tells splits apart by what is in them", () => {

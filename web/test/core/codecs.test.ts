@@ -129,6 +129,7 @@ describe.each(Object.entries<Conversation>(vectors("temporal")))("temporal, %s",
 describe("a skip map", () => {
   const chain = [{ name: "temporal", projection: null }];
   const matrix = tensor("float32", [3, 4], Float32Array.from({ length: 12 }, (_, at) => at));
+  const large = tensor("float32", [2], Float32Array.of(1.1, 0));
   const parts = (skip: number[], rows: number): Tensor[] => [
     tensor("float32", [2], Float32Array.of(NaN, NaN)),
     tensor("bool", [2], Uint8Array.from(skip)),
@@ -140,7 +141,7 @@ describe("a skip map", () => {
     ["a sample twice", new Samples([1, 1], [1, 2]), parts([0, 0], 3)],
     ["a sample of a probe", new Samples(null, [1, 2]), parts([1, 0], 2)],
     ["as many samples as there are", new Samples([1, 2, 3], [1, 1, 1]), parts([0, 0], 3)],
-    ["similarities up to 1", new Samples([1, 2], [1, 2]), parts([0, 0], 3).with(0, tensor("float32", [2], Float32Array.of(1.1, 0)))],
+    ["similarities up to 1", new Samples([1, 2], [1, 2]), parts([0, 0], 3).with(0, large)],
     ["two tensors at least", new Samples([1, 2], [1, 2]), parts([0, 0], 3).slice(0, 1)],
   ])("is of %s", (_, samples, came) => {
     const receiver = makeReceiver(chain, 4, "codecs") as TemporalReceiver;
@@ -201,7 +202,7 @@ describe("half precision", () => {
     expect(sizes.every((value, at) => at === 0 || value > (sizes[at - 1] as number))).toBe(true);
   });
 
-  it.each(["float16", "bfloat16"] as const)("%s: what is between two goes to the nearer, of a tie to the even", (dtype) => {
+  it.each(["float16", "bfloat16"] as const)("%s: what is between two goes to the nearer, or the even", (dtype) => {
     const round = dtype === "float16" ? toFloat16 : toBfloat16;
     const of = (bits: number): number => widened(tensor(dtype, [1], Uint16Array.of(bits))).data[0] as number;
     const rounded = (value: number): number => round(tensor("float32", [1], Float32Array.of(value))).data[0] as number;

@@ -16,6 +16,8 @@ function renamed(fields: Record<string, unknown>): Record<string, unknown> {
   return Object.fromEntries(Object.entries(fields).map(([name, value]) => [camelCase(name), value]));
 }
 
+const MARKS = ["", "0", '"', "{", "}", "[", "]", ",", "\\", "e9", "ä", "\u0000"];
+
 describe("questions", () => {
   it.each(QUESTIONS)("$header", ({ header, fields }) => {
     expect(readQuestion(header)).toEqual(renamed(fields));
@@ -66,7 +68,7 @@ describe("questions", () => {
       const marks = [...dice.choice(QUESTIONS).header];
       for (let times = dice.between(1, 3); times > 0; times -= 1) {
         const place = dice.below(marks.length);
-        marks.splice(place, dice.below(3), ...dice.choice(["", "0", '"', "{", "}", "[", "]", ",", "\\", "e9", "ä", "\u0000"]));
+        marks.splice(place, dice.below(3), dice.choice(MARKS));
       }
       try {
         readQuestion(marks.join(""));

@@ -73,21 +73,22 @@ describe.each(Object.entries<Case>(REPLAY.cases))("%s", (_, kase) => {
       const stop = Math.min(first + atOnce, count);
       replica.replay(first, rowsOf(rows, first, stop), kase.steps.slice(first, stop));
     }
-    const held = { theta: replica.parameters, ...Object.fromEntries([...replica.moments].map(([m, by]) => [`moment.${m}`, by])) };
-    expect(Object.keys(held).sort()).toEqual(Object.keys(kase.result).sort());
+    const held = new Map([...replica.moments].map(([moment, by]) => [`moment.${moment}`, by]));
+    held.set("theta", replica.parameters);
+    expect([...held.keys()].sort()).toEqual(Object.keys(kase.result).sort());
     for (const [what, byName] of Object.entries(kase.result)) {
       for (const [name, shown] of Object.entries(byName)) {
-        const values = held[what as "theta"]?.get(name) as Tensor;
+        const values = held.get(what)?.get(name) as Tensor;
         expect(telling(values, shown), `${what} ${name}`).toEqual(told(shown));
       }
     }
   });
 });
 
-function plain(sizes: Record<string, number>, exact: string[] = [], settings: RuleSettings = { optimizer: "adamw" }): Replica {
-  const start = Object.entries(sizes).map(([name, size]): [string, Tensor<"float32">] => [name, zeros("float32", [size])]);
+function plain(sizes: Record<string, number>, exact: string[] = [], rule: RuleSettings = { optimizer: "adamw" }): Replica {
+  const start = new Map(Object.entries(sizes).map(([name, size]) => [name, zeros("float32", [size])]));
   const form = { groups: null, exact };
-  return new Replica(new Map(start), new UpdateRule(settings), new Directions(seedsUnder("t")), undefined, form);
+  return new Replica(start, new UpdateRule(rule), new Directions(seedsUnder("t")), undefined, form);
 }
 
 const rows = (...values: number[][]): Tensor<"float32"> =>
@@ -116,7 +117,7 @@ describe("replay", () => {
   it("goes on from a state, and from what exact gradients moved elsewhere", () => {
     const [one, other] = [plain({ a: 3, b: 2 }, ["b"]), plain({ a: 3, b: 2 }, ["b"])];
     one.replay(0, rows([0.5, 1, 2], [0.25, 3, 4]));
-    other.takeState(0, rows([0.5], [0.25]), [...one.exactState().values()].map((each) => ({ ...each, data: each.data.slice() })));
+    other.takeState(0, rows([0.5], [0.25]), structuredClone([...one.exactState().values()]));
     expect(other.state()).toEqual(one.state());
     const third = plain({ a: 3, b: 2 }, ["b"]);
     third.loadState(one.state());

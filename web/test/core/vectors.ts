@@ -4,7 +4,18 @@ import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex, hexToBytes } from "@noble/hashes/utils.js";
 
 import { plain, readJson } from "../../src/core/json";
-import { Encoded, FIELDS, type Kind, type Message, type Value, kindsOf, made, ofParts, partsOf, valuesOf } from "../../src/core/messages";
+import {
+  Encoded,
+  FIELDS,
+  type Kind,
+  type Message,
+  type Value,
+  kindsOf,
+  made,
+  ofParts,
+  partsOf,
+  valuesOf,
+} from "../../src/core/messages";
 import { type Dtype, type Tensor, bytesOf, ofBytes, sameShape } from "../../src/core/tensor";
 
 const FILES = import.meta.glob<string>("../../../protocol/vectors/*.json", {
@@ -72,9 +83,8 @@ function value(shown: unknown): Value {
 /** Whether two messages are the same in every bit. */
 export function equal(one: Message, other: Message): boolean {
   const [mine, theirs] = [partsOf(one).flatMap(valuesOf), partsOf(other).flatMap(valuesOf)];
-  return (
-    kindsOf(one).join() === kindsOf(other).join() && mine.every((each, place) => equalValues(each, theirs[place] ?? null))
-  );
+  const sameKinds = kindsOf(one).join() === kindsOf(other).join();
+  return sameKinds && mine.every((each, place) => equalValues(each, theirs[place] ?? null));
 }
 
 function equalValues(one: Value, other: Value): boolean {

@@ -4,7 +4,17 @@ import { bytesToHex } from "@noble/hashes/utils.js";
 import { afterEach, describe, expect, it, vi } from "vitest";
 
 import { PeerError } from "../../src/core/errors";
-import { CODES, Encoded, FIELDS, Slopes, type Message, type Role, type Value, made, ofParts } from "../../src/core/messages";
+import {
+  CODES,
+  Encoded,
+  FIELDS,
+  type Message,
+  type Role,
+  Slopes,
+  type Value,
+  made,
+  ofParts,
+} from "../../src/core/messages";
 import { type Dtype, type Tensor, bytesEach, ofBytes, sizeOf, tensor } from "../../src/core/tensor";
 import { Most, mostBytes, pack, unpack } from "../../src/core/wire";
 import { Dice } from "./dice";
@@ -12,7 +22,8 @@ import { bytes, equal, message, vectors } from "./vectors";
 
 const WIRE = vectors("wire");
 const SENT: Uint8Array[] = WIRE.messages.map((kase: { hex: string }) => bytes(kase.hex));
-const DTYPES: Dtype[] = ["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"];
+const FLOATS: Dtype[] = ["float32", "float64", "float16", "bfloat16"];
+const DTYPES: Dtype[] = [...FLOATS, "int64", "int32", "int16", "int8", "uint8", "bool"];
 const MOST = {
   activations: new Most(200, 4),
   gradient: new Most(80, 1, [5, 4]),

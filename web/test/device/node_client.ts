@@ -16,9 +16,12 @@ import { createInterface } from "node:readline";
 
 import { WebSocket } from "ws";
 
+import { bytesOf } from "../../src/core/tensor";
+import type { Device } from "../../src/device/client";
 import type { Event, Rows } from "../../src/device/events";
 import { Joining, type Terms } from "../../src/device/join";
 import { noteMemories } from "../../src/device/memory";
+import { sha256 } from "../../src/device/package";
 import { Store } from "../../src/device/store";
 
 interface Told {
@@ -61,4 +64,13 @@ try {
 } catch (error) {
   tell({ type: "state", state: "failed", detail: String(error) });
 }
+await tellTheta();
 stdin.destroy();
+
+/** Where θ is, and a digest of each of its parameters. */
+async function tellTheta(): Promise<void> {
+  const { theta } = (joining as unknown as { device: { device: Device } | null }).device?.device.session?.party ?? {};
+  const digests: Record<string, string> = {};
+  for (const [name, values] of theta?.parameters ?? []) digests[name] = await sha256(new Uint8Array(bytesOf(values)));
+  stdout.write(`${JSON.stringify({ type: "theta", position: theta?.position ?? -1, digests })}\n`);
+}

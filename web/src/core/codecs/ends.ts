@@ -53,14 +53,17 @@ export class FeedbackSender implements Sender {
     });
     const parts = this.chain.encode(corrected);
     const arrived = this.chain.decode(parts, matrix.shape[0] as number).data;
-    samples.split(tensor("float32", matrix.shape, corrected.data.map((value, at) => value - (arrived[at] as number))))
-      .forEach((rest, place) => this.lost.set(ids[place] as number, copied(rest)));
+    arrived.forEach((value, at) => {
+      corrected.data[at] = (corrected.data[at] as number) - value;
+    });
+    samples.split(corrected).forEach((rest, place) => this.lost.set(ids[place] as number, copied(rest)));
     return parts;
   }
 
   /** What was lost, by sample. */
   state(): State {
-    return { arrays: new Map([...this.lost].map(([sample, rest]): [string, Tensor] => [`${sample}`, rest])), values: null };
+    const arrays = [...this.lost].map(([sample, rest]): [string, Tensor] => [`${sample}`, rest]);
+    return { arrays: new Map(arrays), values: null };
   }
 
   loadState(state: State): void {

@@ -92,8 +92,9 @@ function within<T>(where: string, make: () => T): T {
 }
 
 /**
- * The sending end of a link for rows of `width` float32 values. PackageError where a codec is none that this device has,
- * or can't take what the one before it gives.
+ * The sending end of a link for rows of `width` float32 values.
+ *
+ * PackageError where a codec is none that this device has, or can't take what the one before it gives.
  */
 export function makeSender(chosen: Chosen, width: number, where: string): Sender {
   const { chain, feedback, temporal } = chainOf(chosen, width, where);

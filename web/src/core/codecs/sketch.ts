@@ -6,11 +6,13 @@ import type { Matrix } from "./protocol";
 
 /**
  * Rows of `width` values in `columns`: ±√(3 ÷ columns) with probability 1/6 each, else 0 (Achlioptas, 2003), which
- * keeps a row's squared norm on average. The receiver never needs it, so any other projection would do as well.
+ * keeps a row's squared norm on average. The receiver never needs it, so any other projection would do as well; this
+ * one is the reference's.
  */
 export class Sketch {
-  /** Where a row's value goes: `column`, or `-1 - column` where it is taken away; those of a value end at its `ends`. */
+  /** The columns that a row's values go to, one value's behind the other's; `-1 - column` where it is taken away. */
   private readonly places: Int32Array | null;
+  /** Where the columns of each value end. */
   private readonly ends: Int32Array;
 
   /** `columns` null, or no fewer than the width: the rows themselves. */
@@ -28,7 +30,7 @@ export class Sketch {
     const places: number[] = [];
     for (let value = 0; value < width; value += 1) {
       for (let column = 0; column < columns; column += 1) {
-        const drawn = draws.upTo(5);
+        const drawn = draws.below(6);
         if (drawn < 2) places.push(drawn === 0 ? column : -1 - column);
       }
       this.ends[value] = places.length;

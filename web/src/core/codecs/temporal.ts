@@ -151,7 +151,9 @@ export class TemporalReceiver implements Receiver {
    * malformed.
    */
   decode(parts: Parts, samples: Samples): Matrix {
-    if (parts.length < 2) throw new PeerError("codec", `${parts.length} tensors`, `${2 + this.chain.parts} are allowed`);
+    if (parts.length < 2) {
+      throw new PeerError("codec", `${parts.length} tensors`, `${2 + this.chain.parts} are allowed`);
+    }
     const { ids, rows } = samples;
     const similarity = expect("codec: similarities", parts[0], "float32", rows.length);
     if (similarity.data.some((value) => Math.abs(value) > 1)) {
