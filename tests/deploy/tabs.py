@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from halfback.deploy.page import built_page
+from halfback.deploy.browsers import built_page
 from halfback.errors import UserError
 
 WEB = Path(__file__).parents[2] / "web"
@@ -91,6 +92,13 @@ class Tab:
     def wait(self, state: str, seconds: float = 60.0) -> None:
         """Until the page says that its device is in this state."""
         self.page.wait_for_selector(f"#state[data-state={state}]", timeout=seconds * 1000)
+
+    def until(self, holds: str, seconds: float = 30.0) -> None:
+        """Until an expression of the browser's language holds."""
+        end = time.monotonic() + seconds
+        while not self.page.evaluate(holds):
+            assert time.monotonic() < end, self.page.inner_text("body")
+            self.page.wait_for_timeout(50)
 
     def step(self) -> int:
         """The step that the page shows, -1 before there is one."""

@@ -5,7 +5,7 @@ import { byId, bytes, made } from "./dom";
 
 /** What each kind of value is, in words for who owns the rows. */
 const ABOUT: Readonly<Record<string, string>> = {
-  activations: "what the first part of the model makes of your rows. Who has them can guess at the rows",
+  activations: "what the first part of the model makes of your rows. A server that wants to can read much of them back",
   labels: "the class of each row",
   lengths: "how many tokens each text has",
   sample_ids: "a number for each row, the same whenever it comes again",

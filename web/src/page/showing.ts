@@ -44,7 +44,7 @@ export class Showing {
     byId("log").textContent = byId("about").textContent = "";
     this.wait("Connecting …");
     byId("pause").hidden = byId("leave").hidden = false;
-    byId("again").hidden = true;
+    byId("again").hidden = byId("tiles").hidden = byId("charts").hidden = true;
   }
 
   /** Shows what the device tells. */
@@ -86,6 +86,8 @@ export class Showing {
     pause.hidden = byId("leave").hidden = isOver;
     byId("again").hidden = !isOver;
     if (state === "finished") this.done();
+    if (state === "failed" && !this.progress.hasAttribute("value")) this.progress.value = 0;
+    if (state === "failed") byId("progress-text").textContent = "Stopped.";
     if (state === "finished" || state === "left") byId("progress-text").textContent = detail || ENDS[state];
     const isWaiting = state === "connecting" || state === "preparing" || (state === "waiting" && !this.began);
     if (isWaiting) this.wait(detail || WAITS[state]);
@@ -126,6 +128,7 @@ export class Showing {
   }
 
   private step({ step, steps }: Told<"step">): void {
+    byId("tiles").hidden = byId("charts").hidden = false;
     const now = performance.now();
     if (!this.began) [this.began, this.first] = [now, step];
     [this.progress.max, this.progress.value] = [Math.max(steps, 1), step];
