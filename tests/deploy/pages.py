@@ -2,30 +2,14 @@
 
 import json
 import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-WEB = Path(__file__).parents[2] / "web"
-
-
-@cache
-def built(program: str) -> Path:
-    """A program of web/test/device, made to run under Node; skips the test where Node or web's modules are missing."""
-    if shutil.which("node") is None or not (WEB / "node_modules" / ".bin" / "vite").exists():
-        pytest.skip("needs Node and the modules of web/: cd web && npm ci")
-    out = WEB / "node_modules" / ".halfback" / program
-    command = ["npx", "vite", "build", "--ssr", f"test/device/{program}.ts", "--outDir", str(out), "--logLevel", "warn"]
-    subprocess.run(command, cwd=WEB, check=True)
-    return out / f"{program}.js"
-
+from halfback.testing.web import built
 
 class Page:
     """A device of web/ in a process of its own.
