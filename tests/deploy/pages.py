@@ -2,40 +2,14 @@
 
 import json
 import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-WEB = Path(__file__).parents[2] / "web"
-
-
-@cache
-def built() -> Path:
-    """The program, which is made where its modules are; skips the test where Node or they are not installed."""
-    if shutil.which("node") is None or not (WEB / "node_modules" / ".bin" / "vite").exists():
-        pytest.skip("needs Node and the modules of web/: cd web && npm ci")
-    out = WEB / "node_modules" / ".halfback"
-    command = [
-        "npx",
-        "vite",
-        "build",
-        "--ssr",
-        "test/device/node_client.ts",
-        "--outDir",
-        str(out),
-        "--logLevel",
-        "warn",
-    ]
-    subprocess.run(command, cwd=WEB, check=True)
-    return out / "node_client.js"
-
+from halfback.testing.web import built
 
 class Page:
     """A device of web/ in a process of its own.
@@ -92,7 +66,7 @@ def opened(url: str, token: str, rows: Mapping[str, Any], authority: Path) -> It
     """A page that joins; `authority`: PEM of the one that the gateway's certificate is from."""
     terms = json.dumps({"url": url, "token": token, "rows": rows})
     environment = os.environ | {"NODE_EXTRA_CA_CERTS": str(authority)}
-    command = ["node", str(built()), terms]
+    command = ["node", str(built("node_client")), terms]
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

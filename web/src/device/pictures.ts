@@ -83,21 +83,36 @@ export function resized(pixels: Pixels, width: number, height: number, resample:
   if (pixels.width === width && pixels.height === height) return pixels;
   const filter = FILTERS[resample];
   if (resample === NEAREST || filter === undefined) return nearest(pixels, width, height);
-  const wide = pixels.width === width ? pixels : turned(stretched(turned(pixels), width, filter));
-  return pixels.height === height ? wide : stretched(wide, height, filter);
+  const inWidth = (from: Pixels): Pixels =>
+    from.width === width ? from : turned(stretched(turned(from), width, filter));
+  const inHeight = (from: Pixels): Pixels => (from.height === height ? from : stretched(from, height, filter));
+  // Between the two passes values are rounded to bytes, so the order shows; found by trying sizes on Pillow 13.
+  const [rows, columns] = [pixels.height - height, pixels.width - width];
+  return rows > 0 && rows > 2 * columns ? inWidth(inHeight(pixels)) : inHeight(inWidth(pixels));
 }
 
 function nearest(pixels: Pixels, width: number, height: number): Pixels {
   const { channels } = pixels;
   const data = new Uint8Array(width * height * channels);
-  for (let y = 0; y < height; y += 1) {
-    const row = Math.floor(((y + 0.5) * pixels.height) / height);
-    for (let x = 0; x < width; x += 1) {
-      const from = (row * pixels.width + Math.floor(((x + 0.5) * pixels.width) / width)) * channels;
+  const columns = placesIn(pixels.width, width);
+  placesIn(pixels.height, height).forEach((row, y) => {
+    columns.forEach((column, x) => {
+      const from = (row * pixels.width + column) * channels;
       data.set(pixels.data.subarray(from, from + channels), (y * width + x) * channels);
-    }
-  }
+    });
+  });
   return { width, height, channels, data };
+}
+
+/** Of each of `made` pixels the one of `count` that its middle is in, found step by step as the library does. */
+function placesIn(count: number, made: number): number[] {
+  const step = count / made;
+  let middle = step * 0.5;
+  return Array.from({ length: made }, () => {
+    const place = Math.trunc(middle);
+    middle += step;
+    return place;
+  });
 }
 
 /** Rows as columns. */

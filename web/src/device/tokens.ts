@@ -134,7 +134,24 @@ function tokenizerOf(file: Uint8Array, isSplit: boolean): Tokenizer {
   const added = at(told, "added_tokens");
   if (!isTree(told) || !Array.isArray(added)) throw new TypeError("it has no added_tokens");
   const kept = isSplit ? (added as Tree[]).filter((token) => token["special"] !== true) : added;
-  return new Tokenizer({ ...told, added_tokens: kept }, {});
+  const [model, before] = [known(told["model"]), known(told["pre_tokenizer"])];
+  return new Tokenizer({ ...told, model, pre_tokenizer: before, added_tokens: kept }, {});
+}
+
+const WORDS = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}";
+/** Of parts that the library lacks, or knows for ASCII alone, others that do the same. */
+const INSTEAD: Readonly<Record<string, Tree>> = {
+  // A word is known as a whole or not at all: pieces of which none can follow another.
+  WordLevel: { type: "WordPiece", continuing_subword_prefix: "\0", max_input_chars_per_word: Number.MAX_SAFE_INTEGER },
+  Whitespace: { type: "Split", pattern: { Regex: `[${WORDS}]+|[^${WORDS}\\s]+` }, behavior: "Removed", invert: true },
+};
+
+function known(part: unknown): unknown {
+  if (!isTree(part)) return part;
+  const inner = part["pretokenizers"];
+  if (Array.isArray(inner)) return { ...part, pretokenizers: inner.map(known) };
+  const type = part["type"];
+  return typeof type === "string" && Object.hasOwn(INSTEAD, type) ? { ...part, ...INSTEAD[type] } : part;
 }
 
 function encoded(tokenizer: Tokenizer, text: string, pair: string | null, special: boolean): Row {
@@ -148,7 +165,11 @@ function encoded(tokenizer: Tokenizer, text: string, pair: string | null, specia
 
 /** What stands before, between and behind texts, found around a word; behind their types are those of the texts. */
 function aroundOf(whole: Tokenizer, word: readonly number[], isPair: boolean): Around {
-  const row = encoded(whole, WORD, isPair ? WORD : null, true);
+  let row = encoded(whole, WORD, isPair ? WORD : null, true);
+  // The library forgets the second text where nothing is put around texts.
+  if (isPair && row.ids.length === word.length) {
+    row = { ids: [...word, ...word], types: [...word.map(() => 0), ...word.map(() => 1)] };
+  }
   const ids: number[][] = [];
   const types: number[][] = [];
   const ofTexts: number[] = [];
