@@ -1,6 +1,7 @@
 """Tabs of a real browser that are devices, and what is asked of them."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -50,11 +51,18 @@ def needs_page() -> None:
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """A headless Chromium."""
+    """A headless Chromium on one core, where a tab's runtime has one thread.
+
+    Playwright attaches itself to each worker before it starts, and now and then lets none of a worker's own workers
+    begin: a runtime that waits for its threads would wait for ever. No browser does so by itself.
+    """
     needs_page()
     from playwright.sync_api import sync_playwright
 
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
     with sync_playwright() as driver:
+        os.sched_setaffinity(0, cores)
         found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield found
         found.close()
