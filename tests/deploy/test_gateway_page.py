@@ -302,3 +302,22 @@ def test_a_page_from_elsewhere_may_not_connect(place: Place, origin: str) -> Non
     with pytest.raises(InvalidStatus, match="403"):
         as_browser(place, "halfback", token, origin=own, additional_headers={"Origin": "https://example.org"})
     as_browser(place, "halfback", token, origin=own).close()
+
+
+def test_a_site_s_file_turns_the_page_on(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default there is none; where it is asked for and not built, the gateway doesn't begin."""
+    from halfback.deploy import gateway
+    from halfback.deploy.site import SiteConfig
+
+    monkeypatch.setattr(gateway, "check_package", lambda _: tmp_path / "package")
+    said = {"listen": "127.0.0.1:0", "certificate": str(place.certificate), "key": str(place.key)}
+    for more, status in (({}, 404), ({"page": False}, 404), ({"page": True}, 200)):
+        monkeypatch.setattr(gateway, "built_page", lambda: tmp_path / "dist")
+        site = SiteConfig.model_validate({"runtime": "device", "package": "x", "devices": said | more})
+        place.gateway.close()
+        place.gateway = gateway.opened(site, place.tokens)
+        assert asked(place, "/")[0] == status
+    monkeypatch.undo()
+    monkeypatch.setattr(pages, "__file__", str(tmp_path / "halfback" / "deploy" / "browsers.py"))
+    with pytest.raises(UserError, match=r"^the page is not built here: cd web && npm ci && npm run build$"):
+        pages.built_page()

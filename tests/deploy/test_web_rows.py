@@ -90,9 +90,7 @@ def _of_t5s_kind(texts: list[str]) -> Tokenizer:
     made = Tokenizer(models.Unigram())
     made.normalizer, made.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
     special = ["<s>", "</s>", "<unk>"]
-    made.train_from_iterator(
-        texts, trainers.UnigramTrainer(vocab_size=1000, special_tokens=special, unk_token="<unk>")
-    )
+    made.train_from_iterator(texts, trainers.UnigramTrainer(vocab_size=1000, special_tokens=special, unk_token="<unk>"))
     made.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 1)]
     )
@@ -113,9 +111,7 @@ def test_tokens_are_those_of_the_native_device(tiny_bert: Path, tmp_path: Path) 
     few = all_texts[-150:]
     # Each text with each tokenizer; and what else a package may say with some of them.
     cases = [
-        (file, HOW | how, few if how else all_texts)
-        for file in _files(tmp_path, all_texts, tiny_bert)
-        for how in HOWS
+        (file, HOW | how, few if how else all_texts) for file in _files(tmp_path, all_texts, tiny_bert) for how in HOWS
     ]
     asked = [
         {"tokens": {"file": str(file), "how": how, "texts": texts, "pairs": texts[::-1] if how["pair"] else None}}
@@ -145,7 +141,7 @@ TABLES: dict[str, tuple[str, str]] = {
     "quotes": ("a.csv", 'text,label\r\n"a, b",1\r\n"say ""hi""",0\r\n"two\nlines",1\r\n'),
     "semicolons": ("a.csv", "text;label\n1,5;2\n"),
     "tabs and blank lines": ("a.csv", "\ntext\tlabel\n\n  \na b\t1\n"),
-    "excel": ("a.csv", 'sep=;\ntext;label\nx;1\n'),
+    "excel": ("a.csv", "sep=;\ntext;label\nx;1\n"),
     "blanks behind commas": ("a.csv", 'text, label\n"a", "b, c"\n'),
     "markdown": ("a.csv", "| text | label |\n| --- | --- |\n| a | 1 |\n"),
     "commas at the end": ("a.csv", "text,label,,\na,1,,\n"),
