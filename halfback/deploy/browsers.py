@@ -124,7 +124,7 @@ class Page:
             await _handed(line, file, is_kept=is_kept, has_body=not is_short)
         finally:
             del self._readers[line]
-        return line.respond(HTTPStatus.OK, "")  # which nobody hears: the connection is over
+        return line.respond(HTTPStatus.NOT_MODIFIED if is_kept else HTTPStatus.OK, "")  # which nobody hears any more
 
     def stop(self) -> None:
         """Ends what is on its way."""
@@ -168,7 +168,11 @@ async def _handed(line: Line, file: _File, *, is_kept: bool, has_body: bool) -> 
             data = await asyncio.to_thread(os.pread, file.opened.handle, _PIECE, offset)
             async with asyncio.timeout(_IDLE):
                 await _written(line, data)
-        await asyncio.wait([line.connection_lost_waiter], timeout=_IDLE)  # who has all of it closes
+        line.transport.set_write_buffer_limits(high=1)  # or TLS's goodbye would cut off what is still to be written
+        async with asyncio.timeout(_IDLE):
+            await line.drain()
+        line.transport.close()
+        await asyncio.wait([line.connection_lost_waiter], timeout=_IDLE)
     line.transport.abort()
     await line.wait_closed()
 

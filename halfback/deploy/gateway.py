@@ -216,7 +216,13 @@ class Gateway:
         host = host_of(line.address)
         if self._page is not None and request.path != PATH:
             self._door.passed(line.address)
-            return await self._page.answer(line, request, host, is_known=self._door.knows(host))
+            status = "late"
+            try:
+                answer = await self._page.answer(line, request, host, is_known=self._door.knows(host))
+                status = str(answer.status_code)
+            finally:
+                self._counts.add("page_total", kind=status)
+            return answer
         if not self._wrong.allows(host):
             return line.respond(HTTPStatus.TOO_MANY_REQUESTS, "too many wrong tokens from here\n")
         if request.path != PATH:

@@ -88,3 +88,16 @@ def plain_package(folder: Path) -> Path:
     (folder / "manifest.json").write_text(json.dumps({"files": {"weights.safetensors": {}, "empty.onnx": {}}}))
     (folder / "secret.txt").write_text("not of the package")
     return folder
+
+
+INDEX = b"<!doctype html><title>halfback</title><script type=module src=/assets/page-abc.js></script>"
+
+
+def plain_page(folder: Path, wasm: bytes = b"\0asm") -> Path:
+    """A folder such as a build of the page leaves."""
+    (folder / "assets").mkdir(parents=True)
+    (folder / "index.html").write_bytes(INDEX)
+    (folder / "assets" / "page-abc.js").write_bytes(b"export const page = 1;\n" * 4000)
+    (folder / "assets" / "style-abc.css").write_bytes(b"body { margin: 0 }\n")
+    (folder / "assets" / "ort-abc.wasm").write_bytes(wasm)
+    return folder

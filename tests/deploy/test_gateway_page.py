@@ -22,25 +22,14 @@ from halfback.deploy import browsers as pages
 from halfback.deploy.browsers import Page
 from halfback.deploy.gateway import Gateway, Terms
 from halfback.errors import UserError
-from tests.deploy.gateways import Place, heard, hello, plain_package, said
+from tests.deploy.gateways import INDEX, Place, heard, hello, plain_package, plain_page, said
 
-INDEX = b"<!doctype html><title>halfback</title><script type=module src=/assets/page-abc.js></script>"
 BIG = os.urandom(1 << 20) * 8
-
-
-def built(folder: Path) -> Path:
-    """A folder such as a build leaves."""
-    (folder / "assets").mkdir(parents=True)
-    (folder / "index.html").write_bytes(INDEX)
-    (folder / "assets" / "page-abc.js").write_bytes(b"export const page = 1;\n" * 4000)
-    (folder / "assets" / "style-abc.css").write_bytes(b"body { margin: 0 }\n")
-    (folder / "assets" / "ort-abc.wasm").write_bytes(BIG)
-    return folder
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
-    made = Place(tmp_path / "site", plain_package(tmp_path / "package"), page=built(tmp_path / "dist"))
+    made = Place(tmp_path / "site", plain_package(tmp_path / "package"), page=plain_page(tmp_path / "dist", BIG))
     yield made
     made.gateway.close()
 
@@ -125,7 +114,7 @@ def test_a_file_that_changes_or_comes_later_is_not_handed_out(place: Place, tmp_
 
 @pytest.mark.parametrize("name", ["notes.md", "assets/.hidden.js", "a/b/c/d.js", "assets/x y.js", "assets/.js"])
 def test_a_folder_with_what_no_page_has_is_refused(name: str, tmp_path: Path) -> None:
-    folder = built(tmp_path / "dist")
+    folder = plain_page(tmp_path / "dist")
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("x")
     with pytest.raises(UserError, match="it is no file of a page"):
@@ -133,7 +122,7 @@ def test_a_folder_with_what_no_page_has_is_refused(name: str, tmp_path: Path) ->
 
 
 def test_links_and_a_folder_without_a_page_are_refused(tmp_path: Path) -> None:
-    folder = built(tmp_path / "dist")
+    folder = plain_page(tmp_path / "dist")
     (folder / "assets" / "link.js").symlink_to(folder / "index.html")
     with pytest.raises(UserError, match=r"page .*link\.js: "):
         Page(folder, 1)
@@ -250,6 +239,18 @@ def test_many_readers_at_once_have_the_whole_file(place: Place) -> None:
         thread.join()
     assert {hashlib.sha256(each).digest() for each in found} == {hashlib.sha256(BIG).digest()}
     assert len(found) == 6
+
+
+def test_a_slow_reader_has_the_whole_file_and_its_end(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece has its own time, and what stands in buffers at the end is not cut off."""
+    monkeypatch.setattr(pages, "_IDLE", 4.0)
+    line, came = slow(place, "/assets/ort-abc.wasm"), bytearray()
+    line.settimeout(10)
+    while more := line.recv(1 << 14):
+        came += more
+        if len(came) % (1 << 20) < len(more) or len(BIG) - len(came) < 1 << 17:
+            time.sleep(0.1)
+    assert bytes(came.partition(b"\r\n\r\n")[2]) == BIG
 
 
 # A browser comes in: it can set no header but its subprotocols, and always says which page it is on.
