@@ -141,6 +141,7 @@ def test_a_tab_that_is_opened_again_has_the_bits_of_one_that_stayed(
             if broken:
                 run.run(1, first=4)
                 mine.reply(Frame("reopen"))
+                mine.reply(next(question for number, question in run.carrier.asked if number == 0))  # `prepare`, again
             run.server.load_state(*saved)
             asked = len(run.carrier.asked)
             run.run(3, first=4)
