@@ -485,6 +485,7 @@ def frames_and_streams() -> Json:
         ),
         frames.Say(**own, exchange=0),
         frames.Save(lineage=_TOKEN, rounds=4),
+        frames.Save(lineage=_TOKEN, rounds=4, evaluation=frames.Evaluation(step=16, loss=0.5, accuracy=100)),
     ]
     replies = [
         frames.Ready(fits=False, takes=4096, rows=200),
@@ -514,6 +515,7 @@ def frames_and_streams() -> Json:
         '{"kind":"say","lineage":"0123456789abcdef","round":4611686018427387904,"exchange":0}',
         '{"kind":"say","lineage":"0123456789abcdef","round":0,"exchange":0,"more":1}',
         '{"kind":"save","lineage":null,"rounds":1}',
+        '{"kind":"save","lineage":"0123456789abcdef","rounds":1,"evaluation":true}',
         '{"kind":"open","lineage":"0123456789abcdef","ancestry":[{"lineage":"0"}],"round":0,"first":0,"steps":1,"cursor":0,"measure":false}',
         '{"kind":"open","lineage":"0123456789abcdef","ancestry":[],"round":0,"first":0,"steps":1,"cursor":0,"measure":0}',
         '{"kind":"open","lineage":"0123456789abcdef","ancestry":[],"round":0,"first":0,"steps":1,"cursor":0,"measure":true,"evaluation":[]}',
@@ -530,12 +532,12 @@ def frames_and_streams() -> Json:
         except PeerError:
             continue
         raise AssertionError(f"{header} is a question")
-    one = frames.frame(questions[-2], pack(Join(5)).data)
+    one = frames.frame(questions[-3], pack(Join(5)).data)
     written: list[bytes] = []
     stream.write_frame(_Sink(written), one)  # type: ignore[arg-type]
     return {
         "questions": [
-            {"header": frames.frame(each).header, "fields": json.loads(each.model_dump_json())} for each in questions
+            {"header": frames.frame(each).header, "fields": json.loads(frames.frame(each).header)} for each in questions
         ],
         "replies": [
             {"header": frames.frame(each).header, "fields": json.loads(each.model_dump_json())} for each in replies

@@ -48,7 +48,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Open:
-    """Question: begin a round; the reply has the first message. `evaluation`: the last one, of which nothing depends."""
+    """Question: begin a round; the reply has the first message. `evaluation`: the last one, to be shown."""
 
     lineage: str
     ancestry: tuple[Ancestor, ...]
@@ -75,6 +75,7 @@ class Save:
 
     lineage: str
     rounds: int
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True)
@@ -316,5 +317,5 @@ _QUESTIONS: dict[str, tuple[type[Prepare | Open | Say | Save], dict[str, Callabl
         },
     ),
     "say": (Say, {"lineage": _token, "round": _count, "exchange": _count}),
-    "save": (Save, {"lineage": _token, "rounds": _count}),
+    "save": (Save, {"lineage": _token, "rounds": _count, "evaluation": _evaluation}),
 }

@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from halfback.deploy.browsers import LONGEST, Page, built_page
 from halfback.deploy.counts import Counts, tell
 from halfback.deploy.device import check_package
 from halfback.deploy.door import (
@@ -36,7 +37,6 @@ from halfback.deploy.door import (
     token_of,
 )
 from halfback.deploy.joining import BROKEN, CLOSING, PATH, REVOKED, TAKEN, Offer, room
-from halfback.deploy.page import LONGEST, Page, built_page
 from halfback.deploy.relay import WorkerLost
 from halfback.deploy.seated import IDLE, Seated
 from halfback.deploy.site import SiteConfig

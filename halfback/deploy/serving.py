@@ -75,7 +75,7 @@ class Serving:
         self.seats = seated(folder / SEATS, sites, clients)
         self.away: dict[int, str] = {}
         self.silent: Callable[[], set[str]] = set
-        self.evaluated: Callable[[Evaluation], None] = lambda _: None  # hears of each evaluation
+        self.evaluation: Evaluation | None = None  # the last one
 
     def event(self, what: dict[str, Any]) -> None:
         """Something happened to a client, or to the run."""
@@ -113,14 +113,17 @@ class Serving:
         """Keeps what there is to tell of a round; who was asked to stop does so as the next one begins."""
         self._step, self._line = state.step, state.record.to_json()
         if state.metric is not None:
-            loss = state.record.validation_loss
-            assert loss is not None, "there was an evaluation"
-            accuracy = state.metric if state.metric_name == "accuracy" else None
-            self.evaluated(Evaluation(step=state.step, loss=loss, accuracy=accuracy))
             for site, counts in self.counts().items():
                 line = json.dumps({"round": state.record.round, "site": site, **counts})
                 with writing(self.folder / GATEWAYS), (self.folder / GATEWAYS).open("a", encoding="utf-8") as file:
                     file.write(line + "\n")
+
+    def on_evaluation(self, state: RunState) -> None:
+        """Keeps what clients are told of an evaluation."""
+        loss = state.record.validation_loss
+        assert loss is not None, "it is of an evaluation"
+        accuracy = state.metric if state.metric_name == "accuracy" else None
+        self.evaluation = Evaluation(step=state.step, loss=loss, accuracy=accuracy)
 
     def heed(self) -> None:
         """Stops where it was asked to; Stopped is what ends the run."""
@@ -213,10 +216,11 @@ def serve(name: object, tree: object, around: Surroundings) -> None:
                 carrier = _Heeding(sites, serving)
                 terms = Terms(asked.deadline, asked.min_cohort, asked.patience, asked.spare, asked.pace)
                 server = remote_server(built, tree, carrier, _run_token(place), terms, serving.event)
-                serving.evaluated = lambda found: setattr(server, "evaluation", found)
+                server.evaluation = lambda: serving.evaluation
                 return server
 
-            execution.run_deployed(config, place, Caller(on_round=serving.on_round, engine=engine))
+            told = Caller(on_round=serving.on_round, on_evaluation=serving.on_evaluation, engine=engine)
+            execution.run_deployed(config, place, told)
             ended = {"how": "finished", "why": ""}
     except Stopped as error:
         ended = {"how": "stopped", "why": str(error)}

@@ -16,10 +16,10 @@ from typing import NamedTuple, final
 
 from halfback.assembly import build
 from halfback.config import RunConfig
+from halfback.deploy.browsers import built_page
 from halfback.deploy.certificate import write_certificate
 from halfback.deploy.joining import Offer
 from halfback.deploy.keeper import NOT_FROM_HERE, Beside
-from halfback.deploy.page import built_page
 from halfback.deploy.tokens import add
 from halfback.errors import UserError
 from halfback.runs.package import check as check_package

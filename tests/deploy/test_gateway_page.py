@@ -18,9 +18,9 @@ pytest.importorskip("websockets", reason="the extra nvflare is not installed")
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from halfback.deploy import page as pages
+from halfback.deploy import browsers as pages
+from halfback.deploy.browsers import Page
 from halfback.deploy.gateway import Gateway, Terms
-from halfback.deploy.page import Page
 from halfback.errors import UserError
 from tests.deploy.gateways import Place, heard, hello, plain_package, said
 

@@ -154,7 +154,7 @@ def test_what_tabs_can_not_do_is_one_line(
 
 def test_a_page_that_is_not_built_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("halfback.deploy.page.__file__", str(tmp_path / "halfback" / "deploy" / "page.py"))
+    monkeypatch.setattr("halfback.deploy.browsers.__file__", str(tmp_path / "halfback" / "deploy" / "browsers.py"))
     said = refusal(halfback("deploy", "quickstart", "--env", "poc", "--browser"))
     assert said == "the page is not built here: cd web && npm ci && npm run build"
 

@@ -9,16 +9,7 @@ says in `ancestry` which lineages led to it and after which round each was left.
 
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    TypeAdapter,
-    ValidationError,
-    model_serializer,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from halfback.errors import PeerError, one_line
 
@@ -82,13 +73,6 @@ class Open(_Header):
     evaluation: Evaluation | None = None
     """The last one, for whoever looks; nothing is computed from it. The field is left out where there is none."""
 
-    @model_serializer(mode="wrap")
-    def _told(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        told: dict[str, Any] = whole(self)
-        if self.evaluation is None:
-            del told["evaluation"]
-        return told
-
 
 class Say(_Header):
     """Question: here is the answer to your last message; what do you say next?"""
@@ -105,6 +89,8 @@ class Save(_Header):
     kind: Literal["save"] = "save"
     lineage: _Token
     rounds: _Count
+    evaluation: Evaluation | None = None
+    """As in `Open`: behind a run's last round nothing else comes."""
 
 
 class Ready(_Header):
@@ -196,7 +182,8 @@ class Frame(NamedTuple):
 
 def frame(header: Question | Reply, body: bytes = b"") -> Frame:
     """The frame to send."""
-    return Frame(header.model_dump_json(), body)
+    is_untold = isinstance(header, Open | Save) and header.evaluation is None
+    return Frame(header.model_dump_json(exclude={"evaluation"} if is_untold else None), body)
 
 
 def read_question(header: str) -> Question:

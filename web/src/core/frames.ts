@@ -62,6 +62,7 @@ export interface Save {
   readonly kind: "save";
   readonly lineage: string;
   readonly rounds: number;
+  readonly evaluation?: Evaluation | null;
 }
 
 /**
@@ -308,5 +309,5 @@ const QUESTIONS: Readonly<Record<Question["kind"], Readonly<Record<string, Check
     evaluation,
   },
   say: { lineage: token, round: count, exchange: count },
-  save: { lineage: token, rounds: count },
+  save: { lineage: token, rounds: count, evaluation },
 };

@@ -58,12 +58,17 @@ export class Progress {
     const kind = at(told, "kind");
     if (kind === "open" || kind === "say") this.turn("training");
     if (kind === "prepare") this.turn("preparing");
+    if (kind === "save") this.evaluation(told);
     if (kind !== "open") return;
     const [round, first, count] = [at(told, "round"), at(told, "first"), at(told, "steps")];
     if (isWhole(round) && isWhole(first) && isWhole(count)) {
       this.isLast = first + count >= this.steps;
       this.tell({ type: "step", round, step: first, steps: this.steps });
     }
+    this.evaluation(told);
+  }
+
+  private evaluation(told: unknown): void {
     const evaluation = at(told, "evaluation", null);
     const [step, loss, accuracy] = [at(evaluation, "step"), at(evaluation, "loss"), at(evaluation, "accuracy")];
     if (!isWhole(step) || step === this.evaluated) return;

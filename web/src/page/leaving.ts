@@ -5,11 +5,12 @@ import { byId, bytes, made } from "./dom";
 
 /** What each kind of value is, in words for who owns the rows. */
 const ABOUT: Readonly<Record<string, string>> = {
-  activations: "what the first part of the model makes of your rows. Who has them can guess at the rows",
+  activations: "what the first part of the model makes of your rows. A server that wants to can read much of them back",
   labels: "the class of each row",
   lengths: "how many tokens each text has",
   sample_ids: "a number for each row, the same whenever it comes again",
   slopes: "a few numbers a step: how the loss changes as the model does",
+  gradient: "of the loss by what the server's part made, where the last layer runs here",
   exact: "gradients of the last blocks that run here",
   head: "gradients of the last layer, which runs here",
   losses: "the loss of a batch, one number",
@@ -21,7 +22,13 @@ const ABOUT: Readonly<Record<string, string>> = {
 };
 /** Before a run has said what it is. */
 const LEAVES = ["activations", "labels", "slopes"];
-const STAYS = ["your rows: texts, images, the file", "the names of your files and columns"];
+const STAYS = ["texts", "images", "names"];
+const KEPT: Readonly<Record<string, string>> = {
+  texts: "your texts",
+  images: "your images",
+  labels: "the classes of your rows",
+  names: "the names of your files and columns",
+};
 
 interface Line {
   readonly size: HTMLElement;
@@ -49,7 +56,7 @@ export class Leaving {
 
   /** What a run's recipe says. */
   recipe(facts: Facts): void {
-    this.begin(facts.leaves, [...STAYS, ...facts.stays]);
+    this.begin(facts.leaves, [...facts.stays, "names"]);
   }
 
   /** Bytes so far, by what was sent and received. */
@@ -66,7 +73,7 @@ export class Leaving {
     this.lines.clear();
     this.leaves.replaceChildren();
     for (const kind of leaves) this.line(kind);
-    this.stays.replaceChildren(...stays.map((each) => made("li", each)));
+    this.stays.replaceChildren(...stays.map((each) => made("li", KEPT[each] ?? each)));
     this.totals.textContent = "";
     this.keepLabels(this.keeps);
   }

@@ -176,14 +176,19 @@ function hear(event: Event): void {
   if (event.type !== "state") return;
   if (event.state === "failed") say(sentence(event.detail ?? "The device stopped, and said nothing."));
   if (!["failed", "left", "finished"].includes(event.state)) return;
+  if (event.state !== "finished") end(); // of a finished run the server asks to keep where it stands
+  if (had === byId("pause") || had === byId("leave")) byId("again").focus(); // which take the place of these
+}
+
+function end(): void {
   worker?.terminate();
   worker = null;
-  if (had === byId("pause") || had === byId("leave")) byId("again").focus(); // which take the place of these
 }
 
 byId("pause").addEventListener("click", () => tell({ type: showing.state === "paused" ? "resume" : "pause" }));
 byId("leave").addEventListener("click", () => tell({ type: "leave" }));
 byId("again").addEventListener("click", () => {
+  end();
   say("");
   byId("run").hidden = true;
   byId("setup").hidden = false;

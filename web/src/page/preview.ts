@@ -72,10 +72,12 @@ function shown(cell: Cell): string {
 
 async function arraysShown(file: File): Promise<Shown> {
   if (file.size > MOST) return { text: `${file.name}: arrays, ${bytes(file.size)}`, columns: [], preview: [] };
-  const found = await readNpz(file);
+  const found = await readNpz(file).catch((error: Error) => {
+    throw new Error(`${file.name} can't be read: ${error.message}; write it anew with numpy.savez, images and labels`);
+  });
   const [images, labels] = [found.get("images"), found.get("labels")];
   if (images === undefined || labels === undefined) {
-    throw new Error(`${file.name} has no arrays named images and labels; it needs both`);
+    throw new Error(`${file.name} lacks an array images or labels; write it anew with numpy.savez, images and labels`);
   }
   const said = textsOf(labels) ?? [];
   const text = `${file.name}: ${counted(said.length)} images, ${bytes(file.size)}`;

@@ -19,6 +19,7 @@ const STATES: Readonly<Record<State, string>> = {
   finished: "finished",
 };
 const OVER: ReadonlySet<State> = new Set(["left", "failed", "finished"]);
+const LASTS = 3000; // milliseconds that the wait between two rounds may take until it is shown
 const LINES = 200; // of what the device says
 
 /** The part of the page that is there once somebody has joined. */
@@ -26,6 +27,7 @@ export class Showing {
   state: State | null = null;
   private began = 0; // when the first step was seen, and which it was
   private first = 0;
+  private later = 0; // of a state that is shown if it lasts
   private readonly log: string[] = [];
   private readonly progress = byId<HTMLProgressElement>("progress");
   private readonly accuracy = new Curve(byId("accuracy"), { name: "Accuracy in percent", digits: 1, least: 0, most: 100 });
@@ -42,7 +44,7 @@ export class Showing {
     byId("log").textContent = byId("about").textContent = "";
     this.wait("Connecting …");
     byId("pause").hidden = byId("leave").hidden = false;
-    byId("again").hidden = true;
+    byId("again").hidden = byId("tiles").hidden = byId("charts").hidden = true;
   }
 
   /** Shows what the device tells. */
@@ -72,22 +74,37 @@ export class Showing {
   }
 
   private turn({ state, detail }: Told<"state">): void {
-    const isNew = state !== this.state;
-    this.state = state;
-    const said = byId("state");
-    if (isNew) said.textContent = STATES[state]; // said aloud once
-    said.dataset["state"] = state;
+    const isBetween = state === "waiting" && this.state === "training"; // two rounds, nearly always
     if (detail) this.note(detail);
+    clearTimeout(this.later);
+    if (isBetween) this.later = window.setTimeout(() => this.name(state), LASTS);
+    else this.name(state);
+    if (isBetween) return;
     const pause = byId("pause");
     pause.textContent = state === "paused" ? "Resume" : "Pause";
     const isOver = OVER.has(state);
     pause.hidden = byId("leave").hidden = isOver;
     byId("again").hidden = !isOver;
-    if (state === "finished") this.progress.value = this.progress.max;
+    if (state === "finished") this.done();
+    if (state === "failed" && !this.progress.hasAttribute("value")) this.progress.value = 0;
+    if (state === "failed") byId("progress-text").textContent = "Stopped.";
     if (state === "finished" || state === "left") byId("progress-text").textContent = detail || ENDS[state];
     const isWaiting = state === "connecting" || state === "preparing" || (state === "waiting" && !this.began);
     if (isWaiting) this.wait(detail || WAITS[state]);
     if (state !== "training") this.began = 0;
+  }
+
+  private done(): void {
+    this.progress.value = this.progress.max;
+    byId("tile-step").textContent = `${counted(this.progress.max)} / ${counted(this.progress.max)}`;
+  }
+
+  /** Says the state, aloud where it is a new one. */
+  private name(state: State): void {
+    const said = byId("state");
+    if (said.dataset["state"] !== state) said.textContent = STATES[state];
+    said.dataset["state"] = state;
+    this.state = state;
   }
 
   private wait(text: string): void {
@@ -111,6 +128,7 @@ export class Showing {
   }
 
   private step({ step, steps }: Told<"step">): void {
+    byId("tiles").hidden = byId("charts").hidden = false;
     const now = performance.now();
     if (!this.began) [this.began, this.first] = [now, step];
     [this.progress.max, this.progress.value] = [Math.max(steps, 1), step];
