@@ -9,7 +9,7 @@ declare global {
   }
   interface Window {
     /** Figures, and what the browser says that the page takes of memory. */
-  measured(wanted: Wanted): Promise<Figures & { page: number }>;
+    measured(wanted: Wanted): Promise<Figures & { page: number }>;
   }
 }
 

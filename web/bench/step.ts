@@ -21,9 +21,15 @@ export interface Figures {
 
 /** Texts of so many tokens each, of numbers that every vocabulary has. */
 function texts(count: number, tokens: number): Split {
-  const lists = Array.from({ length: count }, (_, row) => Array.from({ length: tokens }, (_, at) => 1000 + ((row * 977 + at * 31) % 5000)));
+  const lists = Array.from({ length: count }, (_, row) =>
+    Array.from({ length: tokens }, (_, at) => 1000 + ((row * 977 + at * 31) % 5000)),
+  );
   const labels = BigInt64Array.from({ length: count }, (_, row) => BigInt(row % 2));
-  const rows: Rows = { labels, ids: BigInt64Array.from({ length: count }, (_, row) => BigInt(row)), tokens: new Ragged(lists) };
+  const rows: Rows = {
+    labels,
+    ids: BigInt64Array.from({ length: count }, (_, row) => BigInt(row)),
+    tokens: new Ragged(lists),
+  };
   return new Split(rows);
 }
 

@@ -25,7 +25,8 @@ const FILES: Named = { "manifest.json": TEXT.encode("{}"), "weights.safetensors"
 
 async function listingOf(named: Named): Promise<Listing> {
   const files: Listed[] = [];
-  for (const [name, data] of Object.entries(named)) files.push({ name, bytes: data.length, sha256: await sha256(data) });
+  for (const [name, data] of Object.entries(named))
+    files.push({ name, bytes: data.length, sha256: await sha256(data) });
   const lines = files.map((file) => `${file.name} ${file.sha256}\n`).sort();
   return { digest: await sha256(TEXT.encode(lines.join(""))), files };
 }
@@ -127,8 +128,16 @@ describe("a listing", () => {
     ["names a path", { digest: DIGEST, files: [{ ...file, name: "../x" }] }, "package.files.0.name"],
     ["names a part", { digest: DIGEST, files: [{ ...file, name: "x.PART" }] }, "package.files.0.name"],
     ["has half a byte", { digest: DIGEST, files: [{ ...file, bytes: 0.5 }] }, "package.files.0.bytes"],
-    ["has more bytes than there are", { digest: DIGEST, files: [{ ...file, bytes: 2 ** 36 + 1 }] }, "package.files.0.bytes"],
-    ["has more in all", { digest: DIGEST, files: ["a", "b"].map((name) => ({ ...file, name, bytes: 2 ** 36 })) }, "at most"],
+    [
+      "has more bytes than there are",
+      { digest: DIGEST, files: [{ ...file, bytes: 2 ** 36 + 1 }] },
+      "package.files.0.bytes",
+    ],
+    [
+      "has more in all",
+      { digest: DIGEST, files: ["a", "b"].map((name) => ({ ...file, name, bytes: 2 ** 36 })) },
+      "at most",
+    ],
     ["has one file twice", { digest: DIGEST, files: [file, { ...file, name: "A" }] }, "two have one name"],
     ["has no digest", { digest: "x", files: [file] }, "package.digest"],
     ["has another digest", { digest: DIGEST, files: [file] }, "it is not that of its files"],
@@ -154,7 +163,11 @@ describe("a state", () => {
     const found = await states().read(3);
     expect(found).toMatchObject({ lineage: "l", rounds: 3, about: "x", position: 3, link: { a: [1, 2] } });
     expect(found.arrays).toEqual(arrays(3));
-    for (const other of [new States(store, "other", "run", 0), new States(store, "owner", "other", 0), new States(store, "owner", "run", 1)]) {
+    for (const other of [
+      new States(store, "other", "run", 0),
+      new States(store, "owner", "other", 0),
+      new States(store, "owner", "run", 1),
+    ]) {
       expect(await other.rounds()).toEqual([]);
     }
   });
@@ -179,7 +192,10 @@ describe("a state", () => {
 
   test("that can't be written leaves the one before", async () => {
     await states().save(1, { arrays: arrays(1), values: values(1) });
-    const full = states().save(2, { arrays: new Map([["a", { dtype: "float32", shape: [1], data: (() => 0) as never }]]), values: {} });
+    const full = states().save(2, {
+      arrays: new Map([["a", { dtype: "float32", shape: [1], data: (() => 0) as never }]]),
+      values: {},
+    });
     await expect(full).rejects.toThrow();
     expect(await states().rounds()).toEqual([1]);
   });

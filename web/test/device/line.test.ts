@@ -23,7 +23,10 @@ beforeEach(async () => {
     asked.push(request);
     reply.writeHead(status).end("this token is not good here\n");
   });
-  sockets = new WebSocketServer({ noServer: true, handleProtocols: (offered) => (offered.has("halfback") ? "halfback" : false) });
+  sockets = new WebSocketServer({
+    noServer: true,
+    handleProtocols: (offered) => (offered.has("halfback") ? "halfback" : false),
+  });
   server.on("upgrade", (request, socket, head) => {
     asked.push(request);
     if (status !== 426) socket.end(`HTTP/1.1 ${status} No\r\nContent-Length: 0\r\n\r\n`);
@@ -142,9 +145,12 @@ test.each([
   expect(address(given)).toBe(whole);
 });
 
-test.each(["", "ws://a", "http://a", "wss://", "wss://a:99999", "wss://u:p@a", "https://u@a/", "wss://a/#b"])("no address: %s", (given) => {
-  expect(() => address(given)).toThrow(DeviceError);
-});
+test.each(["", "ws://a", "http://a", "wss://", "wss://a:99999", "wss://u:p@a", "https://u@a/", "wss://a/#b"])(
+  "no address: %s",
+  (given) => {
+    expect(() => address(given)).toThrow(DeviceError);
+  },
+);
 
 test.each([
   [new Uint8Array(3), "3 bytes came"],
