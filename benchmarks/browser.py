@@ -230,7 +230,13 @@ def told(costs: dict[str, Cost], ask: Ask) -> str:
         step, cpu = statistics.median(cost.seconds), statistics.median(cost.cpu)
         ratios = [step / statistics.median(native.seconds), cpu / statistics.median(native.cpu)]
         memory = [statistics.median(values) / MEGA for values in (cost.bytes, cost.told)]
-        cells = [f"{step:.3f}", f"{ratios[0]:.1f}", f"{cpu:.3f}", f"{ratios[1]:.1f}", *(f"{each:.0f}" for each in memory)]
+        cells = [
+            f"{step:.3f}",
+            f"{ratios[0]:.1f}",
+            f"{cpu:.3f}",
+            f"{ratios[1]:.1f}",
+            *(f"{each:.0f}" for each in memory),
+        ]
         lines.append(f"| {name}, {ask.threads} thread(s) | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -63,7 +63,9 @@ def _shares(config: Any, folder: Path) -> list[dict[str, str]]:
         own.mkdir(parents=True)
     told = [dict(zip(words[::2], words[1::2], strict=True)) for words in write_shares(small.built(config), owns)]
     kind = "arrays" if told[0]["--data"].endswith(".npz") else "table"
-    return [{"kind": kind, "path": words.pop("--data")} | {key[2:]: value for key, value in words.items()} for words in told]
+    return [
+        {"kind": kind, "path": words.pop("--data")} | {key[2:]: value for key, value in words.items()} for words in told
+    ]
 
 
 def _with(page: Page, config: Any, rows: Rows, folder: Path, package: Package) -> World:

@@ -11,6 +11,7 @@ from typing import Any
 
 from halfback.testing.web import built
 
+
 class Page:
     """A device of web/ in a process of its own.
 
