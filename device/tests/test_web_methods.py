@@ -89,10 +89,8 @@ def _assert_one_theta(run: World, page: Page, *, takes_turns: bool = False) -> d
     return agreed
 
 
-_SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name != "exact"]
-
-
-@pytest.mark.parametrize("method", ["exact", *_SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_theta_of_all_parties_has_the_same_bits(
     method: str, base: Path, tiny_bert: Path, sentences: Path, tmp_path: Path
 ) -> None:
