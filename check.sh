@@ -7,6 +7,7 @@ python=${PYTHON:-.venv/bin/python}
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
+if [ -d web/node_modules ]; then (cd web && npx tsc --noEmit); fi
 if [ "${1:-}" = lint ]; then exit; fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # a process of tests for each core, so one thread each
 "$python" -m pytest -n auto --dist loadgroup "$@"

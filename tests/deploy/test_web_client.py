@@ -122,4 +122,4 @@ def test_a_page_and_a_native_device_train_the_quick_starts_model(tmp_path: Path)
     (recipe, again) = ran.page.told("recipe")
     assert recipe == again
     assert recipe["leaves"] == ["activations", "labels", "slopes"]
-    assert [event["step"] for event in ran.page.told("evaluation")] == [0, 0, 3, 6]
+    assert [event["step"] for event in ran.page.told("evaluation")] == [0, 0, 3, FEW["steps"]]

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from halfback.models.packages import packaged_models
 from halfback.testing.web import built
 from halfback_device.batches import Ragged
 from halfback_device.files import read_table
-from halfback_device.tables import NoText, RowError
+from halfback_device.tables import NoText, RowError, Table
 from halfback_device.tokens import Encoder
 
 ODD = [
@@ -69,7 +70,8 @@ def _texts() -> list[str]:
     file = Path(os.environ.get("HALFBACK_DATA", "nowhere")) / "sst2" / "train.csv.gz"
     if not file.is_file():
         dice = random.Random(0)
-        return [" ".join(dice.choices("the film is a very warm, dull plot".split(), k=7)) for _ in range(200)] + ODD
+        words = ["the", "film", "is", "a", "very", "warm,", "dull", "plot"]
+        return [" ".join(dice.choices(words, k=7)) for _ in range(200)] + ODD
     with gzip.open(file, "rt", encoding="utf-8") as opened:
         return [row["text"] for row in csv.DictReader(opened)][:1500] + ODD
 
@@ -166,6 +168,14 @@ TABLES: dict[str, tuple[str, str]] = {
 }
 
 
+def _table(path: Path) -> Table | str:
+    """The native device's, or what it says in its place."""
+    try:
+        return read_table(str(path))
+    except RowError as error:
+        return str(error)
+
+
 def test_tables_are_those_of_the_native_device(tmp_path: Path) -> None:
     paths = []
     for number, (name, text) in enumerate(TABLES.values()):
@@ -177,12 +187,11 @@ def test_tables_are_those_of_the_native_device(tmp_path: Path) -> None:
     for name, path, came in zip(
         [*TABLES, "gz"], [*paths, packed], _came([{"table": str(path)} for path in [*paths, packed]]), strict=True
     ):
-        try:
-            table = read_table(str(path))
-        except RowError as error:
+        table = _table(path)
+        if isinstance(table, str):
+            said = re.search(r"line (\d+)", table)
             assert "error" in came, name
-            lines = [word for word in str(error).replace(":", " ").replace(",", " ").split() if word.isdigit()]
-            assert not lines or f"line {lines[0]}" in came["error"], (name, str(error), came["error"])
+            assert said is None or said[0] in came["error"], (name, table, came["error"])
             continue
         cells = [
             [column, [{"kind": cell.kind} if isinstance(cell, NoText) else cell for cell in found]]

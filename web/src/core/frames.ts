@@ -235,7 +235,7 @@ function wrong(where: string, value: Json, allowed: string): PeerError {
 
 /** Up to 2^53 - 1: a number of JavaScript has no larger ones one by one, and no run comes so far. */
 function count(value: Json, where: string): number {
-  if (typeof value !== "number" || value < 0) throw wrong(where, value, "a whole number from 0 on is allowed");
+  if (typeof value !== "number" || value < 0) throw wrong(where, value, "a whole number from 0 to 2^53 - 1 is allowed");
   return value;
 }
 

@@ -8,13 +8,16 @@
 import { Direction } from "./directions";
 import { PeerError } from "./errors";
 import { type Directions, type Seeds, type Word, wordOf } from "./seeds";
-import { type Tensor, rowsOf, shown, sizeOf, zeros } from "./tensor";
+import { type Tensor, rowsOf, shown, sizeOf, tensor, zeros } from "./tensor";
 import { type Schedule, type UpdateRule, constant } from "./update";
 
 export type Parameters = ReadonlyMap<string, Tensor<"float32">>;
 
 /** Values moved at once, a multiple of a direction's alignment: gradient, values and moments stay in a cache. */
 const TILE = 1 << 14;
+/** Rows taken in one pass over the parameters: as many keys, coefficients and views of slopes are there at once. */
+const AT_ONCE = 1024;
+const NONE: Tensor<"float32"> = tensor("float32", [0, 0], new Float32Array());
 
 /**
  * What a row of agreed slopes is made of.
@@ -106,11 +109,11 @@ export class Replica {
       const allowed = `(steps, ${wanted}) from step 0 is allowed`;
       throw new PeerError("history", `${shown(rows.shape)} from step ${first}`, allowed);
     }
-    const [fresh, at] = this.untaken(first, rows, steps);
-    if (at.length === 0) return;
-    if (measured > 0) this.replayMeasured(parted(fresh, 0, measured), at);
-    if (given > 0) this.replayGiven(parted(fresh, measured, measured + given), at);
-    this.position += at.length;
+    for (const [fresh, at] of this.untaken(first, rows, steps)) {
+      if (measured > 0) this.replayMeasured(parted(fresh, 0, measured), at);
+      if (given > 0) this.replayGiven(parted(fresh, measured, measured + given), at);
+      this.position += at.length;
+    }
   }
 
   /**
@@ -119,12 +122,16 @@ export class Replica {
    * PeerError where rows in between are missing.
    */
   takeState(first: number, slopes: Tensor<"float32">, exact: readonly Tensor<"float32">[]): void {
-    const [fresh, at] = this.untaken(first, slopes, null);
-    if (at.length === 0) return;
-    const width = slopes.shape[1] ?? 0;
-    if (width > 0) this.replayMeasured(parted(fresh, 0, width), at);
+    const [count, width] = slopes.shape as [number, number];
+    const behind = first + count;
+    if (behind <= this.position) return;
+    // Without slopes a row has no values, so that few bytes may announce any number of rows.
+    for (const [fresh, at] of this.untaken(first, width > 0 ? slopes : NONE, null)) {
+      this.replayMeasured(parted(fresh, 0, width), at);
+      this.position += at.length;
+    }
     [...this.exactState().values()].forEach((mine, place) => mine.data.set((exact[place] as Tensor<"float32">).data));
-    this.position += at.length;
+    this.position = behind;
   }
 
   /** All that exact gradients move: the parameters by name, then each of their moments by moment and name. */
@@ -161,20 +168,24 @@ export class Replica {
     return parameter;
   }
 
-  /** Those of the rows from number `first` on that are still to be taken, and their steps. */
-  private untaken(
+  /** Those of the rows from number `first` on that are still to be taken, some at a time, and their steps. */
+  private *untaken(
     first: number,
     rows: Tensor<"float32">,
     steps: readonly number[] | null,
-  ): [Tensor<"float32">, readonly number[]] {
+  ): Generator<[Tensor<"float32">, number[]]> {
     const count = rows.shape[0] as number;
-    const numbers = steps ?? Array.from({ length: count }, (_, place) => first + place);
-    if (numbers.length !== count) throw new RangeError(`${numbers.length} steps are given for ${count} rows`);
+    if (steps !== null && steps.length !== count) {
+      throw new RangeError(`${steps.length} steps are given for ${count} rows`);
+    }
     if (first > this.position) {
       throw new PeerError("history", `rows begin at step ${first}, but this replica is at step ${this.position}`);
     }
-    const taken = Math.min(this.position - first, count);
-    return [rowsOf(rows, taken, count), numbers.slice(taken)];
+    for (let taken = this.position - first; taken < count; taken += AT_ONCE) {
+      const stop = Math.min(taken + AT_ONCE, count);
+      const own = Array.from({ length: stop - taken }, (_, place) => steps?.[taken + place] ?? first + taken + place);
+      yield [rowsOf(rows, taken, stop), own];
+    }
   }
 
   /** The groups' steps, from their slopes, groups · P of each row. */

@@ -8,7 +8,17 @@
 
 import type { Split } from "../core/batches";
 import { DeviceError, Diverged, PackageError, PeerError, RowError } from "../core/errors";
-import { type Done, type Frame, type Open, type Prepare, type Question, type Save, frame, readQuestion, refused } from "../core/frames";
+import {
+  type Done,
+  type Frame,
+  type Open,
+  type Prepare,
+  type Question,
+  type Save,
+  frame,
+  readQuestion,
+  refused,
+} from "../core/frames";
 import { at, isTree, isWhole, shown } from "./facts";
 import type { Manifest } from "./manifest";
 import type { Package } from "./package";
@@ -59,7 +69,8 @@ export class Device {
       if (error instanceof Diverged) return refused("diverged", error);
       if (error instanceof PeerError) return refused("peer", error);
       this.means.log(error instanceof Error ? error.message : String(error));
-      if (error instanceof RowError) return refused("user", "what is wrong may quote a row of this device; its page says it");
+      if (error instanceof RowError)
+        return refused("user", "what is wrong may quote a row of this device; its page says it");
       if (error instanceof DeviceError) return refused("user", error);
       // Its text may quote a row.
       return refused("failed", `${(error as Error).name}; this device's page says more`);

@@ -1,4 +1,4 @@
-/** Rows of a CSV text: fields in quotes where they begin with one, and nothing behind a closing quote but a field's end. */
+/** Rows of a CSV text: a field may be in quotes, and nothing stands behind a closing quote but the field's end. */
 
 /** Quotes that are no CSV. */
 export class CsvError extends Error {
@@ -29,7 +29,7 @@ export function* csvRows(text: string, delimiter: string, afterBlanks: boolean):
   let line = 1;
   while (at < text.length) {
     const row: CsvRow = { line, fields: [] };
-    for (let ended = false; !ended; ) {
+    for (let ended = false; !ended;) {
       while (afterBlanks && text[at] === " ") at += 1;
       let field = "";
       if (text[at] === '"') {

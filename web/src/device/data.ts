@@ -1,8 +1,8 @@
 /**
  * A device's own rows: a file of texts, images in files, or an array of them, read, named and encoded.
  *
- * Which file, and which of its columns are read, is said on the page, never by a package or a server. What is wrong with
- * a row is a `RowError`: it may quote the row, so it stays on this machine.
+ * Which file, and which of its columns are read, is said on the page, never by a package or a server. What is wrong
+ * with a row is a `RowError`: it may quote the row, so it stays on this machine.
  */
 
 import { type Rows as Encoded, Split } from "../core/batches";
@@ -41,11 +41,20 @@ export async function ownSplit(rows: Rows, from: Package): Promise<Split> {
   if (how.channels !== 3) {
     throw new RowError(`the model takes images of ${how.channels} channel(s), so ${ARRAYS} is needed`);
   }
-  if (rows.kind !== "images") throw new RowError(`the model takes images, so images by class, or ${ARRAYS}, are needed`);
+  if (rows.kind !== "images")
+    throw new RowError(`the model takes images, so images by class, or ${ARRAYS}, are needed`);
   if (!rows.files.length) throw new RowError("no images were chosen");
   const files = [...rows.files].sort((one, other) => (pathOf(one) < pathOf(other) ? -1 : 1));
-  const labels = numbers(files.map((each) => each.label), names, "the images", (row) => shown(files[row]?.file.name));
-  const images = await decoded(files.map((each) => each.file), how);
+  const labels = numbers(
+    files.map((each) => each.label),
+    names,
+    "the images",
+    (row) => shown(files[row]?.file.name),
+  );
+  const images = await decoded(
+    files.map((each) => each.file),
+    how,
+  );
   const shape = [files.length, ...how.size, 3];
   return new Split({ ...numbered(labels), images: tensor("uint8", shape, images), imageForm: imageForm(how) });
 }
@@ -57,11 +66,13 @@ function pathOf(row: { label: string; file: File }): string {
 async function texts(rows: Rows & { kind: "table" }, from: Package, names: string[]): Promise<Split> {
   const how = at(from.manifest, "task.texts") as How;
   const objective = at(from.manifest, "task.objective") as Objective;
-  if (objective === "generation") throw new RowError("this run generates texts, of which a page can't name the targets");
+  if (objective === "generation")
+    throw new RowError("this run generates texts, of which a page can't name the targets");
   const wanted = new Map([["text", rows.text]]);
   if (how.pair) wanted.set("pair", rows.pair ?? "");
   if (objective === "classification") wanted.set("label", rows.label);
-  for (const [name, column] of wanted) if (!column) throw new RowError(`the run needs each row's ${name}: name its column`);
+  for (const [name, column] of wanted)
+    if (!column) throw new RowError(`the run needs each row's ${name}: name its column`);
   if (new Set([...wanted.values()].map((column) => column.trim())).size < wanted.size) {
     throw new RowError(`a column is named for two things: ${[...wanted].map((each) => each.join(" ")).join(", ")}`);
   }
@@ -106,7 +117,11 @@ async function arrays(file: File, form: readonly number[], names: string[]): Pro
 }
 
 function imageForm(how: object): { scale: number | null; mean: number[]; std: number[] } {
-  return { scale: at(how, "scale") as number | null, mean: at(how, "mean") as number[], std: at(how, "std") as number[] };
+  return {
+    scale: at(how, "scale") as number | null,
+    mean: at(how, "mean") as number[],
+    std: at(how, "std") as number[],
+  };
 }
 
 /** Labels, and the numbers of the rows among all that this device trains on. */
@@ -121,7 +136,9 @@ function numbers(labels: string[], names: string[], where: string, place: (row: 
   return labels.map((label, row) => {
     const found = known.get(label);
     if (found === undefined) {
-      throw new RowError(`label ${shown(label)} in ${place(row)} of ${where} is no class of the run: ${names.join(", ")}`);
+      throw new RowError(
+        `label ${shown(label)} in ${place(row)} of ${where} is no class of the run: ${names.join(", ")}`,
+      );
     }
     return found;
   });

@@ -2,7 +2,13 @@
 
 /** Where a device's rows are. */
 export type Rows =
-  | { readonly kind: "table"; readonly file: File; readonly text: string; readonly pair?: string; readonly label: string }
+  | {
+      readonly kind: "table";
+      readonly file: File;
+      readonly text: string;
+      readonly pair?: string;
+      readonly label: string;
+    }
   | { readonly kind: "images"; readonly files: readonly { readonly label: string; readonly file: File }[] }
   | { readonly kind: "arrays"; readonly file: File };
 
@@ -22,15 +28,7 @@ export type Order =
   | { readonly type: "leave" };
 
 export type State =
-  | "connecting"
-  | "fetching"
-  | "preparing"
-  | "waiting"
-  | "training"
-  | "paused"
-  | "left"
-  | "failed"
-  | "finished";
+  "connecting" | "fetching" | "preparing" | "waiting" | "training" | "paused" | "left" | "failed" | "finished";
 
 /** Bytes by what is sent. */
 export type Bytes = Record<string, number>;
@@ -41,7 +39,7 @@ export type Event =
   /** Bytes of the package that are there, and of all of it. */
   | { readonly type: "package"; readonly done: number; readonly total: number }
   | { readonly type: "step"; readonly round: number; readonly step: number; readonly steps: number }
-  /** In all since the device joined. */
+  /** In all of this run since the page joined it. */
   | { readonly type: "bytes"; readonly up: Bytes; readonly down: Bytes }
   | { readonly type: "evaluation"; readonly step: number; readonly loss?: number; readonly accuracy?: number }
   | { readonly type: "memory"; readonly bytes: number }

@@ -161,7 +161,8 @@ export class Packages {
     const data = new Uint8Array(file.bytes);
     for (const key of await this.store.keys("pieces", file.sha256)) {
       const piece = (await this.store.get("pieces", key)) as Uint8Array;
-      if ((key[1] as number) + piece.length > data.length) throw new DeviceError(`${file.name}: what was kept is damaged`);
+      if ((key[1] as number) + piece.length > data.length)
+        throw new DeviceError(`${file.name}: what was kept is damaged`);
       data.set(piece, key[1] as number);
     }
     return data;

@@ -35,7 +35,9 @@ export class Head {
     const head = from.manifest.graphs.head ?? null;
     if (head === null) throw new PackageError("this package has no head: its recipe has no model.head");
     const held: Record<string, Tensor> = {};
-    head.weights.forEach((name, place) => { held[`w${place}`] = from.weights.get(name) as Tensor; });
+    head.weights.forEach((name, place) => {
+      held[`w${place}`] = from.weights.get(name) as Tensor;
+    });
     const shapes = new Map(head.tensors.map((entry) => [entry.name, entry.shape]));
     return new Head(await Piece.load(from, head.file, "the head"), head.read, held, head.sizes, shapes);
   }
@@ -65,7 +67,9 @@ export class Head {
     const total = Math.max(scored === null ? labels.data.length : scored.data.length, 1);
     const scale = tensor("float32", [], Float32Array.of(1 / total));
     const moved: Record<string, Tensor> = {};
-    tensors.forEach((each, place) => { moved[`t${place}`] = each; });
+    tensors.forEach((each, place) => {
+      moved[`t${place}`] = each;
+    });
     const gradient = zeros("float32", hidden.shape);
     const sums = tensors.map((each) => zeros("float32", each.shape));
     let loss = 0;

@@ -164,7 +164,8 @@ export class Joining {
     const told = parsed(said.header);
     const keys = ["kind", "package", "place", "protocol"];
     const isWelcome = isTree(told) && Object.keys(told).sort().join() === keys.join() && told["kind"] === "welcome";
-    if (said.body.length || !isWelcome) throw new PeerError("welcome", `${keys.join(", ")} are due, and no body`, "", "server");
+    if (said.body.length || !isWelcome)
+      throw new PeerError("welcome", `${keys.join(", ")} are due, and no body`, "", "server");
     if (told["protocol"] !== 1) {
       throw new PeerError("welcome.protocol", shown(told["protocol"], 20), "1 is allowed", "server");
     }

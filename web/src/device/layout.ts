@@ -56,7 +56,10 @@ export class Layout {
   lay(tokens: Tensor<"int64">): Tensor<"int64"> {
     const laid = zeros("int64", [this.rows, this.columns]);
     if (this.place === null) laid.data.set(tokens.data);
-    else this.place.forEach((at, token) => { laid.data[at] = tokens.data[token] as bigint; });
+    else
+      this.place.forEach((at, token) => {
+        laid.data[at] = tokens.data[token] as bigint;
+      });
     return laid;
   }
 
@@ -181,7 +184,9 @@ function costOf(rows: number, places: number, width: number): number {
 function even(lengths: readonly number[], count: number): number[][] {
   const rows = Array.from({ length: count }, (): number[] => []);
   const sizes = new Array<number>(count).fill(0);
-  const order = lengths.map((_, text) => text).sort((one, other) => (lengths[other] as number) - (lengths[one] as number));
+  const order = lengths
+    .map((_, text) => text)
+    .sort((one, other) => (lengths[other] as number) - (lengths[one] as number));
   for (const text of order) {
     const row = sizes.indexOf(Math.min(...sizes));
     (rows[row] as number[]).push(text);

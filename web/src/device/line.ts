@@ -18,7 +18,7 @@ const SPOKEN = "halfback";
 const OPENS = 20_000; // ms that a connection has to be opened
 const SILENT = 40_000; // ms in which nothing of what is to be sent goes, until the gateway is given up
 const LOOK = 1000; // ms after which that is looked at
-/** Browsers let a page close a connection with 1000 and from 3000 on: in place of the protocol's code goes so much more. */
+/** Browsers let a page close a connection with 1000 and from 3000 on: to the protocol's codes so much is added. */
 const OWN = 3000;
 
 /** There is no connection, or none any more; `code`: with which the gateway closed it, 0 where it said none. */
@@ -134,7 +134,10 @@ export class Line {
     const reason = new TextEncoder().encode(oneLine(why)).slice(0, 120);
     this.end(new Lost("this device has ended the connection"));
     try {
-      this.socket.close(code < OWN && code !== 1000 ? OWN + code : code, new TextDecoder().decode(reason).replace(/\ufffd/g, ""));
+      this.socket.close(
+        code < OWN && code !== 1000 ? OWN + code : code,
+        new TextDecoder().decode(reason).replace(/\ufffd/g, ""),
+      );
     } catch {
       this.socket.close();
     }
@@ -217,7 +220,13 @@ export function address(url: string): string {
     throw refusal;
   }
   const isPage = parts.protocol === "https:";
-  if ((parts.protocol !== "wss:" && !isPage) || parts.username || parts.password || parts.port === "0" || / /.test(url)) {
+  if (
+    (parts.protocol !== "wss:" && !isPage) ||
+    parts.username ||
+    parts.password ||
+    parts.port === "0" ||
+    / /.test(url)
+  ) {
     throw refusal;
   }
   if (!isPage && (parts.search || parts.hash)) throw refusal;

@@ -61,7 +61,8 @@ export class End {
   ) {
     for (const [link, chosen] of Object.entries(codecs)) {
       const form = forms.get(link);
-      if (form === undefined) throw new PackageError(`codecs.${link}: the links of this run are ${[...forms.keys()].join(", ")}`);
+      if (form === undefined)
+        throw new PackageError(`codecs.${link}: the links of this run are ${[...forms.keys()].join(", ")}`);
       if (link.endsWith("_up")) this.senders.set(link, makeSender(chosen, form.width, `codecs.${link}`));
       else this.receivers.set(link, makeReceiver(chosen, form.width, `codecs.${link}`));
     }
@@ -154,7 +155,8 @@ export class End {
       const receiver = isCoded(field) ? this.receivers.get(link) : undefined;
       const where = `${part.kind}.${field.name}`;
       if (value instanceof Encoded !== (receiver !== undefined)) {
-        const [came, allowed] = receiver === undefined ? ["encoded values", "a tensor"] : ["a tensor", "encoded values"];
+        const [came, allowed] =
+          receiver === undefined ? ["encoded values", "a tensor"] : ["a tensor", "encoded values"];
         throw new PeerError(where, came, `${allowed} is allowed on this link`);
       }
       if (receiver === undefined || !(value instanceof Encoded)) return value;
@@ -186,7 +188,8 @@ export class End {
       return new Samples([0], [Math.max(Math.floor(rows / form.rows), 1) * form.rows]);
     }
     const { batch } = this;
-    if (batch === null) throw new PeerError("sample ids", "none were said in this round yet, they are needed to decode");
+    if (batch === null)
+      throw new PeerError("sample ids", "none were said in this round yet, they are needed to decode");
     const isRepeated = part.kind === "Activations" && part.sampleIds === null;
     return new Samples(isRepeated ? null : batch.ids, batch.tokens ?? batch.ids.map(() => form.rows));
   }

@@ -53,7 +53,11 @@ interface Stored {
   readonly method: number;
 }
 
-async function unpacked(data: Uint8Array<ArrayBuffer>, view: DataView, stored: Stored): Promise<Uint8Array<ArrayBuffer>> {
+async function unpacked(
+  data: Uint8Array<ArrayBuffer>,
+  view: DataView,
+  stored: Stored,
+): Promise<Uint8Array<ArrayBuffer>> {
   const { local, size, method } = stored;
   if (local + 30 > data.length || view.getUint32(local, true) !== LOCAL) throw new Error("an entry is damaged");
   const begin = local + 30 + view.getUint16(local + 26, true) + view.getUint16(local + 28, true);
@@ -67,7 +71,8 @@ async function unpacked(data: Uint8Array<ArrayBuffer>, view: DataView, stored: S
 
 /** An array of the .npy format: a magic, a version, the length of a header, the header, the values. */
 function npy(file: Uint8Array<ArrayBuffer>): Npy {
-  if (file.length < 12 || String.fromCharCode(...file.subarray(1, 6)) !== "NUMPY") throw new Error("an entry is no array");
+  if (file.length < 12 || String.fromCharCode(...file.subarray(1, 6)) !== "NUMPY")
+    throw new Error("an entry is no array");
   const view = new DataView(file.buffer, file.byteOffset, file.byteLength);
   const [length, begin] = (file[6] as number) < 2 ? [view.getUint16(8, true), 10] : [view.getUint32(8, true), 12];
   const header = new TextDecoder("latin1").decode(file.subarray(begin, begin + length));
@@ -77,7 +82,10 @@ function npy(file: Uint8Array<ArrayBuffer>): Npy {
     throw new Error("an array is of a kind that is not read here");
   }
   if (descr[1] === ">") throw new Error("an array is big-endian");
-  const sizes = (shape[1] as string).split(",").filter((part) => part.trim()).map(Number);
+  const sizes = (shape[1] as string)
+    .split(",")
+    .filter((part) => part.trim())
+    .map(Number);
   const [kind, each] = [descr[2] as string, bytesEach(descr[2] as string)];
   const data = file.slice(begin + length);
   if (data.length !== sizes.reduce((product, size) => product * size, each)) throw new Error("an array is cut off");

@@ -142,4 +142,3 @@ async function checkedFile(files: Files, name: string, manifest: Manifest): Prom
   }
   return data;
 }
-

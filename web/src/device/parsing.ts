@@ -98,7 +98,15 @@ function checkLongCells(rows: string[][], lines: number[], where: string, delimi
       // and in one column with values that other rows have, or that this one has, or with an index's numbers.
       const fits = columns.some((values, at) => {
         const isKnown = values.every((value) => known[at]?.has(value) || value === row[at]);
-        return isKnown || (numeric[at] && ascends(values, around.map((each) => each[at] as string), number === 0));
+        return (
+          isKnown ||
+          (numeric[at] &&
+            ascends(
+              values,
+              around.map((each) => each[at] as string),
+              number === 0,
+            ))
+        );
       });
       if (fits) {
         const said = `a quoted cell of ${pieces.length} lines which look like rows themselves`;
@@ -115,7 +123,11 @@ function looksLikeRows(pieces: string[][], width: number, before: string[], behi
   const isProse = pieces.some((piece) => piece.slice(1).some((part) => part.startsWith(" "))); // blanks behind commas
   const isTable = !(begin[0] && end.at(-1)); // that begins or ends with the end of a line
   if (pieces.length === 1 || isProse || isTable) return false;
-  const counts = [before.length + begin.length, ...pieces.slice(1, -1).map((each) => each.length), end.length + behind.length];
+  const counts = [
+    before.length + begin.length,
+    ...pieces.slice(1, -1).map((each) => each.length),
+    end.length + behind.length,
+  ];
   return counts.every((count) => count === width);
 }
 
@@ -123,7 +135,9 @@ function looksLikeRows(pieces: string[][], width: number, before: string[], behi
 function ascends(values: string[], around: string[], first: boolean): boolean {
   const [before, after] = first ? [[], around] : [around.slice(0, 1), around.slice(1)];
   const numbers = [...before, ...values, ...after];
-  return numbers.every(isWholeText) && numbers.every((next, at) => !at || BigInt(numbers[at - 1] as string) < BigInt(next));
+  return (
+    numbers.every(isWholeText) && numbers.every((next, at) => !at || BigInt(numbers[at - 1] as string) < BigInt(next))
+  );
 }
 
 /** Each row with the line that it begins in, the header first; RowError for quotes that are no CSV. */
@@ -164,13 +178,19 @@ export function readJson(text: string, where: string, oneALine: boolean): Table 
     throw new RowError(`${where} cannot be read: line ${lineOf(text, error.at)} is no JSON: ${error.message}`);
   }
   if (rows.length && rows.every((row) => !row.size)) throw new RowError(`${where} has empty objects alone`);
-  if (rows.length === 1 && [...(rows[0] as Map<string, Json>).values()].every((value) => typeof value === "object" && value !== null)) {
+  if (
+    rows.length === 1 &&
+    [...(rows[0] as Map<string, Json>).values()].every((value) => typeof value === "object" && value !== null)
+  ) {
     throw new RowError(`${where} is one object of lists or objects; a file of rows has an object in each line`);
   }
   const columns = new Map<string, Cell[]>();
   for (const name of new Set(rows.flatMap((row) => [...row.keys()]))) {
     if (columns.has(name.trim())) throw new RowError(`${where} names a column twice: ${shown(name.trim())}`);
-    columns.set(name.trim(), rows.map((row) => cellOf(row.get(name))));
+    columns.set(
+      name.trim(),
+      rows.map((row) => cellOf(row.get(name))),
+    );
   }
   const lines = linesOf(text, starts);
   const apart = new Set(lines).size === lines.length;

@@ -118,7 +118,10 @@ export function inGroups(inputs: Inputs, rows: number | null): Inputs[] {
     const last = Math.min(first + rows, count);
     const own = Object.entries(inputs).map(([name, values]): [string, Tensor] => {
       const isOfRows = name === "lengths";
-      return [name, rowsOf(values, isOfRows ? first : (ends[first] as number), isOfRows ? last : (ends[last] as number))];
+      return [
+        name,
+        rowsOf(values, isOfRows ? first : (ends[first] as number), isOfRows ? last : (ends[last] as number)),
+      ];
     });
     groups.push(Object.fromEntries(own));
   }
@@ -249,7 +252,9 @@ export async function* join(theta: Replica, directions: number): Conversation {
 
 /** Replays the step that the cohort has just agreed on; throws as `join` does. */
 export function takeAgreed(theta: Replica, reply: Message, directions: number): void {
-  const [agreed, exact] = theta.exact.length ? receivedBoth(reply, "Slopes", "Exact") : [received(reply, "Slopes"), null];
+  const [agreed, exact] = theta.exact.length
+    ? receivedBoth(reply, "Slopes", "Exact")
+    : [received(reply, "Slopes"), null];
   const slopes = checked("Slopes.values", agreed.values, [directions * theta.groups.length]);
   const given = exact === null ? [] : checked("Exact.values", exact.values as Tensor, [theta.width(0)]).data;
   const row = Float32Array.of(...slopes.data);

@@ -55,7 +55,8 @@ export async function decoded(files: readonly File[], how: PictureForm): Promise
     const pixels = resized(await read(file), width, height, how.resample);
     const from = place * height * width * 3;
     for (let at = 0; at < height * width; at += 1) {
-      for (let colour = 0; colour < 3; colour += 1) made[from + 3 * at + colour] = pixels.data[4 * at + colour] as number;
+      for (let colour = 0; colour < 3; colour += 1)
+        made[from + 3 * at + colour] = pixels.data[4 * at + colour] as number;
     }
   }
   return made;
@@ -122,7 +123,8 @@ function turned(pixels: Pixels): Pixels {
   for (let y = 0; y < height; y += 1) {
     for (let x = 0; x < width; x += 1) {
       const from = (y * width + x) * channels;
-      for (let at = 0; at < channels; at += 1) data[(x * height + y) * channels + at] = pixels.data[from + at] as number;
+      for (let at = 0; at < channels; at += 1)
+        data[(x * height + y) * channels + at] = pixels.data[from + at] as number;
     }
   }
   return { width: height, height: width, channels, data };
@@ -139,7 +141,9 @@ function stretched(pixels: Pixels, height: number, filter: Filter): Pixels {
     const centre = (row + 0.5) * scale;
     const first = Math.max(Math.trunc(centre - filter.support * wide + 0.5), 0);
     const behind = Math.min(Math.trunc(centre + filter.support * wide + 0.5), pixels.height);
-    const weights = Array.from({ length: behind - first }, (_, at) => filter.weight((at + first - centre + 0.5) / wide));
+    const weights = Array.from({ length: behind - first }, (_, at) =>
+      filter.weight((at + first - centre + 0.5) / wide),
+    );
     const total = weights.reduce((sum, weight) => sum + weight, 0);
     sums.fill(1 << (BITS - 1));
     for (const [at, weight] of weights.entries()) {

@@ -15,7 +15,14 @@ export type Method = "ho_sfl" | "ho_sfl_pipelined" | "hosl" | "zo_sfl";
 const DIRECTIONS: Record<Method, number> = { ho_sfl: 2, ho_sfl_pipelined: 2, hosl: 10, zo_sfl: 1 };
 const U_SHAPE = ["ho_sfl"];
 const EXACT = ["ho_sfl"];
-const LINKS = ["activations_up", "activations_down", "gradient_up", "gradient_down", "slopes_up", "slopes_down"] as const;
+const LINKS = [
+  "activations_up",
+  "activations_down",
+  "gradient_up",
+  "gradient_down",
+  "slopes_up",
+  "slopes_down",
+] as const;
 const MOST = 1_000_000_000;
 /** What a package and a run must have alike; what else θ depends on, the digest of the weights says. */
 export const SAME = [

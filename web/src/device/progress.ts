@@ -27,7 +27,10 @@ export class Progress {
     const hasHead = (at(config, "model.head", null) as number | null) !== null;
     const hasExact = from.manifest.exact.length > 0;
     const labels = hasHead ? [] : ["labels"];
-    const values = from.manifest.theta.reduce((sum, { shape }) => sum + shape.reduce((size, each) => size * each, 1), 0);
+    const values = from.manifest.theta.reduce(
+      (sum, { shape }) => sum + shape.reduce((size, each) => size * each, 1),
+      0,
+    );
     this.tell({
       type: "recipe",
       method: String(at(config, "algorithm.name")),
@@ -37,7 +40,13 @@ export class Progress {
       rows,
       steps: this.steps,
       batch: at(config, "batch_size", 0) as number,
-      leaves: ["activations", ...labels, "slopes", ...(hasExact ? ["exact"] : []), ...(hasHead ? ["gradient", "weights"] : [])],
+      leaves: [
+        "activations",
+        ...labels,
+        "slopes",
+        ...(hasExact ? ["exact"] : []),
+        ...(hasHead ? ["gradient", "weights"] : []),
+      ],
       stays: [from.manifest.model.kind === "image" ? "images" : "texts", ...(hasHead ? ["labels"] : [])],
     });
   }
@@ -58,19 +67,16 @@ export class Progress {
     const kind = at(told, "kind");
     if (kind === "open" || kind === "say") this.turn("training");
     if (kind === "prepare") this.turn("preparing");
-    if (kind === "save") this.evaluation(told);
-    if (kind !== "open") return;
     const [round, first, count] = [at(told, "round"), at(told, "first"), at(told, "steps")];
-    if (isWhole(round) && isWhole(first) && isWhole(count)) {
+    if (kind === "open" && isWhole(round) && isWhole(first) && isWhole(count)) {
       this.isLast = first + count >= this.steps;
       this.tell({ type: "step", round, step: first, steps: this.steps });
     }
-    this.evaluation(told);
+    if (kind === "open" || kind === "save") this.evaluation(at(told, "evaluation", null));
   }
 
   private evaluation(told: unknown): void {
-    const evaluation = at(told, "evaluation", null);
-    const [step, loss, accuracy] = [at(evaluation, "step"), at(evaluation, "loss"), at(evaluation, "accuracy")];
+    const [step, loss, accuracy] = [at(told, "step"), at(told, "loss"), at(told, "accuracy")];
     if (!isWhole(step) || step === this.evaluated) return;
     this.evaluated = step;
     const numbers = { ...(typeof loss === "number" && { loss }), ...(typeof accuracy === "number" && { accuracy }) };

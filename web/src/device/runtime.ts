@@ -150,8 +150,8 @@ export class Bottom {
   /**
    * The gradient of ⟨λ, z⟩ by the parameters of θ in the noted blocks, each by its name; `noted` is used up.
    *
-   * `gradient` is λ, in the shape of the activations. One block is in memory at a time, and of a batch one image, or so
-   * many neighbouring texts as have together no more tokens than the longest may have.
+   * `gradient` is λ, in the shape of the activations. One block is in memory at a time, and of a batch one image, or
+   * so many neighbouring texts as have together no more tokens than the longest may have.
    */
   async exact(noted: Noted, gradient: Floats, weight: Weight): Promise<Map<string, Floats>> {
     const found = new Map<string, Floats>();
@@ -204,7 +204,9 @@ export class Bottom {
     };
     const [hidden, ...rest] = await this.embed.run({ ...own, ...given });
     const named: Values = { position_ids: positions };
-    others.forEach((name, place) => { named[name] = rest[place] as Floats; });
+    others.forEach((name, place) => {
+      named[name] = rest[place] as Floats;
+    });
     for (const window of new Set(this.blocks.map((block) => block.window))) {
       named[`bias ${window}`] = layout.bias(this.model.kind === "decoder", window);
     }
@@ -245,7 +247,10 @@ interface Part {
 }
 
 function images(count: number): Part[] {
-  return Array.from({ length: count }, (_, row) => ({ part: { start: row, stop: row + 1 }, spot: { row, start: 0, stop: 0 } }));
+  return Array.from({ length: count }, (_, row) => ({
+    part: { start: row, stop: row + 1 },
+    spot: { row, start: 0, stop: 0 },
+  }));
 }
 
 /**
@@ -261,7 +266,10 @@ function neighbours(layout: Layout, most: number): Part[] {
     const last = found.at(-1);
     const joins = last?.part.stop === part.start && last.spot.row === spot.row && last.spot.stop === spot.start;
     if (joins && spot.stop - last.spot.start <= most) {
-      const [span, at] = [{ start: last.part.start, stop: part.stop }, { ...spot, start: last.spot.start }];
+      const [span, at] = [
+        { start: last.part.start, stop: part.stop },
+        { ...spot, start: last.spot.start },
+      ];
       found[found.length - 1] = { part: span, spot: at };
     } else {
       found.push({ part, spot });
@@ -275,7 +283,8 @@ function ofBlock(others: Values, block: BlockOf): Values {
   const named: Values = {};
   for (const [name, source] of Object.entries(block.others)) {
     const found = Object.hasOwn(others, source) ? others[source] : undefined;
-    if (found === undefined) throw new PackageError(`a block takes ${oneLine(source).slice(0, 60)}, which nothing gives`);
+    if (found === undefined)
+      throw new PackageError(`a block takes ${oneLine(source).slice(0, 60)}, which nothing gives`);
     named[name] = found;
   }
   const bias = others[`bias ${block.window}`];
@@ -315,5 +324,6 @@ function placesOf(value: Tensor, spot: Spot): Tensor {
 
 /** Adds to each of `sums`, rounded to float32. */
 export function add(sums: Float32Array, values: Float32Array): void {
-  for (let place = 0; place < sums.length; place += 1) sums[place] = (sums[place] as number) + (values[place] as number);
+  for (let place = 0; place < sums.length; place += 1)
+    sums[place] = (sums[place] as number) + (values[place] as number);
 }

@@ -28,7 +28,11 @@ export function views(file: Uint8Array<ArrayBuffer>): Map<string, Tensor> {
   const room = size - 8 - length;
   const found = new Map<string, Tensor>();
   let behind = 0;
-  for (const { name, entry, offsets: [first, stop] } of placed) {
+  for (const {
+    name,
+    entry,
+    offsets: [first, stop],
+  } of placed) {
     const bytes = SIZES[String(entry["dtype"])];
     const shape = shapeOf(entry["shape"]);
     if (bytes === undefined || shape === undefined) {
@@ -86,4 +90,3 @@ export function shapeOf(value: unknown): number[] | undefined {
 export function countOf(shape: readonly number[]): number {
   return shape.reduce((count, size) => count * size, 1);
 }
-

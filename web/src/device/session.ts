@@ -196,7 +196,10 @@ function formsOf(from: Package, party: Party, shape: Shape): Map<string, LinkFor
   const hasTexts = from.manifest.model.kind !== "image";
   const longest = hasTexts ? [at(from.manifest, "task.texts.max_length") as number] : [];
   const first = new HiddenForm([...longest, ...shape], hasTexts);
-  const forms = new Map<string, LinkForm>([["activations_up", first], ["gradient_down", first]]);
+  const forms = new Map<string, LinkForm>([
+    ["activations_up", first],
+    ["gradient_down", first],
+  ]);
   if (party.head !== null) {
     const second = new HiddenForm([...longest, ...party.head.sizes], hasTexts);
     forms.set("activations_down", second).set("gradient_up", second);

@@ -71,7 +71,8 @@ export class States {
    * @throws DeviceError where it is damaged, or none that a device has written.
    */
   async read(rounds: number): Promise<State> {
-    const refusal = (why: string): DeviceError => new DeviceError(`the state behind round ${rounds} can't be read: ${why}`);
+    const refusal = (why: string): DeviceError =>
+      new DeviceError(`the state behind round ${rounds} can't be read: ${why}`);
     const found = await this.store.get("states", [...this.begin, rounds]);
     const [listed, text] = [at(found, "arrays"), at(found, "values")];
     if (!Array.isArray(listed) || typeof text !== "string") throw refusal("it is none");
@@ -91,7 +92,8 @@ export class States {
 function tensorOf(told: unknown, refusal: (why: string) => DeviceError): Tensor {
   const [dtype, shape, data] = [at(told, "dtype"), at(told, "shape"), at(told, "data")];
   const isArray = ArrayBuffer.isView(data) && !(data instanceof DataView);
-  if (typeof dtype !== "string" || !Array.isArray(shape) || !shape.every(isWhole) || !isArray) throw refusal("an array is none");
+  if (typeof dtype !== "string" || !Array.isArray(shape) || !shape.every(isWhole) || !isArray)
+    throw refusal("an array is none");
   const found = { dtype, shape, data } as unknown as Tensor;
   if (found.data.length !== sizeOf(found.shape)) throw refusal("an array is cut off");
   if (found.dtype === "float32" && !found.data.every(Number.isFinite)) throw refusal("a value is not finite");
@@ -105,7 +107,11 @@ function tensorOf(told: unknown, refusal: (why: string) => DeviceError): Tensor 
  *
  * @throws DeviceError that names the array.
  */
-export function checkArrays(found: ReadonlyMap<string, Tensor>, wanted: ReadonlyMap<string, Tensor>, free: string): void {
+export function checkArrays(
+  found: ReadonlyMap<string, Tensor>,
+  wanted: ReadonlyMap<string, Tensor>,
+  free: string,
+): void {
   for (const [name, like] of wanted) {
     const kept = found.get(name);
     if (kept === undefined || kept.dtype !== like.dtype || !sameShape(kept.shape, like.shape)) {

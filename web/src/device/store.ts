@@ -43,7 +43,11 @@ export class Store {
    *
    * @throws DeviceError where there is no room.
    */
-  async change(store: StoreName, put: readonly (readonly [IDBValidKey, unknown])[], remove: readonly IDBValidKey[]): Promise<void> {
+  async change(
+    store: StoreName,
+    put: readonly (readonly [IDBValidKey, unknown])[],
+    remove: readonly IDBValidKey[],
+  ): Promise<void> {
     const transaction = this.database.transaction(store, "readwrite", { durability: "strict" });
     const objects = transaction.objectStore(store);
     const done = new Promise<void>((resolve, reject) => {

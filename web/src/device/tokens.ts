@@ -92,7 +92,10 @@ export class Encoder {
     const room = this.how.max_length - around.count;
     const side = this.how.template !== null ? "left" : this.how.side;
     const parts = pair === null ? [this.bare(text)] : [this.bare(text), this.bare(pair)];
-    const counts = cut(parts.map((part) => part.length), room);
+    const counts = cut(
+      parts.map((part) => part.length),
+      room,
+    );
     const kept = parts.map((part, place) => {
       const count = counts[place] as number;
       return side === "left" ? last(part, count) : part.slice(0, count);
@@ -101,7 +104,10 @@ export class Encoder {
     const types: number[] = [...(around.types[0] as readonly number[])];
     for (const [place, part] of kept.entries()) {
       ids.push(...part, ...(around.ids[place + 1] as readonly number[]));
-      types.push(...part.map(() => around.types[kept.length + 1]?.[place] ?? 0), ...(around.types[place + 1] as readonly number[]));
+      types.push(
+        ...part.map(() => around.types[kept.length + 1]?.[place] ?? 0),
+        ...(around.types[place + 1] as readonly number[]),
+      );
     }
     return { ids, types };
   }
@@ -120,7 +126,8 @@ export class Encoder {
   /** Tokens without special ones, of which a text has one or more. */
   private known(text: string): number[] {
     const row = this.bare(text);
-    if (!row.length) throw new RowError(`the text ${shown(text.slice(0, 40))} has no tokens for the package's tokenizer`);
+    if (!row.length)
+      throw new RowError(`the text ${shown(text.slice(0, 40))} has no tokens for the package's tokenizer`);
     return row;
   }
 

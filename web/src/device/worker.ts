@@ -11,7 +11,10 @@ import { setUp } from "./runtime";
 import { Store } from "./store";
 
 const MOST_THREADS = 4; // of which more gain little where a product is small
-const page = self as unknown as { postMessage(event: Event): void; onmessage: ((event: MessageEvent<Order>) => void) | null };
+const page = self as unknown as {
+  postMessage(event: Event): void;
+  onmessage: ((event: MessageEvent<Order>) => void) | null;
+};
 
 let joining: Joining | null = null;
 let isBusy = false;
@@ -41,7 +44,10 @@ async function join(terms: Terms): Promise<void> {
       }
     });
   } catch (error) {
-    told("failed", error instanceof DeviceError ? error.message : `${(error as Error).name}: ${(error as Error).message}`);
+    told(
+      "failed",
+      error instanceof DeviceError ? error.message : `${(error as Error).name}: ${(error as Error).message}`,
+    );
   } finally {
     [joining, isBusy] = [null, false];
   }

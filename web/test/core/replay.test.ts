@@ -126,6 +126,22 @@ describe("replay", () => {
     expect(other.state()).toEqual(one.state());
   });
 
+  it("takes rows without slopes for what they weigh", () => {
+    const replica = plain({ a: 3, b: 2 }, ["b"]);
+    const state = structuredClone([...replica.exactState().values()]);
+    replica.takeState(0, zeros("float32", [2 ** 31, 0]), state);
+    expect(replica.position).toBe(2 ** 31);
+    expect(() => replica.takeState(2 ** 32, zeros("float32", [1, 0]), state)).toThrow(PeerError);
+  });
+
+  it("comes to the same by thousands of rows at once", () => {
+    const slopes = floats({ dtype: "float32", shape: [2500, 1], hex: "0000803f".repeat(2500) });
+    const [one, other] = [plain({ a: 3 }), plain({ a: 3 })];
+    one.replay(0, slopes);
+    for (let first = 0; first < 2500; first += 7) other.replay(first, rowsOf(slopes, first, Math.min(first + 7, 2500)));
+    expect(one.state()).toEqual(other.state());
+  });
+
   it("makes no direction of more than a tile", () => {
     const sizes = vi.spyOn(directions.Direction.prototype, "write");
     plain({ a: 100_000 }, [], {}).replay(0, rows([1, 2, 3], [4, 5, 6]));

@@ -14,7 +14,10 @@ export function weightsOf(arrays: Record<string, { shape: number[]; data: number
     header[name] = { dtype: "F32", shape, data_offsets: [at, at + 4 * data.length] };
     at += 4 * data.length;
   }
-  return withHeader(header, new Uint8Array(Float32Array.from(Object.values(arrays).flatMap(({ data }) => data)).buffer));
+  return withHeader(
+    header,
+    new Uint8Array(Float32Array.from(Object.values(arrays).flatMap(({ data }) => data)).buffer),
+  );
 }
 
 /** A file of weights with this header, whatever it says. */
@@ -30,7 +33,10 @@ export function withHeader(header: unknown, data: Uint8Array): Uint8Array<ArrayB
 export const BLOCK = { kind: 0, weights: ["0.a"], others: {}, window: null };
 
 /** The files of a package whose graphs are no graphs; `change` may spoil its manifest. */
-export async function packageOf(files: Named = {}, change: (manifest: Record<string, unknown>) => void = () => {}): Promise<Named> {
+export async function packageOf(
+  files: Named = {},
+  change: (manifest: Record<string, unknown>) => void = () => {},
+): Promise<Named> {
   const all: Named = {
     "embed.onnx": TEXT.encode("embed"),
     "block0.onnx": TEXT.encode("block"),
@@ -43,7 +49,12 @@ export async function packageOf(files: Named = {}, change: (manifest: Record<str
     format: 1,
     files: listed,
     model: { kind: "image", cut: 1, longest: 0 },
-    graphs: { embed: { file: "embed.onnx", weights: [], others: [] }, kinds: [{ file: "block0.onnx" }], blocks: [BLOCK], head: null },
+    graphs: {
+      embed: { file: "embed.onnx", weights: [], others: [] },
+      kinds: [{ file: "block0.onnx" }],
+      blocks: [BLOCK],
+      head: null,
+    },
     theta: [{ name: "a", shape: [2] }],
     exact: [],
   };

@@ -19,7 +19,12 @@ import { type Files, Package, sha256 } from "../../src/device/package";
 import { Store } from "../../src/device/store";
 
 const [, , folder, told] = process.argv as [string, string, string, string];
-const { kind, path, ...columns } = JSON.parse(told) as { kind: "table" | "arrays"; path: string; text: string; label: string };
+const { kind, path, ...columns } = JSON.parse(told) as {
+  kind: "table" | "arrays";
+  path: string;
+  text: string;
+  label: string;
+};
 
 const files: Files = {
   size: (name) => statSync(join(folder, name), { throwIfNoEntry: false })?.size,
@@ -31,13 +36,21 @@ async function device(): Promise<Device> {
   const file = new File([readFileSync(path)], basename(path));
   const own: Rows = kind === "arrays" ? { kind, file } : { kind, file, ...columns };
   const log = (line: string): void => console.error(line);
-  return new Device({ from, rows: () => ownSplit(own, from), store: await Store.open(), owner: "0", keepLabels: false, log });
+  return new Device({
+    from,
+    rows: () => ownSplit(own, from),
+    store: await Store.open(),
+    owner: "0",
+    keepLabels: false,
+    log,
+  });
 }
 
 async function theta(from: Device): Promise<string> {
   const party = from.session?.party;
   const digests: Record<string, string> = {};
-  for (const [name, values] of party?.theta.parameters ?? []) digests[name] = await sha256(new Uint8Array(bytesOf(values)));
+  for (const [name, values] of party?.theta.parameters ?? [])
+    digests[name] = await sha256(new Uint8Array(bytesOf(values)));
   return JSON.stringify({ position: party?.theta.position ?? -1, digests });
 }
 
@@ -47,7 +60,10 @@ for await (const piece of stdin) {
   held = Buffer.concat([held, piece as Buffer]);
   while (held.length >= 8 && held.length >= 8 + held.readUInt32LE(0) + held.readUInt32LE(4)) {
     const [header, body] = [held.readUInt32LE(0), held.readUInt32LE(4)];
-    const asked = { header: held.toString("utf8", 8, 8 + header), body: new Uint8Array(held.subarray(8 + header, 8 + header + body)) };
+    const asked = {
+      header: held.toString("utf8", 8, 8 + header),
+      body: new Uint8Array(held.subarray(8 + header, 8 + header + body)),
+    };
     held = held.subarray(8 + header + body);
     if (asked.header === "reopen") here = await device();
     const reply = ["theta", "reopen"].includes(asked.header)

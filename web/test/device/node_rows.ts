@@ -2,8 +2,8 @@
  * What a page makes of files of rows, under Node, for comparison with the native device.
  *
  * On standard input is a JSON object: `tokens` {file, how, texts, pairs}, `table` a path, `resize` {width, height, data
- * (base64 of RGB), to [width, height], resample}, or `npz` {path, channels, size, names}. On standard output is what came
- * of it as JSON, or `error` with its line.
+ * (base64 of RGB), to [width, height], resample}, or `npz` a path. On standard output is what came of it as JSON, or
+ * `error` with its line.
  */
 
 import { readFileSync } from "node:fs";

@@ -34,7 +34,10 @@ test("what is right is opened, and θ is a copy", async () => {
   expect([...(from.theta().get("a")?.data ?? [])]).toEqual([1, 2]);
 });
 
-const graphs = (change: (graphs: Manifest) => void): Change => (manifest) => change(manifest["graphs"] as Manifest);
+const graphs =
+  (change: (graphs: Manifest) => void): Change =>
+  (manifest) =>
+    change(manifest["graphs"] as Manifest);
 
 describe("a manifest that says what can't be", () => {
   const cases: Record<string, [Change, string]> = {
@@ -46,11 +49,14 @@ describe("a manifest that says what can't be", () => {
       (m) => Object.assign(m["files"] as Manifest, { "a/b": { sha256: "0".repeat(64), bytes: 1 } }),
       "no name of a file",
     ],
-    "itself": [
+    itself: [
       (m) => Object.assign(m["files"] as Manifest, { "manifest.json": { sha256: "0".repeat(64), bytes: 1 } }),
       "no name of a file",
     ],
-    "no digest": [(m) => Object.assign((m["files"] as Manifest)["embed.onnx"] as Manifest, { sha256: "x" }), "a digest"],
+    "no digest": [
+      (m) => Object.assign((m["files"] as Manifest)["embed.onnx"] as Manifest, { sha256: "x" }),
+      "a digest",
+    ],
     "another digest": [
       (m) => Object.assign((m["files"] as Manifest)["block0.onnx"] as Manifest, { sha256: "0".repeat(64) }),
       "block0.onnx: its digest is not the manifest's",
@@ -67,13 +73,34 @@ describe("a manifest that says what can't be", () => {
     "a truth for a number": [(m) => Object.assign(m, { format: true }), "its format is true"],
     "another model": [(m) => Object.assign(m["model"] as Manifest, { kind: "x" }), "model.kind"],
     "a cut that is none": [(m) => Object.assign(m["model"] as Manifest, { cut: -1 }), "model.cut"],
-    "a graph that is no file": [graphs((g) => Object.assign(g["embed"] as Manifest, { file: "http://a/b" })), "none of the files"],
-    "weights that are not there": [graphs((g) => Object.assign(g, { blocks: [{ ...BLOCK, weights: ["0.b"] }] })), "is missing"],
-    "a kind that is not there": [graphs((g) => Object.assign(g, { blocks: [{ ...BLOCK, kind: 1 }] })), "none of the 1 kinds"],
+    "a graph that is no file": [
+      graphs((g) => Object.assign(g["embed"] as Manifest, { file: "http://a/b" })),
+      "none of the files",
+    ],
+    "weights that are not there": [
+      graphs((g) => Object.assign(g, { blocks: [{ ...BLOCK, weights: ["0.b"] }] })),
+      "is missing",
+    ],
+    "a kind that is not there": [
+      graphs((g) => Object.assign(g, { blocks: [{ ...BLOCK, kind: 1 }] })),
+      "none of the 1 kinds",
+    ],
     "θ of another shape": [(m) => Object.assign(m, { theta: [{ name: "a", shape: [3] }] }), "of shape [3] are due"],
-    "θ twice": [(m) => Object.assign(m, { theta: [{ name: "a", shape: [2] }, { name: "a", shape: [2] }] }), "a name of its own"],
+    "θ twice": [
+      (m) =>
+        Object.assign(m, {
+          theta: [
+            { name: "a", shape: [2] },
+            { name: "a", shape: [2] },
+          ],
+        }),
+      "a name of its own",
+    ],
     "exact without θ": [(m) => Object.assign(m, { exact: ["b"] }), "only names of theta"],
-    "a shape without end": [(m) => Object.assign(m, { theta: [{ name: "a", shape: Array(9).fill(1) }] }), "a shape are due"],
+    "a shape without end": [
+      (m) => Object.assign(m, { theta: [{ name: "a", shape: Array(9).fill(1) }] }),
+      "a shape are due",
+    ],
   };
   test.each(Object.entries(cases))("%s", async (_, [change, said]) => {
     expect(await refusal(await packageOf({}, change))).toContain(said);
@@ -93,7 +120,10 @@ describe("a manifest that says what can't be", () => {
 describe("weights that are not where the header says", () => {
   const one = { dtype: "F32", shape: [2], data_offsets: [0, 8] };
   const cases: Record<string, [unknown, string]> = {
-    "larger than the file": [{ "0.a": { ...one, shape: [1000], data_offsets: [0, 4000] } }, "is not where its values are"],
+    "larger than the file": [
+      { "0.a": { ...one, shape: [1000], data_offsets: [0, 4000] } },
+      "is not where its values are",
+    ],
     "other bytes than its shape": [{ "0.a": { ...one, shape: [3] } }, "is not where its values are"],
     "one over the other": [{ "0.a": one, "0.b": one }, "is not where its values are"],
     "another type": [{ "0.a": { ...one, dtype: "F64" } }, "type or shape"],
