@@ -10,8 +10,10 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -22,7 +24,11 @@ from halfback.codecs.protocol import Parts, Samples
 from halfback.codecs.temporal import TemporalReceiver, TemporalSender
 from halfback.data.batches import ClientData, Split
 from halfback.engine.remote import frames, stream
+from halfback.engine.sums import Sums, masked_talk
 from halfback.errors import PeerError
+from halfback.masking import primitives
+from halfback.masking.fixed_point import FixedPoint
+from halfback.masking.rules import SumRules, between
 from halfback.parties.holdings import VectorForm
 from halfback.wire.fields import FIELDS
 from halfback.wire.messages import (
@@ -37,6 +43,7 @@ from halfback.wire.messages import (
     History,
     Join,
     Losses,
+    Masking,
     Message,
     MiddleActivations,
     Nothing,
@@ -261,6 +268,9 @@ def _messages() -> dict[str, Message]:
         "slopes-and-exact-encoded": Both(slopes, Exact(signs)),
         "history-and-exact": Both(History(7, _values(3, 2)), Exact(_values(3 * 6))),
         "history-and-exact-encoded": Both(History(7, torch.zeros(2, 0)), Exact(signs)),
+        "masking": Masking(1, torch.tensor([2, 1 << 40]), torch.arange(12, dtype=torch.uint8).reshape(2, 6)),
+        "masking-list": Masking(2, torch.tensor([0, 5, 9]), torch.zeros(3, 0, dtype=torch.uint8)),
+        "masked-slopes": Both(Slopes(7, torch.tensor([1 << 62, -1])), Exact(torch.tensor([3, -(1 << 63)]))),
     }
 
 
@@ -297,6 +307,9 @@ def _malformed() -> Iterator[tuple[str, bytes, dict[str, Most] | None]]:
     encoded = pack(messages["activations-encoded"]).data
     yield "more tensors than the recipe allows", encoded, {"activations": Most(1000, 1)}
     yield "tensors of more bytes than the recipe allows", encoded, {"activations": Most(30, 2)}
+    masking = pack(messages["masking"]).data
+    yield "more clients than the recipe allows", masking, {"masks": Most(15)}
+    yield "keys where a recipe has none", masking, {"slopes": Most(100)}
 
 
 def wire() -> Json:
@@ -563,6 +576,122 @@ def batches() -> Json:
     return {"cases": cases}
 
 
+def sums() -> Json:
+    """The pieces of a secure sum from secrets that are given, and whole conversations of one client."""
+    drawn = _drawn("pieces")
+    fixed, means = [], []
+    for bits, largest, clients, share in ((64, 1024.0, 10, 1.0), (32, 8.0, 3, 1.0), (32, 64.0, 4, 3 / 7)):
+        point = FixedPoint(bits, largest, clients)
+        step = 1 / point.scale
+        edges = [largest, -largest, 0.0, 0.5 * step, 1.5 * step, -0.5 * step, -2.5 * step, 1 / 3, -1e-3, 0.1]
+        values = torch.tensor(edges, dtype=torch.float64).float()
+        numbers = point.encode(values, "values", share)
+        known = {"bits": bits, "range": largest, "clients": clients, "scale": point.scale.hex()}
+        fixed.append(known | {"share": share.hex(), "values": shown(values), "numbers": shown(_signed(numbers))})
+        counted = clients * share
+        mean = point.mean(numbers + numbers, counted).float()
+        means.append(known | {"total": shown(_signed(numbers + numbers)), "count": counted.hex(), "mean": shown(mean)})
+    own, peer, key = primitives.KeyPair(next(drawn)), primitives.KeyPair(next(drawn)), next(drawn) + next(drawn)
+    info = between(key, b"mask", 2, 5)
+    text = next(drawn) + next(drawn)
+    secret, powers = next(drawn), [next(drawn) for _ in range(3)]
+    left = iter(powers)
+    with patch("Crypto.Protocol.SecretSharing.rng", lambda size: next(left)):
+        shares = primitives.split(secret, threshold=4, count=6)
+    return {
+        "fixed_point": fixed,
+        "means": means,
+        "pair": {
+            "secrets": [own.secret.hex(), peer.secret.hex()],
+            "public": [own.public.hex(), peer.public.hex()],
+            "info": info.hex(),
+            "shared": own.shared(peer.public, info).hex(),
+        },
+        "commitment": {"secret": secret.hex(), "commitment": primitives.commitment(secret).hex()},
+        "derived": {
+            "secret": secret.hex(),
+            "info": b"own mask".hex(),
+            "key": primitives.derived(secret, b"own mask").hex(),
+        },
+        "sealed": {"key": key.hex(), "text": text.hex(), "sealed": primitives.seal(key, text).hex()},
+        "streams": [
+            {"key": key.hex(), "numbers": shown(_signed(primitives.stream(key, 5, bits)))} for bits in (32, 64)
+        ],
+        "shares": {
+            "secret": secret.hex(),
+            "coefficients": [power.hex() for power in powers],
+            "shares": [share.hex() for share in shares],
+        },
+        "conversations": {
+            "alike": _sum("alike", SumRules(3, FixedPoint(64, 8.0, 3)), leave={}),
+            "by rows": _sum("by rows", SumRules(3, FixedPoint(32, 8.0, 5), by_rows=True), leave={0: 1, 9: 2}),
+        },
+    }
+
+
+def _drawn(name: str) -> Iterator[bytes]:
+    """Secrets that everybody knows."""
+    for number in count():
+        yield sha256(f"halfback vectors {name} {number}".encode()).digest()[:16]
+
+
+def _signed(numbers: Any) -> Tensor:
+    return torch.from_numpy(numbers.copy().view(f"i{numbers.itemsize}"))
+
+
+def _sum(name: str, rules: SumRules, *, leave: Mapping[int, int]) -> Json:
+    """A sum of clients 0, 2, 5, 7, 9, of which some leave before an exchange; what client 2 says and is told."""
+    clients, drawn = (0, 2, 5, 7, 9)[: rules.most], _drawn(name)
+    said = {
+        client: Both(Slopes(7, _values(3) * (place + 1)), Exact(_values(2) / (place + 3)))
+        for place, client in enumerate(clients)
+    }
+    rows = {client: 10 * place + 3 for place, client in enumerate(clients)}
+    noted: dict[int, list[bytes]] = {client: [] for client in clients}
+    now = [0]
+
+    def secret(*size: int) -> bytes:
+        noted[now[0]].append(next(drawn))
+        return noted[now[0]][-1]
+
+    server, up, down = Sums(rules), [], []
+    with patch("halfback.masking.participant.new_secret", secret), patch("Crypto.Protocol.SecretSharing.rng", secret):
+        talks = {client: masked_talk(client, rows[client], said[client], rules) for client in clients}
+        heard: dict[int, Any] = dict.fromkeys(clients)
+        for exchange in range(4):
+            messages: dict[int, Message] = {}
+            for client in [client for client in heard if leave.get(client, 9) > exchange]:
+                now[0] = client
+                try:
+                    messages[client] = talks[client].send(heard[client])
+                except StopIteration as end:
+                    messages[client] = end.value
+            up.append(pack(messages[2]).data.hex())
+            answers = server.answers(messages, rows)
+            if answers is not None:
+                heard = dict(answers)
+                down.append(pack(heard[2]).data.hex())
+    mean = server.mean(messages, [])[2]
+    mine, powers = noted[2], rules.threshold - 1
+    return {
+        "rules": {
+            "threshold": rules.threshold,
+            "bits": rules.fixed.bits,
+            "range": rules.fixed.range,
+            "clients": rules.most,
+            "by_rows": rules.by_rows,
+        },
+        "client": 2,
+        "rows": rows[2],
+        "secrets": [each.hex() for each in mine[:3]],
+        "coefficients": [[each.hex() for each in mine[3:][:powers]], [each.hex() for each in mine[3:][powers:]]],
+        "message": pack(said[2]).data.hex(),
+        "said": up,
+        "told": down,
+        "mean": [shown(value) for part in parts_of(mean) for value in (part.values,)],  # type: ignore[union-attr]
+    }
+
+
 MAKERS = {
     "seeds": seeds,
     "directions": directions,
@@ -572,6 +701,7 @@ MAKERS = {
     "temporal": temporal,
     "frames": frames_and_streams,
     "batches": batches,
+    "sums": sums,
 }
 
 

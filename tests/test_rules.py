@@ -138,11 +138,6 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["secure.sum=true", "sampled_clients=3"],
         "sampled_clients=2: a sum of one is its value, and each of two reads the other's from it; secure.sum=true need",
     ),
-    "a secure sum by rows": (
-        ["secure.sum=true", "algorithm.aggregation=rows"],
-        ["secure.sum=true", "algorithm.aggregation=uniform"],
-        "algorithm.aggregation=rows: secure.sum=true adds clients up alike; use algorithm.aggregation=uniform, or secu",
-    ),
     "a secure sum with a defence against liars": (
         ["secure.sum=true", "robust.name=median"],
         ["secure.sum=true", "robust.name=none"],
@@ -162,16 +157,6 @@ BEFORE: dict[str, tuple[list[str], list[str], str]] = {
         ["secure.sum=true", "codecs.slopes_up=[int8]", "algorithm.exact_blocks=1"],
         ["secure.sum=true", "codecs.slopes_down=[int8]", "algorithm.exact_blocks=1"],
         "codecs.slopes_up: a sum of what codecs make is not what they make of a sum, and secure.sum=true sends whole",
-    ),
-    "a secure sum on device packages": (
-        ["secure.sum=true", "client.runtime=device"],
-        ["secure.sum=true"],
-        "client.runtime=device: a device package has no keys for secure.sum=true; use client.runtime=torch",
-    ),
-    "a secure sum on a fleet": (
-        ["secure.sum=true", "fleet=phones"],
-        ["fleet=phones"],
-        "fleet=phones: the bytes and exchanges of secure.sum=true are in no closed form yet; use fleet=null",
     ),
     "threshold of a secure sum": (
         ["secure={sum: true, threshold: 2}", "sampled_clients=4"],

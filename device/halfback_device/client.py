@@ -33,7 +33,7 @@ from halfback_device.frames import (
 )
 from halfback_device.package import Package
 from halfback_device.party import Round
-from halfback_device.plan import OF_SHARED_ROWS, SAME, check_cut, check_sums, plan_of
+from halfback_device.plan import OF_SHARED_ROWS, SAME, check_cut, plan_of
 from halfback_device.session import Session, Talk
 from halfback_device.tables import RowError
 
@@ -161,16 +161,25 @@ def _check_order(manifest: Mapping[str, Any], order: Prepare, *, shared: bool) -
     config = manifest.get("config")
     for key in (*SAME, *OF_SHARED_ROWS) if shared else SAME:
         if at(order.config, key) != at(config, key):
-            setting, come, own = _difference(key, at(order.config, key), at(config, key))
-            raise PackageError(
-                f"{setting}={come!r:.60} in this run, {own!r:.60} in the package; package this recipe anew"
-            )
-    check_sums(order.config)
+            raise _other(key, order.config, config)
+    if _of_sums(order.config) != _of_sums(config):  # a server must not hear what was promised to be in a sum
+        raise _other("secure", order.config, config)
     if list(order.label_names) != list(manifest["task"]["label_names"]):
         raise PackageError("the classes of this run are not the package's; package this recipe anew")
     check_cut(order.config, order.client, manifest["model"]["cut"])
     if order.weights != manifest["weights"]["digest"]:
         raise PackageError("the weights that this run begins with are not the package's; package them anew")
+
+
+def _of_sums(config: Any) -> Any:
+    """What a recipe says of secure sums; None where it has none, whatever else the section holds."""
+    return at(config, "secure") if at(config, "secure.sum", False) else None
+
+
+def _other(key: str, come: Any, own: Any) -> PackageError:
+    """That two recipes differ in what has this key."""
+    setting, here, there = _difference(key, at(come, key), at(own, key))
+    return PackageError(f"{setting}={here!r:.60} in this run, {there!r:.60} in the package; package this recipe anew")
 
 
 def _difference(setting: str, come: Any, own: Any) -> tuple[str, Any, Any]:

@@ -87,6 +87,7 @@ class Bounds:
         slopes: values of all slopes in one message.
         exact: values of the exact gradients of a step; state: bytes of what all of them together move.
         weights: what one message may hold of the model.
+        masks: bytes of what a secure sum's messages may hold; 0 where there is none.
     """
 
     rows: int
@@ -95,6 +96,7 @@ class Bounds:
     exact: int
     state: int
     weights: Most
+    masks: int = 0
 
     def receiving(self, forms: Mapping[str, LinkForm], receivers: Mapping[str, Receiver]) -> dict[Role, Most]:
         """The most that the fields of a message to the device may hold, by role; lengths and the like never come."""
@@ -108,6 +110,7 @@ class Bounds:
             "caches": Most(8 * len(forms)),
             "thresholds": Most(4 * len(forms)),
             "weights": self.weights,
+            "masks": Most(self.masks),
         }
         roles: tuple[Role, ...] = ("activations", "gradient")
         for role in roles:
@@ -126,10 +129,12 @@ class Bounds:
         return max(min((self.state - 1) // row, max(1 << 20, self.state // 4) // self.exact), 1) if row else 0
 
 
-def bounds_of(replica: Replica, head: Mapping[str, Array], *, directions: int, rows: int, steps: int) -> Bounds:
+def bounds_of(
+    replica: Replica, head: Mapping[str, Array], *, directions: int, rows: int, steps: int, masks: int = 0
+) -> Bounds:
     """The bounds of a run with batches of so many rows and with so many steps of P `directions`.
 
-    `head`: the trained tensors of the device's head, in the U-shape.
+    `head`: the trained tensors of the device's head, in the U-shape; `masks`: as in `Bounds`.
     """
     own = [list(head.values()), list(replica.exact_state().values())]
     sizes = [sum(array.nbytes for array in arrays) for arrays in own]
@@ -140,4 +145,5 @@ def bounds_of(replica: Replica, head: Mapping[str, Array], *, directions: int, r
         exact=replica.width(0),
         state=sizes[1],
         weights=Most(max(sizes), tensors=max(len(arrays) for arrays in own)),
+        masks=masks,
     )

@@ -23,6 +23,7 @@ Role = Literal[
     "caches",
     "thresholds",
     "groups",
+    "masks",
 ]
 
 
@@ -156,6 +157,18 @@ class Exact:
 
 
 @dataclass(frozen=True)
+class Masking:
+    """Both ways, around a message of which a sum alone is told: keys, sealed shares, opened shares (`phase` 0 to 2).
+
+    clients: that the rows of `values` are of, or are for, (n,) int64. values: (n, bytes of each) uint8.
+    """
+
+    phase: int = _role("masks")
+    clients: Array = _role("masks")
+    values: Array = _role("masks")
+
+
+@dataclass(frozen=True)
 class Both:
     """Two messages that go as one; which two, `PAIRS` says."""
 
@@ -186,6 +199,7 @@ Part = (
     | Share
     | Turns
     | Exact
+    | Masking
 )
 Message = Part | Both
 _ALONE: tuple[type[Part], ...] = (
@@ -216,8 +230,9 @@ CODES: tuple[tuple[type[Part], ...], ...] = (
     (Turns,),
     (Slopes, Exact),
     (History, Exact),
+    (Masking,),
 )
-KINDS: tuple[type[Part], ...] = (*_ALONE, Turns, Exact)
+KINDS: tuple[type[Part], ...] = (*_ALONE, Turns, Exact, Masking)
 
 
 def parts_of(message: Message) -> tuple[Part, ...]:

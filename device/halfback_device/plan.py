@@ -8,6 +8,7 @@ from typing import Any
 from halfback_device.codecs import entries
 from halfback_device.errors import PackageError
 from halfback_device.facts import at, check_facts
+from halfback_device.masking.rules import SumRules
 from halfback_device.methods import METHODS
 from halfback_device.replay import Replica, RowForm
 from halfback_device.seeds import Directions, seeds_under
@@ -18,6 +19,8 @@ from halfback_device.update import Falls, UpdateRule, schedule
 _DIRECTIONS = {"ho_sfl": 2, "ho_sfl_pipelined": 2, "hosl": 10, "zo_sfl": 1}
 _U_SHAPE = ("ho_sfl",)
 _EXACT = ("ho_sfl",)
+_SUMMED = ("ho_sfl", "ho_sfl_pipelined")  # of whose slopes a server needs the mean alone
+_LARGEST = float(1 << 20)
 _LINKS = ("activations_up", "activations_down", "gradient_up", "gradient_down", "slopes_up", "slopes_down")
 # What a package and a run must have alike; what else θ depends on, the digest of the weights says.
 SAME = (
@@ -59,6 +62,7 @@ class Plan:
         rows_at_once: rows that go through the bottom at a time; None for all.
         turns: clients speak one after the other, so that agreed rows are not numbered as steps.
         codecs: the chain of each link that has one.
+        sums: how a cohort adds up what its clients say of θ; None where the server hears each.
     """
 
     method: str
@@ -78,6 +82,7 @@ class Plan:
     has_head: bool
     rows_at_once: int | None
     codecs: Mapping[str, Any]
+    sums: SumRules | None
 
     @property
     def agreed_rows(self) -> int:
@@ -95,7 +100,7 @@ def check_recipe(config: Any) -> None:
     if head is not None and name not in _U_SHAPE:
         raise PackageError(f"model.head={head!r}: of {name} a device can't do the U-shape")
     _one_of(config, "model.dtype", ("float32",))
-    check_sums(config)
+    sums_of(config)
     if at(config, "client.memory") is not None:
         raise PackageError("client.memory: a device counts its whole process; use client.rows_at_once")
     blocks = at(config, "algorithm.exact_blocks", 0)
@@ -107,14 +112,31 @@ def check_recipe(config: Any) -> None:
         entries(chain, f"codecs.{link}")
 
 
-def check_sums(config: Any) -> None:
-    """Refuses a recipe whose server is to learn sums alone: a device would say its own slopes.
+def sums_of(config: Any) -> SumRules | None:
+    """How a cohort of a recipe adds up what its clients say of θ; None where the server hears each.
 
     Raises:
-        PackageError: names the setting.
+        PackageError: names the setting that can't be.
     """
-    if at(config, "secure.sum", False):
-        raise PackageError("secure.sum=true: a device has no keys for it; it would say its slopes as they are")
+    wanted = at(config, "secure.sum", False)
+    if not isinstance(wanted, bool):
+        raise PackageError(f"secure.sum={wanted!r:.40}: true or false is allowed")
+    if not wanted:
+        return None
+    if (name := at(config, "algorithm.name")) not in _SUMMED:
+        raise PackageError(f"secure.sum=true: of {name!r:.40} a device can't do it; of {', '.join(_SUMMED)} it can")
+    if at(config, "codecs.slopes_up"):
+        raise PackageError("codecs.slopes_up: secure.sum=true sends whole numbers; leave it empty")
+    cohort = _whole(config, "sampled_clients", 3)
+    bits = _whole(config, "secure.bits", 32, 64, otherwise=64)
+    if bits not in (32, 64):
+        raise PackageError(f"secure.bits={bits}: 32 or 64 is allowed")
+    if (largest := _positive(config, "secure.range")) is None or largest > _LARGEST:
+        raise PackageError(f"secure.range={largest!r}: more than 0 and at most {_LARGEST:.0f} is allowed")
+    threshold = max(-(-2 * cohort // 3), 3)
+    if at(config, "secure.threshold") is not None:
+        threshold = _whole(config, "secure.threshold", cohort // 2 + 1, cohort)
+    return SumRules(threshold, bits, largest, cohort, at(config, "algorithm.aggregation") == "rows")
 
 
 def check_client(config: Any, client: int) -> None:
@@ -177,6 +199,7 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
         has_head=head is not None,
         rows_at_once=None if at(config, "client.rows_at_once") is None else _whole(config, "client.rows_at_once", 1),
         codecs=_codecs(config),
+        sums=sums_of(config),
     )
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from halfback_device.errors import DeviceError, PackageError, PeerError, running
 from halfback_device.facts import TOKENIZER
 from halfback_device.forms import HiddenForm, LinkForm, VectorForm, bounds_of
 from halfback_device.link import End
+from halfback_device.masking.rules import SumRules, is_summed
 from halfback_device.messages import Array, Message
 from halfback_device.methods import METHODS
 from halfback_device.package import Package
@@ -52,7 +53,9 @@ class Session:
             PackageError: the runtime lacks an operator, graphs can't be run, or a codec is none that a device has.
         """
         self._package, self._split = package, split
-        self.plan, self._folder = plan, folder
+        self.plan, self._folder, self._number = plan, folder, client
+        if plan.sums is not None:
+            _check_keys()
         self.party = Party(
             Bottom(package),
             Head(package) if plan.has_head else None,
@@ -123,6 +126,7 @@ class Session:
             directions=plan.probe.directions,
             rows=plan.batch_size,
             steps=plan.agreed_rows,
+            masks=0 if plan.sums is None else plan.sums.told * plan.sums.most,
         )
         return End(plan.codecs, self._forms, bounds, self._folder)
 
@@ -148,6 +152,8 @@ class Session:
         talk: Conversation = METHODS[self.plan.method](self.party, round)
         reply: Message | None = None
         while (message := self._speak(talk, reply)) is not None:
+            if self.plan.sums is not None and is_summed(message):
+                message = yield from self._masked(message, self.plan.sums)
             said = [self._said(message)]
             del message, reply  # a device has no memory for what it has sent
             heard = yield said.pop()
@@ -155,6 +161,22 @@ class Session:
             del heard
         if measure:
             self.peak_bytes = peak_bytes()
+
+    def _masked(self, message: Message, rules: SumRules) -> Generator[bytes, bytes, Message]:
+        """Says what goes before the last of a masked message, which it returns."""
+        from halfback_device.masking.talk import masked_talk
+
+        talk, reply = masked_talk(self._number, len(self.party.feed), message, rules), None
+        while True:
+            begun = time.perf_counter()
+            try:
+                with _of_server():
+                    said = talk.send(reply)
+            except StopIteration as end:
+                return cast(Message, end.value)
+            finally:
+                self.wire_seconds += time.perf_counter() - begun
+            reply = self._heard((yield self._said(said)))
 
     def _said(self, message: Message) -> bytes:
         begun = time.perf_counter()
@@ -244,6 +266,15 @@ def rehearsed(package: Package, folder: Path) -> tuple[int, ...]:
     session = Session(package, plan, split, 0, folder)
     shape: tuple[int, ...] = session.party.forward(split.batch(label)).shape
     return shape
+
+
+def _check_keys() -> None:
+    """That what secure sums need is installed; PackageError otherwise."""
+    try:
+        import halfback_device.masking.primitives  # noqa: F401
+    except ImportError:
+        cure = "pip install 'halfback-device[secure]', or './device[secure]' in a checkout"
+        raise PackageError(f"secure.sum=true: cryptography and PyCryptodome are not installed here: {cure}") from None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from halfback_device.directions import direction, gaussian_table, philox
 from halfback_device.errors import PeerError
 from halfback_device.forms import Bounds, VectorForm
 from halfback_device.link import End
+from halfback_device.masking import primitives
+from halfback_device.masking.rules import SumRules
+from halfback_device.masking.talk import masked_talk
+from halfback_device.messages import Array, Masking
 from halfback_device.replay import Replica, RowForm
 from halfback_device.seeds import Directions, name_number, seed_for, seeds_under
 from halfback_device.stream import read_frame, write_frame
@@ -24,6 +29,7 @@ from halfback_device.update import Falls, Schedule, UpdateRule, schedule
 from halfback_device.wire import Most, pack, unpack
 
 REPLAY, WIRE, CODECS, TEMPORAL = vectors("replay"), vectors("wire"), vectors("codecs"), vectors("temporal")
+SUMS = vectors("sums")
 
 
 def test_seeds_and_names() -> None:
@@ -202,3 +208,97 @@ def test_the_order_of_batches() -> None:
         )
         feed = Feed(split, size=case["batch_size"], seed=case["seed"])
         assert [feed.batch(number).sample_ids.tolist() for number in range(8)] == case["batches"]
+
+
+def signed(numbers: Array) -> Array:
+    return numbers.view(f"i{numbers.itemsize}")
+
+
+def test_values_as_whole_numbers() -> None:
+    for case in SUMS["fixed_point"]:
+        rules = SumRules(2, case["bits"], case["range"], case["clients"], False)
+        assert rules.scale.hex() == case["scale"]
+        made = rules.encode(array(case["values"]), "values", float.fromhex(case["share"]))
+        assert same(signed(made), case["numbers"])
+
+
+def test_means_of_whole_numbers() -> None:
+    """Which a device never takes; docs/protocol.md says how a server does."""
+    for case in SUMS["means"]:
+        total = array(case["total"]).astype(np.float64)
+        mean = total / (float.fromhex(case["count"]) * float.fromhex(case["scale"]))
+        assert same(mean.astype(np.float32), case["mean"])
+
+
+def test_keys_seals_and_streams() -> None:
+    pair = SUMS["pair"]
+    own, peer = (primitives.private_key(bytes.fromhex(secret)) for secret in pair["secrets"])
+    public = [key.public_key().public_bytes_raw() for key in (own, peer)]
+    assert [each.hex() for each in public] == pair["public"]
+    for mine, other in ((own, public[1]), (peer, public[0])):
+        assert primitives.agreed(mine, other, bytes.fromhex(pair["info"])).hex() == pair["shared"]
+    case = SUMS["commitment"]
+    assert primitives.commitment(bytes.fromhex(case["secret"])).hex() == case["commitment"]
+    case = SUMS["derived"]
+    assert primitives.derived(bytes.fromhex(case["secret"]), bytes.fromhex(case["info"])).hex() == case["key"]
+    case = SUMS["sealed"]
+    key, text, sealed = (bytes.fromhex(case[name]) for name in ("key", "text", "sealed"))
+    assert primitives.seal(key, text) == sealed
+    assert primitives.unseal(key, sealed) == text
+    for case in SUMS["streams"]:
+        numbers = array(case["numbers"])
+        made = primitives.stream(bytes.fromhex(case["key"]), len(numbers), 8 * numbers.itemsize)
+        assert same(signed(made), case["numbers"])
+
+
+def product(one: int, other: int) -> int:
+    """In GF(2^128), as docs/protocol.md says it."""
+    found = 0
+    for bit in range(128):
+        found ^= (one << bit) * (other >> bit & 1)
+    for bit in range(254, 127, -1):
+        found ^= ((1 << 128 | 0x87) << bit - 128) * (found >> bit & 1)
+    return found
+
+
+def test_shares_of_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = SUMS["shares"]
+    secret, powers = bytes.fromhex(case["secret"]), [bytes.fromhex(each) for each in case["coefficients"]]
+    given = iter(powers)
+    monkeypatch.setattr("Crypto.Protocol.SecretSharing.rng", lambda size: next(given))
+    made = primitives.split(secret, len(powers) + 1, len(case["shares"]))
+    assert [share.hex() for share in made] == case["shares"]
+    for number, share in enumerate(made, 1):  # and by the formula
+        found = 0
+        for each in (*powers, secret):
+            found = product(found, number) ^ int.from_bytes(each, "big")
+        assert found.to_bytes(16, "big") == share
+
+
+@pytest.mark.parametrize("name", SUMS["conversations"])
+def test_conversations_of_a_sum(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = SUMS["conversations"][name]
+    rules = case["rules"]
+    own, powers = iter(case["secrets"]), chain.from_iterable(case["coefficients"])
+    monkeypatch.setattr("halfback_device.masking.talk.new_secret", lambda: bytes.fromhex(next(own)))
+    monkeypatch.setattr("Crypto.Protocol.SecretSharing.rng", lambda size: bytes.fromhex(next(powers)))
+    known = SumRules(rules["threshold"], rules["bits"], rules["range"], rules["clients"], rules["by_rows"])
+    talk = masked_talk(case["client"], case["rows"], unpack(bytes.fromhex(case["message"])), known)
+    told: Any = None
+    said = []
+    for answer in [*case["told"], None]:
+        try:
+            said.append(talk.send(told))
+        except StopIteration as end:
+            said.append(end.value)
+        told = None if answer is None else unpack(bytes.fromhex(answer))
+    assert [in_any_order(message) for message in said] == [
+        in_any_order(unpack(bytes.fromhex(kept))) for kept in case["said"]
+    ]
+
+
+def in_any_order(said: Any) -> Any:
+    """The rows of a `Masking`, which may stand in any order; another message as its bytes."""
+    if not isinstance(said, Masking):
+        return pack(said)
+    return said.phase, {client: row.tobytes() for client, row in zip(said.clients.tolist(), said.values, strict=True)}

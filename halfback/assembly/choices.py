@@ -57,7 +57,8 @@ def sums_of(config: RunConfig) -> SumRules | None:
         return None
     with of_extra("secure"):
         import halfback.masking.primitives  # noqa: F401  # before anything is trained
-    return SumRules(secure.threshold_of(cohort), FixedPoint(secure.bits, secure.range, cohort))
+    by_rows = build_algorithm(config).needs.agreement.aggregation == "rows"
+    return SumRules(secure.threshold_of(cohort), FixedPoint(secure.bits, secure.range, cohort), by_rows)
 
 
 def _controller(config: RunConfig, codecs: Mapping[str, tuple[Codec, ...]]) -> Controller | None:

@@ -21,14 +21,6 @@ OF_SUMS: tuple[Rule[Chosen], ...] = (
         ),
     ),
     Rule(
-        "a secure sum by rows",
-        lambda f: f.config.secure.sum and f.method.by_rows,
-        lambda f: (
-            "algorithm.aggregation=rows: secure.sum=true adds clients up alike; use algorithm.aggregation=uniform, or "
-            "secure.sum=false"
-        ),
-    ),
-    Rule(
         "a secure sum with a defence against liars",
         lambda f: f.config.secure.sum and f.config.robust.name != "none",
         lambda f: (
@@ -58,19 +50,6 @@ OF_SUMS: tuple[Rule[Chosen], ...] = (
         lambda f: (
             "codecs.slopes_up: a sum of what codecs make is not what they make of a sum, and secure.sum=true sends "
             "whole numbers; leave it empty (secure.bits=32 halves the bytes)"
-        ),
-    ),
-    Rule(
-        "a secure sum on device packages",
-        lambda f: f.config.secure.sum and f.config.client.runtime == "device",
-        lambda f: "client.runtime=device: a device package has no keys for secure.sum=true; use client.runtime=torch",
-    ),
-    Rule(
-        "a secure sum on a fleet",
-        lambda f: f.config.secure.sum and f.config.fleet is not None,
-        lambda f: (
-            f"fleet={f.config.fleet}: the bytes and exchanges of secure.sum=true are in no closed form yet; use "
-            "fleet=null"
         ),
     ),
     Rule(

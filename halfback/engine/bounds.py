@@ -15,7 +15,7 @@ from torch import Tensor
 from halfback.codecs.protocol import Receiver
 from halfback.engine.remote.frames import Done
 from halfback.errors import PeerError
-from halfback.masking.rules import KEYS, SumRules
+from halfback.masking.rules import SumRules
 from halfback.parties.agreed import rows_below_state
 from halfback.parties.holdings import HiddenForm, LinkForm
 from halfback.parties.protocol import Needs
@@ -94,7 +94,7 @@ class Bounds:
 
     def _masked(self, direction: Direction, most: Mapping[Role, Most], sums: SumRules) -> dict[Role, Most]:
         """Of keys and shares a row a client; and up, whole numbers of so many bits, in the place of floats."""
-        found: dict[Role, Most] = {"masks": Most(KEYS * sums.most)}
+        found: dict[Role, Most] = {"masks": Most(sums.told * sums.most)}
         if direction == "up":
             item = sums.fixed.bits // 8
             found["slopes"] = Most(most["slopes"].bytes * item // 4, most["slopes"].tensors)

@@ -89,7 +89,7 @@ class ClientSide:
         self, message: Message, rules: SumRules, memory: MemoryMeter | None
     ) -> Generator[bytes, bytes, Message]:
         """Says what goes before the last of a masked message, which it returns."""
-        talk, reply = masked_talk(self.party.id, message, rules), None
+        talk, reply = masked_talk(self.party.id, len(self.party.feed.data), message, rules), None
         while True:
             with self.meters.wire.running(), blamed("server"), charged(memory):
                 try:

@@ -152,7 +152,7 @@ class ServerSide:
                 self._memory.receive(tensors_of(message))
         if self.sums is not None and self.sums.concerns(messages):
             with self.meters.wire.running():
-                if (told := self.sums.answers(messages)) is not None:
+                if (told := self.sums.answers(messages, self.party.cohort.rows)) is not None:
                     return told
                 messages = self.sums.mean(messages, tuple(self.party.agreed.replica.parameters.values()))
         if self.party.top.above:  # it runs blocks of θ, as its own replica has them

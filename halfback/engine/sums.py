@@ -17,7 +17,7 @@ from torch import Tensor
 
 from halfback.errors import Peer, PeerError
 from halfback.masking.fixed_point import Ring
-from halfback.masking.rules import SumRules
+from halfback.masking.rules import SumRules, share_of
 from halfback.wire.messages import Exact, Masking, Message, Part, Slopes, Weights, name_of, of_parts, parts_of
 
 _KEYS, _SHARES, _OPENED = range(3)  # phases of `Masking`
@@ -29,8 +29,8 @@ def is_summed(message: Message) -> bool:
     return any(isinstance(part, Slopes | Exact | Weights) for part in parts_of(message))
 
 
-def masked_talk(client: int, message: Message, rules: SumRules) -> Generator[Message, Any, Message]:
-    """What a client says instead of a message; returns the last of it, to which the answer to the message comes.
+def masked_talk(client: int, rows: int, message: Message, rules: SumRules) -> Generator[Message, Any, Message]:
+    """What a client with so many rows says instead of a message; returns the last of it, which gets its answer.
 
     Every secret is new, lives in this talk, and ends with it.
 
@@ -41,11 +41,14 @@ def masked_talk(client: int, message: Message, rules: SumRules) -> Generator[Mes
     """
     from halfback.masking.participant import Participant  # it needs an extra, which few runs do
 
-    values = [rules.fixed.encode(each, name_of([type(part)])) for part in parts_of(message) for each in _said(part)]
     own = Participant(client, rules)
     roster = _rows((yield _masking(_KEYS, {client: own.keys})), _KEYS)
-    sealed = _rows((yield _masking(_SHARES, own.shares(roster))), _SHARES)
-    own.take(sealed)
+    sealed = own.shares(roster)
+    share = share_of(rows, roster) if rules.by_rows else 1.0
+    values = [
+        rules.fixed.encode(each, name_of([type(part)]), share) for part in parts_of(message) for each in _said(part)
+    ]
+    own.take(_rows((yield _masking(_SHARES, sealed)), _SHARES))
     hidden = own.masked(np.concatenate(values))
     asked = _rows((yield _put(message, hidden)), _OPENED)
     return _masking(_OPENED, own.opened(list(asked)))
@@ -73,8 +76,10 @@ class Sums:
         message = next(iter(messages.values()))
         return isinstance(message, Masking) or is_summed(message)
 
-    def answers(self, messages: Mapping[int, Any]) -> dict[int, Message] | None:
+    def answers(self, messages: Mapping[int, Any], rows: Mapping[int, int]) -> dict[int, Message] | None:
         """What the cohort is told; None where it has told all, and `mean` has what came of it.
+
+        `rows`: by which clients count; empty where they count alike.
 
         Raises:
             PeerError: something else was due, or is not what a client may say.
@@ -89,7 +94,7 @@ class Sums:
             case 0:  # keys
                 if wrong := [client for client, keys in said.items() if list(keys) != [client]]:
                     raise PeerError("Masking.clients", "keys under another number", sender=wrong[0])
-                roster = self._collector.keys({client: keys[client] for client, keys in said.items()})
+                roster = self._collector.keys({client: keys[client] for client, keys in said.items()}, rows)
                 self._due = _SHARES
                 return dict.fromkeys(messages, _masking(_KEYS, roster))
             case 1:  # shares

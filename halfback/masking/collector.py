@@ -10,7 +10,7 @@ from typing import final
 from halfback.errors import CohortLost, PeerError
 from halfback.masking.fixed_point import Ring
 from halfback.masking.primitives import TAG, KeyPair, commitment, derived, joined, stream
-from halfback.masking.rules import KEYS, PUBLIC, SECRET, SumRules, between
+from halfback.masking.rules import KEYS, PUBLIC, SECRET, SumRules, between, with_rows
 
 SEALED = 2 * SECRET + TAG
 """Bytes of what it seals for another one."""
@@ -23,11 +23,12 @@ class Collector:
     def __init__(self, rules: SumRules) -> None:
         self._rules = rules
         self._roster: dict[int, bytes] = {}
+        self._rows: Mapping[int, int] = {}
         self._sharing: set[int] = set()  # whose shares came
         self._masked: dict[int, Ring] = {}
 
-    def keys(self, said: Mapping[int, bytes]) -> dict[int, bytes]:
-        """The keys of all, for each of them.
+    def keys(self, said: Mapping[int, bytes], rows: Mapping[int, int] | None = None) -> dict[int, bytes]:
+        """What each of them is told of all: their keys, and where they count by their `rows`, how many all have.
 
         Raises:
             CohortLost: too few are there; so do all methods here.
@@ -37,6 +38,11 @@ class Collector:
         for client, keys in said.items():
             _check("keys", client, keys, KEYS)
         self._roster = dict(sorted(said.items()))
+        if self._rules.by_rows:
+            assert rows is not None, "the server knows how many rows each client has"
+            self._rows = {client: rows[client] for client in said}
+            total = sum(self._rows.values())
+            self._roster = {client: with_rows(keys, total) for client, keys in self._roster.items()}
         return self._roster
 
     def shares(self, said: Mapping[int, Mapping[int, bytes]]) -> dict[int, dict[int, bytes]]:
@@ -60,8 +66,8 @@ class Collector:
         self._masked = dict(said)
         return sorted(said)
 
-    def total(self, said: Mapping[int, Mapping[int, bytes]]) -> tuple[Ring, int]:
-        """The sum without masks, and how many clients it is of.
+    def total(self, said: Mapping[int, Mapping[int, bytes]]) -> tuple[Ring, float]:
+        """The sum without masks, and how many clients it is of, or what the shares of these add up to.
 
         Raises:
             PeerError: a client told shares of others than it was asked for.
@@ -79,7 +85,7 @@ class Collector:
         for client in self._sharing:
             secret, keys = self._secret(client, said), self._roster[client]
             if client in self._masked:
-                _fits(client, commitment(secret), keys[2 * PUBLIC :])
+                _fits(client, commitment(secret), keys[2 * PUBLIC : KEYS])
                 total = total - stream(derived(secret, b"own mask" + transcript), count, bits)
                 continue
             pair = KeyPair(secret)
@@ -89,7 +95,9 @@ class Collector:
                 public = self._roster[peer][PUBLIC : 2 * PUBLIC]
                 mask = stream(pair.shared(public, between(transcript, b"mask", low, high)), count, bits)
                 total = total - mask if peer == low else total + mask
-        return total, len(self._masked)
+        if not self._rules.by_rows:
+            return total, len(self._masked)
+        return total, sum(self._rows[client] for client in self._masked) / sum(self._rows.values())
 
     def _secret(self, client: int, said: Mapping[int, Mapping[int, bytes]]) -> bytes:
         places = {each: place for place, each in enumerate(self._roster)}

@@ -44,26 +44,30 @@ class FixedPoint:
             power -= 1
         return 2.0**power
 
-    def encode(self, values: Tensor, what: str) -> Ring:
+    def encode(self, values: Tensor, what: str, share: float = 1.0) -> Ring:
         """The whole numbers of some values, in their order, (n,).
 
         Args:
             values: floats of any shape.
             what: they are, for a message.
+            share: what they count in the sum, up to 1; it multiplies them in float64.
 
         Raises:
             Diverged: a value is not finite.
-            UserError: a value is larger than the range allows.
+            UserError: a value is larger than the range allows. How large it is nobody is told, since the server is.
         """
         exact = values.detach().cpu().double().reshape(-1)
         if not bool(torch.isfinite(exact).all()):
             raise Diverged(what, "are not finite", "lower bottom.lr or top.lr")
-        if len(exact) and (largest := float(exact.abs().max())) > self.range:
-            raise UserError(f"secure.range={self.range:g}: {what} of size {largest:g} came; set a larger range")
-        whole: Ring = torch.round(exact * self.scale).to(torch.int64).numpy().view(np.uint64)
+        if bool((exact.abs() > self.range).any()):
+            raise UserError(f"secure.range={self.range:g}: a value of {what} is larger; set a larger range")
+        whole: Ring = torch.round(exact * share * self.scale).to(torch.int64).numpy().view(np.uint64)
         return whole if self.bits == 64 else whole.astype(np.uint32)  # the low half, which is the same number
 
-    def mean(self, total: Ring, count: int) -> Tensor:
-        """The mean of the values whose whole numbers add up to `total`, over `count` clients: (n,) float64."""
+    def mean(self, total: Ring, count: float) -> Tensor:
+        """The mean of the values whose whole numbers add up to `total`, (n,) float64.
+
+        `count`: how many clients they are of, or what the shares of these add up to.
+        """
         signed = np.ascontiguousarray(total).view(np.int64 if self.bits == 64 else np.int32)
         return torch.from_numpy(signed.astype(np.float64)) / (count * self.scale)

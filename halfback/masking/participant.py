@@ -30,7 +30,7 @@ from halfback.masking.primitives import (
     stream,
     unseal,
 )
-from halfback.masking.rules import PUBLIC, SECRET, SumRules, between
+from halfback.masking.rules import KEYS, PUBLIC, SECRET, SumRules, between
 
 
 @final
@@ -53,15 +53,18 @@ class Participant:
         return self._sealing.public + self._masking.public + commitment(self._own)
 
     def shares(self, roster: Mapping[int, bytes]) -> dict[int, bytes]:
-        """What this client seals for each other client, from the keys of all.
+        """What this client seals for each other client, from what it is told of all: their keys.
 
         Raises:
-            PeerError: too few or too many take part, or the client is told of another key than its own.
+            PeerError: too few or too many take part, or the client is told of other keys than its own, or of what is
+                none.
         """
         count, least = len(roster), self._rules.threshold
         if not least <= count <= self._rules.most:
             raise PeerError("Masking.clients", f"{count} clients", f"{least} to {self._rules.most} are allowed")
-        if roster.get(self._me) != self.keys:
+        if wrong := [told for told in roster.values() if len(told) != self._rules.told]:
+            raise PeerError("Masking.values", f"keys of {len(wrong[0])} bytes", f"{self._rules.told} are allowed")
+        if roster.get(self._me, b"")[:KEYS] != self.keys:
             raise PeerError("Masking.values", "other keys than this client's came under its number")
         self._roster, self._transcript = dict(sorted(roster.items())), self._rules.transcript(roster)
         parts = [split(each, threshold=least, count=count) for each in (self._own, self._masking.secret)]

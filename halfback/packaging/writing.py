@@ -124,8 +124,6 @@ def check_recipe(config: RunConfig) -> None:
         raise UserError(f"model.dtype={config.model.dtype}: a package has float32, or bottom.weights=int8")
     if config.task.augment:
         raise UserError("task.augment: a device package takes images as they are; leave it empty")
-    if config.secure.sum:
-        raise UserError("secure.sum=true: a device package has no keys for it; use secure.sum=false")
     if config.client.memory is not None:
         raise UserError("client.memory: of a package, set client.rows_at_once")
     try:

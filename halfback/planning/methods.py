@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from halfback.planning import traffic
-from halfback.planning.traffic import Formula
+from halfback.planning.traffic import Formula, Sums
 
 _FORMULAS: dict[str, Callable[[Any], Formula]] = {
     "ho_sfl": lambda _: traffic.ho_sfl,
@@ -28,19 +28,28 @@ _FORMULAS: dict[str, Callable[[Any], Formula]] = {
     "centralised": lambda _: traffic.silent,
 }
 
+_AT_ONCE = ("decomfl",)  # says the slopes of a round's steps together
 
-def formula_of(name: str, algorithm: Any, *, head: bool) -> Formula | None:
+
+def formula_of(name: str, algorithm: Any, *, head: bool, sums: Sums | None = None) -> Formula | None:
     """The formula of a method's rounds; None for one that was registered from elsewhere, of which none is known.
 
-    name: in the registry. algorithm: it with its options. head: the devices have the model's head (the U-shape).
+    name: in the registry. algorithm: it with its options. head: the devices have the model's head (the U-shape). sums:
+    its secure sums, where it has any.
     """
     if name not in _FORMULAS:
         return None
     plain = _FORMULAS[name](algorithm)
-    return traffic.u_shaped(plain) if head else plain
+    plain = traffic.u_shaped(plain) if head else plain
+    return plain if sums is None else traffic.summed(plain, sums)
 
 
-def exchanges_of(name: str, algorithm: Any, *, head: bool, steps: int) -> float:
+def sums_of(name: str, algorithm: Any, *, cohort: int, item: int, told: int) -> Sums:
+    """The secure sums of a method; the arguments behind it are as in `Sums`."""
+    return Sums(cohort, item, told, algorithm.needs.agreement.averages, name in _AT_ONCE)
+
+
+def exchanges_of(name: str, algorithm: Any, *, head: bool, steps: int, sums: Sums | None = None) -> float:
     """Messages up with an answer in a step, where a round has so many steps.
 
     Those at a round's two ends are shared out over its steps. Arguments as of `formula_of`, of which there is one.
@@ -59,4 +68,5 @@ def exchanges_of(name: str, algorithm: Any, *, head: bool, steps: int) -> float:
     ends = 0 if algorithm.needs.agreement.pools else 2
     uploads = {"whole": 0.0, "bottom": 1.0, "auxiliary": 1 / getattr(algorithm, "every", 1)}[algorithm.needs.holds]
     of_step, of_round = by_step.get(name, (uploads, ends))
-    return of_step + head + of_round / steps
+    masking = 0 if sums is None else 3 * sums.count(steps) / steps
+    return of_step + head + of_round / steps + masking

@@ -285,6 +285,51 @@ def silent(talk: Talk) -> tuple[int, int]:
     return 0, 0
 
 
+@dataclass(frozen=True)
+class Sums:
+    """The secure sums of a round in which nobody leaves.
+
+    Attributes:
+        cohort: clients that take part.
+        item: bytes of a whole number.
+        told: bytes of what a client is told of each at first.
+        averages: of θ, one a round.
+        by_round: of the slopes of all steps, one a round; otherwise one a step, of its slopes and exact gradients.
+    """
+
+    cohort: int
+    item: int
+    told: int
+    averages: bool
+    by_round: bool
+
+    def count(self, steps: int) -> int:
+        """Of a round with so many steps."""
+        return 1 if self.averages or self.by_round else steps
+
+
+def masking(rows: int, each: int) -> int:
+    """Bytes of a message of a secure sum with so many rows of so many bytes."""
+    return HEADER + INTEGER + tensor(rows, item=8) + tensor(rows, each, item=1)
+
+
+def summed(plain: Formula, sums: Sums) -> Formula:
+    """A formula with keys, sealed and opened shares, and with whole numbers in the place of the values of θ."""
+    all_of, others = sums.cohort, sums.cohort - 1
+
+    def formula(talk: Talk) -> tuple[int, int]:
+        up, down = plain(talk)
+        steps = len(talk.batches)
+        count = sums.count(steps)
+        values = steps * (talk.directions + talk.exact) * (sums.item - 4)
+        if sums.averages:
+            values = sum(math.prod(shape) for shape in talk.weights) * (sums.item - talk.item_of_theta)
+        up += values + count * (masking(1, 96) + masking(others, 48) + masking(all_of, 16))
+        return up, down + count * (masking(all_of, sums.told) + masking(others, 48) + masking(all_of, 0))
+
+    return formula
+
+
 def u_shaped(plain: Formula) -> Formula:
     """A formula with an exchange more a batch, and without the labels."""
 

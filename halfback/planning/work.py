@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from halfback.assembly.choices import sums_of as rules_of
 from halfback.assembly.given import NOTHING, Given
 from halfback.assembly.sources import client_sources, pooled_source
 from halfback.assembly.whole import Loaded, load
@@ -18,12 +19,12 @@ from halfback.models.part import Held
 from halfback.parties.protocol import Algorithm
 from halfback.planning.device import Device
 from halfback.planning.memory import peak
-from halfback.planning.methods import exchanges_of, formula_of
+from halfback.planning.methods import exchanges_of, formula_of, sums_of
 from halfback.planning.operations import Counts, Operations, Sizes, mean_sizes, sizes_of
 from halfback.planning.rounds import Turn, devices_by_client, talks_of, turns
 from halfback.planning.shapes import Adapted, Trained, adapt, auxiliary_of
 from halfback.planning.tracing import Tracer
-from halfback.planning.traffic import greeting
+from halfback.planning.traffic import Sums, greeting
 
 STEPS = 30
 """Steps of a run that are looked at, from its first one on, if it has as many."""
@@ -122,12 +123,11 @@ class Workload:
         Raises:
             UserError: the variant is none that could run: a cut outside of the model, or nothing to train.
         """
-        if config.secure.sum:
-            raise UserError("secure.sum=true: its bytes and exchanges are in no closed form yet; plan without it")
         algorithm, devices, taken = self._parties(config)
         up, down, estimated = self._bytes(config, algorithm, taken, devices)
         steps, head = sum(len(turn.batches) for turn in taken), config.model.head is not None
-        exchanges = exchanges_of(config.algorithm.name, algorithm, head=head, steps=config.steps_per_round)
+        sums = _sums(config, algorithm)
+        exchanges = exchanges_of(config.algorithm.name, algorithm, head=head, steps=config.steps_per_round, sums=sums)
         computed = self._computed(config, algorithm, devices, taken)
         return replace(computed, up_bytes=up / steps, down_bytes=down / steps, exchanges=exchanges, estimated=estimated)
 
@@ -247,7 +247,8 @@ class Workload:
     def _bytes(
         self, config: RunConfig, algorithm: Algorithm, taken: Sequence[Turn], devices: Sequence[Device]
     ) -> tuple[int, int, bool]:
-        formula = formula_of(config.algorithm.name, algorithm, head=config.model.head is not None)
+        head, sums = config.model.head is not None, _sums(config, algorithm)
+        formula = formula_of(config.algorithm.name, algorithm, head=head, sums=sums)
         if formula is None:
             raise UserError(f"algorithm {config.algorithm.name!r}: nobody said what its bytes are in closed form")
         up, down, met = 0, 0, frozenset[str]()
@@ -290,6 +291,14 @@ class Workload:
                     if (at, place) not in best or size > best[at, place][0]:
                         best[at, place] = (size, turn, batch)
         return list({id(batch): (turn, batch) for _, turn, batch in best.values()}.values())
+
+
+def _sums(config: RunConfig, algorithm: Algorithm) -> Sums | None:
+    """The secure sums of a recipe; None without any."""
+    if (rules := rules_of(config)) is None:
+        return None
+    item = rules.fixed.bits // 8
+    return sums_of(config.algorithm.name, algorithm, cohort=rules.most, item=item, told=rules.told)
 
 
 def _but_links(config: RunConfig) -> str:

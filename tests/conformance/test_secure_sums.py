@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfback import config as configuration
 from halfback.assembly.choices import sums_of
 from halfback.config import RunConfig
 from halfback.engine.attendance import Attended
@@ -17,9 +16,8 @@ from halfback.engine.federation import Federation
 from halfback.engine.remote.frames import Frame, Longest, read_question
 from halfback.engine.remote.presence import Terms
 from halfback.errors import CohortLost, PeerError, UserError
-from halfback.packaging.writing import check_recipe
+from halfback.masking.fixed_point import FixedPoint
 from halfback.parties.holdings import Round
-from halfback.planning.work import Workload
 from halfback.testing import small
 from halfback.testing.remote import Sockets, deployed, run_over_sockets
 from halfback.testing.small import assert_equal_states
@@ -35,6 +33,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "of two steps, without a cut": ("decomfl", {"steps_per_round": 2}),
     "weights": ("fedavg", UNIFORM),
     "weights, 32 bits": ("fedavg", UNIFORM | {"secure__bits": 32, "secure__range": 16.0}),
+    "weights, by rows": ("fedavg", {"partition__name": "dirichlet", "partition__alpha": 0.3}),
+    "slopes and exact gradients, by rows": (
+        "ho_sfl",
+        {"algorithm__exact_blocks": 1, "algorithm__aggregation": "rows", "partition__name": "dirichlet"},
+    ),
     "weights, and a server's step": ("sfl_v2", UNIFORM | {"server_step__name": "fedavgm"}),
 }
 
@@ -68,11 +71,18 @@ def heard(run: Federation, rounds: int, steps: int) -> list[tuple[int, str, Mess
     return found
 
 
-def fixed_mean(said: list[Tensor], scale: float) -> Tensor:
-    """The mean of whole numbers in exact arithmetic: to the nearest, of two the even one; then one division."""
+def fixed_mean(said: list[Tensor], scale: float, shares: list[float] | None = None, count: float = 0) -> Tensor:
+    """The mean of whole numbers in exact arithmetic: to the nearest, of two the even one; then one division.
+
+    `shares`: what each counts, if not all alike, which add up to `count`.
+    """
+    count, counted = (count, shares) if shares else (len(said), [1.0] * len(said))
     columns = zip(*(tensor.reshape(-1).tolist() for tensor in said), strict=True)
-    totals = [sum(round(Fraction(value) * Fraction(scale)) for value in column) for column in columns]
-    return torch.tensor([float(total) / (len(said) * scale) for total in totals], dtype=torch.float64).float()
+    totals = [
+        sum(round(Fraction(value * share) * Fraction(scale)) for value, share in zip(column, counted, strict=True))
+        for column in columns
+    ]
+    return torch.tensor([float(total) / (count * scale) for total in totals], dtype=torch.float64).float()
 
 
 @pytest.mark.parametrize("kind", RUNS)
@@ -87,7 +97,10 @@ def test_the_agreed_values_are_the_mean_of_the_fixed_point_values_to_the_bit(kin
     said = {client: of_theta(message) for client, way, message in heard(plain, 1, steps) if way == "up"}
     if algorithm == "ho_sfl_pipelined":  # the first exchange of a round has slopes of no step
         said = {client: values for client, values in said.items() if values}
-    expected = [fixed_mean(list(each), rules.fixed.scale) for each in zip(*said.values(), strict=True)]
+    rows = [secure.server.party.cohort.rows[client] for client in said] if "by rows" in kind else []
+    assert "by rows" not in kind or len(set(rows)) == 3
+    shares = [own / sum(rows) for own in rows]
+    expected = [fixed_mean(list(each), rules.fixed.scale, shares, 1) for each in zip(*said.values(), strict=True)]
     assert len(said) == 3
     assert any(len(each) for each in expected)
     secure.server.agreed_bottom()
@@ -102,7 +115,7 @@ def test_the_agreed_values_are_the_mean_of_the_fixed_point_values_to_the_bit(kin
     assert {each.dtype for values in whole for each in values} == {torch.int32 if "32" in kind else torch.int64}
 
 
-@pytest.mark.parametrize("kind", ["slopes", "pipelined", "weights"])
+@pytest.mark.parametrize("kind", ["slopes", "pipelined", "weights", "weights, by rows"])
 def test_over_a_socket_it_has_the_bits_of_one_process(kind: str, tmp_path: Path) -> None:
     """And two runs have the same state although every key and mask differs: no checkpoint holds any."""
     algorithm, changes = RUNS[kind]
@@ -141,10 +154,10 @@ class Leaving(Sockets):
             yield number, "it says nothing" if gone and isinstance(came, Frame) else came
 
 
-def ran(folder: Path, leaves: Mapping[int, int]) -> tuple[Federation, list[Attended]]:
+def ran(folder: Path, leaves: Mapping[int, int], **more: Any) -> tuple[Federation, list[Attended]]:
     """Two rounds of four clients, the second with clients that leave, and who took part."""
-    server, events = federation("ho_sfl", **FOUR), list[dict[str, Any]]()
-    carrier = Leaving(lambda number: federation("ho_sfl", **FOUR).client(number), 4, folder)
+    server, events = federation("ho_sfl", **FOUR, **more), list[dict[str, Any]]()
+    carrier = Leaving(lambda number: federation("ho_sfl", **FOUR, **more).client(number), 4, folder)
     carrier.leaves = leaves
     try:
         engine = deployed(server, carrier, Terms(60.0, 3, 60.0), events.append)
@@ -161,11 +174,28 @@ FOUR: dict[str, Any] = {"algorithm__directions": 3, "sampled_clients": 4, "deplo
 PHASES = {"keys": 2, "shares": 3, "masked": 4, "opened": 5}
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_round_goes_on_without_a_client_that_leaves_in_any_phase(phase: str, tmp_path: Path) -> None:
-    server, rounds = ran(tmp_path, {2: PHASES[phase]})
+BY_ROWS: dict[str, Any] = {"algorithm__aggregation": "rows", "partition__name": "dirichlet"}
+
+
+@pytest.mark.parametrize(
+    ("phase", "more"),
+    [*((phase, {}) for phase in PHASES), ("shares", BY_ROWS), ("masked", BY_ROWS)],
+    ids=lambda value: value if isinstance(value, str) else "rows" if value else "alike",
+)
+def test_a_round_goes_on_without_a_client_that_leaves_in_any_phase(
+    phase: str, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, encode = dict[float, Tensor](), FixedPoint.encode  # by the share of who says it: the last
+
+    def noting(self: FixedPoint, values: Tensor, what: str, share: float = 1.0) -> Any:
+        said[share] = values
+        return encode(self, values, what, share)
+
+    monkeypatch.setattr(FixedPoint, "encode", noting)
+    server, rounds = ran(tmp_path, {2: PHASES[phase]}, **more)
+    monkeypatch.undo()
     assert dict(rounds[1].left) == {2: PHASES[phase]}
-    plain = federation("ho_sfl", **FOUR | {"secure__sum": False})
+    plain = federation("ho_sfl", **FOUR | more | {"secure__sum": False})
     small.run(plain, 1)
     scale = server.server.links.bounds.sums.fixed.scale  # type: ignore[union-attr]
     plain.server.party.agreed.settle()
@@ -173,7 +203,7 @@ def test_a_round_goes_on_without_a_client_that_leaves_in_any_phase(phase: str, t
     assert server.server.party.agreed.rows[0] == pytest.approx(
         plain.server.party.agreed.rows[0], abs=1 / scale, rel=1e-6
     )
-    here = federation("ho_sfl", **FOUR)
+    here = federation("ho_sfl", **FOUR, **more)
     here.attendance = dict(enumerate(rounds))
     small.run(here, 2)
     for run in (server, here):
@@ -184,14 +214,24 @@ def test_a_round_goes_on_without_a_client_that_leaves_in_any_phase(phase: str, t
     assert [name for name in names if not torch.equal(mine[name], theirs[name])] == []
     # What the row is the mean of: of all four where the masked values had come, else of three.
     own: dict[int, Tensor] = {}
-    all_four = federation("ho_sfl", **FOUR)
+    all_four = federation("ho_sfl", **FOUR, **more)
     small.run(all_four, 1)
     for number in range(4):
         talk = all_four.client(number).converse(Round(1, 1, 1), measure_memory=False)
         all_four.client(number).sums = None
         own[number] = slopes_in(all_four, number, talk)
-    counted = [own[number] for number in range(4) if number != 2 or phase == "opened"]
-    assert torch.equal(server.server.party.agreed.rows[1], fixed_mean(counted, scale))
+    counted = [number for number in range(4) if number != 2 or phase == "opened"]
+    if not more:
+        assert torch.equal(server.server.party.agreed.rows[1], fixed_mean([own[n] for n in counted], scale))
+        return
+    # Alone a client would hear a gradient that is rounded elsewhere, so here it is what it did say. Of all whose keys
+    # came: client 2 has a share, whether it is in the sum or not.
+    has = server.server.party.cohort.rows
+    shares = [has[number] / sum(has.values()) for number in counted]
+    assert len(set(has.values())) == 4
+    count = sum(has[number] for number in counted) / sum(has.values())
+    mean = fixed_mean([said[share] for share in shares], scale, shares, count)
+    assert torch.equal(server.server.party.agreed.rows[1], mean)
 
 
 def slopes_in(run: Federation, number: int, talk: Any) -> Tensor:
@@ -257,7 +297,7 @@ def test_what_goes_over_the_wire_of_one_client_is_uniform_and_without_masks_it_i
 
 def test_a_value_that_is_too_large_ends_the_run_with_one_line_about_its_client(tmp_path: Path) -> None:
     changes = {"algorithm__directions": 3, "secure__range": 1e-7}
-    says = r"secure\.range=1e-07: Slopes of size [0-9.]+ came; set a larger range"
+    says = r"secure\.range=1e-07: a value of Slopes is larger; set a larger range"
     with pytest.raises(UserError, match=f"^{says}$"):
         small.run(federation("ho_sfl", **changes), 1)
     with pytest.raises(UserError, match=rf"^client \d: {says}$"):
@@ -280,12 +320,3 @@ def test_the_server_takes_no_values_without_masks() -> None:
     keys = Masking(0, torch.tensor([1]), torch.zeros(1, 96, dtype=torch.uint8))
     with pytest.raises(PeerError, match="keys under another number"):
         run.server.answers({0: keys, 1: keys, 2: keys})
-
-
-def test_a_method_that_sends_whole_numbers_elsewhere_is_told_so() -> None:
-    """Device packages and plans refuse such a recipe in one line."""
-    config = recipe("ho_sfl")
-    with pytest.raises(UserError, match=r"secure\.sum=true: a device package has no keys"):
-        check_recipe(config)
-    with pytest.raises(UserError, match=r"secure\.sum=true: its bytes and exchanges are in no closed form"):
-        Workload(configuration.from_tree(configuration.to_tree(config), {"secure.sum": False})).work(config)

@@ -127,30 +127,28 @@ class Joined(threading.Thread):
                 line.send(packed(reply.header, reply.body))
 
 
-@pytest.fixture(scope="module")
-def simulated(tiny_bert: Path, sentences: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
-    """A run in one process, and its folder."""
-    changes = {"algorithm__directions": 2, "bottom__optimizer": "adamw", "model__cut": 2, "steps": STEPS}
+def recipe(tiny_bert: Path, sentences: Path, **changes: Any) -> RunConfig:
+    given = {"algorithm__directions": 2, "bottom__optimizer": "adamw", "model__cut": 2, "steps": STEPS}
     cadence = {"eval_every": 3, "checkpoint_every": 2, "batch_size": 4, "deployment__patience": 60.0}
     few = {"clients": 3, "sampled_clients": 3, "client__runtime": "device"}
     codecs = {"codecs__activations_up": ["temporal", "int8"]}  # which remember: a state that came back wrong shows
-    config = small.texts("ho_sfl", tiny_bert, sentences, **changes, **cadence, **few, **codecs)
-    folder = tmp_path_factory.mktemp("simulated") / "run"
+    return small.texts("ho_sfl", tiny_bert, sentences, **given, **cadence, **few, **codecs, **changes)
+
+
+@pytest.fixture(scope="module")
+def simulated(tiny_bert: Path, sentences: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
+    """A run in one process, and its folder."""
+    config, folder = recipe(tiny_bert, sentences), tmp_path_factory.mktemp("simulated") / "run"
     run.train(config, folder)
     return config, folder
 
 
-@pytest.mark.parametrize("breaks", [None, 9])
-def test_devices_behind_two_gateways_have_the_bits_of_one_process(
-    simulated: tuple[RunConfig, Path], sentences: Path, tmp_path: Path, breaks: int | None
-) -> None:
-    config, folder = simulated
+def behind_gateways(config: RunConfig, package: Path, rows: Rows, place: Path, breaks: int | None) -> Path:
+    """The run with devices behind two gateways, of which one breaks off before so many replies; its folder."""
     tree = configuration.to_tree(configuration.from_tree(configuration.to_tree(config), {"client.runtime": "torch"}))
-    rows = Rows(str(sentences), text="text", label="label", shared=True)
-    package = folder / "devices" / "package-2"
-    heres = {name: Here(tmp_path / name, package, seats) for name, seats in (("one", 5), ("two", 1))}
+    heres = {name: Here(place / name, package, seats) for name, seats in (("one", 5), ("two", 1))}
     joined = [
-        Joined(here, add(here.tokens, 5), rows, tmp_path / name / str(number), breaks if number == 1 else None)
+        Joined(here, add(here.tokens, 5), rows, place / name / str(number), breaks if number == 1 else None)
         for name, here, number in (("one", heres["one"], 0), ("one", heres["one"], 1), ("two", heres["two"], 0))
     ]
     try:
@@ -161,10 +159,10 @@ def test_devices_behind_two_gateways_have_the_bits_of_one_process(
             tree,
             Surroundings(
                 site=lambda: SiteConfig(trial=True),
-                folder=lambda _: tmp_path / "server",
+                folder=lambda _: place / "server",
                 sites=lambda: seats_of(heres),
                 carrier=lambda seats: FlareCarrier(heres, seats),
-                job=tmp_path / "job",
+                job=place / "job",
                 listen=lambda _: None,
             ),
         )
@@ -173,7 +171,16 @@ def test_devices_behind_two_gateways_have_the_bits_of_one_process(
             device.ended.set()
         for here in heres.values():
             here.close()
-    left = tmp_path / "job" / RUN
+    return place / "job" / RUN
+
+
+@pytest.mark.parametrize("breaks", [None, 9])
+def test_devices_behind_two_gateways_have_the_bits_of_one_process(
+    simulated: tuple[RunConfig, Path], sentences: Path, tmp_path: Path, breaks: int | None
+) -> None:
+    config, folder = simulated
+    rows = Rows(str(sentences), text="text", label="label", shared=True)
+    left = behind_gateways(config, folder / "devices" / "package-2", rows, tmp_path, breaks)
     assert json.loads((left / ENDED).read_text()) == {"how": "finished", "why": ""}
     assert json.loads((left / "seats.json").read_text()) == {"one": [0, 2], "two": [1]}
     assert_same(left, folder, rounds=STEPS)
@@ -191,6 +198,22 @@ def test_devices_behind_two_gateways_have_the_bits_of_one_process(
         counted = [json.loads(line) for line in (left / "gateways.jsonl").read_text().splitlines()]
         assert {line["site"] for line in counted} == {"one", "two"}
         assert counted[-1]["devices_at_work"] in (1, 2)
+
+
+@pytest.mark.slow
+def test_a_device_that_breaks_off_in_the_middle_of_a_secure_sum_comes_back_with_the_same_bits(
+    tiny_bert: Path, sentences: Path, tmp_path: Path
+) -> None:
+    """Its replies: 0 ready; of each round greeting, join, activations, keys, shares, masked values, opened, done."""
+    config = recipe(tiny_bert, sentences, secure__sum=True)
+    run.train(config, tmp_path / "here")
+    rows = Rows(str(sentences), text="text", label="label", shared=True)
+    left = behind_gateways(config, tmp_path / "here" / "devices" / "package-2", rows, tmp_path, 1 + 8 + 5)
+    assert json.loads((left / ENDED).read_text()) == {"how": "finished", "why": ""}
+    assert_same(left, tmp_path / "here", rounds=STEPS)
+    events = [json.loads(line) for line in (left / "events.jsonl").read_text().splitlines()]
+    assert [event["site"] for event in events if event["event"] == "returned"] == ["one:1"]
+    assert [event["round"] for event in events if event["event"] == "went back"] == [0]
 
 
 def test_a_gateway_that_keeps_labels_opens_for_no_package_that_sends_them(

@@ -37,7 +37,7 @@ def summed(said: dict[int, Message], instead: Say = lambda exchange, message: me
     sums, talks = Sums(RULES), dict[int, Generator[Message, Any, Message]]()
     heard: dict[int, Any] = {}
     for client, message in said.items():
-        talks[client] = masked_talk(client, message, RULES)
+        talks[client] = masked_talk(client, 1, message, RULES)
         heard[client] = None
     for exchange in range(4):
         messages: dict[int, Message] = {}
@@ -48,7 +48,7 @@ def summed(said: dict[int, Message], instead: Say = lambda exchange, message: me
                 messages[client] = end.value
         messages[2] = instead(exchange, messages[2])
         assert sums.concerns(messages)
-        answers = sums.answers(messages)
+        answers = sums.answers(messages, {})
         if answers is None:
             assert exchange == 3
             return sums.mean(messages, [torch.zeros(2, dtype=torch.float16), torch.zeros(1)])
@@ -112,9 +112,9 @@ def test_who_says_what_no_client_may_say_is_named(kind: str) -> None:
 
 def test_no_phase_stands_for_the_masked_values() -> None:
     sums = Sums(RULES)
-    talks = {m: masked_talk(m, slopes(1.0), RULES) for m in range(3)}
-    keys = sums.answers({m: next(talk) for m, talk in talks.items()})
-    sums.answers({m: talk.send(keys[m]) for m, talk in talks.items()})  # type: ignore[index]
+    talks = {m: masked_talk(m, 1, slopes(1.0), RULES) for m in range(3)}
+    keys = sums.answers({m: next(talk) for m, talk in talks.items()}, {})
+    sums.answers({m: talk.send(keys[m]) for m, talk in talks.items()}, {})  # type: ignore[index]
     none = Masking(-1, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.uint8))
     with pytest.raises(PeerError, match="client 0: Masking came, masked values are due"):
-        sums.answers(dict.fromkeys(range(3), none))
+        sums.answers(dict.fromkeys(range(3), none), {})

@@ -17,6 +17,7 @@ from halfback.testing.texts import saved, sentences, tiny_bert, tokenizer_with
 __all__ = ["sentences", "tiny_bert"]
 
 STEPS = 4
+SECURE = {"secure__sum": True, "clients": 4, "sampled_clients": 3}
 IMAGES: dict[str, dict[str, Any]] = {
     "ho_sfl": {"algorithm__directions": 3, "bottom__optimizer": "adamw"},
     "ho_sfl exact": {"algorithm__exact_blocks": 1, "model__cut": 2, "bottom__optimizer": "adamw"},
@@ -44,6 +45,11 @@ IMAGES: dict[str, dict[str, Any]] = {
     "decomfl": {"steps_per_round": 2},
     "spry": {},
     "fedavg": {},
+    "ho_sfl secure": {"algorithm__directions": 3, "algorithm__exact_blocks": 1, "steps_per_round": 2, **SECURE},
+    "ho_sfl_pipelined secure": {"steps_per_round": 2, **SECURE},
+    "decomfl secure": {"steps_per_round": 2, "secure__bits": 32, **SECURE},
+    "fedavg secure": {"secure__bits": 32, **SECURE},
+    "heron_sfl secure": {"steps_per_round": 2, **SECURE},
     "fedavg batch norm": {"bottom__batch_norm": "train", "top__batch_norm": "train"},
     "fedavg one by one": {"bottom__optimizer": "adalomo"},
     "mezo": {},

@@ -14,7 +14,8 @@ export type Role =
   | "steps"
   | "caches"
   | "thresholds"
-  | "groups";
+  | "groups"
+  | "masks";
 
 /** In the place of a tensor field: what the codecs of the field's link made of it. */
 export class Encoded {
@@ -148,6 +149,20 @@ export class Exact {
   constructor(readonly values: Tensor | Encoded) {}
 }
 
+/**
+ * Both ways, around a message of which a sum alone is told: keys, sealed shares, opened shares (`phase` 0 to 2).
+ *
+ * clients: that the rows of `values` are of, or are for, (n,) int64. values: (n, bytes of each) uint8.
+ */
+export class Masking {
+  readonly kind = "Masking";
+  constructor(
+    readonly phase: number,
+    readonly clients: Tensor,
+    readonly values: Tensor,
+  ) {}
+}
+
 export type Part =
   | Nothing
   | Join
@@ -163,7 +178,8 @@ export type Part =
   | HandOver
   | Share
   | Turns
-  | Exact;
+  | Exact
+  | Masking;
 export type Kind = Part["kind"];
 
 /** Two messages that go as one; which two, `CODES` says. */
@@ -199,6 +215,7 @@ export const CODES: readonly (readonly Kind[])[] = [
   ["Turns"],
   ["Slopes", "Exact"],
   ["History", "Exact"],
+  ["Masking"],
 ];
 
 /** What may be in a field. */
@@ -240,6 +257,7 @@ export const FIELDS: Readonly<Record<Kind, readonly Field[]>> = {
   Share: [field("first", "steps", "int"), field("slopes", "slopes", "Tensor"), field("group", "groups", "int")],
   Turns: [field("steps", "steps", "Tensor")],
   Exact: [field("values", "slopes", "Tensor", "Encoded")],
+  Masking: [field("phase", "masks", "int"), field("clients", "masks", "Tensor"), field("values", "masks", "Tensor")],
 };
 
 const CLASSES = {
@@ -258,6 +276,7 @@ const CLASSES = {
   Share,
   Turns,
   Exact,
+  Masking,
 } as const satisfies Record<Kind, unknown>;
 
 /** A message of this kind, of values that have the types of its fields, in their order. */

@@ -1,0 +1,1 @@
+"""A device's side of secure sums (docs/protocol.md): what it says of θ goes behind masks that fall away in the sum."""
