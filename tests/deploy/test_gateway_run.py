@@ -171,7 +171,13 @@ def behind_gateways(config: RunConfig, package: Path, rows: Rows, place: Path, b
             device.ended.set()
         for here in heres.values():
             here.close()
-    return place / "job" / RUN
+    left = place / "job" / RUN
+    # Each was told of all evaluations, also of that behind the last round.
+    records = {record.step: record for record in read_records(left)}
+    assert all(device.told.keys() == records.keys() for device in joined)
+    found = {step: (told["loss"], told["accuracy"]) for step, told in joined[0].told.items()}
+    assert found == {step: (record.validation_loss, record.metric) for step, record in records.items()}
+    return left
 
 
 @pytest.mark.parametrize("breaks", [None, 9])
@@ -187,11 +193,6 @@ def test_devices_behind_two_gateways_have_the_bits_of_one_process(
     events = [json.loads(line) for line in (left / "events.jsonl").read_text().splitlines()]
     assert {event["site"] for event in events if event["event"] == "joined"} == {"one:0", "one:1", "two"}
     assert [event["site"] for event in events if event["event"] == "returned"] == ([] if breaks is None else ["one:1"])
-    # Each was told of all evaluations, also of that behind the last round.
-    records = {record.step: record for record in read_records(left)}
-    assert all(device.told.keys() == records.keys() for device in joined)
-    found = {step: (told["loss"], told["accuracy"]) for step, told in joined[0].told.items()}
-    assert found == {step: (record.validation_loss, record.metric) for step, record in records.items()}
     if breaks is not None:
         again = repeat(left, tmp_path / "again", {"client.runtime": "device"}, on_round=None)
         assert (again.tensors > 10, again.differ) == (True, [])
