@@ -25,8 +25,18 @@ WORK: dict[str, tuple[str, dict[str, object]]] = {
     "split": ("quickstart", {"beside": [], "eval_every": 1000, "sampled_clients": 10}),
     "sst2": ("sst2-minilm", {"task.train_rows": 4000, "eval_every": 1000, "first_eval_rows": 16, "threads": 1}),
 }
-ROWS: dict[str, tuple[float, ...]] = {"digits": (10, 30, 100), "everybody": (10, 30, 100), "split": (0.3, 1, 3, 10), "sst2": (0.01, 0.03)}
-CLIENTS: dict[str, tuple[float, ...]] = {"digits": (10, 40), "everybody": (10, 40), "split": (1, 10), "sst2": (0.003, 0.01, 0.03)}
+ROWS: dict[str, tuple[float, ...]] = {
+    "digits": (10, 30, 100),
+    "everybody": (10, 30, 100),
+    "split": (0.3, 1, 3, 10),
+    "sst2": (0.01, 0.03),
+}
+CLIENTS: dict[str, tuple[float, ...]] = {
+    "digits": (10, 40),
+    "everybody": (10, 40),
+    "split": (1, 10),
+    "sst2": (0.003, 0.01, 0.03),
+}
 
 
 class Runs:

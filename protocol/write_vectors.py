@@ -480,8 +480,27 @@ def frames_and_streams() -> Json:
         frames.Open(
             **own, ancestry=(frames.Ancestor(lineage=_TOKEN, rounds=2),), first=12, steps=4, cursor=9, measure=False
         ),
+        frames.Open(
+            **own,
+            ancestry=(),
+            first=12,
+            steps=4,
+            cursor=9,
+            measure=True,
+            evaluation=frames.Evaluation(step=12, loss=0.625, accuracy=81.25),
+        ),
+        frames.Open(
+            **own,
+            ancestry=(),
+            first=12,
+            steps=4,
+            cursor=9,
+            measure=True,
+            evaluation=frames.Evaluation(step=12, loss=3.5, accuracy=None),
+        ),
         frames.Say(**own, exchange=0),
         frames.Save(lineage=_TOKEN, rounds=4),
+        frames.Save(lineage=_TOKEN, rounds=4, evaluation=frames.Evaluation(step=16, loss=0.5, accuracy=100)),
     ]
     replies = [
         frames.Ready(fits=False, takes=4096, rows=200),
@@ -511,8 +530,16 @@ def frames_and_streams() -> Json:
         '{"kind":"say","lineage":"0123456789abcdef","round":4611686018427387904,"exchange":0}',
         '{"kind":"say","lineage":"0123456789abcdef","round":0,"exchange":0,"more":1}',
         '{"kind":"save","lineage":null,"rounds":1}',
+        '{"kind":"save","lineage":"0123456789abcdef","rounds":1,"evaluation":true}',
         '{"kind":"open","lineage":"0123456789abcdef","ancestry":[{"lineage":"0"}],"round":0,"first":0,"steps":1,"cursor":0,"measure":false}',
         '{"kind":"open","lineage":"0123456789abcdef","ancestry":[],"round":0,"first":0,"steps":1,"cursor":0,"measure":0}',
+        '{"kind":"open","lineage":"0123456789abcdef","ancestry":[],"round":0,"first":0,"steps":1,"cursor":0,"measure":true,"evaluation":[]}',
+        '{"kind":"open","lineage":"0123456789abcdef","ancestry":[],"round":0,"first":0,"steps":1,"cursor":0,"measure":true,"evaluation":{"step":1,"loss":0.5}}',
+        '{"kind":"open","lineage":"0123456789abcdef","ancestry":[],"round":0,"first":0,"steps":1,"cursor":0,"measure":true,"evaluation":{"step":-1,"loss":0.5,"accuracy":null}}',
+        '{"kind":"open","lineage":"0123456789abcdef","ancestry":[],"round":0,"first":0,"steps":1,"cursor":0,"measure":true,"evaluation":{"step":1,"loss":"0.5","accuracy":null}}',
+        '{"kind":"open","lineage":"0123456789abcdef","ancestry":[],"round":0,"first":0,"steps":1,"cursor":0,"measure":true,"evaluation":{"step":1,"loss":1e39,"accuracy":null}}',
+        '{"kind":"open","lineage":"0123456789abcdef","ancestry":[],"round":0,"first":0,"steps":1,"cursor":0,"measure":true,"evaluation":{"step":1,"loss":0.5,"accuracy":100.5}}',
+        '{"kind":"open","lineage":"0123456789abcdef","ancestry":[],"round":0,"first":0,"steps":1,"cursor":0,"measure":true,"evaluation":{"step":1,"loss":0.5,"accuracy":50,"more":1}}',
     ]
     for header in wrong:
         try:
@@ -520,7 +547,7 @@ def frames_and_streams() -> Json:
         except PeerError:
             continue
         raise AssertionError(f"{header} is a question")
-    one = frames.frame(questions[2], pack(Join(5)).data)
+    one = frames.frame(questions[-3], pack(Join(5)).data)
     written: list[bytes] = []
     stream.write_frame(_Sink(written), one)  # type: ignore[arg-type]
     return {

@@ -71,7 +71,8 @@ def commands() -> Iterator[tuple[str, str]]:
 COMMANDS = sorted({(name, command) for name, command in commands() if command and not command.startswith("#")})
 # Programs that are nobody's of ours: what is said behind them is theirs.
 OTHERS = {"pip", "docker", "nvflare", "openssl", "mkdir", "cd", "cp", "source", "export", "tensorboard", "ssh", "scp"}
-OTHERS |= {"wandb", "mlflow", "curl", "echo", "kill", "git", "cat", "pre-commit", "pytest", "start.sh", "$EDITOR"}
+OTHERS |= {"wandb", "mlflow", "curl", "echo", "kill", "git", "cat", "npm", "pre-commit", "pytest", "start.sh"}
+OTHERS |= {"$EDITOR"}
 OURS = {"python", "python3", "halfback-device", "check.sh", "zensical", "activate"}
 
 

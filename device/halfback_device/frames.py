@@ -14,6 +14,7 @@ from halfback_device.errors import DeviceError, PeerError, one_line
 
 MAX_HEADER = 1 << 22  # characters; the largest holds a configuration
 _TOKEN = re.compile(r"[0-9a-f]{16}")
+_LARGEST = 3.4028235e38  # of float32
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # what may be half of a pair, which is no character
 
 
@@ -37,8 +38,17 @@ class Prepare:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """How well the server's model did after so many steps: mean loss, and accuracy in percent where it is measured."""
+
+    step: int
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
 class Open:
-    """Question: begin a round; the reply has the first message."""
+    """Question: begin a round; the reply has the first message. `evaluation`: the last one, to be shown."""
 
     lineage: str
     ancestry: tuple[Ancestor, ...]
@@ -47,6 +57,7 @@ class Open:
     steps: int
     cursor: int
     measure: bool
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,7 @@ class Save:
 
     lineage: str
     rounds: int
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True)
@@ -198,10 +210,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _checked(told: dict[str, Any], wanted: Mapping[str, Callable[[Any], Any]], where: str) -> dict[str, Any]:
     if unknown := next((name for name in told if name not in wanted), None):
         raise PeerError(f"{where}.{_shown(unknown)}", "this field is unknown")
-    if missing := next((name for name in wanted if name not in told), None):
+    if missing := next((name for name in wanted if name not in told and name not in _OPTIONAL), None):
         raise PeerError(f"{where}.{missing}", "it is missing")
     found = {}
-    for name, check in wanted.items():
+    for name, check in ((name, check) for name, check in wanted.items() if name in told):
         try:
             found[name] = check(told[name])
         except _WrongError as error:
@@ -270,6 +282,24 @@ def _ancestry(value: Any) -> tuple[Ancestor, ...]:
     return tuple(found)
 
 
+def _evaluation(value: Any) -> Evaluation | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or set(value) != {"step", "loss", "accuracy"}:
+        raise _WrongError(value, "step, loss and accuracy are allowed")
+    loss, accuracy = value["loss"], value["accuracy"]
+    if not _is_within(loss, -_LARGEST, _LARGEST):
+        raise _WrongError(loss, "a number of float32 is allowed", ".loss")
+    if accuracy is not None and not _is_within(accuracy, 0, 100):
+        raise _WrongError(accuracy, "0 to 100 is allowed", ".accuracy")
+    return Evaluation(_count(value["step"]), float(loss), None if accuracy is None else float(accuracy))
+
+
+def _is_within(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+_OPTIONAL = {"evaluation"}
 _QUESTIONS: dict[str, tuple[type[Prepare | Open | Say | Save], dict[str, Callable[[Any], Any]]]] = {
     "prepare": (
         Prepare,
@@ -285,8 +315,9 @@ _QUESTIONS: dict[str, tuple[type[Prepare | Open | Say | Save], dict[str, Callabl
             "steps": _count,
             "cursor": _count,
             "measure": _truth,
+            "evaluation": _evaluation,
         },
     ),
     "say": (Say, {"lineage": _token, "round": _count, "exchange": _count}),
-    "save": (Save, {"lineage": _token, "rounds": _count}),
+    "save": (Save, {"lineage": _token, "rounds": _count, "evaluation": _evaluation}),
 }

@@ -168,8 +168,9 @@ def test_temporal_conversations(name: str) -> None:
 
 
 def plain(question: Any) -> Any:
-    """A question's fields as JSON has them."""
-    return json.loads(json.dumps({"kind": type(question).__name__.lower()} | vars(question), default=vars))
+    """A question's fields as JSON has them, without those that it does not say."""
+    said = {name: value for name, value in vars(question).items() if value is not None}
+    return json.loads(json.dumps({"kind": type(question).__name__.lower()} | said, default=vars))
 
 
 def test_questions() -> None:

@@ -38,6 +38,14 @@ def deploy(
     devices: Annotated[
         int | None, typer.Option(min=1, help="poc: so many devices of one gateway are the clients, all started here.")
     ] = None,
+    browser: Annotated[
+        bool,
+        typer.Option(
+            "--browser",
+            help="poc: tabs of a browser are the clients that no --devices are, one unless `clients` says more; prints "
+            "a link for each to open.",
+        ),
+    ] = False,
     workspace: Annotated[
         Path | None, typer.Option(help="simulator, poc: folder of the sites; by default OUT.flare.")
     ] = None,
@@ -48,19 +56,23 @@ def deploy(
     from halfback import config as configuration
 
     recipe, given = recipe_and_settings(settings)
-    config = configuration.resolve(recipe, given)
-    if devices is not None:
+    if devices is None and not browser:
+        config = configuration.resolve(recipe, given)
+    else:
         if env != "poc":
-            raise UserError(f"--devices {devices}: it is for --env poc, which starts them; see docs/gateway.md")
-        config = _with_clients(config, recipe, given, devices)
+            said = "--browser" if devices is None else f"--devices {devices}"
+            raise UserError(f"{said}: it is for --env poc, which starts them; see docs/gateway.md")
+        config = _with_clients(recipe, given, devices or 0, browser)
     with of_extra("nvflare"):
         from halfback.deploy.command import Destination
         from halfback.deploy.command import deploy as deploying
+        from halfback.deploy.trying import Kinds
     from halfback.runs.progress import Bars
 
     called = name or (Path(recipe).stem if recipe else config.algorithm.name)
     folder = out or Path("runs") / called
-    to = Destination(cast(Any, env), kit, user, workspace, sites, devices is not None)
+    kinds = None if devices is None and not browser else Kinds(devices or 0, config.clients - (devices or 0))
+    to = Destination(cast(Any, env), kit, user, workspace, sites, kinds)
     with Bars(console) as bars:
         summary = deploying(config, called, folder, to, on_round=bars)
     print_closing([summary], folder)
@@ -68,15 +80,24 @@ def deploy(
         console.print(summary.ended, soft_wrap=True, markup=False, highlight=False)
 
 
-def _with_clients(config: "RunConfig", recipe: str | None, given: list[str], devices: int) -> "RunConfig":
-    """The recipe with so many clients, and no larger cohorts; UserError where the settings say otherwise."""
+def _with_clients(recipe: str | None, given: list[str], devices: int, browser: bool) -> "RunConfig":
+    """The recipe with so many clients, and no larger cohorts; UserError where the settings say otherwise.
+
+    `browser`: as many tabs as the settings have clients beside the devices, one where they say nothing.
+    """
     from halfback import config as configuration
 
     said = parsed(given)
-    if said.get("clients", devices) != devices:
-        raise UserError(f"clients={config.clients}: --devices {devices} makes as many clients; leave it away")
-    own = [] if "sampled_clients" in said else [f"sampled_clients={min(config.sampled_clients, devices)}"]
-    return configuration.resolve(recipe, [*given, f"clients={devices}", *own])
+    clients = said.get("clients", devices + 1) if browser else devices
+    if said.get("clients", clients) != clients:
+        raise UserError(f"clients={said['clients']}: --devices {devices} makes as many clients; leave it away")
+    if devices and browser and isinstance(clients, int) and clients <= devices:
+        raise UserError(f"clients={clients}: --devices {devices} leaves none for --browser; say more")
+    rest = [word for word in given if not word.startswith("clients=")]
+    own = []
+    if "sampled_clients" not in said and isinstance(clients, int):
+        own = [f"sampled_clients={min(configuration.resolve(recipe, rest).sampled_clients, clients)}"]
+    return configuration.resolve(recipe, [*rest, f"clients={clients}", *own])
 
 
 class _KitFirst(TyperGroup):

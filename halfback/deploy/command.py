@@ -37,7 +37,8 @@ class Destination:
     kit, user: the startup kit and the name of an admin, for `prod`.
     workspace: where `simulator` and `poc` keep their sites, by default beside the fetched run.
     sites: for how many a run waits in `prod`, where those of gateways have several clients; None for one a client.
-    devices: in `poc`, whether the clients are devices of one gateway, which are started too.
+    devices: in `poc`, how many of the clients are devices of one gateway, which are started too, and how many tabs of
+        a browser; None where they are sites.
     """
 
     kind: Kind
@@ -45,7 +46,7 @@ class Destination:
     user: str | None = None
     workspace: Path | None = None
     sites: int | None = None
-    devices: bool = False
+    devices: trying.Kinds | None = None
 
 
 def deploy(config: RunConfig, name: str, out: Path, to: Destination, *, on_round: OnRound) -> Summary:
@@ -59,14 +60,14 @@ def deploy(config: RunConfig, name: str, out: Path, to: Destination, *, on_round
     config = deployable(config)
     check_name(name, "--name")
     if to.devices:
-        trying.check(config)
+        trying.check(config, to.devices)
     if out.exists() and any(out.iterdir()) and not (out / ENDED).exists():
         raise UserError(f"--out {out} exists and holds no fetched run; name a new folder")
     place = (to.workspace or out.with_name(f"{out.name}.flare")).resolve()
     with ExitStack() as stack:
         devices = None
         if to.devices:
-            devices = trying.Devices(config, place / "devices")
+            devices = trying.Devices(config, to.devices, place / "devices")
             stack.enter_context(devices.named())
         environment = stack.enter_context(_environment(config, to, place, devices))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))

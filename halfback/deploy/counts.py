@@ -12,6 +12,7 @@ _ABOUT = {
     "seats": ("gauge", "Places of this gateway."),
     "joined_total": ("counter", "Devices that came in with a good token."),
     "refused_total": ("counter", "Connections that did not come in, by why."),
+    "page_total": ("counter", "Requests for the page, by the status that they got."),
     "closed_total": ("counter", "Connections of devices that the gateway closed, by their code."),
     "questions_total": ("counter", "Questions that were sent to devices."),
     "late_total": ("counter", "Questions without a reply in time."),
@@ -40,7 +41,7 @@ class Counts:
 
     def now(self) -> dict[str, float]:
         """All numbers: `name`, or `name:kind`."""
-        found = {name: 0.0 for name in _ABOUT if not name.startswith(("refused", "closed"))}
+        found = {name: 0.0 for name in _ABOUT if not name.startswith(("refused", "page", "closed"))}
         found |= {":".join(filter(None, key)): float(value) for key, value in self._counted.items()}
         return found | {name: float(value) for name, value in self._gauges().items()}
 

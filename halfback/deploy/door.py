@@ -16,9 +16,12 @@ from typing import Any, final
 
 from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame
+from websockets.http11 import Request
 
 from halfback.errors import UserError
 
+SPOKEN = "halfback"  # the subprotocol that is answered; a browser, which can set no header, says its token behind it
+_BEARER, _TOKEN = "Bearer ", "hb1."
 HANDSHAKE = 10.0  # seconds that a connection has for TLS, and again for saying who it is
 _WAITING, _WAITING_EACH = 256, 128  # connections that have not said who they are: in all, and from one address
 _NAMES = 10_000  # addresses that are remembered
@@ -36,6 +39,7 @@ class Terms:
         certificate, key: PEM files of TLS.
         seats: how many devices it has places for.
         metrics: port of loopback that tells the counts; None for none.
+        page: folder of the page that browsers are handed; None for none.
     """
 
     host: str
@@ -44,11 +48,12 @@ class Terms:
     key: Path
     seats: int
     metrics: int | None = None
+    page: Path | None = None
 
 
 @final
 class Pace:
-    """Lets each name do something so many times at once, and from then on so many times a second."""
+    """Lets each name do something so many times (or have so much) at once, and from then on so many times a second."""
 
     def __init__(self, burst: float, per_second: float) -> None:
         self._burst, self._per_second = burst, per_second
@@ -58,14 +63,14 @@ class Pace:
         """Whether it may; nothing is taken for that."""
         return self._now(name) >= 1
 
-    def take(self, name: str) -> bool:
-        """Whether it may, which then counts."""
+    def take(self, name: str, much: float = 1) -> bool:
+        """Whether it may, which then counts: once, or for so much."""
         left = self._now(name)
         self._left.pop(name, None)  # those that came last stand last
-        self._left[name] = (left - 1 if left >= 1 else left, time.monotonic())
+        self._left[name] = (left - much if left >= much else left, time.monotonic())
         while len(self._left) > _NAMES:
             del self._left[next(iter(self._left))]
-        return left >= 1
+        return left >= much
 
     def _now(self, name: str) -> float:
         left, at = self._left.get(name, (self._burst, 0.0))
@@ -166,6 +171,10 @@ class Door(socket.socket):
         if len(self._known) > _NAMES:
             del self._known[next(iter(self._known))]
 
+    def knows(self, host: str) -> bool:
+        """Whether a device came in from there."""
+        return host in self._known
+
     def _gone(self, address: Any) -> None:
         if self.passed(address):
             self._refused("handshake")
@@ -175,10 +184,11 @@ class Line(ServerConnection):
     """A connection that reads nothing more from a peer who doesn't read: each ping would else be a pong in memory.
 
     Nor from one that sends small frames without end, each of which costs more than its bytes: `flooded` is then true.
+    Who has not said what it wants in time is cut off, and so is who says more where a file is handed out: `is_reader`.
     """
 
     token, place = "", -1  # of a device that has said who it is
-    flooded = False
+    flooded = is_reader = False
     _left, _at = float(_SMALL_FRAMES), 0.0  # small frames that may come, and when that was
     heard = 0.0  # when anything came last, on the loop's clock
     address: Any = None  # of the peer, which a transport no longer knows when that one is gone
@@ -187,9 +197,13 @@ class Line(ServerConnection):
         self.address = transport.get_extra_info("peername")
         self.heard = self.loop.time()
         super().connection_made(transport)
+        self._due_soon = self.loop.call_later(HANDSHAKE, self.transport.abort)
 
     def data_received(self, data: bytes) -> None:
         self.heard = self.loop.time()
+        if self.is_reader:
+            self.transport.abort()
+            return
         for at in range(0, len(data), _AT_ONCE):
             super().data_received(data[at : at + _AT_ONCE])
             if self._left < 0:
@@ -197,7 +211,12 @@ class Line(ServerConnection):
                 self.transport.abort()
                 return
 
+    def connection_lost(self, error: Exception | None) -> None:
+        self._due_soon.cancel()
+        super().connection_lost(error)
+
     def process_event(self, event: Any) -> None:
+        self._due_soon.cancel()
         super().process_event(event)
         if isinstance(event, Frame) and len(event.data) < _SMALL:
             self._left = min(_SMALL_FRAMES, self._left + (self.heard - self._at) * _SMALL_PER_SECOND) - 1
@@ -215,6 +234,21 @@ class Line(ServerConnection):
         super().resume_writing()
         if not self.recv_messages.paused:
             self.transport.resume_reading()
+
+
+def is_from_here(request: Request) -> bool:
+    """Whether no page of a browser asks, or one that came from here: its browser says so, and cannot be told not to."""
+    origins, hosts = (request.headers.get_all(name) for name in ("Origin", "Host"))
+    return not origins or (len(origins) == len(hosts) == 1 and origins[0].lower() == f"https://{hosts[0].lower()}")
+
+
+def token_of(request: Request) -> str:
+    """The token of a request, which is in one place: its header, or what is offered behind our subprotocol."""
+    said = [each[len(_BEARER) :] for each in request.headers.get_all("Authorization") if each.startswith(_BEARER)]
+    is_plain = len(said) == len(request.headers.get_all("Authorization"))
+    for offered in request.headers.get_all("Sec-WebSocket-Protocol"):
+        said += [each.strip() for each in offered.split(",") if each.strip().startswith(_TOKEN)]
+    return said[0] if is_plain and len(said) == 1 else ""
 
 
 def tls_of(terms: Terms) -> ssl.SSLContext:

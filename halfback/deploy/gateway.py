@@ -18,10 +18,24 @@ from typing import Any, final
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
 
+from halfback.deploy.browsers import LONGEST, Page, built_page
 from halfback.deploy.counts import Counts, tell
 from halfback.deploy.device import check_package
-from halfback.deploy.door import HANDSHAKE, Door, Line, Pace, Terms, host_of, parsed, tls_of
+from halfback.deploy.door import (
+    HANDSHAKE,
+    SPOKEN,
+    Door,
+    Line,
+    Pace,
+    Terms,
+    host_of,
+    is_from_here,
+    parsed,
+    tls_of,
+    token_of,
+)
 from halfback.deploy.joining import BROKEN, CLOSING, PATH, REVOKED, TAKEN, Offer, room
 from halfback.deploy.relay import WorkerLost
 from halfback.deploy.seated import IDLE, Seated
@@ -36,7 +50,6 @@ _LOOK = 1.0  # seconds between two looks at the tokens and at connections that s
 _PING, _SILENT = 20.0, 40.0  # seconds of silence until a device is asked for a sign, and until it is given up
 _CLOSES = 2.0  # seconds that a peer has to say goodbye
 _GRACE = 5.0  # seconds more for the event loop than for a question
-_BEARER = "Bearer "
 _WRONG = "this token is not good here\n"
 _STRANGERS = (256, 50.0)  # connections from all addresses that no device came from: so many at once, then a second
 # Of one address, or place: so many at once, and from then on so many a second.
@@ -68,6 +81,11 @@ class Gateway:
         pace = Pace(burst + 2 * terms.seats, per_second)
         self._wrong, self._joins = Pace(*_TOKENS), Pace(*_JOINS)
         self._offer = Offer(package)
+        try:
+            self._page = None if terms.page is None else Page(terms.page, terms.seats)
+        except BaseException:
+            self._offer.close()
+            raise
         self._closing = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
@@ -78,6 +96,8 @@ class Gateway:
         except BaseException:
             self._loop.close()
             self._offer.close()
+            if self._page is not None:
+                self._page.close()
             raise
         self._thread.start()
         try:
@@ -110,7 +130,9 @@ class Gateway:
             create_connection=Line,
             compression=None,
             server_header=None,
-            open_timeout=HANDSHAKE,
+            select_subprotocol=lambda _, offered: Subprotocol(SPOKEN) if SPOKEN in offered else None,
+            open_timeout=LONGEST,  # of a file of the page; who has said nothing is cut off before: see Line
+            ssl_handshake_timeout=HANDSHAKE,
             ping_interval=None,  # a pong stands behind a long reply in a slow line: see _look_around
             close_timeout=_CLOSES,
             max_size=room(0),
@@ -169,10 +191,14 @@ class Gateway:
         self._thread.join(4 * _CLOSES)
         self._door.close()
         self._offer.close()
+        if self._page is not None:
+            self._page.close()
 
     async def _ended(self) -> None:
         if told := getattr(self, "_told", None):
             told.close()
+        if self._page is not None:
+            self._page.stop()
         if hasattr(self, "_server"):
             self._looking.cancel()
             self._server.close(code=CLOSING, reason="the site is closing")
@@ -188,14 +214,24 @@ class Gateway:
             await line.wait_closed()
             return line.respond(HTTPStatus.BAD_REQUEST, "what came behind the request is no message\n")
         host = host_of(line.address)
+        if self._page is not None and request.path != PATH:
+            self._door.passed(line.address)
+            status = "late"
+            try:
+                answer = await self._page.answer(line, request, host, is_known=self._door.knows(host))
+                status = str(answer.status_code)
+            finally:
+                self._counts.add("page_total", kind=status)
+            return answer
         if not self._wrong.allows(host):
             return line.respond(HTTPStatus.TOO_MANY_REQUESTS, "too many wrong tokens from here\n")
         if request.path != PATH:
             self._wrong.take(host)
             return line.respond(HTTPStatus.NOT_FOUND, f"{PATH} is here\n")
+        if not is_from_here(request):
+            return line.respond(HTTPStatus.FORBIDDEN, "a page from elsewhere may not connect here\n")
         self._tokens.refresh()  # one that was made a moment ago is good, and its device comes once
-        said = request.headers.get_all("Authorization")
-        token = self._tokens.check(said[0][len(_BEARER) :] if len(said) == 1 and said[0].startswith(_BEARER) else "")
+        token = self._tokens.check(token_of(request))
         place = None if token is None else self._tokens.place(token)
         if token is None or place is None:
             self._wrong.take(host)
@@ -309,4 +345,5 @@ def opened(site: SiteConfig, tokens: Path) -> Gateway:
     said, (host, port) = site.devices, parsed(site.devices.listen)
     package = check_package(site)
     certificate, key = (Path(path).expanduser() for path in (said.certificate, said.key))
-    return Gateway(Terms(host, port, certificate, key, said.seats, said.metrics), tokens, package)
+    page = built_page() if said.page else None
+    return Gateway(Terms(host, port, certificate, key, said.seats, said.metrics, page), tokens, package)

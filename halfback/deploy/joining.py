@@ -95,7 +95,9 @@ def unpacked(data: Any) -> Frame:
         raise PeerError("message", "a header came that is no UTF-8 text") from None
 
 
-class _Offered(NamedTuple):
+class Opened(NamedTuple):
+    """A file that stays open: whatever its name comes to mean later, this is what is handed out."""
+
     handle: int
     bytes: int
     sha256: str
@@ -113,10 +115,10 @@ class Offer:
 
     def __init__(self, folder: Path) -> None:
         """Opens the files; UserError where one is missing or is no plain file."""
-        self._files: dict[str, _Offered] = {}
+        self._files: dict[str, Opened] = {}
         try:
             for name in _names(folder):
-                self._files[name] = _opened(folder / name)
+                self._files[name] = opened_file(folder / name, "package")
         except BaseException:
             self.close()
             raise
@@ -155,17 +157,18 @@ def _names(folder: Path) -> list[str]:
     return [_MANIFEST, *sorted(files)]
 
 
-def _opened(path: Path) -> _Offered:
+def opened_file(path: Path, what: str) -> Opened:
+    """Opens a plain file, of which errors say what it is part of; UserError where it is missing, or is none."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise UserError(f"package {path}: {error.strerror}") from None
+        raise UserError(f"{what} {path}: {error.strerror}") from None
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise UserError(f"package {path}: it is no file")
+            raise UserError(f"{what} {path}: it is no file")
         with os.fdopen(handle, "rb", closefd=False) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return _Offered(handle, os.fstat(handle).st_size, digest)
+        return Opened(handle, os.fstat(handle).st_size, digest)
     except BaseException:
         os.close(handle)
         raise

@@ -21,7 +21,7 @@ from halfback.deploy.here import at_server
 from halfback.deploy.seats import Place, seated
 from halfback.deploy.site import SiteConfig
 from halfback.engine import attendance
-from halfback.engine.remote.frames import Frame, Longest
+from halfback.engine.remote.frames import Evaluation, Frame, Longest
 from halfback.engine.remote.presence import Came, Carrier, Terms
 from halfback.engine.remote.server import RemoteServer
 from halfback.errors import HalfbackError, RowError, UserError
@@ -75,6 +75,7 @@ class Serving:
         self.seats = seated(folder / SEATS, sites, clients)
         self.away: dict[int, str] = {}
         self.silent: Callable[[], set[str]] = set
+        self.evaluation: Evaluation | None = None  # the last one
 
     def event(self, what: dict[str, Any]) -> None:
         """Something happened to a client, or to the run."""
@@ -116,6 +117,13 @@ class Serving:
                 line = json.dumps({"round": state.record.round, "site": site, **counts})
                 with writing(self.folder / GATEWAYS), (self.folder / GATEWAYS).open("a", encoding="utf-8") as file:
                     file.write(line + "\n")
+
+    def on_evaluation(self, state: RunState) -> None:
+        """Keeps what clients are told of an evaluation."""
+        loss = state.record.validation_loss
+        assert loss is not None, "it is of an evaluation"
+        accuracy = state.metric if state.metric_name == "accuracy" else None
+        self.evaluation = Evaluation(step=state.step, loss=loss, accuracy=accuracy)
 
     def heed(self) -> None:
         """Stops where it was asked to; Stopped is what ends the run."""
@@ -207,9 +215,12 @@ def serve(name: object, tree: object, around: Surroundings) -> None:
                 serving.counts, serving.silent = sites.counts, sites.silent
                 carrier = _Heeding(sites, serving)
                 terms = Terms(asked.deadline, asked.min_cohort, asked.patience, asked.spare, asked.pace)
-                return remote_server(built, tree, carrier, _run_token(place), terms, serving.event)
+                server = remote_server(built, tree, carrier, _run_token(place), terms, serving.event)
+                server.evaluation = lambda: serving.evaluation
+                return server
 
-            execution.run_deployed(config, place, Caller(on_round=serving.on_round, engine=engine))
+            told = Caller(on_round=serving.on_round, on_evaluation=serving.on_evaluation, engine=engine)
+            execution.run_deployed(config, place, told)
             ended = {"how": "finished", "why": ""}
     except Stopped as error:
         ended = {"how": "stopped", "why": str(error)}

@@ -29,6 +29,7 @@ TEMPLATE = """\
 # #   certificate: /path/to/certificate.pem
 # #   key: /path/to/key.pem
 # #   seats: 100         # how many devices may be clients
+# #   page: false        # true: browsers may be devices too, by a page from this port: docs/browser.md
 # keep_labels: false     # true: take part only where no label is sent from this machine
 # trial: false           # true: a recipe may name files and folders of this machine; for trying things out
 # folder: /path/to/keep  # what is needed to go on after a restart; by default beside the startup kit
@@ -84,6 +85,8 @@ class SiteDevices(_Section):
     """File of the devices' tokens; by default in the site's `folder`."""
     metrics: int | None = Field(default=None, ge=1, le=65535)
     """Port of loopback that tells Prometheus what was counted; null: none."""
+    page: bool = False
+    """Hand out the page with which a browser becomes a device, to whoever asks at this port; see docs/browser.md."""
 
 
 class SiteConfig(_Section):

@@ -39,7 +39,8 @@ class Caller:
     """What a run's caller gives beside its configuration; none of it is in the run's folder.
 
     Attributes:
-        on_round: who is told of each round. on_rows: who is told how far an evaluation is.
+        on_round: who is told of each round. on_rows: who is told how far an evaluation is. on_evaluation: who is told
+            of each evaluation, before the checkpoint behind it.
         given: parts that are Python objects, which the configuration calls "given".
         like: the fingerprint of a run that this one is to be compared with.
         pretrained: weights that another run of the same pretraining made; the file is copied.
@@ -49,6 +50,7 @@ class Caller:
 
     on_round: OnRound | None = None
     on_rows: Callable[[RunConfig, int, int], object] | None = None
+    on_evaluation: OnRound | None = None
     given: Given | None = None
     like: Mapping[str, str] | None = None
     pretrained: Path | None = None
@@ -118,7 +120,7 @@ class Opening:
 
     @property
     def _told(self) -> Told:
-        return Told(self.caller.on_round, self.caller.on_rows)
+        return Told(self.caller.on_round, self.caller.on_rows, self.caller.on_evaluation)
 
     def _attendance(self, config: RunConfig) -> Attendance | None:
         """Who takes part in each round of a run that repeats another one."""

@@ -79,10 +79,12 @@ class Told:
     Attributes:
         on_round: of each round.
         on_rows: within an evaluation, of the run's configuration, the rows that are done, and how many there are.
+        on_evaluation: of each evaluation as soon as it is made, so before the checkpoint behind it.
     """
 
     on_round: OnRound | None = None
     on_rows: Callable[[RunConfig, int, int], object] | None = None
+    on_evaluation: OnRound | None = None
 
 
 class Engine(Protocol):
@@ -317,6 +319,8 @@ class Training:
         record = self._record(result.loss, result.metric, rows)
         for sink in self._open_sinks():
             sink.write(record)
+        if self.told.on_evaluation is not None:
+            self.told.on_evaluation(RunState(self.config, self.built.task.metric, record))
         self.losses = []
         return record
 

@@ -28,6 +28,8 @@ PIECES = (
     b"\xff\xfe",
     b"-0",
 )
+PATHS = (b"/", b"/assets/page-abc.js", b"/assets/../index.html", b"//", b"/%2e%2e/key.pem", b"/?", b"*", b"/halfback/2")
+BESIDE = (b"Origin: null", b"If-None-Match: *", b'If-None-Match: ",,"', b"Range: bytes=0-", b"Cookie: a", b"Host: \xff")
 VALUES = (None, True, -1, 2**63, 2**70, 1.5, "", "x" * 3000, "\ud800", [], {}, [[[]]], {"a": 1}, "hello", "../key.pem")
 OPENING = (b"GET /halfback/1 HTTP/1.1", b"Host: localhost", b"Upgrade: websocket", b"Connection: Upgrade")
 KEY, VERSION = b"Sec-WebSocket-Key: " + b"A" * 22 + b"==", b"Sec-WebSocket-Version: 13"
@@ -111,6 +113,9 @@ class Fuzz:
         """Sends no more, and reads what comes until the gateway has closed, which it has ten seconds for."""
         with suppress(OSError):  # it has closed already
             socket.socket.shutdown(line, socket.SHUT_WR)  # TCP's, and no goodbye of TLS
+        return self._read(line)
+
+    def _read(self, line: socket.socket) -> bytes:
         came = b""
         while more := line.recv(1 << 16):
             came += more
@@ -120,7 +125,12 @@ class Fuzz:
 
     def handshake(self) -> None:
         """One that is wrong somewhere, nearly always."""
-        match self.dice.randrange(4):
+        match self.dice.randrange(5):
+            case 4:
+                self.made["requests for the page"] += 1
+                with self._secret() as line:
+                    line.sendall(self._asking())
+                    self._answered(self._read(line))
             case 0:
                 self.made["what is no TLS"] += 1
                 with self._plain() as line:
@@ -140,6 +150,15 @@ class Fuzz:
     def _answered(self, came: bytes) -> None:
         if came.startswith(b"HTTP/1.1 "):
             self.codes[int(came[9:12])] += 1
+
+    def _asking(self) -> bytes:
+        """A request that is whole, so it is answered."""
+        method = self.dice.choice((b"GET", b"GET", b"HEAD", b"POST"))
+        lines = [
+            b" ".join((method, self.dice.choice(PATHS), b"HTTP/1.1")),
+            *self.dice.choices(BESIDE, k=self.dice.randrange(4)),
+        ]
+        return b"\r\n".join((*lines, b"", b""))
 
     def _opening(self) -> bytes:
         dice = self.dice

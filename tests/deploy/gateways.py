@@ -35,11 +35,14 @@ def connected(address: str, token: str, tls: ssl.SSLContext, **options: Any) -> 
 class Place:
     """A gateway with its certificate, tokens and package below a folder."""
 
-    def __init__(self, folder: Path, package: Path, *, seats: int = SEATS, metrics: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, package: Path, *, seats: int = SEATS, metrics: int | None = None, page: Path | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.tls, self.certificate, self.key = certified(folder)
         self.tokens, self.seats = folder / "tokens.json", seats
-        self.gateway = Gateway(Terms("127.0.0.1", 0, self.certificate, self.key, seats, metrics), self.tokens, package)
+        terms = Terms("127.0.0.1", 0, self.certificate, self.key, seats, metrics, page)
+        self.gateway = Gateway(terms, self.tokens, package)
         self.address = f"wss://localhost:{self.gateway.port}/halfback/1"
 
     def token(self) -> str:
@@ -84,4 +87,17 @@ def plain_package(folder: Path) -> Path:
     (folder / "empty.onnx").write_bytes(b"")
     (folder / "manifest.json").write_text(json.dumps({"files": {"weights.safetensors": {}, "empty.onnx": {}}}))
     (folder / "secret.txt").write_text("not of the package")
+    return folder
+
+
+INDEX = b"<!doctype html><title>halfback</title><script type=module src=/assets/page-abc.js></script>"
+
+
+def plain_page(folder: Path, wasm: bytes = b"\0asm") -> Path:
+    """A folder such as a build of the page leaves."""
+    (folder / "assets").mkdir(parents=True)
+    (folder / "index.html").write_bytes(INDEX)
+    (folder / "assets" / "page-abc.js").write_bytes(b"export const page = 1;\n" * 4000)
+    (folder / "assets" / "style-abc.css").write_bytes(b"body { margin: 0 }\n")
+    (folder / "assets" / "ort-abc.wasm").write_bytes(wasm)
     return folder

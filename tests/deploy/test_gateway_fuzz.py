@@ -24,7 +24,7 @@ from halfback.deploy.relay import WorkerLost
 from halfback.engine.remote.frames import Frame, Longest
 from halfback.errors import PeerError
 from tests.deploy.gateway_fuzz import Made, fuzzed, open_files, resident, settled
-from tests.deploy.gateways import Place, heard, plain_package, said
+from tests.deploy.gateways import Place, heard, plain_package, plain_page, said
 
 SEED = 19
 LONGEST = Longest(1 << 16, 1 << 14)
@@ -34,9 +34,12 @@ READY = '{"kind":"ready","fits":true,"takes":100000,"rows":1}'
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     """A gateway without limits on how often somebody may come, which have tests of their own."""
-    made = Place(tmp_path / "site", plain_package(tmp_path / "package"))
+    page = plain_page(tmp_path / "dist")
+    made = Place(tmp_path / "site", plain_package(tmp_path / "package"), page=page)
     gateway = made.gateway
     gateway._joins, gateway._wrong, gateway._door._pace, gateway._door._strangers = (Pace(1e9, 1e9) for _ in range(4))
+    assert gateway._page is not None
+    gateway._page._pace, gateway._page._strangers = Pace(1e12, 1e12), Pace(1e12, 1e12)
     yield made
     gateway.close()
 
@@ -134,7 +137,7 @@ def held(place: Place, faults: list[str], fuzzing: Callable[[list[str]], list[Ma
     honest.says(b"still")
     assert not faults
     assert not {500, 1011} & set(codes)  # faults of the gateway's own; others may be the fuzzer's own, said back
-    assert {1002, 1008, 1009} <= set(codes)
+    assert {200, 404, 405, 1002, 1008, 1009} <= set(codes)
     assert min(honest.right, asking.asked) > 10
     assert more < 64
     assert settled(lambda: list(gateway._seated) == [0])
@@ -146,7 +149,9 @@ def held(place: Place, faults: list[str], fuzzing: Callable[[list[str]], list[Ma
 
 
 def _in_or_refused(counts: dict[str, float]) -> float:
-    return sum(count for name, count in counts.items() if name.startswith(("joined_total", "refused_total")))
+    return sum(
+        count for name, count in counts.items() if name.startswith(("joined_total", "refused_total", "page_total"))
+    )
 
 
 async def _tasks() -> int:

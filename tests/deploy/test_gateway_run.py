@@ -28,6 +28,7 @@ from halfback.deploy.tokens import add
 from halfback.errors import UserError
 from halfback.runs import run
 from halfback.runs.repeating import repeat
+from halfback.telemetry.records import read_records
 from halfback.testing import small
 from halfback_device.client import Device
 from halfback_device.data import Rows
@@ -92,6 +93,7 @@ class Joined(threading.Thread):
         self.address = f"wss://localhost:{here.site._gateway.port}/halfback/1"
         self.here, self.token, self.rows, self.folder, self.breaks = here, token, rows, folder, breaks
         self.replies, self.ended = 0, threading.Event()
+        self.told: dict[int, dict[str, Any]] = {}  # evaluations, by the step behind which they were
 
     def run(self) -> None:
         while not self.ended.wait(0.1):
@@ -118,6 +120,8 @@ class Joined(threading.Thread):
                     self.breaks = None
                     device._client._lock.close()  # type: ignore[union-attr]  # as the system does for a killed one
                     return
+                if (found := header.get("evaluation")) is not None:
+                    self.told[found["step"]] = found
                 reply = device.reply(json.dumps(header), body)
                 self.replies += 1
                 line.send(packed(reply.header, reply.body))
@@ -167,7 +171,13 @@ def behind_gateways(config: RunConfig, package: Path, rows: Rows, place: Path, b
             device.ended.set()
         for here in heres.values():
             here.close()
-    return place / "job" / RUN
+    left = place / "job" / RUN
+    # Each was told of all evaluations, also of that behind the last round.
+    records = {record.step: record for record in read_records(left)}
+    assert all(device.told.keys() == records.keys() for device in joined)
+    found = {step: (told["loss"], told["accuracy"]) for step, told in joined[0].told.items()}
+    assert found == {step: (record.validation_loss, record.metric) for step, record in records.items()}
+    return left
 
 
 @pytest.mark.parametrize("breaks", [None, 9])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -20,7 +21,8 @@ from halfback import config as configuration
 from halfback.config import RunConfig
 from halfback.deploy.certificate import write_certificate
 from halfback.deploy.keeper import kept
-from halfback.deploy.trying import Devices
+from halfback.deploy.tokens import listed
+from halfback.deploy.trying import Devices, Kinds
 from halfback.errors import UserError
 from halfback.runs.devices import _split
 from halfback.testing import small
@@ -104,10 +106,17 @@ def recipe(request: pytest.FixtureRequest) -> RunConfig:
 
 def test_each_device_is_given_the_rows_of_its_client(recipe: RunConfig, tmp_path: Path) -> None:
     """As a device itself reads what its command names; the row numbers alone are its own."""
-    devices = Devices(recipe, tmp_path)
+    devices = Devices(recipe, Kinds(devices=2, tabs=1), tmp_path)
     package, run = Package.open(tmp_path / "package"), small.built(recipe)
-    for number, process in enumerate(devices.processes):
-        words = process.command[process.command.index("join") :]
+    words_of = [process.command[process.command.index("join") :] for process in devices.processes]
+    (link, file) = devices.links[0]
+    site = json.loads(devices.files["site-1"])["devices"]
+    assert re.fullmatch(rf"https://{site['listen']}/#hb1\.[0-9a-f]{{8}}\.[A-Za-z0-9_-]{{43}}", link)
+    assert (site["page"], site["seats"], len(words_of)) == (True, 3, 2)
+    columns = [] if file.suffix == ".npz" else ["--text", "text", "--label", "label"]  # which somebody chooses there
+    words_of.append(["join", "wss://x", "--token", "x", "--data", str(file), *columns])
+    assert list(listed(Path(site["tokens"])).values())[2].place == 2  # the rows are those of the client at its place
+    for number, words in enumerate(words_of):
         rows = _rows(_parser().parse_args(words))
         mine, due = own_split(rows, package.manifest, package.folder, number), _split(run.clients.sources[number])
         np.testing.assert_array_equal(mine.labels, due.labels)
@@ -120,6 +129,34 @@ def test_each_device_is_given_the_rows_of_its_client(recipe: RunConfig, tmp_path
             np.testing.assert_array_equal(mine.tokens.ends, due.tokens.ends)
     with pytest.raises(UserError, match=r"^no reply; what the devices say: .*device-\*/log$"), devices.named():
         raise UserError("no reply")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--env", "simulator"], "--browser: it is for --env poc, which starts them"),
+        (["--env", "simulator", "--devices", "2"], "--devices 2: it is for --env poc"),
+        (["--env", "poc", "--devices", "2", "clients=2"], "clients=2: --devices 2 leaves none for --browser; say more"),
+        (["--env", "poc", "clients=2", "sampled_clients=3"], "sampled_clients=3"),
+        (["--env", "poc", "clients=x"], "clients='x'"),
+        (["--env", "poc", "clients=0"], "clients=0"),
+        (["--env", "poc", "clients=2", "algorithm.name=split_lora"], "its devices backpropagate"),
+    ],
+)
+def test_what_tabs_can_not_do_is_one_line(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("halfback.deploy.trying.built_page", lambda: tmp_path)
+    assert said in refusal(halfback("deploy", "quickstart", *words, "--browser"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_that_is_not_built_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("halfback.deploy.browsers.__file__", str(tmp_path / "halfback" / "deploy" / "browsers.py"))
+    said = refusal(halfback("deploy", "quickstart", "--env", "poc", "--browser"))
+    assert said == "the page is not built here: cd web && npm ci && npm run build"
 
 
 def process(recipe: Path, out: Path) -> "subprocess.Popen[str]":

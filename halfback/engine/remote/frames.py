@@ -36,6 +36,17 @@ class Ancestor(_Header):
     rounds: _Count
 
 
+class Evaluation(_Header):
+    """How well the model did on the server's validation rows after so many steps: what a device may show its owner.
+
+    `loss`: the mean. `accuracy`: in percent; None where the run has another metric.
+    """
+
+    step: _Count
+    loss: _Loss
+    accuracy: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None
+
+
 class Prepare(_Header):
     """Question, first of all: build your part of this run; in the body, weights to begin with, or none."""
 
@@ -59,6 +70,8 @@ class Open(_Header):
     steps: _Count
     cursor: _Count
     measure: bool
+    evaluation: Evaluation | None = None
+    """The last one, for whoever looks; nothing is computed from it. The field is left out where there is none."""
 
 
 class Say(_Header):
@@ -76,6 +89,8 @@ class Save(_Header):
     kind: Literal["save"] = "save"
     lineage: _Token
     rounds: _Count
+    evaluation: Evaluation | None = None
+    """As in `Open`: behind a run's last round nothing else comes."""
 
 
 class Ready(_Header):

@@ -12,7 +12,7 @@ are those that it names, each until it left.
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
@@ -26,6 +26,7 @@ from halfback.engine.kept import going_on
 from halfback.engine.remote.frames import (
     Ancestor,
     Done,
+    Evaluation,
     Frame,
     Longest,
     Open,
@@ -70,6 +71,7 @@ class RemoteServer:
 
     Attributes:
         attendance: who takes part in each round, where a run is repeated; None for those that are sampled and there.
+        evaluation: gives the last one, which clients are told; None before there is any.
     """
 
     def __init__(self, side: ServerSide, carrier: Carrier, beginning: Beginning, terms: Terms, events: Events) -> None:
@@ -78,6 +80,7 @@ class RemoteServer:
         self._terms = terms
         self._events = events
         self.attendance: Attendance | None = None
+        self.evaluation: Callable[[], Evaluation | None] = lambda: None
         self._presence = Presence(carrier, beginning, terms, events)
         self._paces = Paces(terms)
         self._lineage = secrets.token_hex(8)
@@ -197,6 +200,7 @@ class RemoteServer:
             steps=talks.round.steps,
             cursor=self._cursors.get(number, 0),
             measure=talks.measure_memory,
+            evaluation=self.evaluation(),
         )
 
     def _asked(self, questions: Mapping[int, Frame], talks: _Talks) -> dict[int, tuple[Any, bytes]]:
@@ -288,9 +292,8 @@ class RemoteServer:
                 checkpoint of this moment would be none that a run goes on from to the same bits.
         """
         lost: dict[int, str] = {}
-        saving = {
-            n: frame(Save(lineage=self._lineage, rounds=self._rounds)) for n in self._changed & self._presence.ready
-        }
+        save = frame(Save(lineage=self._lineage, rounds=self._rounds, evaluation=self.evaluation()))
+        saving = dict.fromkeys(self._changed & self._presence.ready, save)
         if saving:
             deadline = dict.fromkeys(saving, self._terms.deadline)
             for number, came in sorted(self._carrier.ask(saving, deadline, longest_reply(0, 0)), key=itemgetter(0)):

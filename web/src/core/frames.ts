@@ -29,7 +29,14 @@ export interface Prepare {
   readonly weights: string;
 }
 
-/** Question: begin a round; the reply has the first message. */
+/** How well the server's model did after so many steps: mean loss, and accuracy in percent where it is measured. */
+export interface Evaluation {
+  readonly step: number;
+  readonly loss: number;
+  readonly accuracy: number | null;
+}
+
+/** Question: begin a round; the reply has the first message. `evaluation`: the last one, of which nothing depends. */
 export interface Open {
   readonly kind: "open";
   readonly lineage: string;
@@ -39,6 +46,7 @@ export interface Open {
   readonly steps: number;
   readonly cursor: number;
   readonly measure: boolean;
+  readonly evaluation?: Evaluation | null;
 }
 
 /** Question: here is the answer to your last message; what do you say next? */
@@ -54,6 +62,7 @@ export interface Save {
   readonly kind: "save";
   readonly lineage: string;
   readonly rounds: number;
+  readonly evaluation?: Evaluation | null;
 }
 
 /**
@@ -205,6 +214,7 @@ function checked(told: { [key: string]: Json }, wanted: Readonly<Record<string, 
   const found: [string, unknown][] = [];
   for (const [name, check] of Object.entries(wanted)) {
     const value = told[name];
+    if (value === undefined && OPTIONAL.has(name)) continue;
     if (value === undefined) throw new PeerError(`${where}.${name}`, "it is missing");
     found.push([camelCase(name), check(value, `${where}.${name}`)]);
   }
@@ -265,6 +275,27 @@ function ancestry(value: Json, where: string): Ancestor[] {
   });
 }
 
+function evaluation(value: Json, where: string): Evaluation | null {
+  if (value === null) return null;
+  const isRight = isObject(value) && Object.keys(value).sort().join() === "accuracy,loss,step";
+  if (!isRight) throw wrong(where, value, "step, loss and accuracy are allowed");
+  const [loss, accuracy] = [numberOf(value["loss"]), numberOf(value["accuracy"])];
+  if (loss === null || Math.abs(loss) > LARGEST) {
+    throw wrong(`${where}.loss`, value["loss"] ?? null, "a number of float32 is allowed");
+  }
+  if (value["accuracy"] !== null && (accuracy === null || accuracy < 0 || accuracy > 100)) {
+    throw wrong(`${where}.accuracy`, value["accuracy"] ?? null, "0 to 100 is allowed");
+  }
+  return { step: count(value["step"] ?? null, where), loss, accuracy };
+}
+
+function numberOf(value: Json | undefined): number | null {
+  if (value instanceof Fraction) return value.value;
+  return typeof value === "number" || typeof value === "bigint" ? Number(value) : null;
+}
+
+const LARGEST = 3.4028235e38; // of float32
+const OPTIONAL: ReadonlySet<string> = new Set(["evaluation"]);
 const QUESTIONS: Readonly<Record<Question["kind"], Readonly<Record<string, Check>>>> = {
   prepare: { run: token, client: count, config: tree, label_names: texts, weights: text },
   open: {
@@ -275,7 +306,8 @@ const QUESTIONS: Readonly<Record<Question["kind"], Readonly<Record<string, Check
     steps: count,
     cursor: count,
     measure: truth,
+    evaluation,
   },
   say: { lineage: token, round: count, exchange: count },
-  save: { lineage: token, rounds: count },
+  save: { lineage: token, rounds: count, evaluation },
 };
