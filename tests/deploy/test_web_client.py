@@ -1,6 +1,7 @@
 """Whole runs over a gateway in which one client is a page's device (web/, under Node) and the other a native one."""
 
 import hashlib
+import os
 import ssl
 import threading
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from halfback.deploy.serving import RUN, Surroundings, serve
 from halfback.deploy.site import SiteConfig
 from halfback.deploy.tokens import add
 from halfback.engine import checkpoint
+from halfback.models.packages import packaged_models
 from halfback.runs.package import packaged
 from halfback.runs.shares import write_shares
 from halfback.testing import small
@@ -123,3 +125,22 @@ def test_a_page_and_a_native_device_train_the_quick_starts_model(tmp_path: Path)
     assert recipe == again
     assert recipe["leaves"] == ["activations", "labels", "slopes"]
     assert [event["step"] for event in ran.page.told("evaluation")] == [0, 0, 3, FEW["steps"]]
+
+
+@pytest.mark.slow
+def test_a_page_and_a_native_device_train_minilm(tmp_path: Path) -> None:
+    """With LoRA and AdamW, on sentences of SST-2."""
+    if packaged_models()["all-minilm-l6-v2"].folder() is None or "HALFBACK_DATA" not in os.environ:
+        pytest.skip("needs all-minilm-l6-v2 and HALFBACK_DATA")
+    lora = {"train": "lora", "optimizer": "adamw", "lr": 1e-3, "clip": 1.0}
+    tree = {
+        "algorithm": {"name": "ho_sfl", "directions": 2},
+        "task": {"name": "sst2", "max_length": 64, "train_rows": 64, "validation_rows": 16},
+        "model": {"name": "all-minilm-l6-v2", "cut": 2},
+        "bottom": lora,
+        "top": lora,
+    }
+    changes = {key.replace("__", "."): value for key, value in FEW.items()}
+    ran = _Ran(configuration.from_tree(tree, {"device": "cpu", "batch_size": 8, **changes}), tmp_path)
+    _assert_one_theta(ran)
+    assert ran.page.told("bytes")[-1]["up"]["activations"] > 6 * 8 * 384 * 4
