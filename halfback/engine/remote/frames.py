@@ -184,7 +184,8 @@ class Frame(NamedTuple):
 
 def frame(header: Question | Reply, body: bytes = b"") -> Frame:
     """The frame to send."""
-    return Frame(header.model_dump_json(exclude_none=True), body)
+    untold = {name for name, value in header if value is None}
+    return Frame(header.model_dump_json(exclude=untold), body)
 
 
 def read_question(header: str) -> Question:
