@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from halfback.runs.run import load as load
     from halfback.runs.run import train as train
     from halfback.runs.summary import Summary as Summary
-    from halfback.runs.training import RunState as RunState
+    from halfback.runs.told import RunState as RunState
     from halfback.runs.variants import Variant as Variant
     from halfback.telemetry.records import Record as Record
     from halfback.wire import messages as messages
@@ -70,7 +70,7 @@ _PLACES = {
     "Record": "telemetry.records",
     "Run": "runs.run",
     "RunConfig": "config",
-    "RunState": "runs.training",
+    "RunState": "runs.told",
     "Scores": "runs.evaluating",
     "Server": "parties.server",
     "Summary": "runs.summary",

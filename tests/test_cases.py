@@ -23,7 +23,7 @@ from halfback.data.tasks import load_task
 from halfback.engine import checkpoint
 from halfback.runs import run
 from halfback.runs.folder import CHECKPOINT
-from halfback.runs.training import RunState
+from halfback.runs.told import RunState
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 

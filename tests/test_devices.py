@@ -9,7 +9,7 @@ import pytest
 from halfback.errors import UserError
 from halfback.runs import run
 from halfback.runs.package import package
-from halfback.runs.training import RunState
+from halfback.runs.told import RunState
 from halfback.testing import small
 
 pytest.importorskip("halfback_device", reason="halfback-device is not installed")

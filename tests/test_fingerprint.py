@@ -16,7 +16,7 @@ from halfback.engine import checkpoint
 from halfback.engine.remote.client import RemoteClient
 from halfback.engine.remote.frames import Ancestor, Open, Save
 from halfback.runs import run
-from halfback.runs.training import RunState
+from halfback.runs.told import RunState
 from halfback.testing import small
 
 

@@ -24,7 +24,7 @@ from halfback.models.adapters import trainable
 from halfback.models.loading import ModelRequest, load_model
 from halfback.models.own import uncut
 from halfback.runs import run
-from halfback.runs.training import RunState
+from halfback.runs.told import RunState
 from halfback.telemetry.records import SUMMARY_KEYS, Record, read_records, read_summary
 from halfback.testing import small
 

@@ -19,7 +19,7 @@ from test_run import loaded
 from halfback import config
 from halfback.engine import checkpoint
 from halfback.runs import run
-from halfback.runs.training import RunState
+from halfback.runs.told import RunState
 
 ROUND, TENSORS, VALUES = "round-00000004", "tensors.safetensors", "values.json"
 SETTINGS = ["steps=6", "eval_every=2", "checkpoint_every=1", "top.optimizer=adamw", "controller={name: bang_bang}"]

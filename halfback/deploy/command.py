@@ -20,7 +20,7 @@ from halfback.errors import UserError, one_line, shown
 from halfback.report.page import write_report
 from halfback.runs.folder import REPORT
 from halfback.runs.summary import Summary
-from halfback.runs.training import OnRound, RunState
+from halfback.runs.told import OnRound, RunState
 from halfback.telemetry.records import Record, read_summary
 
 Kind = Literal["simulator", "poc", "prod"]

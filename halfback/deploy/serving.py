@@ -29,7 +29,7 @@ from halfback.runs import execution
 from halfback.runs.folder import COHORTS, check_config
 from halfback.runs.locks import alone
 from halfback.runs.opening import Caller
-from halfback.runs.training import RunState
+from halfback.runs.told import RunState
 from halfback.telemetry.records import RECORDS, replace_text, writing
 
 RUN = "run"

@@ -15,7 +15,7 @@ from halfback.errors import Diverged, UserError, shown
 from halfback.runs import execution, standing
 from halfback.runs.folder import CHECKPOINT, CONFIG, PRETRAINED, check_config, half_begun
 from halfback.runs.opening import Caller
-from halfback.runs.training import RunState
+from halfback.runs.told import RunState
 from halfback.telemetry.records import RECORDS, SUMMARY, Record, read_records, replace_text
 
 DIVERGED = "diverged.json"

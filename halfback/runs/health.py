@@ -23,7 +23,7 @@ from halfback.engine import checkpoint
 from halfback.runs import execution
 from halfback.runs.folder import CHECKPOINT
 from halfback.runs.opening import Caller
-from halfback.runs.training import RunState
+from halfback.runs.told import RunState
 from halfback.telemetry.records import read_records
 from halfback.zeroth import native
 

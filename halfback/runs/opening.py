@@ -23,7 +23,8 @@ from halfback.runs import devices, simulated, standing
 from halfback.runs.folder import CHECKPOINT, COHORTS, PRETRAINED, config_of
 from halfback.runs.locks import unchanging
 from halfback.runs.summary import Summary, summary_of
-from halfback.runs.training import Engine, OnRound, Told, Training
+from halfback.runs.told import OnRound, Told
+from halfback.runs.training import Engine, Training
 from halfback.telemetry.records import SUMMARY, write_summary
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from rich.progress import TaskID
 from halfback.config import RunConfig
 from halfback.report.tables import seconds, short_size
 from halfback.runs.heartbeat import Line, bar
-from halfback.runs.training import OnRound, RunState, Told
+from halfback.runs.told import OnRound, RunState, Told
 
 
 @contextmanager

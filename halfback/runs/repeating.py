@@ -15,7 +15,7 @@ from halfback.errors import UserError
 from halfback.runs import execution
 from halfback.runs.folder import CHECKPOINT, COHORTS, PRETRAINED, config_of
 from halfback.runs.opening import Caller
-from halfback.runs.training import OnRound
+from halfback.runs.told import OnRound
 from halfback.telemetry.records import SUMMARY
 
 _TRAINED = ("bottom.", "top.", "history")  # how names of what a run has trained begin in its checkpoint

@@ -29,7 +29,7 @@ from halfback.runs.predicting import predictions
 from halfback.runs.progress import following
 from halfback.runs.subject import subject
 from halfback.runs.summary import Summary
-from halfback.runs.training import OnRound
+from halfback.runs.told import OnRound
 from halfback.runs.writing import asked, written
 from halfback.telemetry.records import RECORDS, SUMMARY, Record, read_records
 

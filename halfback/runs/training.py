@@ -3,8 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from halfback import config as configuration
 from halfback.assembly import Built, clear_scratch
-from halfback.config import RunConfig
 from halfback.engine import checkpoint
 from halfback.engine.state import state_of_server
 from halfback.errors import BudgetSpent, CohortLost, Diverged, UserError
@@ -24,67 +22,13 @@ from halfback.runs import standing
 from halfback.runs.folder import BEST, CHECKPOINT
 from halfback.runs.interrupts import Asked, Interrupts
 from halfback.runs.stopping import Watch, keep_account, used_up
+from halfback.runs.told import RunState, Told
 from halfback.telemetry.records import Record, read_records, truncate_records
 from halfback.telemetry.sinks import Sink, sinks_of
 
 _STEPS_BACK = 20  # to one checkpoint in a row, until a run with lost clients gives up
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunState:
-    """Where a run stands behind a round, as the function `on_round` is told.
-
-    Attributes:
-        config: the run's configuration.
-        metric_name: what `record.metric` is, as `accuracy` (in percent) or `perplexity`.
-        record: step, losses, metric, bytes and seconds; the validation loss and the metric are None behind a round
-            that is followed by no evaluation.
-    """
-
-    config: RunConfig
-    metric_name: str
-    record: Record
-
-    @property
-    def step(self) -> int:
-        """Optimiser steps that have been taken; `config.steps` is how many there will be."""
-        return self.record.step
-
-    @property
-    def train_loss(self) -> float:
-        """Mean training loss of the rounds since the last evaluation; NaN before the first round."""
-        return self.record.train_loss
-
-    @property
-    def metric(self) -> float | None:
-        """The metric on the validation rows, where this round was followed by an evaluation."""
-        return self.record.metric
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes that all clients have sent and received since the run began."""
-        return self.record.up_bytes + self.record.down_bytes
-
-
-OnRound = Callable[[RunState], object]
-"""Called behind every round, and once before the first; an exception from it stops the run, which can go on."""
-
-
-@dataclass(frozen=True)
-class Told:
-    """Who is told how a run goes.
-
-    Attributes:
-        on_round: of each round.
-        on_rows: within an evaluation, of the run's configuration, the rows that are done, and how many there are.
-        on_evaluation: of each evaluation as soon as it is made, so before the checkpoint behind it.
-    """
-
-    on_round: OnRound | None = None
-    on_rows: Callable[[RunConfig, int, int], object] | None = None
-    on_evaluation: OnRound | None = None
 
 
 class Engine(Protocol):

@@ -24,7 +24,7 @@ from halfback.privacy.account import epsilon
 from halfback.privacy.rules import PrivacyRules
 from halfback.runs import execution, exporting_card
 from halfback.runs.opening import Caller
-from halfback.runs.training import RunState
+from halfback.runs.told import RunState
 from halfback.telemetry.records import read_summary
 from halfback.testing import small
 from halfback.testing.remote import run_over_sockets

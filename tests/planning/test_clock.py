@@ -15,7 +15,7 @@ from halfback.engine import checkpoint
 from halfback.errors import UserError
 from halfback.planning.clock import Clock
 from halfback.runs import run
-from halfback.runs.training import RunState
+from halfback.runs.told import RunState
 from halfback.telemetry.records import read_records, read_summary
 
 

@@ -14,11 +14,12 @@ from halfback.engine.remote.frames import (
     Prepare,
     Question,
     Ready,
+    Refused,
     frame,
     longest_reply,
     read_reply,
 )
-from halfback.errors import HalfbackError, PeerError, UserError
+from halfback.errors import Diverged, HalfbackError, PeerError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -260,3 +261,16 @@ def read_or_why(came: Came) -> Any:
         return read(came)
     except PeerError as error:
         return str(error)
+
+
+def reported(number: int, refusal: Refused) -> HalfbackError | None:
+    """The error that a client says it met; None where it may reply if it is asked again."""
+    match refusal.why:
+        case "peer":
+            return PeerError(refusal.error, sender=number)
+        case "diverged":
+            return Diverged(refusal.error, sender=number)
+        case "user":
+            return UserError(f"client {number}: {refusal.error}")
+        case _:
+            return None

@@ -39,7 +39,17 @@ from halfback.engine.remote.frames import (
     longest_reply,
 )
 from halfback.engine.remote.paces import Paces
-from halfback.engine.remote.presence import Beginning, Came, Carrier, Events, Presence, Terms, read, read_or_why
+from halfback.engine.remote.presence import (
+    Beginning,
+    Came,
+    Carrier,
+    Events,
+    Presence,
+    Terms,
+    read,
+    read_or_why,
+    reported,
+)
 from halfback.engine.server_side import ServerSide
 from halfback.engine.state import load_server, state_of_server
 from halfback.errors import CohortLost, Diverged, HalfbackError, PeerError, UserError
@@ -218,7 +228,7 @@ class RemoteServer:
             except PeerError as error:
                 self._expel(number, error.of(number), talks)
                 continue
-            if self._terms.needs_all and isinstance(reply, Refused) and (told := _reported(number, reply)):
+            if self._terms.needs_all and isinstance(reply, Refused) and (told := reported(number, reply)):
                 raise told  # it would come again and again
             if isinstance(reply, str | Refused):
                 why = reply if isinstance(reply, str) else reply.error
@@ -298,7 +308,7 @@ class RemoteServer:
             deadline = dict.fromkeys(saving, self._terms.deadline)
             for number, came in sorted(self._carrier.ask(saving, deadline, longest_reply(0, 0)), key=itemgetter(0)):
                 reply = read_or_why(came)
-                if self._terms.needs_all and isinstance(reply, Refused) and (told := _reported(number, reply)):
+                if self._terms.needs_all and isinstance(reply, Refused) and (told := reported(number, reply)):
                     raise told
                 if not isinstance(reply, Saved):
                     lost[number] = reply if isinstance(reply, str) else getattr(reply, "error", reply.kind)
@@ -337,16 +347,3 @@ class RemoteServer:
         self._lineage = secrets.token_hex(8)
         self._changed = set()
         self._events({"event": "went back", "round": self._rounds})
-
-
-def _reported(number: int, refusal: Refused) -> HalfbackError | None:
-    """The error that a client says it met; None where it may reply if it is asked again."""
-    match refusal.why:
-        case "peer":
-            return PeerError(refusal.error, sender=number)
-        case "diverged":
-            return Diverged(refusal.error, sender=number)
-        case "user":
-            return UserError(f"client {number}: {refusal.error}")
-        case _:
-            return None
