@@ -5,8 +5,9 @@
 
 The clip of each unit is first chosen from a grid, by the accuracy at that ε, with a seed that is none of those of the
 table (1000). Then each row of the table runs with seeds 0, 1, …; the difference is seed by seed, with its standard
-error. `digits` is DeComFL on the quick start's data and model; `sst2` is HO-SFL with P = 2 on MiniLM and 4,000 rows of
-SST-2, beside a bottom that nobody trains.
+error. `digits` is DeComFL on the quick start's data and model, `everybody` the same with all ten devices in each step,
+`split` HO-SFL there, beside a bottom that nobody trains; `sst2` is HO-SFL with P = 2 on MiniLM and 4,000 rows of SST-2,
+beside such a bottom too.
 """
 
 import argparse

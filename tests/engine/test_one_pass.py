@@ -68,15 +68,16 @@ def assert_close(alone: Federation, together: Federation, *, of_slopes: float = 
 
     Sums of float32 in another order differ by some 1e-7 of their size; in slopes the difference is divided by μ = 1e-4,
     which makes it some 1e-3 of the largest (measured: 1.0e-3), but for `forward_ad`, which divides by nothing.
-    Parameters move by 1e-2 and less of that in a step, so they may be as much of 1e-2 apart as slopes are of theirs
-    (measured: 1.5e-6, and 3.3e-5 on another CPU, which sums in another order), and are some 0.1 in size.
+    Parameters move by 1e-2 and less of that in a step, so they may be as much of 2e-2 apart as slopes are of theirs
+    (measured: 1.5e-6, and 5.2e-5 on another CPU, which sums in another order: AdamW divides by a gradient's size, so
+    what rounding is to a small one counts). They are some 0.1 in size; a stale part is 1e-2 off.
     """
     (tensors, values), (others, other_values) = alone.state(), together.state()
     for name in ("forward_passes", "ledger", "steps", "position", "top_position"):
         assert values[name] == other_values[name], name
     assert tensors.keys() == others.keys()
     for name, tensor in tensors.items():
-        bound = of_slopes * float(tensor.abs().max()) if name == "history" else max(1e-2 * of_slopes, 1e-5)
+        bound = of_slopes * float(tensor.abs().max()) if name == "history" else max(2e-2 * of_slopes, 1e-5)
         torch.testing.assert_close(others[name], tensor, rtol=0, atol=bound, msg=lambda text, n=name: f"{n}: {text}")
 
 
@@ -193,7 +194,8 @@ def test_a_client_may_leave_in_the_middle_of_a_round(world: World) -> None:
 
         wrap(small.among(each, lambda number: [0, 1, 2 + number % 2]), client_round=leaving)
         small.run(each, ROUNDS, steps=STEPS)
-    assert_close(alone, together)
+    # Later slopes inherit how far the top came apart (measured: 6e-3 of the largest, on a CPU that sums otherwise).
+    assert_close(alone, together, of_slopes=1e-2)
 
 
 def talk_on(talk: Conversation, reply: Any) -> Conversation:
