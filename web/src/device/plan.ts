@@ -62,7 +62,7 @@ export interface Plan {
   readonly shape: ScheduleShape;
   readonly falls: Falls;
   readonly warmup: number;
-  readonly seed: number;
+  readonly seed: number | bigint;
   readonly batchSize: number;
   readonly clients: number;
   readonly sampled: number;
@@ -164,7 +164,7 @@ export function planOf(manifest: Manifest): Plan {
     shape: oneOf(config, "bottom.schedule", ["constant", "linear", "cosine", "multistep"]) as ScheduleShape,
     falls: fallsOf(config),
     warmup: wholeAt(config, "bottom.warmup", 0),
-    seed: wholeAt(config, "seed", 0, Number.MAX_SAFE_INTEGER),
+    seed: seedOf(config),
     batchSize: wholeAt(config, "batch_size", 1),
     clients: wholeAt(config, "clients", 1),
     sampled: wholeAt(config, "sampled_clients", 1),
@@ -174,6 +174,13 @@ export function planOf(manifest: Manifest): Plan {
     rowsAtOnce: rowsAtOnce === null ? null : wholeAt(config, "client.rows_at_once", 1),
     codecs: codecsOf(config),
   };
+}
+
+/** Of the run; beyond 2^53 it is no number of JavaScript's. */
+function seedOf(config: unknown): number | bigint {
+  const seed = at(config, "seed");
+  if (isWhole(seed) || (typeof seed === "bigint" && seed > 0n && seed < 1n << 63n)) return seed;
+  throw new PackageError(`seed=${shown(seed, 40)}: 0 to ${(1n << 63n) - 1n} are allowed`);
 }
 
 /** How many of the last blocks exact gradients go through: below the first that is trained no block has a graph. */

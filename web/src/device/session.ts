@@ -9,6 +9,7 @@ import { type Shape, type Tensor, described, zeros } from "../core/tensor";
 import { at } from "./facts";
 import { Head } from "./head";
 import { End } from "./link";
+import type { Manifest } from "./manifest";
 import { peakBytes } from "./memory";
 import { METHODS } from "./methods";
 import { type Package, sha256 } from "./package";
@@ -56,7 +57,7 @@ export class Session {
     const feed = new Feed(split, plan.batchSize, seedFor(plan.seed, "order", client));
     const party = new Party(bottom, head, replicaOf(plan, from.manifest, from.theta()), feed, plan.probe, plan);
     const forms = formsOf(from, party, await rehearsed(party, split));
-    const about = await sha256(new TextEncoder().encode(`${JSON.stringify(from.manifest)}\n${split.digest()}`));
+    const about = await sha256(new TextEncoder().encode(`${textOf(from.manifest)}\n${split.digest()}`));
     return new Session(from, plan, party, forms, about);
   }
 
@@ -168,6 +169,11 @@ export class Session {
       throw new DeviceError(`the state can't be gone on from: ${(error as Error).message}`);
     }
   }
+}
+
+/** A manifest as a text; whole numbers beyond 2^53 are among its values. */
+function textOf(manifest: Manifest): string {
+  return JSON.stringify(manifest, (_, value: unknown) => (typeof value === "bigint" ? String(value) : value));
 }
 
 /** Runs all graphs on one row: the shape of its activations, behind the dimension of the samples or tokens. */

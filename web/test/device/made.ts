@@ -123,3 +123,33 @@ export const characters = (width: number, ...texts: string[]): Uint8Array<ArrayB
   new Uint8Array(
     Uint32Array.from(texts.flatMap((text) => Array.from({ length: width }, (_, at) => text.charCodeAt(at) || 0))).buffer,
   );
+
+/** What a manifest has beside its files and graphs where a device can take part in its run, with images of one value. */
+export function recipeOf(config: Record<string, unknown> = {}): Record<string, unknown> {
+  return {
+    task: { objective: "classification", label_names: ["a", "b"], inputs: "images", images: { channels: 1, size: [1, 1] } },
+    weights: { format: "float32", digest: "" },
+    config: {
+      algorithm: { name: "ho_sfl" },
+      bottom: {
+        optimizer: "sgd",
+        lr: 0.1,
+        momentum: 0,
+        weight_decay: 0,
+        law: "rademacher",
+        schedule: "constant",
+        warmup: 0,
+      },
+      model: { dtype: "float32" },
+      partition: { name: "iid", alpha: 1 },
+      task: { name: "made", holdout: 0, train_rows: null },
+      seed: 0,
+      batch_size: 1,
+      clients: 1,
+      sampled_clients: 1,
+      steps: 1,
+      steps_per_round: 1,
+      ...config,
+    },
+  };
+}
