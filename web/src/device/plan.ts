@@ -111,13 +111,19 @@ function checkRecipe(config: unknown): void {
 }
 
 /**
- * Refuses a recipe whose server is to learn sums alone: a page would say its own slopes.
+ * Refuses a recipe whose server is to learn sums alone, or by which clients clip or add noise to what they say of a
+ * step: a page would say its own slopes, as they are.
  *
  * @throws PackageError that names the setting.
  */
 export function checkSecrets(config: unknown): void {
   if (at(config, "secure.sum", false)) {
     throw new PackageError("secure.sum=true: a page has no keys for it; it would say its slopes as they are");
+  }
+  for (const [name, value] of [["unit", "client"], ["where", "distributed"]] as const) {
+    if (at(config, `privacy.${name}`) === value) {
+      throw new PackageError(`privacy.${name}=${value}: a page clips rows, not all that it says, and adds no noise`);
+    }
   }
 }
 

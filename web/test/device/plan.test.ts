@@ -16,6 +16,8 @@ async function manifestOf(config: Config = {}, text = (told: string): string => 
 
 const algorithm = { name: "ho_sfl" };
 const REFUSED: [Config, string][] = [
+  [{ privacy: { unit: "client" } }, "privacy.unit=client: a page clips rows"],
+  [{ privacy: { where: "distributed" } }, "privacy.where=distributed: a page clips rows"],
   [{ secure: { sum: true } }, "secure.sum=true: a page has no keys for it"],
   [{ codecs: { activations_up: [{ name: "private", epsilon: 1 }] } }, "codecs.activations_up: codec private: a page has"],
   [{ algorithm: { ...algorithm, exact_blocks: 1 } }, "the manifest's exact names 0 parameters"],
@@ -28,7 +30,7 @@ test.each(REFUSED)("a recipe with %o is refused in one line", async (config, sai
   expect(() => planOf(manifest)).toThrow(said);
 });
 
-test.each(REFUSED.slice(0, 1))("so is a run's order with %o, whose package says otherwise", (config, said) => {
+test.each(REFUSED.slice(0, 3))("so is a run's order with %o, whose package says otherwise", (config, said) => {
   expect(() => checkSecrets(config)).toThrow(said);
 });
 
