@@ -53,12 +53,19 @@ export class Session {
    */
   static async begin(from: Package, plan: Plan, split: Split, client: number): Promise<Session> {
     const bottom = await Bottom.load(from);
-    const head = plan.hasHead ? await Head.load(from) : null;
-    const feed = new Feed(split, plan.batchSize, seedFor(plan.seed, "order", client));
-    const party = new Party(bottom, head, replicaOf(plan, from.manifest, from.theta()), feed, plan.probe, plan);
-    const forms = formsOf(from, party, await rehearsed(party, split));
-    const about = await sha256(new TextEncoder().encode(`${textOf(from.manifest)}\n${split.digest()}`));
-    return new Session(from, plan, party, forms, about);
+    let head: Head | null = null;
+    try {
+      if (plan.hasHead) head = await Head.load(from);
+      const feed = new Feed(split, plan.batchSize, seedFor(plan.seed, "order", client));
+      const party = new Party(bottom, head, replicaOf(plan, from.manifest, from.theta()), feed, plan.probe, plan);
+      const forms = formsOf(from, party, await rehearsed(party, split));
+      const about = await sha256(new TextEncoder().encode(`${textOf(from.manifest)}\n${split.digest()}`));
+      return new Session(from, plan, party, forms, about);
+    } catch (error) {
+      await bottom.close();
+      await head?.close();
+      throw error;
+    }
   }
 
   /** Gives back what the runtime holds. */

@@ -153,3 +153,18 @@ export function recipeOf(config: Record<string, unknown> = {}): Record<string, u
     },
   };
 }
+
+/** A graph in ONNX that does one thing to a tensor of four dimensions, such as "Identity" or "Sqrt". */
+export function graphOf(operator: string, input: string): Uint8Array<ArrayBuffer> {
+  const number = (field: number, value: number): number[] => [field << 3, value];
+  const part = (field: number, content: readonly number[] | string): number[] => {
+    const data = typeof content === "string" ? [...TEXT.encode(content)] : content;
+    return [(field << 3) | 2, (data.length & 127) | 128, data.length >> 7, ...data];
+  };
+  const dimensions = ["n", "c", "h", "w"].flatMap((name) => part(1, part(2, name)));
+  const type = part(2, part(1, [...number(1, 1), ...part(2, dimensions)])); // of float32
+  const node = [...part(1, input), ...part(2, "out"), ...part(4, operator)];
+  const ends = [...part(11, [...part(1, input), ...type]), ...part(12, [...part(1, "out"), ...type])];
+  const graph = [...part(1, node), ...part(2, "made"), ...ends];
+  return Uint8Array.from([...number(1, 8), ...part(7, graph), ...part(8, [...part(1, ""), ...number(2, 13)])]);
+}
