@@ -6,7 +6,7 @@ import { HiddenForm, type LinkForm, VectorForm, boundsOf } from "../core/forms";
 import type { Message } from "../core/messages";
 import { seedFor } from "../core/seeds";
 import { type Shape, type Tensor, described, zeros } from "../core/tensor";
-import { at } from "./facts";
+import { at, shown } from "./facts";
 import { Head } from "./head";
 import { End } from "./link";
 import type { Manifest } from "./manifest";
@@ -169,6 +169,12 @@ export class Session {
       const ofLink = new Map<string, Tensor>();
       for (const [name, array] of state.arrays) if (name.startsWith("link.")) ofLink.set(name.slice(5), array);
       this.end.loadState({ arrays: ofLink, values: state.link });
+      // How many they are, the end alone knows, and only once it has taken them in.
+      const known = this.end.state().arrays;
+      const unknown = [...ofLink.keys()].find((name) => !known.has(name));
+      if (unknown !== undefined) {
+        throw new DeviceError(`array ${shown(`link.${unknown}`, 80)} is there, and nothing has this name`);
+      }
       const own = new Map([...state.arrays].filter(([name]) => !name.startsWith("link.")));
       this.party.theta.loadState({ arrays: own as Map<string, Tensor<"float32">>, position: state.position });
     } catch (error) {

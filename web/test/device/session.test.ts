@@ -2,6 +2,7 @@ import * as ort from "onnxruntime-web/wasm";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 
 import { PackageError } from "../../src/core/errors";
+import { tensor } from "../../src/core/tensor";
 import { ownSplit } from "../../src/device/data";
 import { Package } from "../../src/device/package";
 import { planOf } from "../../src/device/plan";
@@ -65,4 +66,14 @@ test("so does one whose head is none", async () => {
   });
   await expect(begun(from)).rejects.toThrow(PackageError);
   expect(made()).toBe(2);
+});
+
+test("a state is gone on from; one with an array that nothing has is not", async () => {
+  const session = await begun(await opened(graphOf("Identity", "hidden")));
+  const { arrays, values } = session.state();
+  const state = { arrays, values, lineage: "", rounds: 1, about: "", position: 0, link: values["link"] };
+  session.loadState(state);
+  const more = new Map([...arrays, ["link.up.nobody's", tensor("float32", [1], Float32Array.of(1))] as const]);
+  expect(() => session.loadState({ ...state, arrays: more })).toThrow('array "link.up.nobody\'s" is there, and nothing');
+  await session.close();
 });
