@@ -135,7 +135,9 @@ export class Joining {
         this.waits = 0;
       }
     } catch (error) {
-      line.close(error instanceof PeerError ? BROKEN : 1000, error instanceof Error ? error.message : "");
+      // The text of any other error may quote a row.
+      const mayBeSaid = error instanceof PeerError || error instanceof Leaves;
+      line.close(error instanceof PeerError ? BROKEN : 1000, mayBeSaid ? error.message : "");
       throw error;
     } finally {
       globalThis.removeEventListener?.("offline", cut);

@@ -36,7 +36,7 @@ export class Unwelcome extends DeviceError {}
 
 /** A connection. */
 export class Line {
-  private readonly waiting: Uint8Array<ArrayBuffer>[] = [];
+  private waiting: Uint8Array<ArrayBuffer> | null = null; // a gateway says one thing at a time
   private wake: () => void = () => {};
   private ended: DeviceError | null = null;
   private most = roomFor(0);
@@ -72,9 +72,10 @@ export class Line {
    * @throws PeerError where what came is no message; Lost where the connection is.
    */
   async receive(milliseconds: number): Promise<Frame | null> {
-    if (!this.waiting.length && this.ended === null) await this.change(Math.min(milliseconds, LOOK));
-    const message = this.waiting.shift();
-    if (message !== undefined) return unpacked(message);
+    if (this.waiting === null && this.ended === null) await this.change(Math.min(milliseconds, LOOK));
+    const message = this.waiting;
+    this.waiting = null;
+    if (message !== null) return unpacked(message);
     if (this.ended !== null) throw this.ended;
     this.checkGoes();
     return null;
@@ -96,15 +97,17 @@ export class Line {
       this.refuse(BROKEN, "text came, binary messages are allowed");
     } else if (data.byteLength > this.most) {
       this.refuse(LONG, `${data.byteLength} bytes came, at most ${this.most} are allowed`);
+    } else if (this.waiting !== null) {
+      this.refuse(BROKEN, "another one came before this one was replied to, one at a time is allowed");
     } else {
-      this.waiting.push(new Uint8Array(data));
+      this.waiting = new Uint8Array(data);
       this.wake();
     }
   }
 
   /** Ends the connection because of what came, which nobody has looked into. */
   private refuse(code: number, why: string): void {
-    this.waiting.length = 0;
+    this.waiting = null;
     this.end(new PeerError("message", why, "", "server"));
     this.close(code, why);
   }

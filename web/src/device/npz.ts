@@ -87,6 +87,7 @@ function npy(file: Uint8Array<ArrayBuffer>): Npy {
     .filter((part) => part.trim())
     .map(Number);
   const [kind, each] = [descr[2] as string, bytesEach(descr[2] as string)];
+  if (!each) throw new Error("an array is of values without a byte");
   const data = file.slice(begin + length);
   if (data.length !== sizes.reduce((product, size) => product * size, each)) throw new Error("an array is cut off");
   return { kind, shape: sizes, data };
@@ -114,8 +115,8 @@ export function textsOf(array: Npy): string[] | undefined {
   };
   const ofText = (at: number): string => {
     const points = Array.from({ length: each / 4 }, (_, place) => view.getUint32(at + 4 * place, true));
-    return String.fromCodePoint(...points).replace(/\0+$/, "");
+    return points.map((point) => String.fromCodePoint(point)).join("").replace(/\0+$/, "");
   };
   const read = array.kind[0] === "U" ? ofText : reads[array.kind];
-  return read === undefined ? undefined : Array.from({ length: each ? count : 0 }, (_, place) => read(place * each));
+  return read === undefined ? undefined : Array.from({ length: count }, (_, place) => read(place * each));
 }

@@ -257,10 +257,9 @@ export function takeAgreed(theta: Replica, reply: Message, directions: number): 
     : [received(reply, "Slopes"), null];
   const slopes = checked("Slopes.values", agreed.values, [directions * theta.groups.length]);
   const given = exact === null ? [] : checked("Exact.values", exact.values as Tensor, [theta.width(0)]).data;
-  const row = Float32Array.of(...slopes.data);
-  const whole = new Float32Array(row.length + given.length);
-  whole.set(row);
-  whole.set(given, row.length);
+  const whole = new Float32Array(slopes.data.length + given.length);
+  whole.set(slopes.data);
+  whole.set(given, slopes.data.length);
   replay(theta, "Slopes", agreed.step, tensor("float32", [1, whole.length], whole), directions);
 }
 

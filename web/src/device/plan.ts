@@ -62,7 +62,7 @@ export interface Plan {
   readonly shape: ScheduleShape;
   readonly falls: Falls;
   readonly warmup: number;
-  readonly seed: number;
+  readonly seed: number | bigint;
   readonly batchSize: number;
   readonly clients: number;
   readonly sampled: number;
@@ -111,13 +111,19 @@ function checkRecipe(config: unknown): void {
 }
 
 /**
- * Refuses a recipe whose server is to learn sums alone: a page would say its own slopes.
+ * Refuses a recipe whose server is to learn sums alone, or by which clients clip or add noise to what they say of a
+ * step: a page would say its own slopes, as they are.
  *
  * @throws PackageError that names the setting.
  */
 export function checkSecrets(config: unknown): void {
   if (at(config, "secure.sum", false)) {
     throw new PackageError("secure.sum=true: a page has no keys for it; it would say its slopes as they are");
+  }
+  for (const [name, value] of [["unit", "client"], ["where", "distributed"]] as const) {
+    if (at(config, `privacy.${name}`) === value) {
+      throw new PackageError(`privacy.${name}=${value}: a page clips rows, not all that it says, and adds no noise`);
+    }
   }
 }
 
@@ -164,7 +170,7 @@ export function planOf(manifest: Manifest): Plan {
     shape: oneOf(config, "bottom.schedule", ["constant", "linear", "cosine", "multistep"]) as ScheduleShape,
     falls: fallsOf(config),
     warmup: wholeAt(config, "bottom.warmup", 0),
-    seed: wholeAt(config, "seed", 0, Number.MAX_SAFE_INTEGER),
+    seed: seedOf(config),
     batchSize: wholeAt(config, "batch_size", 1),
     clients: wholeAt(config, "clients", 1),
     sampled: wholeAt(config, "sampled_clients", 1),
@@ -174,6 +180,13 @@ export function planOf(manifest: Manifest): Plan {
     rowsAtOnce: rowsAtOnce === null ? null : wholeAt(config, "client.rows_at_once", 1),
     codecs: codecsOf(config),
   };
+}
+
+/** Of the run; beyond 2^53 it is no number of JavaScript's. */
+function seedOf(config: unknown): number | bigint {
+  const seed = at(config, "seed");
+  if (isWhole(seed) || (typeof seed === "bigint" && seed > 0n && seed < 1n << 63n)) return seed;
+  throw new PackageError(`seed=${shown(seed, 40)}: 0 to ${(1n << 63n) - 1n} are allowed`);
 }
 
 /** How many of the last blocks exact gradients go through: below the first that is trained no block has a graph. */

@@ -105,15 +105,26 @@ export class Bottom {
    */
   static async load(from: Package): Promise<Bottom> {
     const graphs = from.manifest.graphs;
-    const embed = await Piece.load(from, graphs.embed.file, "embed");
-    const [forwards, backwards]: [Piece[], (Piece | null)[]] = [[], []];
-    for (const [number, kind] of graphs.kinds.entries()) {
-      const block = graphs.blocks.findIndex((each) => each.kind === number);
-      forwards.push(await Piece.load(from, kind.file, `block ${block}`));
-      const file = kind.backward ?? null;
-      backwards.push(file === null ? null : await Piece.load(from, file, `gradient of block ${block}`));
+    const made: Piece[] = [];
+    const load = async (file: string, what: string): Promise<Piece> => {
+      const piece = await Piece.load(from, file, what);
+      made.push(piece);
+      return piece;
+    };
+    try {
+      const embed = await load(graphs.embed.file, "embed");
+      const [forwards, backwards]: [Piece[], (Piece | null)[]] = [[], []];
+      for (const [number, kind] of graphs.kinds.entries()) {
+        const block = graphs.blocks.findIndex((each) => each.kind === number);
+        forwards.push(await load(kind.file, `block ${block}`));
+        const file = kind.backward ?? null;
+        backwards.push(file === null ? null : await load(file, `gradient of block ${block}`));
+      }
+      return new Bottom(from, embed, forwards, backwards);
+    } catch (error) {
+      for (const piece of made) await piece.close(); // a gateway may ask again, as often as it likes
+      throw error;
     }
-    return new Bottom(from, embed, forwards, backwards);
   }
 
   /** Gives back what the sessions hold. */

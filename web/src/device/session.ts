@@ -6,9 +6,10 @@ import { HiddenForm, type LinkForm, VectorForm, boundsOf } from "../core/forms";
 import type { Message } from "../core/messages";
 import { seedFor } from "../core/seeds";
 import { type Shape, type Tensor, described, zeros } from "../core/tensor";
-import { at } from "./facts";
+import { at, shown } from "./facts";
 import { Head } from "./head";
 import { End } from "./link";
+import type { Manifest } from "./manifest";
 import { peakBytes } from "./memory";
 import { METHODS } from "./methods";
 import { type Package, sha256 } from "./package";
@@ -52,12 +53,19 @@ export class Session {
    */
   static async begin(from: Package, plan: Plan, split: Split, client: number): Promise<Session> {
     const bottom = await Bottom.load(from);
-    const head = plan.hasHead ? await Head.load(from) : null;
-    const feed = new Feed(split, plan.batchSize, seedFor(plan.seed, "order", client));
-    const party = new Party(bottom, head, replicaOf(plan, from.manifest, from.theta()), feed, plan.probe, plan);
-    const forms = formsOf(from, party, await rehearsed(party, split));
-    const about = await sha256(new TextEncoder().encode(`${JSON.stringify(from.manifest)}\n${split.digest()}`));
-    return new Session(from, plan, party, forms, about);
+    let head: Head | null = null;
+    try {
+      if (plan.hasHead) head = await Head.load(from);
+      const feed = new Feed(split, plan.batchSize, seedFor(plan.seed, "order", client));
+      const party = new Party(bottom, head, replicaOf(plan, from.manifest, from.theta()), feed, plan.probe, plan);
+      const forms = formsOf(from, party, await rehearsed(party, split));
+      const about = await sha256(new TextEncoder().encode(`${textOf(from.manifest)}\n${split.digest()}`));
+      return new Session(from, plan, party, forms, about);
+    } catch (error) {
+      await bottom.close();
+      await head?.close();
+      throw error;
+    }
   }
 
   /** Gives back what the runtime holds. */
@@ -161,6 +169,12 @@ export class Session {
       const ofLink = new Map<string, Tensor>();
       for (const [name, array] of state.arrays) if (name.startsWith("link.")) ofLink.set(name.slice(5), array);
       this.end.loadState({ arrays: ofLink, values: state.link });
+      // How many they are, the end alone knows, and only once it has taken them in.
+      const known = this.end.state().arrays;
+      const unknown = [...ofLink.keys()].find((name) => !known.has(name));
+      if (unknown !== undefined) {
+        throw new DeviceError(`array ${shown(`link.${unknown}`, 80)} is there, and nothing has this name`);
+      }
       const own = new Map([...state.arrays].filter(([name]) => !name.startsWith("link.")));
       this.party.theta.loadState({ arrays: own as Map<string, Tensor<"float32">>, position: state.position });
     } catch (error) {
@@ -168,6 +182,11 @@ export class Session {
       throw new DeviceError(`the state can't be gone on from: ${(error as Error).message}`);
     }
   }
+}
+
+/** A manifest as a text; whole numbers beyond 2^53 are among its values. */
+function textOf(manifest: Manifest): string {
+  return JSON.stringify(manifest, (_, value: unknown) => (typeof value === "bigint" ? String(value) : value));
 }
 
 /** Runs all graphs on one row: the shape of its activations, behind the dimension of the samples or tokens. */

@@ -8,7 +8,7 @@ import { DeviceError } from "../core/errors";
 import { type Tensor, bytesOf, described, sameShape, sizeOf } from "../core/tensor";
 import { at, isTree, isWhole, shown } from "./facts";
 import { sha256 } from "./package";
-import type { Store } from "./store";
+import { NoRoom, type Store } from "./store";
 
 /** Arrays by name, and plain values. */
 export interface Kept {
@@ -46,9 +46,10 @@ export class States {
   /**
    * Writes the state behind a round, and removes all but the last two, and those of later rounds.
    *
-   * It is one transaction: whatever ends this page, the state is there as a whole or not at all.
+   * It is one transaction: whatever ends this page, the state is there as a whole or not at all. Where the browser has
+   * no room, what this device has left of other runs goes: it takes part in one at a time.
    *
-   * @throws DeviceError where the browser has no room.
+   * @throws NoRoom where the browser has none all the same.
    */
   async save(rounds: number, kept: Kept): Promise<void> {
     const arrays = [...kept.arrays].map(([name, { dtype, shape, data }]) => ({ name, dtype, shape: [...shape], data }));
@@ -57,7 +58,21 @@ export class States {
     const others = (await this.rounds()).filter((each) => each !== earlier && each !== rounds);
     const sum = await sumOf(kept.arrays, values);
     const remove = others.map((each) => [...this.begin, each]);
-    await this.store.change("states", [[[...this.begin, rounds], { arrays, values, sum }]], remove);
+    const put: [IDBValidKey, unknown][] = [[[...this.begin, rounds], { arrays, values, sum }]];
+    try {
+      await this.store.change("states", put, remove);
+    } catch (error) {
+      const old = await this.ofOtherRuns();
+      if (!(error instanceof NoRoom) || !old.length) throw error;
+      await this.store.change("states", [], old);
+      await this.store.change("states", put, remove);
+    }
+  }
+
+  private async ofOtherRuns(): Promise<IDBValidKey[][]> {
+    const [owner] = this.begin as [string, ...string[]];
+    const keys = await this.store.keys("states", owner);
+    return keys.filter((key) => !this.begin.every((part, place) => key[place] === part));
   }
 
   /** The rounds behind which there is a state, the newest last. */

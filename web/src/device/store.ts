@@ -11,6 +11,9 @@ const VERSION = 1;
 const STORES = ["pieces", "packages", "states"] as const;
 export type StoreName = (typeof STORES)[number];
 
+/** The browser gives this origin no more room. */
+export class NoRoom extends DeviceError {}
+
 /** The database of this origin. */
 export class Store {
   private constructor(private readonly database: IDBDatabase) {}
@@ -41,7 +44,7 @@ export class Store {
   /**
    * Puts values under their keys and removes others, all of it or nothing.
    *
-   * @throws DeviceError where there is no room.
+   * @throws NoRoom where there is none; DeviceError where it can't be kept for another reason.
    */
   async change(
     store: StoreName,
@@ -73,5 +76,6 @@ function settled<T>(request: IDBRequest<T>, what: string): Promise<T> {
 }
 
 function refusal(error: DOMException | null, what: string): DeviceError {
-  return new DeviceError(`${what}: ${error?.message || error?.name || "no reason is said"}`);
+  const said = `${what}: ${error?.message || error?.name || "no reason is said"}`;
+  return error?.name === "QuotaExceededError" ? new NoRoom(said) : new DeviceError(said);
 }

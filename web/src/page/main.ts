@@ -7,6 +7,7 @@ import { Leaving } from "./leaving";
 import { type Link, idOf, linkOfAddress, linkOfText, unlink } from "./link";
 import { look } from "./preview";
 import { Showing } from "./showing";
+import { Working } from "./working";
 
 const [TEXT, LABEL] = [/^(text|sentence|content|review|comment|premise|question)/i, /^(label|class|category|mood|target|y$)/i];
 const COLUMNS = ["text-column", "pair-column", "label-column"];
@@ -14,7 +15,7 @@ const leaving = new Leaving();
 const showing = new Showing(leaving);
 let link: Link | null = null;
 let choice: Choice | null = null;
-let worker: Worker | null = null;
+let worker: Working | null = null;
 let names: readonly string[] = []; // of the table's columns
 let looked = 0; // which choice was looked into last: an earlier one may take longer
 
@@ -156,18 +157,14 @@ function join(to: Link, own: Rows, keepLabels: boolean): void {
   byId("setup").hidden = true;
   byId("run").hidden = false;
   showing.begin();
-  worker = new Worker(new URL("../device/worker.ts", import.meta.url), { type: "module" });
-  worker.onmessage = ({ data }: MessageEvent<Event>) => hear(data);
-  worker.onerror = (event) => {
-    hear({ type: "state", state: "failed", detail: event.message || "the device could not be started; load the page anew" });
-  };
+  worker = new Working(new Worker(new URL("../device/worker.ts", import.meta.url), { type: "module" }), hear);
   tell({ type: "join", url: to.url, token: to.token, rows: own, keepLabels });
   byId("run-title").scrollIntoView({ block: "nearest" });
   byId("pause").focus();
 }
 
 function tell(order: Order): void {
-  worker?.postMessage(order);
+  worker?.tell(order);
 }
 
 function hear(event: Event): void {
@@ -181,7 +178,7 @@ function hear(event: Event): void {
 }
 
 function end(): void {
-  worker?.terminate();
+  worker?.end();
   worker = null;
 }
 

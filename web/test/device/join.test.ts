@@ -12,7 +12,7 @@ import { Joining, type Terms } from "../../src/device/join";
 import { unpacked } from "../../src/device/line";
 import { sha256 } from "../../src/device/package";
 import { Store } from "../../src/device/store";
-import { type Named, packageOf } from "./made";
+import { type Named, characters, floats, npzOf, packageOf } from "./made";
 
 const TOKEN = `hb1.00000000.${"a".repeat(43)}`;
 let server: WebSocketServer;
@@ -112,6 +112,23 @@ test("rows that can't be trained on end it: coming again would change nothing", 
   );
   await expect((await joining()).work()).rejects.toThrow("file \"rows.npz\" cannot be read");
   expect(visits).toHaveLength(1);
+});
+
+test("what is wrong with rows is said on the page alone: the gateway hears no word of it", async () => {
+  await serves(
+    await packageOf({}, (manifest) =>
+      Object.assign(manifest, { task: { inputs: "images", label_names: ["a"], images: { channels: 1, size: [1, 1] } } }),
+    ),
+  );
+  const reasons: string[] = [];
+  server.on("connection", (line) => line.on("close", (code, reason) => reasons.push(`${code} ${reason.toString()}`)));
+  const file = npzOf({
+    images: { descr: "<f4", shape: [1, 1, 1, 1], data: floats(1) },
+    labels: { descr: "<U6", shape: [1], data: characters(6, "SECRET") },
+  });
+  const device = await joining({ rows: { kind: "arrays", file: new File([file], "SECRET.npz") } });
+  await expect(device.work()).rejects.toThrow('"SECRET"');
+  await vi.waitFor(() => expect(reasons).toEqual(["1000 "]), 3000);
 });
 
 test.each([

@@ -90,6 +90,14 @@ describe("a connection", () => {
     await expect(line.receive(5000)).rejects.toThrow("at most");
   });
 
+  test("holds one message: a flood of them ends it, while the page computes", async () => {
+    const [line, other] = await both();
+    const closed = new Promise<number>((resolve) => other.on("close", resolve));
+    for (let count = 0; count < 3; count += 1) other.send(packed("{}", PIECE));
+    expect(await closed).toBe(4008);
+    await expect(line.receive(3000)).rejects.toThrow("server: message: another one came");
+  });
+
   test("ends with text", async () => {
     const [error, code] = await came((other) => other.send("text"));
     expect(error).toBeInstanceOf(PeerError);

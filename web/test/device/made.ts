@@ -74,3 +74,97 @@ export function filesOf(named: Named): Files & { readonly read: Files["read"]; r
     },
   };
 }
+
+/** An array for `npzOf`: its kind as NumPy spells it with the byte order, its shape, its values. */
+export interface Made {
+  readonly descr: string;
+  readonly shape: readonly number[];
+  readonly data: Uint8Array<ArrayBuffer>;
+}
+
+/** A file of NumPy's with these arrays, not compressed. */
+export function npzOf(arrays: Record<string, Made>): Uint8Array<ArrayBuffer> {
+  const [entries, directory]: [Uint8Array[], Uint8Array[]] = [[], []];
+  let at = 0;
+  for (const [name, { descr, shape, data }] of Object.entries(arrays)) {
+    const told = `{'descr': '${descr}', 'fortran_order': False, 'shape': (${shape.map((each) => `${each},`).join(" ")}), }`;
+    const magic = Uint8Array.of(0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59, 1, 0, told.length & 255, told.length >> 8);
+    const size = magic.length + told.length + data.length;
+    const called = TEXT.encode(`${name}.npy`);
+    const [local, central] = [new DataView(new ArrayBuffer(30)), new DataView(new ArrayBuffer(46))];
+    local.setUint32(0, 0x04034b50, true);
+    local.setUint16(26, called.length, true);
+    central.setUint32(0, 0x02014b50, true);
+    central.setUint32(20, size, true);
+    central.setUint16(28, called.length, true);
+    central.setUint32(42, at, true);
+    entries.push(new Uint8Array(local.buffer), called, magic, TEXT.encode(told), data);
+    directory.push(new Uint8Array(central.buffer), called);
+    at += 30 + called.length + size;
+  }
+  const end = new DataView(new ArrayBuffer(22));
+  end.setUint32(0, 0x06054b50, true);
+  end.setUint16(10, Object.keys(arrays).length, true);
+  end.setUint32(16, at, true);
+  const parts = [...entries, ...directory, new Uint8Array(end.buffer)];
+  const file = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let begin = 0;
+  for (const part of parts) {
+    file.set(part, begin);
+    begin += part.length;
+  }
+  return file;
+}
+
+/** The values of an array of floats, and of texts of so many characters. */
+export const floats = (...values: number[]): Uint8Array<ArrayBuffer> =>
+  new Uint8Array(Float32Array.from(values).buffer);
+export const characters = (width: number, ...texts: string[]): Uint8Array<ArrayBuffer> =>
+  new Uint8Array(
+    Uint32Array.from(texts.flatMap((text) => Array.from({ length: width }, (_, at) => text.charCodeAt(at) || 0))).buffer,
+  );
+
+/** What a manifest has beside its files and graphs where a device can take part in its run, with images of one value. */
+export function recipeOf(config: Record<string, unknown> = {}): Record<string, unknown> {
+  return {
+    task: { objective: "classification", label_names: ["a", "b"], inputs: "images", images: { channels: 1, size: [1, 1] } },
+    weights: { format: "float32", digest: "" },
+    config: {
+      algorithm: { name: "ho_sfl" },
+      bottom: {
+        optimizer: "sgd",
+        lr: 0.1,
+        momentum: 0,
+        weight_decay: 0,
+        law: "rademacher",
+        schedule: "constant",
+        warmup: 0,
+      },
+      model: { dtype: "float32" },
+      partition: { name: "iid", alpha: 1 },
+      task: { name: "made", holdout: 0, train_rows: null },
+      seed: 0,
+      batch_size: 1,
+      clients: 1,
+      sampled_clients: 1,
+      steps: 1,
+      steps_per_round: 1,
+      ...config,
+    },
+  };
+}
+
+/** A graph in ONNX that does one thing to a tensor of four dimensions, such as "Identity" or "Sqrt". */
+export function graphOf(operator: string, input: string): Uint8Array<ArrayBuffer> {
+  const number = (field: number, value: number): number[] => [field << 3, value];
+  const part = (field: number, content: readonly number[] | string): number[] => {
+    const data = typeof content === "string" ? [...TEXT.encode(content)] : content;
+    return [(field << 3) | 2, (data.length & 127) | 128, data.length >> 7, ...data];
+  };
+  const dimensions = ["n", "c", "h", "w"].flatMap((name) => part(1, part(2, name)));
+  const type = part(2, part(1, [...number(1, 1), ...part(2, dimensions)])); // of float32
+  const node = [...part(1, input), ...part(2, "out"), ...part(4, operator)];
+  const ends = [...part(11, [...part(1, input), ...type]), ...part(12, [...part(1, "out"), ...type])];
+  const graph = [...part(1, node), ...part(2, "made"), ...ends];
+  return Uint8Array.from([...number(1, 8), ...part(7, graph), ...part(8, [...part(1, ""), ...number(2, 13)])]);
+}
