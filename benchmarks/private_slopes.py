@@ -28,8 +28,8 @@ WORK: dict[str, tuple[str, dict[str, object]]] = {
 }
 ROWS: dict[str, tuple[float, ...]] = {
     "digits": (10, 30, 100),
-    "everybody": (10, 30, 100),
-    "split": (0.3, 1, 3, 10),
+    "everybody": (30, 100, 300, 1000),
+    "split": (1, 10, 100, 1000, 10000),
     "sst2": (0.01, 0.03),
 }
 CLIENTS: dict[str, tuple[float, ...]] = {
