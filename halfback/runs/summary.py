@@ -11,7 +11,7 @@ from halfback.assembly import Built
 from halfback.codecs.private import SpentOnActivations
 from halfback.models.adapters import trainable
 from halfback.models.objectives import better
-from halfback.privacy.account import epsilon
+from halfback.privacy.account import alike, epsilon
 from halfback.privacy.settings import Unit
 from halfback.runs import generation
 from halfback.telemetry.records import read_records
@@ -240,7 +240,14 @@ def _spent(built: Built) -> Spent | None:
     noise, releases = private.rules.noise, private.spent.most
     found, needs = epsilon(releases, noise, privacy.delta), built.federation.server.algorithm.needs
     covers = "what slopes say of it, and not activations, labels, losses, nor the server's part trained on them"
-    if needs.holds == "whole":
+    activations = built.federation.server.private_activations()
+    if activations is not None and private.rules.unit == "sample":
+        both = epsilon(*alike((releases, noise), (activations.releases, activations.noise)), privacy.delta)
+        covers = (
+            f"what slopes say of it; with its activations, to whom both are hidden, ε = {both:.3g}; and not labels, "
+            "lengths and losses"
+        )
+    elif needs.holds == "whole":
         covers = "all that is said of θ, and the model; not the training losses that devices report"
     return Spent(found, privacy.delta, private.rules.unit, noise, releases, privacy.where, covers)
 

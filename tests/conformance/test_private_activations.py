@@ -15,6 +15,8 @@ from halfback.assembly import build
 from halfback.codecs.private import Private
 from halfback.codecs.releases import RELEASED, Releases
 from halfback.config import RunConfig
+from halfback.privacy.account import epsilon
+from halfback.runs import run
 from halfback.testing import small
 from halfback.testing.remote import run_over_sockets
 from halfback.wire.messages import Activations, Message, parts_of
@@ -135,3 +137,16 @@ def test_a_run_that_is_killed_counts_what_it_does_again(tmp_path: Path) -> None:
     last = json.loads((out / "records.jsonl").read_text().splitlines()[-1])
     assert last["activations_epsilon"] == summary["epsilon"]
     assert "ε" in (out / "report.html").read_text()
+
+
+def test_noise_on_slopes_and_on_activations_has_one_account_of_both(tmp_path: Path) -> None:
+    noise = {"privacy__unit": "sample", "privacy__noise": 2.0, "algorithm__clip_samples": 1.0}
+    config = private("ho_sfl", steps=2, eval_every=2, **noise)
+    summary = run.train(config, tmp_path / "run").summary
+    slopes, activations = summary.privacy, summary.private_activations
+    assert slopes is not None
+    assert activations is not None
+    # One Gaussian release of this noise multiplier tells as much as all of both (Dong et al., corollary 3.3).
+    alike = (slopes.releases / 2.0**2 + activations.releases / activations.noise**2) ** -0.5
+    assert f"ε = {epsilon(1, alike, slopes.delta):.3g};" in slopes.covers
+    assert epsilon(1, alike, slopes.delta) > max(slopes.epsilon, activations.epsilon)
