@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/private_slopes.py digits [--seeds 5] [--epsilon 8] [--out results.jsonl]
     OMP_NUM_THREADS=1 HALFBACK_DATA=DATA python benchmarks/private_slopes.py sst2 --steps 150
 
-The clip of each unit is first chosen from a grid, by the mean accuracy at that ε, with seeds that are none of those of
-the table (1000 to 1002). Then each row of the table runs with seeds 0, 1, …; the difference is seed by seed, with its standard
-error. `digits` is DeComFL on the quick start's data and model, `everybody` the same with all ten devices in each step,
-`split` HO-SFL there, beside a bottom that nobody trains; `sst2` is HO-SFL with P = 2 on MiniLM and 4,000 rows of SST-2,
-beside such a bottom too.
+The clip of each unit is first chosen from a grid, by the mean accuracy at that ε, with seeds that are none of those
+of the table (1000 to 1002). Then each row of the table runs with seeds 0, 1, …; the difference is seed by seed, with
+its standard error. `digits` is DeComFL on the quick start's data and model, `everybody` the same with all ten devices
+in each step, `split` HO-SFL there, beside a bottom that nobody trains; `sst2` is HO-SFL with P = 2 on MiniLM and
+4,000 rows of SST-2, beside such a bottom too.
 """
 
 import argparse
