@@ -40,8 +40,18 @@ def machine() -> dict[str, str]:
     """What the bits of a sum depend on: they are compared where all of this is the same."""
     return {
         "torch": torch.__version__,
-        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {_model()}".strip(),
     }
+
+
+def _model() -> str:
+    """Family, model and stepping, where the system tells: two that have AVX-512 still sum in orders of their own."""
+    try:
+        said = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
+    except (OSError, ValueError):
+        return ""
+    found = {key.strip(): value.strip() for key, value in said.items()}
+    return "-".join(found.get(key, "") for key in ("vendor_id", "cpu family", "model", "stepping"))
 
 
 def of_row(row: Row, model: Path | None = None, sentences: Path | None = None) -> dict[str, Any]:
