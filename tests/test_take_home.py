@@ -192,8 +192,11 @@ def adapted(base: nn.Module, folder: Path) -> nn.Module:
 
 
 def assert_logits(found: Tensor, built: Built, tolerance: float = 1e-5) -> None:
-    """Rows that are padded, and weights that are merged, add float32 numbers in another order: a few units of 1e-7."""
-    torch.testing.assert_close(found, own_logits(built), rtol=0, atol=tolerance)
+    """Rows that are padded, and weights that are merged, add float32 numbers in another order: a few units of 1e-7.
+
+    Logits of a hundred and more are there, of which the last bit alone is 1e-5.
+    """
+    torch.testing.assert_close(found, own_logits(built), rtol=1e-6, atol=tolerance)
 
 
 def assert_adapter(run: Path, *how: str) -> Path:

@@ -14,6 +14,7 @@ from halfback.report.audited import sentences, write_audit
 from halfback.report.comparison import initial_of, summarise
 from halfback.report.comparison_page import write_comparison
 from halfback.report.page import write_report
+from halfback.report.tradeoffs import curves_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -109,6 +110,7 @@ def audit() -> dict[str, Any]:
     told = {"task": HOSTILE, "model": "all-minilm-l6-v2", "method": "ho_sfl", "shape": "plain", "is_trained": True}
     rows = {"victim_rows": 2000, "own_rows": 400, "rows_left_out_as_equal": 3, "seconds": 295.3}
     values = {**told, **rows, "cut": 2, "cuts": [1, 2, 5], "metric": "accuracy", "findings": found, "notes": [HOSTILE]}
+    values["curves"] = curves_of(found)
     return {**values, "said": sentences(values)}
 
 
